@@ -1,0 +1,31 @@
+//! Every decision of the enforcer, as one synchronous state machine: events in, actions out.
+//!
+//! No clock, no I/O, no randomness of its own: `now` is an argument (time since any fixed start)
+//! and the random seed comes in at construction, so that a simulation can replay every schedule.
+//!
+//! ```text
+//!  pod seen / gone ----+
+//!  port held / refused |     +------------+     Hold, Release   -> keeper
+//!  kernel read back ---+---> | NodeState  | --> Program(Plan)   -> dataplane
+//!  plan applied -------|     +------------+     Publish, Event  -> API server
+//!  published ----------+          |
+//!  tick(now) ----------+          +--> next_deadline()
+//! ```
+//!
+//! Level-triggered: each method records what is now known and then asks of every pod it concerns
+//! what is still missing. A lost outcome or a missed event only delays the same result.
+
+pub mod action;
+pub mod allocator;
+pub mod node;
+pub mod phase;
+pub mod plan;
+pub mod pod;
+pub mod resting;
+
+pub use action::{Action, Condition, EventKind, PodEvent, Publication, Record};
+pub use allocator::{Exhausted, PortKey, PortPool};
+pub use node::{Config, NodeState, PodStatus, Recovered, Status};
+pub use phase::Phase;
+pub use plan::Plan;
+pub use pod::PodFacts;

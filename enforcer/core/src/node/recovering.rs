@@ -1,0 +1,74 @@
+//! The first state after a start: what the kernel and the keeper still have.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use portmapping_shared::{LeasedPort, Mapping};
+
+use super::{Config, NodeState};
+use crate::allocator::PortKey;
+use crate::pod::{Hold, Tenant, key};
+
+/// What was found at the start, before the API server was asked anything.
+#[derive(Clone, Debug, Default)]
+pub struct Recovered {
+    /// Our rules in the kernel.
+    pub mappings: BTreeSet<Mapping>,
+    /// Whether the frame around them is whole.
+    pub intact: bool,
+    /// What the keeper holds.
+    pub held: BTreeSet<PortKey>,
+}
+
+impl NodeState {
+    /// Takes up where an earlier enforcer left off: every rule names its pod, so every lease is
+    /// known again. Held ports without a rule cool down: their pod may be gone.
+    #[must_use]
+    pub fn recover(config: Config, seed: u64, now: Duration, found: Recovered) -> Self {
+        let mut state = Self::new(config, seed);
+        let Recovered {
+            mappings,
+            intact,
+            held,
+        } = found;
+        for mapping in &mappings {
+            let lease = LeasedPort {
+                protocol: mapping.protocol,
+                host_port: mapping.host_port,
+                container_port: mapping.container_port,
+                host_ip: mapping.host_ip,
+            };
+            // two pods with one host port cannot be: the first keeps it, the other's rule goes
+            if state
+                .lessee(key(&lease))
+                .is_some_and(|(uid, _)| *uid != mapping.owner)
+            {
+                continue;
+            }
+            let seq = state.next_seq;
+            let tenant = state
+                .tenants
+                .entry(mapping.owner.clone())
+                .or_insert_with(|| Tenant::new(seq));
+            state.next_seq += 1;
+            let hold = if held.contains(&key(&lease)) {
+                Hold::Held
+            } else {
+                Hold::Missing
+            };
+            tenant.lease.insert(lease, hold);
+            tenant.recovered.insert(mapping.clone());
+            state.pool.seize(key(&lease));
+        }
+        for port in held {
+            if state.lessee(port).is_none() {
+                state.pool.seize(port);
+                state.rest(now, port);
+            }
+        }
+        state.kernel.mappings = mappings;
+        state.kernel.intact = intact;
+        state.converge(now);
+        state
+    }
+}

@@ -1,0 +1,321 @@
+//! What is known of one pod, and what follows from it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use portmapping_shared::annotation::{self, Value};
+use portmapping_shared::{
+    HostPort, InvalidRequest, LeasedPort, Mapping, PodRef, PodSpec, PodUid, PortRequest,
+    RequestedPort, ResultEntry,
+};
+
+use crate::action::{EventKind, Publication, Record};
+use crate::allocator::PortKey;
+
+/// A pod of this node as the API shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodFacts {
+    /// The pod.
+    pub pod: PodRef,
+    /// The part of its spec that decides about ports.
+    pub spec: PodSpec,
+    /// What the API says of its mapping.
+    pub record: Record,
+    /// Addresses of its sandbox, the first one first; empty before there is one.
+    pub pod_ips: Vec<IpAddr>,
+    /// Addresses of the node, the first one first.
+    pub host_ips: Vec<IpAddr>,
+    /// No container runs any more and none will.
+    pub finished: bool,
+    /// Somebody deleted it; what is written now reaches nobody.
+    pub deleting: bool,
+}
+
+/// What a pod wants of us.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Want {
+    /// No annotation, nothing declared, or no longer running.
+    Nothing,
+    /// These ports.
+    Ports(PortRequest),
+    /// An annotation nobody can grant.
+    Nonsense(InvalidRequest),
+}
+
+/// How a leased port stands with the keeper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hold {
+    /// To be asked for.
+    Missing,
+    /// Asked for, not answered.
+    Asked,
+    /// Bound.
+    Held,
+    /// In a stranger's hands although the pod is mapped already: asked for again later.
+    Lost,
+}
+
+/// Why a pod is not mapped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub(crate) kind: EventKind,
+    pub(crate) message: String,
+}
+
+/// One pod in the state machine.
+#[derive(Clone, Debug)]
+pub(crate) struct Tenant {
+    /// Arrival, for first come first served.
+    pub(crate) seq: u64,
+    /// None: recovered from the kernel, not yet seen in the API.
+    pub(crate) facts: Option<PodFacts>,
+    pub(crate) want: Want,
+    pub(crate) lease: BTreeMap<LeasedPort, Hold>,
+    /// When its addresses were last learned; of two pods with one address the later owns it.
+    pub(crate) addressed: u64,
+    /// What the kernel had for the pod when it was recovered; wanted until the API speaks.
+    pub(crate) recovered: BTreeSet<Mapping>,
+    pub(crate) refusal: Option<Refusal>,
+    /// The last refusal told in an event.
+    pub(crate) told: Option<Refusal>,
+    pub(crate) publish: Publish,
+    /// The last result told in an event, or found in the API.
+    pub(crate) announced: Option<String>,
+}
+
+/// How a pod stands with the API server.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Publish {
+    pub(crate) in_flight: Option<Publication>,
+    /// Written, not yet seen on the watch, and how long to wait for that. Events sent before our
+    /// write still show the old record, and would have us write again.
+    pub(crate) echo: Option<(Record, Duration)>,
+    pub(crate) retry_at: Option<Duration>,
+    pub(crate) failures: u32,
+}
+
+impl Tenant {
+    pub(crate) fn new(seq: u64) -> Self {
+        Self {
+            seq,
+            facts: None,
+            want: Want::Nothing,
+            lease: BTreeMap::new(),
+            addressed: seq,
+            recovered: BTreeSet::new(),
+            refusal: None,
+            told: None,
+            publish: Publish::default(),
+            announced: None,
+        }
+    }
+
+    /// The ports still to be allocated: asked for, not static, not leased yet.
+    pub(crate) fn unleased(&self) -> Vec<RequestedPort> {
+        let Want::Ports(request) = &self.want else {
+            return Vec::new();
+        };
+        let leased = |port: &RequestedPort| self.lease.keys().any(|lease| serves(lease, port));
+        let open = |port: &&RequestedPort| port.static_host_port.is_none() && !leased(port);
+        request.ports.iter().filter(open).cloned().collect()
+    }
+
+    /// Leased ports that nobody asks for any more.
+    pub(crate) fn surplus(&self) -> Vec<LeasedPort> {
+        let asked = match &self.want {
+            Want::Ports(request) => request.ports.as_slice(),
+            Want::Nothing | Want::Nonsense(_) => &[],
+        };
+        let wanted = |lease: &LeasedPort| {
+            asked
+                .iter()
+                .any(|port| port.static_host_port.is_none() && serves(lease, port))
+        };
+        self.lease
+            .keys()
+            .filter(|lease| !wanted(lease))
+            .copied()
+            .collect()
+    }
+
+    /// Whether every leased port is bound.
+    pub(crate) fn all_held(&self) -> bool {
+        self.lease.values().all(|hold| *hold == Hold::Held)
+    }
+
+    /// The rules this pod needs, given the addresses it owns. A port that was bound once keeps its
+    /// rule while the keeper is asked for it again.
+    pub(crate) fn desired(
+        &self,
+        uid: &PodUid,
+        owns: impl Fn(IpAddr) -> bool,
+        current: &BTreeSet<Mapping>,
+    ) -> Vec<Mapping> {
+        let Some(facts) = &self.facts else {
+            return self
+                .recovered
+                .iter()
+                .filter(|m| owns(m.pod_ip))
+                .cloned()
+                .collect();
+        };
+        if facts.spec.host_network {
+            return Vec::new();
+        }
+        let complete = self.unleased().is_empty() && self.all_held();
+        let ips = facts.pod_ips.iter().copied().filter(|ip| owns(*ip));
+        let mut mappings = Vec::new();
+        for pod_ip in ips {
+            for lease in self.lease.keys() {
+                let Some(mapping) = translate(lease, pod_ip, uid) else {
+                    continue;
+                };
+                if complete || current.contains(&mapping) {
+                    mappings.push(mapping);
+                }
+            }
+        }
+        mappings
+    }
+
+    /// A leased port no address of the pod can serve: of a family that the pod, the hostIP or the
+    /// dataplane lacks.
+    pub(crate) fn unservable(&self, ipv6: bool) -> Option<LeasedPort> {
+        let facts = self.facts.as_ref()?;
+        let served = |lease: &LeasedPort| {
+            let mut usable = facts.pod_ips.iter().filter(|ip| ipv6 || ip.is_ipv4());
+            usable.any(|ip| {
+                lease
+                    .host_ip
+                    .is_none_or(|host| host.is_ipv4() == ip.is_ipv4())
+            })
+        };
+        let known = !facts.pod_ips.is_empty();
+        self.lease
+            .keys()
+            .find(|lease| known && !served(lease))
+            .copied()
+    }
+
+    /// The result in spec order; None while a port or an address is missing.
+    pub(crate) fn result(&self) -> Option<Vec<ResultEntry>> {
+        let (Some(facts), Want::Ports(request)) = (&self.facts, &self.want) else {
+            return None;
+        };
+        let pod_ip = facts.pod_ips.first()?.to_string();
+        let entry = |port: &RequestedPort| {
+            let host_port = match port.static_host_port {
+                Some(host_port) => host_port,
+                None => {
+                    self.lease
+                        .keys()
+                        .find(|lease| serves(lease, port))?
+                        .host_port
+                }
+            };
+            Some(ResultEntry {
+                host_port: host_port.get(),
+                container_port: port.container_port.get(),
+                protocol: port.protocol,
+                host_ip: port.host_ip.map(|ip| ip.to_string()).unwrap_or_default(),
+                pod_name: facts.pod.name.clone(),
+                pod_ip: pod_ip.clone(),
+            })
+        };
+        request.ports.iter().map(entry).collect()
+    }
+
+    /// Host ports an earlier result in the annotation claims, per (protocol, container port): a
+    /// wish to have the same again, worth nothing if the port is not free.
+    pub(crate) fn wish(&self, port: &RequestedPort) -> Option<HostPort> {
+        let facts = self.facts.as_ref()?;
+        let entries = annotation::decode(facts.record.annotation.as_deref()?)?;
+        let ours = entries.iter().find(|entry| {
+            entry.pod_name == facts.pod.name
+                && entry.protocol == port.protocol
+                && entry.container_port == port.container_port.get()
+        });
+        ours.and_then(|entry| HostPort::new(entry.host_port))
+    }
+}
+
+/// Whether a lease is what a requested port asks for.
+pub(crate) fn serves(lease: &LeasedPort, port: &RequestedPort) -> bool {
+    (lease.container_port, lease.protocol, lease.host_ip)
+        == (port.container_port, port.protocol, port.host_ip)
+}
+
+/// The lease's key with the keeper.
+pub(crate) fn key(lease: &LeasedPort) -> PortKey {
+    (lease.protocol, lease.host_port)
+}
+
+fn translate(lease: &LeasedPort, pod_ip: IpAddr, owner: &PodUid) -> Option<Mapping> {
+    let same_family = lease
+        .host_ip
+        .is_none_or(|host_ip| host_ip.is_ipv4() == pod_ip.is_ipv4());
+    same_family.then(|| Mapping {
+        protocol: lease.protocol,
+        host_port: lease.host_port,
+        host_ip: lease.host_ip,
+        pod_ip,
+        container_port: lease.container_port,
+        owner: owner.clone(),
+    })
+}
+
+/// What the annotation, else the mark, asks for.
+pub(crate) fn want(facts: &PodFacts, max_ports: usize) -> Want {
+    let Some(value) = facts
+        .record
+        .annotation
+        .as_deref()
+        .filter(|_| !facts.finished)
+    else {
+        return Want::Nothing;
+    };
+    let spec = &facts.spec;
+    let marked = || PortRequest::from_mark(facts.record.mark.as_deref()?, spec, max_ports).ok();
+    // once the result stands in the annotation, the mark says what was asked for
+    let request = match annotation::classify(value) {
+        Value::Result => match marked() {
+            Some(request) => Ok(request),
+            None => PortRequest::resolve(value, spec, max_ports),
+        },
+        Value::Request(_) | Value::Invalid(_) => PortRequest::resolve(value, spec, max_ports),
+    };
+    match request {
+        Ok(request) if request.ports.is_empty() => Want::Nothing,
+        Ok(request) => Want::Ports(request),
+        Err(invalid) => Want::Nonsense(invalid),
+    }
+}
+
+/// Static host ports the pod's spec claims on the node.
+pub(crate) fn static_ports(facts: &PodFacts) -> BTreeSet<PortKey> {
+    if facts.finished {
+        return BTreeSet::new();
+    }
+    let all = facts
+        .spec
+        .containers
+        .iter()
+        .chain(&facts.spec.init_containers);
+    let declared = all
+        .flat_map(|container| &container.ports)
+        .filter_map(|port| {
+            let number = if facts.spec.host_network {
+                port.container_port
+            } else {
+                port.host_port
+            };
+            let protocol = if port.protocol.is_empty() {
+                "TCP"
+            } else {
+                &port.protocol
+            };
+            Some((protocol.parse().ok()?, HostPort::try_from(number).ok()?))
+        });
+    declared.collect()
+}

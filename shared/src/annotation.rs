@@ -1,0 +1,103 @@
+//! The annotation's value: what a user may ask, and the result byte for byte as galaxy writes it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::contract::MAX_REQUEST_BYTES;
+use crate::port::Protocol;
+use crate::request::{Ask, AskedPort, Why};
+
+/// One published port; JSON schema and field order of `api/k8s.Port` in tkestack/galaxy v1.0.4.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ResultEntry {
+    /// Port on the node.
+    pub host_port: u16,
+    /// Port in the pod.
+    pub container_port: u16,
+    /// Upper case, as in the pod's spec.
+    pub protocol: Protocol,
+    /// The only node address that answers; left out where all do.
+    #[serde(rename = "hostIP", default, skip_serializing_if = "String::is_empty")]
+    pub host_ip: String,
+    /// Name of the pod.
+    pub pod_name: String,
+    /// First address of the pod.
+    #[serde(rename = "podIP")]
+    pub pod_ip: String,
+}
+
+/// The compact JSON array that `kubectl describe` shows on one line.
+#[must_use]
+pub fn encode(entries: &[ResultEntry]) -> String {
+    // numbers and strings with string keys: nothing here can fail to serialise
+    serde_json::to_string(entries).unwrap_or_default()
+}
+
+/// Reads a published result back; None for anything else.
+///
+/// What comes back is a wish ("these host ports were mine"), never a place to send traffic to.
+#[must_use]
+pub fn decode(value: &str) -> Option<Vec<ResultEntry>> {
+    if value.len() > 4 * MAX_REQUEST_BYTES {
+        return None;
+    }
+    serde_json::from_str(value).ok()
+}
+
+/// What an annotation's value turns out to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// A user asks for ports.
+    Request(Ask),
+    /// A published result: this pod's own, or one copied along with a manifest.
+    Result,
+    /// Neither.
+    Invalid(Why),
+}
+
+/// Tells a request from a result from nonsense.
+///
+/// A request is read no more laxly than the admission policy matches it, else a pod would pass the
+/// webhook only to be refused by the policy after it.
+#[must_use]
+pub fn classify(value: &str) -> Value {
+    // RE2's \s, which the policy uses: a no-break space is no blank to it
+    if value
+        .bytes()
+        .all(|b| matches!(b, b' ' | b'\t' | b'\n' | b'\r' | b'\x0c'))
+    {
+        return Value::Request(Ask::All);
+    }
+    if is_result(value) {
+        return Value::Result;
+    }
+    if value.len() > MAX_REQUEST_BYTES {
+        return Value::Invalid(Why::TooLong(value.len()));
+    }
+    if value.contains('\\') {
+        return Value::Invalid(Why::Escape);
+    }
+    match serde_json::from_str::<Vec<AskedPort>>(value) {
+        Ok(ports) if ports.is_empty() => Value::Invalid(Why::EmptyList),
+        Ok(ports) => Value::Request(Ask::These(ports)),
+        Err(error) => Value::Invalid(Why::Syntax(error.to_string())),
+    }
+}
+
+/// An array of objects of which at least one carries what only an enforcer can know.
+fn is_result(value: &str) -> bool {
+    let Ok(entries) =
+        serde_json::from_str::<Vec<serde_json::Map<String, serde_json::Value>>>(value)
+    else {
+        return false;
+    };
+    entries.iter().any(|entry| {
+        let granted = entry.get("hostPort").and_then(serde_json::Value::as_i64);
+        granted.is_some_and(|port| port > 0)
+            || entry.contains_key("podIP")
+            || entry.contains_key("podName")
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,56 @@
+//! Every string that another program reads. Changing one of them breaks somebody.
+
+/// The annotation a pod asks with and reads its result from; schema of tkestack/galaxy v1.0.4.
+pub const ANNOTATION: &str = "tkestack.io/portmapping";
+/// The resolved request: which container ports a pod asks for, kept once the result has replaced
+/// the user's own words.
+pub const REQUEST_MARK: &str = "tkestack.io/portmapping-request";
+/// Prefix of annotations with one host port each.
+pub const PER_PORT_PREFIX: &str = "host-port.tkestack.io/";
+/// Type of the pod condition, and of the readiness gate that waits for it.
+pub const CONDITION: &str = ANNOTATION;
+
+/// Condition reason while every port of the pod is held, programmed and published.
+pub const REASON_MAPPED: &str = "Mapped";
+/// Condition reason while the range has too few free ports for the pod.
+pub const REASON_NO_FREE_PORT: &str = "NoFreePort";
+/// Condition reason while a port of the pod is in a stranger's hands.
+pub const REASON_PORT_CONFLICT: &str = "PortConflict";
+/// Condition reason while the kernel refuses the pod's rules.
+pub const REASON_DATAPLANE_ERROR: &str = "DataplaneError";
+/// Condition reason when the annotation of a gated pod makes no sense to the enforcer.
+pub const REASON_INVALID_REQUEST: &str = "InvalidRequest";
+/// Condition reason of a pod that has ended or asks no more.
+pub const REASON_RELEASED: &str = "Released";
+
+/// Event: the pod answers at its host ports.
+pub const EVENT_MAPPED: &str = "PortsMapped";
+/// Event: the pod's host ports are gone.
+pub const EVENT_RELEASED: &str = "PortsReleased";
+/// Event: the enforcer put back what somebody else had damaged.
+pub const EVENT_REPAIRED: &str = "MappingRepaired";
+
+/// Namespace the manifests install into.
+pub const NAMESPACE: &str = "portmapping-system";
+/// Name of the `MutatingWebhookConfiguration`.
+pub const WEBHOOK_CONFIGURATION: &str = "portmapping";
+/// Secret with the certificate authority and the serving certificate of the webhook.
+pub const TLS_SECRET: &str = "portmapping-webhook-tls";
+/// Service in front of the webhook.
+pub const WEBHOOK_SERVICE: &str = "webhook";
+/// Field manager of what the enforcer writes.
+pub const ENFORCER_MANAGER: &str = "portmapping-enforcer";
+/// Field manager of what the webhook writes.
+pub const WEBHOOK_MANAGER: &str = "portmapping-webhook";
+/// Prefix of every metric.
+pub const METRIC_PREFIX: &str = "portmapping";
+
+/// Prefix of every iptables chain of ours.
+pub const CHAIN_PREFIX: &str = "PORTMAPPING";
+/// What precedes a pod's uid in the comment of each of its rules.
+pub const RULE_COMMENT_PREFIX: &str = "portmapping:";
+
+/// Ports a pod may ask for unless a flag says otherwise.
+pub const DEFAULT_MAX_PORTS: usize = 64;
+/// Longest annotation value that is read at all, in bytes; the admission policy has the same bound.
+pub const MAX_REQUEST_BYTES: usize = 16_384;

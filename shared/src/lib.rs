@@ -1,0 +1,26 @@
+//! The words every room of portmapping speaks: the contract's strings, ports, requests, leases,
+//! mappings and the published annotation.
+//!
+//! Values in, values out. This crate knows no clock, no file, no log, no async runtime and no
+//! Kubernetes client, so that webhook and enforcer judge a pod by the very same code.
+//!
+//! ```text
+//! PodSpec + annotations --request::PortRequest::resolve--> PortRequest --(enforcer)--> PortLease
+//!                                                                          + pod IP --> Mapping
+//!                                                        annotation::encode <-- result entries
+//! ```
+
+pub mod annotation;
+pub mod contract;
+pub mod lease;
+pub mod mapping;
+pub mod pod;
+pub mod port;
+pub mod request;
+
+pub use annotation::ResultEntry;
+pub use lease::{LeasedPort, PortLease};
+pub use mapping::Mapping;
+pub use pod::{PodRef, PodSpec, PodUid};
+pub use port::{ContainerPort, HostPort, PortRange, PortSet, Protocol};
+pub use request::{InvalidRequest, PortRequest, RequestedPort};

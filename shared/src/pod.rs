@@ -1,0 +1,164 @@
+//! Who a pod is, and the part of its spec this project reads.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// A pod's uid: 1-63 letters, digits and dashes, so that it may stand in a kernel rule's comment.
+///
+/// The API server makes RFC 9562 UUIDs; mirror pods of static pods carry a 32-digit hash.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct PodUid(String);
+
+impl PodUid {
+    /// The uid as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for PodUid {
+    type Err = InvalidUid;
+
+    fn from_str(text: &str) -> Result<Self, InvalidUid> {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
+        if (1..=63).contains(&text.len()) && text.bytes().all(plain) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(InvalidUid(text.chars().take(80).collect()))
+        }
+    }
+}
+
+impl fmt::Display for PodUid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Text that is no pod uid.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no pod uid: 1-63 letters, digits and dashes are")]
+pub struct InvalidUid(String);
+
+/// A pod, named for people (namespace/name) and for programs (uid).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PodRef {
+    /// Namespace of the pod.
+    pub namespace: String,
+    /// Name of the pod; reused by `StatefulSet`s, so never a key.
+    pub name: String,
+    /// The key.
+    pub uid: PodUid,
+}
+
+impl fmt::Display for PodRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// The part of core/v1 `PodSpec` that decides about ports; all else is skipped while decoding.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodSpec {
+    /// Node the pod is bound to; empty before.
+    #[serde(deserialize_with = "null_as_default")]
+    pub node_name: String,
+    /// Whether the pod listens on the node itself.
+    #[serde(deserialize_with = "null_as_default")]
+    pub host_network: bool,
+    /// Main containers.
+    #[serde(deserialize_with = "null_as_default")]
+    pub containers: Vec<Container>,
+    /// Init containers; those with `restartPolicy: Always` are sidecars and live as long as the pod.
+    #[serde(deserialize_with = "null_as_default")]
+    pub init_containers: Vec<Container>,
+    /// Conditions that hold Ready back.
+    #[serde(deserialize_with = "null_as_default")]
+    pub readiness_gates: Vec<ReadinessGate>,
+}
+
+/// The part of core/v1 `Container` that decides about ports.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Container {
+    /// `Always` on a sidecar init container.
+    #[serde(deserialize_with = "null_as_default")]
+    pub restart_policy: String,
+    /// Declared ports.
+    #[serde(deserialize_with = "null_as_default")]
+    pub ports: Vec<DeclaredPort>,
+}
+
+/// core/v1 `ContainerPort`, numbers as they came: the API server validates them after the webhook.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DeclaredPort {
+    /// Name other objects refer to; empty where there is none.
+    #[serde(deserialize_with = "null_as_default")]
+    pub name: String,
+    /// Port in the pod.
+    #[serde(deserialize_with = "null_as_default")]
+    pub container_port: i64,
+    /// Static host port, 0 where there is none.
+    #[serde(deserialize_with = "null_as_default")]
+    pub host_port: i64,
+    /// Node address of the static host port; empty for all.
+    #[serde(rename = "hostIP", deserialize_with = "null_as_default")]
+    pub host_ip: String,
+    /// TCP, UDP, SCTP, or empty for TCP.
+    #[serde(deserialize_with = "null_as_default")]
+    pub protocol: String,
+}
+
+/// core/v1 `PodReadinessGate`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ReadinessGate {
+    /// Type of the condition that must be True.
+    #[serde(deserialize_with = "null_as_default")]
+    pub condition_type: String,
+}
+
+impl PodSpec {
+    /// The containers whose ports count, in the order of the result: main containers, then
+    /// sidecars. Plain init containers end before anyone could connect.
+    pub fn lasting_containers(&self) -> impl Iterator<Item = &Container> {
+        let sidecars = self
+            .init_containers
+            .iter()
+            .filter(|c| c.restart_policy == "Always");
+        self.containers.iter().chain(sidecars)
+    }
+
+    /// Whether the pod has a readiness gate of this type.
+    #[must_use]
+    pub fn has_gate(&self, condition_type: &str) -> bool {
+        self.readiness_gates
+            .iter()
+            .any(|gate| gate.condition_type == condition_type)
+    }
+}
+
+/// The API server writes `null` for empty lists here and there; serde's default covers absence only.
+fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Option::<T>::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
+/// An address as rules may carry it: an IPv4-mapped IPv6 address is the IPv4 address it maps.
+#[must_use]
+pub fn canonical_ip(ip: IpAddr) -> IpAddr {
+    ip.to_canonical()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,399 @@
+//! Which ports a pod asks for: the user's words, resolved against the pod's spec.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Deserializer, Serialize, de};
+
+use crate::annotation::{self, Value};
+use crate::contract::ANNOTATION;
+use crate::pod::{DeclaredPort, PodSpec, canonical_ip};
+use crate::port::{ContainerPort, HostPort, NoPort, Protocol};
+
+/// How much of a user's text an answer repeats, in characters.
+const QUOTED_CHARS: usize = 200;
+
+/// A request before it is held against a spec.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// Every declared port.
+    All,
+    /// Only these.
+    These(Vec<AskedPort>),
+}
+
+/// One entry of a user's request.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AskedPort {
+    /// A number, or the name of a declared port.
+    pub container_port: PortOrName,
+    /// None: the declared one, else TCP.
+    #[serde(default, deserialize_with = "present")]
+    pub protocol: Option<Protocol>,
+    /// None: as declared, else all addresses of the node.
+    #[serde(rename = "hostIP", default, deserialize_with = "host_ip")]
+    pub host_ip: Option<IpAddr>,
+}
+
+/// A container port by number or by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PortOrName {
+    /// Need not be declared.
+    Number(ContainerPort),
+    /// Must be declared.
+    Name(String),
+}
+
+/// One port that a pod asks for, resolved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestedPort {
+    /// Port in the pod.
+    pub container_port: ContainerPort,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// The only node address that shall answer; None for all.
+    pub host_ip: Option<IpAddr>,
+    /// Name of the port in the spec, if it has one.
+    pub name: Option<String>,
+    /// Set where the host port is given already (an explicit `hostPort`, a hostNetwork pod):
+    /// listed in the result, allocated and translated by somebody else.
+    pub static_host_port: Option<HostPort>,
+}
+
+/// All ports a pod asks for, in the order of its result. May be empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PortRequest {
+    /// At most one entry per (container port, protocol).
+    pub ports: Vec<RequestedPort>,
+}
+
+impl PortRequest {
+    /// Resolves an annotation's value against the pod's spec. A result in the annotation is
+    /// somebody else's, and counts as `""`.
+    pub fn resolve(value: &str, spec: &PodSpec, max: usize) -> Result<Self, InvalidRequest> {
+        let ask = match annotation::classify(value) {
+            Value::Request(ask) => Ok(ask),
+            Value::Result => Ok(Ask::All),
+            Value::Invalid(why) => Err(why),
+        };
+        ask.and_then(|ask| Self::from_ask(&ask, spec, max))
+            .map_err(|why| InvalidRequest::new(value, why))
+    }
+
+    /// Reads the request mark. It may be forged where no policy guards it, so it gets the limits
+    /// of a user's annotation and nothing but port numbers, protocols and host IPs count.
+    pub fn from_mark(mark: &str, spec: &PodSpec, max: usize) -> Result<Self, InvalidRequest> {
+        let read = || {
+            if mark.len() > crate::contract::MAX_REQUEST_BYTES {
+                return Err(Why::TooLong(mark.len()));
+            }
+            let ports: Vec<MarkedPort> =
+                serde_json::from_str(mark).map_err(|error| Why::Syntax(error.to_string()))?;
+            let asked = ports.into_iter().map(|port| AskedPort {
+                container_port: PortOrName::Number(port.container_port),
+                protocol: Some(port.protocol),
+                host_ip: port.host_ip.map(canonical_ip),
+            });
+            Self::from_ask(&Ask::These(asked.collect()), spec, max)
+        };
+        read().map_err(|why| InvalidRequest::new(mark, why))
+    }
+
+    /// The request mark's value.
+    #[must_use]
+    pub fn to_mark(&self) -> String {
+        let marked = self.ports.iter().map(|port| MarkedPort {
+            container_port: port.container_port,
+            protocol: port.protocol,
+            host_ip: port.host_ip,
+            name: port.name.clone().unwrap_or_default(),
+        });
+        // numbers and strings with string keys: nothing here can fail to serialise
+        serde_json::to_string(&marked.collect::<Vec<_>>()).unwrap_or_default()
+    }
+
+    /// Holds an ask against a spec.
+    pub fn from_ask(ask: &Ask, spec: &PodSpec, max: usize) -> Result<Self, Why> {
+        let declared: Vec<RequestedPort> = declared_ports(spec).collect();
+        let mut request = Self::default();
+        match ask {
+            Ask::All => {
+                for port in declared {
+                    request.add(port)?;
+                }
+            }
+            Ask::These(asked) => {
+                let mut undeclared = Vec::new();
+                let mut wanted = vec![None; declared.len()];
+                for port in asked {
+                    let found = match_declared(port, &declared);
+                    match (&port.container_port, found.is_empty()) {
+                        (PortOrName::Name(name), true) => {
+                            return Err(Why::UnknownName(name.clone()));
+                        }
+                        (PortOrName::Number(number), true) => undeclared.push(RequestedPort {
+                            container_port: *number,
+                            protocol: port.protocol.unwrap_or(Protocol::Tcp),
+                            host_ip: port.host_ip,
+                            name: None,
+                            static_host_port: on_the_node(spec, *number),
+                        }),
+                        (_, false) => {
+                            for index in found {
+                                select(&mut wanted[index], &declared[index], port.host_ip)?;
+                            }
+                        }
+                    }
+                }
+                // spec order, whatever the order of the asking
+                for port in wanted.into_iter().flatten().chain(undeclared) {
+                    request.add(port)?;
+                }
+            }
+        }
+        if request.ports.len() > max {
+            return Err(Why::TooMany {
+                asked: request.ports.len(),
+                max,
+            });
+        }
+        Ok(request)
+    }
+
+    /// Whether any port is left to us, rather than given by the spec.
+    #[must_use]
+    pub fn needs_allocation(&self) -> bool {
+        self.ports
+            .iter()
+            .any(|port| port.static_host_port.is_none())
+    }
+
+    fn add(&mut self, port: RequestedPort) -> Result<(), Why> {
+        let twin = self
+            .ports
+            .iter()
+            .find(|p| (p.container_port, p.protocol) == (port.container_port, port.protocol));
+        match twin {
+            None => self.ports.push(port),
+            Some(twin) if twin.host_ip == port.host_ip || port.static_host_port.is_some() => {}
+            Some(_) => return Err(Why::TwoHostIps(port.container_port, port.protocol)),
+        }
+        Ok(())
+    }
+}
+
+/// Marks a declared port as wanted; asked for again with another address, it is contradictory.
+fn select(
+    slot: &mut Option<RequestedPort>,
+    declared: &RequestedPort,
+    host_ip: Option<IpAddr>,
+) -> Result<(), Why> {
+    let mut port = declared.clone();
+    if port.static_host_port.is_none() {
+        port.host_ip = host_ip.or(port.host_ip);
+    }
+    match slot {
+        Some(earlier) if earlier.host_ip != port.host_ip => {
+            Err(Why::TwoHostIps(port.container_port, port.protocol))
+        }
+        _ => {
+            *slot = Some(port);
+            Ok(())
+        }
+    }
+}
+
+/// Indices of the declared ports an entry means; without a protocol, all of that number. A name
+/// that two containers use means the first, as in a Service's targetPort.
+fn match_declared(asked: &AskedPort, declared: &[RequestedPort]) -> Vec<usize> {
+    let fits = |port: &RequestedPort| asked.protocol.is_none_or(|p| p == port.protocol);
+    let indices = declared.iter().enumerate();
+    match &asked.container_port {
+        PortOrName::Number(number) => indices
+            .filter(|(_, port)| port.container_port == *number && fits(port))
+            .map(|(index, _)| index)
+            .collect(),
+        PortOrName::Name(name) => indices
+            .filter(|(_, port)| port.name.as_deref() == Some(name) && fits(port))
+            .map(|(index, _)| index)
+            .take(1)
+            .collect(),
+    }
+}
+
+/// Every usable declared port in spec order. What is no port at all is skipped: the API server
+/// refuses such a pod itself, with a message of its own.
+fn declared_ports(spec: &PodSpec) -> impl Iterator<Item = RequestedPort> {
+    let declared = spec
+        .lasting_containers()
+        .flat_map(|container| &container.ports);
+    declared.filter_map(|port| {
+        let container_port = ContainerPort::try_from(port.container_port).ok()?;
+        let protocol = protocol_of(port)?;
+        let host_ip = port.host_ip.parse().ok().map(canonical_ip);
+        let explicit = HostPort::try_from(port.host_port).ok();
+        Some(RequestedPort {
+            container_port,
+            protocol,
+            host_ip: host_ip.filter(|ip| !ip.is_unspecified()),
+            name: (!port.name.is_empty()).then(|| port.name.clone()),
+            static_host_port: on_the_node(spec, container_port).or(explicit),
+        })
+    })
+}
+
+/// Protocol of a declared port; the API server's default where it has none yet.
+fn protocol_of(port: &DeclaredPort) -> Option<Protocol> {
+    if port.protocol.is_empty() {
+        Some(Protocol::Tcp)
+    } else {
+        port.protocol.parse().ok()
+    }
+}
+
+/// A hostNetwork pod listens on the node itself, port by port.
+fn on_the_node(spec: &PodSpec, port: ContainerPort) -> Option<HostPort> {
+    spec.host_network
+        .then(|| HostPort::new(port.get()))
+        .flatten()
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct MarkedPort {
+    container_port: ContainerPort,
+    protocol: Protocol,
+    #[serde(rename = "hostIP", default, skip_serializing_if = "Option::is_none")]
+    host_ip: Option<IpAddr>,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    name: String,
+}
+
+impl<'de> Deserialize<'de> for PortOrName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = PortOrName;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a port number from 1 to 65535 or the name of a declared port")
+            }
+
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<PortOrName, E> {
+                ContainerPort::try_from(number)
+                    .map(PortOrName::Number)
+                    .map_err(|error: NoPort| E::custom(format!("containerPort {error}")))
+            }
+
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<PortOrName, E> {
+                self.visit_i64(i64::try_from(number).unwrap_or(i64::MAX))
+            }
+
+            fn visit_str<E: de::Error>(self, name: &str) -> Result<PortOrName, E> {
+                // core/v1 ContainerPort.name is an IANA_SVC_NAME, RFC 6335 section 5.1
+                let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+                if (1..=15).contains(&name.len()) && name.bytes().all(plain) {
+                    Ok(PortOrName::Name(name.to_owned()))
+                } else {
+                    Err(E::custom(format!("containerPort {name:?} is no port name")))
+                }
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+/// A field that may be absent but not null: the admission policy knows no null.
+fn present<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    T::deserialize(deserializer).map(Some)
+}
+
+fn host_ip<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<IpAddr>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let ip: IpAddr = text
+        .parse()
+        .map_err(|_| de::Error::custom(format!("hostIP {text:?} is no IP address")))?;
+    // the unspecified address means what no hostIP means: all of them
+    Ok(Some(canonical_ip(ip)).filter(|ip| !ip.is_unspecified()))
+}
+
+/// What is wrong with a request.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Why {
+    /// Longer than the admission policy reads.
+    #[error("it has {0} bytes, more than the {max} that are read", max = crate::contract::MAX_REQUEST_BYTES)]
+    TooLong(usize),
+    /// Escapes could hide a key from one reader and show it to another.
+    #[error("it contains a backslash")]
+    Escape,
+    /// No list of entries with the known fields.
+    #[error("{0}")]
+    Syntax(String),
+    /// `[]`.
+    #[error("it lists no port")]
+    EmptyList,
+    /// A name that no lasting container declares.
+    #[error("no container of the pod declares a port named {0:?}")]
+    UnknownName(String),
+    /// One container port on two node addresses would need two host ports.
+    #[error("port {0}/{1} is asked for with two different hostIPs")]
+    TwoHostIps(ContainerPort, Protocol),
+    /// More than one pod may have.
+    #[error("it asks for {asked} ports, more than the {max} that one pod may have")]
+    TooMany {
+        /// Ports asked for.
+        asked: usize,
+        /// Ports allowed.
+        max: usize,
+    },
+}
+
+/// A request that cannot be granted, in words for the one who wrote it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{ANNOTATION}: {value} is no port request: {why}; write \"\" for every declared port, or \
+     [{{\"containerPort\":9040,\"protocol\":\"TCP\"}}] for some"
+)]
+pub struct InvalidRequest {
+    value: String,
+    /// What is wrong.
+    pub why: Why,
+}
+
+impl InvalidRequest {
+    fn new(value: &str, why: Why) -> Self {
+        let why = match why {
+            // serde_json repeats the user's text
+            Why::Syntax(text) => Why::Syntax(quoted(&text)),
+            other => other,
+        };
+        Self {
+            value: quoted(value),
+            why,
+        }
+    }
+}
+
+/// At most 200 characters, control characters escaped, so that no log line can be forged with it.
+fn quoted(text: &str) -> String {
+    let clean = |c: char| {
+        if c.is_control() {
+            c.escape_default().collect()
+        } else {
+            c.to_string()
+        }
+    };
+    let mut short: String = text.chars().take(QUOTED_CHARS).map(clean).collect();
+    if text.chars().nth(QUOTED_CHARS).is_some() {
+        short.push_str("...");
+    }
+    short
+}
+
+#[cfg(test)]
+mod tests;
