@@ -37,6 +37,11 @@ impl NodeState {
             Ok(()) => {
                 for mapping in &plan.to_remove {
                     self.kernel.mappings.remove(mapping);
+                    let key = (mapping.protocol, mapping.host_port);
+                    // clients could reach the port until now: its rest begins here
+                    if self.cooling.contains(key) {
+                        self.rest(now, key);
+                    }
                 }
                 self.kernel.mappings.extend(plan.to_create.iter().cloned());
                 self.kernel.intact = true;

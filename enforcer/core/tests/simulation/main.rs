@@ -1,0 +1,38 @@
+//! A random walk through the enforcer's life against a model of kernel, keeper and API server
+//! that may fail, delay, lose and restart. A failure prints the seed that repeats it:
+//! `SIMULATION_SEED=n cargo test -p portmapping-enforcer-core --test simulation`.
+
+mod world;
+
+use world::World;
+
+/// Steps of one walk, and walks of one run: a million steps unless `SIMULATION_WALKS` says more.
+const STEPS: u32 = 1000;
+const WALKS: u64 = 1000;
+
+#[test]
+fn no_schedule_breaks_an_invariant() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let seeds = match number("SIMULATION_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("SIMULATION_WALKS").unwrap_or(WALKS),
+    };
+    let (mut mapped, mut restarts) = (0, 0);
+    for seed in seeds.clone() {
+        let mut world = World::new(seed);
+        for step in 0..STEPS {
+            world.step();
+            if let Err(violation) = world.check() {
+                panic!("seed {seed}, step {step}: {violation}\n{}", world.story());
+            }
+        }
+        if let Err(violation) = world.settle() {
+            panic!("seed {seed}, settling: {violation}\n{}", world.story());
+        }
+        mapped += world.mapped;
+        restarts += world.restarts;
+    }
+    let steps = (seeds.end - seeds.start) * u64::from(STEPS);
+    println!("{steps} steps, {mapped} mappings published, {restarts} restarts");
+    assert!(mapped > 0 && restarts > 0, "a walk that maps nothing proves nothing");
+}
