@@ -1,1 +1,259 @@
+use proptest::prelude::*;
 
+use super::*;
+
+const MAX: usize = 64;
+
+fn spec() -> PodSpec {
+    serde_json::from_str(
+        r#"{"containers":[
+              {"ports":[{"name":"web","containerPort":9040},{"containerPort":53,"protocol":"UDP"},
+                        {"containerPort":53,"protocol":"TCP"}]},
+              {"ports":[{"name":"fixed","containerPort":80,"hostPort":8080},
+                        {"containerPort":9040,"protocol":"TCP"}]}],
+            "initContainers":[{"ports":[{"containerPort":1}]},
+              {"restartPolicy":"Always","ports":[{"name":"side","containerPort":7000}]}]}"#,
+    )
+    .unwrap()
+}
+
+fn resolve(value: &str) -> Vec<String> {
+    let request = PortRequest::resolve(value, &spec(), MAX).unwrap();
+    request.ports.iter().map(brief).collect()
+}
+
+fn brief(port: &RequestedPort) -> String {
+    let ip = port.host_ip.map(|ip| format!("@{ip}")).unwrap_or_default();
+    let fixed = port
+        .static_host_port
+        .map(|port| format!("={port}"))
+        .unwrap_or_default();
+    format!("{}/{}{ip}{fixed}", port.container_port, port.protocol)
+}
+
+fn refusal(value: &str) -> String {
+    PortRequest::resolve(value, &spec(), MAX)
+        .unwrap_err()
+        .to_string()
+}
+
+#[test]
+fn an_empty_value_means_every_declared_port_in_spec_order() {
+    assert_eq!(
+        resolve(""),
+        ["9040/TCP", "53/UDP", "53/TCP", "80/TCP=8080", "7000/TCP"]
+    );
+}
+
+#[test]
+fn a_result_of_somebody_else_counts_as_empty() {
+    let copied =
+        r#"[{"hostPort":1,"containerPort":2,"protocol":"TCP","podName":"x","podIP":"10.0.0.1"}]"#;
+    assert_eq!(resolve(copied), resolve(""));
+}
+
+#[test]
+fn a_request_is_answered_in_spec_order_with_undeclared_ports_last() {
+    assert_eq!(
+        resolve(r#"[{"containerPort":8000},{"containerPort":"side"},{"containerPort":9040}]"#),
+        ["9040/TCP", "7000/TCP", "8000/TCP"]
+    );
+}
+
+#[test]
+fn a_number_without_protocol_means_every_declared_one() {
+    assert_eq!(resolve(r#"[{"containerPort":53}]"#), ["53/UDP", "53/TCP"]);
+    assert_eq!(
+        resolve(r#"[{"containerPort":53,"protocol":"UDP"}]"#),
+        ["53/UDP"]
+    );
+    assert_eq!(
+        resolve(r#"[{"containerPort":53,"protocol":"SCTP"}]"#),
+        ["53/SCTP"]
+    );
+    assert_eq!(resolve(r#"[{"containerPort":54}]"#), ["54/TCP"]);
+}
+
+#[test]
+fn a_port_is_listed_once_however_often_it_is_asked_for() {
+    assert_eq!(
+        resolve(r#"[{"containerPort":"web"},{"containerPort":9040}]"#),
+        ["9040/TCP"]
+    );
+    assert_eq!(
+        resolve(r#"[{"containerPort":5},{"containerPort":5,"protocol":"TCP"}]"#),
+        ["5/TCP"]
+    );
+}
+
+#[test]
+fn a_host_ip_restricts() {
+    let asked = r#"[{"containerPort":9040,"hostIP":"10.0.0.11"},{"containerPort":5,"hostIP":"::ffff:10.0.0.12"}]"#;
+    assert_eq!(resolve(asked), ["9040/TCP@10.0.0.11", "5/TCP@10.0.0.12"]);
+    assert_eq!(
+        resolve(r#"[{"containerPort":5,"hostIP":"0.0.0.0"}]"#),
+        ["5/TCP"]
+    );
+}
+
+#[test]
+fn a_static_host_port_stays_what_it_is() {
+    assert_eq!(
+        resolve(r#"[{"containerPort":"fixed","hostIP":"10.0.0.11"}]"#),
+        ["80/TCP=8080"]
+    );
+}
+
+#[test]
+fn a_pod_on_the_host_network_has_its_ports_already() {
+    let spec = PodSpec {
+        host_network: true,
+        ..spec()
+    };
+    let request = PortRequest::resolve(
+        r#"[{"containerPort":53,"protocol":"UDP"},{"containerPort":5}]"#,
+        &spec,
+        MAX,
+    );
+    let request = request.unwrap();
+    assert!(!request.needs_allocation());
+    assert_eq!(
+        request.ports.iter().map(brief).collect::<Vec<_>>(),
+        ["53/UDP=53", "5/TCP=5"]
+    );
+}
+
+#[test]
+fn a_pod_without_ports_asks_for_nothing() {
+    assert!(
+        PortRequest::resolve("", &PodSpec::default(), MAX)
+            .unwrap()
+            .ports
+            .is_empty()
+    );
+}
+
+#[test]
+fn refusals_quote_explain_and_show_what_works() {
+    let cases = [
+        (
+            r#"[{"containerPort":"nope"}]"#,
+            r#"no container of the pod declares a port named "nope""#,
+        ),
+        (
+            r#"[{"containerPort":70000}]"#,
+            "70000 is no port: ports are 1-65535",
+        ),
+        (
+            r#"[{"containerPort":80,"hostIP":"node1"}]"#,
+            r#"hostIP "node1" is no IP address"#,
+        ),
+        (
+            r#"[{"containerPort":80,"hostPrt":1}]"#,
+            "unknown field `hostPrt`",
+        ),
+        (
+            r#"[{"containerPort":80,"protocol":"tcp"}]"#,
+            "unknown variant `tcp`",
+        ),
+        ("[]", "it lists no port"),
+        ("yes please", "expected value"),
+        (
+            r#"[{"containerPort":5,"hostIP":"10.0.0.1"},{"containerPort":5,"hostIP":"10.0.0.2"}]"#,
+            "port 5/TCP is asked for with two different hostIPs",
+        ),
+        (
+            r#"[{"containerPort":9040,"hostIP":"10.0.0.1"},{"containerPort":"web","hostIP":"10.0.0.2"}]"#,
+            "port 9040/TCP is asked for with two different hostIPs",
+        ),
+    ];
+    for (value, why) in cases {
+        let message = refusal(value);
+        assert!(message.contains(why), "{message}");
+        assert!(message.contains(value), "{message}");
+        assert!(
+            message.contains(r#"[{"containerPort":9040,"protocol":"TCP"}]"#),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn refusals_stay_short_and_on_one_line() {
+    let message = refusal(&format!("{}\n{}", "x".repeat(150), "y".repeat(5000)));
+    assert!(message.len() < 700 && !message.contains('\n'), "{message}");
+}
+
+#[test]
+fn too_many_ports_are_refused_with_the_numbers() {
+    let ports: Vec<String> = (1..=65)
+        .map(|n| format!(r#"{{"containerPort":{n}}}"#))
+        .collect();
+    let message = refusal(&format!("[{}]", ports.join(",")));
+    assert!(
+        message.contains("asks for 65 ports, more than the 64"),
+        "{message}"
+    );
+}
+
+#[test]
+fn the_mark_says_the_same_again() {
+    for value in [
+        "",
+        r#"[{"containerPort":"web","hostIP":"10.0.0.11"},{"containerPort":6}]"#,
+    ] {
+        let request = PortRequest::resolve(value, &spec(), MAX).unwrap();
+        assert_eq!(
+            PortRequest::from_mark(&request.to_mark(), &spec(), MAX).unwrap(),
+            request
+        );
+    }
+    let request = PortRequest::resolve(r#"[{"containerPort":"web"}]"#, &spec(), MAX).unwrap();
+    assert_eq!(
+        request.to_mark(),
+        r#"[{"containerPort":9040,"protocol":"TCP","name":"web"}]"#
+    );
+}
+
+#[test]
+fn a_forged_mark_asks_for_nothing_an_annotation_could_not() {
+    let many: Vec<String> = (1..=65)
+        .map(|n| format!(r#"{{"containerPort":{n},"protocol":"TCP"}}"#))
+        .collect();
+    for mark in [
+        format!("[{}]", many.join(",")),
+        r#"[{"containerPort":80,"protocol":"TCP","hostPort":22}]"#.to_owned(),
+        "nonsense".to_owned(),
+        format!("[{}]", " ".repeat(20_000)),
+    ] {
+        assert!(
+            PortRequest::from_mark(&mark, &spec(), MAX).is_err(),
+            "{mark:.60}"
+        );
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_spec_and_no_value_upset_resolution(
+        value in r#"(\[\{"containerPort":[0-9]{1,6}(,"protocol":"(TCP|UDP|XXX)")?\}\])?"#,
+        ports in prop::collection::vec((any::<i64>(), any::<i64>(), "(TCP|UDP|SCTP|x|)", "[a-z:.0-9]{0,12}"), 0..8),
+        host_network: bool,
+    ) {
+        let ports = ports.into_iter().map(|(container_port, host_port, protocol, text)| DeclaredPort {
+            container_port, host_port, protocol, host_ip: text.clone(), name: text,
+        }).collect();
+        let container = crate::pod::Container { ports, ..Default::default() };
+        let spec = PodSpec { host_network, containers: vec![container], ..PodSpec::default() };
+        if let Ok(request) = PortRequest::resolve(&value, &spec, MAX) {
+            let mut seen = std::collections::BTreeSet::new();
+            for port in &request.ports {
+                prop_assert!(seen.insert((port.container_port, port.protocol)));
+            }
+            let again = PortRequest::from_mark(&request.to_mark(), &spec, MAX);
+            if !request.ports.is_empty() {
+                prop_assert_eq!(again.map(|r| r.ports.len()), Ok(request.ports.len()));
+            }
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Health and metrics over plain HTTP, on a TCP port or on a unix socket.
+//!
+//! `/healthz` answers while the program runs, `/readyz` says 503 and names what is pending,
+//! `/metrics` is for Prometheus. Merge further routes (`/state`) into [`router`]'s result.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::response::IntoResponse;
+use axum::routing::get;
+use axum::serve::Listener;
+use http::{StatusCode, header};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use prometheus_client::registry::Registry;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics;
+use crate::ready::Readiness;
+
+/// Connections served at once; the next ones wait in the listener's backlog.
+const MAX_CONNECTIONS: usize = 32;
+/// A connection carries one question and may take this long for it.
+const CONNECTION_LIMIT: Duration = Duration::from_secs(10);
+/// Limit for a question's header.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest answer that [`probe`] reads, in bytes.
+const MAX_PROBE_ANSWER: u64 = 64 * 1024;
+
+#[derive(Clone)]
+struct Admin {
+    readiness: Readiness,
+    registry: Arc<Registry>,
+}
+
+/// The routes that every program has.
+pub fn router(readiness: Readiness, registry: Arc<Registry>) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics_text))
+        .with_state(Admin {
+            readiness,
+            registry,
+        })
+}
+
+async fn readyz(State(admin): State<Admin>) -> (StatusCode, String) {
+    let pending = admin.readiness.pending();
+    if pending.is_empty() {
+        (StatusCode::OK, "ready\n".to_owned())
+    } else {
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("not ready\n{}\n", pending.join("\n")),
+        )
+    }
+}
+
+async fn metrics_text(State(admin): State<Admin>) -> impl IntoResponse {
+    match metrics::encode(&admin.registry) {
+        Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+/// Serves until the token is cancelled; then questions that are being answered get their answer.
+/// One question a connection, so that an idle client cannot keep others out.
+pub async fn serve<L: Listener>(mut listener: L, router: Router, token: CancellationToken) {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections = JoinSet::new();
+    loop {
+        while connections.try_join_next().is_some() {}
+        let slot = tokio::select! {
+            () = token.cancelled() => break,
+            slot = Arc::clone(&slots).acquire_owned() => slot,
+        };
+        // accept() of the trait never fails: it waits and tries again
+        let (stream, _peer) = tokio::select! {
+            () = token.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        let service = TowerToHyperService::new(router.clone());
+        connections.spawn(async move {
+            let connection = http1::Builder::new()
+                .keep_alive(false)
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_TIMEOUT)
+                .serve_connection(TokioIo::new(stream), service);
+            // a client that leaves early is its own affair
+            let _ = tokio::time::timeout(CONNECTION_LIMIT, connection).await;
+            drop(slot);
+        });
+    }
+    while connections.join_next().await.is_some() {}
+}
+
+/// What a probe was told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// HTTP status.
+    pub status: u16,
+    /// Body, as far as it is text.
+    pub body: String,
+}
+
+/// Why a probe got no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// The socket could not be used.
+    #[error("cannot talk over {path}")]
+    Io {
+        /// The socket.
+        path: String,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// No answer in time.
+    #[error("no answer over {path} within {limit:?}")]
+    TimedOut {
+        /// The socket.
+        path: String,
+        /// How long it was waited for.
+        limit: Duration,
+    },
+    /// Something else than HTTP answers.
+    #[error("no HTTP answer over {path}")]
+    NotHttp {
+        /// The socket.
+        path: String,
+    },
+}
+
+/// Asks an admin server on a unix socket, e.g. for `/readyz`: what an exec probe runs.
+pub async fn probe(socket: &Path, route: &str, limit: Duration) -> Result<Answer, ProbeError> {
+    let path = socket.display().to_string();
+    match tokio::time::timeout(limit, exchange(socket, route)).await {
+        Err(_elapsed) => Err(ProbeError::TimedOut { path, limit }),
+        Ok(Err(source)) => Err(ProbeError::Io { path, source }),
+        Ok(Ok(bytes)) => parse_answer(&bytes).ok_or(ProbeError::NotHttp { path }),
+    }
+}
+
+async fn exchange(socket: &Path, route: &str) -> io::Result<Vec<u8>> {
+    let mut stream = UnixStream::connect(socket).await?;
+    let question = format!("GET {route} HTTP/1.0\r\nHost: localhost\r\n\r\n");
+    stream.write_all(question.as_bytes()).await?;
+    let mut answer = Vec::new();
+    stream
+        .take(MAX_PROBE_ANSWER)
+        .read_to_end(&mut answer)
+        .await?;
+    Ok(answer)
+}
+
+fn parse_answer(bytes: &[u8]) -> Option<Answer> {
+    let text = String::from_utf8_lossy(bytes);
+    let (head, body) = text.split_once("\r\n\r\n")?;
+    let mut words = head.lines().next()?.split(' ');
+    let status = words
+        .next()?
+        .starts_with("HTTP/1.")
+        .then(|| words.next())??;
+    Some(Answer {
+        status: status.parse().ok()?,
+        body: body.to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,90 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::routing::get;
+use tokio::net::UnixListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::{ProbeError, parse_answer, probe, router, serve};
+use crate::metrics;
+use crate::ready::Readiness;
+
+const LIMIT: Duration = Duration::from_secs(5);
+
+#[tokio::test]
+async fn answers_over_a_unix_socket_until_cancelled() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("admin.sock");
+    let readiness = Readiness::default();
+    let part = readiness.handle("watch");
+    let mut registry = metrics::registry();
+    let counter = prometheus_client::metrics::counter::Counter::<u64>::default();
+    registry.register("tries", "Tries", counter.clone());
+    counter.inc();
+    let extra = Router::new().route("/state", get(|| async { "{}" }));
+    let routes = router(readiness, Arc::new(registry)).merge(extra);
+    let token = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(serve(
+        UnixListener::bind(&socket).unwrap(),
+        routes,
+        token.clone(),
+    ));
+
+    let answer = probe(&socket, "/readyz", LIMIT).await.unwrap();
+    assert_eq!(
+        (answer.status, answer.body.as_str()),
+        (503, "not ready\nwatch: starting\n")
+    );
+    part.ready();
+    assert_eq!(probe(&socket, "/readyz", LIMIT).await.unwrap().status, 200);
+    assert_eq!(
+        probe(&socket, "/healthz", LIMIT).await.unwrap().body,
+        "ok\n"
+    );
+    assert_eq!(probe(&socket, "/state", LIMIT).await.unwrap().body, "{}");
+    assert_eq!(probe(&socket, "/nowhere", LIMIT).await.unwrap().status, 404);
+    let text = probe(&socket, "/metrics", LIMIT).await.unwrap().body;
+    assert!(text.contains("portmapping_tries_total 1"), "{text}");
+
+    token.cancel();
+    tokio::time::timeout(LIMIT, tasks.join_all())
+        .await
+        .expect("ends when cancelled");
+    assert!(matches!(
+        probe(&socket, "/healthz", LIMIT).await,
+        Err(ProbeError::Io { .. })
+    ));
+}
+
+#[tokio::test]
+async fn a_probe_of_a_silent_socket_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("silent.sock");
+    let _listener = UnixListener::bind(&socket).unwrap();
+    let error = probe(&socket, "/healthz", Duration::from_millis(20))
+        .await
+        .unwrap_err();
+    assert!(matches!(error, ProbeError::TimedOut { .. }));
+}
+
+#[test]
+fn tells_http_from_noise() {
+    assert_eq!(
+        parse_answer(b"HTTP/1.0 200 OK\r\na: b\r\n\r\nhi")
+            .unwrap()
+            .body,
+        "hi"
+    );
+    for noise in [
+        &b""[..],
+        b"\r\n\r\n",
+        b"SSH-2.0\r\n\r\n",
+        b"HTTP/1.1 abc x\r\n\r\n",
+        b"\xff\xff",
+    ] {
+        assert_eq!(parse_answer(noise), None);
+    }
+}

@@ -1,0 +1,62 @@
+//! Log lines on standard error, as JSON for machines or as text for people.
+
+use std::io;
+
+use clap::{Args, ValueEnum};
+use tracing_subscriber::EnvFilter;
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// Plain text.
+    Text,
+}
+
+/// Flags of the log; flatten them into a program's own.
+#[derive(Args, Clone, Debug)]
+pub struct LogArgs {
+    /// What to log: a level, or directives such as `info,kube=debug`
+    #[arg(long = "log", env = "PORTMAPPING_LOG", default_value = "info")]
+    pub filter: EnvFilterText,
+    /// How log lines look
+    #[arg(
+        long = "log-format",
+        env = "PORTMAPPING_LOG_FORMAT",
+        value_enum,
+        default_value = "json"
+    )]
+    pub format: LogFormat,
+}
+
+/// Filter directives that have been parsed once, so that a mistake is told before anything runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EnvFilterText(String);
+
+impl std::str::FromStr for EnvFilterText {
+    type Err = tracing_subscriber::filter::ParseError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        EnvFilter::try_new(text).map(|_| Self(text.to_owned()))
+    }
+}
+
+/// Starts the log. The first call counts; later ones (tests) change nothing.
+pub fn init(args: &LogArgs) {
+    let filter = EnvFilter::new(&args.filter.0);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_target(false);
+    // an error here means that a log is running already, which is what was asked for
+    let _ = match args.format {
+        LogFormat::Json => builder
+            .json()
+            .flatten_event(true)
+            .with_current_span(true)
+            .with_span_list(false)
+            .try_init(),
+        LogFormat::Text => builder.with_ansi(false).try_init(),
+    };
+}
