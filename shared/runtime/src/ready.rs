@@ -64,9 +64,11 @@ impl ReadyHandle {
 
     fn set(&self, now: Waiting) {
         let before = self.readiness.parts.lock().insert(self.name, now.clone());
-        match (before.flatten(), now) {
-            (Some(_), None) => tracing::info!(part = self.name, "ready"),
-            (before, Some(why)) if before.as_ref() != Some(&why) => {
+        // a handle's first word says nothing that anybody waits for
+        let Some(before) = before else { return };
+        match now {
+            None if before.is_some() => tracing::info!(part = self.name, "ready"),
+            Some(why) if before.as_ref() != Some(&why) => {
                 tracing::info!(part = self.name, why, "not ready");
             }
             _ => {}

@@ -186,7 +186,7 @@ fn refusals_stay_short_and_on_one_line() {
 
 #[test]
 fn too_many_ports_are_refused_with_the_numbers() {
-    let ports: Vec<String> = (1..=65)
+    let ports: Vec<String> = (100..=164)
         .map(|n| format!(r#"{{"containerPort":{n}}}"#))
         .collect();
     let message = refusal(&format!("[{}]", ports.join(",")));
