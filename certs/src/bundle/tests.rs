@@ -1,0 +1,101 @@
+//! The calls that really go to the API server, answered by a script.
+
+use serde_json::{Value, json};
+
+use super::{Entry, Registration, Seen, WebhookRegistration};
+use crate::scripted::{Call, Script};
+use crate::secret::Swap;
+
+const PATH: &str =
+    "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/portmapping";
+
+fn registration(script: &Script) -> WebhookRegistration {
+    WebhookRegistration::new(
+        script.client(),
+        "portmapping",
+        "webhook",
+        "portmapping-system",
+    )
+}
+
+fn webhook(name: &str, client_config: &Value) -> Value {
+    json!({
+        "name": name,
+        "clientConfig": client_config,
+        "admissionReviewVersions": ["v1"],
+        "sideEffects": "None",
+    })
+}
+
+fn ours(ca_bundle: &str) -> Value {
+    let service =
+        json!({ "name": "webhook", "namespace": "portmapping-system", "path": "/mutate" });
+    json!({ "service": service, "caBundle": ca_bundle })
+}
+
+fn configuration() -> Value {
+    let foreign = json!({ "service": { "name": "webhook", "namespace": "elsewhere" } });
+    json!({
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "MutatingWebhookConfiguration",
+        "metadata": { "name": "portmapping", "resourceVersion": "7" },
+        "webhooks": [
+            webhook("a.tkestack.io", &ours("aGk=")),
+            webhook("b.tkestack.io", &foreign),
+            webhook("c.tkestack.io", &json!({ "url": "https://example.com/" })),
+        ],
+    })
+}
+
+#[tokio::test]
+async fn sees_only_entries_that_call_our_service() {
+    let script = Script::new([(200, configuration()), Script::status(404)]);
+    let seen = registration(&script).read().await.unwrap().unwrap();
+    assert_eq!(seen.version, "7");
+    let entry = Entry {
+        name: "a.tkestack.io".to_owned(),
+        ca_bundle: b"hi".to_vec(),
+    };
+    assert_eq!(seen.entries, [entry]);
+    assert!(seen.carries("hi") && !seen.carries("ho"));
+    assert!(registration(&script).read().await.unwrap().is_none());
+    assert_eq!(script.calls()[0], Call::new("GET", PATH, "", Value::Null));
+}
+
+#[tokio::test]
+async fn patches_nothing_but_the_bundle_of_our_entries() {
+    let script = Script::new([
+        (200, configuration()),
+        (200, configuration()),
+        Script::status(409),
+    ]);
+    let registration = registration(&script);
+    let seen = registration.read().await.unwrap().unwrap();
+    assert_eq!(registration.write(&seen, "ho").await.unwrap(), Swap::Done);
+    assert_eq!(
+        registration.write(&seen, "ho").await.unwrap(),
+        Swap::Conflict
+    );
+    let call = &script.calls()[1];
+    assert_eq!((call.method.as_str(), call.path.as_str()), ("PATCH", PATH));
+    assert_eq!(call.content_type, "application/strategic-merge-patch+json");
+    assert!(
+        call.query.contains("fieldManager=portmapping-webhook"),
+        "{}",
+        call.query
+    );
+    let expected = json!({
+        "metadata": { "resourceVersion": "7" },
+        "webhooks": [{ "name": "a.tkestack.io", "clientConfig": { "caBundle": "aG8=" } }],
+    });
+    assert_eq!(call.body, expected);
+}
+
+#[test]
+fn no_entry_of_ours_is_not_in_place() {
+    let nothing = Seen {
+        version: String::new(),
+        entries: Vec::new(),
+    };
+    assert!(!nothing.carries(""));
+}

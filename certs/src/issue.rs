@@ -1,0 +1,193 @@
+//! Certificates from names, lifetimes and the time of day. No clock, no store.
+
+use std::fmt;
+use std::time::Duration;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose,
+};
+use time::OffsetDateTime;
+
+use crate::rotation::{self, Decision};
+
+/// Certificates begin this much before they are made, for API servers whose clock is behind.
+const BACKDATE: Duration = Duration::from_mins(5);
+/// Certificate authorities kept in the bundle beside the current one while they are still valid.
+const OLD_AUTHORITIES: usize = 2;
+
+/// The names a certificate must cover, the first one also as its common name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Names(Vec<String>);
+
+impl Names {
+    /// What the API server calls a service by, and what people in the cluster do.
+    #[must_use]
+    pub fn of_service(service: &str, namespace: &str) -> Self {
+        Self(vec![
+            format!("{service}.{namespace}.svc"),
+            format!("{service}.{namespace}.svc.cluster.local"),
+            format!("{service}.{namespace}"),
+        ])
+    }
+
+    /// The names.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(String::as_str)
+    }
+}
+
+/// How long certificates live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lifetimes {
+    /// Of the certificate authority.
+    pub ca: Duration,
+    /// Of the serving certificate; never longer than what is left of the authority.
+    pub leaf: Duration,
+}
+
+/// All that the Secret holds, as PEM text; a missing part is empty.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Material {
+    /// Authorities to trust: the signing one first, then older ones whose leaves may still be
+    /// served somewhere. The caBundle.
+    pub ca_bundle: String,
+    /// Key of the signing authority.
+    pub ca_key: String,
+    /// The serving certificate.
+    pub leaf: String,
+    /// Its key.
+    pub leaf_key: String,
+}
+
+/// Without the keys: this may end up in a log.
+impl fmt::Debug for Material {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Material")
+            .field("ca_bundle", &self.ca_bundle)
+            .field("leaf", &self.leaf)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why nothing could be issued.
+#[derive(Debug, thiserror::Error)]
+pub enum IssueError {
+    /// No key.
+    #[error("cannot make a key")]
+    Key(#[source] rcgen::Error),
+    /// The authority's own certificate.
+    #[error("cannot make the certificate authority")]
+    Authority(#[source] rcgen::Error),
+    /// The stored authority cannot sign.
+    #[error("cannot sign with the stored certificate authority")]
+    Signer(#[source] rcgen::Error),
+    /// The serving certificate.
+    #[error("cannot make a certificate for {name}")]
+    Leaf {
+        /// The first name.
+        name: String,
+        /// The cause.
+        #[source]
+        source: rcgen::Error,
+    },
+    /// A lifetime that ends after the year 9999.
+    #[error("a lifetime of {0:?} is too long")]
+    Lifetime(Duration),
+}
+
+/// Carries a decision out; None where nothing needs to change.
+pub fn renew(
+    held: &Material,
+    decision: &Decision,
+    names: &Names,
+    lifetimes: Lifetimes,
+    now: OffsetDateTime,
+) -> Result<Option<Material>, IssueError> {
+    let authority = match decision {
+        Decision::Keep { .. } => return Ok(None),
+        Decision::IssueLeaf(_) => (held.ca_bundle.clone(), held.ca_key.clone()),
+        Decision::RollCa(_) => {
+            let (cert, key) = issue_authority(lifetimes.ca, now)?;
+            let old = rotation::living_authorities(&held.ca_bundle, now);
+            let bundle = std::iter::once(cert).chain(old.into_iter().take(OLD_AUTHORITIES));
+            (bundle.collect(), key)
+        }
+    };
+    let (ca_bundle, ca_key) = authority;
+    let (leaf, leaf_key) = issue_leaf(&ca_bundle, &ca_key, names, lifetimes.leaf, now)?;
+    Ok(Some(Material {
+        ca_bundle,
+        ca_key,
+        leaf,
+        leaf_key,
+    }))
+}
+
+/// A certificate authority that may sign leaves only: (certificate, key).
+fn issue_authority(
+    lifetime: Duration,
+    now: OffsetDateTime,
+) -> Result<(String, String), IssueError> {
+    let key = KeyPair::generate().map_err(IssueError::Key)?;
+    let mut params = CertificateParams::default();
+    // a name of its own for every authority, so that old and new can be told apart in a bundle
+    params.distinguished_name =
+        common_name(&format!("portmapping webhook CA {}", now.unix_timestamp()));
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    (params.not_before, params.not_after) = validity(lifetime, now)?;
+    let cert = params.self_signed(&key).map_err(IssueError::Authority)?;
+    Ok((cert.pem(), key.serialize_pem()))
+}
+
+/// A serving certificate signed by the bundle's first authority: (certificate, key).
+fn issue_leaf(
+    ca_bundle: &str,
+    ca_key: &str,
+    names: &Names,
+    lifetime: Duration,
+    now: OffsetDateTime,
+) -> Result<(String, String), IssueError> {
+    let ca_key = KeyPair::from_pem(ca_key).map_err(IssueError::Signer)?;
+    let issuer = Issuer::from_ca_cert_pem(ca_bundle, ca_key).map_err(IssueError::Signer)?;
+    let name = names.iter().next().unwrap_or_default().to_owned();
+    let failed = |source| IssueError::Leaf {
+        name: name.clone(),
+        source,
+    };
+
+    let key = KeyPair::generate().map_err(IssueError::Key)?;
+    let mut params = CertificateParams::new(names.0.clone()).map_err(failed)?;
+    params.distinguished_name = common_name(&name);
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    params.use_authority_key_identifier_extension = true;
+    (params.not_before, params.not_after) = validity(lifetime, now)?;
+    if let Some(end) = rotation::end_of_authority(ca_bundle) {
+        params.not_after = params.not_after.min(end);
+    }
+    let cert = params.signed_by(&key, &issuer).map_err(failed)?;
+    Ok((cert.pem(), key.serialize_pem()))
+}
+
+fn common_name(name: &str) -> DistinguishedName {
+    let mut distinguished = DistinguishedName::new();
+    distinguished.push(DnType::CommonName, name);
+    distinguished
+}
+
+/// A tenth of a short lifetime is the most it is backdated, so that two thirds of the validity
+/// stay about two thirds of the lifetime.
+fn validity(
+    lifetime: Duration,
+    now: OffsetDateTime,
+) -> Result<(OffsetDateTime, OffsetDateTime), IssueError> {
+    let too_long = || IssueError::Lifetime(lifetime);
+    let life = time::Duration::try_from(lifetime).map_err(|_| too_long())?;
+    let start = now - BACKDATE.min(lifetime / 10);
+    Ok((start, now.checked_add(life).ok_or_else(too_long)?))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,67 @@
+//! What the keeper counts.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+/// A certificate's place in the chain.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Kind {
+    certificate: &'static str,
+}
+
+/// The serving certificate.
+pub(crate) const LEAF: Kind = Kind {
+    certificate: "leaf",
+};
+/// The certificate authority.
+pub(crate) const CA: Kind = Kind { certificate: "ca" };
+
+/// What failed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Operation {
+    pub(crate) operation: &'static str,
+}
+
+/// Counters and gauges of the keeper; cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    pub(crate) expiry: Family<Kind, Gauge>,
+    pub(crate) issued: Family<Kind, Counter>,
+    pub(crate) bundle_writes: Counter,
+    pub(crate) conflicts: Counter,
+    pub(crate) errors: Family<Operation, Counter>,
+}
+
+impl Metrics {
+    /// Names the metrics.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "certificate_expiry_timestamp_seconds",
+            "End of the certificate being served and of its authority",
+            self.expiry.clone(),
+        );
+        registry.register(
+            "certificate_issued",
+            "Certificates made by this replica",
+            self.issued.clone(),
+        );
+        registry.register(
+            "certificate_bundle_writes",
+            "Times this replica set the caBundle of the webhook's registration",
+            self.bundle_writes.clone(),
+        );
+        registry.register(
+            "certificate_conflicts",
+            "Writes that another replica was faster with",
+            self.conflicts.clone(),
+        );
+        registry.register(
+            "certificate_errors",
+            "Failed operations of the certificate keeper",
+            self.errors.clone(),
+        );
+    }
+}

@@ -1,0 +1,176 @@
+//! Flags and environment -> Config, checked once.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::ensure;
+use clap::Parser;
+use portmapping_certs::{Lifetimes, Names};
+use portmapping_runtime::flags::duration;
+use portmapping_runtime::log::LogArgs;
+use portmapping_shared::contract;
+
+use crate::conns::Silence;
+use crate::{routes, server};
+
+/// Shortest lifetime of a certificate: X.509 counts whole seconds.
+const MIN_LIFETIME: Duration = Duration::from_secs(5);
+/// Longer than a Go client keeps an idle connection, which is 90 s.
+const IDLE: Duration = Duration::from_secs(150);
+
+/// Admission webhook of portmapping.
+#[derive(Clone, Debug, Parser)]
+#[command(version)]
+pub struct Args {
+    /// Address of the webhook (HTTPS)
+    #[arg(long, env = "PORTMAPPING_LISTEN", default_value = "[::]:8443")]
+    listen: SocketAddr,
+    /// Address of /healthz, /readyz and /metrics (HTTP)
+    #[arg(long, env = "PORTMAPPING_ADMIN_LISTEN", default_value = "[::]:8081")]
+    admin_listen: SocketAddr,
+    /// Namespace of the service and the Secret
+    #[arg(long, env = "POD_NAMESPACE", default_value = contract::NAMESPACE)]
+    namespace: String,
+    /// Service in front of the webhook
+    #[arg(long, env = "PORTMAPPING_SERVICE", default_value = contract::WEBHOOK_SERVICE)]
+    service: String,
+    /// Secret that the replicas share their certificate in
+    #[arg(long, env = "PORTMAPPING_TLS_SECRET", default_value = contract::TLS_SECRET)]
+    tls_secret: String,
+    /// Registration (mutating webhook configuration) that the caBundle goes into
+    #[arg(long, env = "PORTMAPPING_REGISTRATION", default_value = contract::WEBHOOK_CONFIGURATION)]
+    registration: String,
+    /// Lifetime of the certificate authority
+    #[arg(long, env = "PORTMAPPING_CA_LIFETIME", value_parser = duration, default_value = "3650d")]
+    ca_lifetime: Duration,
+    /// Lifetime of the serving certificate, renewed after two thirds
+    #[arg(long, env = "PORTMAPPING_LEAF_LIFETIME", value_parser = duration, default_value = "365d")]
+    leaf_lifetime: Duration,
+    /// Time between two looks at Secret, registration and certificate
+    #[arg(long, env = "PORTMAPPING_CERT_PERIOD", value_parser = duration, default_value = "15s")]
+    cert_period: Duration,
+    /// Ports that one pod may ask for
+    #[arg(long, env = "PORTMAPPING_MAX_PORTS", default_value_t = contract::DEFAULT_MAX_PORTS)]
+    max_ports: usize,
+    /// Longest review, in bytes
+    #[arg(long, env = "PORTMAPPING_MAX_BODY_BYTES", default_value_t = 3 * 1024 * 1024)]
+    max_body_bytes: usize,
+    /// Time for one review; keep it below the registration's timeoutSeconds
+    #[arg(long, env = "PORTMAPPING_DEADLINE", value_parser = duration, default_value = "4s")]
+    deadline: Duration,
+    /// Time for a TLS handshake
+    #[arg(long, env = "PORTMAPPING_HANDSHAKE_TIMEOUT", value_parser = duration, default_value = "3s")]
+    handshake_timeout: Duration,
+    /// Time from a connection's start to its first request
+    #[arg(long, env = "PORTMAPPING_HEADER_TIMEOUT", value_parser = duration, default_value = "5s")]
+    header_timeout: Duration,
+    /// Connections at once; beyond, the one that was idle longest is closed
+    #[arg(long, env = "PORTMAPPING_MAX_CONNECTIONS", default_value_t = 512)]
+    max_connections: usize,
+    /// Time after SIGTERM in which reviews are still accepted, while endpoints move
+    #[arg(long, env = "PORTMAPPING_DRAIN_DELAY", value_parser = duration, default_value = "5s")]
+    drain_delay: Duration,
+    /// Time after that for the answers that are still due
+    #[arg(long, env = "PORTMAPPING_DRAIN_TIMEOUT", value_parser = duration, default_value = "10s")]
+    drain_timeout: Duration,
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+/// What the program works with.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Address of the webhook.
+    pub listen: SocketAddr,
+    /// Address of health and metrics.
+    pub admin_listen: SocketAddr,
+    /// Namespace of service and Secret.
+    pub namespace: String,
+    /// Name of the service.
+    pub service: String,
+    /// Name of the Secret.
+    pub tls_secret: String,
+    /// Name of the registration.
+    pub registration: String,
+    /// What certificates are kept.
+    pub certificates: portmapping_certs::Config,
+    /// Limits of a review.
+    pub reviews: routes::Limits,
+    /// Limits of the server.
+    pub server: server::Limits,
+    /// Time between readiness going and draining.
+    pub drain_delay: Duration,
+}
+
+impl Args {
+    /// Checks what clap cannot, and sorts the flags by who needs them.
+    pub fn into_config(self) -> anyhow::Result<(LogArgs, Config)> {
+        let Self {
+            listen,
+            admin_listen,
+            namespace,
+            service,
+            tls_secret,
+            registration,
+            ca_lifetime,
+            leaf_lifetime,
+            cert_period,
+            max_ports,
+            max_body_bytes,
+            deadline,
+            handshake_timeout,
+            header_timeout,
+            max_connections,
+            drain_delay,
+            drain_timeout,
+            log,
+        } = self;
+        ensure!(
+            leaf_lifetime >= MIN_LIFETIME,
+            "--leaf-lifetime is below {MIN_LIFETIME:?}"
+        );
+        ensure!(
+            ca_lifetime >= leaf_lifetime,
+            "--ca-lifetime is below --leaf-lifetime"
+        );
+        ensure!(!cert_period.is_zero(), "--cert-period is zero");
+        ensure!(max_connections > 0, "--max-connections is zero");
+        let silence = Silence {
+            first: header_timeout,
+            idle: IDLE,
+            busy: deadline + Duration::from_secs(5),
+        };
+        let config = Config {
+            listen,
+            admin_listen,
+            certificates: portmapping_certs::Config {
+                names: Names::of_service(&service, &namespace),
+                lifetimes: Lifetimes {
+                    ca: ca_lifetime,
+                    leaf: leaf_lifetime,
+                },
+                period: cert_period,
+            },
+            namespace,
+            service,
+            tls_secret,
+            registration,
+            reviews: routes::Limits {
+                body_bytes: max_body_bytes,
+                deadline,
+                max_ports,
+            },
+            server: server::Limits {
+                handshake: handshake_timeout,
+                silence,
+                connections: max_connections,
+                drain: drain_timeout,
+            },
+            drain_delay,
+        };
+        Ok((log, config))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,101 @@
+//! What the webhook counts.
+
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+/// Upper bounds of the latency buckets, in seconds: from below one review's work to the deadline.
+const LATENCY_BUCKETS: [f64; 12] = [
+    0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 4.0,
+];
+
+/// How a review ended.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    outcome: &'static str,
+}
+
+/// Why something did not come to its end.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Cause {
+    reason: &'static str,
+}
+
+/// Counters of the webhook; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    reviews: Family<Outcome, Counter>,
+    latency: Histogram,
+    handshake_failures: Family<Cause, Counter>,
+    connections: Gauge,
+    closed: Family<Cause, Counter>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            reviews: Family::default(),
+            latency: Histogram::new(LATENCY_BUCKETS),
+            handshake_failures: Family::default(),
+            connections: Gauge::default(),
+            closed: Family::default(),
+        }
+    }
+}
+
+impl Metrics {
+    /// Names the metrics.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "reviews",
+            "Admission reviews by outcome",
+            self.reviews.clone(),
+        );
+        registry.register(
+            "review_duration_seconds",
+            "Time from a review's header to its answer",
+            self.latency.clone(),
+        );
+        registry.register(
+            "handshake_failures",
+            "TLS handshakes that did not come to their end",
+            self.handshake_failures.clone(),
+        );
+        registry.register(
+            "connections",
+            "Connections to the webhook",
+            self.connections.clone(),
+        );
+        registry.register(
+            "connections_closed",
+            "Connections that the webhook closed without being asked",
+            self.closed.clone(),
+        );
+    }
+
+    /// A review was answered, one way or another.
+    pub fn reviewed(&self, outcome: &'static str, took: Duration) {
+        self.reviews.get_or_create(&Outcome { outcome }).inc();
+        self.latency.observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn handshake_failed(&self, reason: &'static str) {
+        self.handshake_failures
+            .get_or_create(&Cause { reason })
+            .inc();
+    }
+
+    pub(crate) fn closed(&self, reason: &'static str) {
+        self.closed.get_or_create(&Cause { reason }).inc();
+    }
+
+    pub(crate) fn set_connections(&self, count: usize) {
+        self.connections
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+}

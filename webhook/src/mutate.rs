@@ -1,0 +1,168 @@
+//! What happens to a pod. Pure: a pod in, a verdict out.
+
+use json_patch::jsonptr::PointerBuf;
+use json_patch::{AddOperation, PatchOperation, RemoveOperation, ReplaceOperation};
+use portmapping_shared::annotation::{self, Value};
+use portmapping_shared::contract::{ANNOTATION, CONDITION, REQUEST_MARK};
+use portmapping_shared::{InvalidRequest, PodSpec, PortRequest};
+use serde_json::json;
+
+use crate::pod::{Annotations, Pod};
+
+/// Tells the one who copied a manifest along with the result of another pod.
+const COPIED_RESULT: &str = "tkestack.io/portmapping carried the host ports of another pod; \
+                             it was reset to \"\", this pod gets ports of its own";
+/// Tells the one whose pod has nothing to map.
+const NO_PORTS: &str =
+    "tkestack.io/portmapping: the pod declares no container port, nothing will be mapped";
+
+/// What to answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Let it in.
+    Allow {
+        /// What it is about, for answer, log and metrics.
+        reason: Reason,
+        /// Changes to make; may be empty.
+        patch: Vec<PatchOperation>,
+        /// Shown to the user.
+        warnings: Vec<&'static str>,
+    },
+    /// Keep it out.
+    Deny(InvalidRequest),
+}
+
+/// Why a pod is let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// It asks for nothing, or it is no pod at all.
+    NotAsked,
+    /// It asks for ports.
+    PortsRequested,
+    /// It asks with somebody else's result, reset to a request.
+    ResultReset,
+    /// It asks, but has no ports.
+    NoPorts,
+}
+
+impl Reason {
+    /// One word of the contract with whoever reads answers and metrics.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NotAsked => "NotAsked",
+            Self::PortsRequested => "PortsRequested",
+            Self::ResultReset => "ResultReset",
+            Self::NoPorts => "NoPorts",
+        }
+    }
+}
+
+impl Verdict {
+    /// The verdict on whatever is none of our business.
+    #[must_use]
+    pub fn untouched() -> Self {
+        Self::Allow {
+            reason: Reason::NotAsked,
+            patch: Vec::new(),
+            warnings: Vec::new(),
+        }
+    }
+}
+
+/// Judges a pod that is being created. A pod patched as told is judged again with an empty patch.
+#[must_use]
+pub fn judge(pod: &Pod, max_ports: usize) -> Verdict {
+    let annotations = &pod.metadata.annotations;
+    let Some(asked) = &annotations.asked else {
+        // marks without a request are the policy's to refuse
+        return Verdict::untouched();
+    };
+    let request = match PortRequest::resolve(asked, &pod.spec, max_ports) {
+        Ok(request) => request,
+        Err(invalid) => return Verdict::Deny(invalid),
+    };
+
+    let mut patch = Vec::new();
+    let mut warnings = Vec::new();
+    let mut reason = Reason::PortsRequested;
+    if annotation::classify(asked) == Value::Result {
+        patch.push(replace_annotation(ANNOTATION, ""));
+        warnings.push(COPIED_RESULT);
+        reason = Reason::ResultReset;
+    }
+    if request.ports.is_empty() {
+        // perhaps only for now: another webhook may add a sidecar, and then this one runs again
+        patch.extend(
+            annotations
+                .mark
+                .iter()
+                .map(|_| remove_annotation(REQUEST_MARK)),
+        );
+        warnings.push(NO_PORTS);
+        reason = Reason::NoPorts;
+    } else {
+        patch.extend(set_mark(annotations, &request.to_mark()));
+        patch.extend(add_gate(&pod.spec));
+    }
+    patch.extend(
+        annotations
+            .per_port
+            .iter()
+            .map(|key| remove_annotation(key)),
+    );
+    Verdict::Allow {
+        reason,
+        patch,
+        warnings,
+    }
+}
+
+/// The request mark is recomputed whatever was there.
+fn set_mark(annotations: &Annotations, mark: &str) -> Option<PatchOperation> {
+    match &annotations.mark {
+        Some(there) if there == mark => None,
+        Some(_) => Some(replace_annotation(REQUEST_MARK, mark)),
+        None => Some(PatchOperation::Add(AddOperation {
+            path: annotation_path(REQUEST_MARK),
+            value: json!(mark),
+        })),
+    }
+}
+
+/// Absent, null and empty lists are all set to a list of one.
+fn add_gate(spec: &PodSpec) -> Option<PatchOperation> {
+    if spec.has_gate(CONDITION) {
+        return None;
+    }
+    let gate = json!({ "conditionType": CONDITION });
+    let mut path = PointerBuf::from_tokens(["spec", "readinessGates"]);
+    let value = if spec.readiness_gates.is_empty() {
+        json!([gate])
+    } else {
+        path.push_back("-");
+        gate
+    };
+    Some(PatchOperation::Add(AddOperation { path, value }))
+}
+
+fn replace_annotation(key: &str, value: &str) -> PatchOperation {
+    PatchOperation::Replace(ReplaceOperation {
+        path: annotation_path(key),
+        value: json!(value),
+    })
+}
+
+fn remove_annotation(key: &str) -> PatchOperation {
+    PatchOperation::Remove(RemoveOperation {
+        path: annotation_path(key),
+    })
+}
+
+/// Escapes the key's `/` (RFC 6901 section 3).
+fn annotation_path(key: &str) -> PointerBuf {
+    PointerBuf::from_tokens(["metadata", "annotations", key])
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,247 @@
+//! Every row of the annotation's table, pod JSON in, patched pod JSON out.
+
+use portmapping_shared::contract::DEFAULT_MAX_PORTS;
+use serde_json::{Value, json};
+
+use super::{COPIED_RESULT, NO_PORTS, Reason, Verdict, judge};
+use crate::pod::Pod;
+
+const RESULT: &str = r#"[{"hostPort":23817,"containerPort":9040,"protocol":"TCP","podName":"hello-0","podIP":"10.244.1.7"}]"#;
+
+fn pod(annotations: &Value, spec: &Value) -> Value {
+    json!({ "metadata": { "name": "hello", "annotations": annotations }, "spec": spec })
+}
+
+fn one_port() -> Value {
+    json!({ "containers": [{ "ports": [{ "containerPort": 9040 }] }] })
+}
+
+fn verdict(pod: &Value) -> Verdict {
+    judge(
+        &serde_json::from_value::<Pod>(pod.clone()).unwrap(),
+        DEFAULT_MAX_PORTS,
+    )
+}
+
+/// The pod as it is stored, with what was said about it.
+fn admitted(mut pod: Value) -> (Value, Reason, Vec<&'static str>) {
+    let Verdict::Allow {
+        reason,
+        patch,
+        warnings,
+    } = verdict(&pod)
+    else {
+        panic!("denied")
+    };
+    json_patch::patch(&mut pod, &patch).unwrap();
+    let Verdict::Allow { patch: again, .. } = verdict(&pod) else {
+        panic!("denied at last")
+    };
+    assert_eq!(again, [], "a second pass has nothing to do");
+    (pod, reason, warnings)
+}
+
+fn denied(annotation: &str, spec: &Value) -> String {
+    match verdict(&pod(
+        &json!({ "tkestack.io/portmapping": annotation }),
+        spec,
+    )) {
+        Verdict::Deny(invalid) => invalid.to_string(),
+        allowed @ Verdict::Allow { .. } => panic!("{annotation}: {allowed:?}"),
+    }
+}
+
+fn gate() -> Value {
+    json!({ "conditionType": "tkestack.io/portmapping" })
+}
+
+#[test]
+fn a_pod_that_does_not_ask_is_left_alone() {
+    let marks = json!({ "tkestack.io/portmapping-request": "x", "host-port.tkestack.io/1": "2" });
+    for (annotations, spec) in [
+        (Value::Null, one_port()),
+        (json!({}), one_port()),
+        (json!({ "a": "b" }), json!({})),
+        (marks, one_port()),
+    ] {
+        assert_eq!(verdict(&pod(&annotations, &spec)), Verdict::untouched());
+    }
+    assert_eq!(verdict(&json!({})), Verdict::untouched());
+}
+
+#[test]
+fn a_pod_that_asks_gets_mark_and_gate() {
+    let asking = pod(&json!({ "tkestack.io/portmapping": "" }), &one_port());
+    let (stored, reason, warnings) = admitted(asking.clone());
+    let mut expected = asking;
+    expected["metadata"]["annotations"]["tkestack.io/portmapping-request"] =
+        json!(r#"[{"containerPort":9040,"protocol":"TCP"}]"#);
+    expected["spec"]["readinessGates"] = json!([gate()]);
+    assert_eq!(stored, expected);
+    assert_eq!((reason, warnings), (Reason::PortsRequested, vec![]));
+}
+
+#[test]
+fn a_request_of_the_users_own_stays_readable() {
+    let spec = json!({ "containers": [
+        { "ports": [{ "name": "web", "containerPort": 9040 }, { "containerPort": 1 }] },
+    ] });
+    let asked =
+        r#"[{"containerPort":"web"},{"containerPort":53,"protocol":"UDP","hostIP":"10.0.0.11"}]"#;
+    let (stored, ..) = admitted(pod(&json!({ "tkestack.io/portmapping": asked }), &spec));
+    let annotations = &stored["metadata"]["annotations"];
+    assert_eq!(annotations["tkestack.io/portmapping"], asked);
+    assert_eq!(
+        annotations["tkestack.io/portmapping-request"],
+        r#"[{"containerPort":9040,"protocol":"TCP","name":"web"},{"containerPort":53,"protocol":"UDP","hostIP":"10.0.0.11"}]"#
+    );
+}
+
+#[test]
+fn gates_of_others_stay_and_ours_is_added_once() {
+    let other = json!({ "conditionType": "example.com/other" });
+    for (there, expected) in [
+        (Value::Null, json!([gate()])),
+        (json!([]), json!([gate()])),
+        (json!([other]), json!([other, gate()])),
+        (json!([gate(), other]), json!([gate(), other])),
+    ] {
+        let mut spec = one_port();
+        spec["readinessGates"] = there;
+        let (stored, ..) = admitted(pod(&json!({ "tkestack.io/portmapping": " \n" }), &spec));
+        assert_eq!(stored["spec"]["readinessGates"], expected);
+    }
+}
+
+#[test]
+fn the_mark_is_recomputed_whatever_a_user_put_there() {
+    let annotations = json!({
+        "tkestack.io/portmapping": "",
+        "tkestack.io/portmapping-request": r#"[{"containerPort":22,"protocol":"TCP"}]"#,
+    });
+    let (stored, ..) = admitted(pod(&annotations, &one_port()));
+    let mark = &stored["metadata"]["annotations"]["tkestack.io/portmapping-request"];
+    assert_eq!(mark, r#"[{"containerPort":9040,"protocol":"TCP"}]"#);
+}
+
+#[test]
+fn a_copied_result_is_reset_and_so_are_its_companions() {
+    let annotations = json!({
+        "a/b~c": "d",
+        "tkestack.io/portmapping": RESULT,
+        "host-port.tkestack.io/9040-tcp": "23817",
+        "host-port.tkestack.io/~1/": "",
+    });
+    let (stored, reason, warnings) = admitted(pod(&annotations, &one_port()));
+    let expected = json!({
+        "a/b~c": "d",
+        "tkestack.io/portmapping": "",
+        "tkestack.io/portmapping-request": r#"[{"containerPort":9040,"protocol":"TCP"}]"#,
+    });
+    assert_eq!(stored["metadata"]["annotations"], expected);
+    assert_eq!(
+        (reason, warnings),
+        (Reason::ResultReset, vec![COPIED_RESULT])
+    );
+}
+
+#[test]
+fn a_pod_without_ports_is_admitted_with_a_warning_and_keeps_no_mark() {
+    let annotations =
+        json!({ "tkestack.io/portmapping": "", "tkestack.io/portmapping-request": "x" });
+    for spec in [Value::Null, json!({}), json!({ "containers": [{}] })] {
+        let (stored, reason, warnings) = admitted(pod(&annotations, &spec));
+        assert_eq!(
+            stored["metadata"]["annotations"],
+            json!({ "tkestack.io/portmapping": "" })
+        );
+        assert_eq!(stored["spec"], spec);
+        assert_eq!((reason, warnings), (Reason::NoPorts, vec![NO_PORTS]));
+    }
+    let copied = pod(&json!({ "tkestack.io/portmapping": RESULT }), &json!({}));
+    let (stored, _, warnings) = admitted(copied);
+    assert_eq!(
+        stored["metadata"]["annotations"],
+        json!({ "tkestack.io/portmapping": "" })
+    );
+    assert_eq!(warnings, [COPIED_RESULT, NO_PORTS]);
+}
+
+#[test]
+fn ports_that_another_webhook_adds_are_seen_when_asked_again() {
+    let (mut stored, ..) = admitted(pod(&json!({ "tkestack.io/portmapping": "" }), &one_port()));
+    stored["spec"]["initContainers"] =
+        json!([{ "restartPolicy": "Always", "ports": [{ "containerPort": 15090 }] }]);
+    let (stored, ..) = admitted(stored);
+    assert_eq!(
+        stored["metadata"]["annotations"]["tkestack.io/portmapping-request"],
+        r#"[{"containerPort":9040,"protocol":"TCP"},{"containerPort":15090,"protocol":"TCP"}]"#
+    );
+    assert_eq!(stored["spec"]["readinessGates"], json!([gate()]));
+}
+
+#[test]
+fn host_network_pods_and_static_host_ports_get_mark_and_gate_too() {
+    let static_port =
+        json!({ "containers": [{ "ports": [{ "containerPort": 80, "hostPort": 8080 }] }] });
+    let on_the_node =
+        json!({ "hostNetwork": true, "containers": [{ "ports": [{ "containerPort": 80 }] }] });
+    for spec in [static_port, on_the_node] {
+        let (stored, ..) = admitted(pod(&json!({ "tkestack.io/portmapping": "" }), &spec));
+        let mark = &stored["metadata"]["annotations"]["tkestack.io/portmapping-request"];
+        assert_eq!(mark, r#"[{"containerPort":80,"protocol":"TCP"}]"#);
+        assert_eq!(stored["spec"]["readinessGates"], json!([gate()]));
+    }
+}
+
+#[test]
+fn nonsense_is_denied_in_words_that_help() {
+    for (annotation, hint) in [
+        ("yes please", "expected value"),
+        ("{}", "expected"),
+        ("[]", "it lists no port"),
+        ("[{}]", "containerPort"),
+        (r#"[{"containerPort":0}]"#, "containerPort"),
+        (r#"[{"containerPort":70000}]"#, "containerPort"),
+        (
+            r#"[{"containerPort":"nope"}]"#,
+            "no container of the pod declares a port named",
+        ),
+        (r#"[{"containerPort":80,"protocol":"tcp"}]"#, "protocol"),
+        (
+            r#"[{"containerPort":80,"hostIP":"localhost"}]"#,
+            "is no IP address",
+        ),
+        (r#"[{"containerPort":80,"extra":1}]"#, "unknown field"),
+        (r#"[{"\u0063ontainerPort":80}]"#, "it contains a backslash"),
+    ] {
+        let message = denied(annotation, &one_port());
+        assert!(message.contains(hint), "{annotation}: {message}");
+        assert!(
+            message.contains(r#"write "" for every declared port"#),
+            "{message}"
+        );
+        assert!(
+            message.starts_with("tkestack.io/portmapping: "),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn more_ports_than_allowed_are_denied() {
+    let ports: Vec<_> = (1..=65)
+        .map(|port| json!({ "containerPort": port }))
+        .collect();
+    let spec = json!({ "containers": [{ "ports": ports }] });
+    assert!(denied("", &spec).contains("it asks for 65 ports, more than the 64"));
+}
+
+#[test]
+fn a_long_value_is_quoted_in_part() {
+    let message = denied(&"x\u{7}".repeat(10_000), &one_port());
+    assert!(message.chars().count() < 1_600, "{}", message.len());
+    assert!(!message.contains('\u{7}'));
+}
+
+mod property;

@@ -1,0 +1,394 @@
+//! A real server on a real socket, with a certificate of its own making.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use http::{Request, StatusCode};
+use http_body_util::BodyExt;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use portmapping_certs::rotation::{Decision, Flaw};
+use portmapping_certs::{Lifetimes, Material, Names, Resolver, issue};
+use portmapping_runtime::metrics as text;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
+use time::OffsetDateTime;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::{Ending, Limits, listen, serve, tls_config};
+use crate::conns::Silence;
+use crate::metrics::Metrics;
+use crate::routes;
+
+/// Nothing here takes that long; whatever does is stuck.
+const LIMIT: Duration = Duration::from_secs(20);
+const LONG: Duration = Duration::from_mins(1);
+const SHORT: Duration = Duration::from_millis(30);
+const PATIENT: Limits = Limits {
+    handshake: LONG,
+    silence: Silence {
+        first: LONG,
+        idle: LONG,
+        busy: LONG,
+    },
+    connections: 100,
+    drain: LONG,
+};
+const NOT_ASKED: &str = r#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u","resource":{"group":"","version":"v1","resource":"pods"},"operation":"CREATE","object":{}}}"#;
+
+struct Server {
+    address: SocketAddr,
+    roots: Arc<RootCertStore>,
+    ending: Ending,
+    metrics: Metrics,
+    task: JoinHandle<()>,
+}
+
+fn start(limits: Limits) -> Server {
+    start_with(limits, true)
+}
+
+fn start_with(limits: Limits, with_certificate: bool) -> Server {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let names = Names::of_service("webhook", "portmapping-system");
+    let lifetimes = Lifetimes {
+        ca: LONG * 60,
+        leaf: LONG * 60,
+    };
+    let (roll, now) = (Decision::RollCa(Flaw::Missing), OffsetDateTime::now_utc());
+    let made = issue::renew(&Material::default(), &roll, &names, lifetimes, now);
+    let made = made.unwrap().unwrap();
+    let resolver = Resolver::default();
+    if with_certificate {
+        resolver.install(&made.leaf, &made.leaf_key).unwrap();
+    }
+    let mut roots = RootCertStore::empty();
+    roots
+        .add(CertificateDer::from_pem_slice(made.ca_bundle.as_bytes()).unwrap())
+        .unwrap();
+
+    let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = listener.local_addr().unwrap();
+    let (ending, metrics) = (Ending::default(), Metrics::default());
+    let reviews = routes::Limits {
+        body_bytes: 100_000,
+        deadline: Duration::from_secs(5),
+        max_ports: 64,
+    };
+    let task = tokio::spawn(serve(
+        listener,
+        tls_config(Arc::new(resolver)),
+        routes::router(reviews, metrics.clone()),
+        limits,
+        ending.clone(),
+        metrics.clone(),
+    ));
+    Server {
+        address,
+        roots: Arc::new(roots),
+        ending,
+        metrics,
+        task,
+    }
+}
+
+impl Server {
+    async fn tcp(&self) -> TcpStream {
+        TcpStream::connect(self.address).await.unwrap()
+    }
+
+    async fn tls(
+        &self,
+        version: &'static SupportedProtocolVersion,
+        alpn: &[u8],
+    ) -> std::io::Result<TlsStream<TcpStream>> {
+        let mut config = ClientConfig::builder_with_protocol_versions(&[version])
+            .with_root_certificates(Arc::clone(&self.roots))
+            .with_no_client_auth();
+        config.alpn_protocols = vec![alpn.to_vec()];
+        let name = ServerName::try_from("webhook.portmapping-system.svc").unwrap();
+        TlsConnector::from(Arc::new(config))
+            .connect(name, self.tcp().await)
+            .await
+    }
+
+    async fn http1(&self) -> TlsStream<TcpStream> {
+        self.tls(&rustls::version::TLS13, b"http/1.1")
+            .await
+            .unwrap()
+    }
+
+    fn metrics(&self) -> String {
+        let mut registry = text::registry();
+        self.metrics.register(&mut registry);
+        text::encode(&registry).unwrap()
+    }
+
+    async fn ended(self) {
+        tokio::time::timeout(LIMIT, self.task)
+            .await
+            .expect("the server ends")
+            .unwrap();
+    }
+}
+
+fn review(body: &'static str) -> Request<Body> {
+    let request = Request::post("https://webhook.portmapping-system.svc/mutate");
+    request.body(Body::from(body)).unwrap()
+}
+
+fn head(length: usize) -> String {
+    format!("POST /mutate HTTP/1.1\r\nHost: webhook\r\nContent-Length: {length}\r\n\r\n")
+}
+
+/// Writes a whole review; returns the answer's header, having read the body too.
+async fn ask(stream: &mut TlsStream<TcpStream>, body: &str) -> String {
+    let question = format!("{}{body}", head(body.len()));
+    stream.write_all(question.as_bytes()).await.unwrap();
+    answer(stream).await
+}
+
+async fn answer(stream: &mut TlsStream<TcpStream>) -> String {
+    let reading = async {
+        let mut read = Vec::new();
+        loop {
+            let mut piece = [0; 4096];
+            let length = stream.read(&mut piece).await.unwrap();
+            assert_ne!(length, 0, "no answer: {}", String::from_utf8_lossy(&read));
+            read.extend_from_slice(&piece[..length]);
+            let text = String::from_utf8_lossy(&read).to_lowercase();
+            let Some((head, body)) = text.split_once("\r\n\r\n") else {
+                continue;
+            };
+            let length = head
+                .split("content-length: ")
+                .nth(1)
+                .unwrap()
+                .lines()
+                .next()
+                .unwrap();
+            if body.len() >= length.parse().unwrap() {
+                return head.to_owned();
+            }
+        }
+    };
+    tokio::time::timeout(LIMIT, reading)
+        .await
+        .expect("an answer in time")
+}
+
+/// Waits until the other side closes, whatever it says before.
+async fn closed(stream: &mut (impl AsyncReadExt + Unpin)) {
+    let mut rest = Vec::new();
+    // an error (reset, no close_notify) is an end too
+    let _ = tokio::time::timeout(LIMIT, stream.read_to_end(&mut rest))
+        .await
+        .expect("closed");
+}
+
+#[tokio::test]
+async fn answers_over_both_tls_versions_and_both_http_versions() {
+    let server = start(PATIENT);
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let stream = server.tls(version, b"h2").await.unwrap();
+        assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+        let (mut sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+                .await
+                .unwrap();
+        let driver = tokio::spawn(connection);
+        for _again in 0..3 {
+            let response = sender.send_request(review(NOT_ASKED)).await.unwrap();
+            assert_eq!(response.status(), StatusCode::OK);
+            let body = response.into_body().collect().await.unwrap().to_bytes();
+            assert!(body.starts_with(br#"{"apiVersion":"admission.k8s.io/v1""#));
+        }
+        drop(sender);
+        driver.await.unwrap().unwrap();
+
+        let mut stream = server.tls(version, b"http/1.1").await.unwrap();
+        for _again in 0..3 {
+            assert!(
+                ask(&mut stream, NOT_ASKED)
+                    .await
+                    .starts_with("http/1.1 200")
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn without_a_certificate_the_handshake_fails_and_is_counted() {
+    let server = start_with(PATIENT, false);
+    assert!(server.tls(&rustls::version::TLS13, b"h2").await.is_err());
+    let mut plain = server.tcp().await;
+    plain.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    closed(&mut plain).await;
+    let text = server.metrics();
+    assert!(
+        text.contains(r#"handshake_failures_total{reason="tls"} 2"#),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn a_client_that_never_shakes_hands_is_cut_off() {
+    let server = start(Limits {
+        handshake: SHORT,
+        ..PATIENT
+    });
+    let mut silent = server.tcp().await;
+    closed(&mut silent).await;
+    let text = server.metrics();
+    assert!(
+        text.contains(r#"handshake_failures_total{reason="timeout"} 1"#),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn a_client_that_never_ends_its_header_is_cut_off() {
+    let silence = Silence {
+        first: SHORT * 10,
+        ..PATIENT.silence
+    };
+    let server = start(Limits { silence, ..PATIENT });
+    let mut nothing = server.http1().await;
+    let mut half = server.http1().await;
+    half.write_all(b"POST /mutate HTTP/1.1\r\nHost:")
+        .await
+        .unwrap();
+    let mut http2 = server.tls(&rustls::version::TLS13, b"h2").await.unwrap();
+    tokio::join!(closed(&mut nothing), closed(&mut half), closed(&mut http2));
+    let text = server.metrics();
+    assert!(
+        text.contains(r#"connections_closed_total{reason="silent"} 3"#),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_kept_as_long_as_it_may_be() {
+    let silence = Silence {
+        idle: SHORT * 10,
+        ..PATIENT.silence
+    };
+    let server = start(Limits { silence, ..PATIENT });
+    let mut stream = server.http1().await;
+    assert!(
+        ask(&mut stream, NOT_ASKED)
+            .await
+            .starts_with("http/1.1 200")
+    );
+    closed(&mut stream).await;
+}
+
+#[tokio::test]
+async fn an_oversized_body_is_refused_before_it_is_sent() {
+    let server = start(PATIENT);
+    let mut stream = server.http1().await;
+    stream.write_all(head(1 << 30).as_bytes()).await.unwrap();
+    assert!(answer(&mut stream).await.starts_with("http/1.1 413"));
+    closed(&mut stream).await;
+}
+
+#[tokio::test]
+async fn a_full_house_lets_the_next_one_in() {
+    let server = start(Limits {
+        connections: 2,
+        ..PATIENT
+    });
+    let (mut first, mut second) = (server.tcp().await, server.tcp().await);
+    let mut third = server.http1().await;
+    assert!(ask(&mut third, NOT_ASKED).await.starts_with("http/1.1 200"));
+    let _fourth = server.tcp().await;
+    closed(&mut first).await;
+    closed(&mut second).await;
+    assert!(
+        ask(&mut third, NOT_ASKED).await.starts_with("http/1.1 200"),
+        "it asked, so it stays"
+    );
+}
+
+#[tokio::test]
+async fn an_end_is_announced_then_accepted_requests_are_answered() {
+    let server = start(PATIENT);
+    let mut old = server.http1().await;
+    assert!(!ask(&mut old, NOT_ASKED).await.contains("connection: close"));
+    let mut idle = server.http1().await;
+    ask(&mut idle, NOT_ASKED).await;
+    let mut halfway = server.http1().await;
+    ask(&mut halfway, NOT_ASKED).await;
+
+    server.ending.closing.cancel();
+    assert!(
+        ask(&mut old, NOT_ASKED).await.contains("connection: close"),
+        "go elsewhere"
+    );
+    closed(&mut old).await;
+    let mut new = server.http1().await;
+    let told = ask(&mut new, NOT_ASKED).await;
+    assert!(
+        told.starts_with("http/1.1 200") && told.contains("connection: close"),
+        "{told}"
+    );
+
+    let (begin, end) = NOT_ASKED.split_at(20);
+    let begin = format!("{}{begin}", head(NOT_ASKED.len()));
+    halfway.write_all(begin.as_bytes()).await.unwrap();
+    // answered while `halfway` waits, so the server has seen its header by then
+    let mut probe = server.http1().await;
+    ask(&mut probe, NOT_ASKED).await;
+
+    server.ending.draining.cancel();
+    closed(&mut idle).await;
+    halfway.write_all(end.as_bytes()).await.unwrap();
+    assert!(answer(&mut halfway).await.starts_with("http/1.1 200"));
+    let address = server.address;
+    server.ended().await;
+    assert!(
+        TcpStream::connect(address).await.is_err(),
+        "nobody listens any more"
+    );
+}
+
+#[tokio::test]
+async fn an_http2_connection_is_told_to_finish() {
+    let server = start(PATIENT);
+    let stream = server.tls(&rustls::version::TLS13, b"h2").await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .unwrap();
+    let driver = tokio::spawn(connection);
+    assert!(sender.send_request(review(NOT_ASKED)).await.is_ok());
+    server.ending.closing.cancel();
+    // GOAWAY ends the connection without an error
+    tokio::time::timeout(LIMIT, driver)
+        .await
+        .expect("told")
+        .unwrap()
+        .unwrap();
+    server.ending.draining.cancel();
+    server.ended().await;
+}
+
+#[tokio::test]
+async fn what_does_not_end_in_time_is_dropped() {
+    let server = start(Limits {
+        drain: SHORT,
+        ..PATIENT
+    });
+    let mut stuck = server.http1().await;
+    stuck.write_all(head(100).as_bytes()).await.unwrap();
+    let _silent = server.tcp().await;
+    server.ending.closing.cancel();
+    server.ending.draining.cancel();
+    server.ended().await;
+}
