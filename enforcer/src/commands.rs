@@ -1,0 +1,280 @@
+//! What the subcommands wire together.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use parking_lot::Mutex;
+use portmapping_enforcer_core::{NodeState, Recovered};
+use portmapping_runtime::{Readiness, ReadyHandle, Shutdown, admin, client};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::args::{ADMIN_SOCKET, HealthArgs, IptablesChoice, RunArgs, RunConfig, UninstallArgs};
+use crate::dataplane::iptables::{self, Flavour, Iptables, Settings};
+use crate::dataplane::{Dataplane, Tools, detect};
+use crate::hold::Keeper;
+use crate::keeper::{DEFAULT_SOCKET, wire::Duty};
+use crate::metrics::Metrics;
+use crate::node_facts::NodeFacts;
+use crate::pods::{self, POD_QUEUE};
+use crate::publish::Publisher;
+use crate::reconciler::{Drivers, Inputs, Reconciler, follow_duty};
+use crate::state;
+
+/// How long a start waits for the keeper beside it.
+const KEEPER_START: Duration = Duration::from_secs(30);
+/// Longest silence on a watch: the API server sends bookmarks every minute.
+const WATCH_SILENCE: Duration = Duration::from_secs(295);
+/// How long a health probe may take.
+const PROBE_LIMIT: Duration = Duration::from_secs(3);
+/// Questions for the state that may wait.
+const QUESTION_QUEUE: usize = 4;
+
+/// `enforcer run`.
+pub fn run(args: RunArgs) -> anyhow::Result<()> {
+    let config = RunConfig::try_from(args)?;
+    runtime()?.block_on(serve(config))
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    // one thread: the work is waiting, and each further thread costs memory on every node
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")
+}
+
+async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let shutdown = Shutdown::install().context("cannot take over signals")?;
+    let token = shutdown.token();
+    let readiness = Readiness::default();
+    let (kernel_ready, pods_ready) = (readiness.handle("kernel"), readiness.handle("pods"));
+
+    let mut registry = portmapping_runtime::metrics::registry();
+    let metrics = Metrics::register(&mut registry);
+    let (asking, questions) = mpsc::channel(QUESTION_QUEUE);
+    let router = admin::router(readiness, Arc::new(registry)).merge(state::router(asking));
+    let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
+    let unix = admin_listener(&config.admin_socket)?;
+    tasks.spawn(serve_admin(unix, router.clone(), token.clone()));
+    if let Some(address) = config.metrics_listen {
+        let tcp = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("cannot listen on {address} (--metrics-listen)"))?;
+        tasks.spawn(serve_admin(tcp, router, token.clone()));
+    }
+
+    note_facts(&mut config)?;
+    let mut keeper = Keeper::connect(&config.keeper_socket, KEEPER_START).await?;
+    let held = keeper.list().await?;
+    let mut dataplane = open_dataplane(&mut config)?;
+    let observed = dataplane.observe()?;
+    let (mappings, ports) = (observed.mappings.len(), held.len());
+    tracing::info!(
+        mappings,
+        ports,
+        intact = observed.intact,
+        "taking up what is there"
+    );
+    kernel_ready.ready();
+    let found = Recovered {
+        mappings: observed.mappings,
+        intact: observed.intact,
+        held,
+    };
+    let state = NodeState::recover(config.core, rand::random(), started.elapsed(), found);
+
+    let client = client::connect(WATCH_SILENCE).await?;
+    let (news, pods) = mpsc::channel(POD_QUEUE);
+    let (duty_news, duty) = watch::channel(Duty::Active);
+    let (keeper_news, keeper_lost) = watch::channel(0);
+    let drivers = Drivers {
+        keeper: Arc::new(tokio::sync::Mutex::new(keeper)),
+        dataplane: Arc::new(Mutex::new(dataplane)),
+        publisher: Publisher::new(client.clone(), &config.node),
+        metrics,
+    };
+    let inputs = Inputs {
+        pods,
+        duty,
+        keeper_lost,
+        questions,
+        check_every: config.check_every,
+        on_listed: Box::new(move || pods_ready.ready()),
+    };
+    let watched_duty = follow_duty(config.keeper_socket, duty_news, keeper_news, token.clone());
+    tasks.spawn(async move {
+        watched_duty.await;
+        Ok(())
+    });
+    let node = config.node;
+    let ending = token.clone();
+    tasks.spawn(async move {
+        tokio::select! {
+            () = ending.cancelled() => Ok(()),
+            ended = pods::watch(client, &node, news) => ended.map_err(Into::into),
+        }
+    });
+    let reconciler = Reconciler::new(state, drivers, started);
+    let ending = token.clone();
+    tasks.spawn(async move { reconciler.run(inputs, ending).await.map_err(Into::into) });
+    supervise(tasks, shutdown, token).await
+}
+
+/// The first task to fail ends the process; the kernel and the keeper keep every mapping.
+async fn supervise(
+    mut tasks: JoinSet<anyhow::Result<()>>,
+    shutdown: Shutdown,
+    token: CancellationToken,
+) -> anyhow::Result<()> {
+    let work = async {
+        while let Some(ended) = tasks.join_next().await {
+            if let Err(error) = ended.context("a task ended badly").flatten() {
+                token.cancel();
+                return Err(error);
+            }
+        }
+        Ok(())
+    };
+    tokio::select! {
+        ended = work => ended,
+        () = shutdown.until_forced() => Ok(()),
+    }
+}
+
+/// Adds what the kernel says of its ports to the exclusions.
+fn note_facts(config: &mut RunConfig) -> anyhow::Result<()> {
+    let facts = NodeFacts::read(Path::new("/"))?;
+    for note in &facts.notes {
+        tracing::info!(note, "about this node");
+    }
+    for port in facts.reserved.iter() {
+        config.core.excluded.insert(port);
+    }
+    let range = config.core.range;
+    if let Some(ephemeral) = facts.ephemeral
+        && ephemeral.first() <= range.last()
+        && range.first() <= ephemeral.last()
+    {
+        tracing::warn!(
+            range = %range, ephemeral = %ephemeral,
+            "the range overlaps the ports of outgoing connections: ports in use by one are skipped; \
+             a range outside net.ipv4.ip_local_port_range is better"
+        );
+    }
+    config.core.ipv6 = facts.ipv6;
+    if facts.bridge_nf_call_iptables == Some(false) && config.neighbours.is_empty() {
+        tracing::warn!(
+            "bridge-nf-call-iptables is 0: pods of this node reach their neighbours' host ports \
+             only if --neighbours names the node's pod subnets"
+        );
+    }
+    Ok(())
+}
+
+fn open_dataplane(config: &mut RunConfig) -> anyhow::Result<Box<dyn Dataplane>> {
+    let tools = Tools::default();
+    let flavour = match config.iptables {
+        IptablesChoice::Nft => Flavour::Nft,
+        IptablesChoice::Legacy => Flavour::Legacy,
+        IptablesChoice::Auto => {
+            let detected = detect::detect(&tools)?;
+            tracing::info!(
+                iptables = detected.flavour.as_str(),
+                reason = detected.reason,
+                "chosen"
+            );
+            detected.flavour
+        }
+    };
+    let settings = Settings {
+        mark: config.mark,
+        neighbours: std::mem::take(&mut config.neighbours),
+        ..Settings::new(config.core.range)
+    };
+    let driver = Iptables::open(flavour, settings, tools)?;
+    config.core.ipv6 &= driver.has_ipv6();
+    Ok(Box::new(driver))
+}
+
+/// A socket that an earlier process left behind in this pod is in the way.
+fn admin_listener(path: &Path) -> anyhow::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("cannot replace {}", path.display()));
+        }
+        _ => {}
+    }
+    UnixListener::bind(path)
+        .with_context(|| format!("cannot listen on {} (--admin-socket)", path.display()))
+}
+
+async fn serve_admin<L: axum::serve::Listener>(
+    listener: L,
+    router: axum::Router,
+    token: CancellationToken,
+) -> anyhow::Result<()> {
+    admin::serve(listener, router, token).await;
+    Ok(())
+}
+
+/// `enforcer uninstall`.
+pub fn uninstall(args: &UninstallArgs) -> anyhow::Result<()> {
+    let begun = iptables::uninstall(&Tools::default());
+    clear_run_dir(&args.run_dir);
+    begun.context("not everything could be removed; run it again")?;
+    tracing::info!("every rule and chain of ours is gone from this node");
+    if args.stay {
+        runtime()?.block_on(stay(&args.admin_socket))
+    } else {
+        Ok(())
+    }
+}
+
+/// The directory itself may be a mount point of this very pod: it stays where it cannot go.
+fn clear_run_dir(run_dir: &Path) {
+    for entry in std::fs::read_dir(run_dir).into_iter().flatten().flatten() {
+        if let Err(error) = std::fs::remove_file(entry.path()) {
+            tracing::warn!(%error, path = %entry.path().display(), "could not be removed");
+        }
+    }
+    if let Err(error) = std::fs::remove_dir(run_dir) {
+        tracing::debug!(%error, path = %run_dir.display(), "left in place");
+    }
+}
+
+async fn stay(socket: &Path) -> anyhow::Result<()> {
+    let shutdown = Shutdown::install().context("cannot take over signals")?;
+    let token = shutdown.token();
+    let readiness = Readiness::default();
+    let done: ReadyHandle = readiness.handle("uninstall");
+    done.ready();
+    let registry = Arc::new(portmapping_runtime::metrics::registry());
+    let router = admin::router(readiness, registry);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(serve_admin(admin_listener(socket)?, router, token.clone()));
+    supervise(tasks, shutdown, token).await
+}
+
+/// `enforcer health`.
+pub fn health(args: &HealthArgs) -> anyhow::Result<()> {
+    runtime()?.block_on(async {
+        if args.keeper {
+            let socket = args.socket.as_deref().unwrap_or(Path::new(DEFAULT_SOCKET));
+            Keeper::connect(socket, PROBE_LIMIT).await?;
+            return Ok(());
+        }
+        let socket = args.socket.as_deref().unwrap_or(Path::new(ADMIN_SOCKET));
+        let route = if args.ready { "/readyz" } else { "/healthz" };
+        let answer = admin::probe(socket, route, PROBE_LIMIT).await?;
+        if answer.status != 200 {
+            bail!("{}", answer.body.trim());
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,44 @@
+//! The kernel's side of a mapping: drivers do what a [`Plan`] says and read back what is there.
+//!
+//! A driver never decides which port or when; it knows its own rules by their comment, and no
+//! others.
+
+use std::collections::BTreeSet;
+
+use portmapping_enforcer_core::Plan;
+use portmapping_shared::Mapping;
+
+pub mod conntrack;
+pub mod detect;
+mod error;
+mod exec;
+pub mod iptables;
+
+pub use error::DataplaneError;
+pub use exec::{ExecError, Tools};
+
+/// What a driver found in the kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// Our mappings, as the rules have them.
+    pub mappings: BTreeSet<Mapping>,
+    /// Whether the frame around them (base chains, jumps, range tree) is whole.
+    pub intact: bool,
+}
+
+/// A packet filter that can carry mappings. Calls block for as long as the kernel takes; each
+/// outside process has a deadline.
+pub trait Dataplane: Send {
+    /// Name for logs and metrics.
+    fn name(&self) -> &'static str;
+
+    /// Reads our mappings back. The next [`Dataplane::apply`] builds on what this saw.
+    fn observe(&mut self) -> Result<Observed, DataplaneError>;
+
+    /// Makes the frame whole and carries the plan out, one transaction per address family:
+    /// all of it is in the kernel afterwards, or (on error) the family is as it was.
+    fn apply(&mut self, plan: &Plan) -> Result<(), DataplaneError>;
+
+    /// Removes every trace of ours, going on past failures.
+    fn uninstall(&mut self) -> Result<(), DataplaneError>;
+}

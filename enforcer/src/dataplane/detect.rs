@@ -1,0 +1,131 @@
+//! Which iptables the node uses: nft or legacy. Both work at once, but rules in the one are not
+//! seen by programs that use the other, and their order is an accident of who came first.
+
+use std::fmt;
+
+use portmapping_shared::contract::CHAIN_PREFIX;
+
+use super::DataplaneError;
+use super::exec::Tools;
+use super::iptables::commands::Commands;
+use super::iptables::{Family, Flavour};
+
+/// Chains that only Kubernetes' own programs make.
+const KUBE_PREFIX: &str = "KUBE-";
+
+/// A choice, and the reason for the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Detected {
+    /// The iptables to use.
+    pub flavour: Flavour,
+    /// Why this one.
+    pub reason: String,
+}
+
+/// Finds out which iptables the node uses; changes nothing.
+pub fn detect(tools: &Tools) -> Result<Detected, DataplaneError> {
+    choose(
+        contents(Flavour::Nft, tools),
+        contents(Flavour::Legacy, tools),
+    )
+}
+
+/// What one kind of iptables carries besides empty built-in chains and what is ours.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Contents {
+    chains: usize,
+    rules: usize,
+    kube_chains: usize,
+}
+
+impl Contents {
+    fn is_empty(self) -> bool {
+        self.chains == 0 && self.rules == 0
+    }
+
+    fn add(&mut self, text: &str) {
+        for line in text.lines() {
+            if let Some(declaration) = line.strip_prefix(':') {
+                let mut words = declaration.split_whitespace();
+                let (chain, policy) = (words.next().unwrap_or_default(), words.next());
+                // built-in chains have a policy, chains of people have a dash
+                if policy == Some("-") && !chain.starts_with(CHAIN_PREFIX) {
+                    self.chains += 1;
+                    self.kube_chains += usize::from(chain.starts_with(KUBE_PREFIX));
+                }
+            } else if line.starts_with("-A ") && !line.contains(CHAIN_PREFIX) {
+                self.rules += 1;
+            }
+        }
+    }
+}
+
+impl fmt::Display for Contents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            chains,
+            rules,
+            kube_chains,
+        } = self;
+        write!(
+            f,
+            "{rules} rules, {chains} chains, {kube_chains} of them made by Kubernetes"
+        )
+    }
+}
+
+fn contents(flavour: Flavour, tools: &Tools) -> Result<Contents, DataplaneError> {
+    let mut contents = Contents::default();
+    for family in Family::ALL {
+        match (
+            family,
+            Commands::new(family, flavour, tools.clone()).save_all(),
+        ) {
+            (_, Ok(text)) => contents.add(&text),
+            (Family::V4, Err(error)) => return Err(error),
+            // a node without IPv6 says nothing about the flavour
+            (Family::V6, Err(_)) => {}
+        }
+    }
+    Ok(contents)
+}
+
+fn choose(
+    nft: Result<Contents, DataplaneError>,
+    legacy: Result<Contents, DataplaneError>,
+) -> Result<Detected, DataplaneError> {
+    let (flavour, reason) = match (nft, legacy) {
+        (Err(nft), Err(legacy)) => {
+            let (nft, legacy) = (nft.to_string(), legacy.to_string());
+            return Err(DataplaneError::NoIptables { nft, legacy });
+        }
+        (Ok(nft), Err(error)) => (
+            Flavour::Nft,
+            format!("it carries {nft}; iptables-legacy does not work: {error}"),
+        ),
+        (Err(error), Ok(legacy)) => (
+            Flavour::Legacy,
+            format!("it carries {legacy}; iptables-nft does not work: {error}"),
+        ),
+        (Ok(nft), Ok(legacy)) if nft.is_empty() && legacy.is_empty() => (
+            Flavour::Nft,
+            "neither kind carries rules, and nft is the default".to_owned(),
+        ),
+        (Ok(nft), Ok(legacy)) if legacy.is_empty() => (
+            Flavour::Nft,
+            format!("it carries {nft}; iptables-legacy is empty"),
+        ),
+        (Ok(nft), Ok(legacy)) if nft.is_empty() => (
+            Flavour::Legacy,
+            format!("it carries {legacy}; iptables-nft is empty"),
+        ),
+        (Ok(nft), Ok(legacy)) => {
+            let (nft, legacy) = (nft.to_string(), legacy.to_string());
+            return Err(DataplaneError::BothFlavours { nft, legacy });
+        }
+    };
+    Ok(Detected { flavour, reason })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,107 @@
+//! Why the kernel does not carry what it should.
+
+use std::fmt;
+
+use portmapping_shared::Mapping;
+
+use super::exec::ExecError;
+
+/// A failure of a dataplane driver; its text says what was tried and what a person can do.
+#[derive(Debug, thiserror::Error)]
+pub enum DataplaneError {
+    /// A program could not be run to its end.
+    #[error(transparent)]
+    Exec(#[from] ExecError),
+    /// A program ended with a complaint.
+    #[error("{program} failed ({status}): {stderr}{}{}", Suffix(": line was ", .line), Suffix("; ", .hint))]
+    Refused {
+        /// Name of the program.
+        program: &'static str,
+        /// How it ended.
+        status: String,
+        /// What it wrote to its standard error.
+        stderr: String,
+        /// The line of its input that it names.
+        line: Option<String>,
+        /// What a person can do about it.
+        hint: Option<&'static str>,
+    },
+    /// A jump from a built-in chain could not be made or removed.
+    #[error("{program} cannot change the jump from {chain} to our chain: {message}")]
+    Jump {
+        /// Name of the program.
+        program: &'static str,
+        /// The built-in chain.
+        chain: &'static str,
+        /// What it said.
+        message: String,
+    },
+    /// A mapping to an IPv6 pod on a node whose ip6tables does not work.
+    #[error("mapping {mapping} needs IPv6 rules, but ip6tables does not work here: {reason}")]
+    NoIpv6 {
+        /// The mapping.
+        mapping: Box<Mapping>,
+        /// What ip6tables said at the start.
+        reason: String,
+    },
+    /// Host address and pod address of a mapping belong to different families.
+    #[error("mapping {mapping}: its host IP is not of the address family of its pod IP")]
+    MixedFamilies {
+        /// The mapping.
+        mapping: Box<Mapping>,
+    },
+    /// No kind of iptables can be run.
+    #[error("neither iptables-nft nor iptables-legacy works on this node: {nft}; {legacy}")]
+    NoIptables {
+        /// What iptables-nft said.
+        nft: String,
+        /// What iptables-legacy said.
+        legacy: String,
+    },
+    /// Both kinds of iptables carry rules: guessing wrong would put ours behind others'.
+    #[error(
+        "both iptables-nft ({nft}) and iptables-legacy ({legacy}) carry rules on this node; say which one with --iptables=nft or --iptables=legacy, or remove the rules of one of them"
+    )]
+    BothFlavours {
+        /// What iptables-nft carries.
+        nft: String,
+        /// What iptables-legacy carries.
+        legacy: String,
+    },
+    /// Several things went wrong; each was tried.
+    #[error("{} failures: {}", .0.len(), Joined(.0))]
+    Several(Vec<DataplaneError>),
+}
+
+impl DataplaneError {
+    /// One error for all that were met; Ok for none.
+    pub(super) fn collect(mut errors: Vec<Self>) -> Result<(), Self> {
+        match errors.len() {
+            0 => Ok(()),
+            1 => errors.pop().map_or(Ok(()), Err),
+            _ => Err(Self::Several(errors)),
+        }
+    }
+}
+
+struct Suffix<'a, T>(&'static str, &'a Option<T>);
+
+impl<T: fmt::Display> fmt::Display for Suffix<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.1
+            .as_ref()
+            .map_or(Ok(()), |text| write!(f, "{}{text}", self.0))
+    }
+}
+
+struct Joined<'a>(&'a [DataplaneError]);
+
+impl fmt::Display for Joined<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, error) in self.0.iter().enumerate() {
+            let separator = if at == 0 { "" } else { "; " };
+            write!(f, "{separator}{error}")?;
+        }
+        Ok(())
+    }
+}

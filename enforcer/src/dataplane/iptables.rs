@@ -1,0 +1,180 @@
+//! The iptables driver: a tree of port ranges in table nat, for IPv4 and IPv6.
+//!
+//! `observe` reads `iptables-save`; `apply` is one `iptables-restore --noflush` per family, which
+//! rewrites just the leaf chains that change. Chains and rules of others are never named in it.
+
+use portmapping_enforcer_core::Plan;
+use portmapping_shared::Mapping;
+
+use super::conntrack::Conntrack;
+use super::exec::Tools;
+use super::{Dataplane, DataplaneError, Observed};
+
+pub(in crate::dataplane) mod commands;
+pub(in crate::dataplane) mod family;
+mod jumps;
+mod layout;
+mod rule;
+pub(in crate::dataplane) mod save;
+mod settings;
+mod side;
+#[cfg(test)]
+mod testing;
+mod transaction;
+mod tree;
+mod uninstall;
+
+use commands::Commands;
+pub use family::{Family, Flavour};
+use layout::Layout;
+pub use settings::{InvalidMark, InvalidSubnet, MarkBit, Settings, Subnet};
+use side::Side;
+pub use uninstall::uninstall;
+
+/// Mappings as iptables rules.
+#[derive(Debug)]
+pub struct Iptables {
+    flavour: Flavour,
+    tools: Tools,
+    ipv4: Side,
+    /// Err says why there is none.
+    ipv6: Result<Side, String>,
+    conntrack: Conntrack,
+    /// Whether an earlier run left rules of ours in the other flavour's tables.
+    leftovers: bool,
+}
+
+impl Iptables {
+    /// Checks that the programs work here, and changes nothing. Without ip6tables the driver
+    /// carries IPv4 alone, which is logged once.
+    pub fn open(
+        flavour: Flavour,
+        settings: Settings,
+        tools: Tools,
+    ) -> Result<Self, DataplaneError> {
+        let layout = Layout::new(settings);
+        let side = |family| {
+            let commands = Commands::new(family, flavour, tools.clone());
+            let mut side = Side::new(commands, layout.clone());
+            side.observe().map(|_| side)
+        };
+        let ipv4 = side(Family::V4)?;
+        let ipv6 = side(Family::V6).map_err(|error| {
+            tracing::warn!(%error, "IPv6 rules cannot be made on this node: IPv4 only");
+            error.to_string()
+        });
+        let conntrack = Conntrack::new(tools.clone());
+        let leftovers = uninstall::has_traces(flavour.other(), &tools);
+        Ok(Self {
+            flavour,
+            tools,
+            ipv4,
+            ipv6,
+            conntrack,
+            leftovers,
+        })
+    }
+
+    /// Which iptables this is.
+    #[must_use]
+    pub fn flavour(&self) -> Flavour {
+        self.flavour
+    }
+
+    /// Whether IPv6 mappings can be made.
+    #[must_use]
+    pub fn has_ipv6(&self) -> bool {
+        self.ipv6.is_ok()
+    }
+
+    /// How often stale conntrack entries could not be looked for.
+    #[must_use]
+    pub fn conntrack_failures(&self) -> u64 {
+        self.conntrack.failures()
+    }
+
+    fn apply_family(&mut self, family: Family, plan: &Plan) -> Result<(), DataplaneError> {
+        let of_family = |mapping: &&Mapping| Family::of(mapping.pod_ip) == family;
+        let remove: Vec<&Mapping> = plan.to_remove.iter().filter(of_family).collect();
+        let create: Vec<&Mapping> = plan.to_create.iter().filter(of_family).collect();
+        let side = match (family, &mut self.ipv6) {
+            (Family::V4, _) => &mut self.ipv4,
+            (Family::V6, Ok(side)) => side,
+            (Family::V6, Err(reason)) => {
+                let Some(mapping) = create.first() else {
+                    return Ok(());
+                };
+                let (mapping, reason) = (Box::new((*mapping).clone()), reason.clone());
+                return Err(DataplaneError::NoIpv6 { mapping, reason });
+            }
+        };
+        side.apply(&remove, &create)?;
+        self.conntrack.clear(family, &remove, &create);
+        Ok(())
+    }
+
+    /// Rules that an earlier run made through the other kind of iptables would outlive their pods.
+    /// They go after ours are in place, so that no mapping is missing in between; a failure is no
+    /// failure of the mappings, and is tried again as long as the frame counts as damaged.
+    fn sweep_leftovers(&mut self) {
+        if !self.leftovers {
+            return;
+        }
+        let other = self.flavour.other();
+        match DataplaneError::collect(uninstall::uninstall_flavour(other, &self.tools)) {
+            Ok(()) => {
+                tracing::info!(
+                    from = other.as_str(),
+                    to = self.name(),
+                    "mappings moved over"
+                );
+                self.leftovers = false;
+            }
+            Err(error) => tracing::warn!(%error, "our rules of an earlier run are still there"),
+        }
+    }
+}
+
+impl Dataplane for Iptables {
+    fn name(&self) -> &'static str {
+        self.flavour.as_str()
+    }
+
+    fn observe(&mut self) -> Result<Observed, DataplaneError> {
+        let mut observed = self.ipv4.observe()?;
+        if let Ok(ipv6) = &mut self.ipv6 {
+            let Observed { mappings, intact } = ipv6.observe()?;
+            observed.mappings.extend(mappings);
+            observed.intact &= intact;
+        }
+        observed.intact &= !self.leftovers;
+        Ok(observed)
+    }
+
+    fn apply(&mut self, plan: &Plan) -> Result<(), DataplaneError> {
+        let mixed = |mapping: &&Mapping| {
+            mapping
+                .host_ip
+                .is_some_and(|ip| Family::of(ip) != Family::of(mapping.pod_ip))
+        };
+        if let Some(mapping) = plan.to_create.iter().find(mixed) {
+            return Err(DataplaneError::MixedFamilies {
+                mapping: Box::new(mapping.clone()),
+            });
+        }
+        let applied = Family::ALL.map(|family| self.apply_family(family, plan));
+        let errors: Vec<DataplaneError> = applied.into_iter().filter_map(Result::err).collect();
+        if errors.is_empty() {
+            self.sweep_leftovers();
+        }
+        DataplaneError::collect(errors)
+    }
+
+    fn uninstall(&mut self) -> Result<(), DataplaneError> {
+        self.ipv4.forget();
+        if let Ok(ipv6) = &mut self.ipv6 {
+            ipv6.forget();
+        }
+        uninstall(&self.tools)
+    }
+}

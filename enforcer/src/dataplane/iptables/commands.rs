@@ -1,0 +1,132 @@
+//! iptables-save and iptables-restore, and what their complaints mean.
+
+use crate::dataplane::DataplaneError;
+use crate::dataplane::exec::{Finished, Tools};
+
+use super::family::{Family, Flavour, Programs};
+use super::transaction::Transaction;
+
+/// Seconds to wait for another iptables that holds the lock; legacy only, nft has none.
+pub(super) const LOCK_WAIT_SECONDS: &str = "5";
+
+/// The programs of one family and flavour, ready to run.
+#[derive(Clone, Debug)]
+pub(in crate::dataplane) struct Commands {
+    pub(in crate::dataplane) family: Family,
+    pub(in crate::dataplane) flavour: Flavour,
+    pub(super) tools: Tools,
+}
+
+impl Commands {
+    pub(in crate::dataplane) fn new(family: Family, flavour: Flavour, tools: Tools) -> Self {
+        Self {
+            family,
+            flavour,
+            tools,
+        }
+    }
+
+    pub(super) fn programs(&self) -> Programs {
+        Programs::of(self.family, self.flavour)
+    }
+
+    /// Table nat as text; empty where the table is not in use.
+    pub(super) fn save_nat(&self) -> Result<String, DataplaneError> {
+        // asking iptables-legacy for a table registers it; a node without IPv6 rules stays so
+        if self.family == Family::V6 && self.flavour == Flavour::Legacy && !ip6_nat_is_in_use() {
+            return self.save(&[]).map(|_| String::new());
+        }
+        self.save(&["-t", "nat"])
+    }
+
+    /// All tables in use, as text.
+    pub(in crate::dataplane) fn save_all(&self) -> Result<String, DataplaneError> {
+        self.save(&[])
+    }
+
+    /// Carries the transaction out, wholly or not at all.
+    pub(super) fn restore(&self, transaction: &Transaction) -> Result<(), DataplaneError> {
+        let Some(text) = transaction.text() else {
+            return Ok(());
+        };
+        let program = self.programs().restore;
+        let args = ["--noflush", "-w", LOCK_WAIT_SECONDS];
+        let finished = self.tools.run(program, &args, text.as_bytes())?;
+        if finished.status.success() {
+            return Ok(());
+        }
+        Err(refused(program, &finished, Some(&text)))
+    }
+
+    fn save(&self, args: &[&str]) -> Result<String, DataplaneError> {
+        let program = self.programs().save;
+        let finished = self.tools.run(program, args, &[])?;
+        if finished.status.success() {
+            return Ok(String::from_utf8_lossy(&finished.stdout).into_owned());
+        }
+        Err(refused(program, &finished, None))
+    }
+}
+
+/// Reads the list of iptables-legacy's tables in the network namespace of this thread.
+fn ip6_nat_is_in_use() -> bool {
+    let tables = std::fs::read_to_string("/proc/thread-self/net/ip6_tables_names");
+    tables.is_ok_and(|tables| tables.lines().any(|table| table == "nat"))
+}
+
+fn refused(program: &'static str, finished: &Finished, input: Option<&str>) -> DataplaneError {
+    let stderr = finished.stderr.clone();
+    let line = input.zip(line_number(&stderr)).and_then(|(input, number)| {
+        let line = input.lines().nth(number.checked_sub(1)?)?;
+        Some(format!("{number}: {line:?}"))
+    });
+    let hint = hint(&stderr);
+    DataplaneError::Refused {
+        program,
+        status: finished.status.to_string(),
+        stderr,
+        line,
+        hint,
+    }
+}
+
+/// The line of the input that a complaint names: "Error occurred at line: 5", "line 5 failed",
+/// "line 5: `CHAIN_ADD` failed (...)".
+fn line_number(stderr: &str) -> Option<usize> {
+    let (_, rest) = stderr.split_once("line")?;
+    let rest = rest.trim_start_matches([':', ' ']);
+    let digits = rest
+        .find(|c: char| !c.is_ascii_digit())
+        .map_or(rest, |end| &rest[..end]);
+    digits.parse().ok()
+}
+
+/// What a person can do; the programs themselves never say.
+fn hint(stderr: &str) -> Option<&'static str> {
+    const HINTS: [(&str, &str); 5] = [
+        (
+            "xtables lock",
+            "another iptables holds /run/xtables.lock: see who does, it is retried",
+        ),
+        (
+            "Permission denied (you must be root)",
+            "the container needs NET_ADMIN, and NET_RAW for iptables-legacy",
+        ),
+        ("Operation not permitted", "the container needs NET_ADMIN"),
+        (
+            "Table does not exist",
+            "load the kernel's nat table (modprobe iptable_nat ip6table_nat), or use iptables-nft",
+        ),
+        (
+            "No such file or directory",
+            "a match or target module may be missing in the kernel",
+        ),
+    ];
+    HINTS
+        .into_iter()
+        .find(|(sign, _)| stderr.contains(sign))
+        .map(|(_, hint)| hint)
+}
+
+#[cfg(test)]
+mod tests;

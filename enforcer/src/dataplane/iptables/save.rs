@@ -1,0 +1,80 @@
+//! Reads what iptables-save prints, in one pass: our chains, and the rules that lead into them.
+
+use std::collections::BTreeMap;
+
+use portmapping_shared::contract::CHAIN_PREFIX;
+
+use super::rule::{Rule, is_our_chain};
+
+/// Our part of table nat, borrowed from the text.
+#[derive(Debug, Default)]
+pub(super) struct Saved<'a> {
+    /// Our chains and their rules, in order.
+    pub(super) chains: BTreeMap<&'a str, Vec<&'a str>>,
+    /// Rules in other people's chains that lead into ours.
+    pub(super) references: Vec<Reference<'a>>,
+}
+
+/// A rule of somebody else's (or a built-in) chain with one of our chains as its target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Reference<'a> {
+    /// The chain it stands in.
+    pub(super) chain: &'a str,
+    /// The rule, without its chain.
+    pub(super) rule: &'a str,
+    /// Its place in the chain; 0 is the first.
+    pub(super) position: usize,
+}
+
+impl<'a> Saved<'a> {
+    /// Lines that make no sense are somebody else's.
+    pub(super) fn parse(text: &'a str) -> Self {
+        let mut saved = Self::default();
+        let mut in_nat = false;
+        // rules come sorted by chain, so one counter does
+        let mut current = ("", 0);
+        for line in text.lines() {
+            if let Some(table) = line.strip_prefix('*') {
+                in_nat = table.trim_end() == "nat";
+            } else if !in_nat {
+            } else if let Some(declaration) = line.strip_prefix(':') {
+                let chain = declaration.split_whitespace().next().unwrap_or_default();
+                if is_our_chain(chain) {
+                    saved.chains.entry(chain).or_default();
+                }
+            } else if let Some(appended) = line.strip_prefix("-A ") {
+                let (chain, rule) = appended.split_once(' ').unwrap_or((appended, ""));
+                if current.0 != chain {
+                    current = (chain, 0);
+                }
+                saved.take(chain, rule.trim_end(), current.1);
+                current.1 += 1;
+            }
+        }
+        saved
+    }
+
+    /// Whether anything of ours is there.
+    pub(super) fn is_empty(&self) -> bool {
+        self.chains.is_empty() && self.references.is_empty()
+    }
+
+    fn take(&mut self, chain: &'a str, rule: &'a str, position: usize) {
+        if is_our_chain(chain) {
+            self.chains.entry(chain).or_default().push(rule);
+            return;
+        }
+        let leads_to_us = rule.contains(CHAIN_PREFIX)
+            && Rule::parse(rule).is_some_and(|rule| rule.target().is_some_and(is_our_chain));
+        if leads_to_us {
+            self.references.push(Reference {
+                chain,
+                rule,
+                position,
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,48 @@
+use super::*;
+
+#[test]
+fn mark_is_one_bit_that_nobody_has() {
+    for good in ["0x1000", "4096", "0x80000000", "1", " 0x10 "] {
+        assert!(good.parse::<MarkBit>().is_ok(), "{good}");
+    }
+    for bad in [
+        "",
+        "0",
+        "0x0",
+        "0x3000",
+        "0x2000",
+        "0x4000",
+        "32768",
+        "0x100000000",
+        "mark",
+        "-1",
+    ] {
+        assert!(bad.parse::<MarkBit>().is_err(), "{bad}");
+    }
+    assert_eq!(MarkBit::default().to_string(), "0x1000");
+}
+
+#[test]
+fn subnet_is_masked_and_knows_its_addresses() {
+    let subnet: Subnet = "10.244.1.77/24".parse().unwrap();
+    assert_eq!(subnet.to_string(), "10.244.1.0/24");
+    assert!(subnet.contains("10.244.1.200".parse().unwrap()));
+    assert!(!subnet.contains("10.244.2.1".parse().unwrap()));
+    assert!(!subnet.contains("::ffff:10.244.1.1".parse().unwrap()));
+    let everything: Subnet = "fd00::1/0".parse().unwrap();
+    assert_eq!(everything.to_string(), "::/0");
+    assert!(everything.contains("2001:db8::1".parse().unwrap()));
+    let one: Subnet = "fd00::1/128".parse().unwrap();
+    assert!(one.contains("fd00::1".parse().unwrap()) && !one.contains("fd00::2".parse().unwrap()));
+    for bad in [
+        "",
+        "10.0.0.0",
+        "10.0.0.0/33",
+        "fd00::/129",
+        "x/8",
+        "10.0.0.0/-1",
+        "10.0.0.0/8/8",
+    ] {
+        assert!(bad.parse::<Subnet>().is_err(), "{bad}");
+    }
+}

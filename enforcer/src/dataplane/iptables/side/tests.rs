@@ -1,0 +1,325 @@
+//! One family against a model of the kernel's table that knows what iptables-restore does.
+
+use proptest::prelude::*;
+
+use super::super::family::{Family, Flavour};
+use super::super::settings::Settings;
+use super::super::testing::{any_mapping, any_range, hostile_text, map, range};
+use super::*;
+use crate::dataplane::exec::Tools;
+
+/// Table nat: chains with their rules. Built-in chains are always there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Table(BTreeMap<String, Vec<String>>);
+
+impl Table {
+    fn new() -> Self {
+        let foreign = vec!["-j KUBE-SERVICES".to_owned()];
+        let built_in = JUMPS.map(|jump| (jump.from.to_owned(), foreign.clone()));
+        Self(
+            built_in
+                .into_iter()
+                .chain([("KUBE-SERVICES".to_owned(), Vec::new())])
+                .collect(),
+        )
+    }
+
+    /// What iptables-save prints.
+    fn text(&self) -> String {
+        let declarations = self.0.keys().map(|chain| format!(":{chain} - [0:0]\n"));
+        let rules = self.0.iter().flat_map(|(chain, rules)| {
+            rules.iter().map(move |rule| format!("-A {chain} {rule}\n"))
+        });
+        format!(
+            "*nat\n{}{}COMMIT\n",
+            declarations.collect::<String>(),
+            rules.collect::<String>()
+        )
+    }
+
+    /// What iptables-restore --noflush does; it refuses what the kernel refuses.
+    fn restore(&mut self, text: &str) {
+        for line in text.lines() {
+            let (command, rest) = line.split_once(' ').unwrap_or((line, ""));
+            if let Some(chain) = command.strip_prefix(':') {
+                self.0.insert(chain.to_owned(), Vec::new());
+                continue;
+            }
+            let (chain, rule) = rest.split_once(' ').unwrap_or((rest, ""));
+            match command {
+                "*nat" | "COMMIT" => {}
+                "-A" => self.0.get_mut(chain).unwrap().push(rule.to_owned()),
+                "-I" => {
+                    let rule = rule.strip_prefix("1 ").unwrap().to_owned();
+                    self.0.get_mut(chain).unwrap().insert(0, rule);
+                }
+                "-D" => {
+                    let rules = self.0.get_mut(chain).unwrap();
+                    let at = rules.iter().position(|found| found == rule).unwrap();
+                    rules.remove(at);
+                }
+                "-X" => assert_eq!(
+                    self.0.remove(chain),
+                    Some(Vec::new()),
+                    "{chain} is not empty"
+                ),
+                other => panic!("{other}"),
+            }
+        }
+        let targets = self
+            .0
+            .values()
+            .flatten()
+            .filter_map(|rule| Some(Rule::parse(rule)?.target()?.to_owned()));
+        for target in targets.filter(|target| super::super::rule::is_our_chain(target)) {
+            assert!(
+                self.0.contains_key(&target),
+                "a jump leads to {target}, which is not there"
+            );
+        }
+    }
+
+    /// What [`Side::apply`] does, on this table.
+    fn apply(&mut self, side: &Side, desired: &BTreeSet<Mapping>) -> Known {
+        let known = side.read(&self.text());
+        let present: BTreeSet<Mapping> = known.leaves.values().flatten().cloned().collect();
+        let remove: Vec<&Mapping> = present.difference(desired).collect();
+        let create: Vec<&Mapping> = desired.difference(&present).collect();
+        let (next, transaction) = side.prepare(&known, &remove, &create);
+        for jump in &known.damage.missing_jumps {
+            self.0.entry(jump.to.to_owned()).or_default();
+            self.0
+                .get_mut(jump.from)
+                .unwrap()
+                .insert(0, jump.rule.to_owned());
+        }
+        self.restore(&transaction.text().unwrap_or_default());
+        next
+    }
+
+    /// Our mappings are exactly these, the frame is whole, and foreign rules are where they were.
+    fn assert_is(&self, side: &Side, desired: &BTreeSet<Mapping>) {
+        let known = side.read(&self.text());
+        let found: BTreeSet<Mapping> = known.leaves.values().flatten().cloned().collect();
+        assert_eq!(&found, desired);
+        assert_eq!(known.damage, Damage::default());
+        for jump in JUMPS {
+            assert_eq!(self.0[jump.from], [jump.rule, "-j KUBE-SERVICES"]);
+        }
+    }
+}
+
+fn side(range: portmapping_shared::PortRange) -> Side {
+    let commands = Commands::new(Family::V4, Flavour::Nft, Tools::default());
+    Side::new(commands, Layout::new(Settings::new(range)))
+}
+
+fn some() -> BTreeSet<Mapping> {
+    let ports = [20000, 20001, 25000, 19999];
+    ports
+        .into_iter()
+        .map(|port| map(Protocol::Tcp, port, "10.244.1.7", 80))
+        .collect()
+}
+
+#[test]
+fn change_names_only_the_leaf_it_touches() {
+    let side = side(range("20000-29999"));
+    let mut table = Table::new();
+    table.apply(&side, &some());
+    let known = side.read(&table.text());
+    let (gone, new) = (
+        map(Protocol::Tcp, 20001, "10.244.1.7", 80),
+        map(Protocol::Tcp, 20002, "10.244.1.7", 80),
+    );
+    let (_, transaction) = side.prepare(&known, &[&gone], &[&new]);
+    assert_eq!(
+        transaction.chains.keys().collect::<Vec<_>>(),
+        ["PORTMAPPING-TCP-20000-20021"]
+    );
+    assert_eq!(transaction.chains.values().map(Vec::len).sum::<usize>(), 4);
+    let others = Transaction {
+        chains: BTreeMap::new(),
+        ..transaction
+    };
+    assert!(others.is_empty());
+}
+
+#[test]
+fn whole_table_needs_no_transaction() {
+    let side = side(range("20000-29999"));
+    let mut table = Table::new();
+    table.apply(&side, &some());
+    let known = side.read(&table.text());
+    let (next, transaction) = side.prepare(&known, &[], &[]);
+    assert!(transaction.is_empty());
+    assert_eq!(next.leaves, known.leaves);
+}
+
+#[test]
+fn other_protocol_gets_its_tree_when_it_is_needed() {
+    let side = side(range("20000-29999"));
+    let mut table = Table::new();
+    table.apply(&side, &some());
+    assert!(!table.0.contains_key("PORTMAPPING-UDP"));
+    let mut desired = some();
+    desired.insert(map(Protocol::Udp, 20000, "10.244.1.7", 80));
+    table.apply(&side, &desired);
+    table.assert_is(&side, &desired);
+    // it stays, so that the next UDP mapping costs one leaf
+    table.apply(&side, &some());
+    table.assert_is(&side, &some());
+    assert!(table.0.contains_key("PORTMAPPING-UDP"));
+}
+
+/// Something that somebody does to the table.
+#[derive(Clone, Debug)]
+enum Damaging {
+    RemoveRule(prop::sample::Index),
+    DoubleRule(prop::sample::Index),
+    ReplaceRule(prop::sample::Index, String),
+    InsertRule(prop::sample::Index, String),
+    FlushChain(prop::sample::Index),
+    AddChain(String),
+}
+
+fn damaging() -> impl Strategy<Value = Damaging> {
+    let index = any::<prop::sample::Index>;
+    let rule = || {
+        prop::sample::select(vec![
+            "-j ACCEPT",
+            "-p tcp -j PORTMAPPING",
+            "-m comment --comment \"portmapping:x\" -j DROP",
+        ])
+        .prop_map(str::to_owned)
+    };
+    prop_oneof![
+        index().prop_map(Damaging::RemoveRule),
+        index().prop_map(Damaging::DoubleRule),
+        (index(), rule()).prop_map(|(at, rule)| Damaging::ReplaceRule(at, rule)),
+        (index(), rule()).prop_map(|(at, rule)| Damaging::InsertRule(at, rule)),
+        index().prop_map(Damaging::FlushChain),
+        "PORTMAPPING-[A-Z]{1,5}".prop_map(Damaging::AddChain),
+    ]
+}
+
+impl Damaging {
+    /// Only our chains are damaged, and only rules of ours in the built-in ones.
+    fn work(&self, table: &mut Table) {
+        let ours = |chain: &str, rule: &str| {
+            super::super::rule::is_our_chain(chain) || rule.contains("--comment portmapping ")
+        };
+        let places: Vec<(String, usize)> = table
+            .0
+            .iter()
+            .flat_map(|(chain, rules)| {
+                let places = rules
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, rule)| ours(chain, rule));
+                places
+                    .map(|(at, _)| (chain.clone(), at))
+                    .collect::<Vec<_>>()
+            })
+            .collect();
+        let place = |index: &prop::sample::Index| (!places.is_empty()).then(|| index.get(&places));
+        match self {
+            Self::RemoveRule(index) => {
+                if let Some((chain, at)) = place(index) {
+                    table.0.get_mut(chain).unwrap().remove(*at);
+                }
+            }
+            Self::DoubleRule(index) => {
+                if let Some((chain, at)) = place(index) {
+                    let rules = table.0.get_mut(chain).unwrap();
+                    rules.push(rules[*at].clone());
+                }
+            }
+            Self::ReplaceRule(index, rule) => {
+                if let Some((chain, at)) = place(index)
+                    && chain.starts_with("PORT")
+                {
+                    table.0.get_mut(chain).unwrap()[*at].clone_from(rule);
+                }
+            }
+            Self::InsertRule(index, rule) => {
+                if let Some((chain, at)) = place(index)
+                    && chain.starts_with("PORT")
+                {
+                    table.0.get_mut(chain).unwrap().insert(*at, rule.clone());
+                }
+            }
+            Self::FlushChain(index) => {
+                if let Some((chain, _)) = place(index)
+                    && chain.starts_with("PORT")
+                {
+                    table.0.get_mut(chain).unwrap().clear();
+                }
+            }
+            Self::AddChain(chain) => _ = table.0.entry(chain.clone()).or_default(),
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn any_desired_set_follows_any_other(
+        steps in prop::collection::vec(prop::collection::btree_set(any_mapping(Family::V4), 0..12), 1..5),
+    ) {
+        let side = side(range("20000-20200"));
+        let mut table = Table::new();
+        for desired in steps {
+            let next = table.apply(&side, &desired);
+            table.assert_is(&side, &desired);
+            prop_assert_eq!(next.leaves, side.read(&table.text()).leaves);
+        }
+    }
+
+    #[test]
+    fn any_damage_is_repaired(
+        desired in prop::collection::btree_set(any_mapping(Family::V4), 1..12),
+        damages in prop::collection::vec(damaging(), 1..6),
+    ) {
+        let side = side(range("20000-20200"));
+        let mut table = Table::new();
+        table.apply(&side, &desired);
+        for damage in &damages {
+            damage.work(&mut table);
+        }
+        let known = side.read(&table.text());
+        let present = known.leaves.values().flatten().cloned().collect::<BTreeSet<_>>();
+        let mut whole = Table::new();
+        whole.apply(&side, &desired);
+        let unseen = present == desired && known.damage == Damage::default();
+        prop_assert!(!unseen || table == whole, "damage was not seen: {:?}", damages);
+        table.apply(&side, &desired);
+        table.assert_is(&side, &desired);
+    }
+
+    #[test]
+    fn no_text_makes_it_panic(text in hostile_text()) {
+        let side = side(range("20000-20007"));
+        let known = side.read(&text);
+        let _ = side.prepare(&known, &[], &[]).1.text();
+    }
+}
+
+proptest! {
+    // trees of tens of thousands of ports
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    #[test]
+    fn any_range_follows_any_other(
+        ranges in prop::collection::vec(any_range(), 1..4),
+        desired in prop::collection::btree_set(any_mapping(Family::V4), 1..8),
+    ) {
+        let mut table = Table::new();
+        for range in ranges {
+            let side = side(range);
+            table.apply(&side, &desired);
+            table.assert_is(&side, &desired);
+        }
+    }
+}

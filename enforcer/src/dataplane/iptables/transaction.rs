@@ -1,0 +1,58 @@
+//! The input of one `iptables-restore --noflush`: all of it happens, or nothing.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+/// Changes to table nat. Chains that are not named stay as they are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Transaction {
+    /// Chains of ours to be made, or emptied and filled again.
+    pub(super) chains: BTreeMap<String, Vec<String>>,
+    /// Chains of ours to be removed.
+    pub(super) obsolete: Vec<String>,
+    /// Rules to be deleted from built-in chains: chain and rule.
+    pub(super) deleted: Vec<(String, String)>,
+    /// Rules to be put first into built-in chains: chain and rule.
+    pub(super) inserted: Vec<(String, String)>,
+}
+
+impl Transaction {
+    /// Whether it would change nothing.
+    pub(super) fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The text; None where there is nothing to do.
+    pub(super) fn text(&self) -> Option<String> {
+        if self.is_empty() {
+            return None;
+        }
+        let mut text = String::from("*nat\n");
+        let mut line = |parts: &[&str]| {
+            let _ = writeln!(text, "{}", parts.join(" "));
+        };
+        // declaring a chain empties it, so that jumps between obsolete chains are gone before -X
+        for chain in self.chains.keys().chain(&self.obsolete) {
+            line(&[&format!(":{chain}"), "-", "[0:0]"]);
+        }
+        for (chain, rule) in &self.deleted {
+            line(&["-D", chain, rule]);
+        }
+        for (chain, rule) in &self.inserted {
+            line(&["-I", chain, "1", rule]);
+        }
+        for (chain, rules) in &self.chains {
+            for rule in rules {
+                line(&["-A", chain, rule]);
+            }
+        }
+        for chain in &self.obsolete {
+            line(&["-X", chain]);
+        }
+        line(&["COMMIT"]);
+        Some(text)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,40 @@
+use super::*;
+
+#[test]
+fn nothing_to_do_is_no_text() {
+    assert_eq!(Transaction::default().text(), None);
+}
+
+#[test]
+fn declares_before_it_fills_and_removes_last() {
+    let owned = |pairs: &[(&str, &str)]| {
+        pairs
+            .iter()
+            .map(|(a, b)| ((*a).to_owned(), (*b).to_owned()))
+            .collect()
+    };
+    let transaction = Transaction {
+        chains: BTreeMap::from([
+            (
+                "PORTMAPPING".to_owned(),
+                vec!["-p tcp -g A".to_owned(), "-p udp -g B".to_owned()],
+            ),
+            ("PORTMAPPING-TCP".to_owned(), vec![]),
+        ]),
+        obsolete: vec!["PORTMAPPING-OLD".to_owned()],
+        deleted: owned(&[("PREROUTING", "-j PORTMAPPING")]),
+        inserted: owned(&[("PREROUTING", "-j PORTMAPPING")]),
+    };
+    let text = "*nat
+:PORTMAPPING - [0:0]
+:PORTMAPPING-TCP - [0:0]
+:PORTMAPPING-OLD - [0:0]
+-D PREROUTING -j PORTMAPPING
+-I PREROUTING 1 -j PORTMAPPING
+-A PORTMAPPING -p tcp -g A
+-A PORTMAPPING -p udp -g B
+-X PORTMAPPING-OLD
+COMMIT
+";
+    assert_eq!(transaction.text().as_deref(), Some(text));
+}

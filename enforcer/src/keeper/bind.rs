@@ -1,0 +1,124 @@
+//! Binding one port so that nobody else can: the socket is the reservation.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use portmapping_shared::{HostPort, Protocol};
+use rustix::io::Errno;
+use socket2::{Domain, SockRef, Socket, Type};
+
+use super::wire::Port;
+
+/// A port held for as long as a clone of this lives.
+#[derive(Clone, Debug)]
+pub(super) struct HeldPort(Option<Arc<OwnedFd>>);
+
+impl HeldPort {
+    /// Binds the port for both address families: neither listening, nor sharing its address.
+    pub(super) fn bind((protocol, port): Port) -> io::Result<Self> {
+        let kind = match protocol {
+            Protocol::Tcp => Type::STREAM,
+            Protocol::Udp => Type::DGRAM,
+            // the kernels this was made for have no SCTP sockets (EPROTONOSUPPORT)
+            Protocol::Sctp => return Ok(Self::noted()),
+        };
+        let socket = match bind_as(Domain::IPV6, kind, port) {
+            // booted with ipv6.disable=1
+            Err(error) if is_errno(&error, Errno::AFNOSUPPORT) => bind_as(Domain::IPV4, kind, port),
+            other => other,
+        }?;
+        Ok(Self(Some(Arc::new(socket.into()))))
+    }
+
+    /// A port held by bookkeeping alone.
+    pub(super) fn noted() -> Self {
+        Self(None)
+    }
+
+    /// Takes on a socket from another keeper, if it is what it is said to be.
+    pub(super) fn adopt((protocol, port): Port, fd: OwnedFd) -> io::Result<Self> {
+        let socket = SockRef::from(&fd);
+        let kind = match protocol {
+            Protocol::Tcp => Type::STREAM,
+            Protocol::Udp => Type::DGRAM,
+            Protocol::Sctp => return Err(io::ErrorKind::InvalidInput.into()),
+        };
+        let bound = socket
+            .local_addr()?
+            .as_socket()
+            .map(|address| address.port());
+        if bound != Some(port.get()) || socket.r#type()? != kind || socket.is_listener()? {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        Ok(Self(Some(Arc::new(fd))))
+    }
+
+    /// Any descriptor as a hold.
+    #[cfg(test)]
+    pub(super) fn for_tests(fd: OwnedFd) -> Self {
+        Self(Some(Arc::new(fd)))
+    }
+
+    /// The socket; None for a port that is noted only.
+    pub(super) fn socket(&self) -> Option<BorrowedFd<'_>> {
+        self.0.as_ref().map(|fd| fd.as_fd())
+    }
+}
+
+fn bind_as(domain: Domain, kind: Type, port: HostPort) -> io::Result<Socket> {
+    let socket = Socket::new(domain, kind, None)?;
+    if domain == Domain::IPV6 {
+        // one socket blocks both families; an IPv4 one alone would leave [::] to others
+        socket.set_only_v6(false)?;
+    }
+    if kind == Type::DGRAM {
+        // others still cannot bind the port, yet strangers get ICMP unreachable, not silence
+        socket.bind_device(Some(b"lo"))?;
+        // nobody reads what this node sends to itself: let it queue as little as possible
+        socket.set_recv_buffer_size(0)?;
+    }
+    let address: SocketAddr = if domain == Domain::IPV6 {
+        (Ipv6Addr::UNSPECIFIED, port.get()).into()
+    } else {
+        (Ipv4Addr::UNSPECIFIED, port.get()).into()
+    };
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+fn is_errno(error: &io::Error, errno: Errno) -> bool {
+    error.raw_os_error() == Some(errno.raw_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A port that was free a moment ago.
+    fn free_port() -> HostPort {
+        let socket = std::net::UdpSocket::bind("[::]:0").unwrap();
+        HostPort::new(socket.local_addr().unwrap().port()).unwrap()
+    }
+
+    #[test]
+    fn holds_ipv4_alone_where_there_is_no_ipv6() {
+        for (protocol, kind) in [(Protocol::Tcp, Type::STREAM), (Protocol::Udp, Type::DGRAM)] {
+            let port = free_port();
+            let socket = bind_as(Domain::IPV4, kind, port).unwrap();
+            assert!(HeldPort::bind((protocol, port)).is_err());
+            HeldPort::adopt((protocol, port), socket.into()).unwrap();
+        }
+    }
+
+    #[test]
+    fn udp_hold_takes_nothing_from_strangers_and_queues_little() {
+        let held = HeldPort::bind((Protocol::Udp, free_port())).unwrap();
+        let socket = SockRef::from(held.0.as_ref().unwrap());
+        assert_eq!(socket.device().unwrap().as_deref(), Some(b"lo".as_slice()));
+        assert!(!socket.only_v6().unwrap());
+        assert!(socket.recv_buffer_size().unwrap() < 8192);
+        assert!(socket.reuse_address().is_ok_and(|reuse| !reuse));
+    }
+}

@@ -1,0 +1,90 @@
+//! Why a keeper cannot start, and what to do about it.
+
+use std::io;
+use std::path::PathBuf;
+
+/// Why a keeper cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum KeeperError {
+    /// The ranges have more ports than the process may have files.
+    #[error(
+        "the range {ranges} has {ports} ports, each costs an open file, and the limit of {files} \
+         open files leaves room for {room}: take a smaller --range, or raise the container \
+         runtime's limit (LimitNOFILE)"
+    )]
+    RangeTooLarge {
+        /// The ranges as given.
+        ranges: String,
+        /// Ports in them.
+        ports: usize,
+        /// Hard limit of open files.
+        files: usize,
+        /// Ports that fit.
+        room: usize,
+    },
+    /// A living keeper holds more than the process may have files.
+    #[error(
+        "another keeper of this node holds {sockets} sockets, but the limit of open files leaves \
+         room for {room}: raise it to what that keeper has; it goes on meanwhile"
+    )]
+    NoRoomToTakeOver {
+        /// Sockets of the other keeper.
+        sockets: usize,
+        /// Sockets that fit here.
+        room: usize,
+    },
+    /// The soft limit of open files stayed where it was.
+    #[error("cannot raise the soft limit of open files to the hard one")]
+    RaiseLimit {
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The run directory cannot be used.
+    #[error("cannot use the run directory {} (--run-dir): mount it read-write", path.display())]
+    RunDir {
+        /// The directory.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// Somebody else could put sockets into the run directory.
+    #[error(
+        "the run directory {} (--run-dir) has mode {mode:04o} and owner {uid}: it must be a \
+         directory of this keeper's user that nobody else can write to",
+        path.display()
+    )]
+    UnsafeRunDir {
+        /// The directory.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+        /// Its owner.
+        uid: u32,
+    },
+    /// A keeper answers at the enforcer's socket.
+    #[error("a keeper is listening at {} (--socket) already", path.display())]
+    AlreadyRunning {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The enforcer's socket cannot be made.
+    #[error("cannot listen at {} (--socket)", path.display())]
+    Listen {
+        /// The socket.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// A thread or signal could not be set up.
+    #[error("cannot set up {what}")]
+    Setup {
+        /// Which one.
+        what: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}

@@ -1,0 +1,137 @@
+//! The directory in which the keepers of a node find each other.
+//!
+//! ```text
+//! /run/portmapping/lock                       held from looking for peers to being one
+//! /run/portmapping/keeper-<start>-<pid>.sock  one per keeper, listening
+//! ```
+
+use std::fs::{self, DirBuilder, File, TryLockError};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use rustix::net::SocketType;
+
+use super::KeeperError;
+use super::socket::{self, Published};
+
+/// Most peers looked at; there is one in a rolling update, and none otherwise.
+const MAX_PEERS: usize = 8;
+/// Pause between two tries for the lock.
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
+/// A name that never became final is a leftover after this long.
+const TEMPORARY_AGE: Duration = Duration::from_mins(1);
+
+/// The directory, known to be ours alone to write.
+#[derive(Debug)]
+pub(super) struct RunDir {
+    path: PathBuf,
+    own: String,
+}
+
+impl RunDir {
+    /// Makes the directory where it is missing, and refuses one that others could write to.
+    pub(super) fn open(path: &Path) -> Result<Self, KeeperError> {
+        let failed = |source| KeeperError::RunDir {
+            path: path.to_owned(),
+            source,
+        };
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(failed)?;
+        let found = fs::symlink_metadata(path).map_err(failed)?;
+        let (mode, uid) = (found.mode() & 0o7777, found.uid());
+        if !found.is_dir() || uid != own_uid() || mode & 0o022 != 0 {
+            return Err(KeeperError::UnsafeRunDir {
+                path: path.to_owned(),
+                mode,
+                uid,
+            });
+        }
+        let start = SystemTime::UNIX_EPOCH
+            .elapsed()
+            .unwrap_or_default()
+            .as_nanos();
+        // hexadecimal of fixed width, so that names sort by age
+        let own = format!("keeper-{start:020x}-{}.sock", std::process::id());
+        Ok(Self {
+            path: path.to_owned(),
+            own,
+        })
+    }
+
+    /// Keeps other keepers from starting or resuming until the file is dropped; None where
+    /// somebody else has the lock at the deadline (a keeper that hangs while it starts).
+    pub(super) fn lock(&self, deadline: Instant) -> io::Result<Option<File>> {
+        let file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(self.path.join("lock"))?;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Some(file)),
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                    thread::sleep(LOCK_PAUSE);
+                }
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(error)) => return Err(error),
+            }
+        }
+    }
+
+    /// Becomes a peer to those that start later.
+    pub(super) fn publish(&self) -> io::Result<(OwnedFd, Published)> {
+        socket::listen(&self.path.join(&self.own), SocketType::SEQPACKET)
+    }
+
+    /// Sockets of other keepers, the youngest first; dead ones among them.
+    pub(super) fn peers(&self) -> io::Result<Vec<PathBuf>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.path)? {
+            let entry = entry?;
+            let Some(name) = entry.file_name().to_str().map(ToOwned::to_owned) else {
+                continue;
+            };
+            let Ok(found) = fs::symlink_metadata(entry.path()) else {
+                continue;
+            };
+            if !found.file_type().is_socket() || found.uid() != own_uid() || name == self.own {
+                continue;
+            }
+            if is_temporary(&name) {
+                let age = found.modified().ok().and_then(|made| made.elapsed().ok());
+                if age.is_some_and(|age| age > TEMPORARY_AGE) {
+                    socket::remove_if_there(&entry.path())?;
+                }
+            } else if name.starts_with("keeper-") && has_extension(&name, "sock") {
+                names.push(name);
+            }
+        }
+        names.sort_unstable_by(|a, b| b.cmp(a));
+        names.truncate(MAX_PEERS);
+        Ok(names.into_iter().map(|name| self.path.join(name)).collect())
+    }
+}
+
+fn is_temporary(name: &str) -> bool {
+    name.starts_with(".keeper-") && has_extension(name, "tmp")
+}
+
+fn has_extension(name: &str, extension: &str) -> bool {
+    Path::new(name)
+        .extension()
+        .is_some_and(|found| found == extension)
+}
+
+fn own_uid() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
+#[cfg(test)]
+mod tests;

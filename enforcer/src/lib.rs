@@ -1,0 +1,14 @@
+//! The node daemon: watch the node's pods -> decide (pure core crate) -> act (keeper, dataplane,
+//! publish).
+
+pub mod args;
+pub mod commands;
+pub mod dataplane;
+pub mod hold;
+pub mod keeper;
+pub mod metrics;
+pub mod node_facts;
+pub mod pods;
+pub mod publish;
+pub mod reconciler;
+pub mod state;

@@ -1,0 +1,217 @@
+//! The watch on this node's pods: what the API server sends, made into [`PodFacts`].
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::pin::pin;
+
+use futures::{Stream, StreamExt};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, ApiResource};
+use kube::core::Object;
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Client, ResourceExt};
+use portmapping_enforcer_core::{Condition, PodFacts, Record};
+use portmapping_shared::contract::{ANNOTATION, CONDITION, REQUEST_MARK};
+use portmapping_shared::pod::canonical_ip;
+use portmapping_shared::{PodRef, PodSpec, PodUid};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+/// Pod events that may wait for the reconciler. A full queue makes the watch wait, nothing is lost.
+pub const POD_QUEUE: usize = 256;
+
+/// A pod with nothing decoded but what decides about ports.
+pub type SlimPod = Object<PodSpec, PodStatus>;
+
+/// The part of core/v1 `PodStatus` that decides about ports.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodStatus {
+    phase: Option<String>,
+    #[serde(rename = "podIP")]
+    pod_ip: Option<String>,
+    #[serde(rename = "podIPs")]
+    pod_ips: Option<Vec<Address>>,
+    #[serde(rename = "hostIP")]
+    host_ip: Option<String>,
+    #[serde(rename = "hostIPs")]
+    host_ips: Option<Vec<Address>>,
+    conditions: Option<Vec<PodCondition>>,
+    container_statuses: Option<Vec<ContainerStatus>>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default)]
+struct Address {
+    ip: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default)]
+struct PodCondition {
+    #[serde(rename = "type")]
+    kind: String,
+    status: String,
+    reason: Option<String>,
+    message: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default)]
+struct ContainerStatus {
+    state: Option<ContainerState>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default)]
+struct ContainerState {
+    terminated: Option<serde_json::Value>,
+}
+
+/// What the watch tells the reconciler.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PodNews {
+    /// A pod as it is now.
+    Applied(Box<PodFacts>),
+    /// A pod is gone.
+    Gone(PodUid),
+    /// A complete list has come in: pods not in it are gone.
+    Relisted(BTreeSet<PodUid>),
+}
+
+/// The watch ended although it never should.
+#[derive(Debug, thiserror::Error)]
+#[error("the watch on the node's pods ended")]
+pub struct WatchEnded;
+
+/// Watches the node's pods until the reconciler goes away.
+pub async fn watch(
+    client: Client,
+    node: &str,
+    news: mpsc::Sender<PodNews>,
+) -> Result<(), WatchEnded> {
+    let api: Api<SlimPod> = Api::all_with(client, &ApiResource::erase::<Pod>(&()));
+    // any_semantic: a list from the API server's cache; what it misses the watch brings
+    let config = watcher::Config::default()
+        .fields(&format!("spec.nodeName={node}"))
+        .any_semantic();
+    forward(watcher(api, config).default_backoff(), news).await
+}
+
+/// Turns watch events into news; errors are logged, the watcher itself tries again.
+async fn forward<S>(events: S, news: mpsc::Sender<PodNews>) -> Result<(), WatchEnded>
+where
+    S: Stream<Item = Result<watcher::Event<SlimPod>, watcher::Error>>,
+{
+    let mut events = pin!(events);
+    let mut listed = BTreeSet::new();
+    while let Some(event) = events.next().await {
+        let message = match event {
+            Ok(watcher::Event::Init) => {
+                listed.clear();
+                continue;
+            }
+            Ok(watcher::Event::InitApply(pod)) => facts(&pod).map(|facts| {
+                listed.insert(facts.pod.uid.clone());
+                PodNews::Applied(Box::new(facts))
+            }),
+            Ok(watcher::Event::InitDone) => Some(PodNews::Relisted(std::mem::take(&mut listed))),
+            Ok(watcher::Event::Apply(pod)) => {
+                facts(&pod).map(|facts| PodNews::Applied(Box::new(facts)))
+            }
+            Ok(watcher::Event::Delete(pod)) => uid(&pod).map(PodNews::Gone),
+            Err(error) => {
+                tracing::warn!(
+                    error = portmapping_runtime::deadline::chain(&error),
+                    "the watch on the node's pods broke; trying again"
+                );
+                continue;
+            }
+        };
+        if let Some(message) = message
+            && news.send(message).await.is_err()
+        {
+            return Ok(());
+        }
+    }
+    Err(WatchEnded)
+}
+
+fn uid(pod: &SlimPod) -> Option<PodUid> {
+    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+    match uid.parse() {
+        Ok(uid) => Some(uid),
+        Err(error) => {
+            tracing::error!(%error, pod = pod.name_any(), "ignoring a pod");
+            None
+        }
+    }
+}
+
+/// What the state machine needs to know of a pod; None where it has no usable uid.
+#[must_use]
+pub fn facts(pod: &SlimPod) -> Option<PodFacts> {
+    let uid = uid(pod)?;
+    let status = pod.status.clone().unwrap_or_default();
+    let annotation = |key: &str| pod.annotations().get(key).cloned();
+    let deleting = pod.metadata.deletion_timestamp.is_some();
+    let ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
+    let condition = status
+        .conditions
+        .iter()
+        .flatten()
+        .find(|condition| condition.kind == CONDITION);
+    Some(PodFacts {
+        pod: PodRef {
+            namespace: pod.namespace().unwrap_or_default(),
+            name: pod.name_any(),
+            uid,
+        },
+        spec: pod.spec.clone(),
+        record: Record {
+            annotation: annotation(ANNOTATION),
+            mark: annotation(REQUEST_MARK),
+            condition: condition.map(|condition| Condition {
+                status: condition.status == "True",
+                reason: condition.reason.clone().unwrap_or_default(),
+                message: condition.message.clone().unwrap_or_default(),
+            }),
+        },
+        pod_ips: addresses(status.pod_ips.as_deref(), status.pod_ip.as_deref()),
+        host_ips: addresses(status.host_ips.as_deref(), status.host_ip.as_deref()),
+        finished: ended || deleting && all_terminated(&status),
+        deleting,
+    })
+}
+
+/// A deleted pod whose containers have all ended serves nobody, and its address may be reused
+/// before the API server says that it is gone.
+fn all_terminated(status: &PodStatus) -> bool {
+    let containers = status.container_statuses.as_deref().unwrap_or_default();
+    let terminated = |container: &ContainerStatus| {
+        container
+            .state
+            .as_ref()
+            .is_some_and(|state| state.terminated.is_some())
+    };
+    !containers.is_empty() && containers.iter().all(terminated)
+}
+
+fn addresses(all: Option<&[Address]>, first: Option<&str>) -> Vec<IpAddr> {
+    let listed = all
+        .unwrap_or_default()
+        .iter()
+        .map(|address| address.ip.as_str());
+    let mut texts: Vec<&str> = listed.collect();
+    if texts.is_empty() {
+        texts.extend(first);
+    }
+    texts
+        .into_iter()
+        .filter_map(|text| text.parse().ok())
+        .map(canonical_ip)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

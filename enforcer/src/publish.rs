@@ -1,0 +1,155 @@
+//! Writes to the API server: one patch of `pods/status` per result, and events.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ObjectReference, Pod};
+use kube::Client;
+use kube::api::{Api, ApiResource, Patch, PatchParams};
+use kube::core::PartialObjectMeta;
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use portmapping_enforcer_core::{PodEvent, Publication};
+use portmapping_runtime::{CallError, within};
+use portmapping_shared::contract::{ANNOTATION, CONDITION, ENFORCER_MANAGER, REQUEST_MARK};
+use serde_json::{Value, json};
+
+/// Longest wait for the API server's answer to one write.
+const WRITE_LIMIT: Duration = Duration::from_secs(10);
+
+/// Why the API does not say what it should.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// The patch was refused, or never answered.
+    #[error("cannot publish the mapping of pod {pod}")]
+    Patch {
+        /// The pod.
+        pod: String,
+        /// The cause.
+        #[source]
+        source: CallError<kube::Error>,
+    },
+    /// The event was refused, or never answered.
+    #[error("cannot record event {reason} on pod {pod}")]
+    Event {
+        /// The pod.
+        pod: String,
+        /// The event's reason.
+        reason: &'static str,
+        /// The cause.
+        #[source]
+        source: CallError<kube::Error>,
+    },
+}
+
+/// Writes what the state machine asks for.
+#[derive(Clone)]
+pub struct Publisher {
+    client: Client,
+    recorder: Recorder,
+}
+
+impl Publisher {
+    /// A publisher that signs its events with the node's name.
+    #[must_use]
+    pub fn new(client: Client, node: &str) -> Self {
+        let reporter = Reporter {
+            controller: ENFORCER_MANAGER.to_owned(),
+            instance: Some(node.to_owned()),
+        };
+        Self {
+            recorder: Recorder::new(client.clone(), reporter),
+            client,
+        }
+    }
+
+    /// Sets annotation, mark and condition at once: nobody ever sees one without the other.
+    pub async fn publish(&self, publication: &Publication) -> Result<(), PublishError> {
+        let pod = &publication.pod;
+        // the answer is a whole pod: only its metadata is decoded
+        let resource = ApiResource::erase::<Pod>(&());
+        let api: Api<PartialObjectMeta<kube::core::DynamicObject>> =
+            Api::namespaced_with(self.client.clone(), &pod.namespace, &resource);
+        let params = PatchParams {
+            field_manager: Some(ENFORCER_MANAGER.to_owned()),
+            ..Default::default()
+        };
+        let body = Patch::Strategic(patch(publication, Timestamp::now()));
+        let call = api.patch_status(&pod.name, &params, &body);
+        match within(WRITE_LIMIT, "PATCH pods/status", call).await {
+            Ok(_) => Ok(()),
+            Err(source) => Err(PublishError::Patch {
+                pod: pod.to_string(),
+                source,
+            }),
+        }
+    }
+
+    /// Records an event on the pod.
+    pub async fn tell(&self, event: &PodEvent) -> Result<(), PublishError> {
+        let reason = event.kind.reason();
+        let reference = ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Pod".to_owned()),
+            namespace: Some(event.pod.namespace.clone()),
+            name: Some(event.pod.name.clone()),
+            uid: Some(event.pod.uid.to_string()),
+            ..Default::default()
+        };
+        let body = Event {
+            type_: if event.kind.is_warning() {
+                EventType::Warning
+            } else {
+                EventType::Normal
+            },
+            reason: reason.to_owned(),
+            note: Some(event.note.clone()),
+            action: "MapPorts".to_owned(),
+            secondary: None,
+        };
+        let call = self.recorder.publish(&body, &reference);
+        within(WRITE_LIMIT, "create event", call)
+            .await
+            .map_err(|source| PublishError::Event {
+                pod: event.pod.to_string(),
+                reason,
+                source,
+            })
+    }
+}
+
+/// The strategic merge patch. The uid in it makes the write fail on a namesake of the pod.
+fn patch(publication: &Publication, now: Timestamp) -> Value {
+    let Publication {
+        pod,
+        current,
+        wanted,
+    } = publication;
+    let condition = match &wanted.condition {
+        None => json!({ "type": CONDITION, "$patch": "delete" }),
+        Some(condition) => {
+            let status = |on| if on { "True" } else { "False" };
+            let mut body = json!({
+                "type": CONDITION,
+                "status": status(condition.status),
+                "reason": condition.reason,
+                "message": condition.message,
+            });
+            // the time of the last change of status, not of the last write
+            if current.condition.as_ref().map(|before| before.status) != Some(condition.status) {
+                body["lastTransitionTime"] = json!(now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+            }
+            body
+        }
+    };
+    json!({
+        "metadata": {
+            "uid": pod.uid.as_str(),
+            // null takes an annotation away
+            "annotations": { ANNOTATION: wanted.annotation, REQUEST_MARK: wanted.mark },
+        },
+        "status": { "conditions": [condition] },
+    })
+}
+
+#[cfg(test)]
+mod tests;

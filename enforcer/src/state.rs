@@ -1,0 +1,75 @@
+//! `/state`: what the enforcer believes, as JSON for a person at 3 a.m.
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
+use axum::routing::get;
+use portmapping_enforcer_core::Status;
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::reconciler::StateQuestion;
+
+/// How long the loop may take to answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+
+/// The route; questions go to the loop.
+pub fn router(asking: mpsc::Sender<StateQuestion>) -> Router {
+    Router::new().route("/state", get(state)).with_state(asking)
+}
+
+async fn state(State(asking): State<mpsc::Sender<StateQuestion>>) -> impl IntoResponse {
+    let (question, answer) = oneshot::channel();
+    let status = async {
+        asking.send(question).await.ok()?;
+        answer.await.ok()
+    };
+    match tokio::time::timeout(ANSWER_LIMIT, status).await {
+        Ok(Some(status)) => (
+            [(CONTENT_TYPE, "application/json")],
+            format!("{:#}\n", describe(&status)),
+        )
+            .into_response(),
+        _ => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the loop does not answer\n",
+        )
+            .into_response(),
+    }
+}
+
+fn describe(status: &Status) -> Value {
+    let pods = status.pods.iter().map(|pod| {
+        let lease = pod.lease.iter().map(|port| {
+            json!({
+                "hostPort": port.host_port,
+                "containerPort": port.container_port,
+                "protocol": port.protocol,
+                "hostIP": port.host_ip,
+            })
+        });
+        json!({
+            "uid": pod.uid,
+            "pod": pod.name,
+            "phase": pod.phase.as_str(),
+            "ports": lease.collect::<Vec<_>>(),
+            "refusal": pod.refusal,
+        })
+    });
+    let free = status
+        .free
+        .iter()
+        .map(|(protocol, free)| (protocol.as_str().to_owned(), json!(free)));
+    json!({
+        "pods": pods.collect::<Vec<_>>(),
+        "mappings": status.mappings,
+        "cooling": status.cooling,
+        "quarantined": status.quarantined,
+        "free": free.collect::<serde_json::Map<_, _>>(),
+        "dataplaneError": status.dataplane_error,
+    })
+}

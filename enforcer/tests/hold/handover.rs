@@ -1,0 +1,292 @@
+//! Rolling updates: the ports go from keeper to keeper, and nobody else gets one.
+
+use std::fs;
+use std::os::unix::net::UnixListener;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use portmapping_enforcer::hold::{HoldError, Watch};
+use portmapping_enforcer::keeper::wire::{Duty, Errno, Outcome, Port};
+use portmapping_shared::Protocol::{Sctp, Tcp, Udp};
+
+use crate::world::{
+    KeeperProcess, Node, Prober, SOON, bind_any, block_on, eventually, in_netns, ports,
+};
+
+/// 2,000 ports with sockets and 300 without, in the order of a list.
+fn many() -> Vec<Port> {
+    [
+        ports(Tcp, 20000, 1000),
+        ports(Udp, 20500, 1000),
+        ports(Sctp, 20000, 300),
+    ]
+    .concat()
+}
+
+/// Those of them that somebody could steal.
+fn bindable() -> Vec<Port> {
+    many()
+        .into_iter()
+        .filter(|(protocol, _)| *protocol != Sctp)
+        .collect()
+}
+
+fn assert_retired(keeper: &KeeperProcess) {
+    let mut client = keeper.client();
+    let wanted = ports(Tcp, 20000, 1);
+    block_on(async {
+        for refused in [
+            client.hold(&wanted).await.map(drop),
+            client.release(&wanted).await.map(drop),
+            client.list().await.map(drop),
+        ] {
+            assert!(
+                matches!(refused, Err(HoldError::Retired { .. })),
+                "{refused:?}"
+            );
+        }
+    });
+}
+
+#[test]
+fn rolling_updates_leave_no_moment_unheld() {
+    in_netns(|| {
+        let node = Node::new();
+        let mut old = node.keeper("0");
+        old.hold(&many());
+        let prober = Prober::start(bindable());
+        for round in 1..=10 {
+            let new = node.keeper(&round.to_string());
+            assert_eq!(new.list().unwrap(), many());
+            assert_retired(&old);
+            prober.round(2000);
+            old.signal(Signal::SIGTERM);
+            assert!(old.wait().success());
+            assert!(!old.socket.exists());
+            assert_eq!(node.peer_sockets().len(), 1);
+            prober.round(2000);
+            old = new;
+        }
+        println!("0 thefts in {} tries over 10 handovers", prober.finish());
+        // the sockets that came along are held in earnest
+        let mut client = old.client();
+        assert_eq!(block_on(client.release(&many())).unwrap(), many().len());
+        for port in bindable() {
+            // the process before it keeps its copies until it has ended
+            eventually("the port is free", || bind_any(port).ok());
+        }
+    });
+}
+
+#[test]
+fn watcher_hears_that_its_keeper_retired() {
+    in_netns(|| {
+        let node = Node::new();
+        let old = node.keeper("old");
+        old.hold(&many());
+        block_on(async {
+            let mut watch = Watch::connect(&old.socket, SOON).await.unwrap();
+            assert_eq!(watch.next().await.unwrap(), Duty::Active);
+            let new = node.spawn("new", &node.run_dir(), &[]);
+            assert_eq!(watch.next().await.unwrap(), Duty::Frozen);
+            assert_eq!(watch.next().await.unwrap(), Duty::Retired);
+            new.kill();
+            assert_eq!(watch.next().await.unwrap(), Duty::Active);
+        });
+        assert_eq!(
+            old.list().unwrap(),
+            many(),
+            "dead right after its start: nothing was lost"
+        );
+    });
+}
+
+#[test]
+fn new_keeper_killed_at_any_moment_leaves_the_old_one_whole() {
+    in_netns(|| {
+        let node = Node::new();
+        let old = node.keeper("old");
+        old.hold(&many());
+        let prober = Prober::start(bindable());
+        for round in 0..40 {
+            let new = node.spawn("new", &node.run_dir(), &[]);
+            thread::sleep(Duration::from_millis(round)); // the moment, not a wait
+            new.kill();
+            let whole = || old.list().filter(|held| *held == many());
+            eventually("the old keeper goes on", whole);
+        }
+        println!("0 thefts in {} tries over 40 kills", prober.finish());
+        let new = node.keeper("new");
+        assert_eq!(new.list().unwrap(), many());
+        assert_retired(&old);
+    });
+}
+
+#[test]
+fn old_keeper_resumes_when_its_successor_ends_later() {
+    in_netns(|| {
+        let node = Node::new();
+        let old = node.keeper("old");
+        old.hold(&many());
+        let new = node.keeper("new");
+        let released = ports(Tcp, 20000, 1);
+        block_on(new.client().release(&released)).unwrap();
+        eventually("the old keeper closed its copies", || {
+            bind_any(released[0]).ok()
+        });
+        new.kill();
+        eventually("the old keeper answers again", || {
+            old.list().filter(Vec::is_empty)
+        });
+        old.hold(&many());
+    });
+}
+
+#[test]
+fn old_keeper_stays_retired_while_a_later_one_lives() {
+    in_netns(|| {
+        let node = Node::new();
+        let first = node.keeper("1");
+        first.hold(&many());
+        let second = node.keeper("2");
+        let third = node.keeper("3");
+        second.kill();
+        let deadline = Instant::now() + Duration::from_secs(2);
+        while Instant::now() < deadline {
+            assert_retired(&first);
+        }
+        assert_eq!(third.list().unwrap(), many());
+        third.kill();
+        eventually("the first answers again", || first.list());
+    });
+}
+
+#[test]
+fn dead_and_foreign_files_in_the_run_directory_do_no_harm() {
+    in_netns(|| {
+        let node = Node::new();
+        let old = node.keeper("old");
+        old.hold(&many());
+        old.kill();
+        let stale = node.peer_sockets();
+        assert_eq!(stale.len(), 1);
+        let run_dir = node.run_dir();
+        fs::write(run_dir.join("keeper-0-1.sock"), "no socket").unwrap();
+        std::os::unix::fs::symlink("/nowhere", run_dir.join("keeper-2-2.sock")).unwrap();
+        // a stream socket, listening; and a living foreigner by another name
+        let _stream = UnixListener::bind(run_dir.join("keeper-3-3.sock")).unwrap();
+        let _other = UnixListener::bind(run_dir.join("other.sock")).unwrap();
+        let start = Instant::now();
+        let new = node.keeper("new");
+        assert!(
+            start.elapsed() < Duration::from_secs(1),
+            "{:?}",
+            start.elapsed()
+        );
+        assert!(!stale[0].exists());
+        assert!(run_dir.join("other.sock").exists());
+        new.hold(&many());
+    });
+}
+
+#[test]
+fn hung_peer_delays_the_start_by_seconds_only_and_is_asked_again() {
+    in_netns(|| {
+        let node = Node::new();
+        let old = node.keeper("old");
+        old.hold(&many());
+        old.signal(Signal::SIGSTOP);
+        let prober = Prober::start(bindable());
+        let start = Instant::now();
+        let new = node.keeper("new");
+        assert!(
+            start.elapsed() < Duration::from_millis(2500),
+            "{:?}",
+            start.elapsed()
+        );
+        let refused = block_on(new.client().hold(&ports(Tcp, 20000, 1))).unwrap();
+        assert_eq!(
+            refused,
+            [Outcome::Refused(Errno(
+                nix::errno::Errno::EADDRINUSE as i32
+            ))]
+        );
+        old.signal(Signal::SIGCONT);
+        eventually("the new keeper has everything", || {
+            new.list().filter(|held| *held == many())
+        });
+        eventually("the old keeper retired", || {
+            old.list().is_none().then_some(())
+        });
+        prober.finish();
+    });
+}
+
+#[test]
+fn several_peers_are_all_taken_over_from() {
+    in_netns(|| {
+        let node = Node::new();
+        // each alone in a directory of its own, then both in one
+        let (one, two) = (
+            node.spawn("1", &node.run_dir(), &[]),
+            node.path("elsewhere"),
+        );
+        let two = node.spawn("2", &two, &[]);
+        one.hold(&ports(Tcp, 20000, 700));
+        two.hold(&ports(Tcp, 21000, 700));
+        for entry in fs::read_dir(node.path("elsewhere")).unwrap() {
+            let entry = entry.unwrap();
+            fs::rename(entry.path(), node.run_dir().join(entry.file_name())).unwrap();
+        }
+        let new = node.keeper("new");
+        let all = [ports(Tcp, 20000, 700), ports(Tcp, 21000, 700)].concat();
+        assert_eq!(new.list().unwrap(), all);
+        assert_retired(&one);
+        assert_retired(&two);
+    });
+}
+
+#[test]
+fn keepers_that_start_together_end_up_with_one_owner() {
+    in_netns(|| {
+        let node = Node::new();
+        let old = node.keeper("old");
+        old.hold(&many());
+        let prober = Prober::start(bindable());
+        let new: Vec<KeeperProcess> = (0..3)
+            .map(|n| node.spawn(&n.to_string(), &node.run_dir(), &[]))
+            .collect();
+        let owners = |keepers: &[KeeperProcess]| {
+            let held: Vec<_> = keepers.iter().filter_map(KeeperProcess::list).collect();
+            (held.len() == 1 && held[0] == many()).then_some(())
+        };
+        for keeper in &new {
+            drop(keeper.client());
+        }
+        eventually("one of them has everything", || owners(&new));
+        assert_retired(&old);
+        prober.finish();
+    });
+}
+
+#[test]
+fn keepers_in_pid_namespaces_of_their_own_hand_over_and_end_on_sigterm() {
+    in_netns(|| {
+        // as in containers: process 1, to whom signals without a handler are not delivered
+        let isolate = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"];
+        let node = Node::new();
+        let mut old = node.spawn("old", &node.run_dir(), &isolate);
+        old.hold(&many());
+        let new = node.spawn("new", &node.run_dir(), &isolate);
+        assert_eq!(new.list().unwrap(), many());
+        assert_retired(&old);
+        let unshare = old.child.id();
+        let children = fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children"));
+        let inner = children.unwrap().trim().parse().unwrap();
+        nix::sys::signal::kill(Pid::from_raw(inner), Signal::SIGTERM).unwrap();
+        assert!(old.wait().success());
+        assert_eq!(node.peer_sockets().len(), 1);
+    });
+}

@@ -1,0 +1,85 @@
+//! Flows of datagrams follow their mapping; flows of others are let be.
+
+use portmapping_enforcer::dataplane::iptables::Flavour;
+use portmapping_shared::Protocol::{Tcp, Udp};
+
+use crate::lab::{Lab, NODE, NODE_V6, POD1, POD1_V6, POD2, POD2_V6, at, map};
+use crate::serve::{Conversation, UdpClient, serve};
+
+crate::for_each_flavour!(
+    client_moves_to_the_new_pod,
+    client_that_sent_too_early_gets_through,
+    flow_of_a_removed_mapping_ends,
+    flows_of_others_stay,
+);
+
+fn client_moves_to_the_new_pod(flavour: Flavour) {
+    let lab = Lab::new();
+    let _pod1 = serve(&lab.pod1, "pod1", 9040);
+    let _pod2 = serve(&lab.pod2, "pod2", 9040);
+    let mut driver = lab.driver(flavour);
+    driver.reconcile(&[map(Udp, 20000, POD1, 9040), map(Udp, 20000, POD1_V6, 9040)]);
+    let v4 = UdpClient::new(&lab.client, at(NODE, 20000));
+    let v6 = UdpClient::new(&lab.client, at(NODE_V6, 20000));
+    v4.hears("pod1");
+    v6.hears("pod1");
+    driver.reconcile(&[map(Udp, 20000, POD2, 9040), map(Udp, 20000, POD2_V6, 9040)]);
+    v4.hears("pod2");
+    v6.hears("pod2");
+}
+
+fn client_that_sent_too_early_gets_through(flavour: Flavour) {
+    let lab = Lab::new();
+    let _pod1 = serve(&lab.pod1, "pod1", 9040);
+    let mut driver = lab.driver(flavour);
+    // the node tracks flows from its first nat rule on
+    driver.reconcile(&[map(Udp, 20001, POD1, 9040), map(Udp, 20001, POD1_V6, 9040)]);
+    // a holder that swallows, as the keeper's socket would for the node itself
+    let _holder = lab
+        .node
+        .run(|| std::net::UdpSocket::bind("[::]:20000").unwrap());
+    let v4 = UdpClient::new(&lab.client, at(NODE, 20000));
+    let v6 = UdpClient::new(&lab.client, at(NODE_V6, 20000));
+    v4.ask(std::time::Duration::from_millis(20)).unwrap_err();
+    v6.ask(std::time::Duration::from_millis(20)).unwrap_err();
+    driver.create(&[map(Udp, 20000, POD1, 9040), map(Udp, 20000, POD1_V6, 9040)]);
+    v4.hears("pod1");
+    v6.hears("pod1");
+}
+
+fn flow_of_a_removed_mapping_ends(flavour: Flavour) {
+    let lab = Lab::new();
+    let _pod1 = serve(&lab.pod1, "pod1", 9040);
+    let mut driver = lab.driver(flavour);
+    let mapping = map(Udp, 20000, POD1, 9040);
+    driver.reconcile(std::slice::from_ref(&mapping));
+    let client = UdpClient::new(&lab.client, at(NODE, 20000));
+    client.hears("pod1");
+    driver.remove(&[mapping]);
+    assert!(client.ask(std::time::Duration::from_secs(1)).is_err());
+}
+
+fn flows_of_others_stay(flavour: Flavour) {
+    let lab = Lab::new();
+    let _pod1 = serve(&lab.pod1, "pod1", 9040);
+    let _pod2 = serve(&lab.pod2, "pod2", 20000);
+    let mut driver = lab.driver(flavour);
+    let other = [map(Udp, 20001, POD1, 9040), map(Tcp, 20001, POD1, 9040)];
+    driver.reconcile(&other);
+    let mapped = UdpClient::new(&lab.client, at(NODE, 20001));
+    mapped.hears("pod1");
+    let mut conversation = Conversation::open(&lab.client, at(NODE, 20001)).unwrap();
+    // the same port number, forwarded by the node to somebody else
+    let forwarded = UdpClient::new(&lab.client, at(POD2, 20000));
+    forwarded.hears("pod2");
+    let flows = || {
+        lab.node
+            .sh("conntrack -L -p udp 2>&1 | grep -c dport=2000[01]")
+    };
+    assert_eq!(flows(), "2\n");
+    let mapping = map(Udp, 20000, POD1, 9040);
+    driver.create(std::slice::from_ref(&mapping));
+    driver.remove(&[mapping]);
+    assert_eq!(flows(), "2\n");
+    conversation.goes_on();
+}

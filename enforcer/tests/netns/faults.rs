@@ -1,0 +1,220 @@
+//! Programs that are missing, complain, hang or wait for a lock: an error, and nothing half done.
+
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{Flock, FlockArg};
+use portmapping_enforcer::dataplane::iptables::{Flavour, Iptables, Settings};
+use portmapping_enforcer::dataplane::{Dataplane as _, DataplaneError, ExecError, Tools};
+use portmapping_enforcer_core::Plan;
+use portmapping_shared::Mapping;
+use portmapping_shared::Protocol::{Tcp, Udp};
+use tempfile::TempDir;
+
+use crate::lab::{Lab, NODE, POD1, POD1_V6, at, map, range};
+use crate::serve::{ask_tcp, serve};
+
+crate::for_each_flavour!(
+    complaint_is_repeated,
+    hung_program_is_killed,
+    ipv4_alone_without_ip6tables
+);
+
+/// A directory of programs: the real ones, some of them replaced by scripts.
+struct Programs {
+    directory: TempDir,
+    deadline: Duration,
+}
+
+impl Programs {
+    fn new(flavour: Flavour) -> Self {
+        let programs = Self {
+            directory: tempfile::tempdir().unwrap(),
+            deadline: Duration::from_secs(20),
+        };
+        for family in ["iptables", "ip6tables"] {
+            for suffix in ["-save", "-restore"] {
+                let kind = flavour.as_str().trim_start_matches("iptables");
+                let name = format!("{family}{kind}{suffix}");
+                let real = format!("/usr/sbin/{name}");
+                symlink(real, programs.directory.path().join(name)).unwrap();
+            }
+        }
+        symlink(
+            "/usr/sbin/conntrack",
+            programs.directory.path().join("conntrack"),
+        )
+        .unwrap();
+        programs
+    }
+
+    fn replace(&self, name: &str, script: &str) {
+        let path = self.directory.path().join(name);
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+    }
+
+    fn remove(&self, name: &str) {
+        fs::remove_file(self.directory.path().join(name)).unwrap();
+    }
+
+    fn open(&self, flavour: Flavour) -> Result<Iptables, DataplaneError> {
+        let directory = Some(self.directory.path().to_owned());
+        let tools = Tools {
+            directory,
+            deadline: self.deadline,
+        };
+        Iptables::open(flavour, Settings::new(range("20000-29999")), tools)
+    }
+}
+
+/// A node with a rule of others: on a bare one, iptables-nft leaves empty built-in chains behind.
+fn lab(flavour: Flavour) -> Lab {
+    let lab = Lab::new();
+    lab.iptables(flavour, "-t nat -A PREROUTING -s 192.0.2.1 -j ACCEPT");
+    lab.iptables(flavour, "-t nat -A OUTPUT -s 192.0.2.1 -j ACCEPT");
+    lab.iptables(flavour, "-t nat -A POSTROUTING -s 192.0.2.1 -j ACCEPT");
+    lab
+}
+
+fn create(mappings: &[Mapping]) -> Plan {
+    Plan {
+        to_create: mappings.to_vec(),
+        ..Plan::default()
+    }
+}
+
+fn complaint_is_repeated(flavour: Flavour) {
+    let lab = lab(flavour);
+    let programs = Programs::new(flavour);
+    let mut driver = lab.node.run(|| programs.open(flavour)).unwrap();
+    let before = lab.rules(flavour);
+    let restore = format!("{flavour}-restore");
+    programs.replace(
+        &restore,
+        "cat >/dev/null; echo 'iptables-restore: line 3 failed' >&2; exit 1",
+    );
+    let plan = create(&[map(Tcp, 20000, POD1, 9040), map(Udp, 20000, POD1, 9040)]);
+    let error = lab
+        .node
+        .run(|| driver.apply(&plan))
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("line 3 failed"), "{error}");
+    assert!(error.contains("line was 3: \":PORTMAPPING-"), "{error}");
+    assert_eq!(lab.rules(flavour), before, "something was half done");
+    // it works again, and so does the driver
+    programs.remove(&restore);
+    symlink(
+        format!("/usr/sbin/{restore}"),
+        programs.directory.path().join(&restore),
+    )
+    .unwrap();
+    let _pod1 = serve(&lab.pod1, "pod1", 9040);
+    lab.node.run(|| driver.apply(&plan)).unwrap();
+    assert!(
+        ask_tcp(&lab.client, at(NODE, 20000))
+            .unwrap()
+            .starts_with("pod1")
+    );
+}
+
+fn hung_program_is_killed(flavour: Flavour) {
+    let lab = lab(flavour);
+    let mut programs = Programs::new(flavour);
+    programs.deadline = Duration::from_secs(2);
+    let mut driver = lab.node.run(|| programs.open(flavour)).unwrap();
+    let before = lab.rules(flavour);
+    programs.replace(
+        &format!("{flavour}-restore"),
+        "echo thinking >&2; exec sleep 600",
+    );
+    let start = Instant::now();
+    let plan = create(&[map(Tcp, 20000, POD1, 9040)]);
+    let error = lab.node.run(|| driver.apply(&plan)).unwrap_err();
+    assert!(start.elapsed() < Duration::from_secs(20));
+    assert!(
+        matches!(error, DataplaneError::Exec(ExecError::Deadline { .. })),
+        "{error}"
+    );
+    assert!(error.to_string().contains("thinking"), "{error}");
+    assert_eq!(lab.rules(flavour), before, "something was half done");
+}
+
+fn ipv4_alone_without_ip6tables(flavour: Flavour) {
+    let lab = Lab::new();
+    let _pod1 = serve(&lab.pod1, "pod1", 9040);
+    let programs = Programs::new(flavour);
+    programs.remove(&format!("{flavour}-save").replace("iptables", "ip6tables"));
+    let mut driver = lab.node.run(|| programs.open(flavour)).unwrap();
+    let both = create(&[map(Tcp, 20000, POD1, 9040), map(Tcp, 20000, POD1_V6, 9040)]);
+    let error = lab.node.run(|| driver.apply(&both)).unwrap_err();
+    assert!(matches!(error, DataplaneError::NoIpv6 { .. }), "{error}");
+    assert!(error.to_string().contains("not installed"), "{error}");
+    // IPv4 is not held back
+    assert!(
+        ask_tcp(&lab.client, at(NODE, 20000))
+            .unwrap()
+            .starts_with("pod1")
+    );
+    assert!(lab.node.run(|| driver.observe()).unwrap().intact);
+}
+
+#[test]
+fn says_what_is_not_installed() {
+    let lab = Lab::new();
+    let programs = Programs::new(Flavour::Nft);
+    programs.remove("iptables-nft-save");
+    let error = lab
+        .node
+        .run(|| programs.open(Flavour::Nft))
+        .unwrap_err()
+        .to_string();
+    assert_eq!(error, "iptables-nft-save is not installed (or not on PATH)");
+}
+
+#[test]
+fn missing_conntrack_is_counted_and_no_error() {
+    let lab = Lab::new();
+    let programs = Programs::new(Flavour::Nft);
+    programs.remove("conntrack");
+    let mut driver = lab.node.run(|| programs.open(Flavour::Nft)).unwrap();
+    lab.node
+        .run(|| driver.apply(&create(&[map(Udp, 20000, POD1, 9040)])))
+        .unwrap();
+    assert_eq!(driver.conntrack_failures(), 1);
+}
+
+/// iptables-legacy under a lock file of its own, so that no other test waits.
+#[test]
+fn legacy_lock_that_stays_held_is_named() {
+    let lab = lab(Flavour::Legacy);
+    let programs = Programs::new(Flavour::Legacy);
+    let path = programs.directory.path().join("lock");
+    programs.replace(
+        "iptables-legacy-restore",
+        &format!(
+            "XTABLES_LOCKFILE={} exec /usr/sbin/iptables-legacy-restore \"$@\"",
+            path.display()
+        ),
+    );
+    let mut driver = lab.node.run(|| programs.open(Flavour::Legacy)).unwrap();
+    let before = lab.rules(Flavour::Legacy);
+    let lock = Flock::lock(File::create(&path).unwrap(), FlockArg::LockExclusive).unwrap();
+    let plan = create(&[map(Tcp, 20000, POD1, 9040)]);
+    let error = lab
+        .node
+        .run(|| driver.apply(&plan))
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("xtables lock"), "{error}");
+    assert_eq!(
+        lab.rules(Flavour::Legacy),
+        before,
+        "something was half done"
+    );
+    drop(lock);
+    lab.node.run(|| driver.apply(&plan)).unwrap();
+}

@@ -1,0 +1,99 @@
+//! Pods that use host ports of their own node, with and without iptables on bridged packets.
+
+use portmapping_enforcer::dataplane::iptables::{Flavour, Settings};
+use portmapping_shared::Protocol::{Tcp, Udp};
+
+use crate::lab::{Lab, NODE, NODE_V6, POD1, POD1_V6, POD2, at, map, range};
+use crate::serve::{ask_tcp, ask_udp, serve};
+
+crate::for_each_flavour!(
+    pod_reaches_itself_through_the_bridge,
+    pod_reaches_itself_past_the_bridge,
+    neighbour_is_seen_as_itself_through_the_bridge,
+    neighbour_gets_through_past_the_bridge,
+);
+
+fn pod_reaches_itself_through_the_bridge(flavour: Flavour) {
+    pod_reaches_itself(flavour, "1");
+}
+
+fn pod_reaches_itself_past_the_bridge(flavour: Flavour) {
+    pod_reaches_itself(flavour, "0");
+}
+
+fn pod_reaches_itself(flavour: Flavour, bridge_nf: &str) {
+    let lab = lab(bridge_nf);
+    let _pod1 = serve(&lab.pod1, "pod1", 9040);
+    lab.driver(flavour).reconcile(&[
+        map(Tcp, 20000, POD1, 9040),
+        map(Udp, 20000, POD1, 9040),
+        map(Tcp, 20000, POD1_V6, 9040),
+    ]);
+    // its own address would send the answer past the node, so it sees the bridge's
+    assert_eq!(
+        ask_tcp(&lab.pod1, at(NODE, 20000)).unwrap(),
+        "pod1 10.88.0.1"
+    );
+    assert_eq!(
+        ask_udp(&lab.pod1, at(NODE, 20000)).unwrap(),
+        "pod1 10.88.0.1"
+    );
+    assert_eq!(
+        ask_tcp(&lab.pod1, at(NODE_V6, 20000)).unwrap(),
+        "pod1 fd88::1"
+    );
+}
+
+fn neighbour_is_seen_as_itself_through_the_bridge(flavour: Flavour) {
+    let lab = lab("1");
+    let _pod1 = serve(&lab.pod1, "pod1", 9040);
+    lab.driver(flavour)
+        .reconcile(&[map(Tcp, 20000, POD1, 9040), map(Udp, 20000, POD1, 9040)]);
+    let seen = format!("pod1 {POD2}");
+    assert_eq!(ask_tcp(&lab.pod2, at(NODE, 20000)).unwrap(), seen);
+    assert_eq!(ask_udp(&lab.pod2, at(NODE, 20000)).unwrap(), seen);
+}
+
+fn neighbour_gets_through_past_the_bridge(flavour: Flavour) {
+    let lab = lab("0");
+    let _pod1 = serve(&lab.pod1, "pod1", 9040);
+    let neighbours = vec![
+        "10.88.0.0/24".parse().unwrap(),
+        "fd88::/64".parse().unwrap(),
+    ];
+    let settings = Settings {
+        neighbours,
+        ..Settings::new(range("20000-29999"))
+    };
+    let mut driver = lab.driver_with(flavour, settings);
+    driver.reconcile(&[
+        map(Tcp, 20000, POD1, 9040),
+        map(Udp, 20000, POD1, 9040),
+        map(Tcp, 20000, POD1_V6, 9040),
+    ]);
+    assert_eq!(
+        ask_tcp(&lab.pod2, at(NODE, 20000)).unwrap(),
+        "pod1 10.88.0.1"
+    );
+    assert_eq!(
+        ask_udp(&lab.pod2, at(NODE, 20000)).unwrap(),
+        "pod1 10.88.0.1"
+    );
+    assert_eq!(
+        ask_tcp(&lab.pod2, at(NODE_V6, 20000)).unwrap(),
+        "pod1 fd88::1"
+    );
+    assert_eq!(
+        ask_tcp(&lab.pod1, at(NODE, 20000)).unwrap(),
+        "pod1 10.88.0.1"
+    );
+}
+
+fn lab(bridge_nf: &str) -> Lab {
+    let lab = Lab::new();
+    for table in ["iptables", "ip6tables"] {
+        lab.node
+            .set(&format!("net/bridge/bridge-nf-call-{table}"), bridge_nf);
+    }
+    lab
+}
