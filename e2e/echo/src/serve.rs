@@ -1,0 +1,180 @@
+//! Listeners and their answers. Threads are bounded by [`MAX_CONNECTIONS`].
+
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::args::Args;
+
+/// Connections served at a time; one more waits in the listen queue until a place is free.
+const MAX_CONNECTIONS: usize = 512;
+/// How long a silent client may keep a place.
+const PATIENCE: Duration = Duration::from_secs(10);
+const STREAM_INTERVAL: Duration = Duration::from_millis(10);
+const MAX_HEAD_BYTES: usize = 16 * 1024;
+
+type Answer = fn(TcpStream, &str) -> io::Result<()>;
+
+/// Opens every listener, then serves each from a thread of its own.
+pub(crate) fn start(args: &Args) -> Result<(), String> {
+    let name: Arc<str> = format!("{}\n", pod_name()).into();
+    let places = Arc::new(Places::default());
+    let groups = [
+        (&args.http, http as Answer),
+        (&args.tcp, tcp),
+        (&args.stream, stream),
+    ];
+    for (ports, answer) in groups {
+        for &port in ports {
+            let listener = bind(port, TcpListener::bind).map_err(|e| cannot("tcp", port, &e))?;
+            let (name, places) = (Arc::clone(&name), Arc::clone(&places));
+            spawn(move || accept(&listener, answer, &name, &places))
+                .map_err(|e| cannot("tcp", port, &e))?;
+        }
+    }
+    for &port in &args.udp {
+        let socket = bind(port, UdpSocket::bind).map_err(|e| cannot("udp", port, &e))?;
+        let name = Arc::clone(&name);
+        spawn(move || udp(&socket, &name)).map_err(|e| cannot("udp", port, &e))?;
+    }
+    Ok(())
+}
+
+fn cannot(protocol: &str, port: u16, error: &io::Error) -> String {
+    format!("cannot serve {protocol} port {port}: {error}")
+}
+
+fn pod_name() -> String {
+    let from_file = || std::fs::read_to_string("/proc/sys/kernel/hostname");
+    match std::env::var("POD_NAME") {
+        Ok(name) if !name.is_empty() => name,
+        _ => from_file().map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned()),
+    }
+}
+
+/// `[::]` serves both families; where the kernel has no IPv6, IPv4 alone.
+fn bind<T>(port: u16, bind: fn(SocketAddr) -> io::Result<T>) -> io::Result<T> {
+    bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)))
+        .or_else(|_| bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))))
+}
+
+fn spawn(body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    thread::Builder::new()
+        .stack_size(128 * 1024)
+        .spawn(body)
+        .map(drop)
+}
+
+fn accept(listener: &TcpListener, answer: Answer, name: &Arc<str>, places: &Arc<Places>) {
+    loop {
+        let place = Places::take(places);
+        let connection = match listener.accept() {
+            Ok((connection, _)) => connection,
+            Err(error) => {
+                // Out of descriptors, or the client has gone already: neither ends the server.
+                eprintln!("accept: {error}");
+                thread::sleep(STREAM_INTERVAL);
+                continue;
+            }
+        };
+        let name = Arc::clone(name);
+        let served = spawn(move || {
+            let _place = place;
+            // A client that leaves early is the client's business.
+            let _ = connection
+                .set_nodelay(true)
+                .and_then(|()| answer(connection, &name));
+        });
+        if let Err(error) = served {
+            eprintln!("cannot start a thread: {error}");
+        }
+    }
+}
+
+fn http(mut connection: TcpStream, name: &str) -> io::Result<()> {
+    connection.set_read_timeout(Some(PATIENCE))?;
+    let mut head = Vec::new();
+    let mut buffer = [0; 4096];
+    while !head.windows(4).any(|window| window == b"\r\n\r\n") {
+        let count = connection.read(&mut buffer)?;
+        if count == 0 || head.len() > MAX_HEAD_BYTES {
+            return Ok(());
+        }
+        head.extend_from_slice(&buffer[..count]);
+    }
+    let body = if head.starts_with(b"HEAD ") { "" } else { name };
+    let length = name.len();
+    let answer = format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {length}\r\n\
+         Connection: close\r\n\r\n{body}"
+    );
+    connection.write_all(answer.as_bytes())?;
+    finish(connection)
+}
+
+fn tcp(mut connection: TcpStream, name: &str) -> io::Result<()> {
+    connection.write_all(name.as_bytes())?;
+    finish(connection)
+}
+
+/// Reads what the client still sends: closing over unread bytes would reset the connection and
+/// could take the answer with it.
+fn finish(mut connection: TcpStream) -> io::Result<()> {
+    connection.shutdown(Shutdown::Write)?;
+    connection.set_read_timeout(Some(Duration::from_secs(1)))?;
+    let end = Instant::now() + PATIENCE;
+    let mut buffer = [0; 4096];
+    while Instant::now() < end && connection.read(&mut buffer)? > 0 {}
+    Ok(())
+}
+
+/// Every 10 ms a line with the number of bytes sent before it, until the peer closes.
+fn stream(mut connection: TcpStream, _name: &str) -> io::Result<()> {
+    let mut sent = 0_u64;
+    loop {
+        let line = format!("{sent}\n");
+        connection.write_all(line.as_bytes())?;
+        sent += line.len() as u64;
+        thread::sleep(STREAM_INTERVAL);
+    }
+}
+
+fn udp(socket: &UdpSocket, name: &str) {
+    let mut buffer = [0; 2048];
+    loop {
+        // Errors here are ICMP answers to an earlier datagram: the next one may do better.
+        if let Ok((_, peer)) = socket.recv_from(&mut buffer) {
+            let _ = socket.send_to(name.as_bytes(), peer);
+        }
+    }
+}
+
+/// A counting semaphore: std has none.
+#[derive(Default)]
+struct Places {
+    taken: Mutex<usize>,
+    freed: Condvar,
+}
+
+struct Place(Arc<Places>);
+
+impl Places {
+    fn take(places: &Arc<Self>) -> Place {
+        let taken = places.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = places
+            .freed
+            .wait_while(taken, |taken| *taken >= MAX_CONNECTIONS)
+            .unwrap_or_else(PoisonError::into_inner);
+        *taken += 1;
+        Place(Arc::clone(places))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        *self.0.taken.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.0.freed.notify_one();
+    }
+}

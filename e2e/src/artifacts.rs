@@ -1,0 +1,8 @@
+//! What a cluster needs before it can start: packages of the machine, programs built from pinned
+//! sources, images. Everything is cached by the content of its inputs.
+
+pub mod cache;
+pub mod go;
+pub mod image;
+pub mod packages;
+pub mod rust;

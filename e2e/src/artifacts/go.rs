@@ -1,0 +1,151 @@
+//! Programs built from Go modules at pinned versions.
+
+use std::fmt::Write;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use super::cache::{self, Inputs};
+use crate::cluster::config::Minor;
+use crate::progress;
+use crate::{paths, process};
+
+/// The names the Kubernetes program answers to.
+const COMPONENTS: [&str; 7] = [
+    "etcd",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kubelet",
+    "kube-proxy",
+    "kubectl",
+];
+/// Part of each binary's inputs: change it when flags change.
+const FLAGS: &str = "-trimpath CGO_ENABLED=0 -s -w";
+const NODE_TAGS: &str = "no_btrfs no_devmapper no_zfs";
+const PATIENCE: Duration = Duration::from_mins(40);
+
+/// A folder with etcd and every Kubernetes component.
+pub fn kubernetes(minor: Minor) -> Result<PathBuf> {
+    let module = paths::sources().join("kubernetes");
+    let (mod_file, sum_file, tags) = match minor {
+        Minor::V1_36 => ("go.mod", "go.sum", ""),
+        Minor::V1_33 => ("v1.33.mod", "v1.33.sum", "k8s1.33"),
+    };
+    let version = required_version(&module.join(mod_file), "k8s.io/kubernetes")?;
+    let inputs = [
+        "main.go",
+        "kubelet.go",
+        "kubelet_v1_33.go",
+        mod_file,
+        sum_file,
+    ]
+    .iter()
+    .try_fold(inputs()?, |inputs, file| inputs.file(&module.join(file)))?
+    .value(tags);
+    cache::get(&format!("kubernetes-{minor}"), inputs, |folder| {
+        progress::say(format_args!(
+            "building Kubernetes {version} and etcd from their Go modules (5 to 15 minutes, once)"
+        ));
+        let mut build = go_build(&module);
+        build
+            .arg(format!("-modfile={mod_file}"))
+            .arg(format!("-tags={tags}"));
+        build
+            .arg(format!("-ldflags={}", ldflags(&version)))
+            .arg("-o");
+        build.arg(folder.join("kubernetes")).arg(".");
+        process::run_long(&format!("Kubernetes {version}"), &mut build, PATIENCE)?;
+        for name in COMPONENTS {
+            let link = folder.join(name);
+            symlink("kubernetes", &link).with_context(|| format!("link {}", link.display()))?;
+        }
+        Ok(())
+    })
+}
+
+/// A folder with containerd, its shim and client, and the CNI plugins.
+pub fn node_tools() -> Result<PathBuf> {
+    let module = paths::sources().join("node");
+    let inputs = inputs()?
+        .file(&module.join("go.mod"))?
+        .file(&module.join("go.sum"))?
+        .value(NODE_TAGS);
+    cache::get("node-tools", inputs, |folder| {
+        progress::say("building containerd and the CNI plugins from their Go modules");
+        let mut build = go_build(&module);
+        build
+            .arg(format!("-tags={NODE_TAGS}"))
+            .arg("-ldflags=-s -w")
+            .arg("-o");
+        // A path that ends in a slash is a folder even before it exists.
+        build.arg(folder.join("")).arg("tool");
+        process::run_long("containerd and CNI plugins", &mut build, PATIENCE)
+    })
+}
+
+fn inputs() -> Result<Inputs> {
+    let version = process::run(
+        process::command("go").arg("version"),
+        Duration::from_mins(1),
+    )
+    .context("ask Go for its version")?;
+    Ok(Inputs::default().value(&version).value(FLAGS))
+}
+
+fn go_build(module: &Path) -> Command {
+    let mut go = process::command("go");
+    // -v names each package as it is compiled: that is the progress a person sees.
+    go.current_dir(module)
+        .env("CGO_ENABLED", "0")
+        .args(["build", "-v", "-trimpath"]);
+    go.arg("-buildvcs=false");
+    go
+}
+
+/// Without these the components call themselves v0.0.0 and refuse to talk of their skew.
+fn ldflags(version: &str) -> String {
+    let mut numbers = version.trim_start_matches('v').split('.');
+    let (major, minor) = (
+        numbers.next().unwrap_or_default(),
+        numbers.next().unwrap_or_default(),
+    );
+    let mut flags = "-s -w".to_owned();
+    for package in [
+        "k8s.io/component-base/version",
+        "k8s.io/client-go/pkg/version",
+    ] {
+        for (name, value) in [
+            ("gitVersion", version),
+            ("gitMajor", major),
+            ("gitMinor", minor),
+            ("gitTreeState", "clean"),
+            ("gitCommit", "unknown"),
+        ] {
+            let _ = write!(flags, " -X {package}.{name}={value}");
+        }
+    }
+    flags
+}
+
+/// The version that a `require` line of a go.mod names.
+fn required_version(mod_file: &Path, module: &str) -> Result<String> {
+    let text =
+        fs::read_to_string(mod_file).with_context(|| format!("read {}", mod_file.display()))?;
+    for line in text.lines() {
+        let mut words = line
+            .split_whitespace()
+            .skip_while(|word| *word == "require");
+        if words.next() == Some(module)
+            && let Some(version) = words.next()
+            && version.starts_with('v')
+        {
+            return Ok(version.to_owned());
+        }
+    }
+    bail!("{} does not require {module}", mod_file.display());
+}

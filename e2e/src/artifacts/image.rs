@@ -1,0 +1,192 @@
+//! Container images, built by buildah from Containerfiles, kept as archives. No registry takes part.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::cache::{self, Inputs};
+use super::rust;
+use crate::{paths, process};
+
+/// What the sandbox of every pod runs; the name is in the containerd configuration.
+pub const PAUSE: &str = "localhost/pause:1";
+/// The test server.
+pub const ECHO: &str = "localhost/echo:1";
+const WEBHOOK: &str = "localhost/portmapping-webhook:dev";
+const ENFORCER: &str = "localhost/portmapping-enforcer:dev";
+/// The Debian release the base's packages come from.
+const SUITE: &str = "bookworm";
+const PATIENCE: Duration = Duration::from_mins(5);
+
+/// The archives that every cluster needs: pause and the test server.
+pub fn basic() -> Result<Vec<PathBuf>> {
+    let binaries = rust::release(&["portmapping-echo"])?;
+    let file = paths::root().join("e2e/echo/Containerfile");
+    let binary = binaries.join("portmapping-echo");
+    ["pause", "echo"]
+        .into_iter()
+        .map(|stage| {
+            let name = if stage == "pause" { PAUSE } else { ECHO };
+            Recipe {
+                name,
+                file: &file,
+                content: &binary,
+                stage: Some(stage),
+                base: None,
+            }
+            .archive()
+        })
+        .collect()
+}
+
+/// The archives of the product.
+pub fn product() -> Result<Vec<PathBuf>> {
+    let binaries = rust::release(&["webhook", "enforcer"])?;
+    let base = base()?;
+    let webhook = Recipe {
+        name: WEBHOOK,
+        file: &paths::root().join("webhook/Containerfile"),
+        content: &binaries.join("webhook"),
+        stage: None,
+        base: None,
+    };
+    let enforcer = Recipe {
+        name: ENFORCER,
+        file: &paths::root().join("enforcer/Containerfile"),
+        content: &binaries.join("enforcer"),
+        stage: None,
+        base: Some(&base),
+    };
+    Ok(vec![webhook.archive()?, enforcer.archive()?])
+}
+
+/// The enforcer's base: Debian packages unpacked into an image.
+fn base() -> Result<PathBuf> {
+    let sources = paths::sources().join("base");
+    let (script, file) = (sources.join("extract"), sources.join("Containerfile"));
+    let inputs = Inputs::default().value(SUITE).file(&script)?.file(&file)?;
+    let folder = cache::get("image-base", inputs, |folder| {
+        let content = folder.join("extract.tar");
+        let mut extract = process::command(&script);
+        extract.arg(SUITE).arg(&content);
+        process::run_long(
+            "Debian packages of the enforcer's base",
+            &mut extract,
+            PATIENCE,
+        )?;
+        let name = "localhost/portmapping-base:1";
+        let recipe = Recipe {
+            name,
+            file: &file,
+            content: &content,
+            stage: None,
+            base: None,
+        };
+        recipe.build(folder)?;
+        fs::remove_file(&content).with_context(|| format!("remove {}", content.display()))
+    })?;
+    Ok(folder.join("image.tar"))
+}
+
+struct Recipe<'a> {
+    name: &'a str,
+    file: &'a Path,
+    /// The one file that goes into the image.
+    content: &'a Path,
+    stage: Option<&'a str>,
+    base: Option<&'a Path>,
+}
+
+impl Recipe<'_> {
+    fn archive(&self) -> Result<PathBuf> {
+        let mut inputs = Inputs::default()
+            .value(self.name)
+            .value(self.stage.unwrap_or_default());
+        inputs = inputs.file(self.file)?.file(self.content)?;
+        if let Some(base) = self.base {
+            // Its folder is named after its content.
+            inputs = inputs.value(&base.to_string_lossy());
+        }
+        let short: String = self
+            .name
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+            .collect();
+        let folder = cache::get(&format!("image-{short}"), inputs, |folder| {
+            self.build(folder)
+        })?;
+        Ok(folder.join("image.tar"))
+    }
+
+    /// Each build has a store of its own, removed after it: no state to get stale, no lock to share.
+    fn build(&self, folder: &Path) -> Result<()> {
+        let work = folder.join("work");
+        let context = work.join("context");
+        fs::create_dir_all(&context).with_context(|| format!("create {}", context.display()))?;
+        let file_name = self.content.file_name().context("an image needs a file")?;
+        fs::copy(self.content, context.join(file_name))
+            .with_context(|| format!("copy {}", self.content.display()))?;
+        // Debian's buildah comes without one when recommended packages are left out.
+        let policy = write(
+            &work,
+            "policy.json",
+            r#"{"default":[{"type":"insecureAcceptAnything"}]}"#,
+        )?;
+        // Networks are not used, but their folder is made, in /etc unless told otherwise.
+        let networks = format!(
+            "[network]\nnetwork_config_dir = \"{}\"\n",
+            work.join("cni").display()
+        );
+        write(&work, "containers.conf", &networks)?;
+
+        let mut bud = buildah(&work, "bud");
+        bud.args(["--isolation", "chroot", "--timestamp", "0", "--pull-never"]);
+        bud.arg("--signature-policy").arg(&policy);
+        bud.arg("--file").arg(self.file).args(["--tag", self.name]);
+        if let Some(stage) = self.stage {
+            bud.args(["--target", stage]);
+        }
+        if let Some(base) = self.base {
+            bud.arg("--build-arg")
+                .arg(format!("BASE=docker-archive:{}", base.display()));
+        }
+        process::run(bud.arg(&context), PATIENCE)
+            .with_context(|| format!("build the image {}", self.name))?;
+
+        let mut push = buildah(&work, "push");
+        push.arg("--signature-policy").arg(&policy).arg(self.name);
+        let archive = folder.join("image.tar");
+        push.arg(format!(
+            "docker-archive:{}:{}",
+            archive.display(),
+            self.name
+        ));
+        process::run(&mut push, PATIENCE)
+            .with_context(|| format!("save the image {}", self.name))?;
+        fs::remove_dir_all(&work).with_context(|| format!("remove {}", work.display()))
+    }
+}
+
+/// vfs: the overlay driver leaves a mount behind.
+fn buildah(work: &Path, command: &str) -> Command {
+    let mut buildah = process::command("buildah");
+    buildah
+        .arg("--root")
+        .arg(work.join("store"))
+        .arg("--runroot")
+        .arg(work.join("run"));
+    buildah.args(["--storage-driver", "vfs", command]);
+    buildah
+        .env("TMPDIR", work)
+        .env("CONTAINERS_CONF", work.join("containers.conf"));
+    buildah
+}
+
+fn write(folder: &Path, name: &str, text: &str) -> Result<PathBuf> {
+    let path = folder.join(name);
+    fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+    Ok(path)
+}

@@ -1,0 +1,95 @@
+//! What the machine itself must have: a few Debian packages, Go, and Rust's static target.
+
+use std::env;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::process;
+use crate::progress::Step;
+
+/// A program that must be on the PATH, and the Debian package that has it.
+const PROGRAMS: [(&str, &str); 12] = [
+    ("ip", "iproute2"),
+    ("iptables", "iptables"),
+    ("nft", "nftables"),
+    ("conntrack", "conntrack"),
+    ("modprobe", "kmod"),
+    ("nsenter", "util-linux"),
+    ("runc", "runc"),
+    ("buildah", "buildah"),
+    ("mmdebstrap", "mmdebstrap"),
+    ("musl-gcc", "musl-tools"),
+    ("gcc", "gcc"),
+    ("curl", "curl"),
+];
+
+/// Modules that nothing loads by itself; all else is loaded on first use.
+const KERNEL_MODULES: [&str; 3] = ["br_netfilter", "overlay", "veth"];
+
+/// Makes the machine fit, installing what is missing.
+pub fn ensure() -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!(
+            "the test cluster needs root (namespaces, mounts, cgroups): run the command with sudo"
+        );
+    }
+    install_missing()?;
+    if !on_path("go") {
+        bail!(
+            "go is not on the PATH: install Go 1.26 or later (Kubernetes is built from its Go module)"
+        );
+    }
+    for module in KERNEL_MODULES {
+        // Built into some kernels, and not allowed in some containers: what is truly missing shows later.
+        let _ = process::output(
+            process::command("modprobe").arg(module),
+            Duration::from_secs(10),
+        );
+    }
+    Ok(())
+}
+
+fn on_path(program: &str) -> bool {
+    env::split_paths(&process::search_path()).any(|folder| folder.join(program).is_file())
+}
+
+fn install_missing() -> Result<()> {
+    let missing: Vec<_> = PROGRAMS
+        .iter()
+        .filter(|(program, _)| !on_path(program))
+        .map(|(_, package)| *package)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let list = missing.join(" ");
+    if !on_path("apt-get") {
+        bail!(
+            "this machine lacks {list} (Debian's names) and has no apt-get: install them by hand"
+        );
+    }
+    let step = Step::start(format!("apt-get install {list}"));
+    let mut update = apt();
+    process::run_long(
+        "apt-get update",
+        update.arg("update"),
+        Duration::from_mins(10),
+    )?;
+    let mut install = apt();
+    install
+        .args(["install", "-y", "--no-install-recommends"])
+        .args(&missing);
+    process::run_long("apt-get install", &mut install, Duration::from_mins(20))
+        .with_context(|| format!("install the packages {list}"))?;
+    step.done("installed");
+    Ok(())
+}
+
+fn apt() -> Command {
+    let mut apt = process::command("apt-get");
+    apt.env("DEBIAN_FRONTEND", "noninteractive")
+        .args(["-q", "-o", "DPkg::Lock::Timeout=300"]);
+    apt
+}

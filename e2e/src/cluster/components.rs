@@ -1,0 +1,132 @@
+//! Starting the long-lived programs of a cluster. Each writes a log of its own, and each end is noted
+//! in one file that the owner watches while the cluster boots.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::config::Spec;
+use crate::process;
+use crate::wait::{self, Probe};
+
+const INTERVAL: Duration = Duration::from_millis(5);
+
+/// Starts a program of the cluster. It ends with its PID namespace, and nothing restarts it.
+pub(crate) fn start(spec: &Spec, log: &str, program: &Path, arguments: &[String]) -> Result<()> {
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .env("PATH", search_path(spec))
+        .process_group(0);
+    let file = create_log(spec, log)?;
+    command
+        .stdin(Stdio::null())
+        .stderr(clone(&file)?)
+        .stdout(file);
+    let mut child = command
+        .spawn()
+        .with_context(|| format!("start {}", program.display()))?;
+    let (spec, log) = (spec.clone(), log.to_owned());
+    thread::spawn(move || {
+        if let Ok(status) = child.wait() {
+            note_end(&spec, &log, &process::ending(status));
+        }
+    });
+    Ok(())
+}
+
+/// A fresh log file.
+pub(crate) fn create_log(spec: &Spec, name: &str) -> Result<File> {
+    let path = spec.log(name);
+    // Appending: two processes share some logs, and a reader may truncate one.
+    let mut options = OpenOptions::new();
+    options
+        .create(true)
+        .append(true)
+        .open(&path)
+        .with_context(|| format!("open {}", path.display()))
+}
+
+pub(crate) fn clone(file: &File) -> Result<File> {
+    file.try_clone()
+        .context("duplicate a log file's descriptor")
+}
+
+/// Tells whoever waits for the cluster that a part of it is gone.
+pub(crate) fn note_end(spec: &Spec, log: &str, ending: &str) {
+    let line = format!("{log} ended: {ending}\n");
+    let file = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(ends_file(spec));
+    if let Err(error) = file.and_then(|mut file| file.write_all(line.as_bytes())) {
+        eprintln!("cannot note that {log} ended: {error}");
+    }
+}
+
+/// The first part that ended, with the last lines of its log.
+pub(crate) fn first_end(spec: &Spec) -> Option<String> {
+    let ends = fs::read_to_string(ends_file(spec)).ok()?;
+    let first = ends.lines().next()?;
+    let log = spec.log(first.split(' ').next()?);
+    Some(format!(
+        "{first}\nThe end of {}:\n{}",
+        log.display(),
+        tail(&log)
+    ))
+}
+
+/// The last lines of a file, for an error message.
+pub(crate) fn tail(path: &Path) -> String {
+    let text = fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<_> = text.lines().collect();
+    lines[lines.len().saturating_sub(15)..].join("\n")
+}
+
+fn ends_file(spec: &Spec) -> PathBuf {
+    spec.state.join("log/ended")
+}
+
+/// PATH of everything inside the cluster: its own programs first.
+pub(crate) fn search_path(spec: &Spec) -> OsString {
+    let own = [spec.kubernetes.clone(), spec.node_tools.clone()];
+    let path = process::search_path();
+    let folders = own.into_iter().chain(env::split_paths(&path));
+    env::join_paths(folders).unwrap_or(path)
+}
+
+/// Waits until something accepts connections.
+pub(crate) fn wait_for_port(address: &str, limit: Duration) -> Result<()> {
+    let socket: SocketAddr = address
+        .parse()
+        .with_context(|| format!("address {address}"))?;
+    wait::until(&format!("{address} to accept"), limit, INTERVAL, || {
+        Ok(
+            match TcpStream::connect_timeout(&socket, Duration::from_secs(1)) {
+                Ok(_) => Probe::Done(()),
+                Err(error) => Probe::Missing(error.to_string()),
+            },
+        )
+    })
+}
+
+/// The same for a unix socket.
+pub(crate) fn wait_for_socket(path: &str, limit: Duration) -> Result<()> {
+    wait::until(&format!("{path} to accept"), limit, INTERVAL, || {
+        Ok(match UnixStream::connect(path) {
+            Ok(_) => Probe::Done(()),
+            Err(error) => Probe::Missing(error.to_string()),
+        })
+    })
+}

@@ -1,0 +1,159 @@
+//! What a cluster is made of, and what its processes are told.
+
+use std::fmt::{self, Display};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde::{Deserialize, Serialize};
+
+use super::network;
+
+/// A minor version of Kubernetes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Minor {
+    /// The oldest supported here.
+    V1_33,
+    /// The newest.
+    #[default]
+    V1_36,
+}
+
+impl Display for Minor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V1_33 => "1.33",
+            Self::V1_36 => "1.36",
+        })
+    }
+}
+
+impl FromStr for Minor {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text.trim_start_matches('v') {
+            "1.33" => Ok(Self::V1_33),
+            "1.36" => Ok(Self::V1_36),
+            _ => Err(anyhow!("no Kubernetes {text:?} here: choose 1.33 or 1.36")),
+        }
+    }
+}
+
+/// How kube-proxy programs Services.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+pub enum ProxyMode {
+    /// iptables rules, the default of Kubernetes.
+    #[default]
+    Iptables,
+    /// nftables maps.
+    Nftables,
+}
+
+impl Display for ProxyMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Iptables => "iptables",
+            Self::Nftables => "nftables",
+        })
+    }
+}
+
+/// What a test or a person chooses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Config {
+    /// Names the cluster's state folder and its cgroup.
+    pub name: String,
+    /// Nodes at the start; more can join later.
+    pub nodes: u8,
+    /// The version of every Kubernetes component.
+    pub kubernetes: Minor,
+    /// kube-proxy's mode on every node.
+    pub proxy_mode: ProxyMode,
+    /// Whether frames between pods of one node pass iptables (`bridge-nf-call-iptables`).
+    pub bridge_nf: bool,
+    /// Whether the product's images are built and put on the nodes.
+    pub product: bool,
+    /// The `e2e` program that owns the cluster; this very program when `None`. Tests set
+    /// `env!("CARGO_BIN_EXE_e2e")`.
+    pub program: Option<PathBuf>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            name: "demo".to_owned(),
+            nodes: 2,
+            kubernetes: Minor::default(),
+            proxy_mode: ProxyMode::default(),
+            bridge_nf: true,
+            product: true,
+            program: None,
+        }
+    }
+}
+
+impl Config {
+    /// Refuses what could not work, before anything is built.
+    pub fn validate(&self) -> Result<()> {
+        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        if self.name.is_empty() || self.name.len() > 40 || !self.name.chars().all(allowed) {
+            bail!(
+                "cluster name {:?}: use 1 to 40 lower-case letters, digits and dashes",
+                self.name
+            );
+        }
+        if self.nodes > network::MAX_NODES {
+            bail!("{} nodes: at most {} fit", self.nodes, network::MAX_NODES);
+        }
+        Ok(())
+    }
+}
+
+/// What every process of a cluster knows: the choices and what was made of them.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Spec {
+    pub(crate) config: Config,
+    /// The cluster's folder: logs, keys, kubeconfigs.
+    pub(crate) state: PathBuf,
+    /// etcd and the Kubernetes components.
+    pub(crate) kubernetes: PathBuf,
+    /// containerd and the CNI plugins.
+    pub(crate) node_tools: PathBuf,
+    /// Archives that every node imports before its kubelet starts.
+    pub(crate) images: Vec<PathBuf>,
+    pub(crate) audit_policy: PathBuf,
+}
+
+impl Spec {
+    const FILE: &'static str = "cluster.json";
+
+    pub(crate) fn load(state: &Path) -> Result<Self> {
+        let path = state.join(Self::FILE);
+        let text = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        serde_json::from_slice(&text).with_context(|| format!("parse {}", path.display()))
+    }
+
+    pub(crate) fn save(&self) -> Result<()> {
+        let path = self.state.join(Self::FILE);
+        let text = serde_json::to_vec_pretty(self).context("encode the cluster's description")?;
+        fs::write(&path, text).with_context(|| format!("write {}", path.display()))
+    }
+
+    pub(crate) fn log(&self, name: &str) -> PathBuf {
+        self.state.join("log").join(format!("{name}.log"))
+    }
+
+    pub(crate) fn pki(&self, file: &str) -> String {
+        self.state
+            .join("pki")
+            .join(file)
+            .to_string_lossy()
+            .into_owned()
+    }
+
+    pub(crate) fn cgroup(&self) -> String {
+        format!("portmapping-{}", self.config.name)
+    }
+}

@@ -1,0 +1,289 @@
+//! Bringing clusters and nodes to life from outside.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::api::Server;
+use super::components::tail;
+use super::config::{Config, Spec};
+use super::network::{MAX_NODES, Machine};
+use super::roles::RoleName;
+use super::{lookup, namespaces, owner, pid_of, pki, state};
+use crate::artifacts::{cache, go, image, packages};
+use crate::progress::{Step, say};
+use crate::{paths, process};
+
+/// The owner gives up earlier, and says why.
+const BOOT_LIMIT: Duration = Duration::from_mins(5);
+const IMPORT_LIMIT: Duration = Duration::from_mins(3);
+
+/// Boots a cluster that ends when the returned child's standard input closes.
+pub(crate) fn attached(config: &Config) -> Result<(Spec, Child)> {
+    let spec = prepare(config)?;
+    let _lock = lock(&config.name)?;
+    let owner = boot(&spec, true)?;
+    Ok((spec, owner))
+}
+
+/// Boots a cluster that outlives this process, or brings a running one to what `config` asks for.
+pub(crate) fn detached(config: &Config) -> Result<Spec> {
+    let wanted = prepare(config)?;
+    let _lock = lock(&config.name)?;
+    if state::owner(&wanted.state)?.is_none() {
+        boot(&wanted, false)?;
+        return Ok(wanted);
+    }
+    let mut spec = Spec::load(&wanted.state)?;
+    for (what, has, asked) in [
+        (
+            "Kubernetes",
+            spec.config.kubernetes.to_string(),
+            config.kubernetes.to_string(),
+        ),
+        (
+            "kube-proxy",
+            spec.config.proxy_mode.to_string(),
+            config.proxy_mode.to_string(),
+        ),
+        (
+            "bridge-nf-call-iptables",
+            spec.config.bridge_nf.to_string(),
+            config.bridge_nf.to_string(),
+        ),
+    ] {
+        if has != asked {
+            let name = &config.name;
+            bail!(
+                "the cluster {name} is up with {what} {has}, not {asked}: \
+                 take it down first (e2e down --name {name}) or give the new one another --name"
+            );
+        }
+    }
+    load_images(&mut spec, &wanted.images)?;
+    let living = lookup::nodes(&spec.state);
+    for index in (1..=config.nodes).filter(|index| !living.contains(index)) {
+        add_node(&spec, index)?;
+    }
+    say(format_args!("the cluster {} is up already", config.name));
+    Ok(spec)
+}
+
+/// Makes everything a cluster needs, and describes it.
+fn prepare(config: &Config) -> Result<Spec> {
+    config.validate()?;
+    packages::ensure()?;
+    let kubernetes = go::kubernetes(config.kubernetes)?;
+    let node_tools = go::node_tools()?;
+    let mut images = image::basic()?;
+    if config.product {
+        images.extend(image::product()?);
+    }
+    Ok(Spec {
+        config: config.clone(),
+        state: state::folder(&config.name),
+        kubernetes,
+        node_tools,
+        images,
+        audit_policy: paths::sources().join("config/audit-policy.yaml"),
+    })
+}
+
+fn lock(name: &str) -> Result<fs::File> {
+    let folder = paths::clusters();
+    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    cache::lock(&lock_file(name), &format!("the cluster {name}"))
+}
+
+fn lock_file(name: &str) -> PathBuf {
+    paths::clusters().join(format!("{name}.lock"))
+}
+
+/// Removes the last trace of a cluster. Somebody who waits for this very file and gets it is stopped by
+/// the lock in the state folder.
+pub(crate) fn forget(name: &str) {
+    let _ = fs::remove_file(lock_file(name));
+}
+
+fn boot(spec: &Spec, attached: bool) -> Result<Child> {
+    let name = &spec.config.name;
+    if state::owner(&spec.state)?.is_some() {
+        bail!("the cluster {name} is already up: take it down first (e2e down --name {name})");
+    }
+    if spec.state.exists() {
+        state::destroy(name).context("sweep what an earlier run left")?;
+    }
+    let logs = spec.state.join("log");
+    fs::create_dir_all(&logs).with_context(|| format!("create {}", logs.display()))?;
+    spec.save()?;
+    let config = &spec.config;
+    let step = Step::start(format!(
+        "cluster {name}: Kubernetes {}, {} nodes, kube-proxy in {} mode",
+        config.kubernetes, config.nodes, config.proxy_mode
+    ));
+    let log = spec.log("owner");
+    let file = fs::File::create(&log).with_context(|| format!("create {}", log.display()))?;
+    let program = config
+        .program
+        .clone()
+        .unwrap_or_else(|| "/proc/self/exe".into());
+    let mut command = Command::new(&program);
+    command
+        .args(RoleName("owner", None).arguments(&spec.state))
+        .stdout(Stdio::piped())
+        .stderr(file);
+    command.current_dir("/"); // a background process must not keep somebody's folder busy
+    command.stdin(if attached {
+        Stdio::piped()
+    } else {
+        Stdio::null()
+    });
+    if attached {
+        command.arg("--attached");
+    }
+    let mut owner = command
+        .spawn()
+        .with_context(|| format!("start {}", program.display()))?;
+    if let Err(error) = wait_until_up(&mut owner) {
+        drop(owner.stdin.take());
+        // It ends by itself after a failure, and by this after a time-out.
+        if let Ok(pid) = i32::try_from(owner.id()) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+        }
+        let _ = process::wait(&mut owner, Duration::from_secs(20));
+        let said = tail(&log);
+        return Err(error.context(format!(
+            "cluster {name} did not come up; all logs are in {}, the owner's says:\n{said}\n",
+            logs.display()
+        )));
+    }
+    step.done("up");
+    Ok(owner)
+}
+
+fn wait_until_up(owner: &mut Child) -> Result<()> {
+    let stdout = owner
+        .stdout
+        .take()
+        .context("the owner has no standard output")?;
+    let (sender, lines) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            let _ = sender.send(line);
+        }
+    });
+    let start = Instant::now();
+    loop {
+        match lines.recv_timeout(Duration::from_secs(10)) {
+            Ok(line) if line == owner::UP => return Ok(()),
+            Ok(line) => {
+                let Some(text) = line.strip_prefix(owner::FAILED) else {
+                    continue;
+                };
+                bail!(
+                    "{}",
+                    serde_json::from_str(text).unwrap_or_else(|_| text.to_owned())
+                );
+            }
+            Err(RecvTimeoutError::Disconnected) => bail!("the owner ended early"),
+            Err(RecvTimeoutError::Timeout) if start.elapsed() < BOOT_LIMIT => {
+                say(format_args!(
+                    "  still booting: {} s",
+                    start.elapsed().as_secs()
+                ));
+            }
+            Err(RecvTimeoutError::Timeout) => bail!("not up after {} s", BOOT_LIMIT.as_secs()),
+        }
+    }
+}
+
+pub(crate) fn kill_node(spec: &Spec, index: u8) -> Result<()> {
+    let name = Machine::Node(index).name();
+    let pid = i32::try_from(pid_of(spec, &name)?).context("pid out of range")?;
+    kill(Pid::from_raw(pid), Signal::SIGKILL)
+        .with_context(|| format!("kill {name} (pid {pid})"))?;
+    let end = Instant::now() + Duration::from_secs(20);
+    // A zombie has no command line any more, so this is over a moment before its parent has noticed.
+    while lookup::find(RoleName("node-init", Some(index)), &spec.state).is_some() {
+        if Instant::now() > end {
+            bail!("{name} (pid {pid}) is still there 20 s after SIGKILL");
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+pub(crate) fn add_node(spec: &Spec, index: u8) -> Result<()> {
+    let name = Machine::Node(index).name();
+    if index == 0 || index > MAX_NODES {
+        bail!("no {name}: nodes are node1 to node{MAX_NODES}");
+    }
+    if lookup::nodes(&spec.state).contains(&index) {
+        bail!("{name} is running already");
+    }
+    let step = Step::start(format!("{name} joins"));
+    // After a power cut the API calls the node Ready for a while yet.
+    let server = Server::connect(&spec.state.join(pki::HARNESS))?;
+    let stale = server.last_heard(&name)?;
+    // What ended before is no news.
+    let _ = fs::remove_file(spec.state.join("log/ended"));
+    let program = match &spec.config.program {
+        Some(program) => program.clone(),
+        None => std::env::current_exe().context("find this program")?,
+    };
+    let mut command = namespaces::enter(pid_of(spec, "control-plane")?, program);
+    command.args(RoleName("add-node", Some(index)).arguments(&spec.state));
+    process::run(&mut command, Duration::from_mins(1)).with_context(|| format!("start {name}"))?;
+    owner::nothing_missing(spec, &server, &[name], stale)?;
+    step.done("takes pods");
+    Ok(())
+}
+
+pub(crate) fn load_images(spec: &mut Spec, archives: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let new: Vec<_> = archives
+        .iter()
+        .filter(|archive| !spec.images.contains(archive))
+        .cloned()
+        .collect();
+    if new.is_empty() {
+        return Ok(new);
+    }
+    let step = Step::start(format!("{} images on every node", new.len()));
+    for index in lookup::nodes(&spec.state) {
+        let name = Machine::Node(index).name();
+        for archive in &new {
+            let ctr = spec.node_tools.join("ctr");
+            let mut import = namespaces::enter(pid_of(spec, &name)?, ctr);
+            import
+                .args(["--namespace", "k8s.io", "images", "import"])
+                .arg(archive);
+            process::run(&mut import, IMPORT_LIMIT)
+                .with_context(|| format!("import {} on {name}", archive.display()))?;
+        }
+    }
+    // An older archive of the same image must not win on a node that joins later.
+    let kind = |path: &PathBuf| {
+        let folder = path
+            .parent()
+            .and_then(|folder| folder.file_name())
+            .unwrap_or_default();
+        folder
+            .to_string_lossy()
+            .rsplit_once('-')
+            .map(|(name, _)| name.to_owned())
+    };
+    spec.images
+        .retain(|old| !new.iter().any(|archive| kind(archive) == kind(old)));
+    spec.images.extend(new.iter().cloned());
+    spec.save()?;
+    step.done("imported");
+    Ok(new)
+}

@@ -1,0 +1,211 @@
+//! A node: containerd, kubelet and kube-proxy, in this order, in namespaces of their own.
+
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::components::{search_path, start, wait_for_port, wait_for_socket};
+use super::config::Spec;
+use super::mounts::RUN;
+use super::network::{self, Machine};
+use crate::artifacts::image;
+use crate::process;
+
+const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
+const PATIENCE: Duration = Duration::from_mins(3);
+
+/// Waits to be plugged in, then brings the node up and only watches.
+pub(crate) fn run(spec: &Spec, index: u8) -> Result<()> {
+    let machine = Machine::Node(index);
+    join_fabric(machine, spec.config.bridge_nf)?;
+    write_configuration(spec, index)?;
+    let name = machine.name();
+    start(
+        spec,
+        &format!("{name}-containerd"),
+        &spec.node_tools.join("containerd"),
+        &["--config".to_owned(), format!("{RUN}/containerd.toml")],
+    )?;
+    wait_for_socket(CONTAINERD_SOCKET, PATIENCE)?;
+    for archive in &spec.images {
+        import(spec, archive)?;
+    }
+    // A kubelet that finds no API server backs off for seconds.
+    wait_for_port(network::API_SERVER_SOCKET, PATIENCE)?;
+    start(
+        spec,
+        &format!("{name}-kubelet"),
+        &spec.kubernetes.join("kubelet"),
+        &[
+            format!("--config={RUN}/kubelet.yaml"),
+            format!(
+                "--kubeconfig={}",
+                spec.state.join(format!("{name}.kubeconfig")).display()
+            ),
+            format!("--hostname-override={name}"),
+            format!("--node-ip={},{}", machine.ipv4(), machine.ipv6()),
+        ],
+    )?;
+    start(
+        spec,
+        &format!("{name}-kube-proxy"),
+        &spec.kubernetes.join("kube-proxy"),
+        &[
+            format!(
+                "--kubeconfig={}",
+                spec.state.join("proxy.kubeconfig").display()
+            ),
+            format!("--hostname-override={name}"),
+            format!("--cluster-cidr={}", network::POD_RANGE),
+            format!("--proxy-mode={}", spec.config.proxy_mode),
+            // These sysctls belong to the whole machine.
+            "--conntrack-max-per-core=0".to_owned(),
+            "--conntrack-tcp-timeout-established=0s".to_owned(),
+            "--conntrack-tcp-timeout-close-wait=0s".to_owned(),
+        ],
+    )?;
+    loop {
+        thread::park();
+    }
+}
+
+/// The client: a machine that only has its addresses.
+pub(crate) fn run_client() -> Result<()> {
+    join_fabric(Machine::Client, false)?;
+    loop {
+        thread::park();
+    }
+}
+
+fn join_fabric(machine: Machine, bridge_nf: bool) -> Result<()> {
+    let name = machine.name();
+    nix::unistd::sethostname(&name).context("set the host name")?;
+    let mut go = [0; 2];
+    std::io::stdin()
+        .read_exact(&mut go)
+        .context("wait for the fabric")?;
+    network::configure(machine, bridge_nf).with_context(|| format!("configure {name}"))
+}
+
+fn import(spec: &Spec, archive: &Path) -> Result<()> {
+    let mut ctr = process::command(spec.node_tools.join("ctr"));
+    ctr.env("PATH", search_path(spec));
+    ctr.args([
+        "--address",
+        CONTAINERD_SOCKET,
+        "--namespace",
+        "k8s.io",
+        "images",
+        "import",
+    ]);
+    process::run(ctr.arg(archive), PATIENCE)
+        .with_context(|| format!("import {}", archive.display()))
+        .map(drop)
+}
+
+fn write_configuration(spec: &Spec, index: u8) -> Result<()> {
+    let files = [
+        ("cni/10-pod.conflist", cni(index)),
+        ("containerd.toml", containerd(spec)),
+        ("kubelet.yaml", kubelet(spec)),
+        // What pods with dnsPolicy Default get: there is no resolver on the fabric.
+        ("resolv.conf", "options ndots:1\n".to_owned()),
+    ];
+    for (file, text) in files {
+        let path = Path::new(RUN).join(file);
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
+        }
+        fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn cni(index: u8) -> String {
+    let ranges = network::pod_ranges(index).map(|subnet| serde_json::json!([{ "subnet": subnet }]));
+    serde_json::json!({
+        "cniVersion": "1.0.0",
+        "name": "pod",
+        "plugins": [
+            {
+                "type": "bridge",
+                "bridge": "cni0",
+                "isGateway": true,
+                "ipMasq": false,
+                // Without it a pod cannot reach itself through its node.
+                "hairpinMode": true,
+                "ipam": {
+                    "type": "host-local",
+                    "ranges": ranges,
+                    "routes": [{ "dst": "0.0.0.0/0" }, { "dst": "::/0" }],
+                },
+            },
+            { "type": "portmap", "capabilities": { "portMappings": true } },
+        ],
+    })
+    .to_string()
+}
+
+fn containerd(spec: &Spec) -> String {
+    format!(
+        r#"version = 3
+root = "/var/lib/containerd"
+state = "/run/containerd"
+[grpc]
+  address = "{CONTAINERD_SOCKET}"
+[plugins."io.containerd.internal.v1.opt"]
+  path = "/var/lib/containerd/opt"
+[plugins."io.containerd.cri.v1.images".pinned_images]
+  sandbox = "{pause}"
+[plugins."io.containerd.cri.v1.runtime"]
+  disable_apparmor = true
+  restrict_oom_score_adj = true
+  [plugins."io.containerd.cri.v1.runtime".cni]
+    bin_dirs = ["{bin}"]
+    conf_dir = "{RUN}/cni"
+  [plugins."io.containerd.cri.v1.runtime".containerd]
+    default_runtime_name = "runc"
+    [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+"#,
+        pause = image::PAUSE,
+        bin = spec.node_tools.display(),
+    )
+}
+
+fn kubelet(spec: &Spec) -> String {
+    serde_json::json!({
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
+        "authentication": {
+            "anonymous": { "enabled": false },
+            "webhook": { "enabled": true },
+            "x509": { "clientCAFile": spec.pki("ca.crt") },
+        },
+        "authorization": { "mode": "Webhook" },
+        "containerRuntimeEndpoint": format!("unix://{CONTAINERD_SOCKET}"),
+        "cgroupDriver": "cgroupfs",
+        "cgroupsPerQOS": true,
+        "enforceNodeAllocatable": [],
+        // 1.35 and later refuse to start on cgroup v1 without it; earlier ones accept it.
+        "failCgroupV1": false,
+        "failSwapOn": false,
+        "clusterDNS": ["10.96.0.10"],
+        "clusterDomain": "cluster.local",
+        "resolvConf": format!("{RUN}/resolv.conf"),
+        "volumePluginDir": "/var/lib/kubelet/volume-plugins",
+        // A test cluster is worth nothing when a full disk or a busy machine evicts its pods.
+        "evictionHard": {
+            "memory.available": "50Mi", "nodefs.available": "1%", "imagefs.available": "1%",
+        },
+        "imageGCHighThresholdPercent": 100,
+        "registryPullQPS": 0,
+        "oomScoreAdj": 0,
+        "syncFrequency": "10s",
+    })
+    .to_string()
+}

@@ -1,0 +1,177 @@
+//! Keys, certificates, tokens and kubeconfigs of a cluster, made in process.
+
+use std::fmt::Write as _;
+use std::fs::{self, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
+};
+use time::{Duration, OffsetDateTime};
+
+use super::config::Spec;
+use super::network::{self, MAX_NODES};
+
+/// The kubeconfig for people and tests: through the relay, as cluster admin.
+pub(crate) const ADMIN: &str = "admin.kubeconfig";
+/// The same rights, for programs on the fabric.
+pub(crate) const INSIDE: &str = "inside.kubeconfig";
+
+/// The harness's own, so that the audit log can tell it from the people.
+pub(crate) const HARNESS: &str = "harness.kubeconfig";
+
+/// Writes everything that the components are given by file.
+pub(crate) fn create(spec: &Spec, relay_port: u16) -> Result<()> {
+    certificates(spec).context("make certificates")?;
+    let mut tokens = String::new();
+    let relay = format!("https://127.0.0.1:{relay_port}");
+    let mut identity = |file: &str, user: &str, groups: &str, servers: &[(&str, &str)]| {
+        let token = random_token()?;
+        let _ = writeln!(tokens, "{token},{user},{user},\"{groups}\"");
+        for (name, server) in servers {
+            kubeconfig(
+                spec,
+                if name.is_empty() { file } else { name },
+                server,
+                &token,
+            )?;
+        }
+        anyhow::Ok(())
+    };
+    let inside = [("", network::API_SERVER)];
+    identity(
+        ADMIN,
+        "kubernetes-admin",
+        "system:masters",
+        &[(ADMIN, relay.as_str()), (INSIDE, network::API_SERVER)],
+    )?;
+    identity(
+        HARNESS,
+        "harness",
+        "system:masters",
+        &[("", relay.as_str())],
+    )?;
+    identity(
+        "controller-manager.kubeconfig",
+        "system:kube-controller-manager",
+        "",
+        &inside,
+    )?;
+    identity("scheduler.kubeconfig", "system:kube-scheduler", "", &inside)?;
+    identity("proxy.kubeconfig", "system:kube-proxy", "", &inside)?;
+    for index in 1..=MAX_NODES {
+        let user = format!("system:node:node{index}");
+        identity(
+            &format!("node{index}.kubeconfig"),
+            &user,
+            "system:nodes",
+            &inside,
+        )?;
+    }
+    private(Path::new(&spec.pki("tokens.csv")), &tokens)
+}
+
+fn certificates(spec: &Spec) -> Result<()> {
+    let folder = spec.state.join("pki");
+    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    let authority_key = KeyPair::generate()?;
+    let mut params = dated(Vec::new())?;
+    params
+        .distinguished_name
+        .push(DnType::CommonName, format!("{} CA", spec.config.name));
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let authority = params.self_signed(&authority_key)?;
+    public(&spec.pki("ca.crt"), &authority.pem())?;
+    let issuer = Issuer::new(params, authority_key);
+
+    let mut names: Vec<String> = ["", ".default", ".default.svc", ".default.svc.cluster.local"]
+        .map(|suffix| format!("kubernetes{suffix}"))
+        .into();
+    names.extend(network::CONTROL_PLANE.map(String::from));
+    names.extend(network::SERVICE_OF_API_SERVER.map(String::from));
+    names.extend(["127.0.0.1", "localhost"].map(String::from));
+    let mut server = dated(names)?;
+    server
+        .distinguished_name
+        .push(DnType::CommonName, "kube-apiserver");
+    server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    leaf(spec, "apiserver", &server, &issuer)?;
+
+    let mut client = dated(Vec::new())?;
+    client
+        .distinguished_name
+        .push(DnType::CommonName, "kube-apiserver-kubelet-client");
+    client
+        .distinguished_name
+        .push(DnType::OrganizationName, "system:masters");
+    client.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    leaf(spec, "kubelet-client", &client, &issuer)?;
+
+    let accounts = KeyPair::generate()?;
+    private(Path::new(&spec.pki("sa.key")), &accounts.serialize_pem())?;
+    public(&spec.pki("sa.pub"), &accounts.public_key_pem())
+}
+
+fn dated(names: Vec<String>) -> Result<CertificateParams> {
+    let mut params = CertificateParams::new(names)?;
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    let now = OffsetDateTime::now_utc();
+    params.not_before = now - Duration::hours(1);
+    params.not_after = now + Duration::days(365);
+    Ok(params)
+}
+
+fn leaf(
+    spec: &Spec,
+    name: &str,
+    params: &CertificateParams,
+    issuer: &Issuer<'_, KeyPair>,
+) -> Result<()> {
+    let key = KeyPair::generate()?;
+    let certificate = params.signed_by(&key, issuer)?;
+    public(&spec.pki(&format!("{name}.crt")), &certificate.pem())?;
+    private(
+        Path::new(&spec.pki(&format!("{name}.key"))),
+        &key.serialize_pem(),
+    )
+}
+
+fn kubeconfig(spec: &Spec, file: &str, server: &str, token: &str) -> Result<()> {
+    let (authority, name) = (spec.pki("ca.crt"), &spec.config.name);
+    let text = format!(
+        "apiVersion: v1\n\
+         kind: Config\n\
+         clusters: [{{name: {name}, cluster: {{server: \"{server}\", certificate-authority: \"{authority}\"}}}}]\n\
+         users: [{{name: {name}, user: {{token: {token}}}}}]\n\
+         contexts: [{{name: {name}, context: {{cluster: {name}, user: {name}}}}}]\n\
+         current-context: {name}\n"
+    );
+    private(&spec.state.join(file), &text)
+}
+
+/// The relay listens on 127.0.0.1, where every local user gets through: tokens must not be guessable.
+fn random_token() -> Result<String> {
+    let mut bytes = [0_u8; 16];
+    let mut source = fs::File::open("/dev/urandom").context("open /dev/urandom")?;
+    source.read_exact(&mut bytes).context("read /dev/urandom")?;
+    Ok(format!("{:032x}", u128::from_be_bytes(bytes)))
+}
+
+fn public(path: &str, text: &str) -> Result<()> {
+    fs::write(path, text).with_context(|| format!("write {path}"))
+}
+
+fn private(path: &Path, text: &str) -> Result<()> {
+    let mut options = OpenOptions::new();
+    options.create(true).write(true).truncate(true).mode(0o600);
+    let mut file = options
+        .open(path)
+        .with_context(|| format!("open {}", path.display()))?;
+    file.write_all(text.as_bytes())
+        .with_context(|| format!("write {}", path.display()))
+}

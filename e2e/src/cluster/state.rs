@@ -1,0 +1,134 @@
+//! The state folder of a cluster, and the lock that tells whether somebody owns it.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::config::Spec;
+use super::{cgroups, lookup};
+use crate::paths;
+
+const LOCK: &str = "lock";
+
+/// The folder of the cluster with this name.
+pub(crate) fn folder(name: &str) -> PathBuf {
+    paths::clusters().join(name)
+}
+
+/// Makes the cluster this process's for as long as the file is open; writes the pid into it.
+pub(crate) fn take(spec: &Spec) -> Result<File> {
+    let path = spec.state.join(LOCK);
+    let mut file = open(&path)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => bail!("the cluster {} is already up", spec.config.name),
+        Err(TryLockError::Error(error)) => {
+            return Err(error).with_context(|| format!("lock {}", path.display()));
+        }
+    }
+    file.set_len(0)
+        .and_then(|()| writeln!(file, "{}", std::process::id()))
+        .with_context(|| format!("write {}", path.display()))?;
+    Ok(file)
+}
+
+/// The pid of the process that owns the cluster, if one does.
+pub(crate) fn owner(state: &Path) -> Result<Option<Pid>> {
+    let path = state.join(LOCK);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let mut file = open(&path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(None),
+        Err(TryLockError::WouldBlock) => {
+            let mut text = String::new();
+            file.read_to_string(&mut text)
+                .with_context(|| format!("read {}", path.display()))?;
+            let pid = text.trim().parse().map_err(|_| {
+                anyhow!(
+                    "{} is locked but holds no pid ({:?})",
+                    path.display(),
+                    text.trim()
+                )
+            })?;
+            Ok(Some(Pid::from_raw(pid)))
+        }
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("lock {}", path.display()))
+        }
+    }
+}
+
+fn open(path: &Path) -> Result<File> {
+    File::options()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .open(path)
+        .with_context(|| format!("open {}", path.display()))
+}
+
+/// Names of all clusters that have a folder.
+pub(crate) fn all() -> Vec<String> {
+    let entries = fs::read_dir(paths::clusters())
+        .into_iter()
+        .flatten()
+        .flatten();
+    let mut names: Vec<_> = entries
+        .filter(|entry| entry.path().is_dir())
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+/// Ends the cluster's owner, if there is one, and removes all that a cluster leaves. True when there
+/// was something to remove.
+pub(crate) fn destroy(name: &str) -> Result<bool> {
+    let state = folder(name);
+    if !state.exists() {
+        return Ok(false);
+    }
+    if let Some(pid) = owner(&state)? {
+        end(&state, pid, Signal::SIGTERM, Duration::from_secs(20))
+            .or_else(|_| end(&state, pid, Signal::SIGKILL, Duration::from_secs(10)))?;
+    }
+    // After a SIGKILL the kernel is still at it for a moment.
+    let end = Instant::now() + Duration::from_secs(10);
+    while let Some(process) = lookup::any(&state)
+        && Instant::now() < end
+    {
+        let _ = process;
+        thread::sleep(Duration::from_millis(10));
+    }
+    let left = cgroups::sweep(&format!("portmapping-{name}"), Duration::from_secs(5));
+    if !left.is_empty() {
+        bail!("could not remove the cgroups {left:?}: processes of the cluster still run in them");
+    }
+    fs::remove_dir_all(&state).with_context(|| format!("remove {}", state.display()))?;
+    Ok(true)
+}
+
+fn end(state: &Path, pid: Pid, signal: Signal, limit: Duration) -> Result<()> {
+    // Gone in the meantime is what we want; the lock tells.
+    let _ = kill(pid, signal);
+    let end = Instant::now() + limit;
+    while owner(state)?.is_some() {
+        if Instant::now() >= end {
+            bail!(
+                "the cluster's owner (pid {pid}) is still there {} s after {signal}",
+                limit.as_secs()
+            );
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}

@@ -1,0 +1,121 @@
+//! Installing the product as a user would: `kubectl apply -k manifests/base`, then wait for it.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::artifacts::image;
+use crate::cluster::Cluster;
+use crate::progress::{Step, say};
+use crate::{paths, process};
+
+/// Where the product runs.
+pub const NAMESPACE: &str = "portmapping-system";
+const WORKLOADS: [&str; 2] = ["deployment/webhook", "daemonset/enforcer"];
+const ROLLOUT_LIMIT: Duration = Duration::from_mins(3);
+
+/// Builds the product's images, puts them on the nodes, applies the manifests, and returns when webhook
+/// and enforcer are rolled out.
+pub fn install(cluster: &mut Cluster) -> Result<()> {
+    let base = paths::manifests().join("base");
+    if !base.join("kustomization.yaml").is_file() {
+        bail!(
+            "nothing to install: {} has no kustomization.yaml",
+            base.display()
+        );
+    }
+    let changed = if cluster.is_ours() {
+        !cluster.load_images(&image::product()?)?.is_empty()
+    } else {
+        false
+    };
+    let step = Step::start("kubectl apply -k manifests/base");
+    process::run(
+        cluster.kubectl().args(["apply", "-k"]).arg(&base),
+        Duration::from_mins(1),
+    )?;
+    if changed {
+        // The images keep their names: pods that run an older one do not notice a new one.
+        let mut restart = cluster.kubectl();
+        restart
+            .args(["rollout", "restart", "-n", NAMESPACE])
+            .args(WORKLOADS);
+        process::run(&mut restart, Duration::from_mins(1))?;
+    }
+    step.done("applied");
+    for workload in WORKLOADS {
+        rolled_out(cluster, NAMESPACE, workload)?;
+    }
+    Ok(())
+}
+
+/// Waits for a rollout; on failure the error comes after a picture of the cluster.
+pub fn rolled_out(cluster: &Cluster, namespace: &str, workload: &str) -> Result<()> {
+    let step = Step::start(format!("rollout of {workload}"));
+    let mut status = cluster.kubectl();
+    let limit = format!("--timeout={}s", ROLLOUT_LIMIT.as_secs());
+    status.args(["rollout", "status", "-n", namespace, workload, &limit]);
+    if let Err(error) = process::run_long(
+        workload,
+        &mut status,
+        ROLLOUT_LIMIT + Duration::from_secs(20),
+    ) {
+        picture(cluster, namespace);
+        return Err(error).with_context(|| format!("{workload} in {namespace} did not roll out"));
+    }
+    step.done("done");
+    Ok(())
+}
+
+/// Prints pods, events and the last log lines of a namespace: what a person would ask for next.
+pub fn picture(cluster: &Cluster, namespace: &str) {
+    let show = |what: &str, command: &mut Command| {
+        say(format_args!("{what}:"));
+        match process::output(command, Duration::from_secs(30)) {
+            Ok(output) => {
+                eprint!("{}", String::from_utf8_lossy(&output.stdout));
+                eprint!("{}", String::from_utf8_lossy(&output.stderr));
+            }
+            Err(error) => eprintln!("{error:#}"),
+        }
+    };
+    show(
+        "all pods",
+        cluster.kubectl().args(["get", "pods", "-A", "-o", "wide"]),
+    );
+    let by_time = "--sort-by=.metadata.creationTimestamp";
+    show(
+        "events",
+        cluster
+            .kubectl()
+            .args(["get", "events", "-n", namespace, by_time]),
+    );
+    show(
+        "states of the pods that are not Ready",
+        cluster.kubectl().args([
+            "get",
+            "pods",
+            "-n",
+            namespace,
+            "-o",
+            "jsonpath={range .items[*]}{.metadata.name}{\"\\n  \"}{.status.initContainerStatuses[*].state}\
+             {\"\\n  \"}{.status.containerStatuses[*].state}{\"\\n\"}{end}",
+        ]),
+    );
+    let logs = [
+        "logs",
+        "-n",
+        namespace,
+        "--all-containers",
+        "--prefix",
+        "--tail=15",
+    ];
+    let labels = "app.kubernetes.io/part-of=portmapping";
+    if namespace == NAMESPACE {
+        let product = "app.kubernetes.io/name=portmapping";
+        show("logs", cluster.kubectl().args(logs).args(["-l", product]));
+    } else {
+        show("logs", cluster.kubectl().args(logs).args(["-l", labels]));
+    }
+}

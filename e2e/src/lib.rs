@@ -1,0 +1,29 @@
+//! A real Kubernetes cluster on one machine, made of namespaces: two or more nodes with their own
+//! kubelet, containerd and kube-proxy, a control plane, and a client outside the cluster, all on one
+//! dual-stack fabric.
+//!
+//! ```text
+//! owner          root namespaces; its death ends everything
+//! └ init         pid 1 of the cluster, only reaps
+//!   └ super      fabric (bridge), etcd, API server, controllers, scheduler, relay to 127.0.0.1
+//!     ├ init     pid 1 of node1, only reaps
+//!     │ └ node   containerd, kubelet, kube-proxy
+//!     ├ init     node2 ...
+//!     └ client   a machine that is not part of the cluster
+//! ```
+//!
+//! Tests use [`Cluster`]; people use the `e2e` program, which is the same code. This crate knows
+//! nothing of the product's types: it sees the product as its users do.
+
+pub mod artifacts;
+pub mod cli;
+pub mod cluster;
+mod demo;
+pub mod install;
+pub mod paths;
+pub mod process;
+pub mod progress;
+pub mod wait;
+
+pub use cluster::Cluster;
+pub use cluster::config::{Config, Minor, ProxyMode};

@@ -1,0 +1,15 @@
+//! The product on a real cluster, seen from outside: kubectl, a client beyond the cluster, and the
+//! API server's own audit log.
+//!
+//! One cluster serves all tests. Most share it; a test that stops a part of the product has it
+//! alone. `E2E_KUBECONFIG=FILE` runs the same tests against a cluster somebody already has; those
+//! that have to enter a node say so and fail there.
+
+mod admit_requests;
+mod map_life;
+mod map_ports;
+mod map_ready;
+mod refuse_forgery;
+mod support;
+mod survive_faults;
+mod uninstall;

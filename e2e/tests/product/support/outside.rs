@@ -1,0 +1,115 @@
+//! Being somewhere else on the network: the client outside the cluster, or a node.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use e2e::Cluster;
+use nix::sched::{CloneFlags, setns};
+
+/// How long one connection may take to be made, and one answer to come.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Runs `task` on a thread in the network of `host`: `client`, `node1`, ... In a cluster of
+/// somebody else this machine is the client.
+pub fn at<T: Send + 'static>(
+    cluster: &Cluster,
+    host: &str,
+    task: impl FnOnce() -> T + Send + 'static,
+) -> Result<thread::JoinHandle<Result<T>>> {
+    let network = if cluster.is_ours() {
+        let path = format!("/proc/{}/ns/net", cluster.pid(host)?);
+        Some(File::open(&path).with_context(|| format!("open {path}"))?)
+    } else if host == "client" {
+        None
+    } else {
+        bail!("{host} cannot be entered: the cluster was not started by this harness")
+    };
+    Ok(thread::spawn(move || {
+        if let Some(network) = network {
+            setns(network, CloneFlags::CLONE_NEWNET).context("enter the network of a host")?;
+        }
+        Ok(task())
+    }))
+}
+
+/// Runs `task` at `host` and waits for it.
+pub fn run_at<T: Send + 'static>(
+    cluster: &Cluster,
+    host: &str,
+    task: impl FnOnce() -> T + Send + 'static,
+) -> Result<T> {
+    at(cluster, host, task)?.join().map_err(|_| anyhow!("a thread at {host} panicked"))?
+}
+
+/// What a host port is asked with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    Http,
+    Tcp,
+    Udp,
+}
+
+/// Asks a host port from outside the cluster; the first line of the answer, which is a pod's name.
+pub fn ask(cluster: &Cluster, way: Way, address: SocketAddr) -> Result<String> {
+    run_at(cluster, "client", move || match way {
+        Way::Http => http(address),
+        Way::Tcp => tcp(address),
+        Way::Udp => udp(address),
+    })?
+    .with_context(|| format!("ask {address} by {way:?} from outside"))
+}
+
+/// Whether a TCP connection from outside is refused at once, as by a port nobody listens on.
+pub fn is_refused(cluster: &Cluster, address: SocketAddr) -> Result<bool> {
+    run_at(cluster, "client", move || match TcpStream::connect_timeout(&address, PATIENCE) {
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(true),
+        Err(error) => Err(error).with_context(|| format!("connect to {address}")),
+        Ok(_) => Ok(false),
+    })?
+}
+
+pub fn tcp(address: SocketAddr) -> Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(b"who are you?\n")?;
+    let mut answer = [0; 256];
+    let length = stream.read(&mut answer)?;
+    Ok(first_line(&answer[..length]))
+}
+
+fn http(address: SocketAddr) -> Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(format!("GET / HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes())?;
+    let mut answer = Vec::new();
+    stream.take(4096).read_to_end(&mut answer)?;
+    let text = String::from_utf8_lossy(&answer);
+    let (_, body) = text.split_once("\r\n\r\n").context("no HTTP answer")?;
+    Ok(first_line(body.as_bytes()))
+}
+
+/// Datagrams may be lost: asks again every so often.
+fn udp(address: SocketAddr) -> Result<String> {
+    let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = UdpSocket::bind(any)?;
+    socket.connect(address)?;
+    socket.set_read_timeout(Some(Duration::from_millis(300)))?;
+    let end = Instant::now() + PATIENCE;
+    let mut answer = [0; 256];
+    loop {
+        let asked = socket.send(b"who are you?\n").and_then(|_| socket.recv(&mut answer));
+        match asked {
+            Ok(length) => return Ok(first_line(&answer[..length])),
+            Err(error) if Instant::now() > end => return Err(error.into()),
+            Err(_) => {}
+        }
+    }
+}
+
+fn first_line(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).lines().next().unwrap_or_default().trim().to_owned()
+}
