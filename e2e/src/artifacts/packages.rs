@@ -10,7 +10,7 @@ use crate::process;
 use crate::progress::Step;
 
 /// A program that must be on the PATH, and the Debian package that has it.
-const PROGRAMS: [(&str, &str); 12] = [
+const PROGRAMS: [(&str, &str); 13] = [
     ("ip", "iproute2"),
     ("iptables", "iptables"),
     ("nft", "nftables"),
@@ -23,6 +23,7 @@ const PROGRAMS: [(&str, &str); 12] = [
     ("musl-gcc", "musl-tools"),
     ("gcc", "gcc"),
     ("curl", "curl"),
+    ("pkill", "procps"),
 ];
 
 /// Modules that nothing loads by itself; all else is loaded on first use.

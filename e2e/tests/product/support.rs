@@ -1,38 +1,39 @@
 //! The cluster under test, and what every test does with it.
 
-pub mod outside;
-pub mod pods;
-pub mod space;
+pub(crate) mod outside;
+pub(crate) mod pods;
+pub(crate) mod space;
 
 use std::collections::BTreeMap;
 use std::sync::{LazyLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use e2e::wait::{Probe, until};
 use e2e::{Cluster, Config, install};
 use serde_json::Value;
 
-pub const ANNOTATION: &str = "tkestack.io/portmapping";
-pub const MARK: &str = "tkestack.io/portmapping-request";
+pub(crate) const ANNOTATION: &str = "tkestack.io/portmapping";
+pub(crate) const MARK: &str = "tkestack.io/portmapping-request";
 /// How long anything that should happen may take on a loaded machine.
-pub const LIMIT: Duration = Duration::from_secs(90);
+pub(crate) const LIMIT: Duration = Duration::from_secs(90);
 /// Between two looks at something that should happen.
-pub const LOOK: Duration = Duration::from_millis(100);
+pub(crate) const LOOK: Duration = Duration::from_millis(100);
 
+#[allow(clippy::panic, reason = "without a cluster there is nothing to test")]
 static WORLD: LazyLock<RwLock<Cluster>> = LazyLock::new(|| match start("product") {
     Ok(cluster) => RwLock::new(cluster),
     Err(error) => panic!("the cluster under test did not start: {error:#}"),
 });
 
 /// The cluster, together with other tests.
-pub fn shared() -> RwLockReadGuard<'static, Cluster> {
+pub(crate) fn shared() -> RwLockReadGuard<'static, Cluster> {
     // a test that failed while it had the cluster alone has put back what it stopped
     WORLD.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The cluster, alone: for tests that stop a part of the product.
-pub fn alone() -> RwLockWriteGuard<'static, Cluster> {
+pub(crate) fn alone() -> RwLockWriteGuard<'static, Cluster> {
     WORLD.write().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -43,7 +44,7 @@ fn start(name: &str) -> Result<Cluster> {
 }
 
 /// A cluster's choices, run by this very build.
-pub fn config(name: &str) -> Config {
+pub(crate) fn config(name: &str) -> Config {
     Config {
         name: format!("{name}-{}", std::process::id()),
         program: Some(env!("CARGO_BIN_EXE_e2e").into()),
@@ -52,13 +53,13 @@ pub fn config(name: &str) -> Config {
 }
 
 /// An object as kubectl shows it.
-pub fn get(cluster: &Cluster, arguments: &[&str]) -> Result<Value> {
+pub(crate) fn get(cluster: &Cluster, arguments: &[&str]) -> Result<Value> {
     let text = cluster.kubectl_run([&["get", "-o", "json"], arguments].concat())?;
     serde_json::from_str(&text).context("kubectl printed no JSON")
 }
 
 /// Looks again and again until `probe` finds what it wants; an error counts as not yet.
-pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Result<T>) -> Result<T> {
+pub(crate) fn eventually<T>(what: &str, mut probe: impl FnMut() -> Result<T>) -> Result<T> {
     until(what, LIMIT, LOOK, || {
         Ok(match probe() {
             Ok(found) => Probe::Done(found),
@@ -68,7 +69,7 @@ pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Result<T>) -> Result
 }
 
 /// The node's name to its first address.
-pub fn node_addresses(cluster: &Cluster) -> Result<BTreeMap<String, String>> {
+pub(crate) fn node_addresses(cluster: &Cluster) -> Result<BTreeMap<String, String>> {
     let nodes = get(cluster, &["nodes"])?;
     let nodes = nodes["items"].as_array().context("no list of nodes")?;
     let address = |node: &Value| {
@@ -77,30 +78,36 @@ pub fn node_addresses(cluster: &Cluster) -> Result<BTreeMap<String, String>> {
         let internal = all.iter().find(|address| address["type"] == "InternalIP")?;
         Some((name, internal["address"].as_str()?.to_owned()))
     };
-    nodes.iter().map(|node| address(node).context("a node without an address")).collect()
-}
-
-/// Runs a kubectl that should be refused; what it said.
-pub fn refused(cluster: &Cluster, arguments: &[&str], input: &str) -> Result<String> {
-    let output = kubectl_with(cluster, arguments, input)?;
-    if output.0 {
-        bail!("kubectl {} was allowed", arguments.join(" "));
-    }
-    Ok(output.1)
+    nodes
+        .iter()
+        .map(|node| address(node).context("a node without an address"))
+        .collect()
 }
 
 /// Runs kubectl with something on its standard input: whether it was content, and all it said.
-pub fn kubectl_with(cluster: &Cluster, arguments: &[&str], input: &str) -> Result<(bool, String)> {
+pub(crate) fn kubectl_with(
+    cluster: &Cluster,
+    arguments: &[&str],
+    input: &str,
+) -> Result<(bool, String)> {
     use std::io::Write;
     use std::process::Stdio;
     let mut command = cluster.kubectl();
     command.args(["--request-timeout=30s"]).args(arguments);
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let mut child = command.spawn().context("start kubectl")?;
     if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(input.as_bytes()).context("write to kubectl")?;
+        stdin
+            .write_all(input.as_bytes())
+            .context("write to kubectl")?;
     }
     let output = child.wait_with_output().context("wait for kubectl")?;
     let said = [output.stdout, output.stderr].concat();
-    Ok((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
+    Ok((
+        output.status.success(),
+        String::from_utf8_lossy(&said).into_owned(),
+    ))
 }

@@ -15,7 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Runs `task` on a thread in the network of `host`: `client`, `node1`, ... In a cluster of
 /// somebody else this machine is the client.
-pub fn at<T: Send + 'static>(
+pub(crate) fn at<T: Send + 'static>(
     cluster: &Cluster,
     host: &str,
     task: impl FnOnce() -> T + Send + 'static,
@@ -37,24 +37,26 @@ pub fn at<T: Send + 'static>(
 }
 
 /// Runs `task` at `host` and waits for it.
-pub fn run_at<T: Send + 'static>(
+pub(crate) fn run_at<T: Send + 'static>(
     cluster: &Cluster,
     host: &str,
     task: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T> {
-    at(cluster, host, task)?.join().map_err(|_| anyhow!("a thread at {host} panicked"))?
+    at(cluster, host, task)?
+        .join()
+        .map_err(|_| anyhow!("a thread at {host} panicked"))?
 }
 
 /// What a host port is asked with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub(crate) enum Way {
     Http,
     Tcp,
     Udp,
 }
 
 /// Asks a host port from outside the cluster; the first line of the answer, which is a pod's name.
-pub fn ask(cluster: &Cluster, way: Way, address: SocketAddr) -> Result<String> {
+pub(crate) fn ask(cluster: &Cluster, way: Way, address: SocketAddr) -> Result<String> {
     run_at(cluster, "client", move || match way {
         Way::Http => http(address),
         Way::Tcp => tcp(address),
@@ -64,15 +66,19 @@ pub fn ask(cluster: &Cluster, way: Way, address: SocketAddr) -> Result<String> {
 }
 
 /// Whether a TCP connection from outside is refused at once, as by a port nobody listens on.
-pub fn is_refused(cluster: &Cluster, address: SocketAddr) -> Result<bool> {
-    run_at(cluster, "client", move || match TcpStream::connect_timeout(&address, PATIENCE) {
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(true),
-        Err(error) => Err(error).with_context(|| format!("connect to {address}")),
-        Ok(_) => Ok(false),
-    })?
+pub(crate) fn is_refused(cluster: &Cluster, address: SocketAddr) -> Result<bool> {
+    run_at(
+        cluster,
+        "client",
+        move || match TcpStream::connect_timeout(&address, PATIENCE) {
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(true),
+            Err(error) => Err(error).with_context(|| format!("connect to {address}")),
+            Ok(_) => Ok(false),
+        },
+    )?
 }
 
-pub fn tcp(address: SocketAddr) -> Result<String> {
+pub(crate) fn tcp(address: SocketAddr) -> Result<String> {
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.write_all(b"who are you?\n")?;
@@ -94,14 +100,20 @@ fn http(address: SocketAddr) -> Result<String> {
 
 /// Datagrams may be lost: asks again every so often.
 fn udp(address: SocketAddr) -> Result<String> {
-    let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let any = if address.is_ipv4() {
+        "0.0.0.0:0"
+    } else {
+        "[::]:0"
+    };
     let socket = UdpSocket::bind(any)?;
     socket.connect(address)?;
     socket.set_read_timeout(Some(Duration::from_millis(300)))?;
     let end = Instant::now() + PATIENCE;
     let mut answer = [0; 256];
     loop {
-        let asked = socket.send(b"who are you?\n").and_then(|_| socket.recv(&mut answer));
+        let asked = socket
+            .send(b"who are you?\n")
+            .and_then(|_| socket.recv(&mut answer));
         match asked {
             Ok(length) => return Ok(first_line(&answer[..length])),
             Err(error) if Instant::now() > end => return Err(error.into()),
@@ -111,5 +123,10 @@ fn udp(address: SocketAddr) -> Result<String> {
 }
 
 fn first_line(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).lines().next().unwrap_or_default().trim().to_owned()
+    String::from_utf8_lossy(bytes)
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
 }

@@ -12,7 +12,7 @@ use super::{ANNOTATION, eventually, node_addresses};
 /// An entry of the published annotation.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Entry {
+pub(crate) struct Entry {
     pub host_port: u16,
     pub container_port: u16,
     pub protocol: String,
@@ -24,7 +24,7 @@ pub struct Entry {
 }
 
 /// A pod of the echo server with these arguments and declared ports.
-pub fn pod(name: &str, arguments: &[&str], ports: &Value) -> Value {
+pub(crate) fn pod(name: &str, arguments: &[&str], ports: &Value) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "Pod",
@@ -37,7 +37,7 @@ pub fn pod(name: &str, arguments: &[&str], ports: &Value) -> Value {
 }
 
 /// A container of the echo server.
-pub fn container(arguments: &[&str], ports: &Value) -> Value {
+pub(crate) fn container(arguments: &[&str], ports: &Value) -> Value {
     json!({
         "name": "echo",
         "image": "localhost/echo:1",
@@ -48,91 +48,122 @@ pub fn container(arguments: &[&str], ports: &Value) -> Value {
 }
 
 /// The usual pod: HTTP on 9040, every port asked for.
-pub fn mapped_pod(name: &str) -> Value {
-    annotated(pod(name, &["--http", "9040"], &json!([{ "containerPort": 9040 }])), "")
+pub(crate) fn mapped_pod(name: &str) -> Value {
+    annotated(
+        pod(
+            name,
+            &["--http", "9040"],
+            &json!([{ "containerPort": 9040 }]),
+        ),
+        "",
+    )
 }
 
 /// The pod with our annotation.
-pub fn annotated(mut pod: Value, value: &str) -> Value {
+pub(crate) fn annotated(mut pod: Value, value: &str) -> Value {
     pod["metadata"]["annotations"][ANNOTATION] = json!(value);
     pod
 }
 
 /// The pod bound to a node from the start.
-pub fn on_node(mut pod: Value, node: &str) -> Value {
+pub(crate) fn on_node(mut pod: Value, node: &str) -> Value {
     pod["spec"]["nodeName"] = json!(node);
     pod
 }
 
-pub fn condition<'a>(pod: &'a Value, kind: &str) -> Option<&'a Value> {
+pub(crate) fn condition<'a>(pod: &'a Value, kind: &str) -> Option<&'a Value> {
     let conditions = pod["status"]["conditions"].as_array()?;
-    conditions.iter().find(|condition| condition["type"] == kind)
+    conditions
+        .iter()
+        .find(|condition| condition["type"] == kind)
 }
 
-pub fn is_true(pod: &Value, kind: &str) -> bool {
+pub(crate) fn is_true(pod: &Value, kind: &str) -> bool {
     condition(pod, kind).is_some_and(|condition| condition["status"] == "True")
 }
 
-pub fn annotation(pod: &Value) -> Option<&str> {
+pub(crate) fn annotation(pod: &Value) -> Option<&str> {
     pod["metadata"]["annotations"][ANNOTATION].as_str()
 }
 
 /// The published mapping of a pod.
-pub fn entries(pod: &Value) -> Result<Vec<Entry>> {
+pub(crate) fn entries(pod: &Value) -> Result<Vec<Entry>> {
     let value = annotation(pod).context("the pod has no annotation")?;
     serde_json::from_str(value).with_context(|| format!("{value:?} is no published mapping"))
 }
 
 impl Space<'_> {
     /// The pod as it is now.
-    pub fn pod(&self, name: &str) -> Result<Value> {
+    pub(crate) fn pod(&self, name: &str) -> Result<Value> {
         self.get(&["pod", name])
     }
 
     /// Waits until the pod is Ready and mapped.
-    pub fn ready(&self, name: &str) -> Result<Value> {
+    pub(crate) fn ready(&self, name: &str) -> Result<Value> {
         eventually(&format!("pod {name} to be Ready and mapped"), || {
             let pod = self.pod(name)?;
-            ensure!(is_true(&pod, "Ready"), "not Ready: {}", pod["status"]["conditions"]);
-            ensure!(is_true(&pod, ANNOTATION), "not mapped: {}", pod["status"]["conditions"]);
+            ensure!(
+                is_true(&pod, "Ready"),
+                "not Ready: {}",
+                pod["status"]["conditions"]
+            );
+            ensure!(
+                is_true(&pod, ANNOTATION),
+                "not mapped: {}",
+                pod["status"]["conditions"]
+            );
             entries(&pod)?;
             Ok(pod)
         })
     }
 
     /// Waits until the pod is mapped, whether it is Ready or not.
-    pub fn mapped(&self, name: &str) -> Result<Value> {
+    pub(crate) fn mapped(&self, name: &str) -> Result<Value> {
         eventually(&format!("pod {name} to be mapped"), || {
             let pod = self.pod(name)?;
-            ensure!(is_true(&pod, ANNOTATION), "not mapped: {}", pod["status"]["conditions"]);
+            ensure!(
+                is_true(&pod, ANNOTATION),
+                "not mapped: {}",
+                pod["status"]["conditions"]
+            );
             entries(&pod)?;
             Ok(pod)
         })
     }
 
     /// Where an entry of a pod is reached from outside.
-    pub fn endpoint(&self, pod: &Value, entry: &Entry) -> Result<SocketAddr> {
-        let node = pod["spec"]["nodeName"].as_str().context("the pod has no node")?;
+    pub(crate) fn endpoint(&self, pod: &Value, entry: &Entry) -> Result<SocketAddr> {
+        let node = pod["spec"]["nodeName"]
+            .as_str()
+            .context("the pod has no node")?;
         let addresses = node_addresses(self.cluster)?;
-        let address = addresses.get(node).with_context(|| format!("no address of {node}"))?;
+        let address = addresses
+            .get(node)
+            .with_context(|| format!("no address of {node}"))?;
         Ok(SocketAddr::new(address.parse()?, entry.host_port))
     }
 
     /// Asks one entry of a pod from outside; it must answer with the pod's own name.
-    pub fn answers(&self, pod: &Value, entry: &Entry, way: Way) -> Result<()> {
+    pub(crate) fn answers(&self, pod: &Value, entry: &Entry, way: Way) -> Result<()> {
         let endpoint = self.endpoint(pod, entry)?;
         let name = pod["metadata"]["name"].as_str().unwrap_or_default();
         let answer = ask(self.cluster, way, endpoint)?;
-        ensure!(answer == name, "{endpoint} answered {answer:?} instead of {name:?}");
+        ensure!(
+            answer == name,
+            "{endpoint} answered {answer:?} instead of {name:?}"
+        );
         Ok(())
     }
 
     /// The reasons of the events on an object, oldest first.
-    pub fn events(&self, name: &str) -> Result<Vec<(String, String)>> {
+    pub(crate) fn events(&self, name: &str) -> Result<Vec<(String, String)>> {
         let selector = format!("involvedObject.name={name}");
         let events = self.get(&["events", "--field-selector", &selector])?;
         let events = events["items"].as_array().context("no list of events")?;
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        Ok(events.iter().map(|event| (text(&event["reason"]), text(&event["message"]))).collect())
+        Ok(events
+            .iter()
+            .map(|event| (text(&event["reason"]), text(&event["message"])))
+            .collect())
     }
 }

@@ -6,14 +6,14 @@ use e2e::{Cluster, install};
 use super::kubectl_with;
 
 /// A namespace of one test's own.
-pub struct Space<'a> {
+pub(crate) struct Space<'a> {
     pub cluster: &'a Cluster,
     pub name: String,
 }
 
 impl<'a> Space<'a> {
     /// Runs a test in a namespace named after it.
-    pub fn with(
+    pub(crate) fn with(
         cluster: &'a Cluster,
         name: &str,
         test: impl FnOnce(&Space<'a>) -> Result<()>,
@@ -22,13 +22,16 @@ impl<'a> Space<'a> {
     }
 
     /// The same with labels on the namespace.
-    pub fn with_labels(
+    pub(crate) fn with_labels(
         cluster: &'a Cluster,
         name: &str,
         labels: &[&str],
         test: impl FnOnce(&Space<'a>) -> Result<()>,
     ) -> Result<()> {
-        let space = Space { cluster, name: name.to_owned() };
+        let space = Space {
+            cluster,
+            name: name.to_owned(),
+        };
         cluster.kubectl_run(["create", "namespace", name])?;
         for label in labels {
             cluster.kubectl_run(["label", "namespace", name, label])?;
@@ -47,24 +50,32 @@ impl<'a> Space<'a> {
     }
 
     /// kubectl in this namespace.
-    pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
-        self.cluster.kubectl_run([&["-n", self.name.as_str()], arguments].concat())
+    pub(crate) fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        self.cluster
+            .kubectl_run([&["-n", self.name.as_str()], arguments].concat())
     }
 
     /// An object of this namespace.
-    pub fn get(&self, arguments: &[&str]) -> Result<serde_json::Value> {
-        super::get(self.cluster, &[&["-n", self.name.as_str()], arguments].concat())
+    pub(crate) fn get(&self, arguments: &[&str]) -> Result<serde_json::Value> {
+        super::get(
+            self.cluster,
+            &[&["-n", self.name.as_str()], arguments].concat(),
+        )
     }
 
     /// Creates an object; what kubectl said, warnings included.
-    pub fn create(&self, manifest: &serde_json::Value) -> Result<String> {
+    pub(crate) fn create(&self, manifest: &serde_json::Value) -> Result<String> {
         let (fine, said) = self.try_create(manifest, &[])?;
         anyhow::ensure!(fine, "kubectl create was refused: {said}");
         Ok(said)
     }
 
     /// Tries to create an object: whether it was, and what kubectl said.
-    pub fn try_create(&self, manifest: &serde_json::Value, more: &[&str]) -> Result<(bool, String)> {
+    pub(crate) fn try_create(
+        &self,
+        manifest: &serde_json::Value,
+        more: &[&str],
+    ) -> Result<(bool, String)> {
         let arguments = [&["-n", self.name.as_str(), "create", "-f", "-"], more].concat();
         kubectl_with(self.cluster, &arguments, &manifest.to_string())
     }

@@ -1,0 +1,162 @@
+//! What the annotation may say: every row of the table in the README.
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+
+use crate::support::pods::{annotated, annotation, entries, mapped_pod, pod};
+use crate::support::space::Space;
+use crate::support::{ANNOTATION, MARK, shared};
+
+/// A value, and what the refusal must say of it.
+const INVALID: [(&str, &str); 12] = [
+    ("yes please", "expected value"),
+    ("null", "null"),
+    ("{}", "expected a sequence"),
+    ("[]", "it lists no port"),
+    (
+        r#"[{"containerPort":"nope"}]"#,
+        r#"no container of the pod declares a port named "nope""#,
+    ),
+    (r#"[{"containerPort":70000}]"#, "70000 is no port"),
+    (r#"[{"containerPort":0}]"#, "0 is no port"),
+    (
+        r#"[{"containerPort":9040,"hostIP":"node1"}]"#,
+        "is no IP address",
+    ),
+    (
+        r#"[{"containerPort":9040,"protocol":"tcp"}]"#,
+        "unknown variant `tcp`",
+    ),
+    (
+        r#"[{"containerPort":9040,"weight":1}]"#,
+        "unknown field `weight`",
+    ),
+    (r#"[{"protocol":"TCP"}]"#, "missing field `containerPort`"),
+    (r#"[{"containerPort":9040}"#, "EOF while parsing"),
+];
+
+#[test]
+fn a_broken_request_is_refused_with_the_reason_and_a_way_out() -> Result<()> {
+    let cluster = shared();
+    Space::with(&cluster, "admit-invalid", |space| {
+        let plain = pod(
+            "broken",
+            &["--http", "9040"],
+            &json!([{ "containerPort": 9040 }]),
+        );
+        for (value, why) in INVALID {
+            let (fine, said) = space.try_create(&annotated(plain.clone(), value), &[])?;
+            ensure!(!fine, "{value} was accepted: {said}");
+            ensure!(
+                said.contains(why),
+                "{value} was refused without {why:?}: {said}"
+            );
+            ensure!(
+                said.contains(value),
+                "the refusal of {value} does not quote it: {said}"
+            );
+            let way_out = r#"[{"containerPort":9040,"protocol":"TCP"}]"#;
+            ensure!(
+                said.contains(way_out),
+                "the refusal of {value} shows no way out: {said}"
+            );
+        }
+        let many: Vec<_> = (1..=65).map(|n| json!({ "containerPort": n })).collect();
+        let many = annotated(plain, &json!(many).to_string());
+        let (fine, said) = space.try_create(&many, &[])?;
+        ensure!(
+            !fine && said.contains("asks for 65 ports, more than the 64"),
+            "{said}"
+        );
+        let pods = space.get(&["pods"])?;
+        ensure!(
+            pods["items"] == json!([]),
+            "a refused pod is there all the same"
+        );
+        Ok(())
+    })
+}
+
+#[test]
+fn a_copied_result_counts_as_empty_and_warns() -> Result<()> {
+    let cluster = shared();
+    Space::with(&cluster, "admit-copied", |space| {
+        let copied = r#"[{"hostPort":22,"containerPort":9040,"protocol":"TCP","podName":"other","podIP":"10.99.99.99"}]"#;
+        let copy = pod(
+            "copy",
+            &["--http", "9040"],
+            &json!([{ "containerPort": 9040 }]),
+        );
+        let mut copy = annotated(copy, copied);
+        copy["metadata"]["annotations"]["host-port.tkestack.io/web"] = json!("22");
+        let said = space.create(&copy)?;
+        ensure!(
+            said.contains("Warning:") && said.contains("result"),
+            "no warning: {said}"
+        );
+        let copy = space.ready("copy")?;
+        let mapped = entries(&copy)?;
+        ensure!(
+            mapped[0].pod_name == "copy" && mapped[0].host_port != 22,
+            "{mapped:?}"
+        );
+        let notes = copy["metadata"]["annotations"]
+            .as_object()
+            .context("no annotations")?;
+        ensure!(
+            !notes.contains_key("host-port.tkestack.io/web"),
+            "{notes:?}"
+        );
+        Ok(())
+    })
+}
+
+#[test]
+fn a_mark_of_the_users_own_is_written_over() -> Result<()> {
+    let cluster = shared();
+    Space::with(&cluster, "admit-mark", |space| {
+        let mut marked = mapped_pod("marked");
+        marked["metadata"]["annotations"][MARK] =
+            json!(r#"[{"containerPort":22,"protocol":"TCP"}]"#);
+        space.create(&marked)?;
+        let marked = space.ready("marked")?;
+        let mark = marked["metadata"]["annotations"][MARK]
+            .as_str()
+            .context("no mark")?;
+        ensure!(
+            mark == r#"[{"containerPort":9040,"protocol":"TCP"}]"#,
+            "{mark}"
+        );
+        ensure!(entries(&marked)?.len() == 1 && entries(&marked)?[0].container_port == 9040);
+        Ok(())
+    })
+}
+
+#[test]
+fn a_dry_run_shows_the_patched_pod_and_changes_nothing() -> Result<()> {
+    let cluster = shared();
+    Space::with(&cluster, "admit-dry-run", |space| {
+        let more = ["--dry-run=server", "-o", "json"];
+        let (fine, said) = space.try_create(&mapped_pod("dry"), &more)?;
+        ensure!(fine, "{said}");
+        let dry: serde_json::Value = serde_json::from_str(&said).context("no JSON")?;
+        ensure!(
+            dry["spec"]["readinessGates"] == json!([{ "conditionType": ANNOTATION }]),
+            "{said}"
+        );
+        ensure!(annotation(&dry) == Some(""), "{said}");
+        let (fine, said) = space.try_create(
+            &annotated(
+                pod("dry", &["--http", "1"], &json!([{ "containerPort": 1 }])),
+                "broken",
+            ),
+            &more,
+        )?;
+        ensure!(!fine && said.contains("is no port request"), "{said}");
+        ensure!(
+            space.get(&["pods"])?["items"] == json!([]),
+            "a dry run made a pod"
+        );
+        Ok(())
+    })
+}

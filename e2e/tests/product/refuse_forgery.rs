@@ -1,0 +1,238 @@
+//! Who may not write what: users no results, enforcers nothing of other nodes.
+
+use anyhow::{Context, Result, ensure};
+use e2e::Cluster;
+use serde_json::{Value, json};
+
+use crate::support::pods::{annotation, entries, mapped_pod, on_node};
+use crate::support::space::Space;
+use crate::support::{ANNOTATION, MARK, get, kubectl_with, node_addresses, shared};
+
+const FORGED: &str = r#"[{"hostPort":22,"containerPort":9040,"protocol":"TCP","podName":"x","podIP":"10.99.99.99"}]"#;
+
+/// Merge patches that a user with every right on pods must not get through.
+fn forgeries() -> Vec<(&'static str, Value)> {
+    let annotations = |all: Value| json!({ "metadata": { "annotations": all } });
+    let condition = json!([{ "type": ANNOTATION, "status": "True", "reason": "Mapped" }]);
+    vec![
+        ("", annotations(json!({ ANNOTATION: FORGED }))),
+        (
+            "",
+            annotations(json!({ ANNOTATION: FORGED.replace("hostPort", r"\u0068ostPort") })),
+        ),
+        (
+            "",
+            annotations(json!({ ANNOTATION: FORGED.replace("hostPort", "HOSTPORT") })),
+        ),
+        (
+            "",
+            annotations(json!({ MARK: r#"[{"containerPort":22,"protocol":"TCP"}]"# })),
+        ),
+        (
+            "",
+            annotations(json!({ "host-port.tkestack.io/web": "22" })),
+        ),
+        ("status", annotations(json!({ ANNOTATION: FORGED }))),
+        ("status", json!({ "status": { "conditions": condition } })),
+    ]
+}
+
+fn patch(
+    space: &Space<'_>,
+    who: &[&str],
+    pod: &str,
+    subresource: &str,
+    body: &Value,
+) -> Result<(bool, String)> {
+    let body = body.to_string();
+    let mut arguments = who.to_vec();
+    arguments.extend([
+        "-n",
+        &space.name,
+        "patch",
+        "pod",
+        pod,
+        "--type=strategic",
+        "-p",
+        &body,
+    ]);
+    if !subresource.is_empty() {
+        arguments.extend(["--subresource", subresource]);
+    }
+    kubectl_with(space.cluster, &arguments, "")
+}
+
+#[test]
+fn a_user_with_every_right_on_pods_cannot_write_a_result() -> Result<()> {
+    let cluster = shared();
+    Space::with(&cluster, "refuse-user", |space| {
+        let rights = ["--verb=*", "--resource=pods,pods/status"];
+        space.kubectl(&[&["create", "role", "pods"], rights.as_slice()].concat())?;
+        space.kubectl(&[
+            "create",
+            "rolebinding",
+            "pods",
+            "--role=pods",
+            "--user=mallory",
+        ])?;
+        space.create(&mapped_pod("target"))?;
+        let before = space.ready("target")?;
+        for who in [&["--as=mallory"][..], &[]] {
+            for (subresource, body) in forgeries() {
+                let (fine, said) = patch(space, who, "target", subresource, &body)?;
+                ensure!(!fine, "{who:?} wrote {body} through pods/{subresource}");
+                ensure!(
+                    said.contains("denied request"),
+                    "refused for another reason: {said}"
+                );
+            }
+            let label = json!({ "metadata": { "labels": { "team": "a" }, "annotations": { "note": "b" } } });
+            let (fine, said) = patch(space, who, "target", "", &label)?;
+            ensure!(fine, "an honest patch was refused: {said}");
+        }
+        let after = space.pod("target")?;
+        ensure!(
+            annotation(&after) == annotation(&before),
+            "{:?}",
+            annotation(&after)
+        );
+        Ok(())
+    })
+}
+
+/// A token as the enforcer of a node has it: bound to its pod, so it carries the node's name.
+fn token(cluster: &Cluster, node: &str) -> Result<String> {
+    let namespace = "portmapping-system";
+    let selector = format!("spec.nodeName={node}");
+    let label = "app.kubernetes.io/component=enforcer";
+    let pods = get(
+        cluster,
+        &[
+            "-n",
+            namespace,
+            "pods",
+            "-l",
+            label,
+            "--field-selector",
+            &selector,
+        ],
+    )?;
+    let pod = pods["items"][0]["metadata"]["name"]
+        .as_str()
+        .context("no enforcer")?;
+    let name = format!("--bound-object-name={pod}");
+    let arguments = [
+        "-n",
+        namespace,
+        "create",
+        "token",
+        "enforcer",
+        "--bound-object-kind=Pod",
+        &name,
+    ];
+    Ok(cluster.kubectl_run(arguments)?.trim().to_owned())
+}
+
+#[test]
+fn an_enforcer_writes_its_own_nodes_results_and_nothing_else() -> Result<()> {
+    let cluster = shared();
+    Space::with(&cluster, "refuse-enforcer", |space| {
+        let nodes = node_addresses(&cluster)?;
+        let mut names = nodes.keys();
+        let (own, other) = (
+            names.next().context("no node")?,
+            names.next().context("one node")?,
+        );
+        space.create(&on_node(mapped_pod("own"), own))?;
+        space.create(&on_node(mapped_pod("other"), other))?;
+        let (mine, _) = (space.ready("own")?, space.ready("other")?);
+        let token = format!("--token={}", token(&cluster, own)?);
+        // kubectl patch reads the object first, which the enforcer may
+        let who = [token.as_str()];
+        let result = json!({ "metadata": { "annotations": { ANNOTATION: annotation(&mine) } },
+            "status": { "conditions": [{ "type": ANNOTATION, "status": "True", "message": "m" }] } });
+        let (fine, said) = patch(space, &who, "own", "status", &result)?;
+        ensure!(fine, "the enforcer's own write was refused: {said}");
+        let foreign = [
+            ("other", "status", result.clone()),
+            ("own", "", result.clone()),
+            (
+                "own",
+                "status",
+                json!({ "metadata": { "labels": { "a": "b" } } }),
+            ),
+            (
+                "own",
+                "status",
+                json!({ "metadata": { "annotations": { "a": "b" } } }),
+            ),
+            (
+                "own",
+                "status",
+                json!({ "metadata": { "finalizers": ["a.b/c"] } }),
+            ),
+            ("own", "status", json!({ "status": { "phase": "Failed" } })),
+            (
+                "own",
+                "status",
+                json!({ "status": { "podIP": "10.99.99.99" } }),
+            ),
+            (
+                "own",
+                "status",
+                json!({ "status": { "conditions": [{ "type": "Ready", "status": "False" }] } }),
+            ),
+        ];
+        for (pod, subresource, body) in foreign {
+            let (fine, said) = patch(space, &who, pod, subresource, &body)?;
+            ensure!(
+                !fine,
+                "the enforcer of {own} wrote {body} to {pod} through pods/{subresource}"
+            );
+            ensure!(
+                said.contains("orbidden"),
+                "refused for another reason: {said}"
+            );
+        }
+        let (fine, _) = kubectl_with(
+            &cluster,
+            &[&token, "-n", &space.name, "delete", "pod", "own"],
+            "",
+        )?;
+        ensure!(!fine, "an enforcer deleted a pod");
+        // a token that is bound to no pod carries no node
+        let unbound = ["-n", "portmapping-system", "create", "token", "enforcer"];
+        let unbound = format!("--token={}", cluster.kubectl_run(unbound)?.trim());
+        let (fine, said) = patch(space, &[&unbound], "own", "status", &result)?;
+        ensure!(
+            !fine && said.contains("may not write a pod of node"),
+            "{said}"
+        );
+        ensure!(
+            entries(&space.pod("own")?)? == entries(&mine)?,
+            "the mapping changed"
+        );
+        Ok(())
+    })
+}
+
+#[test]
+fn a_namespace_that_forbids_host_ports_forbids_random_ones() -> Result<()> {
+    let cluster = shared();
+    let level = "pod-security.kubernetes.io/enforce=baseline";
+    Space::with_labels(&cluster, "refuse-baseline", &[level], |space| {
+        let (fine, said) = space.try_create(&mapped_pod("web"), &[])?;
+        ensure!(
+            !fine && said.contains("tkestack.io/portmapping: allowed"),
+            "{said}"
+        );
+        space.cluster.kubectl_run([
+            "label",
+            "namespace",
+            &space.name,
+            "tkestack.io/portmapping=allowed",
+        ])?;
+        crate::support::eventually("the label to permit", || space.create(&mapped_pod("web")))?;
+        space.ready("web").map(drop)
+    })
+}

@@ -1,0 +1,344 @@
+//! Parts of the product die, and what users have goes on.
+
+use std::collections::BTreeSet;
+use std::io::{ErrorKind, Read};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use e2e::{Cluster, install};
+use serde_json::{Value, json};
+
+use crate::support::outside::{Way, at, is_refused};
+use crate::support::pods::{
+    Entry, annotated, container, entries, is_true, mapped_pod, on_node, pod,
+};
+use crate::support::space::Space;
+use crate::support::{alone, eventually, get, kubectl_with, node_addresses};
+
+const SYSTEM: &str = install::NAMESPACE;
+
+/// The enforcer's pod on a node.
+fn enforcer(cluster: &Cluster, node: &str) -> Result<Value> {
+    let selector = format!("spec.nodeName={node}");
+    let label = "app.kubernetes.io/component=enforcer";
+    let pods = get(
+        cluster,
+        &[
+            "-n",
+            SYSTEM,
+            "pods",
+            "-l",
+            label,
+            "--field-selector",
+            &selector,
+        ],
+    )?;
+    let living = pods["items"].as_array().context("no list")?.iter();
+    let mut living = living.filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+    living
+        .next()
+        .cloned()
+        .with_context(|| format!("no enforcer on {node}"))
+}
+
+/// How often the enforcer's container has been started anew.
+fn restarts(pod: &Value) -> i64 {
+    pod["status"]["containerStatuses"][0]["restartCount"]
+        .as_i64()
+        .unwrap_or(-1)
+}
+
+/// Sends a signal to the enforcer (not its keeper) of a node.
+fn signal(cluster: &Cluster, node: &str, signal: &str) -> Result<()> {
+    let output = cluster.exec(node, &["pkill", signal, "-f", "^/enforcer run"])?;
+    ensure!(
+        output.status.success(),
+        "no enforcer to signal on {node}: {output:?}"
+    );
+    Ok(())
+}
+
+fn first_node(cluster: &Cluster) -> Result<String> {
+    node_addresses(cluster)?
+        .into_keys()
+        .next()
+        .context("no node")
+}
+
+/// Reads the numbered lines of a stream until told to stop; an error if one is missing.
+fn follow(address: SocketAddr, stop: &AtomicBool) -> Result<u64> {
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let (mut pending, mut chunk) = (Vec::new(), [0; 4096]);
+    let (mut lines, mut received) = (0_u64, 0_u64);
+    while !stop.load(Ordering::Relaxed) {
+        let length = stream.read(&mut chunk).context("the stream broke")?;
+        ensure!(length > 0, "the stream ended after {lines} lines");
+        pending.extend_from_slice(&chunk[..length]);
+        while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = pending.drain(..=end).collect();
+            let number: u64 = String::from_utf8_lossy(&line)
+                .trim()
+                .parse()
+                .context("a torn line")?;
+            // each line says how many bytes came before it: a lost byte shows at once
+            ensure!(
+                number == received,
+                "{number} bytes were sent and {received} received"
+            );
+            received += line.len() as u64;
+            lines += 1;
+        }
+    }
+    Ok(lines)
+}
+
+/// Tries to bind each port, again and again; the ports it got.
+fn steal(ports: &[u16], stop: &AtomicBool) -> (BTreeSet<u16>, u64) {
+    let (mut stolen, mut tries) = (BTreeSet::new(), 0);
+    while !stop.load(Ordering::Relaxed) {
+        for port in ports {
+            tries += 1;
+            match TcpListener::bind(("0.0.0.0", *port)) {
+                Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+                _ => {
+                    stolen.insert(*port);
+                }
+            }
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    (stolen, tries)
+}
+
+#[test]
+fn a_killed_enforcer_loses_no_port_no_byte_and_no_mapping() -> Result<()> {
+    let cluster = alone();
+    Space::with(&cluster, "survive-kill", |space| {
+        let node = first_node(&cluster)?;
+        let ports = json!([{ "containerPort": 9040 }, { "containerPort": 9041 }]);
+        let streaming = pod("streaming", &["--http", "9040", "--stream", "9041"], &ports);
+        space.create(&on_node(annotated(streaming, ""), &node))?;
+        for index in 0..3 {
+            space.create(&on_node(mapped_pod(&format!("other-{index}")), &node))?;
+        }
+        let streaming = space.ready("streaming")?;
+        let mapped = entries(&streaming)?;
+        let mut held: Vec<u16> = mapped.iter().map(|entry| entry.host_port).collect();
+        for index in 0..3 {
+            held.extend(
+                entries(&space.ready(&format!("other-{index}"))?)?
+                    .iter()
+                    .map(|e| e.host_port),
+            );
+        }
+        let stop = Arc::new(AtomicBool::new(false));
+        let endpoint = space.endpoint(&streaming, &mapped[1])?;
+        let (watched, until) = (Arc::clone(&stop), Arc::clone(&stop));
+        let reader = at(&cluster, "client", move || follow(endpoint, &watched))?;
+        let thief = at(&cluster, &node, move || steal(&held, &until))?;
+        let before = restarts(&enforcer(&cluster, &node)?);
+        for kill in 1..=2 {
+            signal(&cluster, &node, "-KILL")?;
+            eventually("the enforcer to be back", || {
+                let pod = enforcer(&cluster, &node)?;
+                ensure!(restarts(&pod) >= before + kill, "not restarted yet");
+                ensure!(is_true(&pod, "Ready"), "not Ready yet");
+                Ok(())
+            })?;
+            space.answers(&streaming, &mapped[0], Way::Http)?;
+        }
+        // a new pod is mapped by the enforcer that came back
+        space.create(&on_node(mapped_pod("after"), &node))?;
+        let after = space.ready("after")?;
+        space.answers(&after, &entries(&after)?[0], Way::Http)?;
+        stop.store(true, Ordering::Relaxed);
+        let lines = reader.join().ok().context("the reader panicked")???;
+        let (stolen, tries) = thief.join().ok().context("the thief panicked")??;
+        println!("{lines} lines without a gap, {tries} tries to take a held port");
+        ensure!(stolen.is_empty(), "held ports were taken: {stolen:?}");
+        ensure!(
+            lines > 100 && tries > 100,
+            "nothing was proven: {lines} lines, {tries} tries"
+        );
+        ensure!(
+            entries(&space.pod("streaming")?)? == mapped,
+            "the mapping changed"
+        );
+        Ok(())
+    })
+}
+
+/// Runs `act` while no enforcer (nor keeper) runs anywhere.
+fn without_enforcer(cluster: &Cluster, act: impl FnOnce() -> Result<()>) -> Result<()> {
+    let select = |patch: Value| {
+        let body =
+            json!({ "spec": { "template": { "spec": { "nodeSelector": patch } } } }).to_string();
+        cluster.kubectl_run([
+            "-n",
+            SYSTEM,
+            "patch",
+            "ds",
+            "enforcer",
+            "--type=merge",
+            "-p",
+            &body,
+        ])
+    };
+    select(json!({ "tkestack.io/nowhere": "true" }))?;
+    let label = "app.kubernetes.io/component=enforcer";
+    let gone = [
+        "-n",
+        SYSTEM,
+        "wait",
+        "--for=delete",
+        "pod",
+        "-l",
+        label,
+        "--timeout=60s",
+    ];
+    let outcome = cluster.kubectl_run(gone).map(drop).and_then(|()| act());
+    select(json!({ "tkestack.io/nowhere": null }))?;
+    cluster.kubectl_run([
+        "-n",
+        SYSTEM,
+        "rollout",
+        "status",
+        "ds/enforcer",
+        "--timeout=90s",
+    ])?;
+    outcome
+}
+
+#[test]
+fn what_happens_while_the_enforcer_is_down_is_made_up_for() -> Result<()> {
+    let cluster = alone();
+    Space::with(&cluster, "survive-down", |space| {
+        let node = first_node(&cluster)?;
+        for name in ["stays", "goes"] {
+            space.create(&on_node(mapped_pod(name), &node))?;
+        }
+        let (stays, goes) = (space.ready("stays")?, space.ready("goes")?);
+        let (kept, lost) = (entries(&stays)?.remove(0), entries(&goes)?.remove(0));
+        without_enforcer(&cluster, || {
+            // the kernel goes on alone
+            space.answers(&stays, &kept, Way::Http)?;
+            space.kubectl(&["delete", "pod", "goes"])?;
+            space.create(&on_node(mapped_pod("comes"), &node))?;
+            Ok(())
+        })?;
+        let comes = space.ready("comes")?;
+        space.answers(&comes, &entries(&comes)?[0], Way::Http)?;
+        ensure!(
+            entries(&space.ready("stays")?)?[0] == kept,
+            "the mapping moved"
+        );
+        space.answers(&stays, &kept, Way::Http)?;
+        let endpoint = space.endpoint(&goes, &lost)?;
+        eventually("the deleted pod's port to refuse", || {
+            ensure!(is_refused(&cluster, endpoint)?, "{endpoint} still answers");
+            Ok(())
+        })
+    })
+}
+
+#[test]
+fn flushed_rules_come_back() -> Result<()> {
+    let cluster = alone();
+    Space::with(&cluster, "survive-flush", |space| {
+        let node = first_node(&cluster)?;
+        space.create(&on_node(mapped_pod("web"), &node))?;
+        let web = space.ready("web")?;
+        let entry: Entry = entries(&web)?.remove(0);
+        let flush = cluster.exec(&node, &["iptables", "-t", "nat", "-F", "PORTMAPPING"])?;
+        ensure!(flush.status.success(), "{flush:?}");
+        eventually("the mapping to be repaired", || {
+            space.answers(&web, &entry, Way::Http)
+        })?;
+        eventually("the event that tells of it", || {
+            let events = space.events("web")?;
+            ensure!(
+                events.iter().any(|(reason, _)| reason == "MappingRepaired"),
+                "{events:?}"
+            );
+            Ok(())
+        })
+    })
+}
+
+#[test]
+fn without_the_webhook_annotated_pods_are_refused_and_others_are_not() -> Result<()> {
+    let cluster = alone();
+    Space::with(&cluster, "survive-hook", |space| {
+        let scale = |replicas: &str| {
+            let replicas = format!("--replicas={replicas}");
+            cluster.kubectl_run(["-n", SYSTEM, "scale", "deployment/webhook", &replicas])
+        };
+        scale("0")?;
+        let outcome = eventually("the webhook to be down", || {
+            let more = ["--dry-run=server"];
+            let (fine, said) = space.try_create(&mapped_pod("asks"), &more)?;
+            ensure!(!fine, "still answered");
+            ensure!(
+                said.contains("pods.portmapping.tkestack.io"),
+                "unclear: {said}"
+            );
+            Ok(())
+        })
+        .and_then(|()| {
+            let plain = container(&["--http", "9040"], &json!([{ "containerPort": 9040 }]));
+            // no annotations at all, as controllers and static pods have none
+            space.create(
+                &json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "plain" },
+                "spec": { "terminationGracePeriodSeconds": 1, "containers": [plain] } }),
+            )?;
+            let mut noted = pod("noted", &["--http", "9040"], &json!([]));
+            noted["metadata"]["annotations"]["example.com/note"] = json!("x");
+            space.create(&noted)?;
+            let mut system = pod("portmapping-e2e", &["--pause"], &json!([]));
+            system["metadata"]["namespace"] = json!("kube-system");
+            let created = kubectl_with(&cluster, &["create", "-f", "-"], &system.to_string())?;
+            ensure!(created.0, "a system pod was refused: {}", created.1);
+            for (namespace, name) in [
+                (space.name.as_str(), "plain"),
+                ("kube-system", "portmapping-e2e"),
+            ] {
+                cluster.kubectl_run([
+                    "-n",
+                    namespace,
+                    "wait",
+                    "--for=condition=Ready",
+                    "pod",
+                    name,
+                    "--timeout=60s",
+                ])?;
+            }
+            cluster.kubectl_run([
+                "-n",
+                "kube-system",
+                "delete",
+                "pod",
+                "portmapping-e2e",
+                "--wait=false",
+            ])?;
+            Ok(())
+        });
+        scale("2")?;
+        cluster.kubectl_run([
+            "-n",
+            SYSTEM,
+            "rollout",
+            "status",
+            "deployment/webhook",
+            "--timeout=90s",
+        ])?;
+        outcome?;
+        eventually("the webhook to answer again", || {
+            space.create(&mapped_pod("asks"))
+        })?;
+        space.ready("asks").map(drop)
+    })
+}

@@ -1,0 +1,113 @@
+//! Taking the product away: a node is afterwards what it was before.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, ensure};
+use e2e::{Cluster, install, paths};
+
+use crate::support::pods::{entries, mapped_pod};
+use crate::support::space::Space;
+use crate::support::{config, eventually};
+
+/// Questions whose answers the product could have changed.
+const QUESTIONS: [&[&str]; 8] = [
+    &["iptables-save"],
+    &["ip6tables-save"],
+    &["iptables-legacy-save"],
+    &["ip6tables-legacy-save"],
+    &["nft", "list", "tables"],
+    &["ss", "-Hlntu"],
+    &[
+        "sysctl",
+        "net.ipv4.ip_local_reserved_ports",
+        "net.ipv4.conf.all.route_localnet",
+        "net.ipv4.ip_forward",
+    ],
+    &["ip", "-br", "rule"],
+];
+
+#[test]
+fn uninstalling_leaves_every_node_as_it_was() -> Result<()> {
+    let mut cluster = Cluster::start(&config("uninstall"))?;
+    let nodes = cluster.nodes()?;
+    let before = eventually("the node's rules to settle", || settled(&cluster, &nodes))?;
+    install::install(&mut cluster)?;
+    Space::with(&cluster, "mapped", |space| {
+        for index in 0..4 {
+            space.create(&mapped_pod(&format!("pod-{index}")))?;
+        }
+        for index in 0..4 {
+            entries(&space.ready(&format!("pod-{index}"))?)?;
+        }
+        Ok(())
+    })?;
+    cluster.kubectl_run(["delete", "namespace", "mapped", "--ignore-not-found"])?;
+    let manifests = paths::manifests();
+    let overlay = manifests.join("overlays/uninstall");
+    cluster.kubectl_run(["delete", "mutatingwebhookconfiguration", "portmapping"])?;
+    cluster.kubectl_run(["apply".as_ref(), "-k".as_ref(), overlay.as_os_str()])?;
+    let rollout = [
+        "-n",
+        install::NAMESPACE,
+        "rollout",
+        "status",
+        "ds/enforcer",
+        "--timeout=90s",
+    ];
+    cluster.kubectl_run(rollout)?;
+    let base = manifests.join("base");
+    cluster.kubectl_run([
+        "delete".as_ref(),
+        "--ignore-not-found".as_ref(),
+        "-k".as_ref(),
+        base.as_os_str(),
+    ])?;
+    eventually("the nodes to be as before", || {
+        let after = look(&cluster, &nodes)?;
+        for (question, answer) in &before {
+            let now = after.get(question).context("a question less")?;
+            ensure!(
+                now == answer,
+                "{question:?} said\n{answer}\nand now says\n{now}"
+            );
+        }
+        Ok(())
+    })?;
+    cluster.stop()
+}
+
+/// Two looks at a node that agree: nothing of its own is under way any more.
+fn settled(cluster: &Cluster, nodes: &[String]) -> Result<BTreeMap<(String, String), String>> {
+    let first = look(cluster, nodes)?;
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    let second = look(cluster, nodes)?;
+    ensure!(first == second, "still changing");
+    Ok(second)
+}
+
+fn look(cluster: &Cluster, nodes: &[String]) -> Result<BTreeMap<(String, String), String>> {
+    let mut answers = BTreeMap::new();
+    for node in nodes {
+        for question in QUESTIONS {
+            let output = cluster.exec(node, question)?;
+            let text = String::from_utf8_lossy(&output.stdout);
+            let mut lines: Vec<String> = text.lines().filter_map(stable).collect();
+            if question[0] == "ss" {
+                lines.sort();
+            }
+            answers.insert((node.clone(), question.join(" ")), lines.join("\n"));
+        }
+    }
+    Ok(answers)
+}
+
+/// A line without what changes by itself: comments with the time, counters.
+fn stable(line: &str) -> Option<String> {
+    if line.starts_with('#') {
+        return None;
+    }
+    Some(match line.split_once(" [") {
+        Some((chain, _)) if line.starts_with(':') => chain.to_owned(),
+        _ => line.to_owned(),
+    })
+}
