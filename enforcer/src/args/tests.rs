@@ -1,1 +1,65 @@
+use clap::CommandFactory;
+use portmapping_shared::HostPort;
 
+use super::*;
+
+fn config(more: &[&str]) -> Result<RunConfig, InvalidFlags> {
+    let words = ["enforcer", "run", "--node-name=n1"].iter().chain(more);
+    let Command::Run(args) = Cli::try_parse_from(words).unwrap().command else {
+        panic!()
+    };
+    RunConfig::try_from(*args)
+}
+
+#[test]
+fn the_flags_are_sound() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn the_defaults_are_those_of_the_manifest() {
+    let config = config(&[]).unwrap();
+    assert_eq!(config.core.range.to_string(), "20000-29999");
+    assert_eq!(config.core.cooldown, Duration::from_secs(30));
+    let node_port = HostPort::new(30_080).unwrap();
+    assert!(
+        config.core.excluded.contains(node_port),
+        "node ports are never allocated"
+    );
+    let manifest = include_str!("../../../manifests/base/enforcer.yaml");
+    for flag in [
+        "--range=20000-29999",
+        "--node-port-range=30000-32767",
+        "--cooldown=30s",
+        "--quarantine=60s",
+        "--max-ports=64",
+        "--iptables=auto",
+        "--check-every=10s",
+    ] {
+        assert!(
+            manifest.contains(flag),
+            "the manifest shows another default than {flag}"
+        );
+    }
+}
+
+#[test]
+fn exclusions_add_up() {
+    let config = config(&["--exclude=20000,20010-20019"]).unwrap();
+    let excluded = |port| config.core.excluded.contains(HostPort::new(port).unwrap());
+    assert!(excluded(20_000) && excluded(20_015) && excluded(32_767) && !excluded(20_001));
+}
+
+#[test]
+fn a_range_with_nothing_left_is_refused() {
+    let error = config(&["--range=30000-30010"]).unwrap_err().to_string();
+    assert!(error.contains("30000-30010"), "{error}");
+    assert!(config(&["--check-every=10ms"]).is_err());
+}
+
+#[test]
+fn nonsense_is_refused_with_an_example() {
+    let words = ["enforcer", "run", "--node-name=n1", "--range=many"];
+    let error = Cli::try_parse_from(words).unwrap_err().to_string();
+    assert!(error.contains("write 20000-29999"), "{error}");
+}

@@ -1,1 +1,143 @@
+use futures::stream;
+use serde_json::json;
 
+use super::*;
+
+fn pod(changes: &serde_json::Value) -> SlimPod {
+    let mut pod = json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": { "name": "a", "namespace": "ns", "uid": "uid-a" },
+        "spec": { "nodeName": "n1", "containers": [{ "name": "c", "ports": [{ "containerPort": 80 }] }] },
+    });
+    merge(&mut pod, changes);
+    serde_json::from_value(pod).unwrap()
+}
+
+fn merge(into: &mut serde_json::Value, from: &serde_json::Value) {
+    match (into, from) {
+        (serde_json::Value::Object(into), serde_json::Value::Object(from)) => {
+            for (key, value) in from {
+                merge(
+                    into.entry(key.clone()).or_insert(serde_json::Value::Null),
+                    value,
+                );
+            }
+        }
+        (into, from) => *into = from.clone(),
+    }
+}
+
+#[test]
+fn a_pod_before_its_sandbox_has_no_address() {
+    let facts = facts(&pod(&json!({}))).unwrap();
+    assert!(facts.pod_ips.is_empty() && facts.host_ips.is_empty() && !facts.finished);
+    assert_eq!(facts.record, Record::default());
+    assert_eq!(facts.spec.containers[0].ports[0].container_port, 80);
+}
+
+#[test]
+fn a_mapped_dual_stack_pod_is_read_whole() {
+    let facts = facts(&pod(&json!({
+        "metadata": { "annotations": { ANNOTATION: "[]", REQUEST_MARK: "[1]", "other": "x" } },
+        "status": {
+            "podIP": "10.244.0.2",
+            "podIPs": [{ "ip": "10.244.0.2" }, { "ip": "fd00:244::2" }],
+            "hostIP": "10.0.0.11",
+            "conditions": [
+                { "type": "Ready", "status": "True" },
+                { "type": CONDITION, "status": "True", "reason": "Mapped", "message": "m" },
+            ],
+        },
+    })))
+    .unwrap();
+    assert_eq!(facts.pod_ips.len(), 2);
+    assert_eq!(facts.host_ips, ["10.0.0.11".parse::<IpAddr>().unwrap()]);
+    assert_eq!(facts.record.annotation.as_deref(), Some("[]"));
+    assert_eq!(facts.record.mark.as_deref(), Some("[1]"));
+    let condition = facts.record.condition.unwrap();
+    assert_eq!(
+        (condition.status, condition.reason.as_str()),
+        (true, "Mapped")
+    );
+}
+
+#[test]
+fn a_pod_has_finished_when_its_phase_says_so_or_when_deleted_and_all_have_ended() {
+    let ended = json!([{ "name": "c", "state": { "terminated": { "exitCode": 0 } } }]);
+    let running = json!([{ "name": "c", "state": { "running": {} } }]);
+    let deleted = json!({ "deletionTimestamp": "2026-11-20T00:00:00Z" });
+    let cases = [
+        (
+            json!({}),
+            json!({ "phase": "Running", "containerStatuses": running }),
+            false,
+        ),
+        (json!({}), json!({ "phase": "Succeeded" }), true),
+        (json!({}), json!({ "phase": "Failed" }), true),
+        // restarted in place: it will run again
+        (
+            json!({}),
+            json!({ "phase": "Running", "containerStatuses": ended }),
+            false,
+        ),
+        (
+            deleted.clone(),
+            json!({ "phase": "Running", "containerStatuses": running }),
+            false,
+        ),
+        (
+            deleted.clone(),
+            json!({ "phase": "Running", "containerStatuses": ended }),
+            true,
+        ),
+        (deleted, json!({ "phase": "Pending" }), false),
+    ];
+    for (metadata, status, finished) in cases {
+        let facts = facts(&pod(&json!({ "metadata": metadata, "status": status }))).unwrap();
+        assert_eq!(facts.finished, finished, "{metadata} {status}");
+    }
+}
+
+#[test]
+fn a_pod_with_an_unusable_uid_is_left_out() {
+    assert!(facts(&pod(&json!({ "metadata": { "uid": "a b" } }))).is_none());
+    assert!(facts(&pod(&json!({ "metadata": { "uid": null } }))).is_none());
+}
+
+#[tokio::test]
+async fn a_list_is_told_pod_by_pod_and_then_as_a_whole() {
+    let (sender, mut receiver) = mpsc::channel(POD_QUEUE);
+    let other = pod(&json!({ "metadata": { "name": "b", "uid": "uid-b" } }));
+    let events = vec![
+        Ok(watcher::Event::Init),
+        Ok(watcher::Event::InitApply(pod(&json!({})))),
+        Err(watcher::Error::NoResourceVersion),
+        Ok(watcher::Event::Init),
+        Ok(watcher::Event::InitApply(other.clone())),
+        Ok(watcher::Event::InitDone),
+        Ok(watcher::Event::Delete(other)),
+    ];
+    assert!(
+        forward(stream::iter(events), sender).await.is_err(),
+        "a watch never ends"
+    );
+    let mut told = Vec::new();
+    while let Some(news) = receiver.recv().await {
+        told.push(match news {
+            PodNews::Applied(facts) => facts.pod.uid.to_string(),
+            PodNews::Gone(uid) => format!("gone {uid}"),
+            PodNews::Relisted(uids) => format!("all {}", uids.len()),
+        });
+    }
+    // the list that broke off says nothing about who is gone
+    assert_eq!(told, ["uid-a", "uid-b", "all 1", "gone uid-b"]);
+}
+
+#[tokio::test]
+async fn a_reconciler_that_is_gone_ends_the_watch() {
+    let (sender, receiver) = mpsc::channel(1);
+    drop(receiver);
+    let events = vec![Ok(watcher::Event::Apply(pod(&json!({}))))];
+    assert!(forward(stream::iter(events), sender).await.is_ok());
+}

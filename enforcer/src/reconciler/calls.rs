@@ -68,7 +68,7 @@ impl Reconciler {
                     created = plan.to_create.len(),
                     removed = plan.to_remove.len(),
                     unchanged = plan.unchanged,
-                    ms = took.as_millis(),
+                    ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
                     "rules changed"
                 ),
                 Err(error) => tracing::error!(error, "rules could not be changed; trying again"),

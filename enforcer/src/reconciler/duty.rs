@@ -28,7 +28,10 @@ pub async fn follow(
             end = watch_once(&socket, &duty, &restarted) => end,
         };
         let Err(error) = watched;
-        tracing::warn!(error = chain(&error), "lost sight of the keeper; looking again");
+        tracing::warn!(
+            error = chain(&error),
+            "lost sight of the keeper; looking again"
+        );
     }
 }
 

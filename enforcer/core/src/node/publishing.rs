@@ -29,7 +29,10 @@ impl NodeState {
         if taken {
             tenant.publish.retry_at = None;
             tenant.publish.failures = 0;
-            let seen = tenant.facts.as_ref().is_some_and(|f| f.record == publication.wanted);
+            let seen = tenant
+                .facts
+                .as_ref()
+                .is_some_and(|f| f.record == publication.wanted);
             if !seen {
                 tenant.publish.echo = Some((publication.wanted.clone(), now + ECHO));
             }

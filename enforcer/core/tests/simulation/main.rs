@@ -12,7 +12,11 @@ const WALKS: u64 = 1000;
 
 #[test]
 fn no_schedule_breaks_an_invariant() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let number = |name: &str| {
+        std::env::var(name)
+            .ok()
+            .and_then(|text| text.parse::<u64>().ok())
+    };
     let seeds = match number("SIMULATION_SEED") {
         Some(seed) => seed..seed + 1,
         None => 0..number("SIMULATION_WALKS").unwrap_or(WALKS),
@@ -34,5 +38,8 @@ fn no_schedule_breaks_an_invariant() {
     }
     let steps = (seeds.end - seeds.start) * u64::from(STEPS);
     println!("{steps} steps, {mapped} mappings published, {restarts} restarts");
-    assert!(mapped > 0 && restarts > 0, "a walk that maps nothing proves nothing");
+    assert!(
+        mapped > 0 && restarts > 0,
+        "a walk that maps nothing proves nothing"
+    );
 }

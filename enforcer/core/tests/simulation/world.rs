@@ -53,7 +53,10 @@ pub struct World {
 fn config() -> Config {
     Config {
         range: RANGE.parse().expect("a range"),
-        excluded: [20_003].into_iter().filter_map(HostPort::new).collect::<PortSet>(),
+        excluded: [20_003]
+            .into_iter()
+            .filter_map(HostPort::new)
+            .collect::<PortSet>(),
         cooldown: COOLDOWN,
         quarantine: Duration::from_secs(60),
         max_ports: 64,
@@ -94,7 +97,8 @@ impl World {
         if self.story.len() == 80 {
             self.story.pop_front();
         }
-        self.story.push_back(format!("{:>6.1}s {line}", self.now.as_secs_f32()));
+        self.story
+            .push_back(format!("{:>6.1}s {line}", self.now.as_secs_f32()));
     }
 
     pub fn step(&mut self) {
@@ -134,7 +138,9 @@ impl World {
 
     fn random_pod(&mut self) -> Option<PodUid> {
         let count = self.pods.len();
-        (count > 0).then(|| self.rng.random_range(0..count)).and_then(|n| self.pods.keys().nth(n).cloned())
+        (count > 0)
+            .then(|| self.rng.random_range(0..count))
+            .and_then(|n| self.pods.keys().nth(n).cloned())
     }
 
     fn create_pod(&mut self) {
@@ -155,10 +161,23 @@ impl World {
         if self.rng.random_range(0..10) == 0 {
             ports.push(port(80, "TCP", 20_005));
         }
-        let spec = PodSpec { containers: vec![Container { ports, ..Container::default() }], ..PodSpec::default() };
-        let record = Record { annotation: Some(String::new()), ..Record::default() };
+        let spec = PodSpec {
+            containers: vec![Container {
+                ports,
+                ..Container::default()
+            }],
+            ..PodSpec::default()
+        };
+        let record = Record {
+            annotation: Some(String::new()),
+            ..Record::default()
+        };
         let facts = PodFacts {
-            pod: PodRef { namespace: "ns".into(), name, uid: uid.clone() },
+            pod: PodRef {
+                namespace: "ns".into(),
+                name,
+                uid: uid.clone(),
+            },
             spec,
             record,
             pod_ips: Vec::new(),
@@ -174,9 +193,21 @@ impl World {
     /// The pod gets an address that no living pod has, or another one (a sandbox made anew).
     fn address_pod(&mut self) {
         let Some(uid) = self.random_pod() else { return };
-        let ip = IpAddr::V4(Ipv4Addr::new(10, 244, 0, self.rng.random_range(0..ADDRESSES)));
-        let used = self.pods.values().any(|facts| facts.pod_ips.contains(&ip) && !facts.finished);
-        if let Some(facts) = self.pods.get_mut(&uid).filter(|facts| !used && !facts.finished) {
+        let ip = IpAddr::V4(Ipv4Addr::new(
+            10,
+            244,
+            0,
+            self.rng.random_range(0..ADDRESSES),
+        ));
+        let used = self
+            .pods
+            .values()
+            .any(|facts| facts.pod_ips.contains(&ip) && !facts.finished);
+        if let Some(facts) = self
+            .pods
+            .get_mut(&uid)
+            .filter(|facts| !used && !facts.finished)
+        {
             facts.pod_ips = vec![ip];
             self.watch.push_back(Ok(facts.clone()));
             self.tell(format!("address {uid} {ip}"));
@@ -227,7 +258,8 @@ impl World {
         for facts in self.pods.values() {
             self.state.pod_applied(self.now, facts.clone());
         }
-        self.state.relisted(self.now, &self.pods.keys().cloned().collect());
+        self.state
+            .relisted(self.now, &self.pods.keys().cloned().collect());
     }
 
     fn restart(&mut self) {
@@ -284,7 +316,8 @@ impl World {
         self.tell("keeper lost".to_owned());
         self.keeper.clear();
         self.keeper_lost = true;
-        self.calls.retain(|call| !matches!(call, Call::Hold(_) | Call::Release(_)));
+        self.calls
+            .retain(|call| !matches!(call, Call::Hold(_) | Call::Release(_)));
         self.state.keeper_listed(self.now, &BTreeSet::new());
     }
 
@@ -299,7 +332,9 @@ impl World {
         if self.calls.is_empty() {
             return;
         }
-        let call = self.calls.remove(self.rng.random_range(0..self.calls.len()));
+        let call = self
+            .calls
+            .remove(self.rng.random_range(0..self.calls.len()));
         let fails = !self.calm && self.rng.random_range(0..8) == 0;
         match call {
             Call::Hold(keys) | Call::Release(keys) if fails => {
@@ -313,11 +348,14 @@ impl World {
                 self.state.released(self.now, &keys);
             }
             Call::Program(plan) if fails => {
-                self.state.programmed(self.now, &plan, Err("lock held".to_owned()));
+                self.state
+                    .programmed(self.now, &plan, Err("lock held".to_owned()));
             }
             Call::Program(plan) => self.program(&plan),
             Call::Publish(publication) => self.publish(*publication, fails),
-            Call::Observe => self.state.observed(self.now, self.kernel.clone(), self.intact),
+            Call::Observe => self
+                .state
+                .observed(self.now, self.kernel.clone(), self.intact),
         }
         self.collect();
     }
@@ -353,9 +391,10 @@ impl World {
     /// I1: nobody new before the cool-down is over. I7: no rule without a hold.
     fn judge_new(&mut self, mapping: &Mapping) {
         let key = (mapping.protocol, mapping.host_port);
-        let rested = self.last.get(&key).is_none_or(|(owner, since)| {
-            *owner == mapping.owner || self.now >= *since + COOLDOWN
-        });
+        let rested = self
+            .last
+            .get(&key)
+            .is_none_or(|(owner, since)| *owner == mapping.owner || self.now >= *since + COOLDOWN);
         if !rested {
             self.broken = Some(format!("I1: {mapping} before its cool-down was over"));
         }
@@ -383,7 +422,11 @@ impl World {
     /// I2: True only once every port it names is in the kernel, to an address of this pod.
     fn judge_publication(&mut self, publication: &Publication) {
         let wanted = &publication.wanted;
-        if !wanted.condition.as_ref().is_some_and(|condition| condition.status) {
+        if !wanted
+            .condition
+            .as_ref()
+            .is_some_and(|condition| condition.status)
+        {
             return;
         }
         self.mapped += 1;
@@ -402,7 +445,10 @@ impl World {
             });
             // rules may have been flushed since we last looked: that is repaired, not foreseen
             if !ruled && self.intact && !self.kernel.is_empty() && !self.calls_observe() {
-                let told = self.story.iter().any(|line| line.contains("damage") || line.contains("address"));
+                let told = self
+                    .story
+                    .iter()
+                    .any(|line| line.contains("damage") || line.contains("address"));
                 if !told {
                     self.broken = Some(format!("I2: {} published without a rule", entry.host_port));
                 }
@@ -455,14 +501,22 @@ impl World {
         for facts in self.pods.values() {
             let annotated = facts.record.annotation.is_some() && !facts.finished;
             let condition = facts.record.condition.as_ref();
-            let rules = self.kernel.iter().filter(|mapping| mapping.owner == facts.pod.uid).count();
+            let rules = self
+                .kernel
+                .iter()
+                .filter(|mapping| mapping.owner == facts.pod.uid)
+                .count();
             let uid = &facts.pod.uid;
             let told = condition.map(|c| (c.status, c.reason.as_str()));
             match (annotated, facts.pod_ips.is_empty(), told) {
                 (true, false, Some((true, _))) if rules > 0 => {}
                 (true, _, Some((false, "NoFreePort" | "InvalidRequest"))) => {}
                 (true, true, _) | (false, _, None | Some((false, _))) if rules == 0 => {}
-                _ => return Err(format!("I8: {uid} ended as {told:?} with {rules} rules: {facts:?}")),
+                _ => {
+                    return Err(format!(
+                        "I8: {uid} ended as {told:?} with {rules} rules: {facts:?}"
+                    ));
+                }
             }
         }
         let dead = |mapping: &&Mapping| !self.pods.contains_key(&mapping.owner);
