@@ -6,17 +6,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use portmapping_runtime::ReadyHandle;
-use portmapping_runtime::deadline::chain;
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
 use crate::bundle::{Registration, RegistrationError, Seen};
 use crate::issue::{self, IssueError, Lifetimes, Material, Names};
-use crate::metrics::{CA, LEAF, Metrics, Operation};
 use crate::resolver::{Resolver, ResolverError};
 use crate::rotation::{self, Decision};
 use crate::secret::{Store, StoreError, Stored, Swap};
+use reports::Standing;
+
+mod reports;
+
+pub use reports::Reports;
 
 /// Races for Secret or registration that a pass loses before it gives up.
 const SWAP_TRIES: usize = 8;
@@ -36,17 +38,6 @@ pub struct Config {
     pub period: Duration,
 }
 
-/// Where the keeper tells how things stand.
-#[derive(Debug)]
-pub struct Reports {
-    /// Ready once a certificate is served.
-    pub certificate: ReadyHandle,
-    /// Ready while the API server trusts what is served.
-    pub registration: ReadyHandle,
-    /// Counters.
-    pub metrics: Metrics,
-}
-
 /// Keeps the certificate; see the module.
 #[derive(Debug)]
 pub struct Keeper<S, R> {
@@ -57,8 +48,7 @@ pub struct Keeper<S, R> {
     reports: Reports,
     clock: fn() -> OffsetDateTime,
     served: Option<Served>,
-    /// Whether the last look that came to an end found the API server trusting us.
-    trusted: bool,
+    standing: Standing,
 }
 
 #[derive(Debug)]
@@ -105,19 +95,6 @@ pub enum KeeperError {
     Contended(&'static str),
 }
 
-impl KeeperError {
-    fn operation(&self) -> Operation {
-        let operation = match self {
-            Self::Store(_) => "secret",
-            Self::Registration(_) => "registration",
-            Self::Issue(_) => "issue",
-            Self::Resolver(_) => "serve",
-            Self::Contended(_) => "contended",
-        };
-        Operation { operation }
-    }
-}
-
 impl<S: Store, R: Registration> Keeper<S, R> {
     /// A keeper that has not looked yet.
     pub fn new(
@@ -136,7 +113,7 @@ impl<S: Store, R: Registration> Keeper<S, R> {
             reports,
             clock,
             served: None,
-            trusted: false,
+            standing: Standing::default(),
         }
     }
 
@@ -176,7 +153,7 @@ impl<S: Store, R: Registration> Keeper<S, R> {
     /// One look at everything, with whatever repair it takes.
     pub async fn pass(&mut self) -> Result<Outcome, KeeperError> {
         let outcome = self.try_pass().await;
-        self.report(&outcome);
+        self.reports.looked(&outcome, &mut self.standing);
         outcome
     }
 
@@ -210,13 +187,12 @@ impl<S: Store, R: Registration> Keeper<S, R> {
             };
             let now = (self.clock)();
             let decision = rotation::decide(&material, &self.config.names, now);
-            let fresh = issue::renew(
-                &material,
-                &decision,
-                &self.config.names,
-                self.config.lifetimes,
-                now,
-            )?;
+            let names = &self.config.names;
+            let held = match &decision {
+                Decision::RollCa(_) => self.with_served_authorities(&material),
+                Decision::Keep { .. } | Decision::IssueLeaf(_) => material.clone(),
+            };
+            let fresh = issue::renew(&held, &decision, names, self.config.lifetimes, now)?;
             match (decision, fresh) {
                 (Decision::Keep { leaf_ends, ca_ends }, _) => {
                     return Ok(Agreed {
@@ -227,7 +203,7 @@ impl<S: Store, R: Registration> Keeper<S, R> {
                 }
                 (decision, Some(fresh)) => {
                     let swap = self.store.replace(&version, &fresh).await?;
-                    self.count_issued(&decision, swap);
+                    self.reports.issued(&decision, swap);
                 }
                 (_, None) => {}
             }
@@ -235,26 +211,16 @@ impl<S: Store, R: Registration> Keeper<S, R> {
         Err(KeeperError::Contended("Secret"))
     }
 
-    fn count_issued(&self, decision: &Decision, swap: Swap) {
-        let metrics = &self.reports.metrics;
-        let (kind, flaw) = match decision {
-            Decision::Keep { .. } => return,
-            Decision::IssueLeaf(flaw) => ("certificate", flaw),
-            Decision::RollCa(flaw) => ("certificate authority", flaw),
-        };
-        match swap {
-            Swap::Conflict => {
-                metrics.conflicts.inc();
-                tracing::debug!("another replica wrote the Secret first");
-            }
-            Swap::Done => {
-                tracing::info!(why = %flaw, "issued a new {kind}");
-                metrics.issued.get_or_create(&LEAF).inc();
-                if matches!(decision, Decision::RollCa(_)) {
-                    metrics.issued.get_or_create(&CA).inc();
-                }
-            }
+    /// The material, trusting also what signed the certificate being served: the other replicas
+    /// serve it too, and a Secret that was deleted does not know any more.
+    fn with_served_authorities(&self, material: &Material) -> Material {
+        let mut held = material.clone();
+        if let Some(served) = &self.served
+            && held.ca_bundle != served.material.ca_bundle
+        {
+            held.ca_bundle.insert_str(0, &served.material.ca_bundle);
         }
+        held
     }
 
     /// None where somebody else wrote to the registration since it was seen.
@@ -265,17 +231,9 @@ impl<S: Store, R: Registration> Keeper<S, R> {
         if seen.carries(bundle) {
             return Ok(Some(Outcome::InPlace));
         }
-        match self.registration.write(seen, bundle).await? {
-            Swap::Conflict => {
-                self.reports.metrics.conflicts.inc();
-                Ok(None)
-            }
-            Swap::Done => {
-                self.reports.metrics.bundle_writes.inc();
-                tracing::info!("set the caBundle of the registration");
-                Ok(Some(Outcome::Published))
-            }
-        }
+        let swap = self.registration.write(seen, bundle).await?;
+        self.reports.published(swap);
+        Ok((swap == Swap::Done).then_some(Outcome::Published))
     }
 
     /// A certificate of a new authority is served only once a look has found its bundle in place:
@@ -299,47 +257,13 @@ impl<S: Store, R: Registration> Keeper<S, R> {
             ca_ends,
         } = agreed;
         self.resolver.install(&material.leaf, &material.leaf_key)?;
-        tracing::info!(until = %leaf_ends, "serving a certificate");
-        let expiry = &self.reports.metrics.expiry;
-        expiry.get_or_create(&LEAF).set(leaf_ends.unix_timestamp());
-        expiry.get_or_create(&CA).set(ca_ends.unix_timestamp());
-        self.reports.certificate.ready();
+        self.reports.serving(leaf_ends, ca_ends);
+        self.standing.serving = true;
         self.served = Some(Served {
             material,
             ends: leaf_ends,
         });
         Ok(())
-    }
-
-    /// An error says nothing about what the API server trusts: who is ready stays ready.
-    fn report(&mut self, outcome: &Result<Outcome, KeeperError>) {
-        match outcome {
-            Ok(Outcome::InPlace | Outcome::Published) => {
-                self.trusted = true;
-                self.reports.registration.ready();
-            }
-            Ok(Outcome::Unregistered) => {
-                self.trusted = false;
-                self.reports
-                    .registration
-                    .wait_for("no webhook of ours is registered");
-            }
-            Err(error) => {
-                let text = chain(error);
-                self.reports
-                    .metrics
-                    .errors
-                    .get_or_create(&error.operation())
-                    .inc();
-                tracing::warn!(error = text, "certificates: trying again");
-                if self.served.is_none() {
-                    self.reports.certificate.wait_for(text.as_str());
-                }
-                if !self.trusted {
-                    self.reports.registration.wait_for(text);
-                }
-            }
-        }
     }
 }
 

@@ -67,16 +67,22 @@ pub fn decide(held: &Material, names: &Names, now: OffsetDateTime) -> Decision {
     }
 }
 
-/// Every authority of a bundle that has not ended, as PEM texts; what cannot be read is left out.
+/// Every authority of a bundle that has not ended, once each, as PEM texts; what cannot be read is
+/// left out.
 #[must_use]
 pub fn living_authorities(bundle: &str, now: OffsetDateTime) -> Vec<String> {
-    let parts = bundle.split_inclusive("-----END CERTIFICATE-----\n");
-    let lives = |part: &&str| {
-        let der = CertificateDer::from_pem_slice(part.as_bytes()).ok();
-        der.and_then(|der| Some(parse(&der)?.validity().not_after.to_datetime() > now))
-            .unwrap_or(false)
-    };
-    parts.filter(lives).map(str::to_owned).collect()
+    let mut living: Vec<String> = Vec::new();
+    for part in bundle.split_inclusive("-----END CERTIFICATE-----\n") {
+        let Some(start) = part.rfind("-----BEGIN CERTIFICATE-----") else {
+            continue;
+        };
+        let part = &part[start..];
+        let lives = end_of_authority(part).is_some_and(|end| end > now);
+        if lives && !living.iter().any(|other| other == part) {
+            living.push(part.to_owned());
+        }
+    }
+    living
 }
 
 /// The bundle's first authority, the one that signs.

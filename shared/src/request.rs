@@ -356,7 +356,7 @@ pub enum Why {
 /// A request that cannot be granted, in words for the one who wrote it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{ANNOTATION}: {value} is no port request: {why}; write \"\" for every declared port, or \
+    "{ANNOTATION}: '{value}' is no port request: {why}; write \"\" for every declared port, or \
      [{{\"containerPort\":9040,\"protocol\":\"TCP\"}}] for some"
 )]
 pub struct InvalidRequest {

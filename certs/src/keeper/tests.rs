@@ -344,6 +344,36 @@ async fn a_leaf_of_a_new_authority_is_served_only_once_its_bundle_is_in_place() 
 }
 
 #[tokio::test]
+async fn a_deleted_secret_leaves_what_the_replicas_serve_trusted() {
+    let cluster = Cluster::registered();
+    let (mut one, mut two) = (replica(&cluster), replica(&cluster));
+    one.keeper.pass().await.unwrap();
+    two.keeper.pass().await.unwrap();
+    let old_authority = signing_authority(&cluster.bundle());
+
+    *cluster.secret.lock() = None;
+    assert_eq!(one.keeper.pass().await.unwrap(), Outcome::Published);
+    let bundle = cluster.bundle();
+    assert_ne!(
+        signing_authority(&bundle),
+        old_authority,
+        "deleting it is asking for new ones"
+    );
+    let trusted = living_authorities(&bundle, OffsetDateTime::now_utc());
+    assert_eq!(trusted.len(), 2);
+    assert_eq!(
+        signing_authority(&trusted[1]),
+        old_authority,
+        "the other replica serves its leaf"
+    );
+
+    assert_eq!(two.keeper.pass().await.unwrap(), Outcome::InPlace);
+    assert_eq!(one.keeper.pass().await.unwrap(), Outcome::InPlace);
+    assert_eq!(one.serves(), two.serves());
+    assert_eq!(one.serves(), Some(cluster.material().leaf.as_str()));
+}
+
+#[tokio::test]
 async fn the_leaf_is_renewed_when_the_clock_says_so() {
     static SECONDS: AtomicI64 = AtomicI64::new(1_800_000_000);
     let clock = || OffsetDateTime::from_unix_timestamp(SECONDS.load(Ordering::Relaxed)).unwrap();

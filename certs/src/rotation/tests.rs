@@ -120,4 +120,10 @@ fn tells_the_living_authorities_of_a_bundle() {
     assert_eq!(signing_authority(&bundle), signing_authority(&one));
     assert!(living_authorities(&bundle, now() + LIFETIMES.ca * 2).is_empty());
     assert!(living_authorities("rubbish", now()).is_empty());
+    let messy = format!("rubbish{one}-----BEGIN CERTIFICATE-----\nAA{one}{one}rubbish");
+    assert_eq!(
+        living_authorities(&messy, now()),
+        [one],
+        "once each, without the rubbish"
+    );
 }
