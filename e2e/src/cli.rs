@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::cluster::roles::Role;
 use crate::cluster::{Cluster, state};
-use crate::progress::{Step, say};
+use crate::progress::{Step, out, say};
 use crate::{Config, Minor, ProxyMode, demo, install};
 
 /// A real Kubernetes cluster on this machine, with the product in it.
@@ -152,7 +152,7 @@ fn run(command: Command) -> Result<()> {
             if !no_install {
                 install::install(&mut cluster)?;
             }
-            println!("{}", export(&cluster));
+            out!("{}", export(&cluster));
         }
         Command::Down { name, all } => down(if all { state::all() } else { vec![name.name] })?,
         Command::Exec {
@@ -199,7 +199,7 @@ fn status() -> Result<()> {
     let mut found = false;
     for name in state::all() {
         let Some(cluster) = Cluster::find(&name)? else {
-            println!("{name}: not running, but has left its folder (e2e down --name {name})");
+            out!("{name}: not running, but has left its folder (e2e down --name {name})");
             continue;
         };
         found = true;
@@ -210,18 +210,18 @@ fn status() -> Result<()> {
                 proxy_mode,
                 ..
             } = config;
-            println!(
+            out!(
                 "{name}: Kubernetes {kubernetes}, kube-proxy {proxy_mode}; hosts: {nodes}, client, control-plane"
             );
         }
-        println!("{}", export(&cluster));
+        out!("{}", export(&cluster));
         match cluster.kubectl_run(["get", "nodes,pods", "-A", "-o", "wide"]) {
-            Ok(text) => println!("{}\n", text.trim_end()),
-            Err(error) => println!("the API server does not answer: {error:#}\n"),
+            Ok(text) => out!("{}\n", text.trim_end()),
+            Err(error) => out!("the API server does not answer: {error:#}\n"),
         }
     }
     if !found {
-        println!("no cluster is up");
+        out!("no cluster is up");
     }
     Ok(())
 }
@@ -248,7 +248,7 @@ fn usage(cluster: &Cluster) {
         name => format!(" --name {name}"),
     };
     let export = export(cluster);
-    println!(
+    out!(
         "\nThe cluster stays up. To use it:\n\n    \
          {export}\n    \
          kubectl get pods -o wide\n    \

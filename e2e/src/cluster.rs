@@ -29,6 +29,7 @@ use anyhow::{Context, Result, bail};
 use self::config::{Config, Spec};
 use self::network::Machine;
 use self::roles::RoleName;
+use crate::artifacts::image;
 use crate::process;
 
 /// How long a program run by [`Cluster::exec`] may take.
@@ -246,6 +247,27 @@ impl Cluster {
     /// Starts a node, new or killed before, and returns when it takes pods.
     pub fn add_node(&self, index: u8) -> Result<()> {
         launch::add_node(self.own_spec("add a node")?, index)
+    }
+
+    /// Puts the product's images on every node, unless starting or finding this cluster has just done
+    /// that. Returns a text that changes when one of them does; `None` in a foreign cluster.
+    pub(crate) fn load_product(&mut self) -> Result<Option<String>> {
+        if self.config().is_some_and(|config| !config.product) {
+            self.load_images(&image::product()?)?;
+        }
+        let images = self.spec().map(|spec| spec.images.iter());
+        let names = |images: std::slice::Iter<'_, PathBuf>| {
+            images
+                .map(|image| image.to_string_lossy())
+                .collect::<Vec<_>>()
+                .join("\n")
+        };
+        Ok(images.map(names))
+    }
+
+    /// A file of the harness in the cluster's folder.
+    pub(crate) fn note(&self, name: &str) -> Option<PathBuf> {
+        self.spec().map(|spec| spec.state.join(name))
     }
 
     /// Imports image archives on every node that lives, and on every node added later. Returns those

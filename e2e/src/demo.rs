@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::cluster::Cluster;
 use crate::install::{self, picture, rolled_out};
-use crate::progress::Step;
+use crate::progress::{Step, out};
 use crate::{paths, process};
 
 const ANNOTATION: &str = "tkestack.io/portmapping";
@@ -36,16 +36,16 @@ pub(crate) fn run(cluster: &Cluster) -> Result<()> {
     rolled_out(cluster, "default", "deployment/hello")?;
     let answers = ask_all(cluster).inspect_err(|_| picture(cluster, "default"))?;
     let first = answers.first().context("the Deployment has no pod")?;
-    println!("\n$ kubectl describe pod {}", first.pod);
-    println!(
+    out!("\n$ kubectl describe pod {}", first.pod);
+    out!(
         "{}",
         cluster
             .kubectl_run(["describe", "pod", &first.pod])?
             .trim_end()
     );
-    println!("\nEvery replica's own page, fetched from a host outside the cluster:\n");
+    out!("\nEvery replica's own page, fetched from a host outside the cluster:\n");
     table(&answers);
-    println!();
+    out!("");
     footprint(cluster)?;
     let wrong: Vec<_> = answers
         .iter()
@@ -107,7 +107,7 @@ fn table(answers: &[Answer]) {
         .map(|answer| answer.pod.len())
         .max()
         .unwrap_or_default();
-    println!("{:width$}  {:8}  {:21}  ANSWER", "POD", "NODE", "HOST PORT");
+    out!("{:width$}  {:8}  {:21}  ANSWER", "POD", "NODE", "HOST PORT");
     for Answer {
         pod,
         node,
@@ -116,7 +116,7 @@ fn table(answers: &[Answer]) {
         said,
     } in answers
     {
-        println!(
+        out!(
             "{pod:width$}  {node:8}  {:21}  {said}",
             format!("{host_ip}:{host_port}")
         );
@@ -134,7 +134,7 @@ fn footprint(cluster: &Cluster) -> Result<()> {
         for (command, kib) in memory {
             #[allow(clippy::cast_precision_loss, reason = "a figure with one decimal")]
             let mib = kib as f64 / 1024.0;
-            println!("{command:20} {mib:6.1} MiB resident");
+            out!("{command:20} {mib:6.1} MiB resident");
         }
         let target = format!("{}-unknown-linux-musl/release", std::env::consts::ARCH);
         let binary = paths::image_target().join(target).join(name);
@@ -143,7 +143,7 @@ fn footprint(cluster: &Cluster) -> Result<()> {
             .len();
         #[allow(clippy::cast_precision_loss, reason = "a figure with one decimal")]
         let mib = size as f64 / 1024.0 / 1024.0;
-        println!("{name:20} {mib:6.1} MiB on disk");
+        out!("{name:20} {mib:6.1} MiB on disk");
     }
     Ok(())
 }

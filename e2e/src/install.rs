@@ -1,11 +1,11 @@
 //! Installing the product as a user would: `kubectl apply -k manifests/base`, then wait for it.
 
+use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::artifacts::image;
 use crate::cluster::Cluster;
 use crate::progress::{Step, say};
 use crate::{paths, process};
@@ -25,23 +25,24 @@ pub fn install(cluster: &mut Cluster) -> Result<()> {
             base.display()
         );
     }
-    let changed = if cluster.is_ours() {
-        !cluster.load_images(&image::product()?)?.is_empty()
-    } else {
-        false
-    };
+    let images = cluster.load_product()?;
+    let note = cluster.note("installed");
+    let before = note.as_ref().and_then(|note| fs::read_to_string(note).ok());
     let step = Step::start("kubectl apply -k manifests/base");
     process::run(
         cluster.kubectl().args(["apply", "-k"]).arg(&base),
         Duration::from_mins(1),
     )?;
-    if changed {
+    if before.is_some() && before != images {
         // The images keep their names: pods that run an older one do not notice a new one.
         let mut restart = cluster.kubectl();
         restart
             .args(["rollout", "restart", "-n", NAMESPACE])
             .args(WORKLOADS);
         process::run(&mut restart, Duration::from_mins(1))?;
+    }
+    if let (Some(note), Some(images)) = (note, images) {
+        fs::write(&note, images).with_context(|| format!("write {}", note.display()))?;
     }
     step.done("applied");
     for workload in WORKLOADS {
@@ -103,19 +104,10 @@ pub fn picture(cluster: &Cluster, namespace: &str) {
              {\"\\n  \"}{.status.containerStatuses[*].state}{\"\\n\"}{end}",
         ]),
     );
-    let logs = [
-        "logs",
-        "-n",
-        namespace,
-        "--all-containers",
-        "--prefix",
-        "--tail=15",
-    ];
-    let labels = "app.kubernetes.io/part-of=portmapping";
     if namespace == NAMESPACE {
-        let product = "app.kubernetes.io/name=portmapping";
-        show("logs", cluster.kubectl().args(logs).args(["-l", product]));
-    } else {
-        show("logs", cluster.kubectl().args(logs).args(["-l", labels]));
+        let mut logs = cluster.kubectl();
+        logs.args(["logs", "-n", namespace, "--all-containers", "--prefix"]);
+        logs.args(["--tail=15", "-l", "app.kubernetes.io/name=portmapping"]);
+        show("logs", &mut logs);
     }
 }

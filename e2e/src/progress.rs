@@ -45,3 +45,12 @@ impl Step {
         ));
     }
 }
+
+/// Like `println!`, but a reader who has left (`| head`) is no reason to panic.
+macro_rules! out {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
+pub(crate) use out;

@@ -149,3 +149,25 @@ fn required_version(mod_file: &Path, module: &str) -> Result<String> {
     }
     bail!("{} does not require {module}", mod_file.display());
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_come_from_the_module_files() {
+        let module = paths::sources().join("kubernetes");
+        for (file, minor) in [("go.mod", "v1.36."), ("v1.33.mod", "v1.33.")] {
+            let version = required_version(&module.join(file), "k8s.io/kubernetes").expect(file);
+            assert!(version.starts_with(minor), "{file}: {version}");
+        }
+        assert!(required_version(&module.join("go.mod"), "k8s.io/nothing").is_err());
+    }
+
+    #[test]
+    fn components_are_told_their_version() {
+        let flags = ldflags("v1.36.3");
+        assert!(flags.contains("-X k8s.io/component-base/version.gitVersion=v1.36.3"));
+        assert!(flags.contains("-X k8s.io/client-go/pkg/version.gitMinor=36"));
+    }
+}

@@ -157,3 +157,30 @@ impl Spec {
         format!("portmapping-{}", self.config.name)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_are_no_file_or_cgroup_name_are_refused() {
+        let config = |name: &str| Config {
+            name: name.to_owned(),
+            ..Config::default()
+        };
+        for name in ["demo", "a-1", "0"] {
+            assert!(config(name).validate().is_ok(), "{name:?} was refused");
+        }
+        for name in ["", "a/b", "..", "A", "a b", &"a".repeat(41)] {
+            assert!(config(name).validate().is_err(), "{name:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn minors_read_as_they_print() {
+        for minor in [Minor::V1_33, Minor::V1_36] {
+            assert_eq!(minor.to_string().parse::<Minor>().ok(), Some(minor));
+        }
+        assert!("1.20".parse::<Minor>().is_err());
+    }
+}

@@ -69,6 +69,8 @@ pub(crate) fn detached(config: &Config) -> Result<Spec> {
         }
     }
     load_images(&mut spec, &wanted.images)?;
+    spec.config.product |= config.product;
+    spec.save()?;
     let living = lookup::nodes(&spec.state);
     for index in (1..=config.nodes).filter(|index| !living.contains(index)) {
         add_node(&spec, index)?;
@@ -118,6 +120,7 @@ fn boot(spec: &Spec, attached: bool) -> Result<Child> {
     if state::owner(&spec.state)?.is_some() {
         bail!("the cluster {name} is already up: take it down first (e2e down --name {name})");
     }
+    state::prune();
     if spec.state.exists() {
         state::destroy(name).context("sweep what an earlier run left")?;
     }

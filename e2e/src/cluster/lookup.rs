@@ -13,10 +13,10 @@ pub(crate) fn find(role: RoleName, state: &Path) -> Option<u32> {
     pids().find(|pid| arguments(*pid).get(1..) == Some(&wanted))
 }
 
-/// Any process of the cluster.
-pub(crate) fn any(state: &Path) -> Option<u32> {
-    pids().find(|pid| {
-        let arguments = arguments(*pid);
+/// Whether any process of the cluster is left.
+pub(crate) fn any(state: &Path) -> bool {
+    pids().any(|pid| {
+        let arguments = arguments(pid);
         arguments.get(1).is_some_and(|word| word == "internal")
             && arguments
                 .get(3)

@@ -15,6 +15,8 @@ use super::{cgroups, lookup};
 use crate::paths;
 
 const LOCK: &str = "lock";
+/// How long the logs of a cluster that ended by itself stay.
+const KEEP: Duration = Duration::from_hours(24);
 
 /// The folder of the cluster with this name.
 pub(crate) fn folder(name: &str) -> PathBuf {
@@ -103,10 +105,7 @@ pub(crate) fn destroy(name: &str) -> Result<bool> {
     }
     // After a SIGKILL the kernel is still at it for a moment.
     let end = Instant::now() + Duration::from_secs(10);
-    while let Some(process) = lookup::any(&state)
-        && Instant::now() < end
-    {
-        let _ = process;
+    while lookup::any(&state) && Instant::now() < end {
         thread::sleep(Duration::from_millis(10));
     }
     let left = cgroups::sweep(&format!("portmapping-{name}"), Duration::from_secs(5));
@@ -115,6 +114,18 @@ pub(crate) fn destroy(name: &str) -> Result<bool> {
     }
     fs::remove_dir_all(&state).with_context(|| format!("remove {}", state.display()))?;
     Ok(true)
+}
+
+/// Removes the folders of clusters that ended by themselves more than a day ago. Best effort.
+pub(crate) fn prune() {
+    for name in all() {
+        let state = folder(&name);
+        let modified = fs::metadata(&state).and_then(|data| data.modified());
+        let age = modified.ok().and_then(|time| time.elapsed().ok());
+        if age.is_some_and(|age| age > KEEP) && matches!(owner(&state), Ok(None)) {
+            let _ = destroy(&name);
+        }
+    }
 }
 
 fn end(state: &Path, pid: Pid, signal: Signal, limit: Duration) -> Result<()> {
