@@ -91,7 +91,7 @@ fn a_copied_result_counts_as_empty_and_warns() -> Result<()> {
         copy["metadata"]["annotations"]["host-port.tkestack.io/web"] = json!("22");
         let said = space.create(&copy)?;
         ensure!(
-            said.contains("Warning:") && said.contains("result"),
+            said.contains("Warning:") && said.contains("it was reset"),
             "no warning: {said}"
         );
         let copy = space.ready("copy")?;

@@ -221,7 +221,7 @@ fn a_pod_without_ports_stays_as_it_is() -> Result<()> {
         let none = annotated(pod("none", &["--pause"], &json!([])), "");
         let said = space.create(&none)?;
         ensure!(
-            said.contains("Warning:") && said.contains("no port"),
+            said.contains("Warning:") && said.contains("declares no container port"),
             "no warning: {said}"
         );
         let none = eventually("the pod to be Ready", || {

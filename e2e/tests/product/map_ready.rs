@@ -6,6 +6,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use e2e::Cluster;
 use futures::{StreamExt, pin_mut};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::Api;
@@ -73,6 +74,7 @@ fn a_client_that_connects_when_ready_is_seen_gets_through() -> Result<()> {
             .map(|e| format!("{e:#}"))
             .collect();
         ensure!(outcomes.len() == PODS, "{} pods were asked", outcomes.len());
+        footprint(&cluster)?;
         ensure!(
             failed.is_empty(),
             "{} of {PODS} failed: {failed:?}",
@@ -80,6 +82,23 @@ fn a_client_that_connects_when_ready_is_seen_gets_through() -> Result<()> {
         );
         Ok(())
     })
+}
+
+/// Most resident memory of one process with 50 mapped pods per node, in KiB.
+const MEMORY: u64 = 25 * 1024;
+
+/// What webhook and enforcer cost while the crowd is there.
+fn footprint(cluster: &Cluster) -> Result<()> {
+    if !cluster.is_ours() {
+        return Ok(());
+    }
+    for program in ["/webhook", "/enforcer"] {
+        for (command, kib) in cluster.resident_memory(program)? {
+            println!("{command}: {kib} KiB resident with {PODS} mapped pods on two nodes");
+            ensure!(kib < MEMORY, "{command} takes {kib} KiB");
+        }
+    }
+    Ok(())
 }
 
 /// Passes every pod on at the first event that shows it Ready.

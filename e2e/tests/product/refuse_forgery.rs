@@ -4,16 +4,17 @@ use anyhow::{Context, Result, ensure};
 use e2e::Cluster;
 use serde_json::{Value, json};
 
+use crate::support::caller::{Caller, delete_pod, patch_pod};
 use crate::support::pods::{annotation, entries, mapped_pod, on_node};
 use crate::support::space::Space;
-use crate::support::{ANNOTATION, MARK, get, kubectl_with, node_addresses, shared};
+use crate::support::{ANNOTATION, MARK, get, node_addresses, shared};
 
 const FORGED: &str = r#"[{"hostPort":22,"containerPort":9040,"protocol":"TCP","podName":"x","podIP":"10.99.99.99"}]"#;
 
 /// Merge patches that a user with every right on pods must not get through.
 fn forgeries() -> Vec<(&'static str, Value)> {
     let annotations = |all: Value| json!({ "metadata": { "annotations": all } });
-    let condition = json!([{ "type": ANNOTATION, "status": "True", "reason": "Mapped" }]);
+    let condition = json!([{ "type": ANNOTATION, "status": "True", "message": "forged" }]);
     vec![
         ("", annotations(json!({ ANNOTATION: FORGED }))),
         (
@@ -39,27 +40,12 @@ fn forgeries() -> Vec<(&'static str, Value)> {
 
 fn patch(
     space: &Space<'_>,
-    who: &[&str],
+    caller: &Caller,
     pod: &str,
     subresource: &str,
     body: &Value,
-) -> Result<(bool, String)> {
-    let body = body.to_string();
-    let mut arguments = who.to_vec();
-    arguments.extend([
-        "-n",
-        &space.name,
-        "patch",
-        "pod",
-        pod,
-        "--type=strategic",
-        "-p",
-        &body,
-    ]);
-    if !subresource.is_empty() {
-        arguments.extend(["--subresource", subresource]);
-    }
-    kubectl_with(space.cluster, &arguments, "")
+) -> Result<Result<(), String>> {
+    patch_pod(space.cluster, caller, (&space.name, pod, subresource), body)
 }
 
 #[test]
@@ -77,18 +63,19 @@ fn a_user_with_every_right_on_pods_cannot_write_a_result() -> Result<()> {
         ])?;
         space.create(&mapped_pod("target"))?;
         let before = space.ready("target")?;
-        for who in [&["--as=mallory"][..], &[]] {
+        for who in [Caller::User("mallory"), Caller::Admin] {
             for (subresource, body) in forgeries() {
-                let (fine, said) = patch(space, who, "target", subresource, &body)?;
-                ensure!(!fine, "{who:?} wrote {body} through pods/{subresource}");
+                let refusal = patch(space, &who, "target", subresource, &body)?.err();
+                let said = refusal
+                    .with_context(|| format!("{who:?} wrote {body} through pods/{subresource}"))?;
                 ensure!(
                     said.contains("denied request"),
                     "refused for another reason: {said}"
                 );
             }
             let label = json!({ "metadata": { "labels": { "team": "a" }, "annotations": { "note": "b" } } });
-            let (fine, said) = patch(space, who, "target", "", &label)?;
-            ensure!(fine, "an honest patch was refused: {said}");
+            let honest = patch(space, &who, "target", "", &label)?;
+            ensure!(honest.is_ok(), "an honest patch was refused: {honest:?}");
         }
         let after = space.pod("target")?;
         ensure!(
@@ -146,13 +133,14 @@ fn an_enforcer_writes_its_own_nodes_results_and_nothing_else() -> Result<()> {
         space.create(&on_node(mapped_pod("own"), own))?;
         space.create(&on_node(mapped_pod("other"), other))?;
         let (mine, _) = (space.ready("own")?, space.ready("other")?);
-        let token = format!("--token={}", token(&cluster, own)?);
-        // kubectl patch reads the object first, which the enforcer may
-        let who = [token.as_str()];
+        let who = Caller::Token(token(&cluster, own)?);
         let result = json!({ "metadata": { "annotations": { ANNOTATION: annotation(&mine) } },
             "status": { "conditions": [{ "type": ANNOTATION, "status": "True", "message": "m" }] } });
-        let (fine, said) = patch(space, &who, "own", "status", &result)?;
-        ensure!(fine, "the enforcer's own write was refused: {said}");
+        let honest = patch(space, &who, "own", "status", &result)?;
+        ensure!(
+            honest.is_ok(),
+            "the enforcer's own write was refused: {honest:?}"
+        );
         let foreign = [
             ("other", "status", result.clone()),
             ("own", "", result.clone()),
@@ -184,30 +172,24 @@ fn an_enforcer_writes_its_own_nodes_results_and_nothing_else() -> Result<()> {
             ),
         ];
         for (pod, subresource, body) in foreign {
-            let (fine, said) = patch(space, &who, pod, subresource, &body)?;
+            let refusal = patch(space, &who, pod, subresource, &body)?.err();
+            let said = refusal.with_context(|| {
+                format!("the enforcer of {own} wrote {body} to {pod} through pods/{subresource}")
+            })?;
             ensure!(
-                !fine,
-                "the enforcer of {own} wrote {body} to {pod} through pods/{subresource}"
-            );
-            ensure!(
-                said.contains("orbidden"),
+                said.contains("forbidden"),
                 "refused for another reason: {said}"
             );
         }
-        let (fine, _) = kubectl_with(
-            &cluster,
-            &[&token, "-n", &space.name, "delete", "pod", "own"],
-            "",
-        )?;
-        ensure!(!fine, "an enforcer deleted a pod");
+        let deleted = delete_pod(&cluster, &who, (&space.name, "own"))?;
+        ensure!(deleted.is_err(), "an enforcer deleted a pod");
         // a token that is bound to no pod carries no node
         let unbound = ["-n", "portmapping-system", "create", "token", "enforcer"];
-        let unbound = format!("--token={}", cluster.kubectl_run(unbound)?.trim());
-        let (fine, said) = patch(space, &[&unbound], "own", "status", &result)?;
-        ensure!(
-            !fine && said.contains("may not write a pod of node"),
-            "{said}"
-        );
+        let unbound = Caller::Token(cluster.kubectl_run(unbound)?.trim().to_owned());
+        let said = patch(space, &unbound, "own", "status", &result)?
+            .err()
+            .unwrap_or_default();
+        ensure!(said.contains("may not write a pod of node"), "{said:?}");
         ensure!(
             entries(&space.pod("own")?)? == entries(&mine)?,
             "the mapping changed"

@@ -1,5 +1,6 @@
 //! The cluster under test, and what every test does with it.
 
+pub(crate) mod caller;
 pub(crate) mod outside;
 pub(crate) mod pods;
 pub(crate) mod space;
