@@ -1,5 +1,7 @@
 //! The `e2e` command line.
 
+mod suite;
+
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -31,6 +33,13 @@ enum Command {
         /// Leave the product out.
         #[arg(long)]
         no_install: bool,
+    },
+    /// Run the end-to-end tests, on a cluster of their own or on one that you have.
+    Test {
+        /// A cluster that you already have, in which the images are available. The product is
+        /// installed into it, and stays.
+        #[arg(long, value_name = "FILE")]
+        kubeconfig: Option<PathBuf>,
     },
     /// Take a cluster down and remove everything it left.
     Down {
@@ -154,6 +163,7 @@ fn run(command: Command) -> Result<()> {
             }
             out!("{}", export(&cluster));
         }
+        Command::Test { kubeconfig } => suite::run(kubeconfig.as_deref())?,
         Command::Down { name, all } => down(if all { state::all() } else { vec![name.name] })?,
         Command::Exec {
             name,

@@ -221,6 +221,15 @@ pub(crate) fn kill_node(spec: &Spec, index: u8) -> Result<()> {
         }
         thread::sleep(Duration::from_millis(5));
     }
+    // Whoever adds the node again must not take this note for one about the new node.
+    let note = format!("{name} ended:");
+    let noted = || fs::read_to_string(spec.state.join("log/ended")).unwrap_or_default();
+    while !noted().lines().any(|line| line.starts_with(&note)) {
+        if Instant::now() > end {
+            bail!("the cluster did not notice the end of {name} within 20 s");
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
     Ok(())
 }
 

@@ -12,4 +12,5 @@ mod map_ready;
 mod refuse_forgery;
 mod support;
 mod survive_faults;
+mod survive_node;
 mod uninstall;

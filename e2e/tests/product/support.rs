@@ -4,6 +4,7 @@ pub(crate) mod caller;
 pub(crate) mod outside;
 pub(crate) mod pods;
 pub(crate) mod space;
+pub(crate) mod streams;
 
 use std::collections::BTreeMap;
 use std::sync::{LazyLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};

@@ -16,7 +16,7 @@ fn config(range: &str) -> Config {
         range: range.parse().unwrap(),
         excluded: PortSet::default(),
         cooldown: Duration::from_secs(30),
-        quarantine: Duration::from_secs(60),
+        quarantine: Duration::from_mins(1),
         max_ports: 64,
         ipv6: true,
     }

@@ -2,6 +2,12 @@
 //! that may fail, delay, lose and restart. A failure prints the seed that repeats it:
 //! `SIMULATION_SEED=n cargo test -p portmapping-enforcer-core --test simulation`.
 
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that cannot go on ends"
+)]
+
 mod world;
 
 use world::World;

@@ -26,7 +26,7 @@ enum Call {
     Observe,
 }
 
-pub struct World {
+pub(crate) struct World {
     rng: StdRng,
     now: Duration,
     state: NodeState,
@@ -46,8 +46,8 @@ pub struct World {
     calm: bool,
     /// Holds are being taken up again by a new keeper.
     keeper_lost: bool,
-    pub mapped: u64,
-    pub restarts: u64,
+    pub(crate) mapped: u64,
+    pub(crate) restarts: u64,
 }
 
 fn config() -> Config {
@@ -58,14 +58,14 @@ fn config() -> Config {
             .filter_map(HostPort::new)
             .collect::<PortSet>(),
         cooldown: COOLDOWN,
-        quarantine: Duration::from_secs(60),
+        quarantine: Duration::from_mins(1),
         max_ports: 64,
         ipv6: true,
     }
 }
 
 impl World {
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self {
             rng: StdRng::seed_from_u64(seed),
             now: Duration::ZERO,
@@ -88,12 +88,12 @@ impl World {
         }
     }
 
-    pub fn story(&self) -> String {
+    pub(crate) fn story(&self) -> String {
         let lines: Vec<&str> = self.story.iter().map(String::as_str).collect();
         lines.join("\n")
     }
 
-    fn tell(&mut self, line: String) {
+    fn tell(&mut self, line: &str) {
         if self.story.len() == 80 {
             self.story.pop_front();
         }
@@ -101,7 +101,7 @@ impl World {
             .push_back(format!("{:>6.1}s {line}", self.now.as_secs_f32()));
     }
 
-    pub fn step(&mut self) {
+    pub(crate) fn step(&mut self) {
         match self.rng.random_range(0..100) {
             0..8 => self.create_pod(),
             8..18 => self.address_pod(),
@@ -128,7 +128,7 @@ impl World {
                 Action::Program(plan) => Call::Program(plan),
                 Action::Publish(publication) => Call::Publish(Box::new(publication)),
                 Action::Event(event) => {
-                    self.tell(format!("event {:?} {}", event.kind, event.pod));
+                    self.tell(&format!("event {:?} {}", event.kind, event.pod));
                     continue;
                 }
             };
@@ -185,7 +185,7 @@ impl World {
             finished: false,
             deleting: false,
         };
-        self.tell(format!("create {uid}"));
+        self.tell(&format!("create {uid}"));
         self.watch.push_back(Ok(facts.clone()));
         self.pods.insert(uid, facts);
     }
@@ -210,13 +210,13 @@ impl World {
         {
             facts.pod_ips = vec![ip];
             self.watch.push_back(Ok(facts.clone()));
-            self.tell(format!("address {uid} {ip}"));
+            self.tell(&format!("address {uid} {ip}"));
         }
     }
 
     fn end_pod(&mut self) {
         let Some(uid) = self.random_pod() else { return };
-        self.tell(format!("end {uid}"));
+        self.tell(&format!("end {uid}"));
         if self.rng.random_range(0..3) == 0 {
             if let Some(facts) = self.pods.get_mut(&uid) {
                 facts.finished = true;
@@ -236,7 +236,7 @@ impl World {
             2 => Some("nonsense".to_owned()),
             _ => Some(String::new()),
         };
-        self.tell(format!("annotate {uid} {value:?}"));
+        self.tell(&format!("annotate {uid} {value:?}"));
         if let Some(facts) = self.pods.get_mut(&uid) {
             facts.record.annotation = value;
             self.watch.push_back(Ok(facts.clone()));
@@ -253,7 +253,7 @@ impl World {
 
     /// The watch breaks: what was under way is lost, a list brings the present.
     fn relist(&mut self) {
-        self.tell("relist".to_owned());
+        self.tell("relist");
         self.watch.clear();
         for facts in self.pods.values() {
             self.state.pod_applied(self.now, facts.clone());
@@ -263,7 +263,7 @@ impl World {
     }
 
     fn restart(&mut self) {
-        self.tell("restart".to_owned());
+        self.tell("restart");
         self.restarts += 1;
         // a request under way may or may not be carried out
         let (drop, seed) = (self.rng.random_range(0..2) == 0, self.rng.random());
@@ -293,7 +293,7 @@ impl World {
 
     /// Somebody flushes some or all of our rules.
     fn damage(&mut self) {
-        self.tell("damage".to_owned());
+        self.tell("damage");
         if self.rng.random_range(0..2) == 0 {
             self.kernel.clear();
             self.intact = false;
@@ -313,7 +313,7 @@ impl World {
 
     /// The keeper dies; its successor holds nothing and is asked for its list.
     fn lose_keeper(&mut self) {
-        self.tell("keeper lost".to_owned());
+        self.tell("keeper lost");
         self.keeper.clear();
         self.keeper_lost = true;
         self.calls
@@ -352,7 +352,7 @@ impl World {
                     .programmed(self.now, &plan, Err("lock held".to_owned()));
             }
             Call::Program(plan) => self.program(&plan),
-            Call::Publish(publication) => self.publish(*publication, fails),
+            Call::Publish(publication) => self.publish(&publication, fails),
             Call::Observe => self
                 .state
                 .observed(self.now, self.kernel.clone(), self.intact),
@@ -403,19 +403,19 @@ impl World {
         }
     }
 
-    fn publish(&mut self, publication: Publication, fails: bool) {
+    fn publish(&mut self, publication: &Publication, fails: bool) {
         let uid = &publication.pod.uid;
         let lost_answer = fails && self.rng.random_range(0..2) == 0;
         let known = self.pods.contains_key(uid);
         if known && (!fails || lost_answer) {
-            self.judge_publication(&publication);
+            self.judge_publication(publication);
             if let Some(facts) = self.pods.get_mut(uid) {
                 facts.record = publication.wanted.clone();
                 self.watch.push_back(Ok(facts.clone()));
             }
         }
         let line = format!("publish {uid} {:?}", publication.wanted.condition);
-        self.tell(line);
+        self.tell(&line);
         self.state.published(self.now, uid, known && !fails);
     }
 
@@ -461,7 +461,7 @@ impl World {
     }
 
     /// What must hold after every step.
-    pub fn check(&self) -> Result<(), String> {
+    pub(crate) fn check(&self) -> Result<(), String> {
         if let Some(broken) = &self.broken {
             return Err(broken.clone());
         }
@@ -480,7 +480,7 @@ impl World {
     }
 
     /// I8: left in peace, everything ends where it should.
-    pub fn settle(&mut self) -> Result<(), String> {
+    pub(crate) fn settle(&mut self) -> Result<(), String> {
         self.calm = true;
         self.strangers.clear();
         self.relist();

@@ -1,0 +1,50 @@
+//! `e2e test`: the end-to-end tests, on a cluster of their own or on somebody else's.
+
+use std::env;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+
+use crate::cluster::KUBECONFIG_VARIABLE;
+use crate::progress::say;
+use crate::{paths, process};
+
+/// Tests that enter a node, read the API server's audit log, or boot a cluster themselves.
+const NEED_OUR_CLUSTER: [&str; 5] = [
+    "map_ports::a_mapping_costs_one_write_and_one_event",
+    "survive_faults::a_killed_enforcer_loses_no_port_no_byte_and_no_mapping",
+    "survive_faults::flushed_rules_come_back",
+    "survive_node::",
+    "uninstall::",
+];
+
+/// Replaces this process by cargo, which runs the tests.
+pub(super) fn run(kubeconfig: Option<&Path>) -> Result<()> {
+    let mut cargo = process::command(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(paths::root());
+    cargo.args([
+        "test",
+        "-p",
+        "e2e",
+        "--test",
+        "product",
+        "--",
+        "--nocapture",
+    ]);
+    if let Some(kubeconfig) = kubeconfig {
+        let kubeconfig = kubeconfig
+            .canonicalize()
+            .with_context(|| format!("find the kubeconfig {}", kubeconfig.display()))?;
+        cargo.env(KUBECONFIG_VARIABLE, kubeconfig);
+        say(format_args!(
+            "not run, for they enter nodes or boot clusters:"
+        ));
+        for test in NEED_OUR_CLUSTER {
+            say(format_args!("  {test}"));
+            cargo.args(["--skip", test]);
+        }
+    }
+    let error = cargo.exec();
+    bail!("cannot run cargo: {error}");
+}
