@@ -165,20 +165,18 @@ impl NodeState {
         self.converge(now);
     }
 
-    /// When `tick` is due at the latest; None: not before something else happens.
+    /// When `tick` is due at the latest; None: not before something else happens. Always after the
+    /// `now` of the last call: what waits for an answer has no deadline.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {
         let publishing = self.tenants.values().flat_map(|tenant| {
             let echo = tenant.publish.echo.as_ref().map(|(_, until)| *until);
             [tenant.publish.retry_at, echo]
         });
-        let own = [
-            self.cooling.next(),
-            self.quarantined.next(),
-            self.kernel.retry_at,
-            self.keeper_retry,
-            self.lost_retry,
-        ];
+        // the keeper is not asked for anything before keeper_retry
+        let of_keeper = [self.next_release(), self.lost_retry, self.keeper_retry];
+        let of_keeper = of_keeper.into_iter().flatten().min().max(self.keeper_retry);
+        let own = [self.quarantined.next(), self.kernel.retry_at, of_keeper];
         own.into_iter().chain(publishing).flatten().min()
     }
 

@@ -105,21 +105,34 @@ impl NodeState {
         if !wanted.is_empty() {
             self.actions.push(Action::Hold(wanted));
         }
-        let in_kernel: BTreeSet<PortKey> = self
-            .kernel
-            .mappings
-            .iter()
-            .map(|m| (m.protocol, m.host_port))
-            .collect();
         let rested: Vec<PortKey> = self
             .cooling
             .due(now)
-            .filter(|key| !in_kernel.contains(key) && !self.releasing.contains(key))
+            .filter(|key| self.may_release(*key))
             .collect();
         if !rested.is_empty() {
             self.releasing.extend(&rested);
             self.actions.push(Action::Release(rested));
         }
+    }
+
+    /// A port whose rules are still there stays held however long it has rested.
+    fn may_release(&self, key: PortKey) -> bool {
+        let ruled = || {
+            self.kernel
+                .mappings
+                .iter()
+                .any(|m| (m.protocol, m.host_port) == key)
+        };
+        !self.releasing.contains(&key) && !ruled()
+    }
+
+    /// When the next port has rested long enough.
+    pub(super) fn next_release(&self) -> Option<Duration> {
+        self.cooling
+            .by_end()
+            .find(|(_, key)| self.may_release(*key))
+            .map(|(end, _)| end)
     }
 
     /// Ends quarantines; cooling ports are ended by the keeper's answer.

@@ -75,6 +75,10 @@ impl NodeState {
             }
         }
         for tenant in self.tenants.values_mut() {
+            if tenant.publish.retry_at.is_some_and(|at| at <= now) {
+                // the reason to write is gone
+                tenant.publish.retry_at = None;
+            }
             if tenant
                 .publish
                 .echo

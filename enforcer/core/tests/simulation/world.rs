@@ -324,7 +324,15 @@ impl World {
     fn pass_time(&mut self) {
         let step = Duration::from_millis(self.rng.random_range(1..5000));
         self.now += step;
+        self.tick();
+    }
+
+    /// A deadline that a tick does not move would keep the loop from ever sleeping.
+    fn tick(&mut self) {
         self.state.tick(self.now);
+        if let Some(deadline) = self.state.next_deadline().filter(|at| *at <= self.now) {
+            self.broken = Some(format!("the deadline {deadline:?} has passed and stays"));
+        }
     }
 
     /// One call, any of them, gets its answer; now and then a failure.
@@ -495,7 +503,7 @@ impl World {
             }
             self.now += Duration::from_secs(1);
             self.calls.push(Call::Observe);
-            self.state.tick(self.now);
+            self.tick();
         }
         self.check()?;
         for facts in self.pods.values() {
