@@ -54,3 +54,6 @@ pub const RULE_COMMENT_PREFIX: &str = "portmapping:";
 pub const DEFAULT_MAX_PORTS: usize = 64;
 /// Longest annotation value that is read at all, in bytes; the admission policy has the same bound.
 pub const MAX_REQUEST_BYTES: usize = 16_384;
+
+#[cfg(test)]
+mod tests;

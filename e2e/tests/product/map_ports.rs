@@ -1,11 +1,12 @@
 //! Which ports are mapped, and where they answer.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::support::outside::Way;
+use crate::support::outside::{Way, ask};
 use crate::support::pods::{
     annotated, annotation, container, entries, is_true, mapped_pod, on_node, pod,
 };
@@ -140,6 +141,34 @@ fn all_ports_of_all_lasting_containers_are_mapped_in_spec_order() -> Result<()> 
 }
 
 #[test]
+fn a_dual_stack_pod_answers_at_the_same_port_in_both_families() -> Result<()> {
+    let cluster = shared();
+    Space::with(&cluster, "map-dual", |space| {
+        space.create(&mapped_pod("dual"))?;
+        let dual = space.ready("dual")?;
+        let addresses = dual["status"]["podIPs"]
+            .as_array()
+            .context("no addresses")?;
+        ensure!(
+            addresses.len() == 2,
+            "the cluster is not dual-stack: {addresses:?}"
+        );
+        let entry = entries(&dual)?.remove(0);
+        let node = dual["status"]["hostIPs"]
+            .as_array()
+            .context("no node addresses")?;
+        ensure!(node.len() == 2, "the node is not dual-stack: {node:?}");
+        for address in node {
+            let address = address["ip"].as_str().context("no address")?.parse()?;
+            let endpoint = SocketAddr::new(address, entry.host_port);
+            let answer = ask(&cluster, Way::Http, endpoint)?;
+            ensure!(answer == "dual", "{endpoint} answered {answer:?}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
 fn a_request_for_some_ports_maps_those() -> Result<()> {
     let cluster = shared();
     Space::with(&cluster, "map-some", |space| {
@@ -190,7 +219,7 @@ fn a_pod_on_the_host_network_is_listed_as_it_is() -> Result<()> {
         );
         // a pod on the host network is named after its node
         let endpoint = space.endpoint(&host, &mapped[0])?;
-        crate::support::outside::ask(&cluster, Way::Http, endpoint).map(drop)
+        ask(&cluster, Way::Http, endpoint).map(drop)
     })
 }
 
