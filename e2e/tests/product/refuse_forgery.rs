@@ -1,13 +1,13 @@
 //! Who may not write what: users no results, enforcers nothing of other nodes.
 
 use anyhow::{Context, Result, ensure};
-use e2e::Cluster;
+use e2e::{Cluster, install};
 use serde_json::{Value, json};
 
 use crate::support::caller::{Caller, delete_pod, patch_pod};
 use crate::support::pods::{annotation, entries, mapped_pod, on_node};
 use crate::support::space::Space;
-use crate::support::{ANNOTATION, MARK, get, node_addresses, shared};
+use crate::support::{ANNOTATION, MARK, enforcer, node_addresses, shared};
 
 const FORGED: &str = r#"[{"hostPort":22,"containerPort":9040,"protocol":"TCP","podName":"x","podIP":"10.99.99.99"}]"#;
 
@@ -89,35 +89,12 @@ fn a_user_with_every_right_on_pods_cannot_write_a_result() -> Result<()> {
 
 /// A token as the enforcer of a node has it: bound to its pod, so it carries the node's name.
 fn token(cluster: &Cluster, node: &str) -> Result<String> {
-    let namespace = "portmapping-system";
-    let selector = format!("spec.nodeName={node}");
-    let label = "app.kubernetes.io/component=enforcer";
-    let pods = get(
-        cluster,
-        &[
-            "-n",
-            namespace,
-            "pods",
-            "-l",
-            label,
-            "--field-selector",
-            &selector,
-        ],
-    )?;
-    let pod = pods["items"][0]["metadata"]["name"]
-        .as_str()
-        .context("no enforcer")?;
+    let pod = enforcer(cluster, node)?;
+    let pod = pod["metadata"]["name"].as_str().context("no name")?;
     let name = format!("--bound-object-name={pod}");
-    let arguments = [
-        "-n",
-        namespace,
-        "create",
-        "token",
-        "enforcer",
-        "--bound-object-kind=Pod",
-        &name,
-    ];
-    Ok(cluster.kubectl_run(arguments)?.trim().to_owned())
+    let create = ["-n", install::NAMESPACE, "create", "token", "enforcer"];
+    let token = cluster.kubectl_run([&create, &["--bound-object-kind=Pod", &name][..]].concat())?;
+    Ok(token.trim().to_owned())
 }
 
 #[test]

@@ -86,6 +86,25 @@ pub(crate) fn node_addresses(cluster: &Cluster) -> Result<BTreeMap<String, Strin
         .collect()
 }
 
+/// The enforcer's pod on a node.
+pub(crate) fn enforcer(cluster: &Cluster, node: &str) -> Result<Value> {
+    let selector = format!("spec.nodeName={node}");
+    let namespace = ["-n", install::NAMESPACE, "pods"];
+    let which = [
+        "-l",
+        "app.kubernetes.io/component=enforcer",
+        "--field-selector",
+        &selector,
+    ];
+    let pods = get(cluster, &[&namespace[..], &which].concat())?;
+    let pods = pods["items"].as_array().context("no list")?.iter();
+    let mut living = pods.filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+    living
+        .next()
+        .cloned()
+        .with_context(|| format!("no enforcer on {node}"))
+}
+
 /// Runs kubectl with something on its standard input: whether it was content, and all it said.
 pub(crate) fn kubectl_with(
     cluster: &Cluster,

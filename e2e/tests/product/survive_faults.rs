@@ -13,33 +13,9 @@ use crate::support::pods::{
 };
 use crate::support::space::Space;
 use crate::support::streams::{follow, steal};
-use crate::support::{alone, eventually, get, kubectl_with, node_addresses};
+use crate::support::{alone, enforcer, eventually, kubectl_with, node_addresses};
 
 const SYSTEM: &str = install::NAMESPACE;
-
-/// The enforcer's pod on a node.
-fn enforcer(cluster: &Cluster, node: &str) -> Result<Value> {
-    let selector = format!("spec.nodeName={node}");
-    let label = "app.kubernetes.io/component=enforcer";
-    let pods = get(
-        cluster,
-        &[
-            "-n",
-            SYSTEM,
-            "pods",
-            "-l",
-            label,
-            "--field-selector",
-            &selector,
-        ],
-    )?;
-    let living = pods["items"].as_array().context("no list")?.iter();
-    let mut living = living.filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
-    living
-        .next()
-        .cloned()
-        .with_context(|| format!("no enforcer on {node}"))
-}
 
 /// How often the enforcer's container has been started anew.
 fn restarts(pod: &Value) -> i64 {
