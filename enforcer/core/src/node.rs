@@ -71,6 +71,8 @@ struct Kernel {
     error: Option<String>,
     retry_at: Option<Duration>,
     failures: u32,
+    /// Pods in the next change set at most; halved by failures, doubled by successes.
+    batch: usize,
     /// Mappings found missing or altered; their pods are told once they are back.
     damaged: BTreeSet<PodUid>,
 }
@@ -90,7 +92,10 @@ impl NodeState {
             tenants: BTreeMap::new(),
             statics: BTreeMap::new(),
             next_seq: 0,
-            kernel: Kernel::default(),
+            kernel: Kernel {
+                batch: programming::MAX_BATCH,
+                ..Kernel::default()
+            },
             keeper_retry: None,
             lost_retry: None,
             actions: Vec::new(),
@@ -176,7 +181,7 @@ impl NodeState {
         // the keeper is not asked for anything before keeper_retry
         let of_keeper = [self.next_release(), self.lost_retry, self.keeper_retry];
         let of_keeper = of_keeper.into_iter().flatten().min().max(self.keeper_retry);
-        let own = [self.quarantined.next(), self.kernel.retry_at, of_keeper];
+        let own = [self.quarantined.next(), self.next_program(), of_keeper];
         own.into_iter().chain(publishing).flatten().min()
     }
 

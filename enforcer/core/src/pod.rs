@@ -63,6 +63,15 @@ pub(crate) struct Refusal {
     pub(crate) message: String,
 }
 
+/// A pod whose rules the kernel refused when they were tried alone.
+#[derive(Clone, Debug)]
+pub(crate) struct Blocked {
+    /// Not tried again before.
+    pub(crate) until: Duration,
+    pub(crate) failures: u32,
+    pub(crate) error: String,
+}
+
 /// One pod in the state machine.
 #[derive(Clone, Debug)]
 pub(crate) struct Tenant {
@@ -79,6 +88,7 @@ pub(crate) struct Tenant {
     pub(crate) refusal: Option<Refusal>,
     /// The last refusal told in an event.
     pub(crate) told: Option<Refusal>,
+    pub(crate) blocked: Option<Blocked>,
     pub(crate) publish: Publish,
     /// The last result told in an event, or found in the API.
     pub(crate) announced: Option<String>,
@@ -106,6 +116,7 @@ impl Tenant {
             recovered: BTreeSet::new(),
             refusal: None,
             told: None,
+            blocked: None,
             publish: Publish::default(),
             announced: None,
         }

@@ -409,6 +409,7 @@ fn a_mapped_port_in_a_strangers_hands_is_told_and_taken_back() {
 #[test]
 fn a_kernel_that_refuses_is_asked_again_and_people_are_told() {
     let mut node = Node::new("20000-20003");
+    node.later(0);
     node.applied(facts("a", Some("10.244.0.2")));
     node.settle_with(|_| Ok(()), |_| Err("lock held".to_owned()));
     let condition = node.last().condition.clone().unwrap();
@@ -707,4 +708,52 @@ fn a_write_the_api_server_refuses_is_tried_again() {
         (node.written.len(), node.events()),
         (1, vec![EventKind::Mapped])
     );
+}
+
+#[test]
+fn one_pod_that_the_kernel_refuses_stops_nobody_else() {
+    let mut node = Node::new("20000-29999");
+    let refuse = |plan: &Plan| {
+        let bad = plan
+            .to_create
+            .iter()
+            .any(|mapping| mapping.owner.as_str() == "uid-p7");
+        if bad {
+            Err("no such protocol".to_owned())
+        } else {
+            Ok(())
+        }
+    };
+    node.settle();
+    for n in 0..40 {
+        let ip = format!("10.244.0.{}", n + 2);
+        node.applied(facts(&format!("p{n}"), Some(&ip)));
+    }
+    let begun = node.now;
+    for _ in 0..100 {
+        node.settle_with(|_| Ok(()), refuse);
+        let Some(next) = node
+            .state
+            .next_deadline()
+            .filter(|at| *at < begun + Duration::from_secs(5))
+        else {
+            break;
+        };
+        node.now = next;
+        node.state.tick(next);
+    }
+    let mapped = node
+        .written
+        .iter()
+        .filter(|p| p.wanted.condition.as_ref().unwrap().status);
+    assert_eq!(mapped.count(), 39);
+    let refused: Vec<&Publication> = node
+        .written
+        .iter()
+        .filter(|p| !p.wanted.condition.as_ref().unwrap().status)
+        .collect();
+    assert_eq!(refused.len(), 1, "nobody is told of a neighbour's trouble");
+    assert_eq!(refused[0].pod.name, "p7");
+    let message = &refused[0].wanted.condition.as_ref().unwrap().message;
+    assert!(message.contains("no such protocol"), "{message}");
 }

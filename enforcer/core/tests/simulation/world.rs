@@ -36,6 +36,8 @@ pub(crate) struct World {
     watch: VecDeque<Result<PodFacts, PodUid>>,
     kernel: BTreeSet<Mapping>,
     intact: bool,
+    /// Pods whose rules this kernel does not take.
+    poison: BTreeSet<PodUid>,
     keeper: BTreeSet<PortKey>,
     strangers: BTreeSet<PortKey>,
     /// Who was last mapped at a port, and since when it is not any more.
@@ -75,6 +77,7 @@ impl World {
             watch: VecDeque::new(),
             kernel: BTreeSet::new(),
             intact: false,
+            poison: BTreeSet::new(),
             keeper: BTreeSet::new(),
             strangers: BTreeSet::new(),
             last: BTreeMap::new(),
@@ -185,6 +188,9 @@ impl World {
             finished: false,
             deleting: false,
         };
+        if self.rng.random_range(0..12) == 0 {
+            self.poison.insert(uid.clone());
+        }
         self.tell(&format!("create {uid}"));
         self.watch.push_back(Ok(facts.clone()));
         self.pods.insert(uid, facts);
@@ -382,6 +388,14 @@ impl World {
     }
 
     fn program(&mut self, plan: &Plan) {
+        if plan
+            .to_create
+            .iter()
+            .any(|mapping| self.poison.contains(&mapping.owner))
+        {
+            let refusal = Err("no such protocol".to_owned());
+            return self.state.programmed(self.now, plan, refusal);
+        }
         for mapping in &plan.to_remove {
             if self.kernel.remove(mapping) {
                 let key = (mapping.protocol, mapping.host_port);
@@ -519,6 +533,7 @@ impl World {
             match (annotated, facts.pod_ips.is_empty(), told) {
                 (true, false, Some((true, _))) if rules > 0 => {}
                 (true, _, Some((false, "NoFreePort" | "InvalidRequest"))) => {}
+                (true, false, Some((false, "DataplaneError"))) if self.poison.contains(uid) => {}
                 (true, true, _) | (false, _, None | Some((false, _))) if rules == 0 => {}
                 _ => {
                     return Err(format!(
