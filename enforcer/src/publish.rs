@@ -141,11 +141,18 @@ fn patch(publication: &Publication, now: Timestamp) -> Value {
             body
         }
     };
+    // what stays is left out: the user may have changed it since we last looked
+    let notes = [
+        (ANNOTATION, &current.annotation, &wanted.annotation),
+        (REQUEST_MARK, &current.mark, &wanted.mark),
+    ];
+    let changed = notes.into_iter().filter(|(_, now, then)| now != then);
+    // null takes an annotation away
+    let annotations = changed.map(|(key, _, then)| (key.to_owned(), json!(then)));
     json!({
         "metadata": {
             "uid": pod.uid.as_str(),
-            // null takes an annotation away
-            "annotations": { ANNOTATION: wanted.annotation, REQUEST_MARK: wanted.mark },
+            "annotations": annotations.collect::<serde_json::Map<_, _>>(),
         },
         "status": { "conditions": [condition] },
     })

@@ -81,3 +81,10 @@ fn what_is_not_wanted_is_taken_away() {
         json!({ "type": CONDITION, "$patch": "delete" })
     );
 }
+
+#[test]
+fn an_annotation_that_stays_is_left_to_its_user() {
+    let body = patch(&publication(record(true), record(false)), now());
+    assert_eq!(body["metadata"]["annotations"], json!({}));
+    assert_eq!(body["status"]["conditions"][0]["status"], "False");
+}
