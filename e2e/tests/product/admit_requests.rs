@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::support::pods::{annotated, annotation, entries, mapped_pod, pod};
 use crate::support::space::Space;
-use crate::support::{ANNOTATION, MARK, shared};
+use crate::support::{ANNOTATION, MARK, get, shared};
 
 /// A value, and what the refusal must say of it.
 const INVALID: [(&str, &str); 12] = [
@@ -159,4 +159,34 @@ fn a_dry_run_shows_the_patched_pod_and_changes_nothing() -> Result<()> {
         );
         Ok(())
     })
+}
+
+#[test]
+fn applying_the_manifests_again_keeps_certificate_and_registration() -> Result<()> {
+    let cluster = shared();
+    let system = e2e::install::NAMESPACE;
+    let look = || -> Result<_> {
+        let hook = get(&cluster, &["mutatingwebhookconfiguration", "portmapping"])?;
+        let secret = get(
+            &cluster,
+            &["-n", system, "secret", "portmapping-webhook-tls"],
+        )?;
+        let bundle = hook["webhooks"][0]["clientConfig"]["caBundle"].clone();
+        ensure!(bundle.is_string(), "there is no caBundle: {hook}");
+        ensure!(secret["data"].is_object(), "the Secret is empty");
+        Ok((bundle, secret["data"].clone()))
+    };
+    let before = look()?;
+    let base = e2e::paths::manifests().join("base");
+    for more in [&[][..], &["--server-side", "--force-conflicts"]] {
+        let mut apply = cluster.kubectl();
+        apply.arg("apply").args(more).arg("-k").arg(&base);
+        let output = apply.output().context("run kubectl apply")?;
+        ensure!(output.status.success(), "{output:?}");
+        ensure!(
+            look()? == before,
+            "certificate or caBundle changed after apply {more:?}"
+        );
+    }
+    Ok(())
 }
