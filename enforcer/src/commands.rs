@@ -31,6 +31,8 @@ const KEEPER_START: Duration = Duration::from_secs(30);
 const WATCH_SILENCE: Duration = Duration::from_secs(295);
 /// How long a health probe may take.
 const PROBE_LIMIT: Duration = Duration::from_secs(3);
+/// News of sandboxes that may wait.
+const SANDBOX_QUEUE: usize = 256;
 /// Questions for the state that may wait.
 const QUESTION_QUEUE: usize = 4;
 
@@ -86,6 +88,7 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
         mappings: observed.mappings,
         intact: observed.intact,
         held,
+        ..Recovered::default()
     };
     let state = NodeState::recover(config.core, rand::random(), started.elapsed(), found);
 
@@ -93,6 +96,9 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
     let (news, pods) = mpsc::channel(POD_QUEUE);
     let (duty_news, duty) = watch::channel(Duty::Active);
     let (keeper_news, keeper_lost) = watch::channel(0);
+    // nobody reads results or watches for damage yet: these two stay silent
+    let (_sandbox_news, sandboxes) = mpsc::channel(SANDBOX_QUEUE);
+    let (_damage_news, damage_hints) = watch::channel(0);
     let drivers = Drivers {
         keeper: Arc::new(tokio::sync::Mutex::new(keeper)),
         dataplane: Arc::new(Mutex::new(dataplane)),
@@ -103,6 +109,8 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
         pods,
         duty,
         keeper_lost,
+        sandboxes,
+        damage_hints,
         questions,
         check_every: config.check_every,
         on_listed: Box::new(move || pods_ready.ready()),

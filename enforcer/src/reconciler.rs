@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use portmapping_enforcer_core::{Action, NodeState, Plan, PortKey, Status};
+use portmapping_enforcer_core::{Action, NodeState, Plan, PortKey, SandboxNews, Status};
 use portmapping_shared::PodUid;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinSet};
@@ -69,6 +69,10 @@ pub struct Inputs {
     pub duty: watch::Receiver<Duty>,
     /// Changes whenever the keeper had to be found again.
     pub keeper_lost: watch::Receiver<u64>,
+    /// What the container runtime's results say of sandboxes.
+    pub sandboxes: mpsc::Receiver<SandboxNews>,
+    /// Changes whenever something may have altered our rules: they are read back at once.
+    pub damage_hints: watch::Receiver<u64>,
     /// Questions for the state.
     pub questions: mpsc::Receiver<StateQuestion>,
     /// How often the kernel is read back.
@@ -81,7 +85,11 @@ pub struct Inputs {
 enum Done {
     Keeper(Vec<KeeperAnswer>),
     Programmed(Plan, Result<(), String>),
-    Observed(Option<Observed>),
+    Observed {
+        /// Changes begun when the reading began.
+        before: u64,
+        observed: Option<Observed>,
+    },
     Published(PodUid, bool),
     Told,
 }
@@ -103,6 +111,10 @@ pub struct Reconciler {
     started: Instant,
     observing: bool,
     changing: bool,
+    /// Asked to look while a look or a change was under way: look once more after it.
+    look_again: bool,
+    /// Changes begun so far: a reading that one of them overlapped says nothing.
+    changes: u64,
     mappings_seen: Option<usize>,
 }
 
@@ -118,6 +130,8 @@ impl Reconciler {
             started,
             observing: false,
             changing: false,
+            look_again: false,
+            changes: 0,
             mappings_seen: None,
         }
     }
@@ -159,6 +173,15 @@ impl Reconciler {
                         self.take_news(news, &mut on_listed);
                     }
                 }
+                // a closed queue only ends this arm: without results status.podIP is all there is
+                Some(news) = inputs.sandboxes.recv() => {
+                    self.take_sandbox(news);
+                    for _ in 1..BATCH {
+                        let Ok(news) = inputs.sandboxes.try_recv() else { break };
+                        self.take_sandbox(news);
+                    }
+                }
+                Ok(()) = inputs.damage_hints.changed() => self.observe(),
                 Some(done) = self.tasks.join_next() => {
                     self.take_outcome(done.map_err(ReconcileError::Task)?);
                 }
@@ -194,6 +217,15 @@ impl Reconciler {
         }
     }
 
+    fn take_sandbox(&mut self, news: SandboxNews) {
+        let now = self.now();
+        match news {
+            SandboxNews::Up(sandbox) => self.state.sandbox_up(now, sandbox),
+            SandboxNews::Down(id) => self.state.sandbox_down(now, &id),
+            SandboxNews::Listed(sandboxes) => self.state.sandboxes_listed(now, sandboxes),
+        }
+    }
+
     fn act(&mut self) {
         for action in self.state.take_actions() {
             match action {
@@ -223,25 +255,34 @@ impl Reconciler {
                 self.changing = false;
                 self.state.programmed(now, &plan, outcome);
                 self.show();
+                self.look_once_more();
             }
-            Done::Observed(observed) => {
+            Done::Observed { before, observed } => {
                 self.observing = false;
-                if let Some(observed) = observed {
-                    self.compare(&observed);
-                    self.state.observed(now, observed.mappings, observed.intact);
+                match observed {
+                    Some(observed) if before == self.changes => {
+                        self.compare(&observed);
+                        self.state.observed(now, observed.mappings, observed.intact);
+                    }
+                    Some(_) => self.look_again = true,
+                    None => {}
                 }
                 self.show();
+                self.look_once_more();
             }
             Done::Published(uid, taken) => self.state.published(now, &uid, taken),
             Done::Told => {}
         }
     }
 
+    fn look_once_more(&mut self) {
+        if std::mem::take(&mut self.look_again) {
+            self.observe();
+        }
+    }
+
     /// Logs and counts what somebody did to our rules.
     fn compare(&self, observed: &Observed) {
-        if self.changing {
-            return;
-        }
         let believed = self.mappings_seen.unwrap_or(observed.mappings.len());
         if !observed.intact || observed.mappings.len() != believed {
             self.drivers.metrics.damage();

@@ -5,6 +5,7 @@
 //!
 //! ```text
 //!  pod seen / gone ----+
+//!  sandbox up / down --+
 //!  port held / refused |     +------------+     Hold, Release   -> keeper
 //!  kernel read back ---+---> | NodeState  | --> Program(Plan)   -> dataplane
 //!  plan applied -------|     +------------+     Publish, Event  -> API server
@@ -22,6 +23,7 @@ pub mod phase;
 pub mod plan;
 pub mod pod;
 pub mod resting;
+pub mod sandbox;
 
 pub use action::{Action, Condition, EventKind, PodEvent, Publication, Record};
 pub use allocator::{Exhausted, PortKey, PortPool};
@@ -29,3 +31,4 @@ pub use node::{Config, NodeState, PodStatus, Recovered, Status};
 pub use phase::Phase;
 pub use plan::Plan;
 pub use pod::PodFacts;
+pub use sandbox::{InvalidSandboxId, Sandbox, SandboxId, SandboxNews};

@@ -19,6 +19,7 @@ use crate::action::{Action, EventKind, PodEvent};
 use crate::allocator::{PortKey, PortPool};
 use crate::pod::{self, PodFacts, Refusal, Tenant, Want};
 use crate::resting::Resting;
+use crate::sandbox::{Sandbox, SandboxId};
 
 pub use recovering::Recovered;
 pub use status::{PodStatus, Status};
@@ -53,6 +54,8 @@ pub struct NodeState {
     tenants: BTreeMap<PodUid, Tenant>,
     /// Static host ports by pod, to give them up when the pod goes.
     statics: BTreeMap<PodUid, BTreeSet<PortKey>>,
+    /// What the container runtime told of sandboxes.
+    sandboxes: BTreeMap<SandboxId, Sandbox>,
     next_seq: u64,
     kernel: Kernel,
     /// The keeper failed; nothing is asked of it before.
@@ -91,6 +94,7 @@ impl NodeState {
             releasing: BTreeSet::new(),
             tenants: BTreeMap::new(),
             statics: BTreeMap::new(),
+            sandboxes: BTreeMap::new(),
             next_seq: 0,
             kernel: Kernel {
                 batch: programming::MAX_BATCH,
@@ -162,6 +166,25 @@ impl NodeState {
             // a list shows the present: there is no older event left to wait for
             tenant.publish.echo = None;
         }
+        self.converge(now);
+    }
+
+    /// The runtime made a sandbox, or changed one.
+    pub fn sandbox_up(&mut self, now: Duration, sandbox: Sandbox) {
+        self.sandboxes.insert(sandbox.id.clone(), sandbox);
+        self.converge(now);
+    }
+
+    /// The runtime removed a sandbox.
+    pub fn sandbox_down(&mut self, now: Duration, id: &SandboxId) {
+        self.sandboxes.remove(id);
+        self.converge(now);
+    }
+
+    /// The runtime's sandboxes, all of them.
+    pub fn sandboxes_listed(&mut self, now: Duration, sandboxes: Vec<Sandbox>) {
+        let listed = sandboxes.into_iter().map(|s| (s.id.clone(), s));
+        self.sandboxes = listed.collect();
         self.converge(now);
     }
 

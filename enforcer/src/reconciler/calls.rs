@@ -56,6 +56,7 @@ impl Reconciler {
         let dataplane = Arc::clone(&self.drivers.dataplane);
         let metrics = self.drivers.metrics.clone();
         self.changing = true;
+        self.changes += 1;
         self.tasks.spawn_blocking(move || {
             let begun = Instant::now();
             let outcome = dataplane.lock().apply(&plan);
@@ -77,24 +78,26 @@ impl Reconciler {
         });
     }
 
-    /// Reads the kernel back, one reading at a time.
+    /// Reads the kernel back, one reading at a time and none beside a change; asked meanwhile, it
+    /// reads once more afterwards.
     pub(super) fn observe(&mut self) {
         if self.observing || self.changing {
+            self.look_again = true;
             return;
         }
         self.observing = true;
+        let before = self.changes;
         let dataplane = Arc::clone(&self.drivers.dataplane);
         let metrics = self.drivers.metrics.clone();
         self.tasks.spawn_blocking(move || {
             let observed = dataplane.lock().observe();
             metrics.call("observe", observed.is_ok());
-            match observed {
-                Ok(observed) => Done::Observed(Some(observed)),
-                Err(error) => {
-                    tracing::error!(error = chain(&error), "rules could not be read back");
-                    Done::Observed(None)
-                }
-            }
+            let observed = observed
+                .inspect_err(|error| {
+                    tracing::error!(error = chain(error), "rules could not be read back");
+                })
+                .ok();
+            Done::Observed { before, observed }
         });
     }
 

@@ -12,8 +12,11 @@ use crate::pod::{Hold, Tenant, key};
 /// What was found at the start, before the API server was asked anything.
 #[derive(Clone, Debug, Default)]
 pub struct Recovered {
-    /// Our rules in the kernel.
+    /// Our rules in the kernel, as the chosen backend has them.
     pub mappings: BTreeSet<Mapping>,
+    /// Mappings of ours in the rules of another backend than the chosen one: wanted likewise, but
+    /// not in the kernel state that plans build on.
+    pub elsewhere: BTreeSet<Mapping>,
     /// Whether the frame around them is whole.
     pub intact: bool,
     /// What the keeper holds.
@@ -28,10 +31,12 @@ impl NodeState {
         let mut state = Self::new(config, seed);
         let Recovered {
             mappings,
+            elsewhere,
             intact,
             held,
         } = found;
-        for mapping in &mappings {
+        // what the chosen backend has counts first where the two contradict each other
+        for mapping in mappings.iter().chain(&elsewhere) {
             let lease = LeasedPort {
                 protocol: mapping.protocol,
                 host_port: mapping.host_port,

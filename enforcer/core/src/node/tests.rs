@@ -465,6 +465,7 @@ fn recovered(node: &Node) -> Recovered {
         mappings,
         intact: true,
         held,
+        ..Recovered::default()
     }
 }
 
@@ -511,6 +512,34 @@ fn unheld_ports_are_held_before_the_api_is_asked() {
         matches!(&actions[..], [Action::Hold(keys)] if keys.len() == 2),
         "{actions:?}"
     );
+}
+
+#[test]
+fn mappings_of_another_backend_are_taken_over() {
+    let mut node = Node::new("20000-29999");
+    node.applied(facts("a", Some("10.244.0.2"))).settle();
+    let (ports, seen) = (
+        node.host_ports("a"),
+        echoed(&node, facts("a", Some("10.244.0.2"))),
+    );
+    let before = recovered(&node);
+    let found = Recovered {
+        mappings: BTreeSet::new(),
+        elsewhere: before.mappings.clone(),
+        intact: false,
+        ..before
+    };
+    node.told.clear();
+    node.state = NodeState::recover(config("20000-29999"), 9, NOW, found);
+    let actions = node.state.take_actions();
+    let [Action::Program(plan)] = actions.as_slice() else {
+        panic!("{actions:?}")
+    };
+    assert_eq!((plan.to_create.len(), plan.to_remove.len()), (2, 0));
+    node.state.programmed(NOW, &plan.clone(), Ok(()));
+    node.settle().applied(seen).settle();
+    assert_eq!(node.host_ports("a"), ports);
+    assert_eq!(node.events(), [], "nothing had been damaged");
 }
 
 #[test]

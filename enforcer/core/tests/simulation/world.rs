@@ -286,6 +286,7 @@ impl World {
             mappings: self.kernel.clone(),
             intact: self.intact,
             held: self.keeper.clone(),
+            ..Recovered::default()
         };
         self.state = NodeState::recover(config(), seed, self.now, found);
         self.collect();
