@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicU64;
 
-use portmapping_enforcer_core::Status;
+use portmapping_enforcer_core::Counts;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -121,20 +121,14 @@ impl Metrics {
     }
 
     /// Shows a snapshot.
-    pub fn show(&self, status: &Status, uptime_seconds: f64) {
+    pub fn show(&self, counts: &Counts, uptime_seconds: f64) {
         let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-        self.mappings.set(gauge(status.mappings));
-        self.pods.set(gauge(status.pods.len()));
-        self.refused.set(gauge(
-            status
-                .pods
-                .iter()
-                .filter(|pod| pod.refusal.is_some())
-                .count(),
-        ));
-        self.cooling.set(gauge(status.cooling));
-        self.quarantined.set(gauge(status.quarantined));
-        for (protocol, free) in &status.free {
+        self.mappings.set(gauge(counts.mappings));
+        self.pods.set(gauge(counts.pods));
+        self.refused.set(gauge(counts.refused));
+        self.cooling.set(gauge(counts.cooling));
+        self.quarantined.set(gauge(counts.quarantined));
+        for (protocol, free) in &counts.free {
             let label = ByProtocol {
                 protocol: protocol.as_str(),
             };

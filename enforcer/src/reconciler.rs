@@ -296,11 +296,11 @@ impl Reconciler {
     }
 
     fn show(&mut self) {
-        let status = self.state.status();
-        self.mappings_seen = Some(status.mappings);
+        let counts = self.state.counts();
+        self.mappings_seen = Some(counts.mappings);
         self.drivers
             .metrics
-            .show(&status, self.started.elapsed().as_secs_f64());
+            .show(&counts, self.started.elapsed().as_secs_f64());
     }
 }
 

@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::routing::get;
-use portmapping_enforcer_core::Status;
+use portmapping_enforcer_core::{AddressSource, Status};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
@@ -56,20 +56,31 @@ fn describe(status: &Status) -> Value {
             "uid": pod.uid,
             "pod": pod.name,
             "phase": pod.phase.as_str(),
+            "addresses": pod.ips,
+            "addressesFrom": match pod.source {
+                AddressSource::Nowhere => None,
+                AddressSource::Status => Some("status.podIPs"),
+                AddressSource::Sandbox(_) => Some("sandbox"),
+            },
+            "sandbox": match &pod.source {
+                AddressSource::Sandbox(id) => Some(id.as_str()),
+                AddressSource::Nowhere | AddressSource::Status => None,
+            },
             "ports": lease.collect::<Vec<_>>(),
             "refusal": pod.refusal,
         })
     });
-    let free = status
+    let counts = &status.counts;
+    let free = counts
         .free
         .iter()
         .map(|(protocol, free)| (protocol.as_str().to_owned(), json!(free)));
     json!({
         "pods": pods.collect::<Vec<_>>(),
-        "mappings": status.mappings,
-        "cooling": status.cooling,
-        "quarantined": status.quarantined,
+        "mappings": counts.mappings,
+        "cooling": counts.cooling,
+        "quarantined": counts.quarantined,
         "free": free.collect::<serde_json::Map<_, _>>(),
-        "dataplaneError": status.dataplane_error,
+        "dataplaneError": counts.dataplane_error,
     })
 }

@@ -29,6 +29,8 @@ pub const EVENT_MAPPED: &str = "PortsMapped";
 pub const EVENT_RELEASED: &str = "PortsReleased";
 /// Event: the enforcer put back what somebody else had damaged.
 pub const EVENT_REPAIRED: &str = "MappingRepaired";
+/// Event: the annotation held a result that the enforcer did not write.
+pub const EVENT_FORGED_RESULT: &str = "ForgedResult";
 
 /// Namespace the manifests install into.
 pub const NAMESPACE: &str = "portmapping-system";

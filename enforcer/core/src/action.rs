@@ -75,12 +75,14 @@ pub enum EventKind {
     Repaired,
     /// The range has too few free ports.
     NoFreePort,
-    /// A stranger holds one of its ports.
+    /// A stranger holds one of its ports, or a static hostPort claims it.
     PortConflict,
     /// The kernel refuses its rules.
     DataplaneError,
     /// The annotation makes no sense.
     InvalidRequest,
+    /// Its annotation held a result that nobody but an enforcer may write, and none wrote.
+    ForgedResult,
 }
 
 impl EventKind {
@@ -96,6 +98,7 @@ impl EventKind {
             Self::PortConflict => c::REASON_PORT_CONFLICT,
             Self::DataplaneError => c::REASON_DATAPLANE_ERROR,
             Self::InvalidRequest => c::REASON_INVALID_REQUEST,
+            Self::ForgedResult => c::EVENT_FORGED_RESULT,
         }
     }
 

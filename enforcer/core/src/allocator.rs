@@ -6,8 +6,7 @@
 use std::collections::BTreeMap;
 
 use portmapping_shared::{HostPort, PortRange, PortSet, Protocol};
-use rand::RngExt;
-use rand::rngs::StdRng;
+use rand::{Rng, RngExt};
 
 /// A host port of one protocol: what a pod is granted, what the keeper holds.
 pub type PortKey = (Protocol, HostPort);
@@ -78,7 +77,7 @@ impl PortPool {
     }
 
     /// Takes a free port, uniformly at random; None where there is none.
-    pub fn pick(&mut self, protocol: Protocol, rng: &mut StdRng) -> Option<HostPort> {
+    pub fn pick(&mut self, protocol: Protocol, rng: &mut impl Rng) -> Option<HostPort> {
         let list = self.free.get_mut(&protocol)?;
         if list.len() == 0 {
             return None;
@@ -109,15 +108,32 @@ impl PortPool {
         self.mark(key);
     }
 
-    /// Gives a taken port back.
-    pub fn give_back(&mut self, key: PortKey) {
-        if self
-            .taken
-            .get_mut(&key.0)
-            .is_some_and(|set| set.remove(key.1))
-        {
-            self.settle(key);
-        }
+    /// Gives a taken port back; whether it is free now.
+    pub fn give_back(&mut self, key: PortKey) -> bool {
+        let taken = self.taken.get_mut(&key.0);
+        taken.is_some_and(|set| set.remove(key.1)) && self.settle(key)
+    }
+
+    /// Whether anyone may have the port.
+    #[must_use]
+    pub fn is_free(&self, key: PortKey) -> bool {
+        self.free
+            .get(&key.0)
+            .is_some_and(|list| list.contains(key.1))
+    }
+
+    /// Whether the port is one to give, once nobody has it: of the range, not excluded, not static.
+    #[must_use]
+    pub fn is_grantable(&self, key: PortKey) -> bool {
+        let usable = self.range.contains(key.1) && !self.excluded.contains(key.1);
+        usable && !self.occupied.contains_key(&key)
+    }
+
+    /// Whether nobody has the port of those we know of.
+    #[must_use]
+    pub fn is_idle(&self, key: PortKey) -> bool {
+        let taken = self.taken.get(&key.0);
+        !taken.is_some_and(|set| set.contains(key.1))
     }
 
     /// A pod of the node declares this static host port.
@@ -128,15 +144,17 @@ impl PortPool {
         }
     }
 
-    /// The pod that declared it is gone.
-    pub fn vacate(&mut self, key: PortKey) {
-        if let Some(count) = self.occupied.get_mut(&key) {
-            *count -= 1;
-            if *count == 0 {
-                self.occupied.remove(&key);
-                self.settle(key);
-            }
+    /// The pod that declared it is gone; whether the port is free now.
+    pub fn vacate(&mut self, key: PortKey) -> bool {
+        let Some(count) = self.occupied.get_mut(&key) else {
+            return false;
+        };
+        *count -= 1;
+        if *count > 0 {
+            return false;
         }
+        self.occupied.remove(&key);
+        self.settle(key)
     }
 
     fn mark(&mut self, (protocol, port): PortKey) {
@@ -146,18 +164,12 @@ impl PortPool {
     }
 
     /// Makes a port free if nothing speaks against it.
-    fn settle(&mut self, key: PortKey) {
-        let (protocol, port) = key;
-        let usable = self.range.contains(port)
-            && !self.excluded.contains(port)
-            && !self.occupied.contains_key(&key)
-            && !self
-                .taken
-                .get(&protocol)
-                .is_some_and(|set| set.contains(port));
-        if usable && let Some(list) = self.free.get_mut(&protocol) {
-            list.insert(port);
+    fn settle(&mut self, key: PortKey) -> bool {
+        let usable = self.is_grantable(key) && self.is_idle(key);
+        if usable && let Some(list) = self.free.get_mut(&key.0) {
+            list.insert(key.1);
         }
+        usable
     }
 }
 
@@ -185,6 +197,12 @@ impl FreeList {
 
     fn len(&self) -> usize {
         self.ports.len()
+    }
+
+    fn contains(&self, port: HostPort) -> bool {
+        let slot = port.get().checked_sub(self.first);
+        let slot = slot.and_then(|slot| self.at.get(usize::from(slot)));
+        slot.is_some_and(Option::is_some)
     }
 
     fn slot(&mut self, port: HostPort) -> Option<&mut Option<u16>> {

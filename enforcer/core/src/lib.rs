@@ -17,7 +17,11 @@
 //! what is still missing. A lost outcome or a missed event only delays the same result.
 
 pub mod action;
+pub mod addresses;
 pub mod allocator;
+mod former;
+mod limiter;
+mod mappings;
 pub mod node;
 pub mod phase;
 pub mod plan;
@@ -26,8 +30,9 @@ pub mod resting;
 pub mod sandbox;
 
 pub use action::{Action, Condition, EventKind, PodEvent, Publication, Record};
+pub use addresses::AddressSource;
 pub use allocator::{Exhausted, PortKey, PortPool};
-pub use node::{Config, NodeState, PodStatus, Recovered, Status};
+pub use node::{Config, Counts, NodeState, PodStatus, Recovered, Status};
 pub use phase::Phase;
 pub use plan::Plan;
 pub use pod::PodFacts;

@@ -1,28 +1,36 @@
 //! The node's state: every pod, every port, what the kernel holds, and what to do next.
 
+mod addressing;
 mod allocating;
+mod audit;
 mod holding;
+mod judging;
 mod programming;
 mod publishing;
 mod recovering;
+mod statics;
 mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use portmapping_shared::{LeasedPort, Mapping, PodUid, PortRange, PortSet};
+use portmapping_shared::{LeasedPort, PodUid, PortRange, PortSet};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use crate::action::{Action, EventKind, PodEvent};
+use crate::addresses::Addresses;
 use crate::allocator::{PortKey, PortPool};
-use crate::pod::{self, PodFacts, Refusal, Tenant, Want};
+use crate::former::Former;
+use crate::mappings::MappingTable;
+use crate::pod::{self, Hold, PodFacts, Refusal, StaticPort, Tenant, Want};
 use crate::resting::Resting;
-use crate::sandbox::{Sandbox, SandboxId};
+
+use programming::Kernel;
 
 pub use recovering::Recovered;
-pub use status::{PodStatus, Status};
+pub use status::{Counts, PodStatus, Status};
 
 /// What an operator may choose.
 #[derive(Clone, Debug)]
@@ -42,6 +50,9 @@ pub struct Config {
 }
 
 /// Every decision of one node's enforcer. See the crate's head for the flow.
+///
+/// Each event marks the pods it may concern as `dirty`, and `converge` asks of those what is still
+/// missing; `audit` says whether a look at everybody would find more.
 #[derive(Debug)]
 pub struct NodeState {
     config: Config,
@@ -49,35 +60,48 @@ pub struct NodeState {
     pool: PortPool,
     cooling: Resting,
     quarantined: Resting,
+    /// To rest for so long once their last rule is out of the kernel.
+    draining: BTreeMap<PortKey, Duration>,
     /// Let go of by us, not yet by the keeper.
     releasing: BTreeSet<PortKey>,
+    /// Resting ports to let go of at once, and to give to nobody for as long as they would have
+    /// rested: a static port needs them, or the keeper has them for nobody.
+    yielded: BTreeSet<PortKey>,
+    /// What resting ports were to whom.
+    former: Former,
     tenants: BTreeMap<PodUid, Tenant>,
+    /// The pod of each namespace and name.
+    names: BTreeMap<(String, String), PodUid>,
+    /// The pod that leases each port.
+    lessees: BTreeMap<PortKey, PodUid>,
+    /// Leased ports to ask the keeper for.
+    missing: BTreeSet<PortKey>,
+    /// Leased ports in strangers' hands.
+    lost: BTreeSet<PortKey>,
+    addresses: Addresses,
     /// Static host ports by pod, to give them up when the pod goes.
-    statics: BTreeMap<PodUid, BTreeSet<PortKey>>,
-    /// What the container runtime told of sandboxes.
-    sandboxes: BTreeMap<SandboxId, Sandbox>,
+    statics: BTreeMap<PodUid, BTreeSet<StaticPort>>,
+    /// The node's own addresses, from whichever pod named them last.
+    host_ips: Vec<IpAddr>,
+    /// Pods that lack ports, the oldest first.
+    waiting: BTreeSet<(u64, PodUid)>,
+    /// Ports came free since the waiting were last looked at.
+    came_free: bool,
+    /// Pods to look at.
+    dirty: BTreeSet<PodUid>,
+    /// Pods to look at later.
+    wakes: BTreeSet<(Duration, PodUid)>,
     next_seq: u64,
+    /// Every rule that should be in the kernel.
+    desired: MappingTable,
+    /// Pods for which kernel and desire differ.
+    unsettled: BTreeSet<PodUid>,
     kernel: Kernel,
     /// The keeper failed; nothing is asked of it before.
     keeper_retry: Option<Duration>,
     /// Mapped ports in a stranger's hands are asked for again then.
     lost_retry: Option<Duration>,
     actions: Vec<Action>,
-}
-
-/// What we believe to be in the kernel.
-#[derive(Debug, Default)]
-struct Kernel {
-    mappings: BTreeSet<Mapping>,
-    intact: bool,
-    in_flight: bool,
-    error: Option<String>,
-    retry_at: Option<Duration>,
-    failures: u32,
-    /// Pods in the next change set at most; halved by failures, doubled by successes.
-    batch: usize,
-    /// Mappings found missing or altered; their pods are told once they are back.
-    damaged: BTreeSet<PodUid>,
 }
 
 impl NodeState {
@@ -91,15 +115,26 @@ impl NodeState {
             pool,
             cooling: Resting::default(),
             quarantined: Resting::default(),
+            draining: BTreeMap::new(),
             releasing: BTreeSet::new(),
+            yielded: BTreeSet::new(),
+            former: Former::default(),
             tenants: BTreeMap::new(),
+            names: BTreeMap::new(),
+            lessees: BTreeMap::new(),
+            missing: BTreeSet::new(),
+            lost: BTreeSet::new(),
+            addresses: Addresses::default(),
             statics: BTreeMap::new(),
-            sandboxes: BTreeMap::new(),
+            host_ips: Vec::new(),
+            waiting: BTreeSet::new(),
+            came_free: false,
+            dirty: BTreeSet::new(),
+            wakes: BTreeSet::new(),
             next_seq: 0,
-            kernel: Kernel {
-                batch: programming::MAX_BATCH,
-                ..Kernel::default()
-            },
+            desired: MappingTable::default(),
+            unsettled: BTreeSet::new(),
+            kernel: Kernel::default(),
             keeper_retry: None,
             lost_retry: None,
             actions: Vec::new(),
@@ -115,9 +150,13 @@ impl NodeState {
     /// The API shows this pod.
     pub fn pod_applied(&mut self, now: Duration, facts: PodFacts) {
         let uid = facts.pod.uid.clone();
-        self.note_static_ports(&uid, &pod::static_ports(&facts));
-        let seq = self.next_seq;
-        self.next_seq += 1;
+        self.take_name(now, &facts);
+        let seq = self.arrival();
+        if !facts.host_ips.is_empty() && self.host_ips != facts.host_ips {
+            self.host_ips.clone_from(&facts.host_ips);
+            // what is published names them
+            self.look_at_all();
+        }
         let max_ports = self.config.max_ports;
         let tenant = self
             .tenants
@@ -127,7 +166,8 @@ impl NodeState {
         if before.is_none_or(|before| before.pod_ips != facts.pod_ips) {
             tenant.addressed = seq;
         }
-        if before.is_none() {
+        let first = before.is_none();
+        if first {
             // a result found in the API was announced by whoever wrote it
             tenant.announced.clone_from(&facts.record.annotation);
         }
@@ -140,8 +180,14 @@ impl NodeState {
         {
             tenant.publish.echo = None;
         }
+        let statics = pod::static_ports(&facts);
+        self.addresses.api_says(&uid, &facts.pod_ips);
         tenant.facts = Some(facts);
+        self.note_static_ports(now, &uid, &statics);
+        self.readdress(&uid);
         self.settle_lease(now, &uid);
+        self.judge_result(now, &uid, first);
+        self.dirty.insert(uid);
         self.converge(now);
     }
 
@@ -166,25 +212,7 @@ impl NodeState {
             // a list shows the present: there is no older event left to wait for
             tenant.publish.echo = None;
         }
-        self.converge(now);
-    }
-
-    /// The runtime made a sandbox, or changed one.
-    pub fn sandbox_up(&mut self, now: Duration, sandbox: Sandbox) {
-        self.sandboxes.insert(sandbox.id.clone(), sandbox);
-        self.converge(now);
-    }
-
-    /// The runtime removed a sandbox.
-    pub fn sandbox_down(&mut self, now: Duration, id: &SandboxId) {
-        self.sandboxes.remove(id);
-        self.converge(now);
-    }
-
-    /// The runtime's sandboxes, all of them.
-    pub fn sandboxes_listed(&mut self, now: Duration, sandboxes: Vec<Sandbox>) {
-        let listed = sandboxes.into_iter().map(|s| (s.id.clone(), s));
-        self.sandboxes = listed.collect();
+        self.look_at_all();
         self.converge(now);
     }
 
@@ -197,54 +225,119 @@ impl NodeState {
     /// `now` of the last call: what waits for an answer has no deadline.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {
-        let publishing = self.tenants.values().flat_map(|tenant| {
-            let echo = tenant.publish.echo.as_ref().map(|(_, until)| *until);
-            [tenant.publish.retry_at, echo]
-        });
         // the keeper is not asked for anything before keeper_retry
         let of_keeper = [self.next_release(), self.lost_retry, self.keeper_retry];
         let of_keeper = of_keeper.into_iter().flatten().min().max(self.keeper_retry);
-        let own = [self.quarantined.next(), self.next_program(), of_keeper];
-        own.into_iter().chain(publishing).flatten().min()
+        let of_pods = self.wakes.first().map(|(at, _)| *at);
+        let own = [
+            self.quarantined.next(),
+            self.next_program(),
+            of_keeper,
+            of_pods,
+        ];
+        own.into_iter().flatten().min()
     }
 
-    /// Asks of everything what is still missing. Idempotent: what is in flight is not asked twice.
+    /// Asks of every pod that something happened to what is still missing. Idempotent: what is in
+    /// flight is not asked twice.
     fn converge(&mut self, now: Duration) {
-        self.wake_resting(now);
-        self.allocate_waiting(now);
+        self.wake(now);
+        self.wake_quarantined(now);
+        self.allocate_waiting();
+        let dirty = std::mem::take(&mut self.dirty);
+        for uid in &dirty {
+            self.note_desired(uid);
+            self.judge_rules(uid);
+        }
         self.ask_holds(now);
         self.program(now);
-        self.publish(now);
+        for uid in &dirty {
+            self.publish(now, uid);
+            self.tell_held_back(now, uid);
+            self.schedule(uid);
+        }
+    }
+
+    /// Everything that was missed is found by this: after a list, a reading of the kernel, a new
+    /// keeper.
+    fn look_at_all(&mut self) {
+        self.dirty.extend(self.tenants.keys().cloned());
+        self.dirty.extend(self.kernel.mappings.owners().cloned());
+    }
+
+    /// Pods whose time has come are looked at.
+    fn wake(&mut self, now: Duration) {
+        while let Some((at, _)) = self.wakes.first()
+            && *at <= now
+        {
+            let Some((_, uid)) = self.wakes.pop_first() else {
+                return;
+            };
+            if let Some(tenant) = self.tenants.get_mut(&uid) {
+                tenant.wake = None;
+            }
+            self.dirty.insert(uid);
+        }
+    }
+
+    /// Notes when a pod is to be looked at again.
+    fn schedule(&mut self, uid: &PodUid) {
+        let Some(tenant) = self.tenants.get_mut(uid) else {
+            return;
+        };
+        let next = tenant.next_wake();
+        if tenant.wake == next {
+            return;
+        }
+        if let Some(old) = std::mem::replace(&mut tenant.wake, next) {
+            self.wakes.remove(&(old, uid.clone()));
+        }
+        if let Some(at) = next {
+            self.wakes.insert((at, uid.clone()));
+        }
+    }
+
+    fn arrival(&mut self) -> u64 {
+        self.next_seq += 1;
+        self.next_seq
+    }
+
+    /// Names are unique in the API: whoever had this one is gone, said or not.
+    fn take_name(&mut self, now: Duration, facts: &PodFacts) {
+        let PodFacts { pod, .. } = facts;
+        let name = (pod.namespace.clone(), pod.name.clone());
+        let before = self.names.insert(name, pod.uid.clone());
+        if let Some(before) = before.filter(|before| *before != pod.uid) {
+            self.forget(now, &before);
+        }
     }
 
     fn forget(&mut self, now: Duration, uid: &PodUid) {
-        self.note_static_ports(uid, &BTreeSet::new());
+        self.note_static_ports(now, uid, &BTreeSet::new());
+        let leases: Vec<LeasedPort> = self
+            .tenants
+            .get(uid)
+            .into_iter()
+            .flat_map(|tenant| tenant.lease.keys().copied())
+            .collect();
+        for lease in leases {
+            self.end_lease(now, uid, &lease, self.config.cooldown);
+        }
+        self.addresses.forget(uid);
         if let Some(tenant) = self.tenants.remove(uid) {
-            for lease in tenant.lease.keys() {
-                self.rest(now, pod::key(lease));
+            self.waiting.remove(&(tenant.seq, uid.clone()));
+            if let Some(at) = tenant.wake {
+                self.wakes.remove(&(at, uid.clone()));
+            }
+            if let Some(facts) = tenant.facts {
+                let name = (facts.pod.namespace, facts.pod.name);
+                if self.names.get(&name) == Some(uid) {
+                    self.names.remove(&name);
+                }
             }
         }
-    }
-
-    /// A released port cools down, still held, so that stale clients meet a refusal and no newer pod.
-    fn rest(&mut self, now: Duration, key: PortKey) {
-        self.cooling.insert(key, now + self.config.cooldown);
-    }
-
-    fn note_static_ports(&mut self, uid: &PodUid, ports: &BTreeSet<PortKey>) {
-        let before = if ports.is_empty() {
-            self.statics.remove(uid).unwrap_or_default()
-        } else {
-            self.statics
-                .insert(uid.clone(), ports.clone())
-                .unwrap_or_default()
-        };
-        for key in ports.difference(&before) {
-            self.pool.occupy(*key);
-        }
-        for key in before.difference(ports) {
-            self.pool.vacate(*key);
-        }
+        self.dirty.insert(uid.clone());
+        self.readdress(uid);
     }
 
     /// Drops what the pod asks for no more; refusals that depend on its words alone are renewed.
@@ -253,10 +346,6 @@ impl NodeState {
             return;
         };
         tenant.recovered.clear();
-        let surplus = tenant.surplus();
-        for lease in &surplus {
-            tenant.lease.remove(lease);
-        }
         tenant.refusal = match &tenant.want {
             Want::Nothing => None,
             Want::Nonsense(invalid) => Some(Refusal {
@@ -268,32 +357,21 @@ impl NodeState {
                 .take()
                 .filter(|r| r.kind != EventKind::InvalidRequest),
         };
-        for lease in surplus {
-            self.rest(now, pod::key(&lease));
+        for lease in tenant.surplus() {
+            self.end_lease(now, uid, &lease, self.config.cooldown);
         }
+        self.note_waiting(uid);
     }
 
-    /// Who owns each pod address: the pod that learned of it last.
-    fn address_owners(&self) -> BTreeMap<IpAddr, PodUid> {
-        let mut owners: BTreeMap<IpAddr, (u64, &PodUid)> = BTreeMap::new();
-        for (uid, tenant) in &self.tenants {
-            let Some(facts) = tenant.facts.as_ref().filter(|f| !f.finished) else {
-                continue;
-            };
-            if facts.spec.host_network {
-                continue;
-            }
-            for ip in &facts.pod_ips {
-                let owner = owners.entry(*ip).or_insert((tenant.addressed, uid));
-                if owner.0 < tenant.addressed {
-                    *owner = (tenant.addressed, uid);
-                }
+    fn note_waiting(&mut self, uid: &PodUid) {
+        if let Some(tenant) = self.tenants.get(uid) {
+            let entry = (tenant.seq, uid.clone());
+            if tenant.unleased().is_empty() {
+                self.waiting.remove(&entry);
+            } else {
+                self.waiting.insert(entry);
             }
         }
-        owners
-            .into_iter()
-            .map(|(ip, (_, uid))| (ip, uid.clone()))
-            .collect()
     }
 
     fn emit(&mut self, uid: &PodUid, kind: EventKind, note: String) {
@@ -312,13 +390,75 @@ impl NodeState {
 
     /// Finds the pod that leases a port.
     fn lessee(&self, key: PortKey) -> Option<(&PodUid, LeasedPort)> {
-        self.tenants.iter().find_map(|(uid, tenant)| {
+        let uid = self.lessees.get(&key)?;
+        let lease = self
+            .tenants
+            .get(uid)?
+            .lease
+            .keys()
+            .find(|lease| pod::key(lease) == key);
+        lease.map(|lease| (uid, *lease))
+    }
+
+    /// How a leased port stands with the keeper; None where nobody leases it.
+    fn hold_of(&self, key: PortKey) -> Option<Hold> {
+        let (uid, lease) = self.lessee(key)?;
+        self.tenants.get(uid)?.lease.get(&lease).copied()
+    }
+
+    /// Notes how a leased port stands with the keeper.
+    fn set_hold(&mut self, key: PortKey, hold: Hold) {
+        let Some((uid, lease)) = self.lessee(key).map(|(uid, lease)| (uid.clone(), lease)) else {
+            return;
+        };
+        self.missing.remove(&key);
+        self.lost.remove(&key);
+        match hold {
+            Hold::Missing => self.missing.insert(key),
+            Hold::Lost => self.lost.insert(key),
+            Hold::Asked | Hold::Held => false,
+        };
+        if let Some(tenant) = self.tenants.get_mut(&uid) {
+            tenant.lease.insert(lease, hold);
+        }
+        self.dirty.insert(uid);
+    }
+
+    /// The pod has the port from now on.
+    fn begin_lease(&mut self, uid: &PodUid, lease: LeasedPort, hold: Hold) {
+        if let Some(tenant) = self.tenants.get_mut(uid) {
+            tenant.lease.insert(lease, hold);
+            self.lessees.insert(pod::key(&lease), uid.clone());
+            self.set_hold(pod::key(&lease), hold);
+        }
+    }
+
+    /// The pod has the port no more: it rests, still held, so that stale clients meet a refusal
+    /// and no newer pod.
+    fn end_lease(&mut self, now: Duration, uid: &PodUid, lease: &LeasedPort, rest: Duration) {
+        let key = pod::key(lease);
+        self.drop_lease(uid, lease);
+        let tenant = self.tenants.get(uid);
+        if let Some(facts) = tenant.and_then(|tenant| tenant.facts.as_ref()) {
+            self.former.remember(key, &facts.pod, lease.container_port);
+        }
+        self.rest(now, key, rest);
+    }
+
+    fn drop_lease(&mut self, uid: &PodUid, lease: &LeasedPort) {
+        let key = pod::key(lease);
+        if let Some(tenant) = self.tenants.get_mut(uid) {
+            tenant.lease.remove(lease);
             tenant
-                .lease
-                .keys()
-                .find(|lease| pod::key(lease) == key)
-                .map(|lease| (uid, *lease))
-        })
+                .recovered
+                .retain(|m| (m.protocol, m.host_port) != key);
+        }
+        self.lessees.remove(&key);
+        self.missing.remove(&key);
+        self.lost.remove(&key);
+        self.dirty.insert(uid.clone());
+        // until the API speaks, its rules are where a pod is
+        self.readdress(uid);
     }
 }
 

@@ -1,17 +1,20 @@
 //! What is known of one pod, and what follows from it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
 use portmapping_shared::annotation::{self, Value};
+use portmapping_shared::pod::canonical_ip;
 use portmapping_shared::{
     HostPort, InvalidRequest, LeasedPort, Mapping, PodRef, PodSpec, PodUid, PortRequest,
     RequestedPort, ResultEntry,
 };
 
 use crate::action::{EventKind, Publication, Record};
+use crate::addresses::AddressSource;
 use crate::allocator::PortKey;
+use crate::limiter::Limiter;
 
 /// A pod of this node as the API shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,7 +25,8 @@ pub struct PodFacts {
     pub spec: PodSpec,
     /// What the API says of its mapping.
     pub record: Record,
-    /// Addresses of its sandbox, the first one first; empty before there is one.
+    /// Addresses of its sandbox as the API names them, the first one first; empty before there is
+    /// one, and late.
     pub pod_ips: Vec<IpAddr>,
     /// Addresses of the node, the first one first.
     pub host_ips: Vec<IpAddr>,
@@ -72,6 +76,17 @@ pub(crate) struct Blocked {
     pub(crate) error: String,
 }
 
+/// A host port that a pod's spec claims.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct StaticPort {
+    pub(crate) key: PortKey,
+    /// The only node address it claims; None for all.
+    pub(crate) host_ip: Option<IpAddr>,
+}
+
+/// Annotations remembered as written by us: more than a watch can be behind.
+const MAX_WRITTEN: usize = 8;
+
 /// One pod in the state machine.
 #[derive(Clone, Debug)]
 pub(crate) struct Tenant {
@@ -88,8 +103,18 @@ pub(crate) struct Tenant {
     pub(crate) refusal: Option<Refusal>,
     /// The last refusal told in an event.
     pub(crate) told: Option<Refusal>,
-    pub(crate) blocked: Option<Blocked>,
+    /// Its addresses, and where they come from.
+    pub(crate) ips: Vec<IpAddr>,
+    pub(crate) source: AddressSource,
     pub(crate) publish: Publish,
+    /// Annotations written for this pod, the latest last: old events may still show any of them.
+    pub(crate) written: VecDeque<String>,
+    /// The forged result that stands in the API.
+    pub(crate) forged: Option<String>,
+    pub(crate) repairs: Limiter,
+    pub(crate) forgeries: Limiter,
+    /// When it is to be looked at again, as `NodeState::wakes` has it.
+    pub(crate) wake: Option<Duration>,
     /// The last result told in an event, or found in the API.
     pub(crate) announced: Option<String>,
 }
@@ -116,8 +141,14 @@ impl Tenant {
             recovered: BTreeSet::new(),
             refusal: None,
             told: None,
-            blocked: None,
+            ips: Vec::new(),
+            source: AddressSource::Nowhere,
             publish: Publish::default(),
+            written: VecDeque::new(),
+            forged: None,
+            repairs: Limiter::default(),
+            forgeries: Limiter::default(),
+            wake: None,
             announced: None,
         }
     }
@@ -162,28 +193,26 @@ impl Tenant {
         uid: &PodUid,
         owns: impl Fn(IpAddr) -> bool,
         current: &BTreeSet<Mapping>,
-    ) -> Vec<Mapping> {
-        let Some(facts) = &self.facts else {
-            return self
-                .recovered
-                .iter()
-                .filter(|m| owns(m.pod_ip))
-                .cloned()
-                .collect();
-        };
-        if facts.spec.host_network {
-            return Vec::new();
+    ) -> BTreeSet<Mapping> {
+        let spoken = self.facts.as_ref();
+        if spoken.is_some_and(|facts| facts.spec.host_network) {
+            return BTreeSet::new();
+        }
+        if spoken.is_none() && self.ips.is_empty() {
+            let recovered = self.recovered.iter().filter(|m| owns(m.pod_ip));
+            return recovered.cloned().collect();
         }
         let complete = self.unleased().is_empty() && self.all_held();
-        let ips = facts.pod_ips.iter().copied().filter(|ip| owns(*ip));
-        let mut mappings = Vec::new();
+        let ips = self.ips.iter().copied().filter(|ip| owns(*ip));
+        let mut mappings = BTreeSet::new();
         for pod_ip in ips {
             for lease in self.lease.keys() {
                 let Some(mapping) = translate(lease, pod_ip, uid) else {
                     continue;
                 };
-                if complete || current.contains(&mapping) {
-                    mappings.push(mapping);
+                let lived = current.contains(&mapping) || self.recovered.contains(&mapping);
+                if complete || lived {
+                    mappings.insert(mapping);
                 }
             }
         }
@@ -193,16 +222,15 @@ impl Tenant {
     /// A leased port no address of the pod can serve: of a family that the pod, the hostIP or the
     /// dataplane lacks.
     pub(crate) fn unservable(&self, ipv6: bool) -> Option<LeasedPort> {
-        let facts = self.facts.as_ref()?;
         let served = |lease: &LeasedPort| {
-            let mut usable = facts.pod_ips.iter().filter(|ip| ipv6 || ip.is_ipv4());
+            let mut usable = self.ips.iter().filter(|ip| ipv6 || ip.is_ipv4());
             usable.any(|ip| {
                 lease
                     .host_ip
                     .is_none_or(|host| host.is_ipv4() == ip.is_ipv4())
             })
         };
-        let known = !facts.pod_ips.is_empty();
+        let known = !self.ips.is_empty();
         self.lease
             .keys()
             .find(|lease| known && !served(lease))
@@ -214,7 +242,7 @@ impl Tenant {
         let (Some(facts), Want::Ports(request)) = (&self.facts, &self.want) else {
             return None;
         };
-        let pod_ip = facts.pod_ips.first()?.to_string();
+        let pod_ip = self.ips.first()?.to_string();
         let entry = |port: &RequestedPort| {
             let host_port = match port.static_host_port {
                 Some(host_port) => host_port,
@@ -238,9 +266,11 @@ impl Tenant {
     }
 
     /// Host ports an earlier result in the annotation claims, per (protocol, container port): a
-    /// wish to have the same again, worth nothing if the port is not free.
+    /// wish to have the same again, worth nothing if the port is not free. Only beside our
+    /// condition: a result that its creator wrote into the manifest chooses no port.
     pub(crate) fn wish(&self, port: &RequestedPort) -> Option<HostPort> {
         let facts = self.facts.as_ref()?;
+        facts.record.condition.as_ref()?;
         let entries = annotation::decode(facts.record.annotation.as_deref()?)?;
         let ours = entries.iter().find(|entry| {
             entry.pod_name == facts.pod.name
@@ -249,6 +279,79 @@ impl Tenant {
         });
         ours.and_then(|entry| HostPort::new(entry.host_port))
     }
+
+    /// The first port that a result names and this pod does not have, in words; None where it
+    /// names only ports of this pod.
+    pub(crate) fn foreign_claim(&self, value: &str) -> Option<String> {
+        let Some(entries) = annotation::decode(value) else {
+            return Some("something that is no result".to_owned());
+        };
+        let fixed = match &self.want {
+            Want::Ports(request) => request.ports.as_slice(),
+            Want::Nothing | Want::Nonsense(_) => &[],
+        };
+        let own = |entry: &&ResultEntry| {
+            let key = (entry.protocol, entry.container_port, entry.host_port);
+            let leased = |lease: &LeasedPort| {
+                (
+                    lease.protocol,
+                    lease.container_port.get(),
+                    lease.host_port.get(),
+                ) == key
+            };
+            let given = |port: &RequestedPort| {
+                let host_port = port.static_host_port.map_or(0, HostPort::get);
+                (port.protocol, port.container_port.get(), host_port) == key
+            };
+            self.lease.keys().any(leased) || fixed.iter().any(given)
+        };
+        let foreign = entries.iter().find(|entry| !own(entry))?;
+        Some(format!(
+            "host port {}/{}",
+            foreign.host_port, foreign.protocol
+        ))
+    }
+
+    /// Whether the result in the API is an earlier enforcer's: with its ports gone (a reboot) any
+    /// condition of ours beside it will do, for both are written together; while they are known,
+    /// its condition must name the same ports.
+    pub(crate) fn is_earlier_result(&self) -> bool {
+        let record = self.facts.as_ref().map(|facts| &facts.record);
+        let Some(condition) = record.and_then(|record| record.condition.as_ref()) else {
+            return false;
+        };
+        let value = record.and_then(|record| record.annotation.as_deref());
+        let entries = annotation::decode(value.unwrap_or_default()).unwrap_or_default();
+        let message = &condition.message;
+        let named = |entry: &ResultEntry| message.contains(&told(entry));
+        self.lease.is_empty()
+            || condition.status && (entries.iter().all(named) || message.ends_with("..."))
+    }
+
+    /// Remembers an annotation as ours.
+    pub(crate) fn note_written(&mut self, value: String) {
+        self.written.retain(|known| *known != value);
+        self.written.push_back(value);
+        if self.written.len() > MAX_WRITTEN {
+            self.written.pop_front();
+        }
+    }
+
+    /// When this pod is to be looked at again, if nothing happens before.
+    pub(crate) fn next_wake(&self) -> Option<Duration> {
+        let echo = self.publish.echo.as_ref().map(|(_, until)| *until);
+        let limits = [self.repairs.next(), self.forgeries.next()];
+        let all = [self.publish.retry_at, echo].into_iter().chain(limits);
+        all.flatten().min()
+    }
+}
+
+/// `:23817 -> 9040/TCP`: how conditions and events name a port, behind its host.
+pub(crate) fn told(entry: &ResultEntry) -> String {
+    format!(
+        ":{} -> {}/{}",
+        entry.host_port, entry.container_port, entry.protocol
+    )
 }
 
 /// Whether a lease is what a requested port asks for.
@@ -304,7 +407,7 @@ pub(crate) fn want(facts: &PodFacts, max_ports: usize) -> Want {
 }
 
 /// Static host ports the pod's spec claims on the node.
-pub(crate) fn static_ports(facts: &PodFacts) -> BTreeSet<PortKey> {
+pub(crate) fn static_ports(facts: &PodFacts) -> BTreeSet<StaticPort> {
     if facts.finished {
         return BTreeSet::new();
     }
@@ -326,7 +429,12 @@ pub(crate) fn static_ports(facts: &PodFacts) -> BTreeSet<PortKey> {
             } else {
                 &port.protocol
             };
-            Some((protocol.parse().ok()?, HostPort::try_from(number).ok()?))
+            let host_ip: Option<IpAddr> = port.host_ip.parse().ok().map(canonical_ip);
+            Some(StaticPort {
+                key: (protocol.parse().ok()?, HostPort::try_from(number).ok()?),
+                // 0.0.0.0 is every address
+                host_ip: host_ip.filter(|ip| !ip.is_unspecified()),
+            })
         });
     declared.collect()
 }

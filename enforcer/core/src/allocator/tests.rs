@@ -1,5 +1,6 @@
 use proptest::prelude::*;
 use rand::SeedableRng;
+use rand::rngs::StdRng;
 
 use super::*;
 

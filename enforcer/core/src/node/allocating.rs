@@ -1,27 +1,37 @@
 //! Which pod gets which port.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
 
 use portmapping_shared::{HostPort, LeasedPort, PodUid, Protocol, RequestedPort};
 
 use super::NodeState;
 use crate::action::EventKind;
-use crate::allocator::Exhausted;
-use crate::pod::{Hold, Refusal, Want};
+use crate::allocator::{Exhausted, PortKey};
+use crate::pod::{Hold, Refusal, Tenant};
+
+/// Where one port of a pod shall come from.
+#[derive(Clone, Copy)]
+enum Choice {
+    /// A free port that an earlier result of this pod names.
+    Wished(PortKey),
+    /// A resting port that a pod of this name had.
+    Former(PortKey),
+    /// Any free one.
+    Any,
+}
 
 impl NodeState {
     /// Grants ports to every pod that lacks some, oldest first. A pod takes all it lacks or none.
-    pub(super) fn allocate_waiting(&mut self, _now: Duration) {
-        let mut waiting: Vec<(u64, PodUid)> = self
-            .tenants
+    pub(super) fn allocate_waiting(&mut self) {
+        let all = std::mem::take(&mut self.came_free);
+        let due = |entry: &&(u64, PodUid)| all || self.dirty.contains(&entry.1);
+        let due: Vec<PodUid> = self
+            .waiting
             .iter()
-            .filter(|(_, tenant)| matches!(tenant.want, Want::Ports(_)))
-            .filter(|(_, tenant)| !tenant.unleased().is_empty())
-            .map(|(uid, tenant)| (tenant.seq, uid.clone()))
+            .filter(due)
+            .map(|(_, uid)| uid.clone())
             .collect();
-        waiting.sort_unstable();
-        for (_, uid) in waiting {
+        for uid in due {
             self.allocate(&uid);
         }
     }
@@ -31,8 +41,9 @@ impl NodeState {
             return;
         };
         let missing = tenant.unleased();
-        let wishes: Vec<Option<HostPort>> = missing.iter().map(|port| tenant.wish(port)).collect();
-        if let Err(exhausted) = self.enough_for(&missing) {
+        let choices = self.choices(tenant, &missing);
+        self.dirty.insert(uid.clone());
+        if let Err(exhausted) = self.enough_for(&missing, &choices) {
             let message = self.exhaustion(exhausted);
             if let Some(tenant) = self.tenants.get_mut(uid)
                 // the numbers of the first refusal stay: a new text would be a new API write
@@ -45,37 +56,71 @@ impl NodeState {
             }
             return;
         }
-        let mut granted = Vec::with_capacity(missing.len());
-        for (port, wish) in missing.iter().zip(wishes) {
-            let host_port = wish
-                .filter(|wish| self.pool.take((port.protocol, *wish)))
-                .or_else(|| self.pool.pick(port.protocol, &mut self.rng));
+        // before any is picked: a pick must not take what another port of the pod wishes
+        for choice in &choices {
+            if let Choice::Wished(key) = choice {
+                self.pool.take(*key);
+            }
+        }
+        for (port, choice) in missing.iter().zip(choices) {
+            let host_port = match choice {
+                Choice::Wished((_, host_port)) => Some(host_port),
+                Choice::Former(key) => {
+                    // still held, and the keeper says so when it is asked again
+                    self.cooling.remove(key);
+                    self.draining.remove(&key);
+                    self.former.forget(key);
+                    Some(key.1)
+                }
+                Choice::Any => self.pool.pick(port.protocol, &mut self.rng),
+            };
             let Some(host_port) = host_port else { continue };
-            granted.push(LeasedPort {
+            let lease = LeasedPort {
                 protocol: port.protocol,
                 host_port,
                 container_port: port.container_port,
                 host_ip: port.host_ip,
-            });
+            };
+            self.begin_lease(uid, lease, Hold::Missing);
         }
-        if let Some(tenant) = self.tenants.get_mut(uid) {
-            tenant
-                .lease
-                .extend(granted.into_iter().map(|lease| (lease, Hold::Missing)));
-            if tenant
+        if let Some(tenant) = self.tenants.get_mut(uid)
+            && tenant
                 .refusal
                 .as_ref()
                 .is_some_and(|r| r.kind == EventKind::NoFreePort)
-            {
-                tenant.refusal = None;
-            }
+        {
+            tenant.refusal = None;
         }
+        self.note_waiting(uid);
     }
 
-    fn enough_for(&self, missing: &[RequestedPort]) -> Result<(), Exhausted> {
+    /// Where each port shall come from. No two choices name the same port.
+    fn choices(&self, tenant: &Tenant, missing: &[RequestedPort]) -> Vec<Choice> {
+        let mut named = BTreeSet::new();
+        let choose = |port: &RequestedPort| {
+            let wish = tenant.wish(port).map(|wish| (port.protocol, wish));
+            if let Some(key) = wish.filter(|key| self.pool.is_free(*key) && named.insert(*key)) {
+                return Choice::Wished(key);
+            }
+            let facts = tenant.facts.as_ref();
+            let former = facts.and_then(|facts| {
+                self.former
+                    .find(&facts.pod, port.protocol, port.container_port)
+            });
+            match former.filter(|key| self.pool.is_grantable(*key) && named.insert(*key)) {
+                Some(key) => Choice::Former(key),
+                None => Choice::Any,
+            }
+        };
+        missing.iter().map(choose).collect()
+    }
+
+    fn enough_for(&self, missing: &[RequestedPort], choices: &[Choice]) -> Result<(), Exhausted> {
         let mut asked: BTreeMap<Protocol, usize> = BTreeMap::new();
-        for port in missing {
-            *asked.entry(port.protocol).or_default() += 1;
+        for (port, choice) in missing.iter().zip(choices) {
+            if !matches!(choice, Choice::Former(_)) {
+                *asked.entry(port.protocol).or_default() += 1;
+            }
         }
         for (protocol, asked) in asked {
             let free = self.pool.free(protocol);
@@ -94,17 +139,25 @@ impl NodeState {
     fn exhaustion(&self, exhausted: Exhausted) -> String {
         let Exhausted { protocol, .. } = exhausted;
         let of = |key: &(Protocol, HostPort)| key.0 == protocol;
-        let leases = self.tenants.values().flat_map(|tenant| tenant.lease.keys());
-        let mapped = leases.filter(|lease| lease.protocol == protocol).count();
-        let cooling = self.cooling.keys().filter(of).count();
+        let mapped = self.lessees.keys().filter(|key| of(key)).count();
+        let cooling = self.resting().filter(of).count();
         let quarantined = self.quarantined.keys().filter(of).count();
+        let declared: BTreeSet<PortKey> = self.static_keys().filter(of).collect();
+        let range = self.pool.range();
+        let declared = declared.iter().filter(|key| range.contains(key.1)).count();
         format!(
             "{exhausted}: range {range} has {size} ports, {mapped} mapped, {cooling} cooling down, \
-             {quarantined} held by other processes, {excluded} excluded; the pod is mapped when \
-             ports come free, a larger --range helps for good",
-            range = self.pool.range(),
-            size = self.pool.range().size(),
+             {quarantined} held by other processes, {declared} static hostPorts of pods, \
+             {excluded} excluded; the pod is mapped when ports come free, a larger --range helps \
+             for good",
+            size = range.size(),
             excluded = self.pool.excluded(),
         )
+    }
+
+    /// Ports on their way from one pod to the next.
+    pub(super) fn resting(&self) -> impl Iterator<Item = PortKey> + '_ {
+        let letting_go = self.draining.keys().chain(&self.releasing).copied();
+        self.cooling.keys().chain(letting_go)
     }
 }

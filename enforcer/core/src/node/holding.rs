@@ -8,7 +8,7 @@ use portmapping_shared::PodUid;
 use super::NodeState;
 use crate::action::{Action, EventKind};
 use crate::allocator::PortKey;
-use crate::pod::{self, Hold, Refusal};
+use crate::pod::{Hold, Refusal};
 
 /// How long to wait before the keeper is asked again after a failure or a refusal.
 const KEEPER_RETRY: Duration = Duration::from_secs(2);
@@ -17,21 +17,25 @@ impl NodeState {
     /// The keeper answered: each port is bound, or why not.
     pub fn held(&mut self, now: Duration, outcomes: Vec<(PortKey, Result<(), String>)>) {
         for (key, outcome) in outcomes {
-            let Some((uid, lease)) = self.lessee(key).map(|(uid, lease)| (uid.clone(), lease))
-            else {
-                // the pod went while the keeper was at it: the port rests already
-                continue;
-            };
-            match outcome {
-                Ok(()) => {
-                    if let Some(tenant) = self.tenants.get_mut(&uid) {
-                        tenant.lease.insert(lease, Hold::Held);
-                        if tenant.all_held() {
-                            clear(&mut tenant.refusal, EventKind::PortConflict);
-                        }
+            let lessee = self.lessee(key).map(|(uid, _)| uid.clone());
+            match (lessee, outcome) {
+                (Some(uid), Ok(())) => {
+                    self.set_hold(key, Hold::Held);
+                    if let Some(tenant) = self.tenants.get_mut(&uid)
+                        && tenant.all_held()
+                    {
+                        clear(&mut tenant.refusal, EventKind::PortConflict);
                     }
                 }
-                Err(why) => self.refused(now, &uid, key, &why),
+                (Some(uid), Err(why)) => self.refused(now, &uid, key, &why),
+                // its lease ended while the keeper was at it; where its rest is over, too, the
+                // keeper would keep it for nobody
+                (None, Ok(())) if self.pool.is_idle(key) || self.quarantined.remove(key) => {
+                    self.pool.seize(key);
+                    self.yielded.insert(key);
+                    self.rest(now, key, Duration::ZERO);
+                }
+                (None, _) => {}
             }
         }
         self.converge(now);
@@ -40,16 +44,11 @@ impl NodeState {
     /// The keeper could not be asked; what it holds it still holds.
     pub fn keeper_failed(&mut self, now: Duration, keys: &[PortKey]) {
         for key in keys {
-            self.releasing.remove(key);
-            let lessee = self.lessee(*key).map(|(uid, lease)| (uid.clone(), lease));
-            if let Some((uid, lease)) = lessee
-                && let Some(hold) = self
-                    .tenants
-                    .get_mut(&uid)
-                    .and_then(|tenant| tenant.lease.get_mut(&lease))
-                && *hold == Hold::Asked
-            {
-                *hold = Hold::Missing;
+            if self.releasing.remove(key) {
+                self.rest(now, *key, Duration::ZERO);
+            }
+            if self.hold_of(*key) == Some(Hold::Asked) {
+                self.set_hold(*key, Hold::Missing);
             }
         }
         self.keeper_retry = Some(now + KEEPER_RETRY);
@@ -59,9 +58,15 @@ impl NodeState {
     /// The keeper let go of these: anyone may have them now.
     pub fn released(&mut self, now: Duration, keys: &[PortKey]) {
         for key in keys {
-            if self.releasing.remove(key) {
-                self.cooling.remove(*key);
-                self.pool.give_back(*key);
+            if !self.releasing.remove(key) {
+                continue;
+            }
+            if self.yielded.remove(key) {
+                // its rest was cut short for the static port alone
+                let until = now + self.config.cooldown;
+                self.quarantined.insert(*key, until);
+            } else {
+                self.came_free |= self.pool.give_back(*key);
             }
         }
         self.converge(now);
@@ -69,113 +74,114 @@ impl NodeState {
 
     /// A keeper's complete list, after it was started anew: whatever is missing is asked for again.
     pub fn keeper_listed(&mut self, now: Duration, held: &BTreeSet<PortKey>) {
-        for tenant in self.tenants.values_mut() {
-            for (lease, hold) in &mut tenant.lease {
-                *hold = if held.contains(&pod::key(lease)) {
-                    Hold::Held
-                } else {
-                    Hold::Missing
-                };
-            }
+        let leased: Vec<PortKey> = self.lessees.keys().copied().collect();
+        for key in leased {
+            let hold = if held.contains(&key) {
+                Hold::Held
+            } else {
+                Hold::Missing
+            };
+            self.set_hold(key, hold);
         }
-        self.releasing.clear();
+        for key in std::mem::take(&mut self.releasing) {
+            self.rest(now, key, Duration::ZERO);
+        }
         self.keeper_retry = None;
         self.converge(now);
     }
 
-    /// Asks for every missing hold, and lets go of what has rested and left the kernel.
+    /// Asks for every missing hold, and lets go of what has rested.
     pub(super) fn ask_holds(&mut self, now: Duration) {
         if self.keeper_retry.is_some_and(|at| now < at) {
             return;
         }
         self.keeper_retry = None;
-        let again = self.lost_retry.is_some_and(|at| at <= now);
-        if again {
+        let mut wanted: Vec<PortKey> = self.missing.iter().copied().collect();
+        if self.lost_retry.is_some_and(|at| at <= now) {
             self.lost_retry = None;
+            wanted.extend(&self.lost);
         }
-        let mut wanted = Vec::new();
-        for tenant in self.tenants.values_mut() {
-            for (lease, hold) in &mut tenant.lease {
-                if *hold == Hold::Missing || again && *hold == Hold::Lost {
-                    *hold = Hold::Asked;
-                    wanted.push(pod::key(lease));
-                }
+        for key in &wanted {
+            self.missing.remove(key);
+            self.lost.remove(key);
+            let lessee = self.lessee(*key).map(|(uid, lease)| (uid.clone(), lease));
+            if let Some((uid, lease)) = lessee
+                && let Some(tenant) = self.tenants.get_mut(&uid)
+            {
+                tenant.lease.insert(lease, Hold::Asked);
             }
         }
         if !wanted.is_empty() {
             self.actions.push(Action::Hold(wanted));
         }
-        let rested: Vec<PortKey> = self
-            .cooling
-            .due(now)
-            .filter(|key| self.may_release(*key))
-            .collect();
+        let rested: Vec<PortKey> = self.cooling.due(now).collect();
         if !rested.is_empty() {
+            for key in &rested {
+                self.cooling.remove(*key);
+                self.former.forget(*key);
+            }
             self.releasing.extend(&rested);
             self.actions.push(Action::Release(rested));
         }
     }
 
-    /// A port whose rules are still there stays held however long it has rested.
-    fn may_release(&self, key: PortKey) -> bool {
-        let ruled = || {
-            self.kernel
-                .mappings
-                .iter()
-                .any(|m| (m.protocol, m.host_port) == key)
-        };
-        !self.releasing.contains(&key) && !ruled()
-    }
-
     /// When the next port has rested long enough.
     pub(super) fn next_release(&self) -> Option<Duration> {
-        self.cooling
-            .by_end()
-            .find(|(_, key)| self.may_release(*key))
-            .map(|(end, _)| end)
+        self.cooling.next()
     }
 
-    /// Ends quarantines; cooling ports are ended by the keeper's answer.
-    pub(super) fn wake_resting(&mut self, now: Duration) {
+    /// The port is kept from everybody for so long, counted from when no rule uses it any more:
+    /// until then clients reach its old pod.
+    pub(super) fn rest(&mut self, now: Duration, key: PortKey, rest: Duration) {
+        if self.kernel.ruled(key) {
+            self.draining.insert(key, rest);
+        } else {
+            self.cooling.insert(key, now + rest);
+        }
+    }
+
+    /// Rules of these ports may be gone: the rest of those that have none begins.
+    pub(super) fn begin_rests(&mut self, now: Duration, keys: impl IntoIterator<Item = PortKey>) {
+        for key in keys {
+            if !self.kernel.ruled(key)
+                && let Some(rest) = self.draining.remove(&key)
+            {
+                self.cooling.insert(key, now + rest);
+            }
+        }
+    }
+
+    /// Ends quarantines; other rests are ended by the keeper's answer.
+    pub(super) fn wake_quarantined(&mut self, now: Duration) {
         let due: Vec<PortKey> = self.quarantined.due(now).collect();
         for key in due {
             self.quarantined.remove(key);
-            self.pool.give_back(key);
+            self.came_free |= self.pool.give_back(key);
         }
     }
 
     /// A stranger has the port. A pod that is not mapped yet gets another one; a pod that is keeps
     /// its rules (they win over the stranger's socket) and is told.
     fn refused(&mut self, now: Duration, uid: &PodUid, key: PortKey, why: &str) {
-        let mapped = self
-            .kernel
-            .mappings
-            .iter()
-            .any(|m| (m.protocol, m.host_port) == key);
-        let quarantine = now + self.config.quarantine;
-        let Some(tenant) = self.tenants.get_mut(uid) else {
-            return;
-        };
-        if mapped {
-            for (lease, hold) in &mut tenant.lease {
-                if pod::key(lease) == key {
-                    *hold = Hold::Lost;
-                }
+        if self.kernel.ruled(key) {
+            self.set_hold(key, Hold::Lost);
+            if let Some(tenant) = self.tenants.get_mut(uid) {
+                tenant.refusal = Some(Refusal {
+                    kind: EventKind::PortConflict,
+                    message: format!(
+                        "host port {}/{} cannot be held: {why}; find the process that took it \
+                         with ss -tulpn on the node; it is asked for again every {} s",
+                        key.1,
+                        key.0,
+                        KEEPER_RETRY.as_secs()
+                    ),
+                });
             }
-            tenant.refusal = Some(Refusal {
-                kind: EventKind::PortConflict,
-                message: format!(
-                    "host port {}/{} cannot be held: {why}; find the process that took it with \
-                     ss -tulpn on the node; it is asked for again every {} s",
-                    key.1,
-                    key.0,
-                    KEEPER_RETRY.as_secs()
-                ),
-            });
             self.lost_retry = Some(now + KEEPER_RETRY);
-        } else {
-            tenant.lease.retain(|lease, _| pod::key(lease) != key);
-            self.quarantined.insert(key, quarantine);
+        } else if let Some((_, lease)) = self.lessee(key) {
+            self.drop_lease(uid, &lease);
+            self.quarantined.insert(key, now + self.config.quarantine);
+            self.note_waiting(uid);
         }
     }
 }

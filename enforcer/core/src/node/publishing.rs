@@ -1,14 +1,14 @@
 //! What the API shall say about each pod, and the one write that makes it say so.
 
-use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use portmapping_shared::contract::{CONDITION, REASON_MAPPED, REASON_RELEASED};
-use portmapping_shared::{Mapping, PodUid, annotation};
+use portmapping_shared::{PodUid, ResultEntry, annotation};
 
 use super::NodeState;
 use crate::action::{Action, Condition, EventKind, Publication, Record};
-use crate::pod::{Tenant, Want};
+use crate::pod::{self, Tenant, Want};
 
 /// First and longest wait between tries to write one pod.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
@@ -43,78 +43,62 @@ impl NodeState {
             tenant.publish.failures += 1;
             tenant.publish.retry_at = Some(now + wait);
         }
+        self.dirty.insert(uid.clone());
         self.converge(now);
     }
 
-    /// Asks for every write that is due.
-    pub(super) fn publish(&mut self, now: Duration) {
-        let desired = self.desired();
-        let due: Vec<(PodUid, Publication)> =
-            self.tenants
-                .iter()
-                .filter(|(_, tenant)| {
-                    let publish = &tenant.publish;
-                    publish.in_flight.is_none() && publish.retry_at.is_none_or(|at| at <= now)
-                })
-                .filter_map(|(uid, tenant)| {
-                    let publication = self.publication(uid, tenant, &desired)?;
-                    // while our write is on its way back, only news is worth another one
-                    let waiting =
-                        tenant.publish.echo.as_ref().is_some_and(|(echo, until)| {
-                            now < *until && *echo == publication.wanted
-                        });
-                    (!waiting).then(|| (uid.clone(), publication))
-                })
-                .collect();
-        for (uid, publication) in due {
-            if let Some(tenant) = self.tenants.get_mut(&uid) {
-                tenant.publish.echo = None;
-                tenant.publish.retry_at = None;
-                tenant.publish.in_flight = Some(publication.clone());
-                self.actions.push(Action::Publish(publication));
-            }
-        }
-        for tenant in self.tenants.values_mut() {
-            if tenant.publish.retry_at.is_some_and(|at| at <= now) {
-                // the reason to write is gone
-                tenant.publish.retry_at = None;
-            }
-            if tenant
-                .publish
+    /// Asks for the pod's write, if one is due.
+    pub(super) fn publish(&mut self, now: Duration, uid: &PodUid) {
+        let Some(tenant) = self.tenants.get(uid) else {
+            return;
+        };
+        let publish = &tenant.publish;
+        let free = publish.in_flight.is_none() && publish.retry_at.is_none_or(|at| at <= now);
+        let publication = free.then(|| self.publication(uid)).flatten();
+        // while our write is on its way back, only news is worth another one
+        let echo = publish.echo.as_ref().filter(|(_, until)| now < *until);
+        let due = publication.filter(|due| echo.is_none_or(|(echo, _)| *echo != due.wanted));
+        let Some(tenant) = self.tenants.get_mut(uid) else {
+            return;
+        };
+        let publish = &mut tenant.publish;
+        if due.is_some()
+            || publish
                 .echo
                 .as_ref()
                 .is_some_and(|(_, until)| *until <= now)
-            {
-                tenant.publish.echo = None;
+        {
+            publish.echo = None;
+        }
+        if due.is_some() || publish.retry_at.is_some_and(|at| at <= now) {
+            // asked for now, or the reason to write is gone
+            publish.retry_at = None;
+        }
+        if let Some(publication) = due {
+            publish.in_flight = Some(publication.clone());
+            if let Some(annotation) = &publication.wanted.annotation {
+                tenant.note_written(annotation.clone());
             }
+            self.actions.push(Action::Publish(publication));
         }
     }
 
     /// The write a pod is due, if any.
-    fn publication(
-        &self,
-        uid: &PodUid,
-        tenant: &Tenant,
-        desired: &BTreeSet<Mapping>,
-    ) -> Option<Publication> {
+    pub(super) fn publication(&self, uid: &PodUid) -> Option<Publication> {
+        let tenant = self.tenants.get(uid)?;
         let facts = tenant.facts.as_ref()?;
-        let current = facts.record.clone();
-        let wanted = self.wanted_record(uid, tenant, desired)?;
+        let wanted = self.wanted_record(uid, tenant)?;
         let gone = facts.deleting && facts.finished;
-        (wanted != current && !gone).then(|| Publication {
+        (wanted != facts.record && !gone).then(|| Publication {
             pod: facts.pod.clone(),
-            current,
+            current: facts.record.clone(),
             wanted,
         })
     }
 
-    /// What the API shall say; None while that is still open.
-    fn wanted_record(
-        &self,
-        uid: &PodUid,
-        tenant: &Tenant,
-        desired: &BTreeSet<Mapping>,
-    ) -> Option<Record> {
+    /// What the API shall say; None while that is still open. A mapped pod whose sandbox ended
+    /// keeps its words until the next one: its containers hold Ready back, not we.
+    fn wanted_record(&self, uid: &PodUid, tenant: &Tenant) -> Option<Record> {
         let facts = tenant.facts.as_ref()?;
         let current = &facts.record;
         if let Some(refusal) = &tenant.refusal {
@@ -133,12 +117,11 @@ impl NodeState {
             Want::Nothing => Some(released(tenant, current)),
             Want::Ports(request) => {
                 let complete = tenant.unleased().is_empty() && tenant.all_held();
-                if !complete || !self.is_programmed(uid, desired) {
+                if !complete || !self.kernel.intact || !self.has_rules(uid) {
                     return None;
                 }
                 // an address that a newer pod owns by now has no rules of this one
-                let owned = desired.iter().any(|mapping| mapping.owner == *uid);
-                if !owned && !tenant.lease.is_empty() {
+                if self.desired.of(uid).is_empty() && !tenant.lease.is_empty() {
                     return None;
                 }
                 let entries = tenant.result()?;
@@ -148,15 +131,26 @@ impl NodeState {
                     condition: Some(Condition {
                         status: true,
                         reason: REASON_MAPPED.to_owned(),
-                        message: cut(&summary(tenant)),
+                        message: cut(&summary(&entries, self.node_ip(tenant))),
                     }),
                 })
             }
         }
     }
 
+    /// The node's address, of this pod or of any other: right after its start a pod has none yet.
+    fn node_ip(&self, tenant: &Tenant) -> Option<IpAddr> {
+        let facts = tenant.facts.as_ref();
+        let own = facts.and_then(|facts| facts.host_ips.first());
+        own.or(self.host_ips.first()).copied()
+    }
+
     /// Tells people what a write has just made true, once.
     fn announce(&mut self, uid: &PodUid, publication: &Publication) {
+        let node_ip = self
+            .tenants
+            .get(uid)
+            .and_then(|tenant| self.node_ip(tenant));
         let Some(tenant) = self.tenants.get_mut(uid) else {
             return;
         };
@@ -169,7 +163,8 @@ impl NodeState {
             let fresh = tenant.announced != wanted.annotation || tenant.told.is_some();
             tenant.told = None;
             tenant.announced.clone_from(&wanted.annotation);
-            fresh.then(|| (EventKind::Mapped, cut(&summary(tenant))))
+            let entries = tenant.result().unwrap_or_default();
+            fresh.then(|| (EventKind::Mapped, cut(&summary(&entries, node_ip))))
         } else if let Some(refusal) = tenant.refusal.clone() {
             let news = tenant.told.as_ref() != Some(&refusal);
             tenant.told = Some(refusal.clone());
@@ -222,12 +217,7 @@ fn released(tenant: &Tenant, current: &Record) -> Record {
 }
 
 /// `10.0.0.11:23817 -> 9040/TCP, ...` for condition and event.
-fn summary(tenant: &Tenant) -> String {
-    let node = tenant
-        .facts
-        .as_ref()
-        .and_then(|facts| facts.host_ips.first());
-    let entries = tenant.result().unwrap_or_default();
+fn summary(entries: &[ResultEntry], node: Option<IpAddr>) -> String {
     let lines = entries.iter().map(|entry| {
         let host = match (entry.host_ip.as_str(), node) {
             ("", Some(node)) => node.to_string(),
@@ -239,10 +229,7 @@ fn summary(tenant: &Tenant) -> String {
         } else {
             host
         };
-        format!(
-            "{host}:{} -> {}/{}",
-            entry.host_port, entry.container_port, entry.protocol
-        )
+        format!("{host}{}", pod::told(entry))
     });
     lines.collect::<Vec<_>>().join(", ")
 }

@@ -35,44 +35,46 @@ impl NodeState {
             intact,
             held,
         } = found;
+        state.kernel.mappings = mappings.iter().cloned().collect();
+        state.kernel.intact = intact;
         // what the chosen backend has counts first where the two contradict each other
-        for mapping in mappings.iter().chain(&elsewhere) {
+        for mapping in mappings.into_iter().chain(elsewhere) {
             let lease = LeasedPort {
                 protocol: mapping.protocol,
                 host_port: mapping.host_port,
                 container_port: mapping.container_port,
                 host_ip: mapping.host_ip,
             };
+            let lessee = state.lessee(key(&lease));
             // two pods with one host port cannot be: the first keeps it, the other's rule goes
-            if state
-                .lessee(key(&lease))
-                .is_some_and(|(uid, _)| *uid != mapping.owner)
-            {
+            if lessee.is_some_and(|(uid, taken)| *uid != mapping.owner || taken != lease) {
                 continue;
             }
-            let seq = state.next_seq;
+            let seq = state.arrival();
+            let uid = mapping.owner.clone();
             let tenant = state
                 .tenants
-                .entry(mapping.owner.clone())
+                .entry(uid.clone())
                 .or_insert_with(|| Tenant::new(seq));
-            state.next_seq += 1;
+            tenant.recovered.insert(mapping);
             let hold = if held.contains(&key(&lease)) {
                 Hold::Held
             } else {
                 Hold::Missing
             };
-            tenant.lease.insert(lease, hold);
-            tenant.recovered.insert(mapping.clone());
+            state.begin_lease(&uid, lease, hold);
             state.pool.seize(key(&lease));
         }
         for port in held {
             if state.lessee(port).is_none() {
                 state.pool.seize(port);
-                state.rest(now, port);
+                state.rest(now, port, state.config.cooldown);
             }
         }
-        state.kernel.mappings = mappings;
-        state.kernel.intact = intact;
+        for uid in state.tenants.keys().cloned().collect::<Vec<_>>() {
+            state.readdress(&uid);
+        }
+        state.look_at_all();
         state.converge(now);
         state
     }

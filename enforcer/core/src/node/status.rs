@@ -1,16 +1,30 @@
 //! What `/state` and the metrics are told.
 
+use std::net::IpAddr;
+
 use portmapping_shared::{LeasedPort, PodUid, Protocol};
 
 use super::NodeState;
+use crate::addresses::AddressSource;
 use crate::phase::Phase;
 use crate::pod::{Tenant, Want};
 
-/// Counts of the moment.
+/// All that is known at the moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
     /// One line per pod that asks for ports or has some.
     pub pods: Vec<PodStatus>,
+    /// The numbers.
+    pub counts: Counts,
+}
+
+/// Counts of the moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counts {
+    /// Pods that ask for ports or have some.
+    pub pods: usize,
+    /// Those that cannot be mapped now.
+    pub refused: usize,
     /// Rules believed to be in the kernel.
     pub mappings: usize,
     /// Ports cooling down.
@@ -32,6 +46,10 @@ pub struct PodStatus {
     pub name: String,
     /// How far it has come.
     pub phase: Phase,
+    /// Its addresses, the first one first.
+    pub ips: Vec<IpAddr>,
+    /// Where they come from.
+    pub source: AddressSource,
     /// Its host ports.
     pub lease: Vec<LeasedPort>,
     /// Why it is not mapped, if it is not.
@@ -42,18 +60,16 @@ impl NodeState {
     /// A snapshot.
     #[must_use]
     pub fn status(&self) -> Status {
-        let desired = self.desired();
-        let pods = self.tenants.iter().filter(|(_, tenant)| {
-            !tenant.lease.is_empty() || !matches!(tenant.want, Want::Nothing)
-        });
-        let pods = pods.map(|(uid, tenant)| PodStatus {
+        let pods = self.concerned().map(|(uid, tenant)| PodStatus {
             uid: uid.clone(),
             name: tenant
                 .facts
                 .as_ref()
                 .map(|facts| facts.pod.to_string())
                 .unwrap_or_default(),
-            phase: phase(tenant, self.is_programmed(uid, &desired)),
+            phase: phase(tenant, self.kernel.intact && self.has_rules(uid)),
+            ips: tenant.ips.clone(),
+            source: tenant.source.clone(),
             lease: tenant.lease.keys().copied().collect(),
             refusal: tenant
                 .refusal
@@ -62,14 +78,32 @@ impl NodeState {
         });
         Status {
             pods: pods.collect(),
+            counts: self.counts(),
+        }
+    }
+
+    /// The snapshot's numbers, for a fraction of its price.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        let refused = |(_, tenant): &(&PodUid, &Tenant)| tenant.refusal.is_some();
+        Counts {
+            pods: self.concerned().count(),
+            refused: self.concerned().filter(refused).count(),
             mappings: self.kernel.mappings.len(),
-            cooling: self.cooling.len(),
+            cooling: self.resting().count(),
             quarantined: self.quarantined.len(),
             free: Protocol::ALL
                 .map(|protocol| (protocol, self.pool.free(protocol)))
                 .to_vec(),
             dataplane_error: self.kernel.error.clone(),
         }
+    }
+
+    /// Pods that ask for ports or have some.
+    fn concerned(&self) -> impl Iterator<Item = (&PodUid, &Tenant)> {
+        let asks = |tenant: &Tenant| !matches!(tenant.want, Want::Nothing);
+        let tenants = self.tenants.iter();
+        tenants.filter(move |(_, tenant)| !tenant.lease.is_empty() || asks(tenant))
     }
 }
 
@@ -87,7 +121,7 @@ fn phase(tenant: &Tenant, programmed: bool) -> Phase {
         _ if tenant.refusal.is_some() => Phase::Refused,
         Want::Nonsense(_) => Phase::Refused,
         Want::Ports(_) if !tenant.unleased().is_empty() || !tenant.all_held() => Phase::Requested,
-        Want::Ports(_) if facts.pod_ips.is_empty() || !programmed => Phase::Held,
+        Want::Ports(_) if tenant.ips.is_empty() || !programmed => Phase::Held,
         Want::Ports(_) if !published => Phase::Programmed,
         Want::Ports(_) => Phase::Published,
     }

@@ -253,7 +253,7 @@ fn a_narrower_request_lets_go_of_the_rest() {
     node.applied(fewer).settle();
     let entries = annotation::decode(node.last().annotation.as_deref().unwrap()).unwrap();
     assert_eq!(entries.len(), 1);
-    assert_eq!(node.state.status().cooling, 1);
+    assert_eq!(node.state.counts().cooling, 1);
     // the mark keeps what was asked for once the result stands in the annotation
     let seen = echoed(&node, facts("a", Some("10.244.0.2")));
     node.applied(seen).settle();
@@ -367,10 +367,10 @@ fn a_stranger_on_a_fresh_port_costs_nobody_anything() {
             .iter()
             .all(|p| p.wanted.condition.as_ref().unwrap().status)
     );
-    assert_eq!(node.state.status().quarantined, 2);
+    assert_eq!(node.state.counts().quarantined, 2);
     node.later(60);
     assert_eq!(
-        node.state.status().quarantined,
+        node.state.counts().quarantined,
         0,
         "the quarantine has an end"
     );
@@ -417,7 +417,7 @@ fn a_kernel_that_refuses_is_asked_again_and_people_are_told() {
     assert!(condition.message.contains("lock held"));
     node.later(1);
     assert!(node.last().condition.as_ref().unwrap().status);
-    assert_eq!(node.state.status().dataplane_error, None);
+    assert_eq!(node.state.counts().dataplane_error, None);
 }
 
 #[test]

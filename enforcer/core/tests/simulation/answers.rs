@@ -1,0 +1,139 @@
+//! Keeper, kernel and API server carry out what they are asked, or fail.
+
+use portmapping_enforcer_core::{Plan, PortKey, Publication};
+use portmapping_shared::Mapping;
+use rand::RngExt;
+
+use crate::world::{COOLDOWN, Call, World};
+
+impl World {
+    /// One call, any of them, gets its answer; now and then a failure.
+    pub(crate) fn answer(&mut self) {
+        if self.calls.is_empty() {
+            return;
+        }
+        let mut at = self.rng.random_range(0..self.calls.len());
+        let keepers = |call: &Call| matches!(call, Call::Hold(_) | Call::Release(_));
+        if keepers(&self.calls[at]) {
+            // the keeper is asked one thing at a time, in order
+            at = self.calls.iter().position(keepers).unwrap_or(at);
+        }
+        let call = self.calls.remove(at);
+        let fails = !self.calm && self.rng.random_range(0..8) == 0;
+        match call {
+            Call::Hold(keys) | Call::Release(keys) if fails => {
+                self.state.keeper_failed(self.now, &keys);
+            }
+            Call::Hold(keys) => self.hold(&keys),
+            Call::Release(keys) => {
+                for key in &keys {
+                    self.keeper.remove(key);
+                    self.unheld.remove(key);
+                }
+                self.state.released(self.now, &keys);
+            }
+            Call::Program(plan) if fails => {
+                self.state
+                    .programmed(self.now, &plan, Err("lock held".to_owned()));
+            }
+            Call::Program(plan) => self.program(&plan),
+            Call::Publish(publication) => self.publish(&publication, fails),
+            Call::Observe => {
+                // what is read beside a change says nothing, and is not believed
+                if !self
+                    .calls
+                    .iter()
+                    .any(|call| matches!(call, Call::Program(_)))
+                {
+                    self.damaged = false;
+                }
+                self.state
+                    .observed(self.now, self.kernel.clone(), self.intact);
+            }
+        }
+        self.collect();
+    }
+
+    fn hold(&mut self, keys: &[PortKey]) {
+        let mut outcomes = Vec::new();
+        for key in keys {
+            if self.strangers.contains(key) {
+                outcomes.push((*key, Err("Address already in use".to_owned())));
+            } else {
+                self.keeper.insert(*key);
+                self.unheld.remove(key);
+                outcomes.push((*key, Ok(())));
+            }
+        }
+        self.state.held(self.now, outcomes);
+    }
+
+    fn program(&mut self, plan: &Plan) {
+        if plan
+            .to_create
+            .iter()
+            .any(|mapping| self.poison.contains(&mapping.owner))
+        {
+            let refusal = Err("no such protocol".to_owned());
+            return self.state.programmed(self.now, plan, refusal);
+        }
+        for mapping in &plan.to_remove {
+            if self.kernel.remove(mapping) {
+                let key = (mapping.protocol, mapping.host_port);
+                let name = self.names.get(&mapping.owner).cloned().unwrap_or_default();
+                self.last
+                    .insert(key, (mapping.owner.clone(), name, self.now));
+            }
+        }
+        for mapping in &plan.to_create {
+            self.judge_new(mapping);
+            self.kernel.insert(mapping.clone());
+        }
+        self.intact = true;
+        self.state.programmed(self.now, plan, Ok(()));
+    }
+
+    /// I1: nobody new before the cool-down is over. I7: no rule without a hold.
+    fn judge_new(&mut self, mapping: &Mapping) {
+        let key = (mapping.protocol, mapping.host_port);
+        let name = self.names.get(&mapping.owner);
+        if let Some((owner, former, since)) = self.last.get(&key)
+            && *owner != mapping.owner
+            && self.now < *since + COOLDOWN
+        {
+            if Some(former) == name {
+                self.seen.inherited += 1;
+            } else {
+                self.broken = Some(format!("I1: {mapping} before its cool-down was over"));
+            }
+        }
+        if !self.keeper.contains(&key) && !self.unheld.contains(&key) {
+            self.broken = Some(format!("I7: {mapping} without a hold"));
+        }
+    }
+
+    fn publish(&mut self, publication: &Publication, fails: bool) {
+        let uid = &publication.pod.uid;
+        let lost_answer = fails && self.rng.random_range(0..2) == 0;
+        let known = self.pods.contains_key(uid);
+        if known && (!fails || lost_answer) {
+            let wanted = &publication.wanted;
+            if wanted.condition.as_ref().is_some_and(|c| c.status) {
+                self.seen.mapped += 1;
+            }
+            if let Some(facts) = self.pods.get_mut(uid) {
+                // a patch leaves out what stays
+                if publication.current.annotation != wanted.annotation {
+                    facts.record.annotation.clone_from(&wanted.annotation);
+                }
+                if publication.current.mark != wanted.mark {
+                    facts.record.mark.clone_from(&wanted.mark);
+                }
+                facts.record.condition.clone_from(&wanted.condition);
+                self.watch.push_back(Ok(facts.clone()));
+            }
+        }
+        self.tell(|| format!("publish {uid} {:?}", publication.wanted));
+        self.state.published(self.now, uid, known && !fails);
+    }
+}

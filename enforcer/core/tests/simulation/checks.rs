@@ -1,0 +1,204 @@
+//! What must always hold, and where everything must end.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use portmapping_enforcer_core::{Plan, PodFacts, PortKey, Publication};
+use portmapping_shared::{Mapping, PodUid, annotation};
+
+use crate::world::{Call, World};
+
+impl World {
+    /// At the moment of asking: only what is wanted is created, nothing wanted is removed (I6), a
+    /// pod's ports come together (I4), and none is a static one.
+    pub(crate) fn judge_plan(&mut self, plan: &Plan) {
+        let desired = self.state.desired();
+        if plan
+            .to_create
+            .iter()
+            .any(|mapping| !desired.contains(mapping))
+            || plan
+                .to_remove
+                .iter()
+                .any(|mapping| desired.contains(mapping))
+        {
+            self.broken = Some(format!("I6: {plan:?} beside {desired:?}"));
+        }
+        let leased: BTreeMap<PodUid, usize> = self
+            .state
+            .status()
+            .pods
+            .into_iter()
+            .map(|pod| (pod.uid, pod.lease.len()))
+            .collect();
+        let creators: BTreeSet<&PodUid> = plan.to_create.iter().map(|m| &m.owner).collect();
+        for uid in creators {
+            let wanted = desired
+                .iter()
+                .filter(|mapping| mapping.owner == *uid)
+                .count();
+            if leased.get(uid) != Some(&wanted) {
+                self.broken = Some(format!("I4: {uid} gets {wanted} rules, of {leased:?}"));
+            }
+        }
+        for mapping in &plan.to_create {
+            if self.mirror.is_static((mapping.protocol, mapping.host_port)) {
+                self.broken = Some(format!("{mapping} on a static hostPort"));
+            }
+        }
+    }
+
+    /// I2: True only once every port it names is held and in the kernel, to an address of this pod.
+    pub(crate) fn judge_publication(&mut self, publication: &Publication) {
+        let wanted = &publication.wanted;
+        if self.damaged || wanted.condition.as_ref().is_none_or(|c| !c.status) {
+            // rules flushed since we last looked are repaired, not foreseen
+            return;
+        }
+        let value = wanted.annotation.as_deref().unwrap_or_default();
+        let Some(entries) = annotation::decode(value) else {
+            self.broken = Some(format!("I2: True beside {value:?}"));
+            return;
+        };
+        let uid = &publication.pod.uid;
+        // container port 80 is the one with a static hostPort
+        for entry in entries.iter().filter(|entry| entry.container_port != 80) {
+            let ruled = self.kernel.iter().find(|mapping| {
+                mapping.owner == *uid
+                    && mapping.host_port.get() == entry.host_port
+                    && mapping.protocol == entry.protocol
+                    && mapping.pod_ip.to_string() == entry.pod_ip
+            });
+            let key = ruled.map(|mapping| (mapping.protocol, mapping.host_port));
+            let held = |key| self.keeper.contains(&key) || self.unheld.contains(&key);
+            if !self.intact || !key.is_some_and(held) {
+                self.broken = Some(format!("I2: {entry:?} of {uid} without rule or hold"));
+            }
+        }
+    }
+
+    /// What must hold after every step.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        if let Some(broken) = &self.broken {
+            return Err(broken.clone());
+        }
+        self.state.audit().map_err(|why| format!("audit: {why}"))?;
+        let mut owners: BTreeMap<PortKey, &PodUid> = BTreeMap::new();
+        let mut places: BTreeMap<IpAddr, &PodUid> = BTreeMap::new();
+        for mapping in &self.kernel {
+            let key = (mapping.protocol, mapping.host_port);
+            let owner = owners.entry(key).or_insert(&mapping.owner);
+            if **owner != mapping.owner {
+                return Err(format!("I1: {mapping}, and {owner} has that port, too"));
+            }
+            let owner = places.entry(mapping.pod_ip).or_insert(&mapping.owner);
+            if **owner != mapping.owner {
+                return Err(format!("I3: {mapping}, and {owner} has that address, too"));
+            }
+            if mapping.host_port.get() == 20_003 {
+                return Err(format!("excluded port given away: {mapping}"));
+            }
+        }
+        for mapping in self.state.desired() {
+            self.mirror.may_lead(&mapping)?;
+        }
+        Ok(())
+    }
+
+    /// I8: left in peace, everything ends where it should.
+    pub(crate) fn settle(&mut self) -> Result<(), String> {
+        self.calm = true;
+        self.strangers.clear();
+        // the runtime cleans up after dead sandboxes, and gives every living pod one
+        let living = &self.living;
+        self.files
+            .retain(|id, file| living.get(&file.uid).is_some_and(|s| s.id == *id));
+        for uid in self.pods.keys().cloned().collect::<Vec<_>>() {
+            if !self.living.contains_key(&uid) {
+                self.start_sandbox_of(&uid);
+            }
+        }
+        for (uid, facts) in &mut self.pods {
+            if let Some(sandbox) = self.living.get(uid) {
+                facts.pod_ips.clone_from(&sandbox.ips);
+            }
+        }
+        self.overflow();
+        self.relist();
+        for _ in 0..400 {
+            self.collect();
+            while !self.news.is_empty() {
+                self.deliver_result();
+                self.collect();
+            }
+            while !self.calls.is_empty() {
+                self.answer();
+            }
+            while !self.watch.is_empty() {
+                self.deliver();
+                self.collect();
+            }
+            self.now += Duration::from_secs(1);
+            self.calls.push(Call::Observe);
+            self.tick();
+            self.check()?;
+        }
+        for facts in self.pods.values() {
+            self.judge_end(facts)?;
+        }
+        for mapping in &self.kernel {
+            if !self.pods.contains_key(&mapping.owner) {
+                return Err(format!("I3: {mapping} outlives its pod"));
+            }
+        }
+        self.judge_leaks()
+    }
+
+    fn judge_end(&self, facts: &PodFacts) -> Result<(), String> {
+        let uid = &facts.pod.uid;
+        let asks = facts.record.annotation.is_some() && !facts.finished;
+        let rules: Vec<&Mapping> = self.kernel.iter().filter(|m| m.owner == *uid).collect();
+        let condition = facts.record.condition.as_ref();
+        let told = condition.map(|c| (c.status, c.reason.as_str()));
+        let lives = |mapping: &&Mapping| facts.pod_ips.contains(&mapping.pod_ip);
+        let published = annotation::decode(facts.record.annotation.as_deref().unwrap_or_default());
+        let true_entries = published.is_some_and(|entries| {
+            let ours = entries.iter().filter(|entry| entry.container_port != 80);
+            let ruled = |entry: &&portmapping_shared::ResultEntry| {
+                let port = |m: &&Mapping| m.host_port.get() == entry.host_port;
+                rules
+                    .iter()
+                    .any(|m| port(m) && m.pod_ip.to_string() == entry.pod_ip)
+            };
+            ours.clone().count() == rules.len() && ours.clone().all(|entry| ruled(&entry))
+        });
+        match (asks, told) {
+            (true, Some((true, _))) if rules.iter().all(lives) && true_entries => Ok(()),
+            (true, Some((false, "NoFreePort" | "InvalidRequest"))) => Ok(()),
+            (true, Some((false, "DataplaneError"))) if self.poison.contains(uid) => Ok(()),
+            (false, None | Some((false, _))) if rules.is_empty() => Ok(()),
+            _ => Err(format!(
+                "I8: {uid} ended as {told:?} with {rules:?}: {facts:?}"
+            )),
+        }
+    }
+
+    /// Every port rests no more: what is held is leased.
+    fn judge_leaks(&self) -> Result<(), String> {
+        let status = self.state.status();
+        let leases = status.pods.iter().flat_map(|pod| &pod.lease);
+        let leased: BTreeSet<PortKey> = leases.map(|l| (l.protocol, l.host_port)).collect();
+        if self.keeper != leased {
+            return Err(format!("held {:?}, leased {leased:?}", self.keeper));
+        }
+        if let Some(key) = leased.iter().find(|key| self.mirror.is_static(**key)) {
+            return Err(format!("{key:?} is a static hostPort and leased"));
+        }
+        let counts = &status.counts;
+        if counts.cooling + counts.quarantined > 0 {
+            return Err(format!("ports never come back: {counts:?}"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,168 @@
+//! The API server's side: pods come, change and go, and the watch tells of it late.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use portmapping_enforcer_core::{PodFacts, Record};
+use portmapping_shared::pod::{Container, DeclaredPort};
+use portmapping_shared::{PodRef, PodSpec, PodUid};
+use rand::RngExt;
+
+use crate::world::World;
+
+const NAMES: usize = 5;
+
+impl World {
+    pub(crate) fn random_pod(&mut self) -> Option<PodUid> {
+        let count = self.pods.len();
+        (count > 0)
+            .then(|| self.rng.random_range(0..count))
+            .and_then(|n| self.pods.keys().nth(n).cloned())
+    }
+
+    pub(crate) fn create_pod(&mut self) {
+        let name = format!("pod-{}", self.rng.random_range(0..NAMES));
+        if self.pods.values().any(|facts| facts.pod.name == name) {
+            return;
+        }
+        let uid: PodUid = format!("uid-{}", self.next).parse().expect("a uid");
+        self.next += 1;
+        let port = |number, protocol: &str, host_port| DeclaredPort {
+            container_port: number,
+            protocol: protocol.to_owned(),
+            host_port,
+            ..DeclaredPort::default()
+        };
+        let mut ports = vec![port(9040, "TCP", 0), port(53, "UDP", 0), port(54, "UDP", 0)];
+        ports.truncate(self.rng.random_range(1..=3));
+        if self.rng.random_range(0..10) == 0 {
+            let number = 20_000 + self.rng.random_range(0..12);
+            ports.push(DeclaredPort {
+                host_ip: ["", "0.0.0.0", "10.0.0.1"][self.rng.random_range(0..3)].to_owned(),
+                ..port(80, "TCP", number)
+            });
+        }
+        let spec = PodSpec {
+            containers: vec![Container {
+                ports,
+                ..Container::default()
+            }],
+            ..PodSpec::default()
+        };
+        // one in eight asks for nothing
+        let annotation = (self.rng.random_range(0..8) > 0).then(String::new);
+        let facts = PodFacts {
+            pod: PodRef {
+                namespace: "ns".into(),
+                name: name.clone(),
+                uid: uid.clone(),
+            },
+            spec,
+            record: Record {
+                annotation,
+                ..Record::default()
+            },
+            pod_ips: Vec::new(),
+            host_ips: Vec::new(),
+            finished: false,
+            deleting: false,
+        };
+        if self.rng.random_range(0..12) == 0 {
+            self.poison.insert(uid.clone());
+        }
+        self.tell(|| format!("create {uid} {name}"));
+        self.names.insert(uid.clone(), name);
+        self.watch.push_back(Ok(facts.clone()));
+        self.pods.insert(uid, facts);
+    }
+
+    /// The kubelet tells the API server the address of the pod's sandbox, late.
+    pub(crate) fn report_address(&mut self) {
+        let Some(uid) = self.random_pod() else { return };
+        let Some(ips) = self.living.get(&uid).map(|sandbox| sandbox.ips.clone()) else {
+            return;
+        };
+        if let Some(facts) = self.pods.get_mut(&uid) {
+            facts.pod_ips = ips;
+            facts.host_ips = vec![IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1))];
+            self.watch.push_back(Ok(facts.clone()));
+            self.tell(|| format!("report address of {uid}"));
+        }
+    }
+
+    /// A pod ends or is deleted; its sandbox is gone by then, most of the time.
+    pub(crate) fn end_pod(&mut self) {
+        let Some(uid) = self.random_pod() else { return };
+        if self.rng.random_range(0..4) > 0 {
+            self.stop_sandbox_of(&uid);
+        }
+        self.tell(|| format!("end {uid}"));
+        if self.rng.random_range(0..3) == 0 {
+            if let Some(facts) = self.pods.get_mut(&uid) {
+                facts.finished = true;
+                self.watch.push_back(Ok(facts.clone()));
+            }
+        } else {
+            self.pods.remove(&uid);
+            self.watch.push_back(Err(uid));
+        }
+    }
+
+    pub(crate) fn rewrite_annotation(&mut self) {
+        let Some(uid) = self.random_pod() else { return };
+        let value = match self.rng.random_range(0..4) {
+            0 => None,
+            1 => Some(r#"[{"containerPort":9040}]"#.to_owned()),
+            2 => Some("nonsense".to_owned()),
+            _ => Some(String::new()),
+        };
+        self.tell(|| format!("annotate {uid} {value:?}"));
+        if let Some(facts) = self.pods.get_mut(&uid) {
+            facts.record.annotation = value;
+            self.watch.push_back(Ok(facts.clone()));
+        }
+    }
+
+    /// Somebody writes a result: of another pod, out of range, or of nothing at all.
+    pub(crate) fn forge(&mut self) {
+        let Some(uid) = self.random_pod() else { return };
+        let port = self.rng.random_range(19_995..20_015);
+        let Some(facts) = self.pods.get_mut(&uid) else {
+            return;
+        };
+        facts.record.annotation = Some(format!(
+            r#"[{{"hostPort":{port},"containerPort":9040,"protocol":"TCP","podName":"{}","podIP":"10.9.9.9"}}]"#,
+            facts.pod.name
+        ));
+        self.forged.insert(uid.clone());
+        self.watch.push_back(Ok(facts.clone()));
+        self.tell(|| format!("forge {uid} {port}"));
+    }
+
+    pub(crate) fn deliver(&mut self) {
+        match self.watch.pop_front() {
+            Some(Ok(facts)) => {
+                self.mirror.shown(&facts);
+                self.state.pod_applied(self.now, facts);
+            }
+            Some(Err(uid)) => {
+                self.mirror.gone(&uid);
+                self.state.pod_gone(self.now, &uid);
+            }
+            None => {}
+        }
+    }
+
+    /// The watch breaks: what was under way is lost, a list brings the present.
+    pub(crate) fn relist(&mut self) {
+        self.tell(|| "relist".to_owned());
+        self.watch.clear();
+        for facts in self.pods.values().cloned().collect::<Vec<_>>() {
+            self.mirror.shown(&facts);
+            self.state.pod_applied(self.now, facts);
+            self.collect();
+        }
+        let living = self.pods.keys().cloned().collect();
+        self.mirror.relisted(&living);
+        self.state.relisted(self.now, &living);
+    }
+}

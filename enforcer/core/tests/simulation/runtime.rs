@@ -1,0 +1,153 @@
+//! The container runtime's side: sandboxes come and go, and files tell of it.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use portmapping_enforcer_core::{Sandbox, SandboxId, SandboxNews};
+use portmapping_shared::PodUid;
+use rand::RngExt;
+
+use crate::world::World;
+
+const ADDRESSES: u8 = 8;
+
+impl World {
+    /// A pod gets its first sandbox, or another one because the last died.
+    pub(crate) fn start_sandbox(&mut self) {
+        if let Some(uid) = self.random_pod() {
+            self.start_sandbox_of(&uid);
+        }
+    }
+
+    pub(crate) fn start_sandbox_of(&mut self, uid: &PodUid) {
+        if self.pods.get(uid).is_none_or(|facts| facts.finished) {
+            return;
+        }
+        if self.living.contains_key(uid) {
+            self.seen.sandboxes_moved += 1;
+        }
+        self.stop_sandbox_of(uid);
+        let taken = |ip: IpAddr| self.living.values().any(|other| other.ips.contains(&ip));
+        let free = (0..ADDRESSES).map(|n| IpAddr::V4(Ipv4Addr::new(10, 244, 0, n)));
+        let free: Vec<IpAddr> = free.filter(|ip| !taken(*ip)).collect();
+        if free.is_empty() {
+            return;
+        }
+        let ip = free[self.rng.random_range(0..free.len())];
+        self.next += 1;
+        let sandbox = Sandbox {
+            uid: uid.clone(),
+            id: format!("s{}", self.next).parse().expect("an id"),
+            ips: vec![ip],
+            // results are written one after the other, whatever the clock does between them
+            written: Duration::from_millis(self.next.into()),
+        };
+        self.tell(|| format!("sandbox {} of {uid} {ip}", sandbox.id));
+        self.living.insert(uid.clone(), sandbox.clone());
+        self.write_result(sandbox);
+    }
+
+    pub(crate) fn stop_sandbox(&mut self) {
+        if let Some(uid) = self.random_pod() {
+            self.stop_sandbox_of(&uid);
+        }
+    }
+
+    pub(crate) fn stop_sandbox_of(&mut self, uid: &PodUid) {
+        let ended: Vec<SandboxId> = self
+            .files
+            .values()
+            .filter(|file| file.uid == *uid)
+            .map(|file| file.id.clone())
+            .collect();
+        self.living.remove(uid);
+        for id in ended {
+            self.tell(|| format!("no sandbox {id} of {uid}"));
+            self.files.remove(&id);
+            self.news.push(SandboxNews::Down(id));
+        }
+    }
+
+    fn write_result(&mut self, sandbox: Sandbox) {
+        if self.writes_results {
+            self.files.insert(sandbox.id.clone(), sandbox.clone());
+            self.news.push(SandboxNews::Up(sandbox));
+        }
+    }
+
+    /// A result is written again; or a hostile one, which names another pod's address.
+    pub(crate) fn repeat_result(&mut self) {
+        let count = self.files.len();
+        if count == 0 {
+            return;
+        }
+        let (one, other) = (
+            self.rng.random_range(0..count),
+            self.rng.random_range(0..count),
+        );
+        let nth = |n| self.files.values().nth(n).cloned();
+        let (Some(mut sandbox), Some(other)) = (nth(one), nth(other)) else {
+            return;
+        };
+        if self.rng.random_range(0..3) == 0 {
+            self.next += 1;
+            sandbox.id = format!("h{}", self.next).parse().expect("an id");
+            sandbox.ips = other.ips;
+            sandbox.written = Duration::from_millis(self.next.into());
+            self.tell(|| {
+                format!(
+                    "hostile {} of {} {:?}",
+                    sandbox.id, sandbox.uid, sandbox.ips
+                )
+            });
+        }
+        self.write_result(sandbox);
+    }
+
+    /// One piece of news arrives; of one sandbox they stay in order, of several they do not.
+    pub(crate) fn deliver_result(&mut self) {
+        if self.news.is_empty() {
+            return;
+        }
+        let at = self.rng.random_range(0..self.news.len());
+        let list = |news: &SandboxNews| matches!(news, SandboxNews::Listed(_));
+        let before = &self.news[..=at];
+        // a list stands for all that came before it
+        let at = match before.iter().position(list) {
+            Some(_) => 0,
+            None => before
+                .iter()
+                .position(|news| id_of(news) == id_of(&self.news[at]))
+                .unwrap_or(at),
+        };
+        let news = self.news.remove(at);
+        self.mirror.told(&news);
+        match news {
+            SandboxNews::Up(sandbox) => self.state.sandbox_up(self.now, sandbox),
+            SandboxNews::Down(id) => self.state.sandbox_down(self.now, &id),
+            SandboxNews::Listed(all) => self.state.sandboxes_listed(self.now, all),
+        }
+    }
+
+    /// The queue of news overflows: what was in it is lost, and all files are read.
+    pub(crate) fn overflow(&mut self) {
+        self.tell(|| "overflow".to_owned());
+        self.news.clear();
+        self.list_results();
+    }
+
+    pub(crate) fn list_results(&mut self) {
+        if self.writes_results {
+            let all = self.files.values().cloned().collect();
+            self.news.push(SandboxNews::Listed(all));
+        }
+    }
+}
+
+fn id_of(news: &SandboxNews) -> Option<&SandboxId> {
+    match news {
+        SandboxNews::Up(sandbox) => Some(&sandbox.id),
+        SandboxNews::Down(id) => Some(id),
+        SandboxNews::Listed(_) => None,
+    }
+}
