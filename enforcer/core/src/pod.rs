@@ -313,8 +313,8 @@ impl Tenant {
     }
 
     /// Whether the result in the API is an earlier enforcer's: with its ports gone (a reboot) any
-    /// condition of ours beside it will do, for both are written together; while they are known,
-    /// its condition must name the same ports.
+    /// condition of ours beside it will do, for both are written together; while they are known, a
+    /// condition that is True must name the same ports.
     pub(crate) fn is_earlier_result(&self) -> bool {
         let record = self.facts.as_ref().map(|facts| &facts.record);
         let Some(condition) = record.and_then(|record| record.condition.as_ref()) else {
@@ -325,7 +325,9 @@ impl Tenant {
         let message = &condition.message;
         let named = |entry: &ResultEntry| message.contains(&told(entry));
         self.lease.is_empty()
-            || condition.status && (entries.iter().all(named) || message.ends_with("..."))
+            || !condition.status
+            || entries.iter().all(named)
+            || message.ends_with("...")
     }
 
     /// Remembers an annotation as ours.

@@ -147,10 +147,6 @@ impl NodeState {
 
     /// Tells people what a write has just made true, once.
     fn announce(&mut self, uid: &PodUid, publication: &Publication) {
-        let node_ip = self
-            .tenants
-            .get(uid)
-            .and_then(|tenant| self.node_ip(tenant));
         let Some(tenant) = self.tenants.get_mut(uid) else {
             return;
         };
@@ -163,8 +159,8 @@ impl NodeState {
             let fresh = tenant.announced != wanted.annotation || tenant.told.is_some();
             tenant.told = None;
             tenant.announced.clone_from(&wanted.annotation);
-            let entries = tenant.result().unwrap_or_default();
-            fresh.then(|| (EventKind::Mapped, cut(&summary(&entries, node_ip))))
+            let condition = wanted.condition.as_ref().filter(|_| fresh);
+            condition.map(|condition| (EventKind::Mapped, condition.message.clone()))
         } else if let Some(refusal) = tenant.refusal.clone() {
             let news = tenant.told.as_ref() != Some(&refusal);
             tenant.told = Some(refusal.clone());

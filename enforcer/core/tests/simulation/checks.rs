@@ -111,6 +111,9 @@ impl World {
         self.calm = true;
         self.strangers.clear();
         // the runtime cleans up after dead sandboxes, and gives every living pod one
+        let pods = &self.pods;
+        self.living
+            .retain(|uid, _| pods.get(uid).is_some_and(|facts| !facts.finished));
         let living = &self.living;
         self.files
             .retain(|id, file| living.get(&file.uid).is_some_and(|s| s.id == *id));

@@ -263,6 +263,12 @@ impl World {
             self.intact = false;
         }
         self.damaged = false;
+        for (uid, facts) in &self.pods {
+            // a new enforcer cannot tell a result that the last one was taking back from a forged one
+            if facts.record.condition.is_none() {
+                self.forged.insert(uid.clone());
+            }
+        }
         let known = found.mappings.iter().chain(&found.elsewhere);
         self.mirror = Mirror::new(known.cloned().collect());
         self.state = NodeState::recover(config(), seed, self.now, found);
