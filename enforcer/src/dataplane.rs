@@ -13,6 +13,7 @@ pub mod detect;
 mod error;
 mod exec;
 pub mod iptables;
+pub mod netlink;
 
 pub use error::DataplaneError;
 pub use exec::{ExecError, Tools};

@@ -25,6 +25,7 @@ mod foreign;
 mod hairpin;
 mod host_ip;
 mod lab;
+mod netlink;
 mod netns;
 mod range;
 mod removal;

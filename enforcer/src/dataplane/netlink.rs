@@ -1,0 +1,17 @@
+//! Netlink to the kernel's netfilter subsystems (`nf_tables`, conntrack), in process.
+//!
+//! Messages are written and read by hand: what the tables of this project need is small, and a
+//! dump of 20,000 elements must take milliseconds. Nothing here knows what a mapping is.
+
+mod batch;
+mod error;
+mod socket;
+mod wire;
+
+pub use batch::Batch;
+pub use error::{NetlinkError, Refusal};
+pub use socket::{Options, Socket};
+pub use wire::{
+    Attribute, Attributes, Encoder, HEADER_BYTES, Header, MAX_ATTRIBUTE, Message, Messages, Nest,
+    Truncated, flags,
+};

@@ -1,0 +1,125 @@
+//! Many changes as one transaction of `nf_tables`: all of them are made, or none.
+
+use super::error::Refusal;
+use super::wire::{Attribute, Attributes, Encoder, Header, flags, u32_at};
+
+/// `NFNL_MSG_BATCH_BEGIN`.
+const BEGIN: u16 = 16;
+/// `NFNL_MSG_BATCH_END`.
+const END: u16 = 17;
+/// `NFNL_BATCH_GENID`.
+const GENERATION: u16 = 1;
+/// `NFNL_SUBSYS_NFTABLES`, whose batch it is.
+const SUBSYSTEM: u16 = 10;
+/// How long a list within one message may grow before the next message begins; the longest
+/// element more must fit the 65,535 bytes of a nest.
+const LIST_BYTES: usize = 48 * 1024;
+
+/// A transaction being written.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    encoder: Encoder,
+    /// Where each message begins.
+    starts: Vec<usize>,
+    closed: bool,
+}
+
+impl Batch {
+    /// An empty transaction. With a generation, the kernel refuses it once anybody has changed
+    /// the tables of this namespace since.
+    #[must_use]
+    pub fn new(generation: Option<u32>) -> Self {
+        let mut batch = Self {
+            encoder: Encoder::default(),
+            starts: Vec::new(),
+            closed: false,
+        };
+        batch.frame(BEGIN, |encoder| {
+            if let Some(generation) = generation {
+                encoder.be32(GENERATION, generation);
+            }
+        });
+        batch
+    }
+
+    fn frame(&mut self, kind: u16, body: impl FnOnce(&mut Encoder)) {
+        let header = Header {
+            kind,
+            flags: flags::REQUEST,
+            family: 0,
+            resource: SUBSYSTEM,
+        };
+        self.starts.push(self.encoder.as_bytes().len());
+        self.encoder.message(header, body);
+    }
+
+    /// Adds one change.
+    pub fn message(&mut self, header: Header, body: impl FnOnce(&mut Encoder)) {
+        self.starts.push(self.encoder.as_bytes().len());
+        self.encoder.message(header, body);
+    }
+
+    /// Adds a list of things in as many messages as it takes, each beginning with the same head.
+    /// One item must stay below 16 KB.
+    pub fn list<T>(
+        &mut self,
+        header: Header,
+        head: impl Fn(&mut Encoder),
+        list: u16,
+        items: impl IntoIterator<Item = T>,
+        item: impl Fn(&mut Encoder, T),
+    ) {
+        let mut items = items.into_iter().peekable();
+        while items.peek().is_some() {
+            self.message(header, |encoder| {
+                head(encoder);
+                let nest = encoder.open(list);
+                while encoder.length(&nest) < LIST_BYTES
+                    && let Some(next) = items.next()
+                {
+                    item(encoder, next);
+                }
+                encoder.close(&nest);
+            });
+        }
+    }
+
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.starts.len() == 1
+    }
+
+    /// Ends the transaction, and asks for an answer to its last change. Without the end the kernel
+    /// checks all of it and makes none.
+    pub(super) fn seal(&mut self, end: bool) -> &mut Encoder {
+        if !self.closed {
+            if let Some(start) = self.starts.last() {
+                self.encoder.add_flags(*start, flags::ACK);
+            }
+            if end {
+                self.frame(END, |_| {});
+            }
+            self.closed = true;
+        }
+        &mut self.encoder
+    }
+
+    /// How many messages it has, the framing ones too.
+    pub(super) fn messages(&self) -> usize {
+        self.starts.len()
+    }
+
+    /// The attribute that a refusal is about.
+    #[must_use]
+    pub fn attribute(&self, refusal: &Refusal) -> Option<Attribute<'_>> {
+        let start = *self.starts.get(refusal.message)?;
+        let bytes = self.encoder.as_bytes();
+        let length = u32_at(bytes, start)? as usize;
+        let message = bytes.get(start..start.checked_add(length)?)?;
+        Attributes::new(message.get(refusal.offset?..)?).next()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,177 @@
+//! What can go wrong between this process and the kernel.
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use rustix::io::Errno;
+
+use super::wire::{Attributes, HEADER_BYTES, Message, flags, u32_at};
+
+/// Extended acknowledgement: text of the kernel's complaint (`NLMSGERR_ATTR_MSG`).
+const MESSAGE: u16 = 1;
+/// Extended acknowledgement: offset of the attribute it is about (`NLMSGERR_ATTR_OFFS`).
+const OFFSET: u16 = 2;
+
+/// No error number is larger (linux/err.h).
+const MAX_ERRNO: i32 = 4095;
+
+/// A failure to talk to the kernel, or its refusal.
+#[derive(Debug, thiserror::Error)]
+pub enum NetlinkError {
+    /// No socket.
+    #[error(
+        "cannot open a netlink socket to netfilter: the kernel needs nf_tables (CONFIG_NETFILTER_NETLINK), the container the capability NET_ADMIN"
+    )]
+    Open(#[source] io::Error),
+    /// An attribute would be longer than its 16-bit length field can say.
+    #[error("a netlink attribute of more than 65,531 bytes cannot be sent")]
+    Oversized,
+    /// The send buffer is too small, and could not be grown. Nothing was changed.
+    #[error(
+        "{bytes} bytes do not fit the netlink send buffer; the capability NET_ADMIN lets it grow"
+    )]
+    TooLarge {
+        /// Size of what was to be sent.
+        bytes: usize,
+    },
+    /// The system refused to send. Nothing was changed.
+    #[error("cannot send to the kernel over netlink")]
+    Send(#[source] io::Error),
+    /// The system refused to receive; what was asked for may have been done.
+    #[error("cannot receive from the kernel over netlink")]
+    Receive(#[source] io::Error),
+    /// No answer; what was asked for may have been done.
+    #[error("the kernel did not answer over netlink within {} s", .0.as_secs_f32())]
+    Deadline(Duration),
+    /// Answers did not fit the receive buffer (`ENOBUFS`); what was asked for may have been done.
+    #[error(
+        "answers of the kernel were lost (ENOBUFS); whether the change was made must be read back"
+    )]
+    Lost,
+    /// The kernel's answer makes no sense.
+    #[error("an answer of the kernel over netlink is cut short")]
+    Malformed,
+    /// What a dump shows changed while it was taken.
+    #[error("what was read changed meanwhile; read it again")]
+    Interrupted,
+    /// The tables changed since the generation that a batch is bound to. Nothing was changed.
+    #[error("the tables were changed by somebody else meanwhile; read them again")]
+    StaleGeneration,
+    /// The kernel refused; of a batch, nothing was done.
+    #[error("the kernel refused: {}", Joined(.0))]
+    Refused(Vec<Refusal>),
+}
+
+impl NetlinkError {
+    /// What the kernel refused, if that is the error.
+    #[must_use]
+    pub fn refusals(&self) -> &[Refusal] {
+        match self {
+            Self::Refused(refusals) => refusals,
+            _ => &[],
+        }
+    }
+
+    /// Whether the kernel refused, with just this error number.
+    #[must_use]
+    pub fn is_refusal(&self, errno: Errno) -> bool {
+        let refusals = self.refusals();
+        !refusals.is_empty() && refusals.iter().all(|refusal| refusal.errno == errno)
+    }
+
+    /// Whether a change may have been made all the same.
+    #[must_use]
+    pub fn is_uncertain(&self) -> bool {
+        matches!(
+            self,
+            Self::Receive(_) | Self::Deadline(_) | Self::Lost | Self::Malformed
+        )
+    }
+}
+
+/// One message that the kernel refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Which of the messages sent, counted from 0 (in a batch, 0 is the message that begins it).
+    pub message: usize,
+    /// Why.
+    pub errno: Errno,
+    /// Where in that message the attribute is that it is about, in bytes from its header.
+    pub offset: Option<usize>,
+    /// The kernel's own words, where it has some.
+    pub text: Option<String>,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            message,
+            errno,
+            offset,
+            text,
+        } = self;
+        write!(f, "{errno} at message {message}")?;
+        if let Some(offset) = offset {
+            write!(f, ", byte {offset}")?;
+        }
+        text.as_ref().map_or(Ok(()), |text| write!(f, ": {text}"))
+    }
+}
+
+/// What a message of kind `NLMSG_ERROR` says: None for a plain acknowledgement.
+pub(super) fn refusal(message: &Message<'_>, first: u32) -> Option<Refusal> {
+    let code = u32_at(message.payload, 0)?.cast_signed();
+    if code == 0 {
+        return None;
+    }
+    let errno = match code.checked_neg() {
+        Some(errno @ 1..=MAX_ERRNO) => Errno::from_raw_os_error(errno),
+        _ => Errno::PROTO,
+    };
+    let mut refusal = Refusal {
+        message: message.sequence.wrapping_sub(first) as usize,
+        errno,
+        offset: None,
+        text: None,
+    };
+    if message.flags & flags::ACK_TLVS != 0 {
+        let repeated = if message.flags & flags::CAPPED != 0 {
+            HEADER_BYTES
+        } else {
+            u32_at(message.payload, 4).map_or(0, |length| length as usize)
+        };
+        let after = 4_usize.saturating_add(repeated).next_multiple_of(4);
+        for attribute in Attributes::new(message.payload.get(after..).unwrap_or_default()) {
+            match attribute.kind {
+                MESSAGE => refusal.text = attribute.text().map(str::to_owned),
+                OFFSET => {
+                    refusal.offset = u32_at(attribute.value, 0).map(|offset| offset as usize);
+                }
+                _ => {}
+            }
+        }
+    }
+    Some(refusal)
+}
+
+struct Joined<'a>(&'a [Refusal]);
+
+/// How many refusals a text names; a batch has one for each of its bad messages.
+const NAMED: usize = 3;
+
+impl fmt::Display for Joined<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, refusal) in self.0.iter().take(NAMED).enumerate() {
+            let separator = if at == 0 { "" } else { "; " };
+            write!(f, "{separator}{refusal}")?;
+        }
+        match self.0.len().checked_sub(NAMED) {
+            Some(more @ 1..) => write!(f, "; and {more} more"),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
