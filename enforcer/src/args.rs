@@ -11,7 +11,7 @@ use portmapping_runtime::log::LogArgs;
 use portmapping_shared::contract::DEFAULT_MAX_PORTS;
 use portmapping_shared::{PortRange, PortSet};
 
-use crate::dataplane::iptables::{MarkBit, Subnet};
+use crate::dataplane::iptables::Subnet;
 use crate::keeper::{DEFAULT_SOCKET, KeeperArgs};
 
 /// Where the enforcer answers health probes and metrics.
@@ -73,9 +73,6 @@ pub struct RunArgs {
     /// Which iptables to use; auto takes the one the node uses already
     #[arg(long, env = "PORTMAPPING_IPTABLES", value_enum, default_value = "auto")]
     iptables: IptablesChoice,
-    /// Packet mark bit for pods that reach themselves through their node
-    #[arg(long, env = "PORTMAPPING_MARK", default_value = "0x1000")]
-    mark: MarkBit,
     /// Pod subnets of this node, needed only where bridge-nf-call-iptables is 0
     #[arg(long, env = "PORTMAPPING_NEIGHBOURS", value_delimiter = ',')]
     neighbours: Vec<Subnet>,
@@ -142,8 +139,6 @@ pub struct RunConfig {
     pub core: Config,
     /// Which iptables.
     pub iptables: IptablesChoice,
-    /// Packet mark bit.
-    pub mark: MarkBit,
     /// Pod subnets behind the node's bridge.
     pub neighbours: Vec<Subnet>,
     /// Period of the comparison with the kernel.
@@ -181,7 +176,6 @@ impl TryFrom<RunArgs> for RunConfig {
             quarantine,
             max_ports,
             iptables,
-            mark,
             neighbours,
             check_every,
             keeper_socket,
@@ -211,7 +205,6 @@ impl TryFrom<RunArgs> for RunConfig {
             node: node_name,
             core,
             iptables,
-            mark,
             neighbours,
             check_every,
             keeper_socket,

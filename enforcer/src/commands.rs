@@ -201,7 +201,6 @@ fn open_dataplane(config: &mut RunConfig) -> anyhow::Result<Box<dyn Dataplane>> 
         }
     };
     let settings = Settings {
-        mark: config.mark,
         neighbours: std::mem::take(&mut config.neighbours),
         ..Settings::new(config.core.range)
     };

@@ -14,6 +14,7 @@ pub(in crate::dataplane) mod commands;
 pub(in crate::dataplane) mod family;
 mod jumps;
 mod layout;
+mod reading;
 mod rule;
 pub(in crate::dataplane) mod save;
 mod settings;
@@ -27,7 +28,7 @@ mod uninstall;
 use commands::Commands;
 pub use family::{Family, Flavour};
 use layout::Layout;
-pub use settings::{InvalidMark, InvalidSubnet, MarkBit, Settings, Subnet};
+pub use settings::{InvalidSubnet, Settings, Subnet};
 use side::Side;
 pub use uninstall::uninstall;
 
@@ -52,10 +53,9 @@ impl Iptables {
         settings: Settings,
         tools: Tools,
     ) -> Result<Self, DataplaneError> {
-        let layout = Layout::new(settings);
         let side = |family| {
             let commands = Commands::new(family, flavour, tools.clone());
-            let mut side = Side::new(commands, layout.clone());
+            let mut side = Side::new(commands, Layout::new(family, settings.clone()));
             side.observe().map(|_| side)
         };
         let ipv4 = side(Family::V4)?;

@@ -143,9 +143,9 @@ fn rule_edited(flavour: Flavour) {
     let damaged = Damaged::new(flavour);
     let mut driver = damaged.driver();
     let leaf = "PORTMAPPING-TCP-20000-20021";
-    // rule 2 is the DNAT of port 20000
+    // the rule of port 20000
     damaged.iptables(&format!(
-        "-t nat -R {leaf} 2 -p tcp --dport 20000 -j DNAT --to {POD2}:9040"
+        "-t nat -R {leaf} 1 -p tcp --dport 20000 -j DNAT --to {POD2}:9040"
     ));
     assert!(
         ask_tcp(&damaged.lab.client, at(NODE, 20000))
@@ -154,7 +154,7 @@ fn rule_edited(flavour: Flavour) {
     );
     damaged.assert_repaired(&mut driver, 1, false);
     damaged.iptables(&format!("-t nat -D {leaf} 1"));
-    damaged.assert_repaired(&mut driver, 0, false);
+    damaged.assert_repaired(&mut driver, 1, true);
 }
 
 fn rule_of_a_stranger_in_our_chains(flavour: Flavour) {

@@ -3,23 +3,25 @@
 //! ```text
 //! PREROUTING  --+-> PORTMAPPING -g-> PORTMAPPING-TCP -g-> PORTMAPPING-TCP-20000-20483
 //! OUTPUT      --+   (local dst.)     (range tree)          -g-> PORTMAPPING-TCP-20000-20021
-//!                                                               mark (pod to itself), DNAT
-//! POSTROUTING ----> PORTMAPPING-MASQ  masquerade what carries our mark, and nothing else
+//!                                                               DNAT, one rule per mapping
+//! POSTROUTING ----> PORTMAPPING-MASQ -g-> PORTMAPPING-MASQ-7  masquerade a pod's way to itself
+//!     (translated)  (by last address bits)                    one rule per pod
 //! ```
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use portmapping_shared::contract::{CHAIN_PREFIX, RULE_COMMENT_PREFIX};
 use portmapping_shared::{HostPort, Mapping, Protocol};
 
+use super::family::Family;
 use super::settings::Settings;
 use super::tree::{self, Tree};
 
 /// The chain in which every packet to a local address begins.
 pub(super) const ENTRY: &str = CHAIN_PREFIX;
-/// The chain that masquerades.
+/// The chain that leads translated packets to the rules that masquerade.
 pub(super) const MASQUERADE: &str = "PORTMAPPING-MASQ";
 
 /// A jump from a built-in chain into one of ours.
@@ -52,29 +54,45 @@ pub(super) const JUMPS: [Jump; 3] = [
     Jump {
         from: "POSTROUTING",
         to: MASQUERADE,
-        rule: "-m comment --comment portmapping -j PORTMAPPING-MASQ",
+        rule: "-m conntrack --ctstate DNAT -m comment --comment portmapping -j PORTMAPPING-MASQ",
     },
 ];
 
+/// Chains over which pods are spread by the last bits of their address: neighbours in a subnet of
+/// 256 share a chain with 15 others.
+const BUCKETS: u8 = 16;
+
 /// Mappings by the leaf chain that holds them.
 pub(super) type Leaves = BTreeMap<String, BTreeSet<Mapping>>;
+/// How many mappings lead to each pod address that has a rule; 0 where only the rule is left.
+pub(super) type Pods = BTreeMap<IpAddr, usize>;
 
 /// Turns mappings into chains.
 #[derive(Clone, Debug)]
 pub(super) struct Layout {
+    family: Family,
     settings: Settings,
     tree: Tree,
 }
 
 impl Layout {
-    pub(super) fn new(settings: Settings) -> Self {
+    pub(super) fn new(family: Family, settings: Settings) -> Self {
         let tree = Tree::new(settings.range);
-        Self { settings, tree }
+        Self {
+            family,
+            settings,
+            tree,
+        }
     }
 
     /// The chain that holds a mapping's rules.
     pub(super) fn leaf(&self, mapping: &Mapping) -> String {
         self.tree.leaf(mapping.protocol, mapping.host_port)
+    }
+
+    /// Whether a mapping has its place in the range tree.
+    pub(super) fn is_in_range(&self, mapping: &Mapping) -> bool {
+        self.tree.range().contains(mapping.host_port)
     }
 
     /// Sorts mappings into their leaves.
@@ -89,100 +107,151 @@ impl Layout {
         leaves
     }
 
+    /// The chains that lead to the rules of mappings and pods, and those without their rules.
+    pub(super) fn frame(
+        &self,
+        protocols: &BTreeSet<Protocol>,
+        leaves: &Leaves,
+    ) -> BTreeMap<String, Vec<String>> {
+        let outside = protocols
+            .iter()
+            .copied()
+            .filter(|protocol| leaves.contains_key(&Tree::outside(*protocol)));
+        let outside: Vec<Protocol> = outside.collect();
+        let mut chains = BTreeMap::from([
+            (ENTRY.to_owned(), self.entry_rules(protocols, &outside)),
+            (
+                MASQUERADE.to_owned(),
+                self.masquerade_rules(outside.is_empty()),
+            ),
+        ]);
+        for protocol in protocols {
+            chains.extend(self.tree.chains(*protocol));
+        }
+        chains.extend(outside.into_iter().map(|p| (Tree::outside(p), Vec::new())));
+        chains.extend((0..BUCKETS).map(|bucket| (bucket_chain(bucket), Vec::new())));
+        chains
+    }
+
     /// Every chain of ours with all its rules, for the protocols that have a tree.
     pub(super) fn chains(
         &self,
         protocols: &BTreeSet<Protocol>,
         leaves: &Leaves,
+        pods: &Pods,
     ) -> BTreeMap<String, Vec<String>> {
-        let mut chains = BTreeMap::from([
-            (ENTRY.to_owned(), self.entry_rules(protocols, leaves)),
-            (MASQUERADE.to_owned(), self.masquerade_rules()),
-        ]);
-        for protocol in protocols {
-            chains.extend(self.tree.chains(*protocol));
-        }
+        let mut chains = self.frame(protocols, leaves);
         for (leaf, mappings) in leaves {
-            chains.insert(leaf.clone(), self.leaf_rules(mappings));
+            chains.insert(leaf.clone(), leaf_rules(mappings));
+        }
+        for pod in pods.keys() {
+            let rules = chains.entry(bucket(*pod)).or_default();
+            rules.push(self.pod_rule(*pod));
         }
         chains
     }
 
     /// The jumps to the trees; ports outside the range have a chain only while there are some.
-    pub(super) fn entry_rules(
-        &self,
-        protocols: &BTreeSet<Protocol>,
-        leaves: &Leaves,
-    ) -> Vec<String> {
+    fn entry_rules(&self, protocols: &BTreeSet<Protocol>, outside: &[Protocol]) -> Vec<String> {
         let port = |port: HostPort| u32::from(port.get());
         let range = port(self.tree.range().first())..=port(self.tree.range().last());
+        let jumps = protocols
+            .iter()
+            .map(|protocol| tree::jump(*protocol, range.clone(), &Tree::root(*protocol)));
+        let others = outside.iter().map(|protocol| {
+            let chain = Tree::outside(*protocol);
+            format!("-p {} -g {chain}", protocol.as_kernel_str())
+        });
+        jumps.chain(others).collect()
+    }
+
+    /// Neighbours, where they need it, then the pods by the last bits of their address. Other
+    /// translated connections than ours are none of our business.
+    fn masquerade_rules(&self, in_range_only: bool) -> Vec<String> {
         let mut rules = Vec::new();
-        for protocol in protocols {
-            rules.push(tree::jump(*protocol, range.clone(), &Tree::root(*protocol)));
+        if in_range_only {
+            let (first, last) = (self.tree.range().first(), self.tree.range().last());
+            let ports = if first == last {
+                first.to_string()
+            } else {
+                format!("{first}:{last}")
+            };
+            rules.push(format!("-m conntrack ! --ctorigdstport {ports} -j RETURN"));
         }
-        for protocol in protocols {
-            let outside = Tree::outside(*protocol);
-            if leaves.contains_key(&outside) {
-                rules.push(format!("-p {} -g {outside}", protocol.as_kernel_str()));
-            }
+        let neighbours = self.settings.neighbours.iter();
+        for subnet in neighbours.filter(|subnet| subnet.family() == self.family) {
+            rules.push(format!("-s {subnet} -d {subnet} -j MASQUERADE"));
+        }
+        for bucket in 0..BUCKETS {
+            let (bits, mask): (IpAddr, IpAddr) = match self.family {
+                Family::V4 => (
+                    Ipv4Addr::from_bits(bucket.into()).into(),
+                    Ipv4Addr::from_bits((BUCKETS - 1).into()).into(),
+                ),
+                Family::V6 => (
+                    Ipv6Addr::from_bits(bucket.into()).into(),
+                    Ipv6Addr::from_bits((BUCKETS - 1).into()).into(),
+                ),
+            };
+            rules.push(format!("-d {bits}/{mask} -g {}", bucket_chain(bucket)));
         }
         rules
     }
 
-    /// The rules of one leaf.
-    pub(super) fn leaf_rules(&self, mappings: &BTreeSet<Mapping>) -> Vec<String> {
-        let mut ordered: Vec<&Mapping> = mappings.iter().collect();
-        // a rule for one host address before the rule for all of them
-        ordered.sort_by_key(|mapping| (mapping.host_port, Reverse(mapping.host_ip.is_some())));
-        ordered
-            .into_iter()
-            .flat_map(|mapping| self.mapping_rules(mapping))
-            .collect()
+    /// Masquerades what a pod sends itself: its own address as the sender would make it answer
+    /// past the node.
+    pub(super) fn pod_rule(&self, pod: IpAddr) -> String {
+        let length = self.family.host_length();
+        format!("-s {pod}/{length} -d {pod}/{length} -j MASQUERADE")
     }
 
-    /// The mark for senders whose answers would not come back through the node, then the DNAT,
-    /// which ends the packet's way through the table.
-    fn mapping_rules(&self, mapping: &Mapping) -> [String; 2] {
-        let Mapping {
-            protocol,
-            host_port,
-            host_ip,
-            pod_ip,
-            container_port,
-            owner,
-        } = mapping;
-        let protocol = protocol.as_kernel_str();
-        let host_length = |ip| super::family::Family::of(ip).host_length();
-        let sender = match self
-            .settings
-            .neighbours
-            .iter()
-            .find(|subnet| subnet.contains(*pod_ip))
-        {
-            Some(subnet) => subnet.to_string(),
-            None => format!("{pod_ip}/{}", host_length(*pod_ip)),
-        };
-        let host = host_ip.map_or(String::new(), |ip| format!("-d {ip}/{} ", host_length(ip)));
-        let ports = format!(
-            "{host}-p {protocol} -m {protocol} --dport {host_port} -m comment --comment \"{RULE_COMMENT_PREFIX}{owner}\""
-        );
-        let mark = self.settings.mark;
-        let to = SocketAddr::new(*pod_ip, container_port.get());
-        [
-            format!("-s {sender} {ports} -j MARK --set-xmark {mark}/{mark}"),
-            format!("{ports} -j DNAT --to-destination {to}"),
-        ]
+    /// The pod that a rule masquerades towards itself.
+    pub(super) fn pod_of(&self, rule: &str) -> Option<IpAddr> {
+        let (pod, _) = rule.strip_prefix("-s ")?.split_once('/')?;
+        let pod = pod.parse().ok()?;
+        (Family::of(pod) == self.family && self.pod_rule(pod) == rule).then_some(pod)
     }
+}
 
-    fn masquerade_rules(&self) -> Vec<String> {
-        let mark = self.settings.mark;
-        vec![
-            format!("-m mark ! --mark {mark}/{mark} -j RETURN"),
-            // the bit is free again for whoever looks at the packet next
-            format!("-j MARK --set-xmark 0x0/{mark}"),
-            "-j MASQUERADE".to_owned(),
-        ]
-    }
+/// The rules of one leaf.
+pub(super) fn leaf_rules(mappings: &BTreeSet<Mapping>) -> Vec<String> {
+    let mut ordered: Vec<&Mapping> = mappings.iter().collect();
+    // a rule for one host address before the rule for all of them
+    ordered.sort_by_key(|mapping| (mapping.host_port, Reverse(mapping.host_ip.is_some())));
+    ordered.into_iter().map(mapping_rule).collect()
+}
+
+/// The chain that masquerades what a pod sends itself.
+pub(super) fn bucket(pod: IpAddr) -> String {
+    let last = match pod {
+        IpAddr::V4(ip) => ip.octets()[3],
+        IpAddr::V6(ip) => ip.octets()[15],
+    };
+    bucket_chain(last % BUCKETS)
+}
+
+fn bucket_chain(bucket: u8) -> String {
+    format!("{MASQUERADE}-{bucket}")
+}
+
+/// The DNAT, which ends the packet's way through the table.
+pub(super) fn mapping_rule(mapping: &Mapping) -> String {
+    let Mapping {
+        protocol,
+        host_port,
+        host_ip,
+        pod_ip,
+        container_port,
+        owner,
+    } = mapping;
+    let protocol = protocol.as_kernel_str();
+    let host = host_ip.map_or(String::new(), |ip| {
+        format!("-d {ip}/{} ", Family::of(ip).host_length())
+    });
+    let to = SocketAddr::new(*pod_ip, container_port.get());
+    format!(
+        "{host}-p {protocol} -m {protocol} --dport {host_port} -m comment --comment \"{RULE_COMMENT_PREFIX}{owner}\" -j DNAT --to-destination {to}"
+    )
 }
 
 #[cfg(test)]

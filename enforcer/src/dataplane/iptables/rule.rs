@@ -96,6 +96,41 @@ impl Rule {
     }
 }
 
+/// The mapping of a rule that is spelled exactly as we spell it. Reading tens of thousands back is
+/// mostly this; [`Rule::parse`] understands every other spelling, and takes ten times as long.
+pub(super) fn written_by_us(text: &str, family: Family) -> Option<Mapping> {
+    let (host_ip, rest) = match text.strip_prefix("-d ") {
+        Some(rest) => {
+            let (host, rest) = rest.split_once(" -p ")?;
+            let (ip, length) = host.split_once('/')?;
+            if length != family.host_length() {
+                return None;
+            }
+            (Some(ip.parse::<IpAddr>().ok()?), rest)
+        }
+        None => (None, text.strip_prefix("-p ")?),
+    };
+    let (protocol, rest) = rest.split_once(" -m ")?;
+    let rest = rest.strip_prefix(protocol)?.strip_prefix(" --dport ")?;
+    let (host_port, rest) = rest.split_once(" -m comment --comment \"")?;
+    let rest = rest.strip_prefix(RULE_COMMENT_PREFIX)?;
+    let (owner, to) = rest.split_once("\" -j DNAT --to-destination ")?;
+    let protocol = Protocol::ALL
+        .into_iter()
+        .find(|p| p.as_kernel_str() == protocol)?;
+    let to: SocketAddr = to.parse().ok()?;
+    let mapping = Mapping {
+        protocol,
+        host_port: HostPort::new(host_port.parse().ok()?)?,
+        host_ip,
+        pod_ip: to.ip(),
+        container_port: ContainerPort::new(to.port())?,
+        owner: owner.parse().ok()?,
+    };
+    let same_family = |ip: IpAddr| Family::of(ip) == family;
+    (same_family(mapping.pod_ip) && host_ip.is_none_or(same_family)).then_some(mapping)
+}
+
 /// Whether a chain is one of ours by name.
 pub(super) fn is_our_chain(name: &str) -> bool {
     name.strip_prefix(CHAIN_PREFIX)

@@ -1,18 +1,21 @@
 //! One address family of one node: what its table has, and the transactions that change it.
+//!
+//! What was last seen is believed until the next look, so there must be one writer. A second one
+//! (an enforcer that still ends, say) can do no more harm than to double a rule, which the next
+//! look finds.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
-use portmapping_shared::{Mapping, Protocol};
+use portmapping_shared::Mapping;
 
 use crate::dataplane::{DataplaneError, Observed};
 
 use super::commands::Commands;
 use super::jumps;
-use super::layout::{JUMP_COMMENT, JUMPS, Jump, Layout, Leaves};
-use super::rule::Rule;
-use super::save::{Reference, Saved};
+use super::layout::{Layout, bucket, leaf_rules, mapping_rule};
+use super::reading::{Damage, Known};
 use super::transaction::Transaction;
-use super::tree::Tree;
 
 /// One family's rules.
 #[derive(Debug)]
@@ -23,27 +26,13 @@ pub(super) struct Side {
     known: Option<Known>,
 }
 
-/// What is in the kernel, as of the last look or change.
-#[derive(Clone, Debug, Default)]
-struct Known {
-    /// Nothing of ours is there, as on a node without mappings.
-    untouched: bool,
-    /// Protocols that have a range tree.
-    protocols: BTreeSet<Protocol>,
-    leaves: Leaves,
-    damage: Damage,
-}
-
-/// How the frame differs from what it should be.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Damage {
-    /// Chains that are missing or have other rules than ours.
-    chains: BTreeSet<String>,
-    /// Chains of ours that should not be: another layout made them.
-    obsolete: Vec<String>,
-    missing_jumps: Vec<Jump>,
-    /// Jumps that are not the first of their chain, or were edited: those rules, to be deleted.
-    misplaced_jumps: Vec<(Jump, Vec<String>)>,
+/// The chains that a change touches.
+#[derive(Debug, Default)]
+struct Touched {
+    /// To be written anew.
+    rewritten: BTreeSet<String>,
+    /// Rules to be put behind those that are there.
+    appended: Vec<(String, String)>,
 }
 
 impl Side {
@@ -73,16 +62,20 @@ impl Side {
         remove: &[&Mapping],
         create: &[&Mapping],
     ) -> Result<(), DataplaneError> {
-        let known = match self.known.take() {
-            Some(known) => known,
-            None => self.look()?,
+        // after a failure the kernel is looked at again, and what is touched is written anew
+        let (known, append) = match self.known.take() {
+            Some(known) => (known, true),
+            None => (self.look()?, false),
         };
-        if known.untouched && create.is_empty() {
+        let nothing_to_do =
+            remove.is_empty() && create.is_empty() && known.damage == Damage::default();
+        if nothing_to_do || (known.untouched && create.is_empty()) {
             self.known = Some(known);
             return Ok(());
         }
-        let (next, transaction) = self.prepare(&known, remove, create);
-        let jumps = jumps::make(&self.commands, &known.damage.missing_jumps)?;
+        let missing_jumps = known.damage.missing_jumps.clone();
+        let (next, transaction) = self.prepare(known, remove, create, append);
+        let jumps = jumps::make(&self.commands, &missing_jumps)?;
         if let Err(error) = self.commands.restore(&transaction) {
             jumps.undo(&self.commands);
             return Err(error);
@@ -101,135 +94,112 @@ impl Side {
     }
 
     fn read(&self, text: &str) -> Known {
-        let saved = Saved::parse(text);
-        let mappings = saved.chains.values().flatten().filter_map(|rule| {
-            // most rules of ours are no mapping, and this is cheaper than parsing them
-            let rule = rule.contains(" -j DNAT ").then(|| Rule::parse(rule))??;
-            rule.mapping(self.commands.family)
-        });
-        let leaves = self.layout.leaves(mappings);
-        let rooted = |protocol: &Protocol| {
-            let in_use = leaves
-                .values()
-                .flatten()
-                .any(|mapping| mapping.protocol == *protocol);
-            in_use || saved.chains.contains_key(Tree::root(*protocol).as_str())
-        };
-        let protocols: BTreeSet<Protocol> = Protocol::ALL.into_iter().filter(rooted).collect();
-        let damage = self.damage(&saved, &protocols, &leaves);
-        Known {
-            untouched: saved.is_empty(),
-            protocols,
-            leaves,
-            damage,
-        }
+        Known::read(text, self.commands.family, &self.layout)
     }
 
-    fn damage(&self, saved: &Saved<'_>, protocols: &BTreeSet<Protocol>, leaves: &Leaves) -> Damage {
-        let expected = self.layout.chains(protocols, leaves);
-        let differs = |(chain, rules): &(&String, &Vec<String>)| {
-            !saved
-                .chains
-                .get(chain.as_str())
-                .is_some_and(|found| same_rules(rules, found))
-        };
-        let mut damage = Damage {
-            chains: expected
-                .iter()
-                .filter(differs)
-                .map(|(chain, _)| chain.clone())
-                .collect(),
-            obsolete: saved
-                .chains
-                .keys()
-                .filter(|chain| !expected.contains_key(**chain))
-                .map(|chain| (*chain).to_owned())
-                .collect(),
-            ..Damage::default()
-        };
-        for jump in JUMPS {
-            let ours = jumps_of_ours(saved, &jump);
-            let first = ours
-                .first()
-                .is_some_and(|reference| reference.position == 0);
-            match ours.as_slice() {
-                [] => damage.missing_jumps.push(jump),
-                [only] if first && same_rules(&[jump.rule], &[only.rule]) => {}
-                _ => {
-                    let found = ours
-                        .iter()
-                        .map(|reference| reference.rule.to_owned())
-                        .collect();
-                    damage.misplaced_jumps.push((jump, found));
-                }
-            }
-        }
-        damage
-    }
-
-    /// What will be there, and the transaction that leads there.
+    /// What will be there, and the transaction that leads there. Without damage and without a new
+    /// protocol it costs no more than the change is large.
     fn prepare(
         &self,
-        known: &Known,
+        mut known: Known,
         remove: &[&Mapping],
         create: &[&Mapping],
+        append: bool,
     ) -> (Known, Transaction) {
-        let mut next = known.clone();
-        let mut touched = known.damage.chains.clone();
-        for mapping in remove {
-            let leaf = self.layout.leaf(mapping);
-            if let Some(mappings) = next.leaves.get_mut(&leaf) {
-                mappings.remove(*mapping);
-            }
-            touched.insert(leaf);
+        let frame_stays = known.damage.chains.is_empty()
+            && create.iter().all(|m| known.protocols.contains(&m.protocol))
+            && remove
+                .iter()
+                .chain(create)
+                .all(|m| self.layout.is_in_range(m));
+        let before = (!frame_stays).then(|| self.chains(&known));
+        let damage = std::mem::take(&mut known.damage);
+        known.untouched = false;
+        let mut touched = self.change(&mut known, remove, create);
+        if !append || before.is_some() {
+            let appended = touched.appended.drain(..).map(|(chain, _)| chain);
+            touched.rewritten.extend(appended);
         }
-        for mapping in create {
-            let leaf = self.layout.leaf(mapping);
-            next.leaves
-                .entry(leaf.clone())
-                .or_default()
-                .insert((*mapping).clone());
-            next.protocols.insert(mapping.protocol);
-            touched.insert(leaf);
-        }
-        next.leaves.retain(|_, mappings| !mappings.is_empty());
-        next.damage = Damage::default();
-        next.untouched = false;
-        let transaction = self.transaction(known, &next, &touched);
-        (next, transaction)
+        let transaction = self.transaction(&known, before, damage, touched);
+        (known, transaction)
     }
 
-    fn transaction(&self, known: &Known, next: &Known, touched: &BTreeSet<String>) -> Transaction {
-        let same_frame = known.protocols == next.protocols
-            && outside_chains(&known.leaves).eq(outside_chains(&next.leaves))
-            && known.damage.chains.is_empty();
-        let mut chains = BTreeMap::new();
-        let mut obsolete = known.damage.obsolete.clone();
-        if same_frame {
-            for leaf in touched {
-                let rules = next
-                    .leaves
-                    .get(leaf)
-                    .map(|mappings| self.layout.leaf_rules(mappings));
-                chains.insert(leaf.clone(), rules.unwrap_or_default());
+    fn chains(&self, known: &Known) -> BTreeMap<String, Vec<String>> {
+        self.layout
+            .chains(&known.protocols, &known.leaves, &known.pods)
+    }
+
+    fn change(&self, known: &mut Known, remove: &[&Mapping], create: &[&Mapping]) -> Touched {
+        let mut touched = Touched::default();
+        for mapping in remove {
+            let leaf = self.layout.leaf(mapping);
+            if let Entry::Occupied(mut found) = known.leaves.entry(leaf.clone()) {
+                if found.get_mut().remove(*mapping)
+                    && let Some(count) = known.pods.get_mut(&mapping.pod_ip)
+                {
+                    *count = count.saturating_sub(1);
+                }
+                if found.get().is_empty() {
+                    found.remove();
+                }
             }
-        } else {
-            let before = self.layout.chains(&known.protocols, &known.leaves);
-            let mut after = self.layout.chains(&next.protocols, &next.leaves);
-            obsolete.extend(
-                before
-                    .keys()
-                    .filter(|chain| !after.contains_key(*chain))
-                    .cloned(),
-            );
-            after.retain(|chain, rules| {
-                touched.contains(chain) || before.get(chain).is_none_or(|old| old != rules)
-            });
-            chains = after;
+            touched.rewritten.insert(leaf);
         }
+        for mapping in create {
+            known.protocols.insert(mapping.protocol);
+            let leaf = self.layout.leaf(mapping);
+            let mappings = known.leaves.entry(leaf.clone()).or_default();
+            // rules of one port have an order
+            let alone = mappings.iter().all(|m| m.host_port != mapping.host_port);
+            if mappings.insert((*mapping).clone()) {
+                let had_rule = known.pods.contains_key(&mapping.pod_ip);
+                let pods = known.pods.entry(mapping.pod_ip).or_default();
+                *pods += 1;
+                if !had_rule {
+                    let rule = self.layout.pod_rule(mapping.pod_ip);
+                    touched.appended.push((bucket(mapping.pod_ip), rule));
+                }
+            }
+            if alone {
+                touched.appended.push((leaf, mapping_rule(mapping)));
+            } else {
+                touched.rewritten.insert(leaf);
+            }
+        }
+        let left = known.pods.extract_if(.., |_, count| *count == 0);
+        let left = left.map(|(pod, _)| bucket(pod));
+        touched.rewritten.extend(left);
+        let rewritten = &touched.rewritten;
+        touched
+            .appended
+            .retain(|(chain, _)| !rewritten.contains(chain));
+        touched
+    }
+
+    fn transaction(
+        &self,
+        known: &Known,
+        before: Option<BTreeMap<String, Vec<String>>>,
+        damage: Damage,
+        touched: Touched,
+    ) -> Transaction {
+        let mut obsolete = damage.obsolete;
+        let chains = if let Some(before) = before {
+            let mut after = self.chains(known);
+            let gone = before.keys().filter(|chain| !after.contains_key(*chain));
+            obsolete.extend(gone.cloned());
+            after.retain(|chain, rules| {
+                damage.chains.contains(chain)
+                    || touched.rewritten.contains(chain)
+                    || before.get(chain).is_none_or(|old| old != rules)
+            });
+            after
+        } else {
+            self.rules_of(known, touched.rewritten)
+        };
         // a chain that was obsolete as it stood may be wanted again
         obsolete.retain(|chain| !chains.contains_key(chain));
-        let misplaced = || known.damage.misplaced_jumps.iter();
+        let misplaced = || damage.misplaced_jumps.iter();
         let deletions = misplaced().flat_map(|(jump, rules)| {
             rules
                 .iter()
@@ -237,6 +207,7 @@ impl Side {
         });
         Transaction {
             chains,
+            appended: touched.appended,
             obsolete,
             deleted: deletions.collect(),
             inserted: misplaced()
@@ -244,32 +215,25 @@ impl Side {
                 .collect(),
         }
     }
-}
 
-/// Chains for ports outside the range, which the entry chain names.
-fn outside_chains(leaves: &Leaves) -> impl Iterator<Item = &String> {
-    let outside = Protocol::ALL.map(Tree::outside);
-    leaves.keys().filter(move |chain| outside.contains(chain))
-}
-
-/// The jumps in a built-in chain that we made, be they edited or doubled.
-fn jumps_of_ours<'a>(saved: &Saved<'a>, jump: &Jump) -> Vec<Reference<'a>> {
-    let ours = |reference: &&Reference<'a>| {
-        reference.chain == jump.from
-            && Rule::parse(reference.rule)
-                .is_some_and(|rule| rule.value("--comment") == Some(JUMP_COMMENT))
-    };
-    saved.references.iter().filter(ours).copied().collect()
-}
-
-/// Whether the rules mean the same, however they are spelled.
-fn same_rules<A: AsRef<str>, B: AsRef<str>>(expected: &[A], found: &[B]) -> bool {
-    expected.len() == found.len()
-        && expected.iter().zip(found).all(|(expected, found)| {
-            let (expected, found) = (expected.as_ref(), found.as_ref());
-            expected == found
-                || Rule::parse(expected).is_some_and(|rule| Rule::parse(found) == Some(rule))
-        })
+    /// The rules of leaves and of chains of pods.
+    fn rules_of(&self, known: &Known, chains: BTreeSet<String>) -> BTreeMap<String, Vec<String>> {
+        let rules = |chain: &String| {
+            if let Some(mappings) = known.leaves.get(chain) {
+                return leaf_rules(mappings);
+            }
+            let pods = known.pods.keys();
+            let here = pods.filter(|pod| bucket(**pod) == *chain);
+            here.map(|pod| self.layout.pod_rule(*pod)).collect()
+        };
+        chains
+            .into_iter()
+            .map(|chain| {
+                let rules = rules(&chain);
+                (chain, rules)
+            })
+            .collect()
+    }
 }
 
 #[cfg(test)]

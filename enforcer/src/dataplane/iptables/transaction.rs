@@ -8,6 +8,8 @@ use std::fmt::Write as _;
 pub(super) struct Transaction {
     /// Chains of ours to be made, or emptied and filled again.
     pub(super) chains: BTreeMap<String, Vec<String>>,
+    /// Rules to be put last into chains of ours that stay as they are else: chain and rule.
+    pub(super) appended: Vec<(String, String)>,
     /// Chains of ours to be removed.
     pub(super) obsolete: Vec<String>,
     /// Rules to be deleted from built-in chains: chain and rule.
@@ -45,6 +47,9 @@ impl Transaction {
             for rule in rules {
                 line(&["-A", chain, rule]);
             }
+        }
+        for (chain, rule) in &self.appended {
+            line(&["-A", chain, rule]);
         }
         for chain in &self.obsolete {
             line(&["-X", chain]);

@@ -1,28 +1,6 @@
 use super::*;
 
 #[test]
-fn mark_is_one_bit_that_nobody_has() {
-    for good in ["0x1000", "4096", "0x80000000", "1", " 0x10 "] {
-        assert!(good.parse::<MarkBit>().is_ok(), "{good}");
-    }
-    for bad in [
-        "",
-        "0",
-        "0x0",
-        "0x3000",
-        "0x2000",
-        "0x4000",
-        "32768",
-        "0x100000000",
-        "mark",
-        "-1",
-    ] {
-        assert!(bad.parse::<MarkBit>().is_err(), "{bad}");
-    }
-    assert_eq!(MarkBit::default().to_string(), "0x1000");
-}
-
-#[test]
 fn subnet_is_masked_and_knows_its_addresses() {
     let subnet: Subnet = "10.244.1.77/24".parse().unwrap();
     assert_eq!(subnet.to_string(), "10.244.1.0/24");

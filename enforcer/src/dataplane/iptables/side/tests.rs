@@ -3,10 +3,13 @@
 use proptest::prelude::*;
 
 use super::super::family::{Family, Flavour};
+use super::super::layout::JUMPS;
+use super::super::rule::Rule;
 use super::super::settings::Settings;
 use super::super::testing::{any_mapping, any_range, hostile_text, map, range};
 use super::*;
 use crate::dataplane::exec::Tools;
+use portmapping_shared::Protocol;
 
 /// Table nat: chains with their rules. Built-in chains are always there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,12 +84,17 @@ impl Table {
 
     /// What [`Side::apply`] does, on this table.
     fn apply(&mut self, side: &Side, desired: &BTreeSet<Mapping>) -> Known {
+        self.apply_by(side, desired, true)
+    }
+
+    fn apply_by(&mut self, side: &Side, desired: &BTreeSet<Mapping>, append: bool) -> Known {
         let known = side.read(&self.text());
         let present: BTreeSet<Mapping> = known.leaves.values().flatten().cloned().collect();
         let remove: Vec<&Mapping> = present.difference(desired).collect();
         let create: Vec<&Mapping> = desired.difference(&present).collect();
-        let (next, transaction) = side.prepare(&known, &remove, &create);
-        for jump in &known.damage.missing_jumps {
+        let missing_jumps = known.damage.missing_jumps.clone();
+        let (next, transaction) = side.prepare(known, &remove, &create, append);
+        for jump in &missing_jumps {
             self.0.entry(jump.to.to_owned()).or_default();
             self.0
                 .get_mut(jump.from)
@@ -111,7 +119,7 @@ impl Table {
 
 fn side(range: portmapping_shared::PortRange) -> Side {
     let commands = Commands::new(Family::V4, Flavour::Nft, Tools::default());
-    Side::new(commands, Layout::new(Settings::new(range)))
+    Side::new(commands, Layout::new(Family::V4, Settings::new(range)))
 }
 
 fn some() -> BTreeSet<Mapping> {
@@ -127,22 +135,70 @@ fn change_names_only_the_leaf_it_touches() {
     let side = side(range("20000-29999"));
     let mut table = Table::new();
     table.apply(&side, &some());
-    let known = side.read(&table.text());
     let (gone, new) = (
         map(Protocol::Tcp, 20001, "10.244.1.7", 80),
         map(Protocol::Tcp, 20002, "10.244.1.7", 80),
     );
-    let (_, transaction) = side.prepare(&known, &[&gone], &[&new]);
+    let known = side.read(&table.text());
+    let (_, transaction) = side.prepare(known, &[&gone], &[&new], true);
+    let expected = Transaction {
+        chains: [(
+            "PORTMAPPING-TCP-20000-20021".to_owned(),
+            vec![
+                mapping_rule(&map(Protocol::Tcp, 20000, "10.244.1.7", 80)),
+                mapping_rule(&new),
+            ],
+        )]
+        .into(),
+        ..Transaction::default()
+    };
+    assert_eq!(transaction, expected);
+}
+
+#[test]
+fn new_mapping_is_appended() {
+    let side = side(range("20000-29999"));
+    let mut table = Table::new();
+    table.apply(&side, &some());
+    let new = map(Protocol::Tcp, 20002, "10.244.1.8", 80);
+    let (known, transaction) = side.prepare(side.read(&table.text()), &[], &[&new], true);
+    let expected = Transaction {
+        appended: vec![
+            (
+                "PORTMAPPING-MASQ-8".to_owned(),
+                "-s 10.244.1.8/32 -d 10.244.1.8/32 -j MASQUERADE".to_owned(),
+            ),
+            ("PORTMAPPING-TCP-20000-20021".to_owned(), mapping_rule(&new)),
+        ],
+        ..Transaction::default()
+    };
+    assert_eq!(transaction, expected);
+    // its last mapping takes the pod's own rule along
+    let (_, transaction) = side.prepare(known, &[&new], &[], true);
     assert_eq!(
         transaction.chains.keys().collect::<Vec<_>>(),
-        ["PORTMAPPING-TCP-20000-20021"]
+        ["PORTMAPPING-MASQ-8", "PORTMAPPING-TCP-20000-20021"]
     );
-    assert_eq!(transaction.chains.values().map(Vec::len).sum::<usize>(), 4);
-    let others = Transaction {
-        chains: BTreeMap::new(),
-        ..transaction
-    };
-    assert!(others.is_empty());
+}
+
+#[test]
+fn rule_appended_twice_is_damage() {
+    let side = side(range("20000-29999"));
+    let mut table = Table::new();
+    table.apply(&side, &some());
+    let new = map(Protocol::Tcp, 20002, "10.244.1.7", 80);
+    let (_, transaction) = side.prepare(side.read(&table.text()), &[], &[&new], true);
+    for _ in 0..2 {
+        table.restore(&transaction.text().unwrap());
+    }
+    let known = side.read(&table.text());
+    assert_eq!(
+        known.damage.chains,
+        ["PORTMAPPING-TCP-20000-20021".to_owned()].into()
+    );
+    let desired: BTreeSet<Mapping> = some().into_iter().chain([new]).collect();
+    table.apply(&side, &desired);
+    table.assert_is(&side, &desired);
 }
 
 #[test]
@@ -151,7 +207,7 @@ fn whole_table_needs_no_transaction() {
     let mut table = Table::new();
     table.apply(&side, &some());
     let known = side.read(&table.text());
-    let (next, transaction) = side.prepare(&known, &[], &[]);
+    let (next, transaction) = side.prepare(known.clone(), &[], &[], true);
     assert!(transaction.is_empty());
     assert_eq!(next.leaves, known.leaves);
 }
@@ -267,13 +323,15 @@ proptest! {
     #[test]
     fn any_desired_set_follows_any_other(
         steps in prop::collection::vec(prop::collection::btree_set(any_mapping(Family::V4), 0..12), 1..5),
+        append: bool,
     ) {
         let side = side(range("20000-20200"));
         let mut table = Table::new();
         for desired in steps {
-            let next = table.apply(&side, &desired);
+            let next = table.apply_by(&side, &desired, append);
             table.assert_is(&side, &desired);
-            prop_assert_eq!(next.leaves, side.read(&table.text()).leaves);
+            let read = side.read(&table.text());
+            prop_assert_eq!((next.leaves, next.pods), (read.leaves, read.pods));
         }
     }
 
@@ -302,7 +360,7 @@ proptest! {
     fn no_text_makes_it_panic(text in hostile_text()) {
         let side = side(range("20000-20007"));
         let known = side.read(&text);
-        let _ = side.prepare(&known, &[], &[]).1.text();
+        let _ = side.prepare(known, &[], &[], true).1.text();
     }
 }
 

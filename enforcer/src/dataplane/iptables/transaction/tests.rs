@@ -21,6 +21,7 @@ fn declares_before_it_fills_and_removes_last() {
             ),
             ("PORTMAPPING-TCP".to_owned(), vec![]),
         ]),
+        appended: owned(&[("PORTMAPPING-UDP-1-2", "-j DNAT")]),
         obsolete: vec!["PORTMAPPING-OLD".to_owned()],
         deleted: owned(&[("PREROUTING", "-j PORTMAPPING")]),
         inserted: owned(&[("PREROUTING", "-j PORTMAPPING")]),
@@ -33,6 +34,7 @@ fn declares_before_it_fills_and_removes_last() {
 -I PREROUTING 1 -j PORTMAPPING
 -A PORTMAPPING -p tcp -g A
 -A PORTMAPPING -p udp -g B
+-A PORTMAPPING-UDP-1-2 -j DNAT
 -X PORTMAPPING-OLD
 COMMIT
 ";

@@ -1,0 +1,198 @@
+//! What a table has of ours, and where that differs from what it should be. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use portmapping_shared::{Mapping, Protocol};
+
+use super::family::Family;
+use super::layout::{JUMP_COMMENT, JUMPS, Jump, Layout, Leaves, Pods, bucket, mapping_rule};
+use super::rule::Rule;
+use super::save::{Reference, Saved};
+use super::tree::Tree;
+
+/// What is in the kernel, as of the last look or change.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Known {
+    /// Nothing of ours is there, as on a node without mappings.
+    pub(super) untouched: bool,
+    /// Protocols that have a range tree.
+    pub(super) protocols: BTreeSet<Protocol>,
+    pub(super) leaves: Leaves,
+    pub(super) pods: Pods,
+    pub(super) damage: Damage,
+}
+
+/// How the frame differs from what it should be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Damage {
+    /// Chains that are missing or have other rules than ours.
+    pub(super) chains: BTreeSet<String>,
+    /// Chains of ours that should not be: another layout made them.
+    pub(super) obsolete: Vec<String>,
+    pub(super) missing_jumps: Vec<Jump>,
+    /// Jumps that are not the first of their chain, or were edited: those rules, to be deleted.
+    pub(super) misplaced_jumps: Vec<(Jump, Vec<String>)>,
+}
+
+impl Known {
+    /// Reads what iptables-save printed.
+    pub(super) fn read(text: &str, family: Family, layout: &Layout) -> Self {
+        let saved = Saved::parse(text);
+        let mut whole = BTreeMap::new();
+        let mut found = Vec::new();
+        for (chain, rules) in &saved.chains {
+            let mappings: Vec<Option<Mapping>> =
+                rules.iter().map(|rule| mapping_of(rule, family)).collect();
+            if is_whole_leaf(chain, &mappings, layout) {
+                whole.insert(*chain, mappings.len());
+            }
+            found.extend(mappings.into_iter().flatten());
+        }
+        let leaves = layout.leaves(found);
+        let mut pods = Pods::new();
+        for (chain, rules) in &saved.chains {
+            let found = rules.iter().filter_map(|rule| layout.pod_of(rule));
+            let here = found.filter(|pod| bucket(*pod) == *chain);
+            pods.extend(here.map(|pod| (pod, 0)));
+        }
+        for mapping in leaves.values().flatten() {
+            *pods.entry(mapping.pod_ip).or_default() += 1;
+        }
+        let rooted = |protocol: &Protocol| {
+            let in_use = leaves
+                .values()
+                .flatten()
+                .any(|mapping| mapping.protocol == *protocol);
+            in_use || saved.chains.contains_key(Tree::root(*protocol).as_str())
+        };
+        let protocols: BTreeSet<Protocol> = Protocol::ALL.into_iter().filter(rooted).collect();
+        let known = Self {
+            untouched: saved.is_empty(),
+            protocols,
+            leaves,
+            pods,
+            damage: Damage::default(),
+        };
+        let damage = known.damage(&saved, &whole, layout);
+        Self { damage, ..known }
+    }
+
+    fn damage(&self, saved: &Saved<'_>, whole: &BTreeMap<&str, usize>, layout: &Layout) -> Damage {
+        let mut expected = layout.frame(&self.protocols, &self.leaves);
+        for pod in self.pods.keys() {
+            let rules = expected.entry(bucket(*pod)).or_default();
+            rules.push(layout.pod_rule(*pod));
+        }
+        let differs = |chain: &String, rules: &Vec<String>| match (
+            self.leaves.get(chain),
+            saved.chains.get(chain.as_str()),
+        ) {
+            (_, None) => true,
+            (Some(mappings), Some(_)) => whole.get(chain.as_str()) != Some(&mappings.len()),
+            (None, Some(found)) => {
+                !(same_rules(rules, found) || is_bucket(chain) && same_set(rules, found))
+            }
+        };
+        let mut damage = Damage {
+            chains: expected
+                .iter()
+                .filter(|(chain, rules)| differs(chain, rules))
+                .map(|(chain, _)| chain.clone())
+                .collect(),
+            obsolete: saved
+                .chains
+                .keys()
+                .filter(|chain| !expected.contains_key(**chain))
+                .map(|chain| (*chain).to_owned())
+                .collect(),
+            ..Damage::default()
+        };
+        for jump in JUMPS {
+            let ours = jumps_of_ours(saved, &jump);
+            let first = ours
+                .first()
+                .is_some_and(|reference| reference.position == 0);
+            match ours.as_slice() {
+                [] => damage.missing_jumps.push(jump),
+                [only] if first && same_rules(&[jump.rule], &[only.rule]) => {}
+                _ => {
+                    let found = ours
+                        .iter()
+                        .map(|reference| reference.rule.to_owned())
+                        .collect();
+                    damage.misplaced_jumps.push((jump, found));
+                }
+            }
+        }
+        damage
+    }
+}
+
+/// The mapping that a rule carries, if it is written as we write it or means the same.
+fn mapping_of(rule: &str, family: Family) -> Option<Mapping> {
+    // most rules of ours are no mapping, and this is cheaper than parsing them
+    if !rule.contains(" -j DNAT ") {
+        return None;
+    }
+    super::rule::written_by_us(rule, family).or_else(|| {
+        let rule = Rule::parse(rule)?;
+        let mapping = rule.mapping(family)?;
+        (Rule::parse(&mapping_rule(&mapping)) == Some(rule)).then_some(mapping)
+    })
+}
+
+/// Whether a chain has nothing but mappings that belong there, each once, and where two share a
+/// port the one with a host address first. Their order is else of no account: new ones are appended.
+fn is_whole_leaf(chain: &str, mappings: &[Option<Mapping>], layout: &Layout) -> bool {
+    let mut seen = BTreeSet::new();
+    let mut everywhere = BTreeSet::new();
+    mappings.iter().all(|mapping| {
+        let Some(mapping) = mapping else { return false };
+        let port = (mapping.protocol, mapping.host_port);
+        let reached = mapping.host_ip.is_none() || !everywhere.contains(&port);
+        if mapping.host_ip.is_none() {
+            everywhere.insert(port);
+        }
+        reached && seen.insert(mapping) && layout.leaf(mapping) == chain
+    })
+}
+
+fn is_bucket(chain: &str) -> bool {
+    chain
+        .strip_prefix(super::layout::MASQUERADE)
+        .is_some_and(|rest| rest.starts_with('-'))
+}
+
+/// The jumps in a built-in chain that we made, be they edited or doubled.
+fn jumps_of_ours<'a>(saved: &Saved<'a>, jump: &Jump) -> Vec<Reference<'a>> {
+    let ours = |reference: &&Reference<'a>| {
+        reference.chain == jump.from
+            && Rule::parse(reference.rule)
+                .is_some_and(|rule| rule.value("--comment") == Some(JUMP_COMMENT))
+    };
+    saved.references.iter().filter(ours).copied().collect()
+}
+
+/// Whether the rules mean the same, however they are spelled.
+fn same_rules<A: AsRef<str>, B: AsRef<str>>(expected: &[A], found: &[B]) -> bool {
+    expected.len() == found.len()
+        && expected.iter().zip(found).all(|(expected, found)| {
+            let (expected, found) = (expected.as_ref(), found.as_ref());
+            expected == found
+                || Rule::parse(expected).is_some_and(|rule| Rule::parse(found) == Some(rule))
+        })
+}
+
+/// Whether the rules are the same but for their order.
+fn same_set(expected: &[String], found: &[&str]) -> bool {
+    let mut sorted = (
+        expected.iter().map(String::as_str).collect::<Vec<_>>(),
+        found.to_vec(),
+    );
+    sorted.0.sort_unstable();
+    sorted.1.sort_unstable();
+    same_rules(&sorted.0, &sorted.1)
+}
+
+#[cfg(test)]
+mod tests;

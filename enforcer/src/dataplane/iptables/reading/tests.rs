@@ -1,0 +1,74 @@
+use super::super::settings::Settings;
+use super::super::testing::{any_mapping, map, range};
+use super::*;
+use proptest::prelude::*;
+
+fn layout() -> Layout {
+    Layout::new(Family::V4, Settings::new(range("20000-29999")))
+}
+
+fn is_whole(mappings: &[Mapping]) -> bool {
+    let mappings: Vec<_> = mappings.iter().cloned().map(Some).collect();
+    is_whole_leaf("PORTMAPPING-TCP-20000-20021", &mappings, &layout())
+}
+
+fn with_host(mapping: Mapping, host: &str) -> Mapping {
+    Mapping {
+        host_ip: Some(host.parse().unwrap()),
+        ..mapping
+    }
+}
+
+#[test]
+fn leaf_is_whole_in_any_order_of_ports() {
+    let tcp = |port| map(Protocol::Tcp, port, "10.244.1.7", 80);
+    assert!(is_whole(&[]));
+    assert!(is_whole(&[tcp(20001), tcp(20000), tcp(20021)]));
+    assert!(!is_whole(&[tcp(20001), tcp(20001)]), "twice");
+    assert!(!is_whole(&[tcp(20022)]), "of the next leaf");
+    assert!(!is_whole_leaf(
+        "PORTMAPPING-TCP-20000-20021",
+        &[None],
+        &layout()
+    ));
+}
+
+#[test]
+fn host_address_goes_first() {
+    let all = map(Protocol::Tcp, 20000, "10.244.1.7", 80);
+    let one = with_host(all.clone(), "192.0.2.1");
+    let two = with_host(all.clone(), "192.0.2.2");
+    assert!(is_whole(&[one.clone(), two.clone(), all.clone()]));
+    assert!(!is_whole(&[one.clone(), all.clone(), two]));
+    assert!(!is_whole(&[all, one]));
+}
+
+proptest! {
+    #[test]
+    fn short_way_and_long_way_read_the_same(
+        (family, mapping) in prop_oneof![
+            any_mapping(Family::V4).prop_map(|m| (Family::V4, m)),
+            any_mapping(Family::V6).prop_map(|m| (Family::V6, m)),
+        ],
+    ) {
+        let rule = mapping_rule(&mapping);
+        prop_assert_eq!(super::super::rule::written_by_us(&rule, family), Some(mapping.clone()));
+        prop_assert_eq!(Rule::parse(&rule).unwrap().mapping(family), Some(mapping));
+    }
+
+    #[test]
+    fn changed_text_is_no_other_mapping_by_the_short_way(
+        mapping in any_mapping(Family::V4),
+        at: prop::sample::Index,
+        with in any::<char>(),
+    ) {
+        let rule = mapping_rule(&mapping);
+        let mut chars: Vec<char> = rule.chars().collect();
+        *at.get_mut(&mut chars) = with;
+        let changed: String = chars.into_iter().collect();
+        if let Some(read) = super::super::rule::written_by_us(&changed, Family::V4) {
+            let again = mapping_rule(&read);
+            prop_assert_eq!(Rule::parse(&again), Rule::parse(&changed));
+        }
+    }
+}
