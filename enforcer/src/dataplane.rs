@@ -40,6 +40,9 @@ pub trait Dataplane: Send {
     /// all of it is in the kernel afterwards, or (on error) the family is as it was.
     fn apply(&mut self, plan: &Plan) -> Result<(), DataplaneError>;
 
+    /// How often stale flows of changed mappings could not be cleared so far.
+    fn clear_failures(&self) -> u64;
+
     /// Removes every trace of ours, going on past failures.
     fn uninstall(&mut self) -> Result<(), DataplaneError>;
 }

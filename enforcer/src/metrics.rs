@@ -38,6 +38,8 @@ pub struct Metrics {
     quarantined: Gauge,
     free: Family<ByProtocol, Gauge>,
     damaged: Counter,
+    repairs: Counter,
+    clear_failures: Counter,
     uptime: Gauge<f64, AtomicU64>,
 }
 
@@ -57,6 +59,8 @@ impl Metrics {
             quarantined: Gauge::default(),
             free: Family::default(),
             damaged: Counter::default(),
+            repairs: Counter::default(),
+            clear_failures: Counter::default(),
             uptime: Gauge::default(),
         };
         registry.register(
@@ -97,6 +101,16 @@ impl Metrics {
             metrics.damaged.clone(),
         );
         registry.register(
+            "repairs",
+            "Change sets that put altered rules back",
+            metrics.repairs.clone(),
+        );
+        registry.register(
+            "conntrack_failures",
+            "Changes whose stale flows could not be cleared",
+            metrics.clear_failures.clone(),
+        );
+        registry.register(
             "uptime_seconds",
             "Time since the start",
             metrics.uptime.clone(),
@@ -118,6 +132,16 @@ impl Metrics {
     /// Counts rules found altered.
     pub fn damage(&self) {
         self.damaged.inc();
+    }
+
+    /// Counts altered rules that are back.
+    pub fn repaired(&self) {
+        self.repairs.inc();
+    }
+
+    /// Counts changes whose stale flows could not be cleared.
+    pub fn clear_failures(&self, more: u64) {
+        self.clear_failures.inc_by(more);
     }
 
     /// Shows a snapshot.

@@ -111,6 +111,8 @@ pub struct Reconciler {
     started: Instant,
     observing: bool,
     changing: bool,
+    /// Rules were found altered and are not back yet.
+    damaged: bool,
     /// Asked to look while a look or a change was under way: look once more after it.
     look_again: bool,
     /// Changes begun so far: a reading that one of them overlapped says nothing.
@@ -130,6 +132,7 @@ impl Reconciler {
             started,
             observing: false,
             changing: false,
+            damaged: false,
             look_again: false,
             changes: 0,
             mappings_seen: None,
@@ -253,6 +256,9 @@ impl Reconciler {
             }
             Done::Programmed(plan, outcome) => {
                 self.changing = false;
+                if outcome.is_ok() && std::mem::take(&mut self.damaged) {
+                    self.drivers.metrics.repaired();
+                }
                 self.state.programmed(now, &plan, outcome);
                 self.show();
                 self.look_once_more();
@@ -282,10 +288,11 @@ impl Reconciler {
     }
 
     /// Logs and counts what somebody did to our rules.
-    fn compare(&self, observed: &Observed) {
+    fn compare(&mut self, observed: &Observed) {
         let believed = self.mappings_seen.unwrap_or(observed.mappings.len());
         if !observed.intact || observed.mappings.len() != believed {
             self.drivers.metrics.damage();
+            self.damaged = true;
             tracing::warn!(
                 intact = observed.intact,
                 found = observed.mappings.len(),

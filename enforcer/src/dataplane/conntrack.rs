@@ -3,39 +3,50 @@
 //! A datagram flow stays with the pod it was first sent to, or with nobody where its sender began
 //! before the mapping existed, for as long as it is used. So once rules have changed, the UDP and
 //! SCTP entries that contradict them are deleted. TCP is left alone: its peers notice.
+//!
+//! This is also all that a client needs that sent too early: the entry it made is gone some
+//! milliseconds after the rules are there, and its next datagram makes another. A rule that
+//! refuses datagrams to unmapped ports would prevent the entry, but would have to stand before
+//! every accepting rule of others, and cannot tell a stranger's port within the range.
+//!
+//! Which flows contradict cannot be said in a filter of the kernel's (a flow that the node only
+//! forwards to the same port number is not ours), so the entries of a changed port are asked for,
+//! which the kernel filters, and those that contradict are deleted one by one by name.
 
-use std::collections::BTreeSet;
+mod entry;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, UdpSocket};
 
 use portmapping_shared::{Mapping, Protocol};
+use rustix::io::Errno;
 
-use super::exec::{ExecError, Tools};
 use super::iptables::Family;
+use super::netlink::{NetlinkError, Options, Socket};
+use entry::Entry;
 
-const PROGRAM: &str = "conntrack";
-/// What `conntrack` says besides its exit status 1 when it found nothing to delete.
-const NOTHING_DELETED: &str = "0 flow entries";
+/// With more changed ports than this, all entries of a protocol are read once instead of those of
+/// each port. A filtered reading costs the kernel a ninth of a full one.
+const MAX_READINGS: usize = 8;
+/// How often a change is looked after; answers can be lost once.
+const TRIES: usize = 2;
 
-/// Deletes stale entries through the `conntrack` program.
-#[derive(Debug)]
+/// Deletes stale entries over netlink.
+#[derive(Debug, Default)]
 pub struct Conntrack {
-    tools: Tools,
+    /// Opened at the first change, in the network namespace of the caller.
+    socket: Option<Socket>,
     failures: u64,
-    said_missing: bool,
 }
 
 impl Conntrack {
-    /// Nothing is run before the first change.
+    /// Nothing is opened before the first change.
     #[must_use]
-    pub fn new(tools: Tools) -> Self {
-        Self {
-            tools,
-            failures: 0,
-            said_missing: false,
-        }
+    pub fn new() -> Self {
+        Self::default()
     }
 
-    /// How often entries could not be looked for; without the program, at every change.
+    /// How often entries could not be looked for or deleted.
     #[must_use]
     pub fn failures(&self) -> u64 {
         self.failures
@@ -45,158 +56,126 @@ impl Conntrack {
     /// already. Failures are logged and counted: the rules stand, and stale entries time out.
     pub(super) fn clear(&mut self, family: Family, removed: &[&Mapping], created: &[&Mapping]) {
         for protocol in [Protocol::Udp, Protocol::Sctp] {
-            let of_protocol = |mapping: &&&Mapping| mapping.protocol == protocol;
-            let change = Change {
-                removed: removed.iter().filter(of_protocol).copied().collect(),
-                created: created.iter().filter(of_protocol).copied().collect(),
-            };
-            if let Err(error) = self.clear_protocol(family, protocol, &change) {
+            let change = Change::new(protocol, removed, created);
+            let mut outcome = Ok(());
+            for _ in 0..TRIES {
+                outcome = self.clear_protocol(family, protocol, &change);
+                if outcome.is_ok() {
+                    break;
+                }
+            }
+            if let Err(error) = outcome {
                 self.failures += 1;
-                self.complain(&error);
+                let error: &dyn std::error::Error = &error;
+                tracing::warn!(
+                    error,
+                    %family,
+                    %protocol,
+                    "stale conntrack entries could not be deleted: clients may reach a former \
+                     destination until their flows time out"
+                );
             }
         }
     }
 
     fn clear_protocol(
-        &self,
+        &mut self,
         family: Family,
         protocol: Protocol,
         change: &Change<'_>,
-    ) -> Result<(), ClearError> {
+    ) -> Result<(), NetlinkError> {
         let ports = change.ports();
-        let Some(port) = ports.first() else {
+        if ports.is_empty() {
             return Ok(());
-        };
-        let (family, protocol) = (family_name(family), protocol.as_kernel_str());
-        let port = port.to_string();
-        let mut list = vec!["-L", "-f", family, "-p", protocol];
-        if ports.len() == 1 {
-            list.extend(["--orig-port-dst", &port]);
         }
-        let text = self.run(&list)?;
-        let stale: BTreeSet<Entry> = text
-            .lines()
-            .filter_map(Entry::parse)
-            .filter(|entry| change.contradicts(entry, is_local))
-            .collect();
-        for entry in stale {
-            let (dst, port, from) = (
-                entry.dst.to_string(),
-                entry.port.to_string(),
-                entry.answered_by.to_string(),
-            );
-            let mut delete = vec!["-D", "-f", family, "-p", protocol];
-            delete.extend([
-                "--orig-dst",
-                &dst,
-                "--orig-port-dst",
-                &port,
-                "--reply-src",
-                &from,
-            ]);
-            self.run(&delete)?;
+        let socket = match &mut self.socket {
+            Some(socket) => socket,
+            none => none.insert(Socket::open(Options::default())?),
+        };
+        let readings: Vec<Option<u16>> = if ports.len() > MAX_READINGS {
+            vec![None]
+        } else {
+            ports.iter().copied().map(Some).collect()
+        };
+        let mut found = Vec::new();
+        for port in readings {
+            let (header, body) = entry::list(family, protocol, port);
+            let listed = socket.dump(header, body, |message| {
+                let entry = Entry::read(message, protocol);
+                found.extend(entry.filter(|entry| ports.contains(&entry.port)));
+            });
+            match listed {
+                // whatever flow begins meanwhile follows the new rules
+                Ok(()) | Err(NetlinkError::Interrupted) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let mut local = BTreeMap::new();
+        for entry in found {
+            let mut is_local = |ip| *local.entry(ip).or_insert_with(|| is_local(ip));
+            if !change.contradicts(&entry, &mut is_local) {
+                continue;
+            }
+            let (header, body) = entry.delete(family);
+            match socket.request(header, body, |_| {}) {
+                Ok(()) => {}
+                // it has ended by itself
+                Err(error) if error.is_refusal(Errno::NOENT) => {}
+                Err(error) => return Err(error),
+            }
         }
         Ok(())
     }
-
-    fn run(&self, args: &[&str]) -> Result<String, ClearError> {
-        let finished = self.tools.run(PROGRAM, args, &[])?;
-        if finished.status.success() || finished.stderr.contains(NOTHING_DELETED) {
-            return Ok(String::from_utf8_lossy(&finished.stdout).into_owned());
-        }
-        Err(ClearError::Refused {
-            args: args.join(" "),
-            stderr: finished.stderr,
-        })
-    }
-
-    fn complain(&mut self, error: &ClearError) {
-        if let ClearError::Exec(ExecError::Missing { .. }) = error {
-            if !self.said_missing {
-                tracing::warn!(
-                    "conntrack is not installed: UDP clients of a moved or new mapping may reach \
-                     its old destination until their flow times out"
-                );
-            }
-            self.said_missing = true;
-        } else {
-            tracing::warn!(%error, "stale conntrack entries may remain until they time out");
-        }
-    }
 }
 
-#[derive(Debug, thiserror::Error)]
-enum ClearError {
-    #[error(transparent)]
-    Exec(#[from] ExecError),
-    #[error("conntrack {args} failed: {stderr}")]
-    Refused { args: String, stderr: String },
-}
-
-/// The mappings of one protocol and family that a transaction changed.
+/// The mappings of one protocol and family that a transaction changed, by host port.
 struct Change<'a> {
-    removed: Vec<&'a Mapping>,
-    created: Vec<&'a Mapping>,
+    removed: ByPort<'a>,
+    created: ByPort<'a>,
 }
 
-impl Change<'_> {
+type ByPort<'a> = BTreeMap<u16, Vec<&'a Mapping>>;
+
+impl<'a> Change<'a> {
+    fn new(protocol: Protocol, removed: &[&'a Mapping], created: &[&'a Mapping]) -> Self {
+        let by_port = |mappings: &[&'a Mapping]| {
+            let mut by_port = ByPort::new();
+            for mapping in mappings.iter().filter(|m| m.protocol == protocol) {
+                by_port
+                    .entry(mapping.host_port.get())
+                    .or_default()
+                    .push(*mapping);
+            }
+            by_port
+        };
+        Self {
+            removed: by_port(removed),
+            created: by_port(created),
+        }
+    }
+
     fn ports(&self) -> BTreeSet<u16> {
         self.removed
-            .iter()
-            .chain(&self.created)
-            .map(|mapping| mapping.host_port.get())
+            .keys()
+            .chain(self.created.keys())
+            .copied()
             .collect()
     }
 
     /// Whether an entry leads to a pod that lost the port, or past the pod that has it now.
-    fn contradicts(&self, entry: &Entry, is_local: impl Fn(IpAddr) -> bool) -> bool {
-        let leads_to = |mapping: &Mapping| {
-            entry.port == mapping.host_port.get()
-                && entry.answered_by == mapping.pod_ip
+    fn contradicts(&self, entry: &Entry, is_local: impl FnOnce(IpAddr) -> bool) -> bool {
+        let at = |mappings: &'_ ByPort<'a>| mappings.get(&entry.port).cloned().unwrap_or_default();
+        let (removed, created) = (at(&self.removed), at(&self.created));
+        let leads_to = |mapping: &&Mapping| {
+            entry.answered_by == mapping.pod_ip
                 && entry.answering_port == mapping.container_port.get()
         };
-        let concerns = |mapping: &Mapping| {
-            entry.port == mapping.host_port.get()
-                && mapping.host_ip.is_none_or(|ip| ip == entry.dst)
-        };
-        if self.created.iter().any(|mapping| leads_to(mapping)) {
+        let concerns = |mapping: &&Mapping| mapping.host_ip.is_none_or(|ip| ip == entry.dst);
+        if created.iter().any(leads_to) {
             return false;
         }
         // flows that the node forwards to the same port elsewhere are not ours
-        self.removed.iter().any(|mapping| leads_to(mapping))
-            || (self.created.iter().any(|mapping| concerns(mapping)) && is_local(entry.dst))
-    }
-}
-
-/// Where the flow was sent, and who answers it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Entry {
-    dst: IpAddr,
-    port: u16,
-    answered_by: IpAddr,
-    answering_port: u16,
-}
-
-impl Entry {
-    /// Reads a line of `conntrack -L`: the tuple as sent, then the tuple of the answers.
-    fn parse(line: &str) -> Option<Self> {
-        let field = |name: &'static str| {
-            line.split_ascii_whitespace()
-                .filter_map(move |word| word.strip_prefix(name))
-        };
-        Some(Self {
-            dst: field("dst=").next()?.parse().ok()?,
-            port: field("dport=").next()?.parse().ok()?,
-            answered_by: field("src=").nth(1)?.parse().ok()?,
-            answering_port: field("sport=").nth(1)?.parse().ok()?,
-        })
-    }
-}
-
-fn family_name(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "ipv4",
-        Family::V6 => "ipv6",
+        removed.iter().any(leads_to) || (created.iter().any(concerns) && is_local(entry.dst))
     }
 }
 

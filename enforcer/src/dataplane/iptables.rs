@@ -63,7 +63,7 @@ impl Iptables {
             tracing::warn!(%error, "IPv6 rules cannot be made on this node: IPv4 only");
             error.to_string()
         });
-        let conntrack = Conntrack::new(tools.clone());
+        let conntrack = Conntrack::new();
         let leftovers = uninstall::has_traces(flavour.other(), &tools);
         Ok(Self {
             flavour,
@@ -85,12 +85,6 @@ impl Iptables {
     #[must_use]
     pub fn has_ipv6(&self) -> bool {
         self.ipv6.is_ok()
-    }
-
-    /// How often stale conntrack entries could not be looked for.
-    #[must_use]
-    pub fn conntrack_failures(&self) -> u64 {
-        self.conntrack.failures()
     }
 
     fn apply_family(&mut self, family: Family, plan: &Plan) -> Result<(), DataplaneError> {
@@ -168,6 +162,10 @@ impl Dataplane for Iptables {
             self.sweep_leftovers();
         }
         DataplaneError::collect(errors)
+    }
+
+    fn clear_failures(&self) -> u64 {
+        self.conntrack.failures()
     }
 
     fn uninstall(&mut self) -> Result<(), DataplaneError> {

@@ -59,7 +59,11 @@ impl Reconciler {
         self.changes += 1;
         self.tasks.spawn_blocking(move || {
             let begun = Instant::now();
-            let outcome = dataplane.lock().apply(&plan);
+            let mut dataplane = dataplane.lock();
+            let failures = dataplane.clear_failures();
+            let outcome = dataplane.apply(&plan);
+            metrics.clear_failures(dataplane.clear_failures() - failures);
+            drop(dataplane);
             let took = begun.elapsed();
             metrics.call("apply", outcome.is_ok());
             metrics.applied(took.as_secs_f64());

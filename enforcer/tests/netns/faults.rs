@@ -41,11 +41,6 @@ impl Programs {
                 symlink(real, programs.directory.path().join(name)).unwrap();
             }
         }
-        symlink(
-            "/usr/sbin/conntrack",
-            programs.directory.path().join("conntrack"),
-        )
-        .unwrap();
         programs
     }
 
@@ -173,18 +168,6 @@ fn says_what_is_not_installed() {
         .unwrap_err()
         .to_string();
     assert_eq!(error, "iptables-nft-save is not installed (or not on PATH)");
-}
-
-#[test]
-fn missing_conntrack_is_counted_and_no_error() {
-    let lab = Lab::new();
-    let programs = Programs::new(Flavour::Nft);
-    programs.remove("conntrack");
-    let mut driver = lab.node.run(|| programs.open(Flavour::Nft)).unwrap();
-    lab.node
-        .run(|| driver.apply(&create(&[map(Udp, 20000, POD1, 9040)])))
-        .unwrap();
-    assert_eq!(driver.conntrack_failures(), 1);
 }
 
 /// iptables-legacy under a lock file of its own, so that no other test waits.

@@ -19,6 +19,7 @@ mod conntrack;
 mod detect;
 mod dnat;
 mod drift;
+mod early;
 mod established;
 mod faults;
 mod foreign;
