@@ -76,8 +76,9 @@ pub struct RunArgs {
     /// Pod subnets of this node, needed only where bridge-nf-call-iptables is 0
     #[arg(long, env = "PORTMAPPING_NEIGHBOURS", value_delimiter = ',')]
     neighbours: Vec<Subnet>,
-    /// How often the rules in the kernel are compared with what they should be
-    #[arg(long, env = "PORTMAPPING_CHECK_EVERY", default_value = "10s", value_parser = duration)]
+    /// How often the rules in the kernel are compared with what they should be, besides whenever
+    /// the kernel announces a change (iptables-legacy's are not announced)
+    #[arg(long, env = "PORTMAPPING_CHECK_EVERY", default_value = "5s", value_parser = duration)]
     check_every: Duration,
     /// Unix socket of the keeper
     #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]

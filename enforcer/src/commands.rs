@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use parking_lot::Mutex;
 use portmapping_enforcer_core::{NodeState, Recovered};
+use portmapping_runtime::deadline::chain;
 use portmapping_runtime::{Readiness, ReadyHandle, Shutdown, admin, client};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, watch};
@@ -14,6 +15,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{ADMIN_SOCKET, HealthArgs, IptablesChoice, RunArgs, RunConfig, UninstallArgs};
+use crate::dataplane::generation::Drift;
 use crate::dataplane::iptables::{self, Flavour, Iptables, Settings};
 use crate::dataplane::{Dataplane, Tools, detect};
 use crate::hold::Keeper;
@@ -74,7 +76,7 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
     note_facts(&mut config)?;
     let mut keeper = Keeper::connect(&config.keeper_socket, KEEPER_START).await?;
     let held = keeper.list().await?;
-    let mut dataplane = open_dataplane(&mut config)?;
+    let (mut dataplane, drift) = open_dataplane(&mut config)?;
     let observed = dataplane.observe()?;
     let (mappings, ports) = (observed.mappings.len(), held.len());
     tracing::info!(
@@ -96,9 +98,9 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
     let (news, pods) = mpsc::channel(POD_QUEUE);
     let (duty_news, duty) = watch::channel(Duty::Active);
     let (keeper_news, keeper_lost) = watch::channel(0);
-    // nobody reads results or watches for damage yet: these two stay silent
+    // nobody reads results yet: this one stays silent
     let (_sandbox_news, sandboxes) = mpsc::channel(SANDBOX_QUEUE);
-    let (_damage_news, damage_hints) = watch::channel(0);
+    let (damage_news, damage_hints) = watch::channel(0);
     let drivers = Drivers {
         keeper: Arc::new(tokio::sync::Mutex::new(keeper)),
         dataplane: Arc::new(Mutex::new(dataplane)),
@@ -118,6 +120,11 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
     let watched_duty = follow_duty(config.keeper_socket, duty_news, keeper_news, token.clone());
     tasks.spawn(async move {
         watched_duty.await;
+        Ok(())
+    });
+    let ending = token.clone();
+    tasks.spawn(async move {
+        drift.hint(damage_news, ending).await;
         Ok(())
     });
     let node = config.node;
@@ -185,7 +192,7 @@ fn note_facts(config: &mut RunConfig) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn open_dataplane(config: &mut RunConfig) -> anyhow::Result<Box<dyn Dataplane>> {
+fn open_dataplane(config: &mut RunConfig) -> anyhow::Result<(Box<dyn Dataplane>, Drift)> {
     let tools = Tools::default();
     let flavour = match config.iptables {
         IptablesChoice::Nft => Flavour::Nft,
@@ -206,7 +213,16 @@ fn open_dataplane(config: &mut RunConfig) -> anyhow::Result<Box<dyn Dataplane>> 
     };
     let driver = Iptables::open(flavour, settings, tools)?;
     config.core.ipv6 &= driver.has_ipv6();
-    Ok(Box::new(driver))
+    let drift = driver.drift();
+    if flavour == Flavour::Nft
+        && let Err(error) = drift.listen()
+    {
+        tracing::warn!(
+            error = chain(&error),
+            "changes of the packet filter are not announced: damage is seen every --check-every only"
+        );
+    }
+    Ok((Box::new(driver), drift))
 }
 
 /// A socket that an earlier process left behind in this pod is in the way.

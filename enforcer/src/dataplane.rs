@@ -12,6 +12,7 @@ pub mod conntrack;
 pub mod detect;
 mod error;
 mod exec;
+pub mod generation;
 pub mod iptables;
 pub mod netlink;
 

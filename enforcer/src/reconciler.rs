@@ -111,8 +111,8 @@ pub struct Reconciler {
     started: Instant,
     observing: bool,
     changing: bool,
-    /// Rules were found altered and are not back yet.
-    damaged: bool,
+    /// When rules were found altered that are not back yet.
+    damaged_since: Option<Instant>,
     /// Asked to look while a look or a change was under way: look once more after it.
     look_again: bool,
     /// Changes begun so far: a reading that one of them overlapped says nothing.
@@ -132,7 +132,7 @@ impl Reconciler {
             started,
             observing: false,
             changing: false,
-            damaged: false,
+            damaged_since: None,
             look_again: false,
             changes: 0,
             mappings_seen: None,
@@ -256,8 +256,12 @@ impl Reconciler {
             }
             Done::Programmed(plan, outcome) => {
                 self.changing = false;
-                if outcome.is_ok() && std::mem::take(&mut self.damaged) {
+                if outcome.is_ok()
+                    && let Some(found) = self.damaged_since.take()
+                {
                     self.drivers.metrics.repaired();
+                    let ms = u64::try_from(found.elapsed().as_millis()).unwrap_or(u64::MAX);
+                    tracing::info!(ms, "altered rules are back");
                 }
                 self.state.programmed(now, &plan, outcome);
                 self.show();
@@ -292,7 +296,7 @@ impl Reconciler {
         let believed = self.mappings_seen.unwrap_or(observed.mappings.len());
         if !observed.intact || observed.mappings.len() != believed {
             self.drivers.metrics.damage();
-            self.damaged = true;
+            self.damaged_since.get_or_insert_with(Instant::now);
             tracing::warn!(
                 intact = observed.intact,
                 found = observed.mappings.len(),

@@ -3,11 +3,14 @@
 //! `observe` reads `iptables-save`; `apply` is one `iptables-restore --noflush` per family, which
 //! rewrites just the leaf chains that change. Chains and rules of others are never named in it.
 
+use std::time::Instant;
+
 use portmapping_enforcer_core::Plan;
 use portmapping_shared::Mapping;
 
 use super::conntrack::Conntrack;
 use super::exec::Tools;
+use super::generation::{Drift, GenerationSocket};
 use super::{Dataplane, DataplaneError, Observed};
 
 pub(in crate::dataplane) mod commands;
@@ -41,6 +44,8 @@ pub struct Iptables {
     /// Err says why there is none.
     ipv6: Result<Side, String>,
     conntrack: Conntrack,
+    drift: Drift,
+    generation: GenerationSocket,
     /// Whether an earlier run left rules of ours in the other flavour's tables.
     leftovers: bool,
 }
@@ -71,6 +76,8 @@ impl Iptables {
             ipv4,
             ipv6,
             conntrack,
+            drift: Drift::default(),
+            generation: GenerationSocket::default(),
             leftovers,
         })
     }
@@ -81,13 +88,26 @@ impl Iptables {
         self.flavour
     }
 
+    /// Where this driver reports its changes and looks, so that those of others are told from them.
+    #[must_use]
+    pub fn drift(&self) -> Drift {
+        self.drift.clone()
+    }
+
+    /// iptables-legacy has no generations.
+    fn current_generation(&mut self) -> Option<u32> {
+        let nft = self.flavour == Flavour::Nft;
+        nft.then(|| self.generation.current()).flatten()
+    }
+
     /// Whether IPv6 mappings can be made.
     #[must_use]
     pub fn has_ipv6(&self) -> bool {
         self.ipv6.is_ok()
     }
 
-    fn apply_family(&mut self, family: Family, plan: &Plan) -> Result<(), DataplaneError> {
+    /// How many commits it took, where that is known.
+    fn apply_family(&mut self, family: Family, plan: &Plan) -> Result<Option<u32>, DataplaneError> {
         let of_family = |mapping: &&Mapping| Family::of(mapping.pod_ip) == family;
         let remove: Vec<&Mapping> = plan.to_remove.iter().filter(of_family).collect();
         let create: Vec<&Mapping> = plan.to_create.iter().filter(of_family).collect();
@@ -96,15 +116,15 @@ impl Iptables {
             (Family::V6, Ok(side)) => side,
             (Family::V6, Err(reason)) => {
                 let Some(mapping) = create.first() else {
-                    return Ok(());
+                    return Ok(Some(0));
                 };
                 let (mapping, reason) = (Box::new((*mapping).clone()), reason.clone());
                 return Err(DataplaneError::NoIpv6 { mapping, reason });
             }
         };
-        side.apply(&remove, &create)?;
+        let commits = side.apply(&remove, &create)?;
         self.conntrack.clear(family, &remove, &create);
-        Ok(())
+        Ok(commits)
     }
 
     /// Rules that an earlier run made through the other kind of iptables would outlive their pods.
@@ -135,13 +155,17 @@ impl Dataplane for Iptables {
     }
 
     fn observe(&mut self) -> Result<Observed, DataplaneError> {
-        let mut observed = self.ipv4.observe()?;
+        let generation = self.current_generation();
+        let begun = Instant::now();
+        let (mut observed, mut altered) = self.ipv4.observe()?;
         if let Ok(ipv6) = &mut self.ipv6 {
-            let Observed { mappings, intact } = ipv6.observe()?;
+            let (Observed { mappings, intact }, ipv6_altered) = ipv6.observe()?;
             observed.mappings.extend(mappings);
             observed.intact &= intact;
+            altered |= ipv6_altered;
         }
         observed.intact &= !self.leftovers;
+        self.drift.looked(generation, begun.elapsed(), altered);
         Ok(observed)
     }
 
@@ -156,8 +180,21 @@ impl Dataplane for Iptables {
                 mapping: Box::new(mapping.clone()),
             });
         }
-        let applied = Family::ALL.map(|family| self.apply_family(family, plan));
-        let errors: Vec<DataplaneError> = applied.into_iter().filter_map(Result::err).collect();
+        self.drift.begin_change();
+        let before = self.current_generation();
+        let mut commits = Some(0);
+        let mut errors = Vec::new();
+        for family in Family::ALL {
+            match self.apply_family(family, plan) {
+                Ok(more) => commits = commits.zip(more).map(|(sum, more)| sum + more),
+                Err(error) => {
+                    commits = None;
+                    errors.push(error);
+                }
+            }
+        }
+        let after = self.current_generation();
+        self.drift.end_change(before, after, commits);
         if errors.is_empty() {
             self.sweep_leftovers();
         }

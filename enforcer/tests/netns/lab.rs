@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
+use portmapping_enforcer::dataplane::generation::Drift;
 use portmapping_enforcer::dataplane::iptables::{Flavour, Iptables, Settings};
 use portmapping_enforcer::dataplane::{Dataplane, DataplaneError, Observed, Tools};
 use portmapping_enforcer_core::Plan;
@@ -140,6 +141,17 @@ impl Driver<'_> {
         let plan = Plan::new(&desired, &self.observe().mappings);
         self.try_apply(&plan).expect("apply");
         self.assert_is(&desired);
+    }
+
+    /// Observes and puts right what is not as it should be, without a look afterwards.
+    pub(crate) fn repair(&mut self, desired: &[Mapping]) {
+        let desired: BTreeSet<Mapping> = desired.iter().cloned().collect();
+        let plan = Plan::new(&desired, &self.observe().mappings);
+        self.try_apply(&plan).expect("apply");
+    }
+
+    pub(crate) fn drift(&self) -> Drift {
+        self.driver.drift()
     }
 
     pub(crate) fn create(&mut self, mappings: &[Mapping]) {

@@ -14,6 +14,7 @@
     reason = "a test that cannot go on has failed; clippy.toml knows functions marked #[test] only"
 )]
 
+mod announced;
 mod burst;
 mod conntrack;
 mod detect;

@@ -44,24 +44,28 @@ impl Side {
         }
     }
 
-    /// Reads the table.
-    pub(super) fn observe(&mut self) -> Result<Observed, DataplaneError> {
-        self.known = None;
+    /// Reads the table. Also says whether it differs from what was believed.
+    pub(super) fn observe(&mut self) -> Result<(Observed, bool), DataplaneError> {
+        let believed = self.known.take();
         let known = self.look()?;
+        let altered = believed.is_some_and(|believed| {
+            believed.leaves != known.leaves || believed.damage != known.damage
+        });
         let observed = Observed {
             mappings: known.leaves.values().flatten().cloned().collect(),
             intact: known.untouched || known.damage == Damage::default(),
         };
         self.known = Some(known);
-        Ok(observed)
+        Ok((observed, altered))
     }
 
-    /// Makes the frame whole and changes mappings, in one transaction.
+    /// Makes the frame whole and changes mappings, in one transaction. Says how many commits it
+    /// took, where that is known.
     pub(super) fn apply(
         &mut self,
         remove: &[&Mapping],
         create: &[&Mapping],
-    ) -> Result<(), DataplaneError> {
+    ) -> Result<Option<u32>, DataplaneError> {
         // after a failure the kernel is looked at again, and what is touched is written anew
         let (known, append) = match self.known.take() {
             Some(known) => (known, true),
@@ -71,7 +75,7 @@ impl Side {
             remove.is_empty() && create.is_empty() && known.damage == Damage::default();
         if nothing_to_do || (known.untouched && create.is_empty()) {
             self.known = Some(known);
-            return Ok(());
+            return Ok(Some(0));
         }
         let missing_jumps = known.damage.missing_jumps.clone();
         let (next, transaction) = self.prepare(known, remove, create, append);
@@ -81,7 +85,10 @@ impl Side {
             return Err(error);
         }
         self.known = Some(next);
-        Ok(())
+        // jumps are made one by one, each in as many steps as it takes
+        Ok(missing_jumps
+            .is_empty()
+            .then(|| u32::from(!transaction.is_empty())))
     }
 
     /// Forgets what was seen: somebody else is about to change it.
