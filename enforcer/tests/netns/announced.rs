@@ -103,9 +103,9 @@ fn damage_is_announced_and_repaired() {
     driver.reconcile(&desired);
     hints.settle(&mut driver);
     for damage in [
+        "nft flush ruleset",
         "iptables-nft -t nat -F PORTMAPPING-TCP-20000-20021",
         "iptables-nft -t nat -D PREROUTING 1",
-        "nft flush ruleset",
     ] {
         lab.node.sh(damage);
         let begun = Instant::now();

@@ -1,7 +1,8 @@
 //! The jumps from the built-in chains, made one by one through the `iptables` crate.
 //!
 //! They lead into empty chains until the transaction that follows fills those, so making them
-//! changes no packet's way. A jump that stands in the wrong place is moved by that transaction.
+//! changes no packet's way. A jump that was there before and is missing or stands in the wrong
+//! place is put right by that transaction.
 
 use std::collections::BTreeSet;
 use std::sync::mpsc;

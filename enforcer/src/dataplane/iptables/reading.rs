@@ -31,6 +31,7 @@ pub(super) struct Damage {
     pub(super) obsolete: Vec<String>,
     pub(super) missing_jumps: Vec<Jump>,
     /// Jumps that are not the first of their chain, or were edited: those rules, to be deleted.
+    /// None to be deleted for a jump that is only to be put back.
     pub(super) misplaced_jumps: Vec<(Jump, Vec<String>)>,
 }
 

@@ -24,6 +24,8 @@ pub(super) struct Side {
     layout: Layout,
     /// None before the first look, and after a failure that may have left anything.
     known: Option<Known>,
+    /// The jumps were there once: what is missing now goes back with all the rest.
+    installed: bool,
 }
 
 /// The chains that a change touches.
@@ -41,6 +43,7 @@ impl Side {
             commands,
             layout,
             known: None,
+            installed: false,
         }
     }
 
@@ -59,7 +62,8 @@ impl Side {
         Ok((observed, altered))
     }
 
-    /// Makes the frame whole and changes mappings, in one transaction. Says how many commits it
+    /// Makes the frame whole and changes mappings, in one transaction; only the first jumps are
+    /// made before it. Says how many commits it
     /// took, where that is known.
     pub(super) fn apply(
         &mut self,
@@ -67,7 +71,7 @@ impl Side {
         create: &[&Mapping],
     ) -> Result<Option<u32>, DataplaneError> {
         // after a failure the kernel is looked at again, and what is touched is written anew
-        let (known, append) = match self.known.take() {
+        let (mut known, append) = match self.known.take() {
             Some(known) => (known, true),
             None => (self.look()?, false),
         };
@@ -77,7 +81,14 @@ impl Side {
             self.known = Some(known);
             return Ok(Some(0));
         }
-        let missing_jumps = known.damage.missing_jumps.clone();
+        let missing_jumps = std::mem::take(&mut known.damage.missing_jumps);
+        let missing_jumps = if self.installed {
+            let gone = missing_jumps.into_iter().map(|jump| (jump, Vec::new()));
+            known.damage.misplaced_jumps.extend(gone);
+            Vec::new()
+        } else {
+            missing_jumps
+        };
         let (next, transaction) = self.prepare(known, remove, create, append);
         let jumps = jumps::make(&self.commands, &missing_jumps)?;
         if let Err(error) = self.commands.restore(&transaction) {
@@ -85,6 +96,7 @@ impl Side {
             return Err(error);
         }
         self.known = Some(next);
+        self.installed = true;
         // jumps are made one by one, each in as many steps as it takes
         Ok(missing_jumps
             .is_empty()

@@ -92,7 +92,13 @@ impl Table {
         let present: BTreeSet<Mapping> = known.leaves.values().flatten().cloned().collect();
         let remove: Vec<&Mapping> = present.difference(desired).collect();
         let create: Vec<&Mapping> = desired.difference(&present).collect();
-        let missing_jumps = known.damage.missing_jumps.clone();
+        let mut known = known;
+        let mut missing_jumps = std::mem::take(&mut known.damage.missing_jumps);
+        if append {
+            // as after the first time
+            let gone = missing_jumps.drain(..).map(|jump| (jump, Vec::new()));
+            known.damage.misplaced_jumps.extend(gone);
+        }
         let (next, transaction) = side.prepare(known, &remove, &create, append);
         for jump in &missing_jumps {
             self.0.entry(jump.to.to_owned()).or_default();
