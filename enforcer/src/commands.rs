@@ -208,6 +208,7 @@ fn open_dataplane(config: &mut RunConfig) -> anyhow::Result<(Box<dyn Dataplane>,
         }
     };
     let settings = Settings {
+        excluded: config.core.excluded.clone(),
         neighbours: std::mem::take(&mut config.neighbours),
         ..Settings::new(config.core.range)
     };

@@ -12,6 +12,7 @@ pub mod conntrack;
 pub mod detect;
 mod error;
 mod exec;
+pub mod forward;
 pub mod generation;
 pub mod iptables;
 pub mod netlink;
@@ -42,7 +43,9 @@ pub trait Dataplane: Send {
     fn apply(&mut self, plan: &Plan) -> Result<(), DataplaneError>;
 
     /// How often stale flows of changed mappings could not be cleared so far.
-    fn clear_failures(&self) -> u64;
+    fn clear_failures(&self) -> u64 {
+        0
+    }
 
     /// Removes every trace of ours, going on past failures.
     fn uninstall(&mut self) -> Result<(), DataplaneError>;

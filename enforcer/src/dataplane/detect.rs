@@ -7,6 +7,7 @@ use portmapping_shared::contract::CHAIN_PREFIX;
 
 use super::DataplaneError;
 use super::exec::Tools;
+use super::forward;
 use super::iptables::commands::Commands;
 use super::iptables::{Family, Flavour};
 
@@ -53,7 +54,10 @@ impl Contents {
                     self.chains += 1;
                     self.kube_chains += usize::from(chain.starts_with(KUBE_PREFIX));
                 }
-            } else if line.starts_with("-A ") && !line.contains(CHAIN_PREFIX) {
+            } else if line.starts_with("-A ")
+                && !line.contains(CHAIN_PREFIX)
+                && !line.contains(forward::COMMENT)
+            {
                 self.rules += 1;
             }
         }

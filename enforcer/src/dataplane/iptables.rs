@@ -10,6 +10,7 @@ use portmapping_shared::Mapping;
 
 use super::conntrack::Conntrack;
 use super::exec::Tools;
+use super::forward::Forward;
 use super::generation::{Drift, GenerationSocket};
 use super::{Dataplane, DataplaneError, Observed};
 
@@ -44,6 +45,7 @@ pub struct Iptables {
     /// Err says why there is none.
     ipv6: Result<Side, String>,
     conntrack: Conntrack,
+    forward: Forward,
     drift: Drift,
     generation: GenerationSocket,
     /// Whether an earlier run left rules of ours in the other flavour's tables.
@@ -58,13 +60,14 @@ impl Iptables {
         settings: Settings,
         tools: Tools,
     ) -> Result<Self, DataplaneError> {
-        let side = |family| {
+        let forward = Forward::new(settings.range, &settings.excluded, &tools);
+        let side = |family, settings| {
             let commands = Commands::new(family, flavour, tools.clone());
-            let mut side = Side::new(commands, Layout::new(family, settings.clone()));
+            let mut side = Side::new(commands, Layout::new(family, settings));
             side.observe().map(|_| side)
         };
-        let ipv4 = side(Family::V4)?;
-        let ipv6 = side(Family::V6).map_err(|error| {
+        let ipv4 = side(Family::V4, settings.clone())?;
+        let ipv6 = side(Family::V6, settings).map_err(|error| {
             tracing::warn!(%error, "IPv6 rules cannot be made on this node: IPv4 only");
             error.to_string()
         });
@@ -76,6 +79,7 @@ impl Iptables {
             ipv4,
             ipv6,
             conntrack,
+            forward,
             drift: Drift::default(),
             generation: GenerationSocket::default(),
             leftovers,
@@ -92,6 +96,10 @@ impl Iptables {
     #[must_use]
     pub fn drift(&self) -> Drift {
         self.drift.clone()
+    }
+
+    fn is_in_use(&self) -> bool {
+        self.ipv4.is_in_use() || self.ipv6.as_ref().is_ok_and(Side::is_in_use)
     }
 
     /// iptables-legacy has no generations.
@@ -165,6 +173,7 @@ impl Dataplane for Iptables {
             altered |= ipv6_altered;
         }
         observed.intact &= !self.leftovers;
+        observed.intact &= self.forward.observe(self.is_in_use());
         self.drift.looked(generation, begun.elapsed(), altered);
         Ok(observed)
     }
@@ -193,6 +202,8 @@ impl Dataplane for Iptables {
                 }
             }
         }
+        let more = self.forward.apply(self.is_in_use());
+        commits = commits.map(|sum| sum + more);
         let after = self.current_generation();
         self.drift.end_change(before, after, commits);
         if errors.is_empty() {

@@ -19,7 +19,7 @@ const QUIET: Duration = Duration::from_millis(400);
 /// Hints of a driver, gathered by a runtime of their own.
 struct Hints {
     runtime: tokio::runtime::Runtime,
-    hints: watch::Receiver<u64>,
+    changed: watch::Receiver<u64>,
     token: CancellationToken,
 }
 
@@ -31,19 +31,19 @@ impl Hints {
             .enable_time()
             .build()
             .expect("runtime");
-        let (sender, hints) = watch::channel(0);
+        let (sender, changed) = watch::channel(0);
         let token = CancellationToken::new();
         let ending = token.clone();
         runtime.spawn(async move { drift.hint(sender, ending).await });
         Self {
             runtime,
-            hints,
+            changed,
             token,
         }
     }
 
     fn comes_within(&mut self, patience: Duration) -> bool {
-        let hints = &mut self.hints;
+        let hints = &mut self.changed;
         self.runtime
             .block_on(async { tokio::time::timeout(patience, hints.changed()).await })
             .is_ok_and(|changed| changed.is_ok())
@@ -110,8 +110,10 @@ fn damage_is_announced_and_repaired() {
         lab.node.sh(damage);
         let begun = Instant::now();
         assert!(hints.comes_within(PATIENCE), "{damage} was not announced");
+        let heard = begun.elapsed();
         driver.repair(&desired);
-        println!("{damage}: repaired {:?} after it was done", begun.elapsed());
+        let repaired = begun.elapsed();
+        println!("{damage}: heard {heard:?} and repaired {repaired:?} after it was done");
         driver.assert_is(&desired.iter().cloned().collect());
         hints.settle(&mut driver);
     }

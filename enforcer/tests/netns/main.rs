@@ -24,6 +24,7 @@ mod early;
 mod established;
 mod faults;
 mod foreign;
+mod forward;
 mod hairpin;
 mod host_ip;
 mod lab;

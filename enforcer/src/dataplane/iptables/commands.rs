@@ -33,10 +33,18 @@ impl Commands {
     /// Table nat as text; empty where the table is not in use.
     pub(super) fn save_nat(&self) -> Result<String, DataplaneError> {
         // asking iptables-legacy for a table registers it; a node without IPv6 rules stays so
-        if self.family == Family::V6 && self.flavour == Flavour::Legacy && !ip6_nat_is_in_use() {
+        if self.family == Family::V6 && !self.is_in_use("nat") {
             return self.save(&[]).map(|_| String::new());
         }
         self.save(&["-t", "nat"])
+    }
+
+    /// Table filter as text; empty where the table is not in use.
+    pub(in crate::dataplane) fn save_filter(&self) -> Result<String, DataplaneError> {
+        if !self.is_in_use("filter") {
+            return Ok(String::new());
+        }
+        self.save(&["-t", "filter"])
     }
 
     /// All tables in use, as text.
@@ -46,16 +54,33 @@ impl Commands {
 
     /// Carries the transaction out, wholly or not at all.
     pub(super) fn restore(&self, transaction: &Transaction) -> Result<(), DataplaneError> {
-        let Some(text) = transaction.text() else {
-            return Ok(());
-        };
+        match transaction.text() {
+            Some(text) => self.restore_text(&text),
+            None => Ok(()),
+        }
+    }
+
+    /// The same with the text itself.
+    pub(in crate::dataplane) fn restore_text(&self, text: &str) -> Result<(), DataplaneError> {
         let program = self.programs().restore;
         let args = ["--noflush", "-w", LOCK_WAIT_SECONDS];
         let finished = self.tools.run(program, &args, text.as_bytes())?;
         if finished.status.success() {
             return Ok(());
         }
-        Err(refused(program, &finished, Some(&text)))
+        Err(refused(program, &finished, Some(text)))
+    }
+
+    /// Whether iptables-legacy has a table in the network namespace of this thread; of the nft
+    /// kind it does not matter.
+    fn is_in_use(&self, table: &str) -> bool {
+        let list = match (self.flavour, self.family) {
+            (Flavour::Nft, _) => return true,
+            (Flavour::Legacy, Family::V4) => "/proc/thread-self/net/ip_tables_names",
+            (Flavour::Legacy, Family::V6) => "/proc/thread-self/net/ip6_tables_names",
+        };
+        let tables = std::fs::read_to_string(list);
+        tables.is_ok_and(|tables| tables.lines().any(|found| found == table))
     }
 
     fn save(&self, args: &[&str]) -> Result<String, DataplaneError> {
@@ -66,12 +91,6 @@ impl Commands {
         }
         Err(refused(program, &finished, None))
     }
-}
-
-/// Reads the list of iptables-legacy's tables in the network namespace of this thread.
-fn ip6_nat_is_in_use() -> bool {
-    let tables = std::fs::read_to_string("/proc/thread-self/net/ip6_tables_names");
-    tables.is_ok_and(|tables| tables.lines().any(|table| table == "nat"))
 }
 
 fn refused(program: &'static str, finished: &Finished, input: Option<&str>) -> DataplaneError {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use portmapping_shared::PortRange;
+use portmapping_shared::{PortRange, PortSet};
 
 use super::family::Family;
 
@@ -13,6 +13,8 @@ use super::family::Family;
 pub struct Settings {
     /// The host ports the range tree is built for.
     pub range: PortRange,
+    /// Ports of the range that are never mapped.
+    pub excluded: PortSet,
     /// Subnets of pods on the node's own bridge. Name them only where packets between two ports of
     /// a bridge bypass iptables (bridge-nf-call-iptables is 0): there a pod reaches its neighbour's
     /// host port only if it is masqueraded.
@@ -20,11 +22,12 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// No neighbours.
+    /// Every port of the range, and no neighbours.
     #[must_use]
     pub fn new(range: PortRange) -> Self {
         Self {
             range,
+            excluded: PortSet::default(),
             neighbours: Vec::new(),
         }
     }

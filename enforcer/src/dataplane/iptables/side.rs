@@ -103,6 +103,11 @@ impl Side {
             .then(|| u32::from(!transaction.is_empty())))
     }
 
+    /// Whether rules of ours are there, as of the last look or change.
+    pub(super) fn is_in_use(&self) -> bool {
+        self.known.as_ref().is_some_and(|known| !known.untouched)
+    }
+
     /// Forgets what was seen: somebody else is about to change it.
     pub(super) fn forget(&mut self) {
         self.known = None;

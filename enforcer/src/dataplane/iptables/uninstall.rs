@@ -2,6 +2,7 @@
 
 use crate::dataplane::DataplaneError;
 use crate::dataplane::exec::{ExecError, Tools};
+use crate::dataplane::forward;
 
 use super::commands::Commands;
 use super::family::{Family, Flavour};
@@ -12,7 +13,7 @@ use super::transaction::Transaction;
 ///
 /// A flavour that is not installed has nothing of ours, unless neither is.
 pub fn uninstall(tools: &Tools) -> Result<(), DataplaneError> {
-    let mut errors = Vec::new();
+    let mut errors = forward::uninstall(tools);
     let mut missing = Vec::new();
     for flavour in Flavour::ALL {
         for error in uninstall_flavour(flavour, tools) {

@@ -1,0 +1,236 @@
+//! Nodes whose filter table drops what it does not know (Docker sets FORWARD's policy to DROP).
+//!
+//! There, connections that we translate would die on their way to the pod. A rule at the end of
+//! FORWARD accepts just those: translated, and sent to a port of our range. It is appended, so
+//! whatever the node's owner drops before stays dropped, and the policy is not touched. It goes
+//! when the policy is another or nothing is mapped.
+//!
+//! Both kinds of iptables are looked at, whatever carries the mappings: a drop in either is final.
+
+use std::thread;
+
+use portmapping_shared::{HostPort, PortRange, PortSet};
+
+use super::DataplaneError;
+use super::exec::Tools;
+use super::iptables::commands::Commands;
+use super::iptables::{Family, Flavour};
+
+/// The comment by which our rules are known.
+pub(super) const COMMENT: &str = "-m comment --comment portmapping ";
+const CHAIN: &str = "FORWARD";
+
+/// Keeps FORWARD open for mapped ports.
+#[derive(Debug)]
+pub struct Forward {
+    /// The rules as iptables-save writes them, without their chain.
+    rules: Vec<String>,
+    tables: Vec<Table>,
+}
+
+/// The filter table of one family and flavour.
+#[derive(Debug)]
+struct Table {
+    commands: Commands,
+    found: Finding,
+    /// Complained about already.
+    complained: bool,
+}
+
+/// What a table's FORWARD chain has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Finding {
+    /// What reaches the end is dropped by the policy.
+    drops: bool,
+    /// Its last rule drops everything: nothing behind it is ever reached, and we put nothing
+    /// before it.
+    sealed: bool,
+    /// Rules of ours, in order.
+    ours: Vec<String>,
+}
+
+impl Forward {
+    /// For the ports of a range without those that are never given out.
+    #[must_use]
+    pub fn new(range: PortRange, excluded: &PortSet, tools: &Tools) -> Self {
+        let rule = |(first, last): (HostPort, HostPort)| {
+            let ports = if first == last {
+                first.to_string()
+            } else {
+                format!("{first}:{last}")
+            };
+            format!("-m conntrack --ctstate DNAT --ctorigdstport {ports} {COMMENT}-j ACCEPT")
+        };
+        let kinds = Flavour::ALL
+            .into_iter()
+            .flat_map(|flavour| Family::ALL.map(|family| (family, flavour)));
+        Self {
+            rules: spans(range, excluded).into_iter().map(rule).collect(),
+            tables: kinds
+                .map(|(family, flavour)| Table {
+                    commands: Commands::new(family, flavour, tools.clone()),
+                    found: Finding::default(),
+                    complained: false,
+                })
+                .collect(),
+        }
+    }
+
+    /// Looks at every filter table, in parallel. Whether nothing is missing for mapped pods to be
+    /// reached; `wanted` says that there are any. A table that cannot be read counts as open.
+    pub fn observe(&mut self, wanted: bool) -> bool {
+        thread::scope(|scope| {
+            for table in &mut self.tables {
+                scope.spawn(|| table.look());
+            }
+        });
+        for table in &mut self.tables {
+            // what is superfluous is no damage, and goes at once
+            let needed = wanted && table.found.drops;
+            if !needed && !table.found.ours.is_empty() {
+                table.put(&[]);
+            }
+        }
+        let lacks = |table: &Table| {
+            wanted && table.found.drops && table.found.ours != self.rules && !table.complained
+        };
+        !self.tables.iter().any(lacks)
+    }
+
+    /// Puts the rules where they are missing, as of the last look. The number of commits to
+    /// `nf_tables` that it took. A failure is logged once: the mappings are none the worse for it.
+    pub fn apply(&mut self, wanted: bool) -> u32 {
+        let mut commits = 0;
+        for table in self.tables.iter_mut().filter(|_| wanted) {
+            if table.found.sealed {
+                table.complain(
+                    "its last rule drops everything: let translated connections through before it",
+                );
+            } else if table.found.drops && table.found.ours != self.rules {
+                commits += table.put(&self.rules);
+            }
+        }
+        commits
+    }
+}
+
+/// Takes our rules out of every filter table, going on past failures.
+pub(super) fn uninstall(tools: &Tools) -> Vec<DataplaneError> {
+    let mut forward = Forward {
+        rules: Vec::new(),
+        tables: Vec::new(),
+    };
+    for flavour in Flavour::ALL {
+        for family in Family::ALL {
+            forward.tables.push(Table {
+                commands: Commands::new(family, flavour, tools.clone()),
+                found: Finding::default(),
+                complained: false,
+            });
+        }
+    }
+    let remove = |table: &mut Table| {
+        table.look();
+        if table.found.ours.is_empty() {
+            return None;
+        }
+        table.write(&[]).err()
+    };
+    forward.tables.iter_mut().filter_map(remove).collect()
+}
+
+impl Table {
+    fn look(&mut self) {
+        let text = match self.commands.save_filter() {
+            Ok(text) => text,
+            // not installed, or in the hands of another program: nothing that we could do
+            Err(error) => {
+                tracing::debug!(%error, "a filter table cannot be read");
+                String::new()
+            }
+        };
+        self.found = Finding::read(&text);
+    }
+
+    fn put(&mut self, rules: &[String]) -> u32 {
+        match self.write(rules) {
+            Ok(()) => u32::from(self.commands.flavour == Flavour::Nft),
+            Err(error) => {
+                self.complain(&error.to_string());
+                0
+            }
+        }
+    }
+
+    fn write(&mut self, rules: &[String]) -> Result<(), DataplaneError> {
+        let gone = self
+            .found
+            .ours
+            .iter()
+            .map(|rule| format!("-D {CHAIN} {rule}"));
+        let new = rules.iter().map(|rule| format!("-A {CHAIN} {rule}"));
+        let lines: Vec<String> = gone.chain(new).collect();
+        let text = format!("*filter\n{}\nCOMMIT\n", lines.join("\n"));
+        self.commands.restore_text(&text)?;
+        let (program, family) = (self.commands.flavour, self.commands.family);
+        if rules.is_empty() {
+            tracing::info!(%program, %family, "FORWARD needs no rule of ours any more");
+        } else {
+            tracing::info!(%program, %family, "FORWARD drops: a rule lets mapped ports through");
+        }
+        self.found.ours = rules.to_vec();
+        self.complained = false;
+        Ok(())
+    }
+
+    fn complain(&mut self, reason: &str) {
+        if !self.complained {
+            let (program, family) = (self.commands.flavour, self.commands.family);
+            tracing::warn!(
+                %program, %family, reason,
+                "FORWARD drops, and mapped pods cannot be let through: they may not be reached"
+            );
+        }
+        self.complained = true;
+    }
+}
+
+impl Finding {
+    /// Reads what iptables-save printed.
+    fn read(text: &str) -> Self {
+        let mut found = Self::default();
+        let mut in_filter = false;
+        for line in text.lines() {
+            if let Some(table) = line.strip_prefix('*') {
+                in_filter = table.trim_end() == "filter";
+            } else if !in_filter {
+            } else if let Some(declared) = line.strip_prefix(":FORWARD ") {
+                found.drops |= declared.starts_with("DROP");
+            } else if let Some(rule) = line.strip_prefix("-A FORWARD ") {
+                let rule = rule.trim_end();
+                if rule.contains(COMMENT) {
+                    found.ours.push(rule.to_owned());
+                } else {
+                    found.sealed = rule == "-j DROP" || rule.starts_with("-j REJECT");
+                }
+            }
+        }
+        found.drops &= !found.sealed;
+        found
+    }
+}
+
+/// The ports of a range that are not excluded, as spans.
+fn spans(range: PortRange, excluded: &PortSet) -> Vec<(HostPort, HostPort)> {
+    let mut spans: Vec<(HostPort, HostPort)> = Vec::new();
+    for port in range.ports().filter(|port| !excluded.contains(*port)) {
+        match spans.last_mut() {
+            Some((_, last)) if last.get() + 1 == port.get() => *last = port,
+            _ => spans.push((port, port)),
+        }
+    }
+    spans
+}
+
+#[cfg(test)]
+mod tests;
