@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use time::OffsetDateTime;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::bundle::{Registration, RegistrationError, Seen};
@@ -14,8 +15,10 @@ use crate::issue::{self, IssueError, Lifetimes, Material, Names};
 use crate::resolver::{Resolver, ResolverError};
 use crate::rotation::{self, Decision};
 use crate::secret::{Store, StoreError, Stored, Swap};
+use clock::Clock;
 use reports::Standing;
 
+mod clock;
 mod reports;
 
 pub use reports::Reports;
@@ -27,6 +30,12 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(250);
 /// Wait for a registration that does not exist (yet).
 const UNREGISTERED_WAIT: Duration = Duration::from_secs(2);
 
+/// How long a new authority is in the caBundle before one of its leaves is served: each API server
+/// learns of the new bundle by a watch of its own.
+const SETTLE: Duration = Duration::from_secs(10);
+/// Looks in the life of a leaf, at the least: a replica must not sleep through its renewal.
+const LOOKS_PER_LIFE: u32 = 10;
+
 /// What to keep, and how often to look.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -34,7 +43,7 @@ pub struct Config {
     pub names: Names,
     /// Lifetimes of what is issued.
     pub lifetimes: Lifetimes,
-    /// Time between two looks while all is well.
+    /// Time between two looks while all is well; less where leaves are short-lived.
     pub period: Duration,
 }
 
@@ -46,9 +55,18 @@ pub struct Keeper<S, R> {
     registration: R,
     resolver: Arc<Resolver>,
     reports: Reports,
-    clock: fn() -> OffsetDateTime,
+    clock: Clock,
     served: Option<Served>,
+    in_place: Option<InPlace>,
     standing: Standing,
+}
+
+/// A bundle that the registration was found to carry.
+#[derive(Debug)]
+struct InPlace {
+    bundle: String,
+    /// Monotonic: a clock that is set must not shorten the wait.
+    since: Instant,
 }
 
 #[derive(Debug)]
@@ -98,21 +116,22 @@ pub enum KeeperError {
 impl<S: Store, R: Registration> Keeper<S, R> {
     /// A keeper that has not looked yet.
     pub fn new(
-        config: Config,
+        mut config: Config,
         store: S,
         registration: R,
         resolver: Arc<Resolver>,
         reports: Reports,
     ) -> Self {
-        let clock = OffsetDateTime::now_utc;
+        config.period = config.period.min(config.lifetimes.leaf / LOOKS_PER_LIFE);
         Self {
             config,
             store,
             registration,
             resolver,
             reports,
-            clock,
+            clock: Clock::new(OffsetDateTime::now_utc),
             served: None,
+            in_place: None,
             standing: Standing::default(),
         }
     }
@@ -120,7 +139,7 @@ impl<S: Store, R: Registration> Keeper<S, R> {
     /// Reads another clock than the system's.
     #[must_use]
     pub fn with_clock(mut self, clock: fn() -> OffsetDateTime) -> Self {
-        self.clock = clock;
+        self.clock = Clock::new(clock);
         self
     }
 
@@ -152,6 +171,9 @@ impl<S: Store, R: Registration> Keeper<S, R> {
 
     /// One look at everything, with whatever repair it takes.
     pub async fn pass(&mut self) -> Result<Outcome, KeeperError> {
+        if let Some(step) = self.clock.step() {
+            self.reports.clock_stepped(step);
+        }
         let outcome = self.try_pass().await;
         self.reports.looked(&outcome, &mut self.standing);
         outcome
@@ -162,12 +184,16 @@ impl<S: Store, R: Registration> Keeper<S, R> {
             // Before the Secret: a registration found unchanged when writing to it then proves
             // that no replica has put a newer Secret's bundle into it in between.
             let seen = self.registration.read().await;
+            if let Ok(seen) = &seen {
+                self.note_trust(seen.as_ref());
+            }
             let agreed = self.agree().await?;
             let published = match seen {
                 Ok(Some(seen)) => self.publish(&seen, &agreed.material.ca_bundle).await,
                 Ok(None) => Ok(Some(Outcome::Unregistered)),
                 Err(error) => Err(error.into()),
             };
+            self.note_place(&agreed.material.ca_bundle, &published);
             if self.may_serve(&agreed.material, published.as_ref().ok().copied().flatten()) {
                 self.serve(agreed)?;
             }
@@ -178,6 +204,43 @@ impl<S: Store, R: Registration> Keeper<S, R> {
         Err(KeeperError::Contended("registration"))
     }
 
+    /// What is served may have lost the API server's trust since the last look. Known before any
+    /// repair, so that a repair that fails does not leave the program looking ready.
+    fn note_trust(&mut self, seen: Option<&Seen>) {
+        let Some(served) = &self.served else { return };
+        let signer = rotation::signing_authority(&served.material.ca_bundle);
+        let trusted = seen.is_some_and(|seen| {
+            let mut bundles = seen.entries.iter().map(|entry| &entry.ca_bundle);
+            !seen.entries.is_empty()
+                && bundles.all(|bundle| {
+                    let authorities = String::from_utf8_lossy(bundle);
+                    rotation::authorities(&authorities)
+                        .any(|one| rotation::signing_authority(one) == signer)
+                })
+        });
+        if self.standing.trusted && !trusted {
+            self.standing.trusted = false;
+            self.reports.distrusted();
+        }
+    }
+
+    /// Since when the registration has carried this bundle without a gap that was seen.
+    fn note_place(&mut self, bundle: &str, published: &Result<Option<Outcome>, KeeperError>) {
+        match published {
+            Ok(Some(Outcome::InPlace | Outcome::Published)) => {
+                if self.in_place.as_ref().is_none_or(|it| it.bundle != bundle) {
+                    self.in_place = Some(InPlace {
+                        bundle: bundle.to_owned(),
+                        since: Instant::now(),
+                    });
+                }
+            }
+            Ok(_) => self.in_place = None,
+            // says nothing about what is registered
+            Err(_) => {}
+        }
+    }
+
     /// Reads the Secret, and renews it as often as it takes to read something good.
     async fn agree(&self) -> Result<Agreed, KeeperError> {
         for _try in 0..SWAP_TRIES {
@@ -185,7 +248,7 @@ impl<S: Store, R: Registration> Keeper<S, R> {
                 Some(stored) => stored,
                 None => self.store.create().await?,
             };
-            let now = (self.clock)();
+            let now = self.clock.now();
             let decision = rotation::decide(&material, &self.config.names, now);
             let names = &self.config.names;
             let held = match &decision {
@@ -203,7 +266,7 @@ impl<S: Store, R: Registration> Keeper<S, R> {
                 }
                 (decision, Some(fresh)) => {
                     let swap = self.store.replace(&version, &fresh).await?;
-                    self.reports.issued(&decision, swap);
+                    self.reports.issued(&decision, swap, self.standing);
                 }
                 (_, None) => {}
             }
@@ -236,8 +299,8 @@ impl<S: Store, R: Registration> Keeper<S, R> {
         Ok((swap == Swap::Done).then_some(Outcome::Published))
     }
 
-    /// A certificate of a new authority is served only once a look has found its bundle in place:
-    /// until then the API server trusts the old one, and maybe nothing else.
+    /// A certificate of a new authority is served only once its bundle has been in place for a
+    /// while: until then an API server may trust the old one and nothing else.
     fn may_serve(&self, material: &Material, outcome: Option<Outcome>) -> bool {
         let Some(served) = &self.served else {
             return true;
@@ -247,7 +310,17 @@ impl<S: Store, R: Registration> Keeper<S, R> {
         }
         let same_authority = rotation::signing_authority(&served.material.ca_bundle)
             == rotation::signing_authority(&material.ca_bundle);
-        same_authority || outcome == Some(Outcome::InPlace) || served.ends <= (self.clock)()
+        let now = self.clock.now();
+        same_authority
+            || served.ends <= now
+            || outcome == Some(Outcome::InPlace) && self.has_settled(served.ends - now)
+    }
+
+    /// Short-lived certificates leave less time to wait: at most a quarter of what is `left`.
+    fn has_settled(&self, left: time::Duration) -> bool {
+        let left = Duration::try_from(left).unwrap_or_default();
+        let since = self.in_place.as_ref().map(|it| it.since.elapsed());
+        since.is_some_and(|since| since >= SETTLE.min(left / 4))
     }
 
     fn serve(&mut self, agreed: Agreed) -> Result<(), KeeperError> {

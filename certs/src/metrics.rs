@@ -25,6 +25,12 @@ pub(crate) struct Operation {
     pub(crate) operation: &'static str,
 }
 
+/// What was found damaged by somebody else.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Damage {
+    pub(crate) what: &'static str,
+}
+
 /// Counters and gauges of the keeper; cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
@@ -33,6 +39,8 @@ pub struct Metrics {
     pub(crate) bundle_writes: Counter,
     pub(crate) conflicts: Counter,
     pub(crate) errors: Family<Operation, Counter>,
+    pub(crate) repairs: Family<Damage, Counter>,
+    pub(crate) loads: Counter,
 }
 
 impl Metrics {
@@ -60,8 +68,18 @@ impl Metrics {
         );
         registry.register(
             "certificate_errors",
-            "Failed operations of the certificate keeper",
+            "Failed looks at Secret, registration or files",
             self.errors.clone(),
+        );
+        registry.register(
+            "certificate_repairs",
+            "Damage that this replica found: Secret, registration, clock",
+            self.repairs.clone(),
+        );
+        registry.register(
+            "certificate_loads",
+            "Certificates taken from files",
+            self.loads.clone(),
         );
     }
 }

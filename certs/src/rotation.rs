@@ -67,16 +67,19 @@ pub fn decide(held: &Material, names: &Names, now: OffsetDateTime) -> Decision {
     }
 }
 
+/// The parts of a bundle that look like certificates, one PEM text each.
+pub fn authorities(bundle: &str) -> impl Iterator<Item = &str> {
+    bundle
+        .split_inclusive("-----END CERTIFICATE-----\n")
+        .filter_map(|part| part.get(part.rfind("-----BEGIN CERTIFICATE-----")?..))
+}
+
 /// Every authority of a bundle that has not ended, once each, as PEM texts; what cannot be read is
 /// left out.
 #[must_use]
 pub fn living_authorities(bundle: &str, now: OffsetDateTime) -> Vec<String> {
     let mut living: Vec<String> = Vec::new();
-    for part in bundle.split_inclusive("-----END CERTIFICATE-----\n") {
-        let Some(start) = part.rfind("-----BEGIN CERTIFICATE-----") else {
-            continue;
-        };
-        let part = &part[start..];
+    for part in authorities(bundle) {
         let lives = end_of_authority(part).is_some_and(|end| end > now);
         if lives && !living.iter().any(|other| other == part) {
             living.push(part.to_owned());

@@ -5,8 +5,8 @@ use portmapping_runtime::deadline::chain;
 use time::OffsetDateTime;
 
 use super::{KeeperError, Outcome};
-use crate::metrics::{CA, LEAF, Metrics, Operation};
-use crate::rotation::Decision;
+use crate::metrics::{CA, Damage, LEAF, Metrics, Operation};
+use crate::rotation::{Decision, Flaw};
 use crate::secret::Swap;
 
 /// Where the keeper tells how things stand.
@@ -25,13 +25,13 @@ pub struct Reports {
 pub(super) struct Standing {
     /// Whether a certificate is being served.
     pub(super) serving: bool,
-    /// Whether the last look that came to its end found the API server trusting us.
+    /// Whether the API server trusted us when a look last got to know.
     pub(super) trusted: bool,
 }
 
 impl Reports {
     /// Something was issued, and offered to the other replicas.
-    pub(super) fn issued(&self, decision: &Decision, swap: Swap) {
+    pub(super) fn issued(&self, decision: &Decision, swap: Swap, standing: Standing) {
         let (kind, flaw) = match decision {
             Decision::Keep { .. } => return,
             Decision::IssueLeaf(flaw) => ("certificate", flaw),
@@ -44,12 +44,37 @@ impl Reports {
             }
             Swap::Done => {
                 tracing::info!(why = %flaw, "issued a new {kind}");
+                // growing old is no damage, nor is a cluster's first certificate
+                if standing.serving && *flaw != Flaw::Old {
+                    self.repaired("secret");
+                }
                 self.metrics.issued.get_or_create(&LEAF).inc();
                 if matches!(decision, Decision::RollCa(_)) {
                     self.metrics.issued.get_or_create(&CA).inc();
                 }
             }
         }
+    }
+
+    /// The wall clock was set; certificates are judged anew by the pass that follows.
+    pub(super) fn clock_stepped(&self, step: time::Duration) {
+        tracing::warn!(
+            seconds = step.whole_seconds(),
+            "the clock was set: looking at all certificates again"
+        );
+        self.repaired("clock");
+    }
+
+    /// A look found that the API server does not trust what is served.
+    pub(super) fn distrusted(&self) {
+        let text = "the caBundle of the registration does not cover the certificate being served";
+        tracing::warn!("{text}");
+        self.repaired("registration");
+        self.registration.wait_for(text);
+    }
+
+    fn repaired(&self, what: &'static str) {
+        self.metrics.repairs.get_or_create(&Damage { what }).inc();
     }
 
     /// The caBundle was offered to the registration.

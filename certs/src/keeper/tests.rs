@@ -10,12 +10,12 @@ use time::OffsetDateTime;
 use tokio::task::{JoinSet, yield_now};
 use tokio_util::sync::CancellationToken;
 
-use super::{Config, Keeper, KeeperError, Outcome, Reports, backoff};
+use super::{Config, Keeper, KeeperError, Outcome, Reports, SETTLE, backoff};
 use crate::bundle::{Entry, Registration, RegistrationError, Seen};
 use crate::issue::{Lifetimes, Material, Names};
-use crate::metrics::{CA, LEAF, Metrics};
+use crate::metrics::{CA, Damage, LEAF, Metrics};
 use crate::resolver::Resolver;
-use crate::rotation::{living_authorities, signing_authority};
+use crate::rotation::{Decision, decide, living_authorities, signing_authority};
 use crate::secret::{Store, StoreError, Stored, Swap};
 
 const LIFETIMES: Lifetimes = Lifetimes {
@@ -33,6 +33,7 @@ struct Cluster {
     secret: Arc<Mutex<Object<Material>>>,
     registered: Arc<Mutex<Object<Vec<u8>>>>,
     down: Arc<AtomicBool>,
+    read_only: Arc<AtomicBool>,
 }
 
 impl Cluster {
@@ -48,6 +49,17 @@ impl Cluster {
         if self.down.load(Ordering::Relaxed) {
             return Err(CallError::TimedOut {
                 what: "call",
+                limit: Duration::ZERO,
+            });
+        }
+        Ok(())
+    }
+
+    async fn write_call(&self) -> Result<(), CallError<kube::Error>> {
+        self.call().await?;
+        if self.read_only.load(Ordering::Relaxed) {
+            return Err(CallError::TimedOut {
+                what: "write",
                 limit: Duration::ZERO,
             });
         }
@@ -129,7 +141,7 @@ impl Registration for Cluster {
 
     async fn write(&self, seen: &Seen, bundle: &str) -> Result<Swap, RegistrationError> {
         let name = "test".to_owned();
-        self.call()
+        self.write_call()
             .await
             .map_err(|source| RegistrationError::Write { name, source })?;
         let mut held = self.registered.lock();
@@ -255,12 +267,16 @@ async fn replicas_serve_the_same_leaf() {
 async fn heals_a_secret_that_was_deleted_or_damaged_and_a_bundle_that_was_emptied() {
     let cluster = Cluster::registered();
     let Replica {
-        keeper, readiness, ..
+        keeper,
+        readiness,
+        metrics,
     } = replica(&cluster);
+    let repairs = |what| metrics.repairs.get_or_create(&Damage { what }).get();
     let token = CancellationToken::new();
     let mut tasks = JoinSet::new();
     tasks.spawn(keeper.run(token.clone()));
     eventually("ready", || readiness.is_ready()).await;
+    assert_eq!(repairs("secret"), 0, "the first certificate is no repair");
 
     let whole = || {
         let material = cluster.material();
@@ -276,7 +292,8 @@ async fn heals_a_secret_that_was_deleted_or_damaged_and_a_bundle_that_was_emptie
     eventually("authority back", whole).await;
     *cluster.secret.lock() = None;
     eventually("secret back", whole).await;
-    assert!(readiness.is_ready());
+    eventually("ready again", || readiness.is_ready()).await;
+    assert_eq!((repairs("secret"), repairs("registration")), (3, 1));
     token.cancel();
     tasks.join_all().await;
 }
@@ -317,11 +334,12 @@ async fn waits_for_a_registration_and_serves_meanwhile() {
     assert!(replica.readiness.is_ready());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_leaf_of_a_new_authority_is_served_only_once_its_bundle_is_in_place() {
     let cluster = Cluster::registered();
-    let mut replica = replica(&cluster);
+    let (mut replica, mut other) = (replica(&cluster), replica(&cluster));
     replica.keeper.pass().await.unwrap();
+    other.keeper.pass().await.unwrap();
     let old = replica.serves().unwrap().to_owned();
     let old_authority = signing_authority(&cluster.bundle());
 
@@ -338,12 +356,27 @@ async fn a_leaf_of_a_new_authority_is_served_only_once_its_bundle_is_in_place() 
         "still trusted"
     );
 
+    // the other replica finds the bundle in place, just now
+    assert_eq!(other.keeper.pass().await.unwrap(), Outcome::InPlace);
     assert_eq!(replica.keeper.pass().await.unwrap(), Outcome::InPlace);
-    assert_eq!(replica.serves(), Some(cluster.material().leaf.as_str()));
-    assert_ne!(replica.serves(), Some(old.as_str()));
+    for replica in [&replica, &other] {
+        assert_eq!(
+            replica.serves(),
+            Some(old.as_str()),
+            "API servers may lag behind"
+        );
+    }
+
+    tokio::time::advance(SETTLE).await;
+    for replica in [&mut replica, &mut other] {
+        assert_eq!(replica.keeper.pass().await.unwrap(), Outcome::InPlace);
+        assert_eq!(replica.serves(), Some(cluster.material().leaf.as_str()));
+        assert_ne!(replica.serves(), Some(old.as_str()));
+        assert!(replica.readiness.is_ready());
+    }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_deleted_secret_leaves_what_the_replicas_serve_trusted() {
     let cluster = Cluster::registered();
     let (mut one, mut two) = (replica(&cluster), replica(&cluster));
@@ -367,6 +400,8 @@ async fn a_deleted_secret_leaves_what_the_replicas_serve_trusted() {
         "the other replica serves its leaf"
     );
 
+    assert_eq!(two.keeper.pass().await.unwrap(), Outcome::InPlace);
+    tokio::time::advance(SETTLE).await;
     assert_eq!(two.keeper.pass().await.unwrap(), Outcome::InPlace);
     assert_eq!(one.keeper.pass().await.unwrap(), Outcome::InPlace);
     assert_eq!(one.serves(), two.serves());
@@ -399,6 +434,57 @@ async fn the_leaf_is_renewed_when_the_clock_says_so() {
     );
     assert_eq!(metrics.issued.get_or_create(&LEAF).get(), 2);
     assert_eq!(metrics.issued.get_or_create(&CA).get(), 1);
+}
+
+#[tokio::test]
+async fn a_clock_that_is_set_back_and_forth_is_healed_and_counted() {
+    static SECONDS: AtomicI64 = AtomicI64::new(1_800_000_000);
+    let clock = || OffsetDateTime::from_unix_timestamp(SECONDS.load(Ordering::Relaxed)).unwrap();
+    let cluster = Cluster::registered();
+    let Replica {
+        keeper,
+        readiness,
+        metrics,
+    } = replica(&cluster);
+    let mut keeper = keeper.with_clock(clock);
+    keeper.pass().await.unwrap();
+    for years in [-20, 40, -20] {
+        SECONDS.fetch_add(years * 31_536_000, Ordering::Relaxed);
+        while keeper.pass().await.unwrap() != Outcome::InPlace {}
+        let material = cluster.material();
+        let names = Names::of_service("webhook", "portmapping-system");
+        assert!(
+            matches!(decide(&material, &names, clock()), Decision::Keep { .. }),
+            "{years} years later"
+        );
+        assert_eq!(cluster.bundle(), material.ca_bundle);
+        assert!(readiness.is_ready());
+    }
+    let clock = Damage { what: "clock" };
+    assert_eq!(metrics.repairs.get_or_create(&clock).get(), 3);
+}
+
+#[tokio::test]
+async fn ready_no_more_where_the_bundle_is_gone_and_cannot_be_put_back() {
+    let cluster = Cluster::registered();
+    let mut replica = replica(&cluster);
+    replica.keeper.pass().await.unwrap();
+    cluster.registered.lock().as_mut().unwrap().1.clear();
+    cluster.read_only.store(true, Ordering::Relaxed);
+    assert!(matches!(
+        replica.keeper.pass().await,
+        Err(KeeperError::Registration(_))
+    ));
+    let pending = replica.readiness.pending().join(" ");
+    assert!(pending.contains("registration: cannot write"), "{pending}");
+
+    cluster.read_only.store(false, Ordering::Relaxed);
+    assert_eq!(replica.keeper.pass().await.unwrap(), Outcome::Published);
+    assert!(replica.readiness.is_ready());
+    *cluster.registered.lock() = Some((9, b"somebody else's".to_vec()));
+    cluster.read_only.store(true, Ordering::Relaxed);
+    replica.keeper.pass().await.unwrap_err();
+    assert!(!replica.readiness.is_ready());
 }
 
 #[test]
