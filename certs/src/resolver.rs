@@ -44,11 +44,17 @@ impl Resolver {
         self.current.store(Some(Arc::new(pair)));
         Ok(())
     }
+
+    /// What the next handshake is answered with.
+    #[must_use]
+    pub fn current(&self) -> Option<Arc<CertifiedKey>> {
+        self.current.load_full()
+    }
 }
 
 impl ResolvesServerCert for Resolver {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.current.load_full()
+        self.current()
     }
 }
 

@@ -101,6 +101,26 @@ pub fn end_of_authority(bundle: &str) -> Option<OffsetDateTime> {
     Some(parse(&der)?.validity().not_after.to_datetime())
 }
 
+/// What a certificate says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// Its end.
+    pub ends: OffsetDateTime,
+    /// The names that it covers.
+    pub dns_names: Vec<String>,
+}
+
+/// What the chain's first certificate says of itself; None where there is none.
+#[must_use]
+pub fn summary(chain: &str) -> Option<Summary> {
+    let der = signing_authority(chain)?;
+    let cert = parse(&der)?;
+    Some(Summary {
+        ends: cert.validity().not_after.to_datetime(),
+        dns_names: dns_names(&cert).into_iter().map(str::to_owned).collect(),
+    })
+}
+
 fn check_authority(held: &Material, now: OffsetDateTime) -> Result<OffsetDateTime, Flaw> {
     // the API server refuses a caBundle of which any part cannot be read
     let bundle = read_all(&held.ca_bundle)?;

@@ -1,5 +1,7 @@
 //! The program: three tasks that live and end together.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,7 +9,7 @@ use anyhow::{Context, bail};
 use portmapping_certs::bundle::WebhookRegistration;
 use portmapping_certs::keeper::{Keeper, Reports};
 use portmapping_certs::secret::SecretStore;
-use portmapping_certs::{Metrics as CertMetrics, Resolver};
+use portmapping_certs::{Files, Metrics as CertMetrics, Resolver};
 use portmapping_runtime::{Readiness, ReadyHandle, Shutdown, admin, client, metrics as registry};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -27,42 +29,32 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     let readiness = Readiness::default();
     let accepting = readiness.handle("server");
-    let reports = Reports {
-        certificate: readiness.handle("certificate"),
-        registration: readiness.handle("registration"),
-        metrics: CertMetrics::default(),
-    };
-    let metrics = Metrics::default();
+    let (metrics, cert_metrics) = (Metrics::default(), CertMetrics::default());
     let mut names = registry::registry();
     metrics.register(&mut names);
-    reports.metrics.register(&mut names);
+    cert_metrics.register(&mut names);
 
-    let client = client::connect(API_READ_TIMEOUT).await?;
     let resolver = Arc::new(Resolver::default());
-    let keeper = Keeper::new(
-        config.certificates.clone(),
-        SecretStore::new(client.clone(), &config.namespace, &config.tls_secret),
-        WebhookRegistration::new(
-            client,
-            &config.registration,
-            &config.service,
-            &config.namespace,
-        ),
+    // health and metrics answer to the end
+    let served = CancellationToken::new();
+    let certificates = certificates(
+        &config,
+        &readiness,
         Arc::clone(&resolver),
-        reports,
-    );
+        cert_metrics,
+        served.clone(),
+    )
+    .await?;
 
     let https = server::listen(config.listen)?;
     let plain = server::listen(config.admin_listen)?;
     tracing::info!(webhook = ?https.local_addr()?, admin = ?plain.local_addr()?, "listening");
     let ending = Ending::default();
-    // health and metrics answer to the end
-    let served = CancellationToken::new();
 
     let mut tasks = JoinSet::new();
     let routes = admin::router(readiness, Arc::new(names));
     tasks.spawn(admin::serve(plain, routes, served.clone()));
-    tasks.spawn(keeper.run(served.clone()));
+    tasks.spawn(certificates);
     tasks.spawn(finish(
         asked_to_end.clone(),
         accepting,
@@ -87,6 +79,42 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     while tasks.join_next().await.is_some() {}
     tracing::info!("ended");
     Ok(())
+}
+
+/// What keeps a certificate served until the token is cancelled: files that something else renews,
+/// or a keeper of our own.
+async fn certificates(
+    config: &Config,
+    readiness: &Readiness,
+    resolver: Arc<Resolver>,
+    metrics: CertMetrics,
+    token: CancellationToken,
+) -> anyhow::Result<Pin<Box<dyn Future<Output = ()> + Send>>> {
+    let certificate = readiness.handle("certificate");
+    if let Some(folder) = &config.tls_dir {
+        let names = config.certificates.names.clone();
+        let files = Files::new(folder.clone(), names, resolver, certificate, metrics);
+        return Ok(Box::pin(files.run(token)));
+    }
+    let client = client::connect(API_READ_TIMEOUT).await?;
+    let reports = Reports {
+        certificate,
+        registration: readiness.handle("registration"),
+        metrics,
+    };
+    let keeper = Keeper::new(
+        config.certificates.clone(),
+        SecretStore::new(client.clone(), &config.namespace, &config.tls_secret),
+        WebhookRegistration::new(
+            client,
+            &config.registration,
+            &config.service,
+            &config.namespace,
+        ),
+        resolver,
+        reports,
+    );
+    Ok(Box::pin(keeper.run(token)))
 }
 
 /// Readiness goes first, so that endpoints move while reviews are still accepted.

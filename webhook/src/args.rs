@@ -1,16 +1,17 @@
 //! Flags and environment -> Config, checked once.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::ensure;
 use clap::Parser;
 use portmapping_certs::{Lifetimes, Names};
+use portmapping_runtime::conns::Silence;
 use portmapping_runtime::flags::duration;
 use portmapping_runtime::log::LogArgs;
 use portmapping_shared::contract;
 
-use crate::conns::Silence;
 use crate::{routes, server};
 
 /// Shortest lifetime of a certificate: X.509 counts whole seconds.
@@ -34,6 +35,10 @@ pub struct Args {
     /// Service in front of the webhook
     #[arg(long, env = "PORTMAPPING_SERVICE", default_value = contract::WEBHOOK_SERVICE)]
     service: String,
+    /// Folder with tls.crt and tls.key that something else renews (cert-manager): nothing is issued
+    /// or registered then
+    #[arg(long, env = "PORTMAPPING_TLS_DIR")]
+    tls_dir: Option<PathBuf>,
     /// Secret that the replicas share their certificate in
     #[arg(long, env = "PORTMAPPING_TLS_SECRET", default_value = contract::TLS_SECRET)]
     tls_secret: String,
@@ -46,7 +51,8 @@ pub struct Args {
     /// Lifetime of the serving certificate, renewed after two thirds
     #[arg(long, env = "PORTMAPPING_LEAF_LIFETIME", value_parser = duration, default_value = "365d")]
     leaf_lifetime: Duration,
-    /// Time between two looks at Secret, registration and certificate
+    /// Time between two looks at Secret, registration and certificate; at most a tenth of
+    /// --leaf-lifetime
     #[arg(long, env = "PORTMAPPING_CERT_PERIOD", value_parser = duration, default_value = "15s")]
     cert_period: Duration,
     /// Ports that one pod may ask for
@@ -64,7 +70,7 @@ pub struct Args {
     /// Time from a connection's start to its first request
     #[arg(long, env = "PORTMAPPING_HEADER_TIMEOUT", value_parser = duration, default_value = "5s")]
     header_timeout: Duration,
-    /// Connections at once; beyond, the one that was idle longest is closed
+    /// Connections at once; beyond, the address that has the most gives up its idlest
     #[arg(long, env = "PORTMAPPING_MAX_CONNECTIONS", default_value_t = 512)]
     max_connections: usize,
     /// Time after SIGTERM in which reviews are still accepted, while endpoints move
@@ -88,6 +94,8 @@ pub struct Config {
     pub namespace: String,
     /// Name of the service.
     pub service: String,
+    /// Where the certificate comes from; None: it is issued, shared and registered by the replicas.
+    pub tls_dir: Option<PathBuf>,
     /// Name of the Secret.
     pub tls_secret: String,
     /// Name of the registration.
@@ -110,6 +118,7 @@ impl Args {
             admin_listen,
             namespace,
             service,
+            tls_dir,
             tls_secret,
             registration,
             ca_lifetime,
@@ -153,6 +162,7 @@ impl Args {
             },
             namespace,
             service,
+            tls_dir,
             tls_secret,
             registration,
             reviews: routes::Limits {

@@ -1,23 +1,112 @@
-//! Bodies in memory: each at most so long, and all of them together too.
+//! Bodies in memory: each at most so long, all of one peer together, and all of all peers too.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use axum::body::{Body, Bytes, HttpBody};
 use http_body_util::BodyExt;
+use parking_lot::Mutex;
+use portmapping_runtime::conns::Peer;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// What all bodies together may take, in bytes. A body that does not fit waits for others to be
-/// answered; its review's deadline bounds the wait.
-const BUDGET_BYTES: usize = 16 * 1024 * 1024;
+/// What the bodies of one peer may take together, in bytes. A body that does not fit waits for
+/// others to be answered; its review's deadline bounds the wait.
+const SHARE_BYTES: usize = 4 * 1024 * 1024;
+/// Shares that are given out at once.
+const SHARES: usize = 4;
+/// Bodies of one peer at once, waiting ones included; more are turned away, since each holds what
+/// its connection has buffered. An API server has 200 changes under way by default.
+const MAX_BODIES: usize = 512;
 
-/// Memory that bodies share; cheap to clone. Claimed as bytes arrive, not as they are announced:
-/// a client must send what it wants to take from others.
+/// Memory that bodies share; cheap to clone.
+///
+/// A body claims all that it may come to before any of it is read: bodies that claimed piece by
+/// piece could each hold what the others wait for.
 #[derive(Clone, Debug)]
-pub(crate) struct Budget(Arc<Semaphore>);
+pub(crate) struct Budget {
+    limit: usize,
+    all: Arc<Semaphore>,
+    peers: Arc<Mutex<HashMap<Peer, Share>>>,
+}
 
-impl Default for Budget {
-    fn default() -> Self {
-        Self(Arc::new(Semaphore::new(BUDGET_BYTES)))
+#[derive(Clone, Debug)]
+struct Share {
+    room: Arc<Semaphore>,
+    /// Bodies of the peer, waiting or not.
+    bodies: usize,
+}
+
+/// One body's part in its peer's share.
+#[derive(Debug)]
+struct Guest {
+    peer: Peer,
+    peers: Arc<Mutex<HashMap<Peer, Share>>>,
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let mut peers = self.peers.lock();
+        if let Some(share) = peers.get_mut(&self.peer) {
+            share.bodies -= 1;
+            if share.bodies == 0 {
+                peers.remove(&self.peer);
+            }
+        }
+    }
+}
+
+/// What a body has claimed; given back when dropped.
+#[derive(Debug)]
+struct Claim {
+    _share: OwnedSemaphorePermit,
+    _all: OwnedSemaphorePermit,
+    _guest: Guest,
+}
+
+impl Budget {
+    /// For bodies of at most `limit` bytes.
+    pub(crate) fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            all: Arc::new(Semaphore::new(Self::share(limit) * SHARES)),
+            peers: Arc::default(),
+        }
+    }
+
+    /// The longest body must fit.
+    fn share(limit: usize) -> usize {
+        SHARE_BYTES.max(limit)
+    }
+
+    async fn claim(&self, peer: Peer, bytes: usize) -> Result<Claim, BodyError> {
+        let bytes = u32::try_from(bytes).map_err(|_| BodyError::TooLong(self.limit))?;
+        let (guest, room) = self.visit(peer)?;
+        let claim = |semaphore: Arc<Semaphore>| async move {
+            // never closed
+            let claim = semaphore.acquire_many_owned(bytes).await;
+            claim.map_err(|_closed| BodyError::Broken)
+        };
+        Ok(Claim {
+            _share: claim(room).await?,
+            _all: claim(Arc::clone(&self.all)).await?,
+            _guest: guest,
+        })
+    }
+
+    fn visit(&self, peer: Peer) -> Result<(Guest, Arc<Semaphore>), BodyError> {
+        let mut peers = self.peers.lock();
+        let share = peers.entry(peer).or_insert_with(|| Share {
+            room: Arc::new(Semaphore::new(Self::share(self.limit))),
+            bodies: 0,
+        });
+        if share.bodies >= MAX_BODIES {
+            return Err(BodyError::Crowded);
+        }
+        share.bodies += 1;
+        let room = Arc::clone(&share.room);
+        drop(peers);
+        let peers = Arc::clone(&self.peers);
+        Ok((Guest { peer, peers }, room))
     }
 }
 
@@ -27,7 +116,7 @@ pub(crate) struct Collected {
     first: Bytes,
     /// Everything, where it came in more than one piece.
     all: Vec<u8>,
-    claims: Option<OwnedSemaphorePermit>,
+    _claim: Claim,
 }
 
 impl Collected {
@@ -50,21 +139,27 @@ pub(crate) enum BodyError {
     /// The client left, or broke its own framing.
     #[error("the body ended early")]
     Broken,
+    /// One client has too many.
+    #[error("one client has too many reviews under way; try again")]
+    Crowded,
 }
 
-/// Reads a body of at most `limit` bytes.
+/// Reads a body from this peer.
 pub(crate) async fn collect(
     mut body: Body,
-    limit: usize,
+    peer: Peer,
     budget: &Budget,
 ) -> Result<Collected, BodyError> {
-    if body.size_hint().lower() > limit as u64 {
+    let limit = budget.limit;
+    let hint = body.size_hint();
+    let announced = usize::try_from(hint.exact().unwrap_or(limit as u64)).unwrap_or(usize::MAX);
+    if announced > limit || hint.lower() > limit as u64 {
         return Err(BodyError::TooLong(limit));
     }
     let mut collected = Collected {
         first: Bytes::new(),
         all: Vec::new(),
-        claims: None,
+        _claim: budget.claim(peer, announced).await?,
     };
     let mut length = 0;
     while let Some(frame) = body.frame().await {
@@ -75,31 +170,19 @@ pub(crate) async fn collect(
         if length > limit {
             return Err(BodyError::TooLong(limit));
         }
-        collected.claim(budget, data.len()).await?;
         if collected.first.is_empty() {
             collected.first = data;
         } else {
             if collected.all.is_empty() {
+                // a length that was announced is claimed, and no body grows beyond it
+                let whole = hint.exact().map_or(length, |_| announced);
+                collected.all.reserve_exact(whole);
                 collected.all.extend_from_slice(&collected.first);
             }
             collected.all.extend_from_slice(&data);
         }
     }
     Ok(collected)
-}
-
-impl Collected {
-    async fn claim(&mut self, budget: &Budget, bytes: usize) -> Result<(), BodyError> {
-        // a frame is far below 4 GiB, and the semaphore is never closed
-        let bytes = u32::try_from(bytes).map_err(|_| BodyError::Broken)?;
-        let claim = Arc::clone(&budget.0).acquire_many_owned(bytes).await;
-        let claim = claim.map_err(|_closed| BodyError::Broken)?;
-        match &mut self.claims {
-            Some(claims) => claims.merge(claim),
-            none => *none = Some(claim),
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]

@@ -12,7 +12,6 @@
 pub mod app;
 pub mod args;
 mod body;
-mod conns;
 pub mod metrics;
 pub mod mutate;
 pub mod pod;

@@ -7,8 +7,7 @@ use crate::metrics::Metrics;
 use crate::mutate::{self, Verdict};
 use crate::review::{self, Answer, Review, Subject};
 use axum::Router;
-use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use http::{StatusCode, header};
@@ -38,14 +37,14 @@ pub fn router(limits: Limits, metrics: Metrics) -> Router {
         .route("/mutate", post(mutate))
         .with_state(Service {
             limits,
-            budget: Budget::default(),
+            budget: Budget::new(limits.body_bytes),
             metrics,
         })
 }
 
-async fn mutate(State(service): State<Service>, body: Body) -> Response {
+async fn mutate(State(service): State<Service>, request: Request) -> Response {
     let start = Instant::now();
-    let answered = tokio::time::timeout(service.limits.deadline, service.answer(body)).await;
+    let answered = tokio::time::timeout(service.limits.deadline, service.answer(request)).await;
     let (outcome, response) = answered.unwrap_or_else(|_elapsed| {
         let text = "the review's body did not arrive in time\n";
         (
@@ -58,13 +57,20 @@ async fn mutate(State(service): State<Service>, body: Body) -> Response {
 }
 
 impl Service {
-    async fn answer(&self, body: Body) -> (&'static str, Response) {
-        let body = match body::collect(body, self.limits.body_bytes, &self.budget).await {
+    async fn answer(&self, request: Request) -> (&'static str, Response) {
+        let peer = request.extensions().get().copied().unwrap_or_default();
+        let body = match body::collect(request.into_body(), peer, &self.budget).await {
             Ok(body) => body,
             Err(error @ BodyError::TooLong(_)) => {
                 return (
                     "TooLarge",
                     (StatusCode::PAYLOAD_TOO_LARGE, format!("{error}\n")).into_response(),
+                );
+            }
+            Err(error @ BodyError::Crowded) => {
+                return (
+                    "Crowded",
+                    (StatusCode::TOO_MANY_REQUESTS, format!("{error}\n")).into_response(),
                 );
             }
             Err(error @ BodyError::Broken) => {

@@ -22,18 +22,18 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
+use portmapping_runtime::conns::{Connections, Peer, Place, Silence};
 use rustls::ServerConfig;
 use rustls::server::ResolvesServerCert;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
-use crate::conns::{Connections, Place, Silence};
 use crate::metrics::Metrics;
 
 /// Connections that the kernel keeps while the program is busy accepting others.
@@ -42,8 +42,11 @@ const BACKLOG: i32 = 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Reviews that one HTTP/2 connection may have open.
 const MAX_STREAMS: u32 = 64;
-/// Bytes that one HTTP/2 connection may send ahead of their being read.
-const WINDOW: u32 = 256 * 1024;
+/// Bytes that one HTTP/2 request may send ahead of their being read.
+const STREAM_WINDOW: u32 = 32 * 1024;
+/// The same of a connection: enough for all requests, so that one that waits for memory does not
+/// hold up those that have it.
+const CONNECTION_WINDOW: u32 = MAX_STREAMS * STREAM_WINDOW;
 /// Longest header of a request, in bytes; the API server's are below 1 KiB.
 const MAX_HEADER_BYTES: u32 = 16 * 1024;
 /// Most that one HTTP/1 connection buffers, in bytes; a header must fit.
@@ -119,10 +122,20 @@ pub fn tls_config(resolver: Arc<dyn ResolvesServerCert>) -> ServerConfig {
 /// What every connection needs.
 struct Shared {
     acceptor: TlsAcceptor,
-    router: Router,
-    limits: Limits,
-    ending: Ending,
-    metrics: Metrics,
+    http: Http,
+}
+
+/// What every connection needs once it has shaken hands.
+#[derive(Clone, Debug)]
+pub struct Http {
+    /// Who answers.
+    pub router: Router,
+    /// Limits of the server.
+    pub limits: Limits,
+    /// The stages of its end.
+    pub ending: Ending,
+    /// Its counters.
+    pub metrics: Metrics,
 }
 
 /// Serves until `ending` says otherwise, then drains.
@@ -138,16 +151,18 @@ pub async fn serve(
     let acceptor = TlsAcceptor::from(Arc::new(tls));
     let shared = Arc::new(Shared {
         acceptor,
-        router,
-        limits,
-        ending,
-        metrics,
+        http: Http {
+            router,
+            limits,
+            ending,
+            metrics: metrics.clone(),
+        },
     });
     let connections = Connections::new(limits.connections);
     let mut tasks = JoinSet::new();
     loop {
         while tasks.try_join_next().is_some() {}
-        shared.metrics.set_connections(connections.count());
+        metrics.set_connections(connections.count());
         let accepted = tokio::select! {
             () = draining.cancelled() => break,
             accepted = listener.accept() => accepted,
@@ -155,15 +170,18 @@ pub async fn serve(
             Some(_ended) = tasks.join_next() => continue,
         };
         match accepted {
-            Ok((stream, _peer)) => match connections.enter() {
-                Some((place, evicted)) => {
-                    if evicted {
-                        shared.metrics.closed("evicted");
+            Ok((stream, address)) => {
+                let peer = Peer::from(address.ip());
+                match connections.enter(peer) {
+                    Some((place, evicted)) => {
+                        if evicted {
+                            metrics.closed("evicted");
+                        }
+                        tasks.spawn(connection(Arc::clone(&shared), stream, place, peer));
                     }
-                    tasks.spawn(connection(Arc::clone(&shared), stream, place));
+                    None => metrics.closed("refused"),
                 }
-                None => shared.metrics.closed("refused"),
-            },
+            }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -180,98 +198,112 @@ pub async fn serve(
     }
 }
 
-async fn connection(shared: Arc<Shared>, stream: TcpStream, place: Place) {
+async fn connection(shared: Arc<Shared>, stream: TcpStream, place: Place, peer: Peer) {
+    let Shared { acceptor, http } = shared.as_ref();
     // an answer is two small writes: without this the second waits for the first's acknowledgement
     if let Err(error) = SockRef::from(&stream).set_tcp_nodelay(true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
-    let place = Arc::new(place);
-    let handshake = timeout(shared.limits.handshake, shared.acceptor.accept(stream));
+    let handshake = timeout(http.limits.handshake, acceptor.accept(stream));
     let stream = tokio::select! {
         () = place.evicted() => return,
         done = handshake => match done {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
-                shared.metrics.handshake_failed("tls");
+                http.metrics.handshake_failed("tls");
                 tracing::debug!(%error, "TLS handshake failed");
                 return;
             }
-            Err(_elapsed) => return shared.metrics.handshake_failed("timeout"),
+            Err(_elapsed) => return http.metrics.handshake_failed("timeout"),
         },
     };
-    serve_http(&shared, stream, &place).await;
+    let version = match stream.get_ref().1.alpn_protocol() {
+        Some(b"h2") => Version::HTTP_2,
+        _ => Version::HTTP_11,
+    };
+    http.serve(stream, version, place, peer).await;
 }
 
-async fn serve_http(shared: &Shared, stream: TlsStream<TcpStream>, place: &Arc<Place>) {
-    let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    let stream = TokioIo::new(stream);
-    let service = service_fn(|request| answer(shared, place, request));
-    if http2 {
-        let connection = http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(MAX_STREAMS)
-            .initial_connection_window_size(WINDOW)
-            .initial_stream_window_size(WINDOW)
-            .max_header_list_size(MAX_HEADER_BYTES)
-            .serve_connection(stream, service);
-        // HTTP/2 has a way of saying "no new requests" that no request can cross
-        drive(shared, place, connection, &shared.ending.closing).await;
-    } else {
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            // the place's silence limits are tighter
-            .header_read_timeout(shared.limits.silence.idle)
-            .max_buf_size(MAX_BUFFER_BYTES)
-            .serve_connection(stream, service);
-        drive(shared, place, connection, &shared.ending.draining).await;
+impl Http {
+    /// Speaks HTTP over anything that carries bytes, until an end of the connection that the
+    /// client, a limit, an eviction or the server's own end brings about.
+    pub async fn serve<S>(&self, stream: S, version: Version, place: Place, peer: Peer)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let stream = TokioIo::new(stream);
+        let place = Arc::new(place);
+        let service = service_fn(|request| self.answer(&place, peer, request));
+        if version == Version::HTTP_2 {
+            let connection = http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .max_concurrent_streams(MAX_STREAMS)
+                .initial_connection_window_size(CONNECTION_WINDOW)
+                .initial_stream_window_size(STREAM_WINDOW)
+                .max_header_list_size(MAX_HEADER_BYTES)
+                .serve_connection(stream, service);
+            // HTTP/2 has a way of saying "no new requests" that no request can cross
+            self.drive(&place, connection, &self.ending.closing).await;
+        } else {
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                // the place's silence limits are tighter
+                .header_read_timeout(self.limits.silence.idle)
+                .max_buf_size(MAX_BUFFER_BYTES)
+                .serve_connection(stream, service);
+            self.drive(&place, connection, &self.ending.draining).await;
+        }
     }
-}
 
-/// Runs a connection until it ends, is silent for too long, must make place, or shall `finish`.
-async fn drive<C>(shared: &Shared, place: &Place, connection: C, finish: &CancellationToken)
-where
-    C: GracefulConnection,
-{
-    let mut connection = pin!(connection);
-    let mut finishing = false;
-    loop {
-        let silent_at = Instant::from_std(place.silent_at(shared.limits.silence));
-        tokio::select! {
-            // an error here is the client's: it left, or it does not speak HTTP
-            _ended = connection.as_mut() => return,
-            () = finish.cancelled(), if !finishing => {
-                finishing = true;
-                connection.as_mut().graceful_shutdown();
-            }
-            () = place.evicted() => return,
-            () = sleep_until(silent_at) => {
-                // things may have changed since the alarm was set
-                if place.silent_at(shared.limits.silence) <= std::time::Instant::now() {
-                    return shared.metrics.closed("silent");
+    /// Runs a connection until it ends, is silent for too long, must make place, or shall `finish`.
+    async fn drive<C>(&self, place: &Place, connection: C, finish: &CancellationToken)
+    where
+        C: GracefulConnection,
+    {
+        let mut connection = pin!(connection);
+        let mut finishing = false;
+        let silence = self.limits.silence;
+        loop {
+            let silent_at = Instant::from_std(place.silent_at(silence));
+            tokio::select! {
+                // an error here is the client's: it left, or it does not speak HTTP
+                _ended = connection.as_mut() => return,
+                () = finish.cancelled(), if !finishing => {
+                    finishing = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                () = place.evicted() => return,
+                () = sleep_until(silent_at) => {
+                    // things may have changed since the alarm was set
+                    if place.silent_at(silence) <= std::time::Instant::now() {
+                        return self.metrics.closed("silent");
+                    }
                 }
             }
         }
     }
-}
 
-fn answer(
-    shared: &Shared,
-    place: &Arc<Place>,
-    request: Request<Incoming>,
-) -> impl Future<Output = Result<Response<axum::body::Body>, Infallible>> + use<> {
-    let busy = place.busy();
-    let http1 = request.version() < Version::HTTP_2;
-    let closing = shared.ending.closing.clone();
-    let response = shared.router.clone().call(request);
-    async move {
-        let Ok(mut response) = response.await;
-        if http1 && closing.is_cancelled() {
-            response
-                .headers_mut()
-                .insert(CONNECTION, HeaderValue::from_static("close"));
+    fn answer(
+        &self,
+        place: &Arc<Place>,
+        peer: Peer,
+        mut request: Request<Incoming>,
+    ) -> impl Future<Output = Result<Response<axum::body::Body>, Infallible>> + use<> {
+        let busy = place.busy();
+        let http1 = request.version() < Version::HTTP_2;
+        let closing = self.ending.closing.clone();
+        request.extensions_mut().insert(peer);
+        let response = self.router.clone().call(request);
+        async move {
+            let Ok(mut response) = response.await;
+            if http1 && closing.is_cancelled() {
+                response
+                    .headers_mut()
+                    .insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            drop(busy);
+            Ok(response)
         }
-        drop(busy);
-        Ok(response)
     }
 }
 

@@ -20,14 +20,15 @@ use hyper_util::service::TowerToHyperService;
 use prometheus_client::registry::Registry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::conns::{Connections, Peer};
 use crate::metrics;
 use crate::ready::Readiness;
 
-/// Connections served at once; the next ones wait in the listener's backlog.
+/// Connections served at once. Beyond, the address that has the most gives one up: whoever opens
+/// connections and says nothing must not keep the kubelet's probes out.
 const MAX_CONNECTIONS: usize = 32;
 /// A connection carries one question and may take this long for it.
 const CONNECTION_LIMIT: Duration = Duration::from_secs(10);
@@ -75,19 +76,23 @@ async fn metrics_text(State(admin): State<Admin>) -> impl IntoResponse {
 
 /// Serves until the token is cancelled; then questions that are being answered get their answer.
 /// One question a connection, so that an idle client cannot keep others out.
-pub async fn serve<L: Listener>(mut listener: L, router: Router, token: CancellationToken) {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+pub async fn serve<L>(mut listener: L, router: Router, token: CancellationToken)
+where
+    L: Listener<Addr: 'static>,
+{
+    let places = Connections::new(MAX_CONNECTIONS);
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
-        let slot = tokio::select! {
-            () = token.cancelled() => break,
-            slot = Arc::clone(&slots).acquire_owned() => slot,
-        };
         // accept() of the trait never fails: it waits and tries again
-        let (stream, _peer) = tokio::select! {
+        let (stream, address) = tokio::select! {
             () = token.cancelled() => break,
             accepted = listener.accept() => accepted,
+            // keeps the table of tasks small while nobody comes
+            Some(_ended) = connections.join_next() => continue,
+        };
+        let Some((place, _evicted)) = places.enter(Peer::of(&address)) else {
+            continue;
         };
         let service = TowerToHyperService::new(router.clone());
         connections.spawn(async move {
@@ -97,8 +102,11 @@ pub async fn serve<L: Listener>(mut listener: L, router: Router, token: Cancella
                 .header_read_timeout(HEADER_TIMEOUT)
                 .serve_connection(TokioIo::new(stream), service);
             // a client that leaves early is its own affair
-            let _ = tokio::time::timeout(CONNECTION_LIMIT, connection).await;
-            drop(slot);
+            let limited = tokio::time::timeout(CONNECTION_LIMIT, connection);
+            tokio::select! {
+                () = place.evicted() => {}
+                _ended = limited => {}
+            }
         });
     }
     while connections.join_next().await.is_some() {}

@@ -12,6 +12,7 @@
 
 pub mod admin;
 pub mod client;
+pub mod conns;
 pub mod deadline;
 pub mod flags;
 pub mod log;

@@ -10,6 +10,7 @@ use http_body_util::BodyExt;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use portmapping_certs::rotation::{Decision, Flaw};
 use portmapping_certs::{Lifetimes, Material, Names, Resolver, issue};
+use portmapping_runtime::conns::Silence;
 use portmapping_runtime::metrics as text;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -22,9 +23,10 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::{Ending, Limits, listen, serve, tls_config};
-use crate::conns::Silence;
 use crate::metrics::Metrics;
 use crate::routes;
+
+mod hostile;
 
 /// Nothing here takes that long; whatever does is stuck.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -108,13 +110,31 @@ impl Server {
         version: &'static SupportedProtocolVersion,
         alpn: &[u8],
     ) -> std::io::Result<TlsStream<TcpStream>> {
+        self.shake(self.tcp().await, version, alpn).await
+    }
+
+    /// TLS 1.3 over a stream of the caller's.
+    async fn handshake(
+        &self,
+        stream: TcpStream,
+        alpn: &[u8],
+    ) -> std::io::Result<TlsStream<TcpStream>> {
+        self.shake(stream, &rustls::version::TLS13, alpn).await
+    }
+
+    async fn shake(
+        &self,
+        stream: TcpStream,
+        version: &'static SupportedProtocolVersion,
+        alpn: &[u8],
+    ) -> std::io::Result<TlsStream<TcpStream>> {
         let mut config = ClientConfig::builder_with_protocol_versions(&[version])
             .with_root_certificates(Arc::clone(&self.roots))
             .with_no_client_auth();
         config.alpn_protocols = vec![alpn.to_vec()];
         let name = ServerName::try_from("webhook.portmapping-system.svc").unwrap();
         TlsConnector::from(Arc::new(config))
-            .connect(name, self.tcp().await)
+            .connect(name, stream)
             .await
     }
 

@@ -3,7 +3,8 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::routing::get;
-use tokio::net::UnixListener;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixListener};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -68,6 +69,30 @@ async fn a_probe_of_a_silent_socket_ends() {
         .await
         .unwrap_err();
     assert!(matches!(error, ProbeError::TimedOut { .. }));
+}
+
+#[tokio::test]
+async fn silent_clients_do_not_keep_a_probe_out() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let routes = router(Readiness::default(), Arc::new(metrics::registry()));
+    let token = CancellationToken::new();
+    let server = tokio::spawn(serve(listener, routes, token.clone()));
+    let mut silent = Vec::new();
+    for _client in 0..500 {
+        silent.push(TcpStream::connect(address).await.unwrap());
+    }
+    let mut probe = TcpStream::connect(address).await.unwrap();
+    let mut answer = String::new();
+    let asking = async {
+        probe.write_all(b"GET /healthz HTTP/1.0\r\n\r\n").await?;
+        probe.read_to_string(&mut answer).await
+    };
+    tokio::time::timeout(LIMIT, asking).await.unwrap().unwrap();
+    assert!(answer.starts_with("HTTP/1.0 200"), "{answer}");
+    drop(silent);
+    token.cancel();
+    tokio::time::timeout(LIMIT, server).await.unwrap().unwrap();
 }
 
 #[test]
