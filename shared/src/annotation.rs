@@ -6,6 +6,9 @@ use crate::contract::MAX_REQUEST_BYTES;
 use crate::port::Protocol;
 use crate::request::{Ask, AskedPort, Why};
 
+/// Longest result that is read, in bytes.
+const MAX_RESULT_BYTES: usize = 4 * MAX_REQUEST_BYTES;
+
 /// One published port; JSON schema and field order of `api/k8s.Port` in tkestack/galaxy v1.0.4.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -38,7 +41,7 @@ pub fn encode(entries: &[ResultEntry]) -> String {
 /// What comes back is a wish ("these host ports were mine"), never a place to send traffic to.
 #[must_use]
 pub fn decode(value: &str) -> Option<Vec<ResultEntry>> {
-    if value.len() > 4 * MAX_REQUEST_BYTES {
+    if value.len() > MAX_RESULT_BYTES {
         return None;
     }
     serde_json::from_str(value).ok()
@@ -62,13 +65,12 @@ pub enum Value {
 #[must_use]
 pub fn classify(value: &str) -> Value {
     // RE2's \s, which the policy uses: a no-break space is no blank to it
-    if value
-        .bytes()
-        .all(|b| matches!(b, b' ' | b'\t' | b'\n' | b'\r' | b'\x0c'))
-    {
+    let blank = |b| matches!(b, b' ' | b'\t' | b'\n' | b'\r' | b'\x0c');
+    if value.len() <= MAX_REQUEST_BYTES && value.bytes().all(blank) {
         return Value::Request(Ask::All);
     }
-    if is_result(value) {
+    // a result is longer than a request; neither is ever as long as what a body may bring
+    if value.len() <= MAX_RESULT_BYTES && is_result(value) {
         return Value::Result;
     }
     if value.len() > MAX_REQUEST_BYTES {

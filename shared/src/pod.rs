@@ -4,7 +4,17 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
+use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
+
+use crate::contract::CONDITION;
+
+/// Containers of each kind that are looked at; no node runs as many in one pod.
+const MAX_CONTAINERS: usize = 512;
+/// Ports of one container that are looked at.
+const MAX_PORTS: usize = 4_096;
+/// Readiness gates that are looked at.
+const MAX_GATES: usize = 1_024;
 
 /// A pod's uid: 1-63 letters, digits and dashes, so that it may stand in a kernel rule's comment.
 ///
@@ -73,13 +83,13 @@ pub struct PodSpec {
     #[serde(deserialize_with = "null_as_default")]
     pub host_network: bool,
     /// Main containers.
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(deserialize_with = "containers")]
     pub containers: Vec<Container>,
     /// Init containers; those with `restartPolicy: Always` are sidecars and live as long as the pod.
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(deserialize_with = "containers")]
     pub init_containers: Vec<Container>,
     /// Conditions that hold Ready back.
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(deserialize_with = "gates")]
     pub readiness_gates: Vec<ReadinessGate>,
 }
 
@@ -91,7 +101,7 @@ pub struct Container {
     #[serde(deserialize_with = "null_as_default")]
     pub restart_policy: String,
     /// Declared ports.
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(deserialize_with = "ports")]
     pub ports: Vec<DeclaredPort>,
 }
 
@@ -152,6 +162,58 @@ where
     T: Default + Deserialize<'de>,
 {
     Option::<T>::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
+fn containers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Container>, D::Error> {
+    bounded(deserializer, |_, before| before < MAX_CONTAINERS)
+}
+
+/// What is no port number counts nowhere, and a few bytes of it would become many.
+fn ports<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<DeclaredPort>, D::Error> {
+    bounded(deserializer, |port: &DeclaredPort, before| {
+        before < MAX_PORTS && (1..=65_535).contains(&port.container_port)
+    })
+}
+
+/// Our own gate is never dropped: a pod must not get a second one.
+fn gates<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<ReadinessGate>, D::Error> {
+    bounded(deserializer, |gate: &ReadinessGate, before| {
+        before < MAX_GATES || before == MAX_GATES && gate.condition_type == CONDITION
+    })
+}
+
+/// A list, or null for an empty one, of which only the elements to `keep` are kept, given how many
+/// are kept already. Dropped rather than refused: one absurd pod must not spoil a list of all pods.
+fn bounded<'de, D, T>(deserializer: D, keep: fn(&T, usize) -> bool) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    struct Bounded<T>(fn(&T, usize) -> bool);
+
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for Bounded<T> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list or null")
+        }
+
+        fn visit_unit<E: de::Error>(self) -> Result<Vec<T>, E> {
+            Ok(Vec::new())
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<T>, A::Error> {
+            let mut kept = Vec::new();
+            while let Some(element) = list.next_element()? {
+                if (self.0)(&element, kept.len()) {
+                    kept.push(element);
+                }
+            }
+            Ok(kept)
+        }
+    }
+
+    deserializer.deserialize_any(Bounded(keep))
 }
 
 /// An address as rules may carry it: an IPv4-mapped IPv6 address is the IPv4 address it maps.

@@ -12,6 +12,10 @@ use crate::port::{ContainerPort, HostPort, NoPort, Protocol};
 
 /// How much of a user's text an answer repeats, in characters.
 const QUOTED_CHARS: usize = 200;
+/// The part of it that a parser's words may take: they repeat the user's.
+const PARSER_CHARS: usize = 120;
+/// Declared ports that a request is held against; many times more than one pod may ask for.
+const MAX_DECLARED: usize = 4_096;
 
 /// A request before it is held against a spec.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,7 +119,7 @@ impl PortRequest {
 
     /// Holds an ask against a spec.
     pub fn from_ask(ask: &Ask, spec: &PodSpec, max: usize) -> Result<Self, Why> {
-        let declared: Vec<RequestedPort> = declared_ports(spec).collect();
+        let declared: Vec<RequestedPort> = declared_ports(spec).take(MAX_DECLARED).collect();
         let mut request = Self::default();
         match ask {
             Ask::All => {
@@ -126,7 +130,11 @@ impl PortRequest {
             Ask::These(asked) => {
                 let mut undeclared = Vec::new();
                 let mut wanted = vec![None; declared.len()];
-                for port in asked {
+                for (index, port) in asked.iter().enumerate() {
+                    // the same again adds nothing but work
+                    if asked[..index].contains(port) {
+                        continue;
+                    }
                     let found = match_declared(port, &declared);
                     match (&port.container_port, found.is_empty()) {
                         (PortOrName::Name(name), true) => {
@@ -367,30 +375,39 @@ pub struct InvalidRequest {
 
 impl InvalidRequest {
     fn new(value: &str, why: Why) -> Self {
-        let why = match why {
-            // serde_json repeats the user's text
-            Why::Syntax(text) => Why::Syntax(quoted(&text)),
-            other => other,
+        let (why, left) = match why {
+            Why::Syntax(text) => {
+                let text = quoted(&text, PARSER_CHARS);
+                let left = QUOTED_CHARS - text.chars().count().min(PARSER_CHARS);
+                (Why::Syntax(text), left)
+            }
+            // a port's name, of 15 characters at most
+            other @ Why::UnknownName(_) => (other, QUOTED_CHARS - 20),
+            other => (other, QUOTED_CHARS),
         };
         Self {
-            value: quoted(value),
+            value: quoted(value, left),
             why,
         }
     }
 }
 
-/// At most 200 characters, control characters escaped, so that no log line can be forged with it.
-fn quoted(text: &str) -> String {
-    let clean = |c: char| {
-        if c.is_control() {
-            c.escape_default().collect()
-        } else {
-            c.to_string()
+/// At most so many characters, control characters escaped, so that no log line can be forged with
+/// it; dots where something was left out.
+fn quoted(text: &str, max: usize) -> String {
+    let mut short = String::new();
+    let mut length = 0;
+    for c in text.chars() {
+        let escaped = c.is_control().then(|| c.escape_default());
+        length += escaped.as_ref().map_or(1, ExactSizeIterator::len);
+        if length > max {
+            short.push_str("...");
+            break;
         }
-    };
-    let mut short: String = text.chars().take(QUOTED_CHARS).map(clean).collect();
-    if text.chars().nth(QUOTED_CHARS).is_some() {
-        short.push_str("...");
+        match escaped {
+            Some(escaped) => short.extend(escaped),
+            None => short.push(c),
+        }
     }
     short
 }

@@ -128,3 +128,15 @@ proptest! {
         let _ = (classify(&text), classify(&json), decode(&text), decode(&json));
     }
 }
+
+#[test]
+fn what_is_longer_than_any_result_is_not_even_parsed() {
+    let entry =
+        r#"{"hostPort":1,"containerPort":80,"protocol":"TCP","podName":"p","podIP":"1.2.3.4"}"#;
+    let list = |entries: usize| format!("[{}]", vec![entry; entries].join(","));
+    assert_eq!(classify(&list(700)), Value::Result);
+    let long = list(900);
+    assert_eq!(classify(&long), Value::Invalid(Why::TooLong(long.len())));
+    let deep = format!("{}{}", "[{\"a\":".repeat(5_000), "}]".repeat(5_000));
+    assert!(matches!(classify(&deep), Value::Invalid(_)));
+}

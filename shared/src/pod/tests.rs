@@ -50,3 +50,45 @@ fn only_containers_that_last_count() {
         .collect();
     assert_eq!(ports, [1, 3]);
 }
+
+#[test]
+fn absurd_lists_are_cut_and_what_is_no_port_is_dropped() {
+    let many = |element: &str| vec![element; 100_000].join(",");
+    let port = r#"{"containerPort":80,"hostPort":7}"#;
+    let text = format!(
+        r#"{{"containers":[{}],"initContainers":[{{"ports":[{}]}},{{"ports":[{{}},{{"containerPort":-1}},{port}]}}],
+            "readinessGates":[{},{{"conditionType":"tkestack.io/portmapping"}}]}}"#,
+        many("{}"),
+        many(port),
+        many("{}"),
+    );
+    let spec: PodSpec = serde_json::from_str(&text).unwrap();
+    assert_eq!(spec.containers.len(), MAX_CONTAINERS);
+    assert_eq!(spec.init_containers[0].ports.len(), MAX_PORTS);
+    assert_eq!(spec.init_containers[1].ports.len(), 1);
+    assert_eq!(spec.readiness_gates.len(), MAX_GATES + 1);
+    assert!(spec.has_gate(CONDITION));
+    for text in [
+        r#"{"containers":{}}"#,
+        r#"{"containers":"x"}"#,
+        r#"{"containers":[7]}"#,
+        r#"{"readinessGates":[null]}"#,
+    ] {
+        assert!(serde_json::from_str::<PodSpec>(text).is_err(), "{text}");
+    }
+}
+
+/// What is skipped may be as deep as it likes; what is read may not.
+#[test]
+fn depth_is_bounded() {
+    let deep = |levels| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+    let skipped = format!(r#"{{"future":{},"nodeName":"n"}}"#, deep(1_000_000));
+    let spec: PodSpec = serde_json::from_str(&skipped).unwrap();
+    assert_eq!(spec.node_name, "n");
+    let read = format!(r#"{{"containers":{}}}"#, deep(1_000_000));
+    assert!(serde_json::from_str::<PodSpec>(&read).is_err());
+    let value = serde_json::from_str::<serde_json::Value>(&deep(127));
+    assert!(value.is_ok());
+    let error = serde_json::from_str::<serde_json::Value>(&deep(128)).unwrap_err();
+    assert!(error.to_string().contains("recursion limit"), "{error}");
+}

@@ -244,4 +244,5 @@ fn a_long_value_is_quoted_in_part() {
     assert!(!message.contains('\u{7}'));
 }
 
+mod policy;
 mod property;

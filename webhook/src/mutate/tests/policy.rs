@@ -1,0 +1,262 @@
+//! One list of values through the webhook's parser and through the admission policy's expression,
+//! as it stands in the manifest. The API server applies the policy to what the webhook let through:
+//! a parser that is laxer would admit pods only for the policy to refuse them.
+
+use std::collections::HashMap;
+
+use portmapping_shared::annotation::{Value, classify};
+use proptest::prelude::*;
+use regex::Regex;
+
+const MANIFEST: &str = include_str!("../../../../manifests/base/policy-users.yaml");
+
+/// The policy's `asks`: its size limit and its expression, which RE2 and this crate read alike.
+struct Policy {
+    max: usize,
+    shape: Regex,
+}
+
+impl Policy {
+    fn read() -> Self {
+        let mut known = HashMap::new();
+        for name in ["port", "other", "entry"] {
+            let text = expression(name);
+            known.insert(name, concatenated(text, &known));
+        }
+        let asks = &MANIFEST[MANIFEST.find("- name: asks").expect("asks")..];
+        let asks = &asks[..asks.find("- {name: level").expect("what follows")];
+        let (size, shape) = asks.split_once("&&").expect("two halves");
+        let max = size.split("<=").nth(1).expect("a limit").trim();
+        let shape = shape.split_once(".matches(").expect("an expression").1;
+        let shape = concatenated(shape.trim().trim_end_matches(')'), &known);
+        assert!(shape.starts_with('^') && shape.ends_with('$'), "{shape}");
+        // to RE2, \s is ASCII and $ the end of the text; so it is here with these flags
+        let shape = format!("(?-u:{})", shape.replace('$', r"\z"));
+        Self {
+            max: max.parse().expect("a number"),
+            shape: Regex::new(&shape.replace(r"\s", r"[\t\n\x0c\r ]")).expect("an expression"),
+        }
+    }
+
+    fn admits(&self, value: &str) -> bool {
+        // CEL counts characters
+        value.chars().count() <= self.max && self.shape.is_match(value)
+    }
+}
+
+/// The expression of a variable that has a line of its own.
+fn expression(name: &str) -> &'static str {
+    let mut lines = MANIFEST.lines();
+    let head = format!("- name: {name}");
+    lines.find(|line| line.trim() == head).expect("a variable");
+    let line = lines.next().expect("its expression").trim();
+    line.strip_prefix("expression: ").expect("its expression")
+}
+
+/// `r'...' + variables.x + '...'` as one text.
+fn concatenated(mut text: &str, known: &HashMap<&str, String>) -> String {
+    let mut all = String::new();
+    loop {
+        text = text.trim_start_matches([' ', '+', '\n']);
+        if text.is_empty() {
+            return all;
+        }
+        if let Some(rest) = text.strip_prefix("variables.") {
+            let end = rest.find(' ').unwrap_or(rest.len());
+            all.push_str(&known[&rest[..end]]);
+            text = &rest[end..];
+        } else {
+            let rest = text.strip_prefix('r').unwrap_or(text);
+            let rest = rest.strip_prefix('\'').expect("a literal");
+            let (literal, rest) = rest.split_once('\'').expect("its end");
+            all.push_str(literal);
+            text = rest;
+        }
+    }
+}
+
+fn parses(value: &str) -> bool {
+    matches!(classify(value), Value::Request(_))
+}
+
+fn good() -> Vec<String> {
+    let entry = r#"{"containerPort":9040,"protocol":"TCP","hostIP":"2001:db8::1"}"#;
+    let mut all: Vec<String> = [
+        "",
+        " ",
+        "\n\t",
+        r#"[{"containerPort":9040}]"#,
+        r#"[{"containerPort":"web"}]"#,
+        r#"[{"containerPort":9040},{"containerPort":"web"},{"containerPort":53,"protocol":"UDP","hostIP":"10.0.0.11"}]"#,
+        " [ { \"protocol\" : \"SCTP\" ,\n \"containerPort\" : 1 } , { \"containerPort\" : 65535 } ] ",
+        r#"[{"hostIP":"::","containerPort":1,"protocol":"UDP"}]"#,
+    ]
+    .map(str::to_owned)
+    .into();
+    all.push(format!("[{}]", vec![entry; 64].join(",")));
+    all
+}
+
+/// What facts and imagination offer against either reader.
+fn hostile() -> Vec<String> {
+    let entry = |inner: &str| format!(r#"[{{"containerPort":80{inner}}}]"#);
+    let mut all: Vec<String> = [
+        "yes please",
+        "null",
+        "true",
+        "0",
+        "{}",
+        "[]",
+        "[ ]",
+        "[null]",
+        "[[]]",
+        "[{}]",
+        "\"\"",
+        r#"[{"containerPort":80}"#,
+        r#"[{"containerPort":80}]]"#,
+        r#"[{"containerPort":80},]"#,
+        r#"[,{"containerPort":80}]"#,
+        r#"[{"containerPort":80}][{"containerPort":80}]"#,
+        r#"[{"containerPort":80}] x"#,
+        r#"[{"containerPort":80,}]"#,
+        r#"[{"containerPort":080}]"#,
+        r#"[{"containerPort":0}]"#,
+        r#"[{"containerPort":-1}]"#,
+        r#"[{"containerPort":+1}]"#,
+        r#"[{"containerPort":1.0}]"#,
+        r#"[{"containerPort":1e1}]"#,
+        r#"[{"containerPort":100000}]"#,
+        r#"[{"containerPort":null}]"#,
+        r#"[{"containerPort":""}]"#,
+        r#"[{"containerPort":"WEB"}]"#,
+        r#"[{"containerPort":"a_b"}]"#,
+        r#"[{"containerPort":"sixteen-letters-"}]"#,
+        r#"[{"containerPort":"\u0077eb"}]"#,
+        r#"[{"containerPort":80,"containerPort":81}]"#,
+        r#"[{"ContainerPort":80}]"#,
+        r#"[{"containerport":80}]"#,
+        r#"[{"container_port":80}]"#,
+        r#"[{"protocol":"TCP"}]"#,
+        "[{\u{a0}\"containerPort\":80}]",
+        "\u{feff}[{\"containerPort\":80}]",
+        "[{\"containerPort\":80}]\0",
+        "[{\"containerPort\":\u{ff18}0}]",
+        "\u{a0}",
+        "\u{2028}",
+        "\u{85}",
+        "\u{b}",
+        "\x0b[{\"containerPort\":80}]",
+        "[{\"containerPort\":\u{b}80}]",
+        "'[]'",
+        "[{'containerPort':80}]",
+        "[{containerPort:80}]",
+        "[80]",
+        "[\"web\"]",
+        "// x\n[{\"containerPort\":80}]",
+    ]
+    .map(str::to_owned)
+    .into();
+    all.extend(
+        [
+            r#","hostPort":22"#,
+            r#","\u0068ostPort":22"#,
+            r#","HOSTPORT":22"#,
+            ",\"ho\u{17f}tPort\":22",
+            r#","hostPort":0"#,
+            r#","podIP":"1.2.3.4""#,
+            r#","podName":"p""#,
+            r#","name":"web""#,
+            r#","protocol":"tcp""#,
+            r#","protocol":"ICMP""#,
+            r#","protocol":null"#,
+            r#","protocol":"""#,
+            r#","protocol":6"#,
+            r#","Protocol":"TCP""#,
+            r#","hostIP":null"#,
+            r#","hostIP":"""#,
+            r#","hostIP":"node1""#,
+            r#","hostIP":"1.2.3.4/8""#,
+            r#","hostIP":"fe80::1%eth0""#,
+            r#","hostip":"1.2.3.4""#,
+            r#","hostIP":"::ffff:1.2.3.4""#,
+            r#","hostIP":" 1.2.3.4""#,
+            r#","hostIP":"1.2.3.4","hostIP":"1.2.3.5""#,
+            r#","protocol":"TCP","protocol":"UDP""#,
+            r#","protocol":"TCP","hostIP":"::1","protocol":"UDP""#,
+            r#","x":{"containerPort":1}"#,
+            ",\"\":1",
+        ]
+        .map(entry),
+    );
+    all.push(format!(
+        "[{}]",
+        vec![r#"{"containerPort":80}"#; 1_000].join(",")
+    ));
+    all.push(" ".repeat(20_000));
+    all.push("[".repeat(20_000));
+    all.push("x".repeat(200_000));
+    all
+}
+
+#[test]
+fn both_accept_what_is_meant_to_be_asked() {
+    let policy = Policy::read();
+    for value in good() {
+        assert!(parses(&value), "the parser refuses {value:?}");
+        assert!(policy.admits(&value), "the policy refuses {value:?}");
+    }
+}
+
+#[test]
+fn the_parser_is_no_laxer_than_the_policy() {
+    let policy = Policy::read();
+    let mut refused = 0;
+    for value in hostile() {
+        let (parser, policy) = (parses(&value), policy.admits(&value));
+        assert!(
+            !parser || policy,
+            "the parser lets {value:?} through, the policy does not"
+        );
+        refused += usize::from(!parser);
+    }
+    assert!(refused > 70, "{refused}: the list is no longer hostile");
+}
+
+/// Values near the border: pieces of good ones, put together anyhow.
+fn pieces() -> impl Strategy<Value = String> {
+    let piece = prop_oneof![
+        4 => prop::sample::select(vec![
+            "[", "]", "{", "}", ",", ":", "\"containerPort\"", "\"protocol\"", "\"hostIP\"", "\"TCP\"",
+            "\"UDP\"", "80", "0", "65536", "\"web\"", "\"1.2.3.4\"", "\"::1\"", " ", "\n", "\x0c", "\u{b}",
+            "\\u0068", "[{\"containerPort\":80}", "]", "{\"containerPort\":", ",\"protocol\":\"UDP\"}", "null",
+        ]).prop_map(str::to_owned),
+        1 => any::<char>().prop_map(String::from),
+    ];
+    prop::collection::vec(piece, 0..12).prop_map(|pieces| pieces.concat())
+}
+
+/// A good value with one character replaced.
+fn damaged() -> impl Strategy<Value = String> {
+    let value = prop::sample::select(good());
+    (value, any::<prop::sample::Index>(), any::<char>()).prop_map(|(value, at, c)| {
+        let mut chars: Vec<char> = value.chars().collect();
+        if !chars.is_empty() {
+            let at = at.index(chars.len());
+            chars[at] = c;
+        }
+        chars.into_iter().collect()
+    })
+}
+
+#[test]
+fn no_value_passes_the_parser_and_not_the_policy() {
+    let policy = Policy::read();
+    let config = ProptestConfig::with_cases(5_000);
+    let values = prop_oneof![pieces(), damaged(), any::<String>()];
+    proptest::test_runner::TestRunner::new(config)
+        .run(&values, |value| {
+            prop_assert!(!parses(&value) || policy.admits(&value), "{:?}", value);
+            Ok(())
+        })
+        .unwrap();
+}
