@@ -94,14 +94,47 @@ impl PortRequest {
             }
             let ports: Vec<MarkedPort> =
                 serde_json::from_str(mark).map_err(|error| Why::Syntax(error.to_string()))?;
-            let asked = ports.into_iter().map(|port| AskedPort {
-                container_port: PortOrName::Number(port.container_port),
-                protocol: Some(port.protocol),
-                host_ip: port.host_ip.map(canonical_ip),
-            });
-            Self::from_ask(&Ask::These(asked.collect()), spec, max)
+            Self::from_marked(&ports, spec, max)
         };
         read().map_err(|why| InvalidRequest::new(mark, why))
+    }
+
+    /// A mark names single declared ports, which an ask by number does not where two containers
+    /// declare the same one for different addresses.
+    fn from_marked(ports: &[MarkedPort], spec: &PodSpec, max: usize) -> Result<Self, Why> {
+        let declared: Vec<RequestedPort> = declared_ports(spec).take(MAX_DECLARED).collect();
+        let mut marked = Vec::new();
+        for port in ports {
+            let host_ip = port.host_ip.map(canonical_ip);
+            let same = declared.iter().enumerate().filter(|(_, it)| {
+                (it.container_port, it.protocol) == (port.container_port, port.protocol)
+            });
+            let (place, mut found) = same
+                .min_by_key(|(_, it)| {
+                    let name = it.name.as_deref().unwrap_or_default();
+                    (name != port.name, it.host_ip != host_ip)
+                })
+                .map_or_else(
+                    || {
+                        (
+                            declared.len(),
+                            undeclared(port.container_port, port.protocol, spec),
+                        )
+                    },
+                    |(index, it)| (index, it.clone()),
+                );
+            if found.static_host_port.is_none() || place == declared.len() {
+                found.host_ip = host_ip.or(found.host_ip);
+            }
+            marked.push((place, found));
+        }
+        // spec order, whatever the order of the mark
+        marked.sort_by_key(|(place, _)| *place);
+        let mut request = Self::default();
+        for (_, port) in marked {
+            request.add(port)?;
+        }
+        request.at_most(max)
     }
 
     /// The request mark's value.
@@ -128,7 +161,7 @@ impl PortRequest {
                 }
             }
             Ask::These(asked) => {
-                let mut undeclared = Vec::new();
+                let mut others = Vec::new();
                 let mut wanted = vec![None; declared.len()];
                 for (index, port) in asked.iter().enumerate() {
                     // the same again adds nothing but work
@@ -140,13 +173,13 @@ impl PortRequest {
                         (PortOrName::Name(name), true) => {
                             return Err(Why::UnknownName(name.clone()));
                         }
-                        (PortOrName::Number(number), true) => undeclared.push(RequestedPort {
-                            container_port: *number,
-                            protocol: port.protocol.unwrap_or(Protocol::Tcp),
-                            host_ip: port.host_ip,
-                            name: None,
-                            static_host_port: on_the_node(spec, *number),
-                        }),
+                        (PortOrName::Number(number), true) => {
+                            let protocol = port.protocol.unwrap_or(Protocol::Tcp);
+                            others.push(RequestedPort {
+                                host_ip: port.host_ip,
+                                ..undeclared(*number, protocol, spec)
+                            });
+                        }
                         (_, false) => {
                             for index in found {
                                 select(&mut wanted[index], &declared[index], port.host_ip)?;
@@ -155,18 +188,20 @@ impl PortRequest {
                     }
                 }
                 // spec order, whatever the order of the asking
-                for port in wanted.into_iter().flatten().chain(undeclared) {
+                for port in wanted.into_iter().flatten().chain(others) {
                     request.add(port)?;
                 }
             }
         }
-        if request.ports.len() > max {
-            return Err(Why::TooMany {
-                asked: request.ports.len(),
-                max,
-            });
+        request.at_most(max)
+    }
+
+    fn at_most(self, max: usize) -> Result<Self, Why> {
+        let asked = self.ports.len();
+        if asked > max {
+            return Err(Why::TooMany { asked, max });
         }
-        Ok(request)
+        Ok(self)
     }
 
     /// Whether any port is left to us, rather than given by the spec.
@@ -249,6 +284,17 @@ fn declared_ports(spec: &PodSpec) -> impl Iterator<Item = RequestedPort> {
             static_host_port: on_the_node(spec, container_port).or(explicit),
         })
     })
+}
+
+/// A port that no container declares.
+fn undeclared(port: ContainerPort, protocol: Protocol, spec: &PodSpec) -> RequestedPort {
+    RequestedPort {
+        container_port: port,
+        protocol,
+        host_ip: None,
+        name: None,
+        static_host_port: on_the_node(spec, port),
+    }
 }
 
 /// Protocol of a declared port; the API server's default where it has none yet.

@@ -257,3 +257,19 @@ proptest! {
         }
     }
 }
+
+/// Two containers declare 80 for different addresses; a name tells them apart, and so does the mark.
+#[test]
+fn a_mark_of_ours_is_always_read_back() {
+    let spec: PodSpec = serde_json::from_str(
+        r#"{"containers":[{"ports":[{"containerPort":80,"name":"web"}]},
+                          {"ports":[{"containerPort":80,"name":"in","hostIP":"10.0.0.1"}]}]}"#,
+    )
+    .unwrap();
+    for name in ["web", "in"] {
+        let ask = format!(r#"[{{"containerPort":"{name}"}}]"#);
+        let request = PortRequest::resolve(&ask, &spec, 64).unwrap();
+        let again = PortRequest::from_mark(&request.to_mark(), &spec, 64).unwrap();
+        assert_eq!(again, request, "{name}");
+    }
+}

@@ -1,0 +1,85 @@
+//! Bytes into the server's connection handler, by way of memory.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use http::Version;
+use portmapping_runtime::conns::{Connections, Peer, Silence};
+use portmapping_webhook::metrics::Metrics;
+use portmapping_webhook::routes;
+use portmapping_webhook::server::{Ending, Http, Limits};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// Nothing waits for anybody here: the client says all that it has to say, and hangs up.
+const LIMIT: Duration = Duration::from_secs(10);
+const LONG: Duration = Duration::from_mins(1);
+/// The client's preface and empty settings, RFC 9113 section 3.4: without them no byte gets far.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+/// A connection's bytes behind TLS. The first byte tells HTTP/1.1 (0), HTTP/2 (1), and HTTP/2 after
+/// a good beginning (2).
+pub fn http(data: &[u8]) {
+    let Some((kind, rest)) = data.split_first() else {
+        return;
+    };
+    let (version, begin): (_, &[u8]) = match kind % 3 {
+        0 => (Version::HTTP_11, b""),
+        1 => (Version::HTTP_2, b""),
+        _ => (Version::HTTP_2, PREFACE),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        let talk = talk(version, begin, rest);
+        tokio::time::timeout(LIMIT, talk)
+            .await
+            .expect("a connection that was hung up ends");
+    });
+}
+
+async fn talk(version: Version, begin: &[u8], rest: &[u8]) {
+    let metrics = Metrics::default();
+    let reviews = routes::Limits {
+        body_bytes: 64 * 1024,
+        deadline: LONG,
+        max_ports: 64,
+    };
+    let silence = Silence {
+        first: LONG,
+        idle: LONG,
+        busy: LONG,
+    };
+    let server = Http {
+        router: routes::router(reviews, metrics.clone()),
+        limits: Limits {
+            handshake: LONG,
+            silence,
+            connections: 1,
+            drain: LONG,
+        },
+        ending: Ending::default(),
+        metrics,
+    };
+    let peer = Peer::from(IpAddr::from([10, 0, 0, 1]));
+    let (place, _evicted) = Connections::new(1).enter(peer).expect("a place");
+    let (client, stream) = tokio::io::duplex(64 * 1024);
+    let (mut read, mut write) = tokio::io::split(client);
+    let say = async {
+        // a server that has heard enough hangs up first
+        let _ = write.write_all(begin).await;
+        let _ = write.write_all(rest).await;
+        let _ = write.shutdown().await;
+    };
+    let hear = async {
+        let mut answers = Vec::new();
+        let _ = read.read_to_end(&mut answers).await;
+        answers
+    };
+    let serve = server.serve(stream, version, place, peer);
+    let ((), (), answers) = tokio::join!(serve, say, hear);
+    if version == Version::HTTP_11 && !answers.is_empty() {
+        assert!(answers.starts_with(b"HTTP/1."), "no HTTP answer");
+    }
+}

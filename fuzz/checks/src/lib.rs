@@ -1,0 +1,106 @@
+//! What must hold for any bytes that a stranger may send. The fuzzer calls these functions with
+//! bytes of its own making; the tests call them with the corpus.
+//!
+//! Each returns if all is well, and panics if not.
+
+// a check that fails says so by a panic: that is what the fuzzer looks for
+#![allow(clippy::panic, clippy::expect_used, clippy::missing_panics_doc)]
+
+mod http1and2;
+
+use json_patch::PatchOperation;
+use portmapping_shared::annotation::{self, Value};
+use portmapping_shared::{PodSpec, PortRequest};
+use portmapping_webhook::mutate::{self, Verdict};
+use portmapping_webhook::review::{self, Answer, Subject};
+
+pub use http1and2::http;
+
+const MAX_PORTS: usize = 64;
+/// Far above the 200 quoted characters and our own words.
+const MAX_MESSAGE_BYTES: usize = 2_000;
+const SPEC: &str = r#"{"containers":[{"ports":[{"containerPort":80,"name":"web"},
+    {"containerPort":53,"protocol":"UDP","hostPort":53},{"containerPort":9}]}],
+    "initContainers":[{"restartPolicy":"Always","ports":[{"containerPort":80,"hostIP":"10.0.0.1"}]}]}"#;
+
+fn spec() -> PodSpec {
+    serde_json::from_str(SPEC).expect("a spec")
+}
+
+/// A request that was granted is small, and its mark says the same.
+fn granted(request: &PortRequest, spec: &PodSpec) {
+    assert!(request.ports.len() <= MAX_PORTS);
+    if !request.ports.is_empty() {
+        let mark = request.to_mark();
+        let again = PortRequest::from_mark(&mark, spec, MAX_PORTS).expect("a mark of ours");
+        assert_eq!(again.to_mark(), mark);
+    }
+}
+
+/// The annotation's value, as a user or a thief of results may write it.
+pub fn annotation(data: &[u8]) {
+    let Ok(value) = std::str::from_utf8(data) else {
+        return;
+    };
+    let spec = spec();
+    let class = annotation::classify(value);
+    match PortRequest::resolve(value, &spec, MAX_PORTS) {
+        Ok(request) => {
+            assert!(!matches!(class, Value::Invalid(_)));
+            granted(&request, &spec);
+        }
+        Err(invalid) => assert!(invalid.to_string().len() < MAX_MESSAGE_BYTES),
+    }
+    if let Some(entries) = annotation::decode(value) {
+        let text = annotation::encode(&entries);
+        assert_eq!(annotation::decode(&text), Some(entries));
+    }
+}
+
+/// The request mark, forged where no policy guards it.
+pub fn mark(data: &[u8]) {
+    let Ok(value) = std::str::from_utf8(data) else {
+        return;
+    };
+    let spec = spec();
+    match PortRequest::from_mark(value, &spec, MAX_PORTS) {
+        Ok(request) => granted(&request, &spec),
+        Err(invalid) => assert!(invalid.to_string().len() < MAX_MESSAGE_BYTES),
+    }
+}
+
+/// The body of a review. Where it is one of a pod, the patch applies, and a second pass over its
+/// result has nothing to do.
+pub fn review(data: &[u8]) {
+    let review = match review::parse(data) {
+        Ok(review) => review,
+        Err(malformed) => return assert!(malformed.to_string().len() < MAX_MESSAGE_BYTES),
+    };
+    let Subject::Pod(pod) = &review.subject else {
+        return;
+    };
+    let verdict = mutate::judge(pod, MAX_PORTS);
+    let answer = review::encode(&review.uid, &Answer::Verdict(&verdict)).expect("an answer");
+    let answer: serde_json::Value = serde_json::from_slice(&answer).expect("JSON");
+    assert_eq!(answer["response"]["uid"], review.uid.as_str());
+    let Verdict::Allow { patch, .. } = verdict else {
+        return;
+    };
+    // numbers beyond what this type holds are skipped by ours
+    let Ok(mut body) = serde_json::from_slice::<serde_json::Value>(data) else {
+        return;
+    };
+    let object = body.pointer_mut("/request/object").expect("a pod");
+    json_patch::patch(object, &patch).expect("the patch applies");
+    let after = serde_json::to_vec(&body).expect("JSON");
+    let Subject::Pod(after) = review::parse(&after).expect("a review").subject else {
+        panic!("no pod any more")
+    };
+    let Verdict::Allow { patch: again, .. } = mutate::judge(&after, MAX_PORTS) else {
+        panic!("denied at the second pass")
+    };
+    assert_eq!(again, Vec::<PatchOperation>::new());
+}
+
+#[cfg(test)]
+mod tests;
