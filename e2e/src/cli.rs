@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::cluster::roles::Role;
 use crate::cluster::{Cluster, state};
 use crate::progress::{Step, out, say};
-use crate::{Config, Minor, ProxyMode, demo, install};
+use crate::{Config, Minor, ProxyMode, bench, demo, install};
 
 /// A real Kubernetes cluster on this machine, with the product in it.
 #[derive(Debug, Parser)]
@@ -41,6 +41,8 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         kubeconfig: Option<PathBuf>,
     },
+    /// Measure us and the peers in one run; fails where a bar is missed.
+    Bench(bench::Options),
     /// Take a cluster down and remove everything it left.
     Down {
         #[command(flatten)]
@@ -164,6 +166,7 @@ fn run(command: Command) -> Result<()> {
             out!("{}", export(&cluster));
         }
         Command::Test { kubeconfig } => suite::run(kubeconfig.as_deref())?,
+        Command::Bench(options) => bench::run(&options)?,
         Command::Down { name, all } => down(if all { state::all() } else { vec![name.name] })?,
         Command::Exec {
             name,

@@ -88,6 +88,20 @@ pub fn node_tools() -> Result<PathBuf> {
     })
 }
 
+/// The program that holds ports as a CNI daemon in Go does, for benchmarks.
+pub fn holder() -> Result<PathBuf> {
+    let module = paths::sources().join("peers/holder");
+    let inputs = inputs()?
+        .file(&module.join("go.mod"))?
+        .file(&module.join("main.go"))?;
+    let folder = cache::get("holder", inputs, |folder| {
+        let mut build = go_build(&module);
+        build.arg("-o").arg(folder.join("holder")).arg(".");
+        process::run_long("the holder in Go", &mut build, PATIENCE)
+    })?;
+    Ok(folder.join("holder"))
+}
+
 fn inputs() -> Result<Inputs> {
     let version = process::run(
         process::command("go").arg("version"),

@@ -1,0 +1,3 @@
+module portmapping.test/holder
+
+go 1.26.0

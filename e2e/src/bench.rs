@@ -1,0 +1,78 @@
+//! `e2e bench`: us and the peers in one run. Only ratios within a round are compared, so a busy
+//! machine is unfair to nobody.
+
+mod netns;
+pub mod report;
+pub mod stats;
+
+mod hold;
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+
+use crate::artifacts::packages;
+use crate::paths;
+use crate::progress::say;
+use report::Report;
+use stats::Rounds;
+
+/// What to measure, and how long.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// What to measure.
+    #[arg(value_enum)]
+    what: What,
+    /// Write the rows to this file as well.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// How often everybody has a turn; each benchmark knows a number that takes some minutes.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: Option<u16>,
+    /// Decides the order of turns; a new one each time, and printed.
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+}
+
+/// The benchmarks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum What {
+    /// Holding as many ports as the limit of open files allows: time and memory.
+    Hold,
+}
+
+impl Options {
+    /// The rounds asked for, or `usual`. Says the seed that repeats their order.
+    #[must_use]
+    pub fn rounds(&self, usual: u16) -> Rounds {
+        let seed = self.seed.unwrap_or_else(|| {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH);
+            now.map_or(0, |now| u64::from(now.subsec_nanos()))
+        });
+        let count = self.rounds.unwrap_or(usual);
+        say(format_args!("{count} rounds, --seed {seed}"));
+        Rounds::new(usize::from(count), seed)
+    }
+}
+
+/// An empty folder for sockets and inputs of a benchmark.
+fn folder(name: &str) -> Result<PathBuf> {
+    let folder = paths::root().join("target/e2e/bench").join(name);
+    if folder.exists() {
+        fs::remove_dir_all(&folder).with_context(|| format!("remove {}", folder.display()))?;
+    }
+    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    Ok(folder)
+}
+
+/// Measures, prints the table, writes the file. A missed bar is an error.
+pub fn run(options: &Options) -> Result<()> {
+    packages::ensure()?;
+    let report: Report = match options.what {
+        What::Hold => hold::run(options)?,
+    };
+    report.finish(options.json.as_deref())
+}
