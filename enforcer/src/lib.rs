@@ -2,6 +2,7 @@
 //! publish).
 
 pub mod args;
+pub mod cni;
 pub mod commands;
 pub mod dataplane;
 pub mod hold;

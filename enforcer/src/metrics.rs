@@ -19,6 +19,13 @@ pub struct Outcome {
     pub outcome: &'static str,
 }
 
+/// Labels of the counter of CNI results.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ByResult {
+    /// `sandbox`, `other`, `unusable` or `removed`.
+    pub result: &'static str,
+}
+
 /// Labels of a per-protocol gauge.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ByProtocol {
@@ -40,6 +47,8 @@ pub struct Metrics {
     damaged: Counter,
     repairs: Counter,
     clear_failures: Counter,
+    cni_results: Family<ByResult, Counter>,
+    cni_watched: Gauge,
     uptime: Gauge<f64, AtomicU64>,
 }
 
@@ -61,6 +70,8 @@ impl Metrics {
             damaged: Counter::default(),
             repairs: Counter::default(),
             clear_failures: Counter::default(),
+            cni_results: Family::default(),
+            cni_watched: Gauge::default(),
             uptime: Gauge::default(),
         };
         registry.register(
@@ -111,6 +122,16 @@ impl Metrics {
             metrics.clear_failures.clone(),
         );
         registry.register(
+            "cni_results",
+            "CNI results read, by what they are",
+            metrics.cni_results.clone(),
+        );
+        registry.register(
+            "cni_results_watched",
+            "1 while CNI results are followed, 0 while pods are mapped by their status alone",
+            metrics.cni_watched.clone(),
+        );
+        registry.register(
             "uptime_seconds",
             "Time since the start",
             metrics.uptime.clone(),
@@ -142,6 +163,16 @@ impl Metrics {
     /// Counts changes whose stale flows could not be cleared.
     pub fn clear_failures(&self, more: u64) {
         self.clear_failures.inc_by(more);
+    }
+
+    /// Counts a CNI result: `sandbox`, `other`, `unusable` or `removed`.
+    pub fn cni_result(&self, result: &'static str) {
+        self.cni_results.get_or_create(&ByResult { result }).inc();
+    }
+
+    /// Whether CNI results are followed.
+    pub fn cni_watched(&self, watched: bool) {
+        self.cni_watched.set(watched.into());
     }
 
     /// Shows a snapshot.
