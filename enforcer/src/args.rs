@@ -1,5 +1,6 @@
 //! Flags of `enforcer`, and what they mean together.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -76,6 +77,15 @@ pub struct RunArgs {
     /// Pod subnets of this node, needed only where bridge-nf-call-iptables is 0
     #[arg(long, env = "PORTMAPPING_NEIGHBOURS", value_delimiter = ',')]
     neighbours: Vec<Subnet>,
+    /// Directory of the container runtime's CNI results, which name a pod's address before its
+    /// status does; empty for not looking there
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "PORTMAPPING_CNI_RESULTS",
+        default_value = "/var/lib/cni/results"
+    )]
+    cni_results: OsString,
     /// How often the rules in the kernel are compared with what they should be, besides whenever
     /// the kernel announces a change (iptables-legacy's are not announced)
     #[arg(long, env = "PORTMAPPING_CHECK_EVERY", default_value = "5s", value_parser = duration)]
@@ -142,6 +152,8 @@ pub struct RunConfig {
     pub iptables: IptablesChoice,
     /// Pod subnets behind the node's bridge.
     pub neighbours: Vec<Subnet>,
+    /// Where the container runtime puts CNI results; None where nobody is to look.
+    pub cni_results: Option<PathBuf>,
     /// Period of the comparison with the kernel.
     pub check_every: Duration,
     /// Keeper's socket.
@@ -178,6 +190,7 @@ impl TryFrom<RunArgs> for RunConfig {
             max_ports,
             iptables,
             neighbours,
+            cni_results,
             check_every,
             keeper_socket,
             admin_socket,
@@ -207,6 +220,7 @@ impl TryFrom<RunArgs> for RunConfig {
             core,
             iptables,
             neighbours,
+            cni_results: (!cni_results.is_empty()).then(|| cni_results.into()),
             check_every,
             keeper_socket,
             admin_socket,

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{ADMIN_SOCKET, HealthArgs, IptablesChoice, RunArgs, RunConfig, UninstallArgs};
+use crate::cni::{self, SANDBOX_QUEUE};
 use crate::dataplane::generation::Drift;
 use crate::dataplane::iptables::{self, Flavour, Iptables, Settings};
 use crate::dataplane::{Dataplane, Tools, detect};
@@ -33,8 +34,6 @@ const KEEPER_START: Duration = Duration::from_secs(30);
 const WATCH_SILENCE: Duration = Duration::from_secs(295);
 /// How long a health probe may take.
 const PROBE_LIMIT: Duration = Duration::from_secs(3);
-/// News of sandboxes that may wait.
-const SANDBOX_QUEUE: usize = 256;
 /// Questions for the state that may wait.
 const QUESTION_QUEUE: usize = 4;
 
@@ -98,9 +97,17 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
     let (news, pods) = mpsc::channel(POD_QUEUE);
     let (duty_news, duty) = watch::channel(Duty::Active);
     let (keeper_news, keeper_lost) = watch::channel(0);
-    // nobody reads results yet: this one stays silent
-    let (_sandbox_news, sandboxes) = mpsc::channel(SANDBOX_QUEUE);
     let (damage_news, damage_hints) = watch::channel(0);
+    let (sandbox_news, sandboxes) = mpsc::channel(SANDBOX_QUEUE);
+    if let Some(dir) = config.cni_results {
+        let followed = cni::watch(dir, sandbox_news, metrics.clone(), token.clone());
+        tasks.spawn(async move {
+            followed.await;
+            Ok(())
+        });
+    } else {
+        tracing::info!("--cni-results is empty: pods are mapped by the addresses in their status");
+    }
     let drivers = Drivers {
         keeper: Arc::new(tokio::sync::Mutex::new(keeper)),
         dataplane: Arc::new(Mutex::new(dataplane)),

@@ -35,12 +35,24 @@ fn the_defaults_are_those_of_the_manifest() {
         "--max-ports=64",
         "--iptables=auto",
         "--check-every=10s",
+        "--cni-results=/var/lib/cni/results",
     ] {
         assert!(
             manifest.contains(flag),
             "the manifest shows another default than {flag}"
         );
     }
+}
+
+#[test]
+fn cni_results_can_be_elsewhere_or_ignored() {
+    let dir = |more: &[&str]| config(more).unwrap().cni_results;
+    assert_eq!(dir(&[]), Some("/var/lib/cni/results".into()));
+    assert_eq!(
+        dir(&["--cni-results=/var/lib/cni/cache/results"]),
+        Some("/var/lib/cni/cache/results".into())
+    );
+    assert_eq!(dir(&["--cni-results="]), None);
 }
 
 #[test]

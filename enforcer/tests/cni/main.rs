@@ -1,0 +1,8 @@
+//! Following a real directory with real inotify.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // also outside of #[test]
+
+mod directory;
+mod files;
+mod lab;
+mod overflow;
