@@ -1,10 +1,12 @@
-//! The command line: `--http PORT --tcp PORT --udp PORT --stream PORT`, each as often as wanted.
+//! The command line: `--http PORT --tcp PORT --udp PORT --stream PORT`, each as often as wanted,
+//! and `--announce ADDRESS`.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 pub(crate) const USAGE: &str =
     "usage: echo [--http PORT]... [--tcp PORT]... [--udp PORT]... [--stream PORT]...
-            [--exit-after SECONDS] [--pause]";
+            [--announce ADDRESS] [--exit-after SECONDS] [--pause]";
 
 /// What to listen on, and for how long.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -13,6 +15,8 @@ pub(crate) struct Args {
     pub(crate) tcp: Vec<u16>,
     pub(crate) udp: Vec<u16>,
     pub(crate) stream: Vec<u16>,
+    /// Where to say that this pod has begun.
+    pub(crate) announce: Option<SocketAddr>,
     pub(crate) exit_after: Option<Duration>,
 }
 
@@ -36,15 +40,18 @@ impl Args {
                 "--tcp" => Some(&mut args.tcp),
                 "--udp" => Some(&mut args.udp),
                 "--stream" => Some(&mut args.stream),
-                "--exit-after" => None,
+                "--announce" | "--exit-after" => None,
                 _ => return Err(format!("unknown argument {name:?}")),
             };
             let value = value
                 .or_else(|| arguments.next())
                 .ok_or(format!("{name} needs a value"))?;
-            let invalid = |error| format!("{name} {value:?}: {error}");
+            let invalid = |error: std::num::ParseIntError| format!("{name} {value:?}: {error}");
             if let Some(ports) = list {
                 ports.push(value.parse().map_err(invalid)?);
+            } else if name == "--announce" {
+                let address = value.parse();
+                args.announce = Some(address.map_err(|e| format!("{name} {value:?}: {e}"))?);
             } else {
                 let seconds = value.parse().map_err(invalid)?;
                 args.exit_after = Some(Duration::from_secs(seconds));
@@ -67,7 +74,9 @@ mod tests {
 
     #[test]
     fn repeats_collect() {
-        let args = parse("--http 80 --http=81 --udp 53 --exit-after 3").expect("valid");
+        let line = "--http 80 --http=81 --udp 53 --exit-after 3 --announce 10.0.0.1:90";
+        let args = parse(line).expect("valid");
+        assert_eq!(args.announce, Some(([10, 0, 0, 1], 90).into()));
         assert_eq!((args.http, args.udp), (vec![80, 81], vec![53]));
         assert_eq!(args.exit_after, Some(Duration::from_secs(3)));
     }
@@ -81,6 +90,7 @@ mod tests {
             "--tcp 70000",
             "--sctp 1",
             "--exit-after -1",
+            "--announce nowhere",
         ] {
             assert!(parse(line).is_err(), "{line:?} was accepted");
         }

@@ -3,6 +3,7 @@
 //! It stands in for a user's application, so it has no dependency on anything of ours, listens on
 //! both address families, and ends at once on SIGTERM although it is pid 1 of its container.
 
+mod announce;
 mod args;
 mod serve;
 
@@ -31,6 +32,12 @@ fn main() -> ExitCode {
     };
     if let Err(error) = serve::start(&args) {
         eprintln!("{error}");
+        return ExitCode::FAILURE;
+    }
+    if let Some(address) = args.announce
+        && let Err(error) = announce::announce(address, &serve::pod_name())
+    {
+        eprintln!("cannot announce to {address}: {error}");
         return ExitCode::FAILURE;
     }
     if let Some(lifetime) = args.exit_after {

@@ -46,7 +46,7 @@ fn cannot(protocol: &str, port: u16, error: &io::Error) -> String {
     format!("cannot serve {protocol} port {port}: {error}")
 }
 
-fn pod_name() -> String {
+pub(crate) fn pod_name() -> String {
     let from_file = || std::fs::read_to_string("/proc/sys/kernel/hostname");
     match std::env::var("POD_NAME") {
         Ok(name) if !name.is_empty() => name,
