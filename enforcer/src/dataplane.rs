@@ -16,9 +16,11 @@ pub mod forward;
 pub mod generation;
 pub mod iptables;
 pub mod netlink;
+pub mod nftables;
 
 pub use error::DataplaneError;
 pub use exec::{ExecError, Tools};
+use generation::Drift;
 
 /// What a driver found in the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -41,6 +43,9 @@ pub trait Dataplane: Send {
     /// Makes the frame whole and carries the plan out, one transaction per address family:
     /// all of it is in the kernel afterwards, or (on error) the family is as it was.
     fn apply(&mut self, plan: &Plan) -> Result<(), DataplaneError>;
+
+    /// Where the driver reports its changes and looks, so that those of others are told from them.
+    fn drift(&self) -> Drift;
 
     /// How often stale flows of changed mappings could not be cleared so far.
     fn clear_failures(&self) -> u64 {

@@ -49,7 +49,9 @@ pub const METRIC_PREFIX: &str = "portmapping";
 
 /// Prefix of every iptables chain of ours.
 pub const CHAIN_PREFIX: &str = "PORTMAPPING";
-/// What precedes a pod's uid in the comment of each of its rules.
+/// Name of the nftables table of ours, of family inet.
+pub const NFT_TABLE: &str = "portmapping";
+/// What precedes a pod's uid in the comment of each of its rules and elements.
 pub const RULE_COMMENT_PREFIX: &str = "portmapping:";
 
 /// Ports a pod may ask for unless a flag says otherwise.

@@ -5,6 +5,7 @@ use std::fmt;
 use portmapping_shared::Mapping;
 
 use super::exec::ExecError;
+use super::netlink::NetlinkError;
 
 /// A failure of a dataplane driver; its text says what was tried and what a person can do.
 #[derive(Debug, thiserror::Error)]
@@ -36,12 +37,12 @@ pub enum DataplaneError {
         /// What it said.
         message: String,
     },
-    /// A mapping to an IPv6 pod on a node whose ip6tables does not work.
-    #[error("mapping {mapping} needs IPv6 rules, but ip6tables does not work here: {reason}")]
+    /// A mapping to an IPv6 pod on a node that cannot translate IPv6 addresses.
+    #[error("mapping {mapping} needs IPv6 rules, which cannot be made here: {reason}")]
     NoIpv6 {
         /// The mapping.
         mapping: Box<Mapping>,
-        /// What ip6tables said at the start.
+        /// What showed at the start.
         reason: String,
     },
     /// Host address and pod address of a mapping belong to different families.
@@ -67,6 +68,33 @@ pub enum DataplaneError {
         nft: String,
         /// What iptables-legacy carries.
         legacy: String,
+    },
+    /// The kernel has no nftables, or none that can translate addresses.
+    #[error(
+        "nftables cannot be used on this node: it needs nf_tables with nat for family inet (Linux 5.2 or later) and the capability NET_ADMIN; use --backend=iptables instead"
+    )]
+    NoNftables {
+        /// What the kernel said.
+        source: NetlinkError,
+    },
+    /// Talking to the kernel failed, or it refused a transaction.
+    #[error("the nftables table could not be read or changed")]
+    Netlink(#[from] NetlinkError),
+    /// The kernel refused one element.
+    #[error("the kernel refuses mapping {mapping} in its nftables map")]
+    ElementRefused {
+        /// The mapping.
+        mapping: Box<Mapping>,
+        /// What the kernel said.
+        source: NetlinkError,
+    },
+    /// The place of a mapping is taken by an element that is not ours.
+    #[error(
+        "mapping {mapping}: another program's element is in its place in table inet portmapping; find it with `nft list table inet portmapping` (it has no comment portmapping:UID) and delete it"
+    )]
+    ForeignElement {
+        /// The mapping.
+        mapping: Box<Mapping>,
     },
     /// Several things went wrong; each was tried.
     #[error("{} failures: {}", .0.len(), Joined(.0))]

@@ -92,12 +92,6 @@ impl Iptables {
         self.flavour
     }
 
-    /// Where this driver reports its changes and looks, so that those of others are told from them.
-    #[must_use]
-    pub fn drift(&self) -> Drift {
-        self.drift.clone()
-    }
-
     fn is_in_use(&self) -> bool {
         self.ipv4.is_in_use() || self.ipv6.as_ref().is_ok_and(Side::is_in_use)
     }
@@ -210,6 +204,10 @@ impl Dataplane for Iptables {
             self.sweep_leftovers();
         }
         DataplaneError::collect(errors)
+    }
+
+    fn drift(&self) -> Drift {
+        self.drift.clone()
     }
 
     fn clear_failures(&self) -> u64 {

@@ -2,20 +2,20 @@
 
 use std::time::Instant;
 
-use portmapping_enforcer::dataplane::iptables::{Flavour, Settings};
+use portmapping_enforcer::dataplane::iptables::Settings;
 use portmapping_shared::Mapping;
 use portmapping_shared::Protocol::{Tcp, Udp};
 
-use crate::lab::{Lab, NODE, POD1, POD2, at, map, range};
+use crate::lab::{Backend, Lab, NODE, POD1, POD2, at, map, range};
 use crate::serve::{ask_tcp, ask_udp, serve};
 
-crate::for_each_flavour!(many_mappings_in_one_change, every_port_of_a_large_range);
+crate::for_each_backend!(many_mappings_in_one_change, every_port_of_a_large_range);
 
-fn many_mappings_in_one_change(flavour: Flavour) {
+fn many_mappings_in_one_change(backend: Backend) {
     let lab = Lab::new();
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
     let _pod2 = serve(&lab.pod2, "pod2", 9040);
-    let mut driver = lab.driver(flavour);
+    let mut driver = lab.driver(backend);
     let pod = |n: u16| if n.is_multiple_of(2) { POD1 } else { POD2 };
     let protocol = |n: u16| if n.is_multiple_of(5) { Udp } else { Tcp };
     let mappings: Vec<Mapping> = (0..250)
@@ -23,7 +23,7 @@ fn many_mappings_in_one_change(flavour: Flavour) {
         .collect();
     let start = Instant::now();
     driver.create(&mappings);
-    println!("{flavour}: frame and 250 mappings {:?}", start.elapsed());
+    println!("{backend}: frame and 250 mappings {:?}", start.elapsed());
     driver.assert_is(&mappings.iter().cloned().collect());
     for n in 0..250 {
         let to = at(NODE, 20000 + 37 * n);
@@ -37,18 +37,18 @@ fn many_mappings_in_one_change(flavour: Flavour) {
     }
     let start = Instant::now();
     driver.remove(&mappings);
-    println!("{flavour}: 250 mappings removed {:?}", start.elapsed());
+    println!("{backend}: 250 mappings removed {:?}", start.elapsed());
     driver.assert_is(&[].into());
 }
 
-fn every_port_of_a_large_range(flavour: Flavour) {
+fn every_port_of_a_large_range(backend: Backend) {
     let lab = Lab::new();
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
-    let mut driver = lab.driver_with(flavour, Settings::new(range("20000-29999")));
+    let mut driver = lab.driver_with(backend, Settings::new(range("20000-29999")));
     let mut timed = |what: &str, work: &mut dyn FnMut(&mut crate::lab::Driver<'_>)| {
         let start = Instant::now();
         work(&mut driver);
-        println!("{flavour}: {what} {:?}", start.elapsed());
+        println!("{backend}: {what} {:?}", start.elapsed());
     };
     let one = [map(Tcp, 20000, POD1, 9040)];
     timed(
@@ -71,7 +71,7 @@ fn every_port_of_a_large_range(flavour: Flavour) {
             .unwrap()
             .starts_with("pod1")
     );
-    lab.iptables(flavour, "-t nat -F");
+    lab.flush(backend);
     timed("all back after a flush", &mut |driver| {
         driver.reconcile(&[&one[..], &rest].concat());
     });

@@ -1,23 +1,22 @@
 //! Flows of datagrams follow their mapping; flows of others are let be.
 
-use portmapping_enforcer::dataplane::iptables::Flavour;
 use portmapping_shared::Protocol::{Tcp, Udp};
 
-use crate::lab::{Lab, NODE, NODE_V6, POD1, POD1_V6, POD2, POD2_V6, at, map};
+use crate::lab::{Backend, Lab, NODE, NODE_V6, POD1, POD1_V6, POD2, POD2_V6, at, map};
 use crate::serve::{Conversation, UdpClient, serve};
 
-crate::for_each_flavour!(
+crate::for_each_backend!(
     client_moves_to_the_new_pod,
     client_that_sent_too_early_gets_through,
     flow_of_a_removed_mapping_ends,
     flows_of_others_stay,
 );
 
-fn client_moves_to_the_new_pod(flavour: Flavour) {
+fn client_moves_to_the_new_pod(backend: Backend) {
     let lab = Lab::new();
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
     let _pod2 = serve(&lab.pod2, "pod2", 9040);
-    let mut driver = lab.driver(flavour);
+    let mut driver = lab.driver(backend);
     driver.reconcile(&[map(Udp, 20000, POD1, 9040), map(Udp, 20000, POD1_V6, 9040)]);
     let v4 = UdpClient::new(&lab.client, at(NODE, 20000));
     let v6 = UdpClient::new(&lab.client, at(NODE_V6, 20000));
@@ -28,10 +27,10 @@ fn client_moves_to_the_new_pod(flavour: Flavour) {
     v6.hears("pod2");
 }
 
-fn client_that_sent_too_early_gets_through(flavour: Flavour) {
+fn client_that_sent_too_early_gets_through(backend: Backend) {
     let lab = Lab::new();
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
-    let mut driver = lab.driver(flavour);
+    let mut driver = lab.driver(backend);
     // the node tracks flows from its first nat rule on
     driver.reconcile(&[map(Udp, 20001, POD1, 9040), map(Udp, 20001, POD1_V6, 9040)]);
     // a holder that swallows, as the keeper's socket would for the node itself
@@ -47,10 +46,10 @@ fn client_that_sent_too_early_gets_through(flavour: Flavour) {
     v6.hears("pod1");
 }
 
-fn flow_of_a_removed_mapping_ends(flavour: Flavour) {
+fn flow_of_a_removed_mapping_ends(backend: Backend) {
     let lab = Lab::new();
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
-    let mut driver = lab.driver(flavour);
+    let mut driver = lab.driver(backend);
     let mapping = map(Udp, 20000, POD1, 9040);
     driver.reconcile(std::slice::from_ref(&mapping));
     let client = UdpClient::new(&lab.client, at(NODE, 20000));
@@ -59,11 +58,11 @@ fn flow_of_a_removed_mapping_ends(flavour: Flavour) {
     assert!(client.ask(std::time::Duration::from_secs(1)).is_err());
 }
 
-fn flows_of_others_stay(flavour: Flavour) {
+fn flows_of_others_stay(backend: Backend) {
     let lab = Lab::new();
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
     let _pod2 = serve(&lab.pod2, "pod2", 20000);
-    let mut driver = lab.driver(flavour);
+    let mut driver = lab.driver(backend);
     let other = [map(Udp, 20001, POD1, 9040), map(Tcp, 20001, POD1, 9040)];
     driver.reconcile(&other);
     let mapped = UdpClient::new(&lab.client, at(NODE, 20001));

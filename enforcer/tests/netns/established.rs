@@ -1,21 +1,20 @@
 //! Connections live through everything that is not the end of their pod.
 
-use portmapping_enforcer::dataplane::iptables::Flavour;
 use portmapping_shared::Protocol::Tcp;
 
-use crate::lab::{Lab, NODE, NODE_V6, POD1, POD1_V6, POD2, at, map};
+use crate::lab::{Backend, Lab, NODE, NODE_V6, POD1, POD1_V6, POD2, at, map};
 use crate::serve::{Conversation, serve};
 
-crate::for_each_flavour!(
+crate::for_each_backend!(
     survive_changes_of_other_mappings,
     survive_repairs_and_uninstall
 );
 
-fn survive_changes_of_other_mappings(flavour: Flavour) {
+fn survive_changes_of_other_mappings(backend: Backend) {
     let lab = Lab::new();
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
     let mine = [map(Tcp, 20000, POD1, 9040), map(Tcp, 20000, POD1_V6, 9040)];
-    let mut driver = lab.driver(flavour);
+    let mut driver = lab.driver(backend);
     driver.reconcile(&mine);
     let mut v4 = Conversation::open(&lab.client, at(NODE, 20000)).unwrap();
     let mut v6 = Conversation::open(&lab.client, at(NODE_V6, 20000)).unwrap();
@@ -29,25 +28,27 @@ fn survive_changes_of_other_mappings(flavour: Flavour) {
     both_go_on();
     driver.remove(&others);
     both_go_on();
-    let mut restarted = lab.driver(flavour);
+    let mut restarted = lab.driver(backend);
     restarted.reconcile(&mine);
     both_go_on();
 }
 
-fn survive_repairs_and_uninstall(flavour: Flavour) {
+fn survive_repairs_and_uninstall(backend: Backend) {
     let lab = Lab::new();
-    // the kernel tracks connections while some rule asks for it; every node has such a rule of
-    // others, here it is this one
-    lab.iptables(
-        flavour,
+    // the kernel tracks and translates connections while some rule asks for it; every node has
+    // such rules of others, here it is these
+    for rule in [
         "-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
-    );
+        "-t nat -A POSTROUTING -s 192.0.2.1 -j MASQUERADE",
+    ] {
+        lab.iptables(backend.beside(), rule);
+    }
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
-    let mut driver = lab.driver(flavour);
+    let mut driver = lab.driver(backend);
     let mappings = [map(Tcp, 20000, POD1, 9040)];
     driver.reconcile(&mappings);
     let mut conversation = Conversation::open(&lab.client, at(NODE, 20000)).unwrap();
-    lab.iptables(flavour, "-t nat -F");
+    lab.flush(backend);
     conversation.goes_on();
     driver.reconcile(&mappings);
     conversation.goes_on();

@@ -4,15 +4,22 @@
 use portmapping_enforcer::dataplane::iptables::Flavour;
 use portmapping_shared::Protocol::{Sctp, Tcp, Udp};
 
-use crate::lab::{Lab, NODE, POD1, POD1_V6, POD2, at, map};
+use crate::lab::{Backend, Lab, NODE, POD1, POD1_V6, POD2, at, map};
 use crate::serve::{ask_tcp, serve};
 
-crate::for_each_flavour!(
+crate::for_each_backend!(
     everything_foreign_survives_a_whole_life,
     uninstall_leaves_a_bare_node_without_rules,
-    uninstall_removes_what_was_edited_by_hand,
-    our_jump_wins_over_portmap,
 );
+
+mod iptables {
+    use super::{our_jump_wins_over_portmap, uninstall_removes_what_was_edited_by_hand};
+
+    crate::for_each_flavour!(
+        uninstall_removes_what_was_edited_by_hand,
+        our_jump_wins_over_portmap,
+    );
+}
 
 /// Rules as CNI portmap, kube-proxy, docker and a firewall make them.
 const FOREIGN: &str = r#"*nat
@@ -59,15 +66,15 @@ const FOREIGN_TABLE: &str = "table inet firewall {
     chain input { type filter hook input priority 10; policy accept; ip saddr @trusted accept; }
 }";
 
-fn everything_foreign_survives_a_whole_life(flavour: Flavour) {
+fn everything_foreign_survives_a_whole_life(backend: Backend) {
     let lab = Lab::new();
-    let restore = format!("{flavour}-restore");
+    let restore = format!("{}-restore", backend.beside());
     lab.node.feed(&restore, &[], FOREIGN);
     lab.node
         .feed(&restore.replace("iptables", "ip6tables"), &[], FOREIGN);
     lab.node.feed("nft", &["-f", "-"], FOREIGN_TABLE);
-    let before = (lab.rules(flavour), table(&lab));
-    let mut driver = lab.driver(flavour);
+    let before = (lab.rules(backend), table(&lab));
+    let mut driver = lab.driver(backend);
     let some = [
         map(Tcp, 20000, POD1, 9040),
         map(Udp, 20000, POD1, 9040),
@@ -76,24 +83,24 @@ fn everything_foreign_survives_a_whole_life(flavour: Flavour) {
     ];
     driver.reconcile(&some);
     driver.reconcile(&[map(Tcp, 20000, POD2, 9040)]);
-    let with_ours = lab.rules(flavour);
+    let with_ours = lab.rules(backend);
     for line in before.0.lines() {
         assert!(with_ours.lines().any(|found| found == line), "lost: {line}");
     }
     driver.reconcile(&[]);
     driver.uninstall();
-    assert_eq!((lab.rules(flavour), table(&lab)), before);
+    assert_eq!((lab.rules(backend), table(&lab)), before);
     // nothing is left to do, and nothing breaks
     driver.uninstall();
-    assert_eq!((lab.rules(flavour), table(&lab)), before);
+    assert_eq!((lab.rules(backend), table(&lab)), before);
 }
 
-fn uninstall_leaves_a_bare_node_without_rules(flavour: Flavour) {
+fn uninstall_leaves_a_bare_node_without_rules(backend: Backend) {
     let lab = Lab::new();
-    let mut driver = lab.driver(flavour);
+    let mut driver = lab.driver(backend);
     driver.reconcile(&[map(Tcp, 20000, POD1, 9040), map(Tcp, 20000, POD1_V6, 9040)]);
     driver.uninstall();
-    let left = lab.rules(flavour);
+    let left = lab.rules(backend);
     let empty = |line: &str| line.starts_with('*') || line == "COMMIT" || line.ends_with(" ACCEPT");
     assert!(left.lines().all(empty), "{left}");
 }

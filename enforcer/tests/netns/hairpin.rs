@@ -1,30 +1,30 @@
 //! Pods that use host ports of their own node, with and without iptables on bridged packets.
 
-use portmapping_enforcer::dataplane::iptables::{Flavour, Settings};
+use portmapping_enforcer::dataplane::iptables::Settings;
 use portmapping_shared::Protocol::{Tcp, Udp};
 
-use crate::lab::{Lab, NODE, NODE_V6, POD1, POD1_V6, POD2, at, map, range};
+use crate::lab::{Backend, Lab, NODE, NODE_V6, POD1, POD1_V6, POD2, at, map, range};
 use crate::serve::{ask_tcp, ask_udp, serve};
 
-crate::for_each_flavour!(
+crate::for_each_backend!(
     pod_reaches_itself_through_the_bridge,
     pod_reaches_itself_past_the_bridge,
     neighbour_is_seen_as_itself_through_the_bridge,
     neighbour_gets_through_past_the_bridge,
 );
 
-fn pod_reaches_itself_through_the_bridge(flavour: Flavour) {
-    pod_reaches_itself(flavour, "1");
+fn pod_reaches_itself_through_the_bridge(backend: Backend) {
+    pod_reaches_itself(backend, "1");
 }
 
-fn pod_reaches_itself_past_the_bridge(flavour: Flavour) {
-    pod_reaches_itself(flavour, "0");
+fn pod_reaches_itself_past_the_bridge(backend: Backend) {
+    pod_reaches_itself(backend, "0");
 }
 
-fn pod_reaches_itself(flavour: Flavour, bridge_nf: &str) {
+fn pod_reaches_itself(backend: Backend, bridge_nf: &str) {
     let lab = lab(bridge_nf);
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
-    lab.driver(flavour).reconcile(&[
+    lab.driver(backend).reconcile(&[
         map(Tcp, 20000, POD1, 9040),
         map(Udp, 20000, POD1, 9040),
         map(Tcp, 20000, POD1_V6, 9040),
@@ -44,17 +44,17 @@ fn pod_reaches_itself(flavour: Flavour, bridge_nf: &str) {
     );
 }
 
-fn neighbour_is_seen_as_itself_through_the_bridge(flavour: Flavour) {
+fn neighbour_is_seen_as_itself_through_the_bridge(backend: Backend) {
     let lab = lab("1");
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
-    lab.driver(flavour)
+    lab.driver(backend)
         .reconcile(&[map(Tcp, 20000, POD1, 9040), map(Udp, 20000, POD1, 9040)]);
     let seen = format!("pod1 {POD2}");
     assert_eq!(ask_tcp(&lab.pod2, at(NODE, 20000)).unwrap(), seen);
     assert_eq!(ask_udp(&lab.pod2, at(NODE, 20000)).unwrap(), seen);
 }
 
-fn neighbour_gets_through_past_the_bridge(flavour: Flavour) {
+fn neighbour_gets_through_past_the_bridge(backend: Backend) {
     let lab = lab("0");
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
     let neighbours = vec![
@@ -65,7 +65,7 @@ fn neighbour_gets_through_past_the_bridge(flavour: Flavour) {
         neighbours,
         ..Settings::new(range("20000-29999"))
     };
-    let mut driver = lab.driver_with(flavour, settings);
+    let mut driver = lab.driver_with(backend, settings);
     driver.reconcile(&[
         map(Tcp, 20000, POD1, 9040),
         map(Udp, 20000, POD1, 9040),

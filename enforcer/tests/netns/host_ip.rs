@@ -1,20 +1,21 @@
 //! A mapping with a host IP answers at that address of the node only.
 
 use portmapping_enforcer::dataplane::DataplaneError;
-use portmapping_enforcer::dataplane::iptables::Flavour;
 use portmapping_enforcer_core::Plan;
 use portmapping_shared::Mapping;
 use portmapping_shared::Protocol::{Tcp, Udp};
 
-use crate::lab::{CLIENT, Lab, NODE, NODE_V6, OTHER_NODE_ADDRESS, POD1, POD1_V6, at, ip, map};
+use crate::lab::{
+    Backend, CLIENT, Lab, NODE, NODE_V6, OTHER_NODE_ADDRESS, POD1, POD1_V6, at, ip, map,
+};
 use crate::serve::{ask_tcp, ask_udp, assert_refused, serve};
 
-crate::for_each_flavour!(
+crate::for_each_backend!(
     restricts_to_the_address,
     rejects_an_address_of_the_other_family
 );
 
-fn restricts_to_the_address(flavour: Flavour) {
+fn restricts_to_the_address(backend: Backend) {
     let lab = Lab::new();
     lab.node.sh("ip addr add fd30::3/64 dev up0 nodad");
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
@@ -22,7 +23,7 @@ fn restricts_to_the_address(flavour: Flavour) {
         host_ip: Some(ip(address)),
         ..mapping
     };
-    lab.driver(flavour).reconcile(&[
+    lab.driver(backend).reconcile(&[
         only(map(Tcp, 20000, POD1, 9040), OTHER_NODE_ADDRESS),
         only(map(Udp, 20000, POD1, 9040), OTHER_NODE_ADDRESS),
         only(map(Tcp, 20000, POD1_V6, 9040), "fd30::3"),
@@ -45,10 +46,10 @@ fn restricts_to_the_address(flavour: Flavour) {
     assert_refused(&lab.client, at(NODE_V6, 20000));
 }
 
-fn rejects_an_address_of_the_other_family(flavour: Flavour) {
+fn rejects_an_address_of_the_other_family(backend: Backend) {
     let lab = Lab::new();
-    let mut driver = lab.driver(flavour);
-    let before = lab.rules(flavour);
+    let mut driver = lab.driver(backend);
+    let before = lab.rules(backend);
     let mixed = Mapping {
         host_ip: Some(ip(NODE_V6)),
         ..map(Tcp, 20000, POD1, 9040)
@@ -64,5 +65,5 @@ fn rejects_an_address_of_the_other_family(flavour: Flavour) {
         matches!(error, DataplaneError::MixedFamilies { .. }),
         "{error}"
     );
-    assert_eq!(lab.rules(flavour), before);
+    assert_eq!(lab.rules(backend), before);
 }

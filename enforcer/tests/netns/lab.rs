@@ -1,10 +1,12 @@
 //! The topology all tests use, and the driver on its node.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use portmapping_enforcer::dataplane::generation::Drift;
 use portmapping_enforcer::dataplane::iptables::{Flavour, Iptables, Settings};
+use portmapping_enforcer::dataplane::nftables::Nftables;
 use portmapping_enforcer::dataplane::{Dataplane, DataplaneError, Observed, Tools};
 use portmapping_enforcer_core::Plan;
 use portmapping_shared::{ContainerPort, HostPort, Mapping, PortRange, Protocol};
@@ -91,20 +93,32 @@ impl Lab {
         lab
     }
 
-    pub(crate) fn driver(&self, flavour: Flavour) -> Driver<'_> {
-        self.driver_with(flavour, Settings::new(range("20000-29999")))
+    pub(crate) fn driver(&self, backend: impl Into<Backend>) -> Driver<'_> {
+        self.driver_with(backend, Settings::new(range("20000-29999")))
     }
 
-    pub(crate) fn driver_with(&self, flavour: Flavour, settings: Settings) -> Driver<'_> {
-        let open = || Iptables::open(flavour, settings, Tools::default());
+    pub(crate) fn driver_with(
+        &self,
+        backend: impl Into<Backend>,
+        settings: Settings,
+    ) -> Driver<'_> {
+        let backend = backend.into();
         Driver {
             node: &self.node,
-            driver: self.node.run(open).expect("open the driver"),
+            driver: self
+                .node
+                .run(|| backend.open(settings))
+                .expect("open the driver"),
         }
     }
 
-    /// Both tables of one flavour as text, without counters and dates.
-    pub(crate) fn rules(&self, flavour: Flavour) -> String {
+    /// Everything there is, as text without counters and dates: what iptables of the backend's
+    /// flavour shows, or all of nftables.
+    pub(crate) fn rules(&self, backend: impl Into<Backend>) -> String {
+        let flavour = match backend.into() {
+            Backend::Iptables(flavour) => flavour,
+            Backend::Nftables => return self.node.sh("nft --stateless list ruleset"),
+        };
         let kind = flavour.as_str().trim_start_matches("iptables-");
         let text = self
             .node
@@ -114,19 +128,72 @@ impl Lab {
         lines.collect()
     }
 
+    /// Takes the rules of the backend away, as a restarted firewall would.
+    pub(crate) fn flush(&self, backend: Backend) {
+        match backend {
+            Backend::Iptables(flavour) => self.iptables(flavour, "-t nat -F"),
+            Backend::Nftables => _ = self.node.sh("nft delete table inet portmapping"),
+        }
+    }
+
     /// Runs an iptables command of a flavour on the node.
     pub(crate) fn iptables(&self, flavour: Flavour, args: &str) {
         self.node.sh(&format!("{flavour} -w 30 {args}"));
     }
 }
 
+/// What carries the mappings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Backend {
+    Iptables(Flavour),
+    Nftables,
+}
+
+impl From<Flavour> for Backend {
+    fn from(flavour: Flavour) -> Self {
+        Self::Iptables(flavour)
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Iptables(flavour) => flavour.fmt(f),
+            Self::Nftables => f.write_str("nftables"),
+        }
+    }
+}
+
+impl Backend {
+    pub(crate) fn open(self, settings: Settings) -> Result<Box<dyn Dataplane>, DataplaneError> {
+        Ok(match self {
+            Self::Iptables(flavour) => {
+                Box::new(Iptables::open(flavour, settings, Tools::default())?)
+            }
+            Self::Nftables => Box::new(Nftables::open(&settings)?),
+        })
+    }
+
+    /// The iptables for the rules of others beside it.
+    pub(crate) fn beside(self) -> Flavour {
+        match self {
+            Self::Iptables(flavour) => flavour,
+            Self::Nftables => Flavour::Nft,
+        }
+    }
+}
+
 /// The driver under test, run inside the node.
 pub(crate) struct Driver<'a> {
     node: &'a Netns,
-    driver: Iptables,
+    driver: Box<dyn Dataplane>,
 }
 
-impl Driver<'_> {
+impl<'a> Driver<'a> {
+    pub(crate) fn new(node: &'a Netns, driver: Box<dyn Dataplane>) -> Self {
+        Self { node, driver }
+    }
+
     pub(crate) fn try_apply(&mut self, plan: &Plan) -> Result<(), DataplaneError> {
         self.node.run(|| self.driver.apply(plan))
     }

@@ -1,4 +1,4 @@
-//! The iptables driver against the real kernel, in network namespaces of its own.
+//! The dataplane drivers against the real kernel, in network namespaces of its own.
 //!
 //! ```text
 //!   client 172.30.0.2 ---- 172.30.0.1 node 10.88.0.1 --- bridge --- pod1 10.88.0.11
@@ -30,6 +30,7 @@ mod host_ip;
 mod lab;
 mod netlink;
 mod netns;
+mod nftables;
 mod range;
 mod removal;
 mod serve;
@@ -47,3 +48,19 @@ macro_rules! for_each_flavour {
     };
 }
 pub(crate) use for_each_flavour;
+
+/// Makes one test per backend, and kind of iptables, out of a function that takes the backend.
+macro_rules! for_each_backend {
+    ($($name:ident),+ $(,)?) => {
+        mod nft {
+            $(#[test] fn $name() { super::$name(portmapping_enforcer::dataplane::iptables::Flavour::Nft.into()); })+
+        }
+        mod legacy {
+            $(#[test] fn $name() { super::$name(portmapping_enforcer::dataplane::iptables::Flavour::Legacy.into()); })+
+        }
+        mod nftables {
+            $(#[test] fn $name() { super::$name(crate::lab::Backend::Nftables); })+
+        }
+    };
+}
+pub(crate) use for_each_backend;

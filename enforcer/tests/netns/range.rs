@@ -1,17 +1,17 @@
 //! Ranges of any size, and a range that changes between two runs.
 
-use portmapping_enforcer::dataplane::iptables::{Flavour, Settings};
+use portmapping_enforcer::dataplane::iptables::Settings;
 use portmapping_shared::Protocol::{Tcp, Udp};
 
-use crate::lab::{Lab, NODE, POD1, POD2, at, map, range};
+use crate::lab::{Backend, Lab, NODE, POD1, POD2, at, map, range};
 use crate::serve::{ask_tcp, ask_udp, assert_refused, serve};
 
-crate::for_each_flavour!(
+crate::for_each_backend!(
     first_and_last_port_of_any_range_answer,
     old_range_is_kept_and_removable
 );
 
-fn first_and_last_port_of_any_range_answer(flavour: Flavour) {
+fn first_and_last_port_of_any_range_answer(backend: Backend) {
     let lab = Lab::new();
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
     for text in [
@@ -22,7 +22,8 @@ fn first_and_last_port_of_any_range_answer(flavour: Flavour) {
         "60000-65535",
     ] {
         let range = range(text);
-        let mut driver = lab.driver_with(flavour, Settings::new(range));
+        let mut driver = lab.driver_with(backend, Settings::new(range));
+        println!("{range:?}");
         let (first, last) = (range.first().get(), range.last().get());
         driver.reconcile(&[map(Tcp, first, POD1, 9040), map(Tcp, last, POD1, 9040)]);
         for port in [first, last] {
@@ -36,13 +37,13 @@ fn first_and_last_port_of_any_range_answer(flavour: Flavour) {
     }
 }
 
-fn old_range_is_kept_and_removable(flavour: Flavour) {
+fn old_range_is_kept_and_removable(backend: Backend) {
     let lab = Lab::new();
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
     let _pod2 = serve(&lab.pod2, "pod2", 9040);
     let old = [map(Tcp, 20000, POD1, 9040), map(Udp, 20000, POD1, 9040)];
-    lab.driver(flavour).reconcile(&old);
-    let mut driver = lab.driver_with(flavour, Settings::new(range("40000-40999")));
+    lab.driver(backend).reconcile(&old);
+    let mut driver = lab.driver_with(backend, Settings::new(range("40000-40999")));
     let seen = driver.observe();
     assert_eq!(seen.mappings, old.iter().cloned().collect());
     assert!(!seen.intact, "the tree is that of another range");
@@ -64,13 +65,13 @@ fn old_range_is_kept_and_removable(flavour: Flavour) {
             .starts_with("pod2")
     );
     assert!(
-        !lab.rules(flavour).contains("20000-"),
+        !lab.rules(backend).contains("20000-"),
         "chains of the old range remain"
     );
     driver.reconcile(&[new]);
     assert_refused(&lab.client, at(NODE, 20000));
     assert!(
-        !lab.rules(flavour).contains("OTHER"),
+        !lab.rules(backend).contains("OTHER"),
         "the chain for other ports remains"
     );
 }

@@ -1,14 +1,13 @@
 //! A port whose mapping is gone refuses, and others go on.
 
-use portmapping_enforcer::dataplane::iptables::Flavour;
 use portmapping_shared::Protocol::{Tcp, Udp};
 
-use crate::lab::{Lab, NODE, NODE_V6, POD1, POD1_V6, POD2, at, map};
+use crate::lab::{Backend, Lab, NODE, NODE_V6, POD1, POD1_V6, POD2, at, map};
 use crate::serve::{ask_tcp, ask_udp, assert_refused, serve};
 
-crate::for_each_flavour!(removed_port_refuses, last_mapping_leaves_a_whole_frame);
+crate::for_each_backend!(removed_port_refuses, last_mapping_leaves_a_whole_frame);
 
-fn removed_port_refuses(flavour: Flavour) {
+fn removed_port_refuses(backend: Backend) {
     let lab = Lab::new();
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
     let _pod2 = serve(&lab.pod2, "pod2", 9040);
@@ -18,7 +17,7 @@ fn removed_port_refuses(flavour: Flavour) {
         map(Tcp, 20000, POD1_V6, 9040),
     ];
     let living = [map(Tcp, 20001, POD2, 9040), map(Udp, 20001, POD2, 9040)];
-    let mut driver = lab.driver(flavour);
+    let mut driver = lab.driver(backend);
     driver.reconcile(&[ended.as_slice(), &living].concat());
     ask_tcp(&lab.client, at(NODE, 20000)).unwrap();
     driver.reconcile(&living);
@@ -37,12 +36,12 @@ fn removed_port_refuses(flavour: Flavour) {
     );
 }
 
-fn last_mapping_leaves_a_whole_frame(flavour: Flavour) {
+fn last_mapping_leaves_a_whole_frame(backend: Backend) {
     let lab = Lab::new();
-    let mut driver = lab.driver(flavour);
+    let mut driver = lab.driver(backend);
     driver.reconcile(&[map(Tcp, 20000, POD1, 9040)]);
     driver.reconcile(&[]);
-    let before = lab.rules(flavour);
+    let before = lab.rules(backend);
     driver.reconcile(&[]);
-    assert_eq!(lab.rules(flavour), before);
+    assert_eq!(lab.rules(backend), before);
 }

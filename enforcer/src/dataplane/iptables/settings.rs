@@ -13,7 +13,7 @@ use super::family::Family;
 pub struct Settings {
     /// The host ports the range tree is built for.
     pub range: PortRange,
-    /// Ports of the range that are never mapped.
+    /// Ports of the range that are others': never mapped, and nftables refuses no datagram to them.
     pub excluded: PortSet,
     /// Subnets of pods on the node's own bridge. Name them only where packets between two ports of
     /// a bridge bypass iptables (bridge-nf-call-iptables is 0): there a pod reaches its neighbour's
@@ -22,7 +22,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Every port of the range, and no neighbours.
+    /// Nothing excluded, and no neighbours.
     #[must_use]
     pub fn new(range: PortRange) -> Self {
         Self {
@@ -41,8 +41,25 @@ pub struct Subnet {
 }
 
 impl Subnet {
-    pub(super) fn family(&self) -> Family {
+    pub(in crate::dataplane) fn family(&self) -> Family {
         Family::of(self.network)
+    }
+
+    /// Its first address.
+    #[must_use]
+    pub fn network(&self) -> IpAddr {
+        self.network
+    }
+
+    /// The bits that all its addresses share, as an address.
+    #[must_use]
+    pub fn netmask(&self) -> IpAddr {
+        let ones = if self.network.is_ipv4() {
+            IpAddr::V4(u32::MAX.into())
+        } else {
+            IpAddr::V6(u128::MAX.into())
+        };
+        masked(ones, self.length)
     }
 
     /// Whether the address lies in the network.

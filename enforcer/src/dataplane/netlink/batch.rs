@@ -105,6 +105,12 @@ impl Batch {
         &mut self.encoder
     }
 
+    /// How long it is so far.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.encoder.as_bytes().len()
+    }
+
     /// How many messages it has, the framing ones too.
     pub(super) fn messages(&self) -> usize {
         self.starts.len()

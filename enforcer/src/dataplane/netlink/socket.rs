@@ -106,6 +106,16 @@ impl Socket {
         self.port
     }
 
+    /// Opens it anew if an answer was lost or is still to come; every call does so by itself.
+    pub fn renew(&mut self) -> Result<(), NetlinkError> {
+        if self.broken {
+            let reopened = connect(self.options).map_err(|e| NetlinkError::Open(e.into()))?;
+            (self.fd, self.port) = reopened;
+            (self.send_buffer, self.broken) = (0, false);
+        }
+        Ok(())
+    }
+
     /// Sends one message and waits until the kernel has done it. What it answers besides the
     /// acknowledgement is handed to `answer`.
     pub fn request(
@@ -243,11 +253,7 @@ impl Socket {
         if encoder.is_oversized() {
             return Err(NetlinkError::Oversized);
         }
-        if self.broken {
-            let reopened = connect(self.options).map_err(|e| NetlinkError::Open(e.into()))?;
-            (self.fd, self.port) = reopened;
-            (self.send_buffer, self.broken) = (0, false);
-        }
+        self.renew()?;
         let first = self.sequence;
         self.sequence = encoder.number(first);
         let bytes = encoder.as_bytes();

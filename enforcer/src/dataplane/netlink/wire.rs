@@ -111,6 +111,12 @@ impl Encoder {
         self.pad();
     }
 
+    /// Writes attributes that are encoded already.
+    pub fn raw(&mut self, attributes: &[u8]) {
+        self.bytes.extend_from_slice(attributes);
+        self.pad();
+    }
+
     /// Writes text with the NUL that the kernel wants.
     pub fn text(&mut self, kind: u16, value: &str) {
         let Ok(length) = u16::try_from(value.len() + 1 + ATTRIBUTE_BYTES) else {

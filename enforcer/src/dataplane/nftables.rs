@@ -1,0 +1,260 @@
+//! The nftables driver: one table with maps, over netlink, without any program.
+//!
+//! Adding or deleting mappings is one transaction of their size, whatever else is there; looking a
+//! port up is one hash, however many there are. The table is ours alone. An element in it is ours
+//! if its comment names a pod; others' are neither changed nor counted.
+
+use std::time::Instant;
+
+use portmapping_enforcer_core::Plan;
+use portmapping_shared::Mapping;
+use rustix::io::Errno;
+
+use super::conntrack::Conntrack;
+use super::generation::Drift;
+use super::iptables::{Family, Settings};
+use super::netlink::{Batch, NetlinkError, Options, Socket, flags};
+use super::{Dataplane, DataplaneError, Observed};
+
+mod change;
+mod element;
+mod expression;
+mod frame;
+mod look;
+mod table;
+
+use change::Change;
+use element::{Listed, Slot};
+use frame::{Abilities, Frame, OURS, REHEARSED, TABLE, header, message};
+use table::Content;
+
+/// How often a change is tried anew because the tables were not as known.
+const ATTEMPTS: usize = 4;
+
+/// Mappings as elements of nftables maps.
+#[derive(Debug)]
+pub struct Nftables {
+    socket: Socket,
+    frame: Frame,
+    abilities: Abilities,
+    known: Content,
+    /// Whether what is known is to be read again before it is built on.
+    stale: bool,
+    conntrack: Conntrack,
+    drift: Drift,
+}
+
+impl Nftables {
+    /// Has the kernel check the table without making it. Without IPv6 translation the driver
+    /// carries IPv4 alone, which is logged once.
+    pub fn open(settings: &Settings) -> Result<Self, DataplaneError> {
+        Self::open_with(settings, Options::default())
+    }
+
+    /// The same with a socket of one's own making.
+    pub fn open_with(settings: &Settings, options: Options) -> Result<Self, DataplaneError> {
+        let unusable = |source| DataplaneError::NoNftables { source };
+        let mut socket = Socket::open(options).map_err(unusable)?;
+        let mut reason = None;
+        let tries = [(true, true), (true, false), (false, true), (false, false)];
+        for (ipv6, sockets) in tries {
+            let abilities = Abilities { ipv6, sockets };
+            let frame = Frame::new(settings, abilities);
+            let mut batch = Batch::new(None);
+            frame.make(&mut batch, REHEARSED, false, 1);
+            match socket.rehearse(&mut batch) {
+                Ok(()) => {
+                    abilities.log(reason.as_ref());
+                    return Ok(Self {
+                        socket,
+                        frame,
+                        abilities,
+                        known: Content::default(),
+                        stale: true,
+                        conntrack: Conntrack::new(),
+                        drift: Drift::default(),
+                    });
+                }
+                Err(error @ NetlinkError::Refused(_)) => reason = reason.or(Some(error)),
+                Err(error) => return Err(unusable(error)),
+            }
+        }
+        Err(unusable(reason.unwrap_or(NetlinkError::Malformed)))
+    }
+
+    /// Whether IPv6 mappings can be made.
+    #[must_use]
+    pub fn has_ipv6(&self) -> bool {
+        self.abilities.ipv6
+    }
+
+    fn look(&mut self) -> Result<(), NetlinkError> {
+        self.stale = true;
+        let begun = Instant::now();
+        let found = look::look(&mut self.socket, &self.frame, &self.known)?;
+        let altered = !found.is_intact() || found.lacks_any_of(&self.known);
+        let generation = Some(found.generation);
+        self.drift.looked(generation, begun.elapsed(), altered);
+        self.known = found;
+        self.stale = false;
+        Ok(())
+    }
+
+    /// One transaction, after which all of the plan is in the kernel. The kernel's refusal means
+    /// at first that what is known was out of date.
+    fn change(&mut self, plan: &Plan) -> Result<(), DataplaneError> {
+        let mut attempt = 1;
+        loop {
+            let fresh = self.stale;
+            if self.stale {
+                self.look()?;
+            }
+            // on a node where tables change all the time, the last try takes its chance
+            let mut change = Change::new(&self.known, &self.frame, plan, attempt < ATTEMPTS)?;
+            // a socket that lost an answer is another one now
+            self.socket.renew()?;
+            self.drift.own_port(self.socket.port());
+            let error = match self.socket.commit(&mut change.batch) {
+                Ok(()) => {
+                    change.accept(&mut self.known);
+                    return Ok(());
+                }
+                Err(error) => error,
+            };
+            self.stale = true;
+            let out_of_date = match &error {
+                NetlinkError::StaleGeneration => true,
+                NetlinkError::Refused(_) => !fresh,
+                // whether it was done is read back
+                error => error.is_uncertain(),
+            };
+            if !out_of_date || attempt == ATTEMPTS {
+                return Err(explain(error, &change.batch, plan));
+            }
+            tracing::debug!(%error, attempt, "a change of the table is tried again");
+            attempt += 1;
+        }
+    }
+
+    fn check(&self, plan: &Plan) -> Result<(), DataplaneError> {
+        for mapping in &plan.to_create {
+            let family = Family::of(mapping.pod_ip);
+            let mapping = || Box::new(mapping.clone());
+            if mapping().host_ip.is_some_and(|ip| Family::of(ip) != family) {
+                return Err(DataplaneError::MixedFamilies { mapping: mapping() });
+            }
+            if family == Family::V6 && !self.abilities.ipv6 {
+                return Err(DataplaneError::NoIpv6 {
+                    mapping: mapping(),
+                    reason: "the kernel's nf_tables cannot translate IPv6 addresses".to_owned(),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Abilities {
+    fn log(self, reason: Option<&NetlinkError>) {
+        let Some(error) = reason else {
+            return;
+        };
+        if !self.ipv6 {
+            tracing::warn!(%error, "IPv6 rules cannot be made on this node: IPv4 only");
+        }
+        if !self.sockets {
+            tracing::warn!(
+                %error,
+                "nftables cannot look for sockets here (CONFIG_NFT_SOCKET): datagrams to any port \
+                 of the range without a mapping are refused; exclude the ports of other services"
+            );
+        }
+    }
+}
+
+/// Names the mapping that the kernel refused, where it is one.
+fn explain(error: NetlinkError, batch: &Batch, plan: &Plan) -> DataplaneError {
+    let refused = error.refusals().iter().find_map(|refusal| {
+        let element = batch.attribute(refusal).filter(|element| element.nested)?;
+        let key = Listed::read(element).key;
+        let mapping = plan.to_create.iter().find(|mapping| {
+            let slot = Slot::of(mapping);
+            Slot::read(slot.set(), key) == Some(slot)
+        });
+        mapping.cloned().map(Box::new)
+    });
+    match refused {
+        Some(mapping) => DataplaneError::ElementRefused {
+            mapping,
+            source: error,
+        },
+        None => DataplaneError::Netlink(error),
+    }
+}
+
+impl Dataplane for Nftables {
+    fn name(&self) -> &'static str {
+        "nftables"
+    }
+
+    fn observe(&mut self) -> Result<Observed, DataplaneError> {
+        self.look()?;
+        Ok(Observed {
+            mappings: self.known.mappings.values().cloned().collect(),
+            intact: self.known.is_intact(),
+        })
+    }
+
+    /// One transaction for both families: all of the plan, or none of it.
+    fn apply(&mut self, plan: &Plan) -> Result<(), DataplaneError> {
+        self.check(plan)?;
+        self.change(plan)?;
+        for family in Family::ALL {
+            let of_family = |mapping: &&Mapping| Family::of(mapping.pod_ip) == family;
+            let removed: Vec<&Mapping> = plan.to_remove.iter().filter(of_family).collect();
+            let created: Vec<&Mapping> = plan.to_create.iter().filter(of_family).collect();
+            self.conntrack.clear(family, &removed, &created);
+        }
+        Ok(())
+    }
+
+    fn drift(&self) -> Drift {
+        self.drift.clone()
+    }
+
+    fn clear_failures(&self) -> u64 {
+        self.conntrack.failures()
+    }
+
+    fn uninstall(&mut self) -> Result<(), DataplaneError> {
+        self.stale = true;
+        self.known = Content::default();
+        remove_table(&mut self.socket)
+    }
+}
+
+/// Removes our table, if there is one. Without `nf_tables` there is none.
+pub fn uninstall() -> Result<(), DataplaneError> {
+    match Socket::open(Options::default()) {
+        Ok(mut socket) => remove_table(&mut socket),
+        Err(error) => {
+            tracing::debug!(%error, "no netlink, and so no table of ours");
+            Ok(())
+        }
+    }
+}
+
+fn remove_table(socket: &mut Socket) -> Result<(), DataplaneError> {
+    let mut batch = Batch::new(None);
+    // made first, so that a missing one is no error
+    for (kind, flags) in [(message::NEWTABLE, flags::CREATE), (message::DELTABLE, 0)] {
+        batch.message(header(kind, flags), |encoder| encoder.text(TABLE, OURS));
+    }
+    match socket.commit(&mut batch) {
+        Err(error) if error.is_refusal(Errno::OPNOTSUPP) || error.is_refusal(Errno::INVAL) => {
+            tracing::debug!(%error, "no nf_tables in this kernel, and so no table of ours");
+            Ok(())
+        }
+        removed => removed.map_err(DataplaneError::Netlink),
+    }
+}

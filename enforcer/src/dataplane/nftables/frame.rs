@@ -1,0 +1,366 @@
+//! The table as it should be, but for the mappings: sets, chains and rules.
+//!
+//! ```text
+//! prerouting, output (-101)  in @bound4/6: DNAT; in @ports4/6: DNAT      (local destinations)
+//! postrouting        (99)    in @hairpin4/6: masquerade      pod to itself through its node
+//!                            within a neighbour subnet, begun to a mapped port: masquerade
+//! input              (10)    refuse first datagrams to the range where nobody waits for them
+//! ```
+//!
+//! Priority -101: at -100 the chain registered last would win, be it ours, kube-proxy's or CNI
+//! portmap's. The map is looked up before the address, as that is cheaper for all other packets.
+//!
+//! A datagram to a port that is held, but not mapped yet, would pin a flow past the mapping to
+//! come, so it is refused. Not refused are ports somebody else may have: those excluded by
+//! configuration, and those with a socket that hears the device the datagram came in by. The
+//! keeper's own sockets hear device lo alone, so they do not count but for senders on this node,
+//! whose flows are cleared when the mapping is made. The chain comes after other filters: what a
+//! firewall drops stays unanswered.
+
+use portmapping_shared::contract::NFT_TABLE;
+use portmapping_shared::{PortRange, PortSet, Protocol};
+
+use crate::dataplane::iptables::{Family, Settings};
+use crate::dataplane::netlink::{Batch, Encoder, Header, flags};
+
+use super::expression::{Ip, LIST_ELEM, Rule};
+use super::table::Content;
+
+/// Messages of subsystem 10, `nf_tables`.
+pub(super) mod message {
+    pub(in super::super) const NEWTABLE: u16 = 0x0a00;
+    pub(in super::super) const GETTABLE: u16 = 0x0a01;
+    pub(in super::super) const DELTABLE: u16 = 0x0a02;
+    pub(in super::super) const NEWCHAIN: u16 = 0x0a03;
+    pub(in super::super) const GETCHAIN: u16 = 0x0a04;
+    pub(in super::super) const NEWRULE: u16 = 0x0a06;
+    pub(in super::super) const GETRULE: u16 = 0x0a07;
+    pub(in super::super) const NEWSET: u16 = 0x0a09;
+    pub(in super::super) const GETSET: u16 = 0x0a0a;
+    pub(in super::super) const NEWSETELEM: u16 = 0x0a0c;
+    pub(in super::super) const GETSETELEM: u16 = 0x0a0d;
+    pub(in super::super) const DELSETELEM: u16 = 0x0a0e;
+    pub(in super::super) const GETGEN: u16 = 0x0a10;
+}
+
+/// `NFPROTO_INET`: one table for both address families.
+const INET: u8 = 1;
+/// `NFT_SET_MAP`.
+const MAP: u32 = 0x8;
+/// Datatypes as nft numbers them; of a concatenation, the last is lowest.
+const IPV4: u32 = 7;
+const IPV6: u32 = 8;
+const PROTO: u32 = 12;
+const SERVICE: u32 = 13;
+
+const fn joined(left: u32, right: u32) -> u32 {
+    left << 6 | right
+}
+
+/// Attributes that name table and thing in all messages.
+pub(super) const TABLE: u16 = 1;
+pub(super) const NAME: u16 = 2;
+
+/// Header of a message about our table.
+pub(super) fn header(kind: u16, flags: u16) -> Header {
+    Header {
+        kind,
+        flags: flags::REQUEST | flags,
+        family: INET,
+        resource: 0,
+    }
+}
+
+/// Which set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum SetId {
+    /// Protocol and port to pod, at every address of the node.
+    Ports(Family),
+    /// Protocol, port and node address to pod.
+    Bound(Family),
+    /// Pod addresses, twice: sender and destination.
+    Hairpin(Family),
+    /// Ports of the range that are others'.
+    Excluded,
+}
+
+/// A set as it should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SetShape {
+    pub(super) id: SetId,
+    pub(super) name: &'static str,
+    /// Datatype and length in bytes of a key, and of what it maps to.
+    pub(super) key: (u32, u32),
+    pub(super) data: Option<(u32, u32)>,
+}
+
+impl SetId {
+    /// What the set looks like.
+    pub(super) fn shape(self) -> SetShape {
+        let (name, key, data) = match self {
+            Self::Ports(Family::V4) => ("ports4", PORT, Some(TARGET4)),
+            Self::Ports(Family::V6) => ("ports6", PORT, Some(TARGET6)),
+            Self::Bound(Family::V4) => ("bound4", (joined(PORT.0, IPV4), 12), Some(TARGET4)),
+            Self::Bound(Family::V6) => ("bound6", (joined(PORT.0, IPV6), 24), Some(TARGET6)),
+            Self::Hairpin(Family::V4) => ("hairpin4", (joined(IPV4, IPV4), 8), None),
+            Self::Hairpin(Family::V6) => ("hairpin6", (joined(IPV6, IPV6), 32), None),
+            Self::Excluded => ("excluded", (SERVICE, 2), None),
+        };
+        SetShape {
+            id: self,
+            name,
+            key,
+            data,
+        }
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        self.shape().name
+    }
+}
+
+const PORT: (u32, u32) = (joined(PROTO, SERVICE), 8);
+const TARGET4: (u32, u32) = (joined(IPV4, SERVICE), 8);
+const TARGET6: (u32, u32) = (joined(IPV6, SERVICE), 20);
+
+impl SetShape {
+    /// Its flags: maps are a kind of set.
+    pub(super) fn flags(&self) -> u32 {
+        self.data.map_or(0, |_| MAP)
+    }
+}
+
+/// A base chain as it should be.
+#[derive(Clone, Debug)]
+pub(super) struct Chain {
+    pub(super) name: &'static str,
+    pub(super) kind: &'static str,
+    pub(super) hook: u32,
+    pub(super) priority: i32,
+    pub(super) rules: Vec<Rule>,
+}
+
+/// Everything in the table but the mappings.
+#[derive(Clone, Debug)]
+pub(super) struct Frame {
+    pub(super) sets: Vec<SetShape>,
+    pub(super) chains: Vec<Chain>,
+    pub(super) excluded: PortSet,
+    range: PortRange,
+}
+
+/// What the kernel can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Abilities {
+    /// Addresses of IPv6 can be translated.
+    pub(super) ipv6: bool,
+    /// Rules can ask for sockets (`CONFIG_NFT_SOCKET`).
+    pub(super) sockets: bool,
+}
+
+impl Frame {
+    pub(super) fn new(settings: &Settings, abilities: Abilities) -> Self {
+        let families: &[(Family, Ip)] = if abilities.ipv6 {
+            &[(Family::V4, Ip::V4), (Family::V6, Ip::V6)]
+        } else {
+            &[(Family::V4, Ip::V4)]
+        };
+        let of_family = |(family, _): &(Family, Ip)| {
+            [
+                SetId::Ports(*family),
+                SetId::Bound(*family),
+                SetId::Hairpin(*family),
+            ]
+        };
+        let sets = families.iter().flat_map(of_family);
+        let mut excluded = PortSet::default();
+        for port in settings.range.ports() {
+            if settings.excluded.contains(port) {
+                excluded.insert(port);
+            }
+        }
+        let nat = |name, hook, priority, rules| Chain {
+            name,
+            kind: "nat",
+            hook,
+            priority,
+            rules,
+        };
+        Self {
+            sets: sets.chain([SetId::Excluded]).map(SetId::shape).collect(),
+            chains: vec![
+                nat("prerouting", 0, -101, translations(families)),
+                nat("output", 3, -101, translations(families)),
+                nat("postrouting", 4, 99, masquerades(families, settings)),
+                Chain {
+                    name: "input",
+                    kind: "filter",
+                    hook: 1,
+                    priority: 10,
+                    rules: refusals(settings, abilities),
+                },
+            ],
+            excluded,
+            range: settings.range,
+        }
+    }
+
+    /// How many elements a map must hold: every port of the range in every protocol, and what an
+    /// earlier range left.
+    pub(super) fn room_for(&self, content: &Content) -> u32 {
+        let outside = content.mappings.keys();
+        let outside = outside.filter(|slot| !self.range.contains(slot.host_port));
+        let elements = self.range.size() * Protocol::ALL.len() + outside.count();
+        u32::try_from(elements).unwrap_or(u32::MAX)
+    }
+
+    /// Makes the whole table anew within one transaction, with room in its maps for so many.
+    pub(super) fn make(&self, batch: &mut Batch, table: &str, replace: bool, size: u32) {
+        let new_table = |batch: &mut Batch| {
+            batch.message(header(message::NEWTABLE, flags::CREATE), |encoder| {
+                encoder.text(TABLE, table);
+                encoder.be32(NAME, 0);
+            });
+        };
+        if replace {
+            batch.message(header(message::DELTABLE, 0), |encoder| {
+                encoder.text(TABLE, table);
+            });
+        }
+        new_table(batch);
+        for (number, set) in (1..).zip(&self.sets) {
+            make_set(batch, table, set, number, size);
+        }
+        for chain in &self.chains {
+            make_chain(batch, table, chain);
+        }
+        let head = |encoder: &mut Encoder| {
+            encoder.text(TABLE, table);
+            encoder.text(NAME, SetId::Excluded.name());
+        };
+        batch.list(
+            header(message::NEWSETELEM, flags::CREATE),
+            head,
+            3,
+            self.excluded.iter(),
+            |encoder, port| {
+                encoder.nest(LIST_ELEM, |encoder| {
+                    encoder.nest(1, |encoder| encoder.bytes(1, &port.get().to_be_bytes()));
+                });
+            },
+        );
+    }
+}
+
+fn make_set(batch: &mut Batch, table: &str, set: &SetShape, number: u32, size: u32) {
+    batch.message(header(message::NEWSET, flags::CREATE), |encoder| {
+        encoder.text(TABLE, table);
+        encoder.text(NAME, set.name);
+        encoder.be32(3, set.flags());
+        encoder.be32(4, set.key.0);
+        encoder.be32(5, set.key.1);
+        if let Some((datatype, length)) = set.data {
+            encoder.be32(6, datatype);
+            encoder.be32(7, length);
+            // known beforehand, the table need not grow while thousands come in
+            encoder.nest(9, |encoder| encoder.be32(1, size));
+        }
+        encoder.be32(10, number);
+    });
+}
+
+fn make_chain(batch: &mut Batch, table: &str, chain: &Chain) {
+    batch.message(header(message::NEWCHAIN, flags::CREATE), |encoder| {
+        encoder.text(TABLE, table);
+        encoder.text(3, chain.name);
+        encoder.nest(4, |encoder| {
+            encoder.be32(1, chain.hook);
+            encoder.be32(2, chain.priority.cast_unsigned());
+        });
+        // NF_ACCEPT
+        encoder.be32(5, 1);
+        encoder.text(7, chain.kind);
+    });
+    for rule in &chain.rules {
+        batch.message(
+            header(message::NEWRULE, flags::CREATE | flags::APPEND),
+            |encoder| {
+                encoder.text(TABLE, table);
+                encoder.text(NAME, chain.name);
+                let list = encoder.open(4);
+                encoder.raw(rule.as_bytes());
+                encoder.close(&list);
+            },
+        );
+    }
+}
+
+/// The maps for one address before those for all.
+fn translations(families: &[(Family, Ip)]) -> Vec<Rule> {
+    let rule = |ip: Ip, bound, map: SetId| {
+        Rule::default()
+            .version(ip)
+            .mapped(ip, bound, map.name())
+            .for_this_node()
+            .dnat(ip)
+    };
+    families
+        .iter()
+        .flat_map(|(family, ip)| {
+            [
+                rule(*ip, true, SetId::Bound(*family)),
+                rule(*ip, false, SetId::Ports(*family)),
+            ]
+        })
+        .collect()
+}
+
+fn masquerades(families: &[(Family, Ip)], settings: &Settings) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    for (family, ip) in families {
+        rules.push(
+            Rule::default()
+                .version(*ip)
+                .pair_in(*ip, SetId::Hairpin(*family).name())
+                .redirected()
+                .masquerade(),
+        );
+        let of_family = settings
+            .neighbours
+            .iter()
+            .filter(|subnet| subnet.family() == *family);
+        for subnet in of_family {
+            for (bound, map) in [
+                (true, SetId::Bound(*family)),
+                (false, SetId::Ports(*family)),
+            ] {
+                rules.push(
+                    Rule::default()
+                        .version(*ip)
+                        .within(*ip, subnet.network(), subnet.netmask())
+                        .redirected()
+                        // neighbours that meet through a service of others keep their addresses
+                        .begun_to_mapped(*ip, bound, map.name())
+                        .masquerade(),
+                );
+            }
+        }
+    }
+    rules
+}
+
+fn refusals(settings: &Settings, abilities: Abilities) -> Vec<Rule> {
+    let datagram = || Rule::default().new_datagram_to(settings.range);
+    let mut rules = vec![datagram().port_in(SetId::Excluded.name()).leave()];
+    if abilities.sockets {
+        rules.push(datagram().awaited().leave());
+    }
+    // broadcasts are nobody's mapping
+    rules.push(datagram().for_this_node().refuse());
+    rules
+}
+
+/// The table's name in transactions that are only checked.
+pub(super) const REHEARSED: &str = "portmapping-check";
+/// Our table.
+pub(super) const OURS: &str = NFT_TABLE;

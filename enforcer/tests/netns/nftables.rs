@@ -1,0 +1,438 @@
+//! The nftables driver alone: damage to its table, elements of others, and what the kernel refuses.
+
+use std::collections::BTreeSet;
+use std::net::UdpSocket;
+use std::time::Duration;
+
+use portmapping_enforcer::dataplane::DataplaneError;
+use portmapping_enforcer::dataplane::iptables::Settings;
+use portmapping_enforcer::dataplane::netlink::Options;
+use portmapping_enforcer::dataplane::nftables::{self, Nftables};
+use portmapping_enforcer_core::Plan;
+use portmapping_shared::Mapping;
+use portmapping_shared::Protocol::{Sctp, Tcp, Udp};
+use socket2::SockRef;
+
+use crate::lab::{
+    Backend, CLIENT, Driver, Lab, NODE, NODE_V6, OTHER_NODE_ADDRESS, POD1, POD1_V6, POD2, at, ip,
+    map, range,
+};
+use crate::serve::{Conversation, Server, UdpClient, ask_tcp, ask_udp, serve};
+
+fn mappings() -> Vec<Mapping> {
+    let bound = Mapping {
+        host_ip: Some(ip(OTHER_NODE_ADDRESS)),
+        ..map(Tcp, 20002, POD2, 9040)
+    };
+    vec![
+        map(Tcp, 20000, POD1, 9040),
+        map(Udp, 20000, POD1, 9040),
+        map(Sctp, 20000, POD1, 9040),
+        map(Tcp, 20001, POD2, 9040),
+        map(Tcp, 20000, POD1_V6, 9040),
+        bound,
+    ]
+}
+
+struct Damaged {
+    lab: Lab,
+    _servers: [Server; 2],
+}
+
+impl Damaged {
+    fn new() -> Self {
+        let lab = Lab::new();
+        let servers = [
+            serve(&lab.pod1, "pod1", 9040),
+            serve(&lab.pod2, "pod2", 9040),
+        ];
+        Self {
+            lab,
+            _servers: servers,
+        }
+    }
+
+    fn driver(&self) -> Driver<'_> {
+        let mut driver = self.lab.driver(Backend::Nftables);
+        driver.reconcile(&mappings());
+        driver
+    }
+
+    fn nft(&self, script: &str) {
+        self.lab.node.feed("nft", &["-f", "-"], script);
+    }
+
+    /// The damage is seen; after a reconciliation all is as it was.
+    fn assert_repaired(&self, driver: &mut Driver<'_>, lost: usize, intact: bool) {
+        let observed = driver.observe();
+        assert_eq!(observed.mappings.len(), mappings().len() - lost);
+        assert_eq!(observed.intact, intact);
+        driver.reconcile(&mappings());
+        let pod1 = |answer: std::io::Result<String>| assert!(answer.unwrap().starts_with("pod1"));
+        pod1(ask_tcp(&self.lab.client, at(NODE, 20000)));
+        pod1(ask_udp(&self.lab.client, at(NODE, 20000)));
+        pod1(ask_tcp(&self.lab.client, at(NODE_V6, 20000)));
+        pod1(ask_tcp(&self.lab.node, at(NODE, 20000)));
+        pod1(ask_tcp(&self.lab.pod1, at(NODE, 20000)));
+        let pod2 = |answer: std::io::Result<String>| assert!(answer.unwrap().starts_with("pod2"));
+        pod2(ask_tcp(&self.lab.client, at(NODE, 20001)));
+        pod2(ask_tcp(&self.lab.client, at(OTHER_NODE_ADDRESS, 20002)));
+    }
+}
+
+#[test]
+fn everything_gone() {
+    let damaged = Damaged::new();
+    let mut driver = damaged.driver();
+    for script in ["flush ruleset", "delete table inet portmapping"] {
+        damaged.nft(script);
+        // no trace is no damage: the mappings are missing, and that is enough
+        damaged.assert_repaired(&mut driver, 6, true);
+    }
+    damaged.nft("flush table inet portmapping");
+    damaged.assert_repaired(&mut driver, 0, false);
+}
+
+#[test]
+fn frame_changed() {
+    let damaged = Damaged::new();
+    let mut driver = damaged.driver();
+    let whole = damaged.lab.rules(Backend::Nftables);
+    let jump = "fib daddr type local dnat ip to meta l4proto . th dport map @ports4";
+    for (script, lost) in [
+        ("flush chain inet portmapping prerouting", 0),
+        ("flush chain inet portmapping postrouting", 0),
+        ("delete chain inet portmapping output", 0),
+        ("insert rule inet portmapping prerouting accept", 0),
+        ("add rule inet portmapping input udp dport 1 drop", 0),
+        ("add chain inet portmapping strange", 0),
+        ("chain inet portmapping input { policy drop; }", 0),
+        ("add table inet portmapping { flags dormant; }", 0),
+        ("add element inet portmapping excluded { 25000 }", 0),
+        // chains of the same name and rules in another place
+        (
+            "delete chain inet portmapping prerouting
+             add chain inet portmapping prerouting { type nat hook prerouting priority -50; }
+             add rule inet portmapping prerouting JUMP",
+            0,
+        ),
+        // a map of another kind
+        (
+            "flush chain inet portmapping prerouting
+             flush chain inet portmapping output
+             flush chain inet portmapping postrouting
+             delete map inet portmapping bound4
+             add map inet portmapping bound4 { type ipv4_addr : ipv4_addr; }",
+            1,
+        ),
+    ] {
+        damaged.nft(&script.replace("JUMP", jump));
+        damaged.assert_repaired(&mut driver, lost, false);
+        let repaired = damaged.lab.rules(Backend::Nftables);
+        // elements have no order
+        let sorted = |text: &str| {
+            let mut lines: Vec<String> = text.split(',').map(str::to_owned).collect();
+            lines.sort();
+            (lines.len(), text.len())
+        };
+        assert_eq!(sorted(&repaired), sorted(&whole), "{script}");
+    }
+}
+
+#[test]
+fn elements_deleted_overwritten_or_emptied() {
+    let damaged = Damaged::new();
+    let mut driver = damaged.driver();
+    let element = "inet portmapping ports4 { tcp . 20000 }";
+    let comment = r#"comment "portmapping:uid-of-another""#;
+    for (script, lost, intact) in [
+        (format!("delete element {element}"), 1, true),
+        // a new target without a comment: ours by what we knew, so it is ours to put right
+        (
+            format!(
+                "delete element {element}
+                 add element inet portmapping ports4 {{ tcp . 20000 : {POD2} . 9040 }}"
+            ),
+            1,
+            false,
+        ),
+        ("flush map inet portmapping ports4".to_owned(), 4, true),
+        ("flush set inet portmapping hairpin4".to_owned(), 0, false),
+        (
+            format!(
+                "add element inet portmapping hairpin4 {{ 10.88.0.99 . 10.88.0.99 {comment} }}"
+            ),
+            0,
+            true,
+        ),
+        // everything else would go to this pod
+        (
+            format!("add element inet portmapping ports4 {{ * : {POD2} . 9040 }}"),
+            0,
+            false,
+        ),
+    ] {
+        damaged.nft(&script);
+        damaged.assert_repaired(&mut driver, lost, intact);
+    }
+    // another pod's name at our element: another mapping, which nobody wants
+    damaged.nft(&format!(
+        "delete element {element}
+         add element inet portmapping ports4 {{ tcp . 20000 {comment} : {POD1} . 9040 }}"
+    ));
+    damaged.assert_repaired(&mut driver, 0, true);
+}
+
+#[test]
+fn connections_live_through_repairs() {
+    let damaged = Damaged::new();
+    let mut driver = damaged.driver();
+    let mut conversation = Conversation::open(&damaged.lab.client, at(NODE, 20000)).unwrap();
+    for script in [
+        "flush chain inet portmapping prerouting",
+        "flush map inet portmapping ports4",
+        "add chain inet portmapping strange",
+    ] {
+        damaged.nft(script);
+        driver.reconcile(&mappings());
+        conversation.goes_on();
+    }
+}
+
+#[test]
+fn element_of_another_is_neither_overwritten_nor_lost() {
+    let damaged = Damaged::new();
+    let mut driver = damaged.driver();
+    damaged.nft(&format!(
+        "add element inet portmapping ports4 {{ tcp . 20007 comment \"mine\" : {POD2} . 9040, 47 . 7 : {POD2} . 7 }}"
+    ));
+    let observed = driver.observe();
+    assert_eq!(observed.mappings, mappings().into_iter().collect());
+    assert!(observed.intact, "an element of another is no damage");
+    let wanted = map(Tcp, 20007, POD1, 9040);
+    let neighbour = map(Udp, 20007, POD1, 9040);
+    let plan = |to_create: &[Mapping]| Plan {
+        to_create: to_create.to_vec(),
+        ..Plan::default()
+    };
+    let error = driver
+        .try_apply(&plan(&[neighbour.clone(), wanted.clone()]))
+        .unwrap_err();
+    assert!(
+        matches!(&error, DataplaneError::ForeignElement { mapping } if **mapping == wanted),
+        "{error}"
+    );
+    driver.assert_is(&mappings().into_iter().collect());
+    // the others go on
+    driver.create(&[neighbour]);
+    // and a repair of the whole table keeps what is not ours
+    damaged.nft("add chain inet portmapping strange");
+    assert!(!driver.observe().intact);
+    driver.reconcile(&mappings());
+    let rules = damaged.lab.rules(Backend::Nftables);
+    assert!(
+        rules.contains("tcp . 20007 comment \"mine\" : 10.88.0.12 . 9040"),
+        "{rules}"
+    );
+    assert!(
+        rules.contains("47 . 7") || rules.contains("gre . 7"),
+        "{rules}"
+    );
+    assert!(!rules.contains("strange"), "{rules}");
+}
+
+#[test]
+fn element_that_appears_meanwhile_is_found_by_the_refusal() {
+    let damaged = Damaged::new();
+    let mut driver = damaged.driver();
+    // the driver has not looked since
+    damaged.nft(&format!(
+        "add element inet portmapping ports4 {{ tcp . 20150 : {POD2} . 9040 }}
+         delete element inet portmapping ports4 {{ tcp . 20001 }}"
+    ));
+    let many: Vec<Mapping> = (20100..20200)
+        .map(|port| map(Tcp, port, POD1, 9040))
+        .collect();
+    let error = driver
+        .try_apply(&Plan {
+            to_create: many.clone(),
+            ..Plan::default()
+        })
+        .unwrap_err();
+    assert!(
+        matches!(&error, DataplaneError::ForeignElement { mapping } if **mapping == many[50]),
+        "{error}"
+    );
+    assert_eq!(
+        driver.observe().mappings.len(),
+        5,
+        "one bad element undoes all"
+    );
+    // deleting what somebody deleted already is no error
+    let mut driver = damaged.driver();
+    damaged.nft("delete element inet portmapping ports4 { tcp . 20001 }");
+    driver.remove(&[map(Tcp, 20001, POD2, 9040)]);
+    assert_eq!(driver.observe().mappings.len(), 5);
+}
+
+#[test]
+fn table_gone_between_two_changes_comes_back_whole() {
+    let damaged = Damaged::new();
+    let mut driver = damaged.driver();
+    damaged.nft("flush ruleset");
+    // what was there is for the reconciler to put back; the change itself succeeds
+    driver.create(&[map(Tcp, 20300, POD1, 9040)]);
+    assert!(ask_tcp(&damaged.lab.client, at(NODE, 20300)).is_ok());
+    assert!(driver.observe().intact);
+}
+
+#[test]
+fn lost_answers_are_read_back() {
+    let lab = Lab::new();
+    let _pod1 = serve(&lab.pod1, "pod1", 9040);
+    let options = Options {
+        receive_buffer: 1,
+        ..Options::default()
+    };
+    let settings = Settings::new(range("20000-29999"));
+    let open = || Nftables::open_with(&settings, options);
+    let mut driver = Driver::new(&lab.node, Box::new(lab.node.run(open).unwrap()));
+    let many: Vec<Mapping> = (20000..22000)
+        .map(|port| map(Tcp, port, POD1, 9040))
+        .collect();
+    driver.reconcile(&many);
+    // each of several messages is refused, which is more than the buffer takes
+    let nft = "delete element inet portmapping ports4 { tcp . 20000-21999 }";
+    let each: Vec<String> = (20000..22000)
+        .map(|port| nft.replace("20000-21999", &port.to_string()))
+        .collect();
+    lab.node.feed("nft", &["-f", "-"], &each.join("\n"));
+    driver.remove(&many);
+    driver.assert_is(&BTreeSet::new());
+}
+
+#[test]
+fn twenty_thousand_mappings_in_one_transaction() {
+    let lab = Lab::new();
+    let _pod1 = serve(&lab.pod1, "pod1", 9040);
+    let mut driver = lab.driver(Backend::Nftables);
+    let many: Vec<Mapping> = (20000..30000)
+        .flat_map(|port| [map(Tcp, port, POD1, 9040), map(Udp, port, POD1, 9040)])
+        .collect();
+    driver.reconcile(&many);
+    lab.node.sh("nft flush ruleset");
+    driver.reconcile(&many);
+    for port in [20000, 29999] {
+        assert!(
+            ask_tcp(&lab.client, at(NODE, port))
+                .unwrap()
+                .starts_with("pod1")
+        );
+        assert!(
+            ask_udp(&lab.client, at(NODE, port))
+                .unwrap()
+                .starts_with("pod1")
+        );
+    }
+    driver.reconcile(&[]);
+}
+
+#[test]
+fn early_datagram_is_refused_and_pins_nothing() {
+    let lab = Lab::new();
+    let _pod1 = serve(&lab.pod1, "pod1", 9040);
+    let excluded = {
+        let mut ports = portmapping_shared::PortSet::default();
+        ports.insert_range(range("20500-20501"));
+        ports
+    };
+    let settings = Settings {
+        excluded,
+        ..Settings::new(range("20000-29999"))
+    };
+    let mut driver = lab.driver_with(Backend::Nftables, settings);
+    driver.reconcile(&[map(Udp, 20001, POD1, 9040)]);
+    // as the keeper holds a port: all addresses, but device lo alone
+    let _held = lab.node.run(|| {
+        let socket = UdpSocket::bind("[::]:20000").unwrap();
+        SockRef::from(&socket).bind_device(Some(b"lo")).unwrap();
+        socket
+    });
+    let early = UdpClient::new(&lab.client, at(NODE, 20000));
+    let early_v6 = UdpClient::new(&lab.client, at(NODE_V6, 20000));
+    for client in [&early, &early_v6] {
+        let refused = client.ask(Duration::from_secs(5)).unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    }
+    assert_eq!(
+        lab.node
+            .sh("conntrack -L -p udp 2>/dev/null | grep -c dport=20000 || true"),
+        "0\n"
+    );
+    driver.create(&[map(Udp, 20000, POD1, 9040)]);
+    assert_eq!(early.hears("pod1"), format!("pod1 {CLIENT}"));
+}
+
+#[test]
+fn services_of_others_in_the_range_answer() {
+    let lab = Lab::new();
+    let _pod1 = serve(&lab.pod1, "pod1", 9040);
+    let mut driver = lab.driver(Backend::Nftables);
+    driver.reconcile(&[map(Udp, 20001, POD1, 9040)]);
+    let _stranger = serve(&lab.node, "node", 20000);
+    for from in [&lab.client, &lab.node] {
+        assert!(ask_udp(from, at(NODE, 20000)).unwrap().starts_with("node"));
+        assert!(
+            ask_udp(from, at(NODE_V6, 20000))
+                .unwrap()
+                .starts_with("node")
+        );
+        assert!(ask_tcp(from, at(NODE, 20000)).unwrap().starts_with("node"));
+    }
+}
+
+#[test]
+fn wins_over_portmap_without_being_repaired() {
+    let lab = Lab::new();
+    let _pod1 = serve(&lab.pod1, "pod1", 9040);
+    let _pod2 = serve(&lab.pod2, "pod2", 9040);
+    let mut driver = lab.driver(Backend::Nftables);
+    driver.reconcile(&[map(Tcp, 20000, POD1, 9040)]);
+    lab.node.sh(&format!(
+        "iptables-nft -t nat -I PREROUTING -p tcp --dport 20000 -j DNAT --to {POD2}:9040"
+    ));
+    assert!(
+        ask_tcp(&lab.client, at(NODE, 20000))
+            .unwrap()
+            .starts_with("pod1")
+    );
+    assert!(driver.observe().intact);
+}
+
+#[test]
+fn needs_no_program() {
+    let lab = Lab::new();
+    let _pod1 = serve(&lab.pod1, "pod1", 9040);
+    let settings = Settings::new(range("20000-29999"));
+    let open = || Nftables::open(&settings);
+    let mut driver = Driver::new(&lab.node, Box::new(lab.node.run(open).unwrap()));
+    driver.reconcile(&mappings());
+    assert!(
+        ask_tcp(&lab.client, at(NODE, 20000))
+            .unwrap()
+            .starts_with("pod1")
+    );
+    driver.uninstall();
+    lab.node.run(nftables::uninstall).unwrap();
+    assert_eq!(lab.rules(Backend::Nftables), "");
+}
+
+#[test]
+fn opening_changes_nothing() {
+    let lab = Lab::new();
+    let mut driver = lab.driver(Backend::Nftables);
+    assert_eq!(lab.rules(Backend::Nftables), "");
+    assert!(driver.observe().intact);
+    driver.try_apply(&Plan::default()).unwrap();
+    assert_eq!(lab.rules(Backend::Nftables), "");
+}
