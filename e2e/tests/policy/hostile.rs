@@ -1,0 +1,59 @@
+//! Values that some JSON reader could take for a result, and requests that look odd but are fine.
+
+/// To be refused, each of them. Go's `encoding/json`, which reads the annotation elsewhere, takes
+/// escapes, other letter case and the long s for the plain key.
+pub(crate) const HOSTILE: [&str; 31] = [
+    r#"[{"\u0068ostPort":1,"containerPort":9040}]"#,
+    r#"[{"HOSTPORT":1,"containerPort":9040}]"#,
+    "[{\"ho\u{17f}tPort\":1,\"containerPort\":9040}]",
+    r#"[{"containerPort":9040,"hostPort":1}]"#,
+    r#"[{"containerPort":9040 , "hostPort" : 1}]"#,
+    r#"[{"containerPort":9040,"podIP":"1.1.1.1"}]"#,
+    r#"[{"containerPort":9040},{"podName":"x","containerPort":1}]"#,
+    r#"[{"containerPort":9040}] [{"hostPort":1}]"#,
+    "[{\"containerPort\":9040}]\n[{\"hostPort\":1}]",
+    r#"{"containerPort":9040}"#,
+    r#"[[{"containerPort":9040}]]"#,
+    r#"[{"containerPort":"a\"b"}]"#,
+    r#"[{"containerPort":"a\u0022,\u0022hostPort\u0022:1"}]"#,
+    r#"[{"containerPort":9040,"hostIP":"::1\",\"hostPort\":1"}]"#,
+    r#"[{"containerPort":9040,"containerPort":9041}]"#,
+    r#"[{"protocol":"UDP"}]"#,
+    "[]",
+    "null",
+    r#""""#,
+    r#"[{"containerPort":0}]"#,
+    r#"[{"containerPort":-1}]"#,
+    r#"[{"containerPort":1e3}]"#,
+    r#"[{"containerPort":123456}]"#,
+    r#"[{"containerPort":9040,"protocol":"udp"}]"#,
+    r#"[{"containerPort":9040},]"#,
+    "\u{feff}[{\"containerPort\":9040}]",
+    "[{\"containerPort\":9040}]\0",
+    "\u{a0}",
+    "[{\"containerPort\":9040}]\n# {\"hostPort\":1}",
+    "[{\"containerPort\":\u{ff19}}]",
+    "[{\"containerPort\":9040,\"hostIP\":\"10.0.0.1\n\"}]",
+];
+
+/// More to be refused: over the length that a policy looks at.
+pub(crate) fn long() -> [String; 2] {
+    let entries = vec![r#"{"containerPort":9040,"protocol":"UDP"}"#; 600];
+    [format!("[{}]", entries.join(",")), "x".repeat(200_000)]
+}
+
+/// To be taken as requests.
+pub(crate) const GOOD: [&str; 6] = [
+    "",
+    "  ",
+    "\n",
+    crate::support::REQUEST,
+    r#"[ { "protocol" : "SCTP" , "containerPort" : 9 , "hostIP" : "fd00::1" } ]"#,
+    "[\n{\"hostIP\":\"1.2.3.4\",\"protocol\":\"UDP\",\"containerPort\":\"dns\"}\n]\n",
+];
+
+/// The most that a pod may ask for, written at length.
+pub(crate) fn sixty_four() -> String {
+    let entry = |n| format!(r#"{{"containerPort":{n},"protocol":"UDP","hostIP":"2001:db8::{n}"}}"#);
+    format!("[{}]", (1..=64).map(entry).collect::<Vec<_>>().join(","))
+}

@@ -1,0 +1,15 @@
+//! The trust model on real API servers, row by row: who does what, and what comes of it.
+//!
+//! Two clusters, the oldest and the newest Kubernetes supported here, each with the policies and the
+//! roles of `manifests/base` and without the product: what is refused here is refused by the API
+//! server alone. Every test runs on both; a failure names the version and each row that went wrong.
+
+mod annotate_pods;
+mod change_registration;
+mod create_pods;
+mod forge_results;
+mod hostile;
+mod live_on;
+mod own_nodes_enforcer;
+mod support;
+mod warn_owners;

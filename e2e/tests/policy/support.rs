@@ -1,0 +1,21 @@
+//! Words that all tables use.
+
+pub(crate) mod caller;
+pub(crate) mod objects;
+pub(crate) mod rows;
+pub(crate) mod world;
+
+pub(crate) const ANNOTATION: &str = "tkestack.io/portmapping";
+pub(crate) const MARK: &str = "tkestack.io/portmapping-request";
+pub(crate) const PER_PORT: &str = "host-port.tkestack.io/9040-tcp";
+/// What a refusal in a strict namespace tells its owner to do.
+pub(crate) const LABEL: &str = "tkestack.io/portmapping: allowed";
+/// What a refused value is answered with: a value that works.
+pub(crate) const WAY_OUT: &str = r#"Ask with "" or [{"containerPort":9040,"protocol":"TCP"}]"#;
+
+/// A result, as only the enforcer writes it.
+pub(crate) const RESULT: &str = r#"[{"hostPort":23817,"containerPort":9040,"protocol":"TCP","podName":"p","podIP":"10.244.1.7"}]"#;
+/// A request with everything in it.
+pub(crate) const REQUEST: &str = r#"[{"containerPort":9040}, {"containerPort":"web"}, {"containerPort":53,"protocol":"UDP","hostIP":"10.0.0.11"}]"#;
+/// A request mark.
+pub(crate) const MARKED: &str = r#"[{"containerPort":9040,"protocol":"TCP"}]"#;

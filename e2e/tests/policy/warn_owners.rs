@@ -1,0 +1,133 @@
+//! A broken value in a pod template is told to whoever applies it.
+
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+
+use crate::support::caller::Who::{Admin, User};
+use crate::support::caller::{Call, Form};
+use crate::support::objects::{pod_spec, post};
+use crate::support::rows::Outcome::{Allowed, Warned};
+use crate::support::rows::{Row, row};
+use crate::support::world::on_both;
+use crate::support::{ANNOTATION, LABEL, RESULT};
+
+const NO_REQUEST: &str = "in the pod template is no request; ask with ";
+
+fn template(value: Option<&str>, restart: &str) -> Value {
+    let mut template = json!({ "metadata": { "labels": { "a": "b" } }, "spec": pod_spec() });
+    template["spec"]["restartPolicy"] = json!(restart);
+    if let Some(value) = value {
+        template["metadata"]["annotations"][ANNOTATION] = json!(value);
+    }
+    template
+}
+
+/// Every kind that makes pods: its name, group and collection, and a spec around a template.
+#[rustfmt::skip] // a table is read by its columns
+fn kinds(value: Option<&str>) -> [(&'static str, &'static str, &'static str, Value); 7] {
+    let (always, never) = (template(value, "Always"), template(value, "Never"));
+    let select = json!({ "matchLabels": { "a": "b" } });
+    [
+        ("Deployment",            "apps/v1",  "deployments",  json!({ "replicas": 0, "selector": select, "template": always })),
+        ("ReplicaSet",            "apps/v1",  "replicasets",  json!({ "replicas": 0, "selector": select, "template": always })),
+        ("StatefulSet",           "apps/v1",  "statefulsets", json!({ "replicas": 0, "serviceName": "x", "selector": select, "template": always })),
+        ("DaemonSet",             "apps/v1",  "daemonsets",   json!({ "selector": select, "template": always })),
+        ("Job",                   "batch/v1", "jobs",         json!({ "suspend": true, "template": never })),
+        ("CronJob",               "batch/v1", "cronjobs",     json!({ "schedule": "0 0 1 1 *", "suspend": true, "jobTemplate": { "spec": { "template": never } } })),
+        ("ReplicationController", "v1",       "replicationcontrollers", json!({ "replicas": 0, "selector": { "a": "b" }, "template": always })),
+    ]
+}
+
+fn rows() -> Vec<Row> {
+    let mut rows = Vec::new();
+    for (what, namespace, value, outcome) in [
+        ("without the annotation", "open", None, Allowed),
+        ("that asks", "open", Some(""), Allowed),
+        (
+            "with a broken value",
+            "open",
+            Some("yes"),
+            Warned(NO_REQUEST),
+        ),
+        (
+            "with a copied result",
+            "open",
+            Some(RESULT),
+            Warned(NO_REQUEST),
+        ),
+        ("that asks in baseline", "baseline", Some(""), Warned(LABEL)),
+        (
+            "without the annotation in baseline",
+            "baseline",
+            None,
+            Allowed,
+        ),
+    ] {
+        for (kind, group, plural, spec) in kinds(value) {
+            let does = format!("applies a {kind} {what}");
+            let manifest = object(kind, group, &spec);
+            let call = post(path(group, namespace, plural), manifest);
+            rows.push(row(User, does, call, outcome.clone()));
+        }
+    }
+    rows
+}
+
+fn object(kind: &str, group: &str, spec: &Value) -> Value {
+    json!({ "apiVersion": group, "kind": kind, "metadata": { "name": "new" }, "spec": spec })
+}
+
+fn path(group: &str, namespace: &str, plural: &str) -> String {
+    let root = if group == "v1" { "/api" } else { "/apis" };
+    format!("{root}/{group}/namespaces/{namespace}/{plural}")
+}
+
+#[test]
+fn owners_of_workloads_are_warned_at_once() -> Result<()> {
+    on_both(|session| session.check(&rows()))
+}
+
+#[test]
+fn a_deployments_controller_meets_the_refusal_that_its_owner_was_warned_of() -> Result<()> {
+    on_both(|session| {
+        let (kind, group, plural, mut spec) = kinds(Some(""))[0].clone();
+        spec["replicas"] = json!(1);
+        let call = post(path(group, "baseline", plural), object(kind, group, &spec));
+        let answer = session.call(User, &call)?;
+        ensure!(
+            answer.is_fine()
+                && answer
+                    .warnings
+                    .iter()
+                    .any(|text| text.contains("will be refused")),
+            "{answer:?}"
+        );
+        let events = Call {
+            method: "GET",
+            path: "/api/v1/namespaces/baseline/events".into(),
+            form: Form::Json,
+            body: Value::Null,
+        };
+        session.eventually("the event of a pod that could not be created", || {
+            let events = session.done(Admin, &events)?;
+            let told = events["items"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .any(|event| {
+                    event["reason"] == "FailedCreate"
+                        && event["message"]
+                            .as_str()
+                            .is_some_and(|text| text.contains(LABEL))
+                });
+            ensure!(told, "{events}");
+            Ok(())
+        })?;
+        let new = Call {
+            method: "DELETE",
+            path: format!("{}/new", path(group, "baseline", plural)),
+            ..events
+        };
+        session.done(Admin, &new).map(drop)
+    })
+}
