@@ -11,12 +11,14 @@ use crate::progress::say;
 use crate::{paths, process};
 
 /// Tests that enter a node, read the API server's audit log, or boot a cluster themselves.
-const NEED_OUR_CLUSTER: [&str; 5] = [
+const NEED_OUR_CLUSTER: [&str; 7] = [
     "map_ports::a_mapping_costs_one_write_and_one_event",
+    "policy_pods::the_kernel_grants_no_process_more",
     "survive_faults::a_killed_enforcer_loses_no_port_no_byte_and_no_mapping",
     "survive_faults::flushed_rules_come_back",
     "survive_node::",
     "uninstall::",
+    "webhook_service::no_creation_fails_while_replicas_are_replaced_and_ended",
 ];
 
 /// Replaces this process by cargo, which runs the tests.

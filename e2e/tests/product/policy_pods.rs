@@ -10,9 +10,8 @@ use crate::support::{eventually, get, node_addresses, shared};
 
 /// What the restricted level has against the enforcer: the host's network and its two folders, the one
 /// capability, and user 0 without any other capability.
-const ENFORCER: [&str; 6] = [
+const ENFORCER: [&str; 5] = [
     "host namespaces (hostNetwork=true)",
-    "hostPath volumes (volumes \"handover\", \"xtables-lock\")",
     "unrestricted capabilities (container \"enforcer\" must not include \"NET_ADMIN\" in securityContext.capabilities.add)",
     "restricted volume types (volumes \"handover\", \"xtables-lock\" use restricted volume type \"hostPath\")",
     "runAsNonRoot != true (pod or containers \"keeper\", \"enforcer\" must set securityContext.runAsNonRoot=true)",
