@@ -34,6 +34,8 @@ use crate::process;
 
 /// How long a program run by [`Cluster::exec`] may take.
 const EXEC_LIMIT: Duration = Duration::from_mins(2);
+/// Where a node's kubelet looks for static pods.
+pub const STATIC_PODS: &str = "/run/cluster/static-pods";
 /// Set to a kubeconfig, it makes tests use that cluster.
 pub const KUBECONFIG_VARIABLE: &str = "E2E_KUBECONFIG";
 

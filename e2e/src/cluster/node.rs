@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use super::STATIC_PODS;
 use super::components::{search_path, start, wait_for_port, wait_for_socket};
 use super::config::Spec;
 use super::mounts::RUN;
@@ -108,6 +109,7 @@ fn import(spec: &Spec, archive: &Path) -> Result<()> {
 }
 
 fn write_configuration(spec: &Spec, index: u8) -> Result<()> {
+    fs::create_dir_all(STATIC_PODS).with_context(|| format!("create {STATIC_PODS}"))?;
     let files = [
         ("cni/10-pod.conflist", cni(index)),
         ("containerd.toml", containerd(spec)),
@@ -206,6 +208,7 @@ fn kubelet(spec: &Spec) -> String {
         "registryPullQPS": 0,
         "oomScoreAdj": 0,
         "syncFrequency": "10s",
+        "staticPodPath": STATIC_PODS,
     })
     .to_string()
 }

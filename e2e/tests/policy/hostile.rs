@@ -47,7 +47,7 @@ pub(crate) const GOOD: [&str; 6] = [
     "",
     "  ",
     "\n",
-    crate::support::REQUEST,
+    r#"[{"containerPort":9040}, {"containerPort":"web"}, {"containerPort":53,"protocol":"UDP","hostIP":"10.0.0.11"}]"#,
     r#"[ { "protocol" : "SCTP" , "containerPort" : 9 , "hostIP" : "fd00::1" } ]"#,
     "[\n{\"hostIP\":\"1.2.3.4\",\"protocol\":\"UDP\",\"containerPort\":\"dns\"}\n]\n",
 ];

@@ -1,6 +1,7 @@
 //! What has nothing to do with ports is never affected: kubelets, the scheduler, and users of mapped pods.
 
 use anyhow::{Context, Result, ensure};
+use e2e::cluster::STATIC_PODS;
 use serde_json::{Value, json};
 
 use crate::support::caller::Who::{Admin, Enforcer, Kubelet, Scheduler, User};
@@ -8,7 +9,7 @@ use crate::support::objects::{At, condition, create, mapping, noted, notes, pod,
 use crate::support::rows::Outcome::Allowed;
 use crate::support::rows::{Row, row};
 use crate::support::world::{Session, on_both};
-use crate::support::{ANNOTATION, MARK, PER_PORT, RESULT};
+use crate::support::{ANNOTATION, LABEL, MARK, PER_PORT, RESULT};
 
 fn ephemeral() -> Value {
     json!({ "spec": { "ephemeralContainers": [{ "name": "debug", "image": "localhost/echo:1",
@@ -150,6 +151,54 @@ fn a_pod_is_asked_for_mapped_changed_unmapped_and_evicted() -> Result<()> {
     })
 }
 
+/// Static pods are the node's own: the real kubelet runs them whatever the policies say, and shows
+/// them in the API where they are permitted.
+#[test]
+fn static_pods_are_mirrored_where_asking_is_permitted() -> Result<()> {
+    on_both(|session| {
+        session.namespace("static", &[])?;
+        let strict = [("pod-security.kubernetes.io/enforce", "baseline")];
+        session.namespace("static-strict", &strict)?;
+        let asks = json!({ ANNOTATION: "" });
+        let placed = [
+            ("static", "asks", asks.clone()),
+            ("static-strict", "asks", asks),
+            ("static-strict", "plain", json!({})),
+        ];
+        for (namespace, name, notes) in placed {
+            let mut manifest = noted(pod(name), notes);
+            manifest["metadata"]["namespace"] = json!(namespace);
+            let write = format!("printf %s '{manifest}' > {STATIC_PODS}/{namespace}-{name}.json");
+            let written = session.cluster().exec("node1", &["sh", "-c", &write])?;
+            ensure!(written.status.success(), "{written:?}");
+        }
+        let asks = session.running("static", "asks-node1")?;
+        ensure!(
+            asks["metadata"]["annotations"][ANNOTATION] == "",
+            "{}",
+            asks["metadata"]
+        );
+        session.running("static-strict", "plain-node1")?;
+        session.eventually("the kubelet to be told why it may not mirror", || {
+            let log = std::fs::read_to_string(session.cluster().logs()?.join("node1-kubelet.log"))?;
+            let told = log
+                .lines()
+                .any(|line| line.contains("asks-node1") && line.contains(LABEL));
+            ensure!(told, "nothing in its log");
+            Ok(())
+        })?;
+        let strict = session.call(Admin, &At("static-strict", "asks-node1", "").get())?;
+        ensure!(strict.code == 404, "{} {}", strict.code, strict.body);
+        let remove = format!("rm {STATIC_PODS}/*");
+        session.cluster().exec("node1", &["sh", "-c", &remove])?;
+        session.eventually("the mirror pod to go", || {
+            let answer = session.call(Admin, &At("static", "asks-node1", "").get())?;
+            ensure!(answer.code == 404, "{}", answer.code);
+            Ok(())
+        })
+    })
+}
+
 fn is_true(session: &Session<'_>, kind: &str) -> Result<bool> {
     let stored = session.done(Admin, &At("life", "web", "").get())?;
     let conditions = stored["status"]["conditions"]
@@ -177,6 +226,8 @@ fn refusals_of_kubelets(session: &Session<'_>) -> Result<()> {
             continue;
         }
         match event["responseStatus"]["code"].as_i64() {
+            // a static pod that asks where it may not
+            Some(403) if event["objectRef"]["namespace"] == "static-strict" => {}
             Some(403 | 422) => refused.push(line.to_owned()),
             _ => accepted += 1,
         }

@@ -11,6 +11,7 @@ mod map_ports;
 mod map_ready;
 mod policy_pods;
 mod policy_rights;
+mod policy_values;
 mod refuse_forgery;
 mod support;
 mod survive_faults;
