@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::cluster::roles::Role;
 use crate::cluster::{Cluster, state};
 use crate::progress::{Step, out, say};
-use crate::{Config, Minor, ProxyMode, bench, demo, install};
+use crate::{Config, Minor, ProxyMode, bench, chaos, demo, install};
 
 /// A real Kubernetes cluster on this machine, with the product in it.
 #[derive(Debug, Parser)]
@@ -43,6 +43,8 @@ enum Command {
     },
     /// Measure us and the peers in one run; fails where a bar is missed.
     Bench(bench::Options),
+    /// Boot a cluster of its own and make everything go wrong in it that can, for some rounds.
+    Chaos(chaos::Options),
     /// Take a cluster down and remove everything it left.
     Down {
         #[command(flatten)]
@@ -130,6 +132,7 @@ impl Options {
             kubernetes,
             proxy_mode,
             bridge_nf,
+            quick_restarts: false,
             product,
             program,
         })
@@ -167,6 +170,7 @@ fn run(command: Command) -> Result<()> {
         }
         Command::Test { kubeconfig } => suite::run(kubeconfig.as_deref())?,
         Command::Bench(options) => bench::run(&options)?,
+        Command::Chaos(options) => chaos::run(&options)?,
         Command::Down { name, all } => down(if all { state::all() } else { vec![name.name] })?,
         Command::Exec {
             name,

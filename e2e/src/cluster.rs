@@ -25,6 +25,10 @@ use std::process::{Child, Command, Output};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+pub use self::lookup::Process;
 
 use self::config::{Config, Spec};
 use self::network::Machine;
@@ -249,6 +253,48 @@ impl Cluster {
     /// Starts a node, new or killed before, and returns when it takes pods.
     pub fn add_node(&self, index: u8) -> Result<()> {
         launch::add_node(self.own_spec("add a node")?, index)
+    }
+
+    /// Sends a signal to a program of the cluster that the harness started on `host`, such as
+    /// `kube-apiserver` on `control-plane` or `containerd` on `node1`.
+    pub fn signal_component(&self, host: &str, program: &str, signal: Signal) -> Result<()> {
+        let found = self.processes(host)?.into_iter().find(|process| {
+            let path = process.arguments.first().map(Path::new);
+            path.is_some_and(|path| path.is_absolute() && path.ends_with(program))
+        });
+        let found = found.with_context(|| format!("{program} does not run on {host}"))?;
+        let pid = i32::try_from(found.pid).context("pid out of range")?;
+        kill(Pid::from_raw(pid), signal).with_context(|| format!("send {signal} to {program}"))
+    }
+
+    /// Kills such a program and keeps it down until [`Cluster::resume_component`].
+    pub fn stop_component(&self, host: &str, program: &str) -> Result<()> {
+        let file = self.pause_file(host, program)?;
+        if let Some(folder) = file.parent() {
+            fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+        }
+        fs::write(&file, "").with_context(|| format!("write {}", file.display()))?;
+        self.signal_component(host, program, Signal::SIGKILL)
+    }
+
+    /// Starts it again.
+    pub fn resume_component(&self, host: &str, program: &str) -> Result<()> {
+        let file = self.pause_file(host, program)?;
+        fs::remove_file(&file).with_context(|| format!("remove {}", file.display()))
+    }
+
+    fn pause_file(&self, host: &str, program: &str) -> Result<PathBuf> {
+        let log = match host {
+            "control-plane" => program.to_owned(),
+            host => format!("{host}-{program}"),
+        };
+        let spec = self.own_spec("stop a component")?;
+        Ok(components::pause_file(spec, &log))
+    }
+
+    /// Every process of `host`, with its pid as this machine sees it.
+    pub fn processes(&self, host: &str) -> Result<Vec<Process>> {
+        Ok(lookup::descendants(self.pid(host)?))
     }
 
     /// Puts the product's images on every node, unless starting or finding this cluster has just done

@@ -18,6 +18,7 @@
 
 pub mod artifacts;
 pub mod bench;
+pub mod chaos;
 pub mod cli;
 pub mod cluster;
 mod demo;
@@ -25,6 +26,7 @@ pub mod install;
 pub mod paths;
 pub mod process;
 pub mod progress;
+pub mod visit;
 pub mod wait;
 
 pub use cluster::Cluster;

@@ -1,6 +1,6 @@
 //! Listeners and their answers. Threads are bounded by [`MAX_CONNECTIONS`].
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
@@ -12,18 +12,21 @@ use crate::args::Args;
 const MAX_CONNECTIONS: usize = 512;
 /// How long a silent client may keep a place.
 const PATIENCE: Duration = Duration::from_secs(10);
+const TALK_PATIENCE: Duration = Duration::from_mins(2);
 const STREAM_INTERVAL: Duration = Duration::from_millis(10);
 const MAX_HEAD_BYTES: usize = 16 * 1024;
+const MAX_LINE_BYTES: usize = 1024;
 
 type Answer = fn(TcpStream, &str) -> io::Result<()>;
 
 /// Opens every listener, then serves each from a thread of its own.
 pub(crate) fn start(args: &Args) -> Result<(), String> {
-    let name: Arc<str> = format!("{}\n", pod_name()).into();
+    let name: Arc<str> = format!("{}\n", identity()).into();
     let places = Arc::new(Places::default());
     let groups = [
         (&args.http, http as Answer),
         (&args.tcp, tcp),
+        (&args.talk, talk),
         (&args.stream, stream),
     ];
     for (ports, answer) in groups {
@@ -44,6 +47,14 @@ pub(crate) fn start(args: &Args) -> Result<(), String> {
 
 fn cannot(protocol: &str, port: u16, error: &io::Error) -> String {
     format!("cannot serve {protocol} port {port}: {error}")
+}
+
+/// The pod's name, and its uid where the manifest hands it on: two pods may have one name in turn.
+fn identity() -> String {
+    match std::env::var("POD_UID") {
+        Ok(uid) if !uid.is_empty() => format!("{} {uid}", pod_name()),
+        _ => pod_name(),
+    }
 }
 
 pub(crate) fn pod_name() -> String {
@@ -117,6 +128,22 @@ fn http(mut connection: TcpStream, name: &str) -> io::Result<()> {
 fn tcp(mut connection: TcpStream, name: &str) -> io::Result<()> {
     connection.write_all(name.as_bytes())?;
     finish(connection)
+}
+
+/// Answers each line with the name and the line, for as long as the client talks.
+fn talk(connection: TcpStream, name: &str) -> io::Result<()> {
+    connection.set_read_timeout(Some(TALK_PATIENCE))?;
+    let mut writer = connection.try_clone()?;
+    let mut reader = BufReader::new(connection);
+    loop {
+        let mut line = Vec::new();
+        let limit = u64::try_from(MAX_LINE_BYTES).unwrap_or(u64::MAX);
+        if (&mut reader).take(limit).read_until(b'\n', &mut line)? == 0 {
+            return Ok(());
+        }
+        let answer = [name.trim_end().as_bytes(), b" ", &line].concat();
+        writer.write_all(&answer)?;
+    }
 }
 
 /// Reads what the client still sends: closing over unread bytes would reset the connection and

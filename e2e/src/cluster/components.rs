@@ -9,7 +9,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -21,8 +21,32 @@ use crate::wait::{self, Probe};
 
 const INTERVAL: Duration = Duration::from_millis(5);
 
-/// Starts a program of the cluster. It ends with its PID namespace, and nothing restarts it.
+/// Starts a program of the cluster. It ends with its PID namespace. It is started again only after an
+/// end that somebody announced with [`pause_file`], once that file is gone.
 pub(crate) fn start(spec: &Spec, log: &str, program: &Path, arguments: &[String]) -> Result<()> {
+    let mut child = spawn(spec, log, program, arguments)?;
+    let (spec, log) = (spec.clone(), log.to_owned());
+    let (program, arguments) = (program.to_owned(), arguments.to_vec());
+    thread::spawn(move || {
+        while let Ok(status) = child.wait() {
+            let pause = pause_file(&spec, &log);
+            if !pause.exists() {
+                note_end(&spec, &log, &process::ending(status));
+                return;
+            }
+            while pause.exists() {
+                thread::sleep(INTERVAL);
+            }
+            match spawn(&spec, &log, &program, &arguments) {
+                Ok(again) => child = again,
+                Err(error) => return note_end(&spec, &log, &format!("{error:#}")),
+            }
+        }
+    });
+    Ok(())
+}
+
+fn spawn(spec: &Spec, log: &str, program: &Path, arguments: &[String]) -> Result<Child> {
     let mut command = Command::new(program);
     command
         .args(arguments)
@@ -33,16 +57,15 @@ pub(crate) fn start(spec: &Spec, log: &str, program: &Path, arguments: &[String]
         .stdin(Stdio::null())
         .stderr(clone(&file)?)
         .stdout(file);
-    let mut child = command
+    command
         .spawn()
-        .with_context(|| format!("start {}", program.display()))?;
-    let (spec, log) = (spec.clone(), log.to_owned());
-    thread::spawn(move || {
-        if let Ok(status) = child.wait() {
-            note_end(&spec, &log, &process::ending(status));
-        }
-    });
-    Ok(())
+        .with_context(|| format!("start {}", program.display()))
+}
+
+/// While this file is there, the component of this log is meant to be down; it comes back when the
+/// file goes.
+pub(crate) fn pause_file(spec: &Spec, log: &str) -> PathBuf {
+    spec.state.join("paused").join(log)
 }
 
 /// A fresh log file.

@@ -73,6 +73,10 @@ pub struct Config {
     pub proxy_mode: ProxyMode,
     /// Whether frames between pods of one node pass iptables (`bridge-nf-call-iptables`).
     pub bridge_nf: bool,
+    /// Whether the kubelet starts a container that keeps ending again after a second at most, where it
+    /// else waits longer each time, up to five minutes. Kubernetes 1.36 can.
+    #[serde(default)]
+    pub quick_restarts: bool,
     /// Whether the product's images are built and put on the nodes.
     pub product: bool,
     /// The `e2e` program that owns the cluster; this very program when `None`. Tests set
@@ -88,6 +92,7 @@ impl Default for Config {
             kubernetes: Minor::default(),
             proxy_mode: ProxyMode::default(),
             bridge_nf: true,
+            quick_restarts: false,
             product: true,
             program: None,
         }

@@ -40,11 +40,12 @@ pub(crate) fn nodes(state: &Path) -> Vec<u8> {
 
 /// A process below another one.
 #[derive(Clone, Debug)]
-pub(crate) struct Process {
-    pub(crate) pid: u32,
+pub struct Process {
+    /// As this machine sees it.
+    pub pid: u32,
     parent: u32,
     /// Its command line.
-    pub(crate) arguments: Vec<OsString>,
+    pub arguments: Vec<OsString>,
 }
 
 /// All processes that descend from `root`.

@@ -180,7 +180,7 @@ state = "/run/containerd"
 }
 
 fn kubelet(spec: &Spec) -> String {
-    serde_json::json!({
+    let mut kubelet = serde_json::json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
         "authentication": {
@@ -209,6 +209,9 @@ fn kubelet(spec: &Spec) -> String {
         "oomScoreAdj": 0,
         "syncFrequency": "10s",
         "staticPodPath": STATIC_PODS,
-    })
-    .to_string()
+    });
+    if spec.config.quick_restarts {
+        kubelet["crashLoopBackOff"] = serde_json::json!({ "maxContainerRestartPeriod": "1s" });
+    }
+    kubelet.to_string()
 }

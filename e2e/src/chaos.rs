@@ -1,0 +1,296 @@
+//! Chaos: faults drawn from a seed hit a cluster of its own, round after round, while a user outside
+//! talks to every pod. What must hold is judged by what the user sees and by what the kernel has.
+//!
+//! ```text
+//! dice -> faults -> cluster <- settle (API, kernel, processes)
+//!           |          ^
+//!         ledger <- prober (one connection per pod, new ones all the time)
+//! ```
+//!
+//! Not among the faults: a step of the clock. `CLOCK_REALTIME` belongs to the whole machine, so it cannot
+//! be stepped for one node; the enforcer's core takes monotonic time as a value, and its simulation
+//! covers what time can do to it.
+
+mod api;
+mod dice;
+mod faults;
+mod inspect;
+mod ledger;
+mod prober;
+mod settle;
+mod view;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+pub use self::faults::Fault;
+
+use self::api::Admin;
+use self::dice::Dice;
+use self::ledger::{Ledger, counted};
+use self::prober::Prober;
+use self::view::View;
+use crate::install::{self, NAMESPACE as SYSTEM};
+use crate::progress::{Step, out};
+use crate::{Cluster, Config};
+
+const NAMESPACE: &str = "chaos";
+/// First port and size: small, so that ports are given out again soon and mistakes meet.
+const RANGE: (u16, usize) = (20000, 400);
+/// Released ports rest for less than by default, for the same reason; a flushed rule is noticed within
+/// the five seconds in which a round must end well.
+const ENFORCER_ARGS: [&str; 5] = [
+    "run",
+    "--range=20000-20399",
+    "--cooldown=10s",
+    "--quarantine=5s",
+    "--check-every=3s",
+];
+const KEEPER_ARGS: [&str; 2] = ["keep", "--range=20000-20399"];
+/// Pods that stay, per node.
+const HERD: usize = 4;
+/// Pods that come and go.
+const MAX_CROWD: usize = 24;
+/// In how many rounds of 100 a second fault follows the first at once.
+const SECOND: usize = 30;
+
+/// What a run is asked to do.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// How many rounds.
+    #[arg(long, default_value_t = 60)]
+    pub rounds: u32,
+    /// Repeats the faults of an earlier run.
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Only these faults.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub only: Vec<Fault>,
+    /// The `e2e` program that owns the cluster.
+    #[arg(skip)]
+    pub program: Option<PathBuf>,
+}
+
+/// A run.
+struct Chaos {
+    cluster: Cluster,
+    admin: Admin,
+    view: View,
+    ledger: Arc<Ledger>,
+    dice: Dice,
+    nodes: Vec<String>,
+    /// Names of the pods that should be there.
+    expected: BTreeSet<String>,
+    /// Containers by uid that are gone: what the API server says of them is old.
+    renewed: BTreeMap<String, String>,
+    crowd: usize,
+    rolls: u32,
+}
+
+/// Boots a cluster, lets it suffer, and fails if anything did not hold.
+pub fn run(options: &Options) -> Result<()> {
+    let seed = options.seed.unwrap_or_else(|| {
+        let now = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        u64::from(now.subsec_micros())
+    });
+    let mut config = Config {
+        quick_restarts: true,
+        program: options.program.clone(),
+        ..Config::default()
+    };
+    config.name = format!("chaos-{}", std::process::id());
+    let mut cluster = Cluster::start(&config)?;
+    install::install(&mut cluster)?;
+    let mut chaos = Chaos::prepare(cluster, seed)?;
+    let outcome = chaos.rounds(options, seed);
+    if outcome.is_err() {
+        chaos.evidence();
+        return outcome;
+    }
+    chaos.cluster.stop()
+}
+
+impl Chaos {
+    fn prepare(cluster: Cluster, seed: u64) -> Result<Self> {
+        let containers = json!({ "spec": { "template": { "spec": {
+            "initContainers": [{ "name": "keeper", "args": KEEPER_ARGS }],
+            "containers": [{ "name": "enforcer", "args": ENFORCER_ARGS }],
+        } } } });
+        let body = containers.to_string();
+        cluster.kubectl_run(["-n", SYSTEM, "patch", "ds", "enforcer", "-p", &body])?;
+        install::rolled_out(&cluster, SYSTEM, "daemonset/enforcer")?;
+        cluster.kubectl_run(["create", "namespace", NAMESPACE])?;
+        let mut addresses = BTreeMap::new();
+        for node in cluster.nodes()? {
+            let [address, _] = cluster.addresses(&node)?;
+            addresses.insert(node, address);
+        }
+        let nodes = addresses.keys().cloned().collect();
+        let kubeconfig = cluster.kubeconfig().to_owned();
+        let view = View::watch(kubeconfig.clone(), NAMESPACE, addresses)?;
+        let admin = Admin::new(&kubeconfig, NAMESPACE)?;
+        let mut chaos = Self {
+            cluster,
+            admin,
+            view,
+            ledger: Arc::default(),
+            dice: Dice::new(seed),
+            nodes,
+            expected: BTreeSet::new(),
+            renewed: BTreeMap::new(),
+            crowd: 0,
+            rolls: 0,
+        };
+        for node in chaos.nodes.clone() {
+            for index in 0..HERD {
+                chaos.create(&format!("herd-{node}-{index}"), &node)?;
+            }
+        }
+        Ok(chaos)
+    }
+
+    fn create(&mut self, name: &str, node: &str) -> Result<()> {
+        self.admin.create(&pod(name, node))?;
+        self.expected.insert(name.to_owned());
+        Ok(())
+    }
+
+    fn create_crowd(&mut self, count: usize) -> Result<usize> {
+        let living = self
+            .expected
+            .iter()
+            .filter(|name| name.starts_with("crowd"))
+            .count();
+        let count = count.min(MAX_CROWD.saturating_sub(living));
+        for _ in 0..count {
+            self.crowd += 1;
+            let node = self.nodes[self.dice.below(self.nodes.len())].clone();
+            self.create(&format!("crowd-{}", self.crowd), &node)?;
+        }
+        Ok(count)
+    }
+
+    fn throw(&mut self, only: &[Fault]) -> Fault {
+        let allowed = Fault::WEIGHTS
+            .iter()
+            .filter(|(fault, _)| only.is_empty() || only.contains(fault));
+        let allowed: Vec<_> = allowed
+            .flat_map(|(fault, weight)| std::iter::repeat_n(*fault, *weight))
+            .collect();
+        allowed[self.dice.below(allowed.len())]
+    }
+
+    fn rounds(&mut self, options: &Options, seed: u64) -> Result<()> {
+        let rounds = options.rounds;
+        out!(
+            "chaos: seed {seed}, {rounds} rounds, enforcer {}",
+            ENFORCER_ARGS.join(" ")
+        );
+        let step = Step::start("the pods that stay");
+        self.settle()?;
+        step.done("mapped");
+        let before = self.footprints()?;
+        let prober = Prober::start(&self.cluster, &self.view, &self.ledger)?;
+        let begun = Instant::now();
+        let (mut slowest, mut by_kind) = (
+            (Duration::ZERO, String::new()),
+            BTreeMap::<Fault, u32>::new(),
+        );
+        for round in 1..=rounds {
+            let mut done = Vec::new();
+            let count = if self.dice.chance(SECOND) { 2 } else { 1 };
+            for _ in 0..count {
+                let fault = self.throw(&options.only);
+                *by_kind.entry(fault).or_default() += 1;
+                done.push(
+                    self.inject(fault)
+                        .with_context(|| format!("seed {seed}, round {round}: {fault}"))?,
+                );
+            }
+            let text = done.join(", ");
+            let took = self
+                .settle()
+                .with_context(|| format!("seed {seed}, round {round}: after {text}"))?;
+            if took >= slowest.0 {
+                slowest = (took, format!("round {round}: {text}"));
+            }
+            self.ledger.end_round();
+            out!(
+                "round {round:4}  {text:56}  converged in {:4.2} s  {} pods",
+                took.as_secs_f64(),
+                self.expected.len()
+            );
+            if !self.ledger.violations().is_empty() {
+                bail!(
+                    "seed {seed}, round {round}: after {text}: {}",
+                    self.ledger.violations().join("\n")
+                );
+            }
+        }
+        let lasted = begun.elapsed();
+        self.compare(&before)
+            .with_context(|| format!("seed {seed}, after {rounds} rounds"))?;
+        prober.stop()?;
+        self.empty()
+            .with_context(|| format!("seed {seed}, after the last pod"))?;
+        if !self.ledger.violations().is_empty() {
+            bail!(
+                "seed {seed}, at the end: {}",
+                self.ledger.violations().join("\n")
+            );
+        }
+        let kinds = by_kind
+            .iter()
+            .fold(String::new(), |mut text, (fault, count)| {
+                let _ = write!(text, " {fault} {count}");
+                text
+            });
+        let ledger = &self.ledger;
+        out!(
+            "\nseed {seed}: {rounds} rounds in {:.0} s, 0 violations\nfaults:{kinds}\n\
+             new connections {}, datagrams {}, messages {} on {} connections ({} ended by a fault that ends them), \
+             {} tries to steal a port\nslowest convergence {:.2} s, {}\nleft out: clock steps (the clock is the machine's)",
+            lasted.as_secs_f64(),
+            counted(&ledger.calls),
+            counted(&ledger.datagrams),
+            counted(&ledger.messages),
+            counted(&ledger.streams),
+            counted(&ledger.excused_breaks),
+            counted(&ledger.theft_tries),
+            slowest.0.as_secs_f64(),
+            slowest.1,
+        );
+        Ok(())
+    }
+}
+
+/// A pod that says who it is, by name and uid.
+fn pod(name: &str, node: &str) -> Value {
+    let field = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": { "name": name, "annotations": { "tkestack.io/portmapping": "" } },
+        "spec": {
+            "nodeName": node,
+            "terminationGracePeriodSeconds": 1,
+            "tolerations": [{ "operator": "Exists" }],
+            "containers": [{
+                "name": "echo",
+                "image": "localhost/echo:1",
+                "imagePullPolicy": "IfNotPresent",
+                "args": ["--talk", "9040", "--udp", "9041"],
+                "ports": [{ "containerPort": 9040 }, { "containerPort": 9041, "protocol": "UDP" }],
+                "env": [field("POD_NAME", "metadata.name"), field("POD_UID", "metadata.uid")],
+            }],
+        },
+    })
+}

@@ -1,0 +1,340 @@
+//! What can go wrong, and how the driver makes it happen.
+
+use std::collections::BTreeSet;
+use std::fmt::{self, Display};
+use std::net::{TcpListener, UdpSocket};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::inspect::{self, ENFORCER, KEEPER};
+use super::ledger::count;
+use super::view::Seen;
+use super::{Chaos, RANGE};
+use crate::visit;
+use crate::wait::{Probe, until};
+
+const ROLL_LIMIT: Duration = Duration::from_mins(2);
+const OUTAGE: Duration = Duration::from_secs(5);
+/// How long the thief is at work.
+const THEFT: Duration = Duration::from_millis(1500);
+/// Ports the thief keeps at a time.
+const LOOT: usize = 8;
+
+/// A kind of trouble.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Fault {
+    /// SIGKILL to an enforcer.
+    KillEnforcer,
+    /// SIGKILL to a keeper.
+    KillKeeper,
+    /// An enforcer's pod is deleted.
+    DeleteEnforcer,
+    /// A rolling update of the `DaemonSet`.
+    Roll,
+    /// Our chains are flushed.
+    FlushChains,
+    /// The nat table is flushed, and its owner puts everything but ours back.
+    FlushNat,
+    /// `nft flush ruleset`, and the owner of the node puts everything but ours back.
+    FlushRuleset,
+    /// The API server stands still for five seconds.
+    PauseApi,
+    /// The API server is killed, and started again after a second.
+    RestartApi,
+    /// containerd is killed, and started again after a second.
+    RestartRuntime,
+    /// Every process of a node is killed, its network is gone, and it starts again.
+    Reboot,
+    /// A dozen pods are created.
+    Create,
+    /// Up to a dozen pods are deleted.
+    Delete,
+    /// Up to a dozen pods are evicted.
+    Evict,
+    /// A process on a node binds random ports of the range.
+    Thief,
+    /// Connection tracking forgets everything.
+    FlushConntrack,
+    /// A pod's sandbox is killed.
+    KillSandbox,
+}
+
+impl Fault {
+    /// How often each is thrown, relative to the others.
+    pub(super) const WEIGHTS: [(Self, usize); 17] = [
+        (Self::KillEnforcer, 9),
+        (Self::KillKeeper, 8),
+        (Self::DeleteEnforcer, 5),
+        (Self::Roll, 7),
+        (Self::FlushChains, 5),
+        (Self::FlushNat, 5),
+        (Self::FlushRuleset, 5),
+        (Self::PauseApi, 4),
+        (Self::RestartApi, 3),
+        (Self::RestartRuntime, 5),
+        (Self::Reboot, 5),
+        (Self::Create, 8),
+        (Self::Delete, 8),
+        (Self::Evict, 6),
+        (Self::Thief, 8),
+        (Self::FlushConntrack, 5),
+        (Self::KillSandbox, 6),
+    ];
+}
+
+impl Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use clap::ValueEnum;
+        let value = self.to_possible_value();
+        f.pad(value.as_ref().map_or("", |value| value.get_name()))
+    }
+}
+
+impl Chaos {
+    /// Makes it happen; what was done, for the round's line.
+    pub(super) fn inject(&mut self, fault: Fault) -> Result<String> {
+        let node = self.nodes[self.dice.below(self.nodes.len())].clone();
+        match fault {
+            Fault::KillEnforcer => self.kill(&node, ENFORCER)?,
+            Fault::KillKeeper => {
+                self.ledger.unheld(&node);
+                self.kill(&node, KEEPER)?;
+            }
+            Fault::DeleteEnforcer => {
+                self.ledger.unheld(&node);
+                for (at, name) in self.admin.enforcers()? {
+                    if at == node {
+                        self.admin.delete_enforcer(&name)?;
+                    }
+                }
+            }
+            Fault::Roll => {
+                self.roll()?;
+                return Ok("roll".to_owned());
+            }
+            Fault::FlushChains | Fault::FlushNat | Fault::FlushRuleset => {
+                self.flush(fault, &node)?
+            }
+            Fault::PauseApi => {
+                let api = ("control-plane", "kube-apiserver");
+                self.cluster
+                    .signal_component(api.0, api.1, Signal::SIGSTOP)?;
+                thread::sleep(OUTAGE);
+                self.cluster
+                    .signal_component(api.0, api.1, Signal::SIGCONT)?;
+                return Ok("pause-api 5 s".to_owned());
+            }
+            Fault::RestartApi => {
+                self.restart("control-plane", "kube-apiserver")?;
+                return Ok("restart-api".to_owned());
+            }
+            Fault::RestartRuntime => self.restart(&node, "containerd")?,
+            Fault::Reboot => self.reboot(&node)?,
+            Fault::Create => {
+                let made = self.create_crowd(12)?;
+                return Ok(format!("create {made} pods"));
+            }
+            Fault::Delete | Fault::Evict => return self.remove_crowd(fault),
+            Fault::Thief => {
+                let (tries, taken) = self.steal(&node)?;
+                return Ok(format!("thief {node} ({taken} of {tries})"));
+            }
+            Fault::FlushConntrack => {
+                self.ledger.disturb(&node);
+                self.ledger.unreachable(&node);
+                self.run(&node, &["conntrack", "-F"])?;
+                self.ledger.disturb(&node);
+            }
+            Fault::KillSandbox => return self.kill_sandbox(),
+        }
+        Ok(format!("{fault} {node}"))
+    }
+
+    pub(super) fn run(&self, node: &str, command: &[&str]) -> Result<String> {
+        let output = self.cluster.exec(node, command)?;
+        ensure!(
+            output.status.success(),
+            "{command:?} on {node}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    fn kill(&self, node: &str, words: [&str; 2]) -> Result<()> {
+        // an earlier fault of this round may have got it already
+        for pid in inspect::pids(&self.cluster, node, &words)? {
+            sigkill(pid);
+        }
+        Ok(())
+    }
+
+    fn roll(&mut self) -> Result<()> {
+        self.rolls += 1;
+        self.admin.roll(&self.rolls.to_string())?;
+        until(
+            "a rolling update",
+            ROLL_LIMIT,
+            Duration::from_millis(200),
+            || {
+                Ok(match self.admin.unrolled() {
+                    Ok(None) => Probe::Done(()),
+                    Ok(Some(missing)) => Probe::Missing(missing),
+                    Err(error) => Probe::Missing(format!("{error:#}")),
+                })
+            },
+        )
+    }
+
+    /// Rules of others are put back at once, as whoever reloads a firewall does.
+    fn flush(&self, fault: Fault, node: &str) -> Result<()> {
+        self.ledger.unreachable(node);
+        let script = match fault {
+            Fault::FlushChains => "iptables -t nat -F PORTMAPPING",
+            Fault::FlushNat => {
+                "set -e; saved=$(iptables-save -t nat | grep -v PORTMAPPING); iptables -t nat -F
+                 echo \"$saved\" | iptables-restore"
+            }
+            // Where no chain translates, the kernel stops translating established connections as well, and
+            // nobody else can prevent that: the same transaction leaves empty chains.
+            _ => {
+                "set -e; four=$(iptables-save | grep -v PORTMAPPING); six=$(ip6tables-save | grep -v PORTMAPPING)
+                 { echo 'flush ruleset'; for family in ip ip6; do echo \"table $family nat {
+                     chain PREROUTING { type nat hook prerouting priority dstnat; }
+                     chain INPUT { type nat hook input priority 100; }
+                     chain OUTPUT { type nat hook output priority -100; }
+                     chain POSTROUTING { type nat hook postrouting priority srcnat; } }\"; done; } | nft -f -
+                 echo \"$four\" | iptables-restore; echo \"$six\" | ip6tables-restore"
+            }
+        };
+        self.run(node, &["sh", "-c", script]).map(drop)
+    }
+
+    fn restart(&self, host: &str, program: &str) -> Result<()> {
+        self.cluster.stop_component(host, program)?;
+        thread::sleep(Duration::from_secs(1));
+        self.cluster.resume_component(host, program)
+    }
+
+    fn reboot(&mut self, node: &str) -> Result<()> {
+        self.ledger.disturb(node);
+        self.ledger.unreachable(node);
+        self.ledger.unheld(node);
+        let lost = self.view.all().into_values().filter(|pod| pod.node == node);
+        self.renewed
+            .extend(lost.map(|pod| (pod.uid, pod.container)));
+        let number = node
+            .trim_start_matches("node")
+            .parse()
+            .context("a node's number")?;
+        self.cluster.kill_node(number)?;
+        self.cluster.add_node(number)?;
+        self.ledger.disturb(node);
+        Ok(())
+    }
+
+    fn remove_crowd(&mut self, fault: Fault) -> Result<String> {
+        let crowd = self.view.all().into_values();
+        let crowd: Vec<_> = crowd
+            .filter(|pod| pod.name.starts_with("crowd") && !pod.deleting)
+            .collect();
+        let gone = self.dice.some(crowd, 12);
+        for pod in &gone {
+            self.ledger.doom(&pod.uid);
+            self.expected.remove(&pod.name);
+            match fault {
+                Fault::Evict => self.admin.evict(&pod.name)?,
+                _ => self.admin.delete(&pod.name)?,
+            }
+        }
+        Ok(format!("{fault} {} pods", gone.len()))
+    }
+
+    fn kill_sandbox(&mut self) -> Result<String> {
+        let up: Vec<_> = self.view.all().into_values().filter(Seen::is_up).collect();
+        let Some(pod) = self.dice.some(up, 1).pop() else {
+            return Ok("no sandbox to kill".to_owned());
+        };
+        // the sandbox's own process is the parent of nothing, and shares its cgroup with the container
+        let marker = pod.uid.clone();
+        let pauses = inspect::pids(&self.cluster, &pod.node, &["/echo", "--pause"])?;
+        let pause = pauses.into_iter().find(|pid| {
+            let cgroups =
+                std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+            cgroups.contains(&marker)
+        });
+        let Some(pause) = pause else {
+            return Ok(format!("no sandbox of {} to kill", pod.name));
+        };
+        self.ledger.disturb(&pod.uid);
+        self.ledger.unreachable(&pod.uid);
+        self.renewed.insert(pod.uid.clone(), pod.container);
+        sigkill(pause);
+        Ok(format!("kill-sandbox {}", pod.name))
+    }
+
+    /// Binds random ports and keeps some for a moment. A mapped one must not be among them.
+    fn steal(&mut self, node: &str) -> Result<(u64, usize)> {
+        let mut dice = self.dice.clone();
+        self.dice.below(2);
+        let (view, ledger, at) = (self.view.clone(), self.ledger.clone(), node.to_owned());
+        visit::run_at(&self.cluster, node, move || {
+            let (end, mut tries, mut loot) = (Instant::now() + THEFT, 0, Vec::new());
+            let mut taken = BTreeSet::new();
+            while Instant::now() < end {
+                let protocol = if dice.chance(50) { "TCP" } else { "UDP" };
+                let port = RANGE.0 + u16::try_from(dice.below(RANGE.1)).unwrap_or_default();
+                tries += 1;
+                count(&ledger.theft_tries);
+                let before = view.mapped(&at);
+                if let Some(socket) = Loot::take(protocol, port) {
+                    let key = (protocol.to_owned(), port);
+                    // mapped before and after: not one that was released or granted in between
+                    let mapped = before.contains(&key) && view.mapped(&at).contains(&key);
+                    if mapped && !ledger.may_be_unheld(&at) {
+                        ledger.violation(format!(
+                            "theft: {protocol} {port} of {at} was mapped and could be bound"
+                        ));
+                    }
+                    taken.insert(key);
+                    loot.push(socket);
+                    if loot.len() > LOOT {
+                        loot.remove(0);
+                    }
+                }
+                thread::sleep(Duration::from_millis(2));
+            }
+            (tries, taken.len())
+        })
+    }
+}
+
+/// A stolen port, for as long as it is kept.
+enum Loot {
+    Tcp { _socket: TcpListener },
+    Udp { _socket: UdpSocket },
+}
+
+impl Loot {
+    fn take(protocol: &str, port: u16) -> Option<Self> {
+        let address = ("0.0.0.0", port);
+        match protocol {
+            "UDP" => UdpSocket::bind(address)
+                .ok()
+                .map(|_socket| Self::Udp { _socket }),
+            _ => TcpListener::bind(address)
+                .ok()
+                .map(|_socket| Self::Tcp { _socket }),
+        }
+    }
+}
+
+fn sigkill(pid: u32) {
+    if let Ok(pid) = i32::try_from(pid) {
+        // gone in the meantime is what we want
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+}

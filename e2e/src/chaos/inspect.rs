@@ -1,0 +1,127 @@
+//! What a node has of the product: its processes, what they say of themselves, rules, held ports.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, UdpSocket};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::{Cluster, visit};
+
+const LIMIT: Duration = Duration::from_secs(3);
+
+/// A program of ours on a node, by its first arguments.
+pub(super) fn pids(cluster: &Cluster, node: &str, words: &[&str]) -> Result<Vec<u32>> {
+    let processes = cluster.processes(node)?.into_iter();
+    Ok(processes
+        .filter(|process| {
+            let mut arguments = process.arguments.iter();
+            words
+                .iter()
+                .all(|word| arguments.next().is_some_and(|argument| argument == word))
+        })
+        .map(|process| process.pid)
+        .collect())
+}
+
+pub(super) const ENFORCER: [&str; 2] = ["/enforcer", "run"];
+pub(super) const KEEPER: [&str; 2] = ["/enforcer", "keep"];
+pub(super) const ECHO: [&str; 2] = ["/echo", "--talk"];
+
+/// What an enforcer says at `/state`.
+pub(super) fn state(pid: u32) -> Result<Value> {
+    let path = format!("/proc/{pid}/root/run/enforcer/admin.sock");
+    let mut stream = UnixStream::connect(&path).with_context(|| format!("connect to {path}"))?;
+    stream.set_read_timeout(Some(LIMIT))?;
+    stream.write_all(b"GET /state HTTP/1.0\r\nHost: enforcer\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).context("read /state")?;
+    let (head, body) = answer
+        .split_once("\r\n\r\n")
+        .context("/state gave no HTTP answer")?;
+    ensure!(head.contains(" 200 "), "/state answered {head}");
+    serde_json::from_str(body).context("/state is no JSON")
+}
+
+/// Our rules in the kernel, a line each: uid, protocol, host port, destination.
+pub(super) fn rules(cluster: &Cluster, node: &str) -> Result<BTreeSet<String>> {
+    let output = cluster.exec(node, &["iptables-save", "-t", "nat"])?;
+    ensure!(output.status.success(), "iptables-save failed: {output:?}");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let ours = text
+        .lines()
+        .filter(|line| line.starts_with("-A PORTMAPPING") && line.contains("-j DNAT"));
+    ours.map(|line| {
+        let words: Vec<_> = line
+            .split_whitespace()
+            .map(|word| word.trim_matches('"'))
+            .collect();
+        let value = |name: &str| {
+            let at = words.iter().position(|word| *word == name)?;
+            words.get(at + 1).copied()
+        };
+        let rule = (|| {
+            let uid = value("--comment")?.strip_prefix("portmapping:")?;
+            let protocol = value("-p")?.to_uppercase();
+            Some(line_of(
+                uid,
+                &protocol,
+                value("--dport")?.parse().ok()?,
+                value("--to-destination")?,
+            ))
+        })();
+        rule.with_context(|| format!("a rule of ours that cannot be read: {line}"))
+    })
+    .collect()
+}
+
+/// The spelling in which rules are compared.
+pub(super) fn line_of(uid: &str, protocol: &str, host_port: u16, to: &str) -> String {
+    format!("{uid} {protocol} {host_port} -> {to}")
+}
+
+/// Which of these ports nobody can bind on a node, by protocol.
+pub(super) fn taken(
+    cluster: &Cluster,
+    node: &str,
+    ports: Vec<(String, u16)>,
+) -> Result<Vec<(String, u16)>> {
+    visit::run_at(cluster, node, move || {
+        ports
+            .into_iter()
+            .filter(|(protocol, port)| !is_free(protocol, *port))
+            .collect()
+    })
+}
+
+/// Whether a stranger could take a port.
+pub(super) fn is_free(protocol: &str, port: u16) -> bool {
+    if protocol == "UDP" {
+        UdpSocket::bind(("0.0.0.0", port)).is_ok()
+    } else {
+        TcpListener::bind(("0.0.0.0", port)).is_ok()
+    }
+}
+
+/// Resident memory in KiB, and how many descriptors a process has open.
+pub(super) fn footprint(pid: u32) -> Result<(u64, usize)> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).context("read a status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let memory = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+    let open = fs::read_dir(format!("/proc/{pid}/fd"))
+        .context("list descriptors")?
+        .count();
+    Ok((memory.with_context(|| format!("no VmRSS of {pid}"))?, open))
+}
+
+/// The one process of a kind; none or several are an error, as in the middle of a rolling update.
+pub(super) fn only(cluster: &Cluster, node: &str, words: &[&str]) -> Result<u32> {
+    match pids(cluster, node, words)?.as_slice() {
+        [pid] => Ok(*pid),
+        found => bail!("{} times {} on {node}", found.len(), words.join(" ")),
+    }
+}
