@@ -241,7 +241,12 @@ impl Chaos {
         let crowd: Vec<_> = crowd
             .filter(|pod| pod.name.starts_with("crowd") && !pod.deleting)
             .collect();
-        let gone = self.dice.some(crowd, 12);
+        if crowd.is_empty() {
+            let made = self.create_crowd(12)?;
+            return Ok(format!("create {made} pods"));
+        }
+        let count = 6 + self.dice.below(7);
+        let gone = self.dice.some(crowd, count);
         for pod in &gone {
             self.ledger.doom(&pod.uid);
             self.expected.remove(&pod.name);
@@ -258,7 +263,7 @@ impl Chaos {
         let Some(pod) = self.dice.some(up, 1).pop() else {
             return Ok("no sandbox to kill".to_owned());
         };
-        // the sandbox's own process is the parent of nothing, and shares its cgroup with the container
+        // every process of a pod is in a cgroup below one named after its uid
         let marker = pod.uid.clone();
         let pauses = inspect::pids(&self.cluster, &pod.node, &["/echo", "--pause"])?;
         let pause = pauses.into_iter().find(|pid| {

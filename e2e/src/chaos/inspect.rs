@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{TcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
+use super::view::Seen;
 use crate::{Cluster, visit};
 
 const LIMIT: Duration = Duration::from_secs(3);
@@ -49,9 +50,12 @@ pub(super) fn state(pid: u32) -> Result<Value> {
 
 /// Our rules in the kernel, a line each: uid, protocol, host port, destination.
 pub(super) fn rules(cluster: &Cluster, node: &str) -> Result<BTreeSet<String>> {
-    let output = cluster.exec(node, &["iptables-save", "-t", "nat"])?;
-    ensure!(output.status.success(), "iptables-save failed: {output:?}");
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let mut text = String::new();
+    for save in ["iptables-save", "ip6tables-save"] {
+        let output = cluster.exec(node, &[save, "-t", "nat"])?;
+        ensure!(output.status.success(), "{save} failed: {output:?}");
+        text.push_str(&String::from_utf8_lossy(&output.stdout));
+    }
     let ours = text
         .lines()
         .filter(|line| line.starts_with("-A PORTMAPPING") && line.contains("-j DNAT"));
@@ -79,8 +83,19 @@ pub(super) fn rules(cluster: &Cluster, node: &str) -> Result<BTreeSet<String>> {
     .collect()
 }
 
-/// The spelling in which rules are compared.
-pub(super) fn line_of(uid: &str, protocol: &str, host_port: u16, to: &str) -> String {
+/// The rules that a pod should have by what it publishes, spelled in the same way.
+pub(super) fn rules_of(pod: &Seen) -> BTreeSet<String> {
+    let mut rules = BTreeSet::new();
+    for entry in &pod.entries {
+        for ip in pod.pod_ips.iter().filter_map(|ip| ip.parse().ok()) {
+            let to = SocketAddr::new(ip, entry.container_port).to_string();
+            rules.insert(line_of(&pod.uid, &entry.protocol, entry.host_port, &to));
+        }
+    }
+    rules
+}
+
+fn line_of(uid: &str, protocol: &str, host_port: u16, to: &str) -> String {
     format!("{uid} {protocol} {host_port} -> {to}")
 }
 

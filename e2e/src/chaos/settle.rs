@@ -71,7 +71,7 @@ impl Chaos {
             let Some(pod) = pods.values().find(|pod| pod.name == *name) else {
                 return Some(format!("{name} is not in the watch yet"));
             };
-            if !pod.running || pod.pod_ip.is_empty() {
+            if !pod.running || pod.pod_ips.is_empty() {
                 return Some(format!("{name} does not run"));
             }
             if self.renewed.get(&pod.uid) == Some(&pod.container) {
@@ -114,15 +114,7 @@ impl Chaos {
         }
         for node in &self.nodes {
             let here = pods.iter().filter(|pod| pod.node == *node);
-            let wanted: BTreeSet<_> = here
-                .clone()
-                .flat_map(|pod| {
-                    pod.entries.iter().map(|entry| {
-                        let to = format!("{}:{}", pod.pod_ip, entry.container_port);
-                        inspect::line_of(&pod.uid, &entry.protocol, entry.host_port, &to)
-                    })
-                })
-                .collect();
+            let wanted: BTreeSet<_> = here.clone().flat_map(inspect::rules_of).collect();
             let state = inspect::state(inspect::only(&self.cluster, node, &ENFORCER)?)?;
             let phases: BTreeMap<_, _> = list(&state["pods"])
                 .map(|pod| {

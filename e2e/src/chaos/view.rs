@@ -27,7 +27,8 @@ pub(super) struct Seen {
     pub(super) uid: String,
     pub(super) name: String,
     pub(super) node: String,
-    pub(super) pod_ip: String,
+    /// Of each family.
+    pub(super) pod_ips: Vec<String>,
     /// Changes when the container is started anew.
     pub(super) container: String,
     pub(super) running: bool,
@@ -80,7 +81,12 @@ impl Seen {
             uid: pod.metadata.uid.unwrap_or_default(),
             name: pod.metadata.name.unwrap_or_default(),
             node: pod.spec.and_then(|spec| spec.node_name).unwrap_or_default(),
-            pod_ip: status.pod_ip.unwrap_or_default(),
+            pod_ips: status
+                .pod_ips
+                .unwrap_or_default()
+                .into_iter()
+                .map(|one| one.ip)
+                .collect(),
             running: running && status.phase.as_deref() == Some("Running"),
             container: containers
                 .into_iter()
