@@ -84,6 +84,13 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
         intact = observed.intact,
         "taking up what is there"
     );
+    let mapped = observed
+        .mappings
+        .iter()
+        .map(|mapping| (mapping.protocol, mapping.host_port))
+        .collect();
+    // before anything is asked of the API server, which may be away
+    let held = keeper.hold_again(mapped, held, started).await;
     kernel_ready.ready();
     let found = Recovered {
         mappings: observed.mappings,

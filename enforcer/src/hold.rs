@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::keeper::wire::{Duty, MAX_PORTS, Outcome, Port, Reply, Request, VERSION};
 
+mod again;
 mod error;
 mod stream;
 
@@ -26,8 +27,8 @@ pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 pub const RECONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// First pause between two tries to connect; it doubles up to [`MAX_PAUSE`].
 const MIN_PAUSE: Duration = Duration::from_millis(2);
-/// Longest pause between two tries to connect.
-const MAX_PAUSE: Duration = Duration::from_millis(100);
+/// Longest pause between two tries to connect: while a keeper is looked for, nobody holds its ports.
+const MAX_PAUSE: Duration = Duration::from_millis(20);
 
 /// A keeper at the other end of a unix socket. One task asks at a time.
 #[derive(Debug)]
