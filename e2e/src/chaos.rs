@@ -18,6 +18,7 @@ mod inspect;
 mod ledger;
 mod prober;
 mod settle;
+mod thief;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -18,7 +18,7 @@ use crate::install::NAMESPACE as SYSTEM;
 /// One call.
 const LIMIT: Duration = Duration::from_secs(5);
 /// All tries together.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 const PAUSE: Duration = Duration::from_millis(100);
 
 pub(super) fn runtime() -> Result<Runtime> {

@@ -1,29 +1,20 @@
 //! What can go wrong, and how the driver makes it happen.
 
-use std::collections::BTreeSet;
 use std::fmt::{self, Display};
-use std::net::{TcpListener, UdpSocket};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::Chaos;
 use super::inspect::{self, ENFORCER, KEEPER};
-use super::ledger::count;
 use super::view::Seen;
-use super::{Chaos, RANGE};
-use crate::visit;
 use crate::wait::{Probe, until};
 
 const ROLL_LIMIT: Duration = Duration::from_mins(2);
 const OUTAGE: Duration = Duration::from_secs(5);
-/// How long the thief is at work.
-const THEFT: Duration = Duration::from_millis(1500);
-/// Ports the thief keeps at a time.
-const LOOT: usize = 8;
-
 /// A kind of trouble.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Fault {
@@ -117,7 +108,7 @@ impl Chaos {
                 return Ok("roll".to_owned());
             }
             Fault::FlushChains | Fault::FlushNat | Fault::FlushRuleset => {
-                self.flush(fault, &node)?
+                self.flush(fault, &node)?;
             }
             Fault::PauseApi => {
                 let api = ("control-plane", "kube-apiserver");
@@ -206,7 +197,8 @@ impl Chaos {
                      chain PREROUTING { type nat hook prerouting priority dstnat; }
                      chain INPUT { type nat hook input priority 100; }
                      chain OUTPUT { type nat hook output priority -100; }
-                     chain POSTROUTING { type nat hook postrouting priority srcnat; } }\"; done; } | nft -f -
+                     chain POSTROUTING { type nat hook postrouting priority srcnat; }
+                 }\"; done; } | nft -f -
                  echo \"$four\" | iptables-restore; echo \"$six\" | ip6tables-restore"
             }
         };
@@ -279,61 +271,6 @@ impl Chaos {
         self.renewed.insert(pod.uid.clone(), pod.container);
         sigkill(pause);
         Ok(format!("kill-sandbox {}", pod.name))
-    }
-
-    /// Binds random ports and keeps some for a moment. A mapped one must not be among them.
-    fn steal(&mut self, node: &str) -> Result<(u64, usize)> {
-        let mut dice = self.dice.clone();
-        self.dice.below(2);
-        let (view, ledger, at) = (self.view.clone(), self.ledger.clone(), node.to_owned());
-        visit::run_at(&self.cluster, node, move || {
-            let (end, mut tries, mut loot) = (Instant::now() + THEFT, 0, Vec::new());
-            let mut taken = BTreeSet::new();
-            while Instant::now() < end {
-                let protocol = if dice.chance(50) { "TCP" } else { "UDP" };
-                let port = RANGE.0 + u16::try_from(dice.below(RANGE.1)).unwrap_or_default();
-                tries += 1;
-                count(&ledger.theft_tries);
-                let before = view.mapped(&at);
-                if let Some(socket) = Loot::take(protocol, port) {
-                    let key = (protocol.to_owned(), port);
-                    // mapped before and after: not one that was released or granted in between
-                    let mapped = before.contains(&key) && view.mapped(&at).contains(&key);
-                    if mapped && !ledger.may_be_unheld(&at) {
-                        ledger.violation(format!(
-                            "theft: {protocol} {port} of {at} was mapped and could be bound"
-                        ));
-                    }
-                    taken.insert(key);
-                    loot.push(socket);
-                    if loot.len() > LOOT {
-                        loot.remove(0);
-                    }
-                }
-                thread::sleep(Duration::from_millis(2));
-            }
-            (tries, taken.len())
-        })
-    }
-}
-
-/// A stolen port, for as long as it is kept.
-enum Loot {
-    Tcp { _socket: TcpListener },
-    Udp { _socket: UdpSocket },
-}
-
-impl Loot {
-    fn take(protocol: &str, port: u16) -> Option<Self> {
-        let address = ("0.0.0.0", port);
-        match protocol {
-            "UDP" => UdpSocket::bind(address)
-                .ok()
-                .map(|_socket| Self::Udp { _socket }),
-            _ => TcpListener::bind(address)
-                .ok()
-                .map(|_socket| Self::Tcp { _socket }),
-        }
     }
 }
 

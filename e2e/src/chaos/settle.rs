@@ -275,7 +275,8 @@ impl Chaos {
             keep(
                 node,
                 format!(
-                    "{state:#?}\n{}",
+                    "{}\n{}",
+                    state.map_or_else(|error| format!("{error:#}"), |state| format!("{state:#}")),
                     rules.unwrap_or_else(|error| format!("{error:#}"))
                 ),
             );
