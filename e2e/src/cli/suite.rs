@@ -16,6 +16,8 @@ const NEED_OUR_CLUSTER: [&str; 7] = [
     "policy_pods::the_kernel_grants_no_process_more",
     "survive_faults::a_killed_enforcer_loses_no_port_no_byte_and_no_mapping",
     "survive_faults::flushed_rules_come_back",
+    "map_range::",
+    "survive_losses::",
     "survive_node::",
     "uninstall::",
     "webhook_service::no_creation_fails_while_replicas_are_replaced_and_ended",

@@ -8,6 +8,7 @@
 mod admit_requests;
 mod map_life;
 mod map_ports;
+mod map_range;
 mod map_ready;
 mod policy_pods;
 mod policy_rights;
@@ -15,6 +16,7 @@ mod policy_values;
 mod refuse_forgery;
 mod support;
 mod survive_faults;
+mod survive_losses;
 mod survive_node;
 mod uninstall;
 mod webhook_service;

@@ -2,6 +2,7 @@
 
 pub(crate) mod caller;
 pub(crate) mod outside;
+pub(crate) mod parts;
 pub(crate) mod pods;
 pub(crate) mod space;
 pub(crate) mod streams;

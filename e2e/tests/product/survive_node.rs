@@ -15,6 +15,8 @@ use crate::support::streams::{follow, steal};
 use crate::support::{alone, eventually, node_addresses};
 
 const SYSTEM: &str = install::NAMESPACE;
+/// Rolling updates in a row.
+const ROLLS: usize = 20;
 
 #[test]
 fn an_upgrade_loses_no_port_no_byte_and_no_connection() -> Result<()> {
@@ -27,7 +29,14 @@ fn an_upgrade_loses_no_port_no_byte_and_no_connection() -> Result<()> {
         space.create(&on_node(annotated(streaming, ""), node))?;
         let streaming = space.ready("streaming")?;
         let mapped = entries(&streaming)?;
-        let held: Vec<u16> = mapped.iter().map(|entry| entry.host_port).collect();
+        let mut held: Vec<u16> = mapped.iter().map(|entry| entry.host_port).collect();
+        for index in 0..6 {
+            space.create(&on_node(mapped_pod(&format!("other-{index}")), node))?;
+        }
+        for index in 0..6 {
+            let other = entries(&space.ready(&format!("other-{index}"))?)?;
+            held.extend(other.iter().map(|entry| entry.host_port));
+        }
         let stop = Arc::new(AtomicBool::new(false));
         let (answering, endpoint) = (
             space.endpoint(&streaming, &mapped[0])?,
@@ -47,7 +56,7 @@ fn an_upgrade_loses_no_port_no_byte_and_no_connection() -> Result<()> {
             }
             (calls, failures)
         })?;
-        for _ in 0..2 {
+        for _ in 0..ROLLS {
             cluster.kubectl_run(["-n", SYSTEM, "rollout", "restart", "ds/enforcer"])?;
             let status = [
                 "-n",

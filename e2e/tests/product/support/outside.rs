@@ -1,51 +1,15 @@
 //! Being somewhere else on the network: the client outside the cluster, or a node.
 
-use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
-use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result};
 use e2e::Cluster;
-use nix::sched::{CloneFlags, setns};
+pub(crate) use e2e::visit::{at, run_at};
 
 /// How long one connection may take to be made, and one answer to come.
 const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Runs `task` on a thread in the network of `host`: `client`, `node1`, ... In a cluster of
-/// somebody else this machine is the client.
-pub(crate) fn at<T: Send + 'static>(
-    cluster: &Cluster,
-    host: &str,
-    task: impl FnOnce() -> T + Send + 'static,
-) -> Result<thread::JoinHandle<Result<T>>> {
-    let network = if cluster.is_ours() {
-        let path = format!("/proc/{}/ns/net", cluster.pid(host)?);
-        Some(File::open(&path).with_context(|| format!("open {path}"))?)
-    } else if host == "client" {
-        None
-    } else {
-        bail!("{host} cannot be entered: the cluster was not started by this harness")
-    };
-    Ok(thread::spawn(move || {
-        if let Some(network) = network {
-            setns(network, CloneFlags::CLONE_NEWNET).context("enter the network of a host")?;
-        }
-        Ok(task())
-    }))
-}
-
-/// Runs `task` at `host` and waits for it.
-pub(crate) fn run_at<T: Send + 'static>(
-    cluster: &Cluster,
-    host: &str,
-    task: impl FnOnce() -> T + Send + 'static,
-) -> Result<T> {
-    at(cluster, host, task)?
-        .join()
-        .map_err(|_| anyhow!("a thread at {host} panicked"))?
-}
 
 /// What a host port is asked with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
