@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // also outside of #[test]
 
+mod again;
 mod binds;
 mod clients;
 mod facts;
