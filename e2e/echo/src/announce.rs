@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 /// How long the other side may take: it calls back before it answers.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Says the pod's name, and waits for a byte.
 pub(crate) fn announce(address: SocketAddr, name: &str) -> io::Result<()> {
