@@ -102,6 +102,9 @@ pub struct NodeState {
     /// Mapped ports in a stranger's hands are asked for again then.
     lost_retry: Option<Duration>,
     actions: Vec<Action>,
+    /// Pods looked at so far.
+    #[cfg(test)]
+    looked: usize,
 }
 
 impl NodeState {
@@ -138,6 +141,8 @@ impl NodeState {
             keeper_retry: None,
             lost_retry: None,
             actions: Vec::new(),
+            #[cfg(test)]
+            looked: 0,
         }
     }
 
@@ -245,6 +250,10 @@ impl NodeState {
         self.wake_quarantined(now);
         self.allocate_waiting();
         let dirty = std::mem::take(&mut self.dirty);
+        #[cfg(test)]
+        {
+            self.looked += dirty.len();
+        }
         for uid in &dirty {
             self.note_desired(uid);
             self.judge_rules(uid);

@@ -92,6 +92,44 @@ fn the_pick_is_uniform() {
     );
 }
 
+/// Counts how often it is asked.
+struct Counting(StdRng, usize);
+
+impl rand::TryRng for Counting {
+    type Error = std::convert::Infallible;
+
+    fn try_next_u32(&mut self) -> Result<u32, Self::Error> {
+        self.1 += 1;
+        self.0.try_next_u32()
+    }
+
+    fn try_next_u64(&mut self) -> Result<u64, Self::Error> {
+        self.1 += 1;
+        self.0.try_next_u64()
+    }
+
+    fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> Result<(), Self::Error> {
+        self.1 += 1;
+        self.0.try_fill_bytes(bytes)
+    }
+}
+
+#[test]
+fn a_pick_probes_no_more_when_nearly_all_are_taken() {
+    let mut pool = pool("20000-39999", &[]);
+    let mut rng = Counting(StdRng::seed_from_u64(5), 0);
+    while pool.free(Protocol::Tcp) > 20 {
+        pool.pick(Protocol::Tcp, &mut rng);
+    }
+    rng.1 = 0;
+    for _ in 0..1000 {
+        let port = pool.pick(Protocol::Tcp, &mut rng).unwrap();
+        pool.give_back((Protocol::Tcp, port));
+    }
+    // one number a pick, and now and then a second where the first would not be uniform
+    assert!(rng.1 < 1100, "{} numbers for 1000 picks at 99.9%", rng.1);
+}
+
 proptest! {
     #[test]
     fn the_pool_agrees_with_plain_sets(steps in prop::collection::vec((0u8..5, 95u16..112), 0..200)) {

@@ -44,6 +44,12 @@ impl NodeState {
     fn note_up(&mut self, sandbox: Sandbox) {
         let arrival = self.arrival();
         for uid in self.addresses.up(sandbox, arrival) {
+            // rules found at the start lead where the pod was; it may have moved since
+            if let Some((newest, _)) = self.addresses.newest(&uid)
+                && let Some(tenant) = self.tenants.get_mut(&uid)
+            {
+                tenant.recovered.retain(|m| newest.ips.contains(&m.pod_ip));
+            }
             self.readdress(&uid);
         }
     }

@@ -76,12 +76,8 @@ impl NodeState {
     pub fn keeper_listed(&mut self, now: Duration, held: &BTreeSet<PortKey>) {
         let leased: Vec<PortKey> = self.lessees.keys().copied().collect();
         for key in leased {
-            let hold = if held.contains(&key) {
-                Hold::Held
-            } else {
-                Hold::Missing
-            };
-            self.set_hold(key, hold);
+            let known = held.contains(&key);
+            self.set_hold(key, if known { Hold::Held } else { Hold::Missing });
         }
         for key in std::mem::take(&mut self.releasing) {
             self.rest(now, key, Duration::ZERO);

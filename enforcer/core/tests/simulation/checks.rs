@@ -168,13 +168,13 @@ impl World {
         let published = annotation::decode(facts.record.annotation.as_deref().unwrap_or_default());
         let true_entries = published.is_some_and(|entries| {
             let ours = entries.iter().filter(|entry| entry.container_port != 80);
-            let ruled = |entry: &&portmapping_shared::ResultEntry| {
+            let backed = |entry: &&portmapping_shared::ResultEntry| {
                 let port = |m: &&Mapping| m.host_port.get() == entry.host_port;
                 rules
                     .iter()
                     .any(|m| port(m) && m.pod_ip.to_string() == entry.pod_ip)
             };
-            ours.clone().count() == rules.len() && ours.clone().all(|entry| ruled(&entry))
+            ours.clone().count() == rules.len() && ours.clone().all(|entry| backed(&entry))
         });
         match (asks, told) {
             (true, Some((true, _))) if rules.iter().all(lives) && true_entries => Ok(()),
@@ -190,8 +190,8 @@ impl World {
     /// Every port rests no more: what is held is leased.
     fn judge_leaks(&self) -> Result<(), String> {
         let status = self.state.status();
-        let leases = status.pods.iter().flat_map(|pod| &pod.lease);
-        let leased: BTreeSet<PortKey> = leases.map(|l| (l.protocol, l.host_port)).collect();
+        let lent = status.pods.iter().flat_map(|pod| &pod.lease);
+        let leased: BTreeSet<PortKey> = lent.map(|l| (l.protocol, l.host_port)).collect();
         if self.keeper != leased {
             return Err(format!("held {:?}, leased {leased:?}", self.keeper));
         }

@@ -123,7 +123,7 @@ impl Mirror {
         }
         if let Some(sandbox) = self.newest(uid) {
             let named = sandbox.ips.contains(&ip);
-            return named.then(|| (true, sandbox.written.as_nanos()));
+            return named.then_some((true, sandbox.written.as_nanos()));
         }
         let stale = |ip: &IpAddr| self.ended.contains(&(uid.clone(), *ip));
         let facts = facts.filter(|facts| !facts.pod_ips.iter().any(stale))?;

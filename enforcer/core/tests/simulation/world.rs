@@ -70,6 +70,10 @@ impl AddAssign for Seen {
     }
 }
 
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "a world has that many yes-or-no facts"
+)]
 pub(crate) struct World {
     pub(crate) rng: StdRng,
     pub(crate) now: Duration,

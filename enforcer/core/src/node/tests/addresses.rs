@@ -1,0 +1,212 @@
+//! Where a pod is, and who says so.
+
+use super::*;
+
+#[test]
+fn a_moved_sandbox_takes_its_ports_along() {
+    let mut node = Node::new("20000-29999");
+    node.applied(facts("a", Some("10.244.0.2"))).settle();
+    let ports = node.host_ports("a");
+    let mut moved = echoed(&node, facts("a", Some("10.244.0.3")));
+    moved.pod_ips = vec!["10.244.0.3".parse().unwrap()];
+    node.applied(moved).settle();
+    assert_eq!(node.host_ports("a"), ports);
+    let to: IpAddr = "10.244.0.3".parse().unwrap();
+    assert!(
+        node.state
+            .desired()
+            .iter()
+            .all(|mapping| mapping.pod_ip == to)
+    );
+}
+
+#[test]
+fn of_two_pods_with_one_address_the_newer_has_it() {
+    let mut node = Node::new("20000-20009");
+    node.applied(facts("old", Some("10.244.0.2"))).settle();
+    node.applied(facts("new", Some("10.244.0.2"))).settle();
+    let owners: BTreeSet<String> = node
+        .state
+        .desired()
+        .iter()
+        .map(|mapping| mapping.owner.to_string())
+        .collect();
+    assert_eq!(owners, BTreeSet::from(["uid-new".to_owned()]));
+}
+
+#[test]
+fn a_sandbox_maps_its_pod_before_the_api_knows_any_address() {
+    let mut node = Node::new("20000-29999");
+    node.applied(facts("a", None)).settle();
+    node.up(sandbox("a", "s1", "10.244.0.2", 1));
+    assert_eq!(node.leads_to("a"), ["10.244.0.2".to_owned()].into());
+    let record = node.last().clone();
+    assert!(record.condition.unwrap().status);
+    assert!(
+        record
+            .annotation
+            .unwrap()
+            .contains(r#""podIP":"10.244.0.2""#)
+    );
+    let status = node.state.status();
+    let s1: SandboxId = "s1".parse().unwrap();
+    assert_eq!(status.pods[0].source, AddressSource::Sandbox(s1));
+    // the API catches up: nothing is left to write
+    let mut late = node.shown("a");
+    late.pod_ips = vec!["10.244.0.2".parse().unwrap()];
+    node.applied(late).settle();
+    assert_eq!(node.written.len(), 1);
+}
+
+#[test]
+fn a_sandbox_seen_before_its_pod_counts_once_the_pod_is_seen() {
+    let mut node = Node::new("20000-29999");
+    node.up(sandbox("a", "s1", "10.244.0.2", 1));
+    assert!(node.state.desired().is_empty());
+    node.applied(facts("a", None)).settle();
+    assert_eq!(node.leads_to("a"), ["10.244.0.2".to_owned()].into());
+}
+
+#[test]
+fn an_ended_sandbox_ends_the_mapping_whatever_the_api_says() {
+    let mut node = Node::new("20000-29999");
+    node.applied(facts("a", Some("10.244.0.2"))).settle();
+    node.up(sandbox("a", "s1", "10.244.0.2", 1)).down("s1");
+    assert!(node.state.desired().is_empty());
+    let again = node.shown("a");
+    node.applied(again.clone()).settle();
+    assert!(node.state.desired().is_empty(), "the API is late");
+    assert_eq!(
+        node.host_ports("a").len(),
+        2,
+        "the pod lives, and so does its lease"
+    );
+    // another address in the API is of a sandbox that was not seen
+    let mut moved = again;
+    moved.pod_ips = vec!["10.244.0.3".parse().unwrap()];
+    node.applied(moved).settle();
+    assert_eq!(node.leads_to("a"), ["10.244.0.3".to_owned()].into());
+}
+
+#[test]
+fn an_ended_sandbox_is_remembered_until_the_pod_is_seen() {
+    let mut node = Node::new("20000-29999");
+    node.up(sandbox("a", "s1", "10.244.0.2", 1)).down("s1");
+    node.applied(facts("a", Some("10.244.0.2"))).settle();
+    assert!(node.state.desired().is_empty());
+    node.up(sandbox("a", "s2", "10.244.0.2", 2));
+    assert_eq!(node.leads_to("a"), ["10.244.0.2".to_owned()].into());
+    // many pods that never come must not be remembered for ever
+    for n in 0..2000 {
+        let (name, id) = (format!("n{n}"), format!("x{n}"));
+        node.up(sandbox(&name, &id, "10.244.9.9", 3)).down(&id);
+    }
+    node.applied(facts("n0", Some("10.244.9.9"))).settle();
+    assert_eq!(node.leads_to("n0"), ["10.244.9.9".to_owned()].into());
+}
+
+#[test]
+fn a_sandbox_made_again_takes_the_host_ports_along() {
+    let mut node = Node::new("20000-29999");
+    node.applied(facts("a", Some("10.244.0.2"))).settle();
+    let ports = node.host_ports("a");
+    // the new result may come before the old one goes
+    node.up(sandbox("a", "s1", "10.244.0.2", 1));
+    node.up(sandbox("a", "s2", "10.244.0.3", 2));
+    assert_eq!(node.leads_to("a"), ["10.244.0.3".to_owned()].into());
+    node.down("s1");
+    assert_eq!(node.leads_to("a"), ["10.244.0.3".to_owned()].into());
+    assert_eq!(node.host_ports("a"), ports);
+    assert!(
+        node.last()
+            .annotation
+            .as_ref()
+            .unwrap()
+            .contains("10.244.0.3")
+    );
+    // a leftover that is found later is older, whenever it comes
+    node.up(sandbox("a", "s0", "10.244.0.9", 0));
+    assert_eq!(node.leads_to("a"), ["10.244.0.3".to_owned()].into());
+    // the same second: the one that came last
+    node.up(sandbox("a", "s3", "10.244.0.4", 2));
+    assert_eq!(node.leads_to("a"), ["10.244.0.4".to_owned()].into());
+    assert!(node.notes(EventKind::ForgedResult).is_empty());
+}
+
+#[test]
+fn the_newest_sandbox_owns_an_address_and_beats_what_the_api_says() {
+    let mut node = Node::new("20000-29999");
+    node.applied(facts("old", Some("10.244.0.2"))).settle();
+    node.applied(facts("new", None));
+    node.up(sandbox("new", "s2", "10.244.0.2", 2));
+    assert_eq!(node.leads_to("new"), ["10.244.0.2".to_owned()].into());
+    assert!(node.leads_to("old").is_empty());
+    // what the API says later of the old one changes nothing
+    let late = node.shown("old");
+    node.applied(late).settle();
+    assert!(node.leads_to("old").is_empty());
+    // nor does an older sandbox
+    node.up(sandbox("old", "s1", "10.244.0.2", 1));
+    assert!(node.leads_to("old").is_empty());
+    node.down("s2");
+    assert_eq!(node.leads_to("old"), ["10.244.0.2".to_owned()].into());
+}
+
+#[test]
+fn the_address_of_a_pod_still_unknown_is_taken_from_its_old_owner() {
+    let mut node = Node::new("20000-29999");
+    node.applied(facts("old", Some("10.244.0.2"))).settle();
+    node.up(sandbox("new", "s2", "10.244.0.2", 2));
+    assert!(node.state.desired().is_empty());
+}
+
+#[test]
+fn a_list_ends_what_is_missing_and_nothing_that_was_never_seen() {
+    let mut node = Node::new("20000-29999");
+    node.applied(facts("seen", Some("10.244.0.2")));
+    node.applied(facts("unseen", Some("10.244.0.3")));
+    node.up(sandbox("seen", "s1", "10.244.0.2", 1));
+    let (now, one) = (node.now, sandbox("seen", "s1", "10.244.0.2", 1));
+    node.state.sandboxes_listed(now, vec![one]);
+    node.settle();
+    assert_eq!(
+        (node.leads_to("seen").len(), node.leads_to("unseen").len()),
+        (1, 1)
+    );
+    node.state.sandboxes_listed(now, Vec::new());
+    node.settle();
+    assert_eq!(
+        (node.leads_to("seen").len(), node.leads_to("unseen").len()),
+        (0, 1)
+    );
+    // two results of one pod: the order of the list says nothing
+    let (newer, older) = (
+        sandbox("seen", "s3", "10.244.0.5", 3),
+        sandbox("seen", "s2", "10.244.0.4", 2),
+    );
+    node.state.sandboxes_listed(now, vec![newer, older]);
+    node.settle();
+    assert_eq!(node.leads_to("seen"), ["10.244.0.5".to_owned()].into());
+}
+
+#[test]
+fn a_sandbox_that_changes_hands_is_gone_from_its_old_pod() {
+    let mut node = Node::new("20000-29999");
+    node.applied(facts("a", Some("10.244.0.2"))).settle();
+    node.applied(facts("b", None));
+    node.up(sandbox("a", "s1", "10.244.0.2", 1));
+    node.up(sandbox("b", "s1", "::ffff:10.244.0.2", 2));
+    assert!(node.leads_to("a").is_empty());
+    assert_eq!(node.leads_to("b"), ["10.244.0.2".to_owned()].into());
+}
+
+#[test]
+fn a_pod_on_the_host_network_claims_no_address() {
+    let mut node = Node::new("20000-29999");
+    let mut host = facts("host", Some("10.0.0.11"));
+    host.spec.host_network = true;
+    node.applied(facts("a", Some("10.0.0.11")))
+        .applied(host)
+        .settle();
+    assert_eq!(node.leads_to("a").len(), 1);
+}

@@ -1,0 +1,123 @@
+//! Results that nobody but an enforcer may write.
+
+use super::*;
+
+fn forge(node: &mut Node, port: u16) {
+    let mut facts = node.shown("a");
+    facts.record.annotation = Some(format!(
+        r#"[{{"hostPort":{port},"containerPort":9040,"protocol":"TCP","podName":"a","podIP":"10.9.9.9"}}]"#
+    ));
+    node.applied(facts).settle();
+}
+
+#[test]
+fn a_forged_result_is_told_and_overwritten_with_the_truth() {
+    let mut node = Node::new("20000-29999");
+    node.applied(facts("a", Some("10.244.0.2"))).settle();
+    let (ports, truth) = (node.host_ports("a"), node.last().clone());
+    forge(&mut node, 22);
+    assert_eq!(node.last(), &truth);
+    assert_eq!((node.host_ports("a"), node.written.len()), (ports, 2));
+    assert_eq!(node.leads_to("a"), ["10.244.0.2".to_owned()].into());
+    let notes = node.notes(EventKind::ForgedResult);
+    assert!(
+        notes.len() == 1 && notes[0].contains("named host port 22/TCP"),
+        "{notes:?}"
+    );
+    assert!(EventKind::ForgedResult.is_warning());
+    assert_eq!(EventKind::ForgedResult.reason(), "ForgedResult");
+}
+
+#[test]
+fn a_forger_in_a_loop_is_told_of_once_a_minute() {
+    let mut node = Node::new("20000-29999");
+    node.applied(facts("a", Some("10.244.0.2"))).settle();
+    for port in 1..=20 {
+        forge(&mut node, port);
+    }
+    assert_eq!(node.notes(EventKind::ForgedResult).len(), 1);
+    node.later(60);
+    let notes = node.notes(EventKind::ForgedResult);
+    assert!(
+        notes.len() == 2 && notes[1].contains("19 more times"),
+        "{notes:?}"
+    );
+    assert!(
+        node.last()
+            .annotation
+            .as_ref()
+            .unwrap()
+            .contains("10.244.0.2")
+    );
+}
+
+#[test]
+fn a_forged_result_that_overtakes_our_own_is_overwritten_at_once() {
+    let mut node = Node {
+        echoes: false,
+        ..Node::new("20000-29999")
+    };
+    node.applied(facts("a", Some("10.244.0.2"))).settle();
+    forge(&mut node, 22);
+    assert_eq!(node.written.len(), 2);
+}
+
+#[test]
+fn results_of_ours_are_never_forged_however_old() {
+    let mut node = Node::new("20000-29999");
+    node.applied(facts("a", Some("10.244.0.2"))).settle();
+    let first = node.shown("a");
+    let mut moved = first.clone();
+    moved.pod_ips = vec!["10.244.0.3".parse().unwrap()];
+    node.applied(moved).settle();
+    let mut narrow = node.shown("a");
+    narrow.record.annotation = Some(r#"[{"containerPort":53}]"#.into());
+    node.applied(narrow).settle();
+    // an event from before all that
+    node.applied(first).settle();
+    assert!(node.notes(EventKind::ForgedResult).is_empty());
+}
+
+#[test]
+fn after_a_restart_or_a_reboot_our_own_result_is_no_forgery_and_another_is() {
+    let mut node = Node::new("20000-29999");
+    node.applied(facts("a", Some("10.244.0.2"))).settle();
+    let seen = node.shown("a");
+    let mappings = node.state.desired();
+    let found = Recovered {
+        held: mappings.iter().map(|m| (m.protocol, m.host_port)).collect(),
+        mappings,
+        intact: true,
+        ..Recovered::default()
+    };
+    let restarted = || NodeState::recover(config("20000-29999"), 2, NOW, found.clone());
+    for state in [NodeState::new(config("20000-29999"), 2), restarted()] {
+        node.state = state;
+        node.applied(seen.clone()).settle();
+        assert!(node.notes(EventKind::ForgedResult).is_empty());
+    }
+    // the first thing a new enforcer sees is a result that its own condition does not speak of
+    node.state = restarted();
+    node.pods.insert(seen.pod.uid.clone(), seen);
+    forge(&mut node, 22);
+    assert_eq!(node.notes(EventKind::ForgedResult).len(), 1);
+}
+
+#[test]
+fn a_result_written_into_the_manifest_chooses_no_port() {
+    let mut node = Node::new("20000-29999");
+    let mut copied = facts("a", Some("10.244.0.2"));
+    copied.record.annotation = Some(
+        r#"[{"hostPort":20007,"containerPort":9040,"protocol":"TCP","podName":"a","podIP":"10.9.9.9"}]"#.into(),
+    );
+    node.applied(copied).settle();
+    assert_eq!(node.notes(EventKind::ForgedResult).len(), 1);
+    assert!(
+        !node.host_ports("a").contains(&20_007),
+        "one chance in 10,000"
+    );
+    let mut broken = node.shown("a");
+    broken.record.annotation = Some(r#"[{"hostPort":"20007","podIP":1}]"#.into());
+    node.applied(broken).later(60);
+    assert_eq!(node.notes(EventKind::ForgedResult).len(), 2);
+}

@@ -1,0 +1,133 @@
+//! Rules that fail, vanish, come back.
+
+use super::*;
+
+#[test]
+fn a_kernel_that_refuses_is_asked_again_and_people_are_told() {
+    let mut node = Node::new("20000-20003");
+    node.later(0);
+    node.applied(facts("a", Some("10.244.0.2")));
+    node.settle_with(|_| Ok(()), |_| Err("lock held".to_owned()));
+    let condition = node.last().condition.clone().unwrap();
+    assert_eq!(condition.reason, "DataplaneError");
+    assert!(condition.message.contains("lock held"));
+    node.later(1);
+    assert!(node.last().condition.as_ref().unwrap().status);
+    assert_eq!(node.state.counts().dataplane_error, None);
+}
+
+#[test]
+fn flushed_rules_come_back_and_their_pods_are_told() {
+    let mut node = Node::new("20000-20003");
+    node.applied(facts("a", Some("10.244.0.2"))).settle();
+    node.state.observed(node.now, BTreeSet::new(), false);
+    let actions = node.state.take_actions();
+    let [Action::Program(plan)] = actions.as_slice() else {
+        panic!("{actions:?}")
+    };
+    assert_eq!(plan.to_create.len(), 2);
+    node.state.programmed(node.now, &plan.clone(), Ok(()));
+    node.settle();
+    assert_eq!(node.events(), [EventKind::Mapped, EventKind::Repaired]);
+    assert_eq!(node.written.len(), 1, "the result never changed");
+}
+
+#[test]
+fn a_reading_from_before_a_change_is_ignored() {
+    let mut node = Node::new("20000-20003");
+    node.settle();
+    node.applied(facts("a", Some("10.244.0.2")));
+    let hold = node.state.take_actions();
+    let Some(Action::Hold(keys)) = hold.into_iter().next() else {
+        panic!()
+    };
+    node.state.programmed(node.now, &Plan::default(), Ok(()));
+    node.state.held(
+        node.now,
+        keys.into_iter().map(|key| (key, Ok(()))).collect(),
+    );
+    node.state.observed(node.now, BTreeSet::new(), false);
+    node.settle();
+    assert_eq!(node.events(), [EventKind::Mapped]);
+}
+
+#[test]
+fn one_pod_that_the_kernel_refuses_stops_nobody_else() {
+    let mut node = Node::new("20000-29999");
+    let refuse = |plan: &Plan| {
+        let bad = plan
+            .to_create
+            .iter()
+            .any(|mapping| mapping.owner.as_str() == "uid-p7");
+        if bad {
+            Err("no such protocol".to_owned())
+        } else {
+            Ok(())
+        }
+    };
+    node.settle();
+    for n in 0..40 {
+        let ip = format!("10.244.0.{}", n + 2);
+        node.applied(facts(&format!("p{n}"), Some(&ip)));
+    }
+    let begun = node.now;
+    for _ in 0..100 {
+        node.settle_with(|_| Ok(()), refuse);
+        let Some(next) = node
+            .state
+            .next_deadline()
+            .filter(|at| *at < begun + Duration::from_secs(5))
+        else {
+            break;
+        };
+        node.now = next;
+        node.state.tick(next);
+    }
+    let mapped = node
+        .written
+        .iter()
+        .filter(|p| p.wanted.condition.as_ref().unwrap().status);
+    assert_eq!(mapped.count(), 39);
+    let refused: Vec<&Publication> = node
+        .written
+        .iter()
+        .filter(|p| !p.wanted.condition.as_ref().unwrap().status)
+        .collect();
+    assert_eq!(refused.len(), 1, "nobody is told of a neighbour's trouble");
+    assert_eq!(refused[0].pod.name, "p7");
+    let message = &refused[0].wanted.condition.as_ref().unwrap().message;
+    assert!(message.contains("no such protocol"), "{message}");
+}
+
+#[test]
+fn damage_again_and_again_is_told_once_a_minute_with_its_count() {
+    let mut node = Node::new("20000-20003");
+    node.applied(facts("a", Some("10.244.0.2"))).settle();
+    for _ in 0..5 {
+        node.state.observed(node.now, BTreeSet::new(), false);
+        node.settle();
+    }
+    assert_eq!(node.notes(EventKind::Repaired).len(), 1);
+    assert!(EventKind::Repaired.is_warning());
+    assert_eq!(
+        node.state.next_deadline(),
+        Some(NOW + Duration::from_mins(1))
+    );
+    node.later(59);
+    assert_eq!(node.notes(EventKind::Repaired).len(), 1);
+    node.later(1);
+    let notes = node.notes(EventKind::Repaired);
+    assert!(
+        notes.len() == 2 && notes[1].contains("4 more times"),
+        "{notes:?}"
+    );
+    node.later(60);
+    assert_eq!(node.notes(EventKind::Repaired).len(), 2);
+    node.state.observed(node.now, BTreeSet::new(), true);
+    node.settle();
+    assert_eq!(
+        node.notes(EventKind::Repaired).len(),
+        3,
+        "told at once again"
+    );
+}

@@ -1,0 +1,251 @@
+//! How one pod comes, changes and goes.
+
+use super::*;
+
+#[test]
+fn a_pod_is_held_then_programmed_then_published() {
+    let mut node = Node::new("20000-20009");
+    node.applied(facts("a", None));
+    let actions = node.state.take_actions();
+    assert!(
+        matches!(&actions[0], Action::Hold(keys) if keys.len() == 2),
+        "{actions:?}"
+    );
+    assert!(
+        matches!(&actions[1], Action::Program(plan) if plan.is_empty()),
+        "{actions:?}"
+    );
+    let Action::Hold(keys) = &actions[0] else {
+        unreachable!()
+    };
+    node.state.programmed(NOW, &Plan::default(), Ok(()));
+    node.state
+        .held(NOW, keys.iter().map(|key| (*key, Ok(()))).collect());
+    assert_eq!(node.state.take_actions(), [], "no address, no rules");
+
+    node.applied(facts("a", Some("10.244.0.2")));
+    let actions = node.state.take_actions();
+    let [Action::Program(plan)] = actions.as_slice() else {
+        panic!("{actions:?}")
+    };
+    assert_eq!((plan.to_create.len(), plan.to_remove.len()), (2, 0));
+    node.state.programmed(NOW, plan, Ok(()));
+    let actions = node.state.take_actions();
+    let [Action::Publish(publication)] = actions.as_slice() else {
+        panic!("{actions:?}")
+    };
+    let entries = annotation::decode(publication.wanted.annotation.as_deref().unwrap()).unwrap();
+    assert_eq!(
+        entries.iter().map(|e| e.container_port).collect::<Vec<_>>(),
+        [9040, 53]
+    );
+    assert!(publication.wanted.condition.as_ref().unwrap().status);
+    let uid = publication.pod.uid.clone();
+    node.state.published(NOW, &uid, true);
+    let actions = node.state.take_actions();
+    assert!(matches!(&actions[..], [Action::Event(event)] if event.kind == EventKind::Mapped));
+}
+
+#[test]
+fn a_mapping_is_written_once_however_often_old_events_come() {
+    let mut node = Node {
+        echoes: false,
+        ..Node::new("20000-20009")
+    };
+    node.applied(facts("a", Some("10.244.0.2"))).settle();
+    for _ in 0..3 {
+        node.applied(facts("a", Some("10.244.0.2"))).settle();
+    }
+    let seen = echoed(&node, facts("a", Some("10.244.0.2")));
+    node.applied(seen).settle();
+    assert_eq!(
+        (node.written.len(), node.events()),
+        (1, vec![EventKind::Mapped])
+    );
+}
+
+#[test]
+fn a_narrower_request_lets_go_of_the_rest() {
+    let mut node = Node::new("20000-20009");
+    node.applied(facts("a", Some("10.244.0.2"))).settle();
+    let mut fewer = echoed(&node, facts("a", Some("10.244.0.2")));
+    fewer.record.annotation = Some(r#"[{"containerPort":9040}]"#.into());
+    node.applied(fewer).settle();
+    let entries = annotation::decode(node.last().annotation.as_deref().unwrap()).unwrap();
+    assert_eq!(entries.len(), 1);
+    assert_eq!(node.state.counts().cooling, 1);
+    // the mark keeps what was asked for once the result stands in the annotation
+    let seen = echoed(&node, facts("a", Some("10.244.0.2")));
+    node.applied(seen).settle();
+    assert_eq!(node.host_ports("a").len(), 1);
+    assert_eq!(node.written.len(), 2);
+}
+
+#[test]
+fn a_finished_pod_is_unmapped_and_its_result_taken_back() {
+    let mut node = Node::new("20000-20009");
+    node.applied(facts("a", Some("10.244.0.2"))).settle();
+    let mut finished = echoed(&node, facts("a", Some("10.244.0.2")));
+    finished.finished = true;
+    node.applied(finished).settle();
+    assert!(node.state.desired().is_empty());
+    let record = node.last().clone();
+    assert_eq!(
+        (record.annotation.as_deref(), record.mark),
+        (Some(""), None)
+    );
+    assert_eq!(record.condition.unwrap().reason, "Released");
+    assert_eq!(node.events(), [EventKind::Mapped, EventKind::Released]);
+    let mut seen = echoed(&node, facts("a", Some("10.244.0.2")));
+    seen.finished = true;
+    node.applied(seen).settle();
+    assert_eq!(node.written.len(), 2, "it is left alone after that");
+}
+
+#[test]
+fn removing_the_annotation_leaves_nothing_of_ours() {
+    let mut node = Node::new("20000-20009");
+    node.applied(facts("a", Some("10.244.0.2"))).settle();
+    let mut bare = echoed(&node, facts("a", Some("10.244.0.2")));
+    bare.record.annotation = None;
+    node.applied(bare.clone()).settle();
+    assert_eq!(*node.last(), Record::default());
+    bare.spec.readiness_gates = vec![ReadinessGate {
+        condition_type: portmapping_shared::contract::CONDITION.into(),
+    }];
+    bare.record = node.written[0].wanted.clone();
+    bare.record.annotation = None;
+    node.applied(bare).settle();
+    let condition = node.last().condition.clone().unwrap();
+    assert!(
+        !condition.status && condition.message.contains("readiness gate"),
+        "{condition:?}"
+    );
+}
+
+#[test]
+fn a_pod_that_asks_for_nothing_is_never_written() {
+    let mut node = Node::new("20000-20009");
+    let mut plain = facts("plain", Some("10.244.0.2"));
+    plain.record.annotation = None;
+    let mut empty = facts("empty", Some("10.244.0.3"));
+    empty.spec.containers.clear();
+    node.applied(plain).applied(empty).settle();
+    assert!(node.written.is_empty() && node.told.is_empty());
+    assert!(node.state.status().pods.is_empty());
+}
+
+#[test]
+fn nonsense_is_told_and_maps_nothing() {
+    let mut node = Node::new("20000-20009");
+    let mut broken = facts("a", Some("10.244.0.2"));
+    broken.record.annotation = Some("yes please".into());
+    node.applied(broken).settle();
+    let Condition {
+        status,
+        reason,
+        message,
+    } = node.last().condition.clone().unwrap();
+    assert!(
+        !status && reason == "InvalidRequest" && message.contains("yes please"),
+        "{message}"
+    );
+    assert_eq!(
+        node.last().annotation.as_deref(),
+        Some("yes please"),
+        "the user's words stay"
+    );
+    assert!(node.host_ports("a").is_empty());
+}
+
+#[test]
+fn a_pod_on_the_host_network_is_listed_without_rules() {
+    let mut node = Node::new("20000-20009");
+    let mut host = facts("a", Some("10.0.0.11"));
+    host.spec.host_network = true;
+    node.applied(host).settle();
+    assert!(node.state.desired().is_empty() && node.host_ports("a").is_empty());
+    let entries = annotation::decode(node.last().annotation.as_deref().unwrap()).unwrap();
+    assert_eq!((entries[0].host_port, entries[1].host_port), (9040, 53));
+}
+
+#[test]
+fn a_dual_stack_pod_has_one_host_port_in_both_families() {
+    let mut node = Node::new("20000-20009");
+    let mut dual = facts("a", Some("10.244.0.2"));
+    dual.pod_ips.push("fd00:244::2".parse().unwrap());
+    node.applied(dual).settle();
+    let desired = node.state.desired();
+    assert_eq!(desired.len(), 4);
+    let ports: BTreeSet<PortKey> = desired.iter().map(|m| (m.protocol, m.host_port)).collect();
+    assert_eq!(ports.len(), 2);
+}
+
+#[test]
+fn a_host_ip_of_a_family_the_pod_lacks_is_told() {
+    let mut node = Node::new("20000-20009");
+    let mut pod = facts("a", Some("10.244.0.2"));
+    pod.record.annotation = Some(r#"[{"containerPort":9040,"hostIP":"fd00::1"}]"#.into());
+    node.applied(pod).settle();
+    let condition = node.last().condition.clone().unwrap();
+    assert!(
+        condition
+            .message
+            .contains("on hostIP fd00::1 cannot be mapped"),
+        "{condition:?}"
+    );
+}
+
+#[test]
+fn a_write_the_api_server_refuses_is_tried_again() {
+    let mut node = Node::new("20000-20009");
+    node.settle();
+    node.applied(facts("a", Some("10.244.0.2")));
+    let mut refusals = 0;
+    while refusals < 3 {
+        for action in node.state.take_actions() {
+            match action {
+                Action::Hold(keys) => {
+                    node.state.held(
+                        node.now,
+                        keys.into_iter().map(|key| (key, Ok(()))).collect(),
+                    );
+                }
+                Action::Program(plan) => node.state.programmed(node.now, &plan, Ok(())),
+                Action::Publish(publication) => {
+                    refusals += 1;
+                    node.state.published(node.now, &publication.pod.uid, false);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        node.now = node
+            .state
+            .next_deadline()
+            .map_or(node.now, |at| at.max(node.now));
+        node.state.tick(node.now);
+    }
+    node.settle();
+    assert_eq!(
+        (node.written.len(), node.events()),
+        (1, vec![EventKind::Mapped])
+    );
+}
+
+#[test]
+fn a_result_reset_by_its_user_is_written_again_with_the_same_ports() {
+    let mut node = Node::new("20000-29999");
+    node.applied(facts("a", Some("10.244.0.2"))).settle();
+    let (seen, ports) = (
+        echoed(&node, facts("a", Some("10.244.0.2"))),
+        node.host_ports("a"),
+    );
+    node.applied(seen.clone()).settle();
+    let mut reset = seen;
+    reset.record.annotation = Some(String::new());
+    node.applied(reset).settle();
+    assert_eq!(node.written.len(), 2);
+    assert_eq!(node.written[0].wanted, node.written[1].wanted);
+    assert_eq!(node.host_ports("a"), ports);
+    assert_eq!(node.events(), [EventKind::Mapped], "nothing new happened");
+}

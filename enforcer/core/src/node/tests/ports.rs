@@ -1,0 +1,218 @@
+//! Who gets which port, and who does not.
+
+use super::*;
+
+#[test]
+fn a_released_port_rests_before_anyone_gets_it() {
+    let mut node = Node::new("20000-20000");
+    node.applied(facts("a", Some("10.244.0.2"))).settle();
+    node.state.pod_gone(node.now, &"uid-a".parse().unwrap());
+    node.settle();
+    assert!(node.state.desired().is_empty());
+    node.applied(facts("b", Some("10.244.0.3"))).settle();
+    assert_eq!(node.last().condition.as_ref().unwrap().reason, "NoFreePort");
+    assert_eq!(
+        node.state.next_deadline(),
+        Some(NOW + Duration::from_secs(30))
+    );
+    node.later(29);
+    assert_eq!(node.host_ports("b"), [0_u16; 0]);
+    node.later(1);
+    assert_eq!(node.host_ports("b"), [20_000, 20_000]);
+    assert!(node.last().condition.as_ref().unwrap().status);
+    assert_eq!(
+        node.events(),
+        [EventKind::Mapped, EventKind::NoFreePort, EventKind::Mapped]
+    );
+}
+
+#[test]
+fn exhaustion_tells_the_numbers_once() {
+    let mut node = Node::new("20000-20001");
+    node.applied(facts("a", Some("10.244.0.2"))).settle();
+    node.applied(facts("b", Some("10.244.0.3"))).settle();
+    node.applied(facts("c", Some("10.244.0.4"))).settle();
+    let notes: Vec<&String> = node
+        .told
+        .iter()
+        .filter(|(kind, _)| *kind == EventKind::NoFreePort)
+        .map(|(_, n)| n)
+        .collect();
+    assert_eq!(notes.len(), 1);
+    assert!(
+        notes[0].contains("range 20000-20001 has 2 ports, 2 mapped, 0 cooling"),
+        "{}",
+        notes[0]
+    );
+    let written = node.written.len();
+    node.later(5).later(5);
+    assert_eq!(
+        node.written.len(),
+        written,
+        "a pod that waits costs no further write"
+    );
+}
+
+#[test]
+fn a_stranger_on_a_fresh_port_costs_nobody_anything() {
+    let mut node = Node::new("20000-20003");
+    let taken = |key: PortKey| {
+        if key.1.get() == 20_000 {
+            Err("in use".to_owned())
+        } else {
+            Ok(())
+        }
+    };
+    for (name, ip) in [
+        ("a", "10.244.0.2"),
+        ("b", "10.244.0.3"),
+        ("c", "10.244.0.4"),
+    ] {
+        node.applied(facts(name, Some(ip)))
+            .settle_with(taken, |_| Ok(()));
+    }
+    assert!(
+        node.written
+            .iter()
+            .all(|p| p.wanted.condition.as_ref().unwrap().status)
+    );
+    assert_eq!(node.state.counts().quarantined, 2);
+    node.later(60);
+    assert_eq!(
+        node.state.counts().quarantined,
+        0,
+        "the quarantine has an end"
+    );
+}
+
+#[test]
+fn a_mapped_port_in_a_strangers_hands_is_told_and_taken_back() {
+    let mut node = Node::new("20000-20003");
+    node.applied(facts("a", Some("10.244.0.2"))).settle();
+    let seen = echoed(&node, facts("a", Some("10.244.0.2")));
+    node.applied(seen).settle();
+    node.state.keeper_listed(node.now, &BTreeSet::new());
+    node.settle_with(|_| Err("Address already in use".to_owned()), |_| Ok(()));
+    let condition = node.last().condition.clone().unwrap();
+    assert_eq!(
+        (condition.status, condition.reason.as_str()),
+        (false, "PortConflict")
+    );
+    assert_eq!(
+        node.state.desired().len(),
+        2,
+        "the rules win over the stranger's socket"
+    );
+    node.later(2);
+    assert!(node.last().condition.as_ref().unwrap().status);
+    assert_eq!(
+        node.events(),
+        [
+            EventKind::Mapped,
+            EventKind::PortConflict,
+            EventKind::Mapped
+        ]
+    );
+}
+
+#[test]
+fn a_keeper_that_fails_is_asked_again() {
+    let mut node = Node::new("20000-20009");
+    node.applied(facts("a", Some("10.244.0.2")));
+    let actions = node.state.take_actions();
+    let Some(Action::Hold(keys)) = actions.into_iter().next() else {
+        panic!()
+    };
+    node.state.keeper_failed(NOW, &keys);
+    assert!(node.state.next_deadline().is_some_and(|at| at > NOW));
+    node.state.programmed(NOW, &Plan::default(), Ok(()));
+    node.later(2);
+    assert!(node.last().condition.as_ref().unwrap().status);
+}
+
+fn again(name: &str, uid: &str, ip: &str) -> PodFacts {
+    let mut facts = facts(name, Some(ip));
+    facts.pod.uid = uid.parse().unwrap();
+    facts
+}
+
+#[test]
+fn a_pod_made_again_under_its_name_has_its_old_ports() {
+    let mut node = Node::new("20000-29999");
+    node.applied(facts("web-0", Some("10.244.0.2"))).settle();
+    let ports = node.host_ports("web-0");
+    node.gone("web-0").later(29);
+    node.applied(again("web-0", "uid-second", "10.244.0.3"))
+        .settle();
+    assert_eq!(node.host_ports("second"), ports);
+    // one that the watch never said was gone
+    node.applied(again("web-0", "uid-third", "10.244.0.4"))
+        .settle();
+    assert_eq!(node.host_ports("third"), ports);
+    assert!(node.host_ports("second").is_empty());
+    assert_eq!(node.leads_to("third"), ["10.244.0.4".to_owned()].into());
+    // the cool-down over, it is nobody's
+    node.gone("third").later(31);
+    node.applied(again("web-0", "uid-fourth", "10.244.0.5"))
+        .settle();
+    assert_ne!(node.host_ports("fourth"), ports, "one chance in 10^8");
+}
+
+#[test]
+fn a_namesake_in_another_namespace_inherits_nothing() {
+    let mut node = Node::new("20000-20000");
+    node.applied(facts("web-0", Some("10.244.0.2"))).settle();
+    node.gone("web-0");
+    let mut other = again("web-0", "uid-second", "10.244.0.3");
+    other.pod.namespace = "other".into();
+    node.applied(other).settle();
+    assert_eq!(node.last().condition.as_ref().unwrap().reason, "NoFreePort");
+    // in its own it does, though nothing is free
+    node.applied(again("web-0", "uid-third", "10.244.0.4"))
+        .settle();
+    assert_eq!(node.host_ports("third"), [20_000, 20_000]);
+}
+
+#[test]
+fn ports_that_come_free_go_to_the_oldest_first() {
+    let mut node = Node::new("20000-20001");
+    node.applied(facts("a", Some("10.244.0.2"))).settle();
+    node.applied(facts("b", Some("10.244.0.3"))).settle();
+    for (name, ip) in [("z", "10.244.0.4"), ("c", "10.244.0.5")] {
+        node.applied(facts(name, Some(ip))).settle();
+    }
+    node.gone("a").later(30);
+    assert_eq!(
+        (node.host_ports("z").len(), node.host_ports("c").len()),
+        (2, 0)
+    );
+    node.gone("b").later(30);
+    assert_eq!(node.host_ports("c").len(), 2);
+}
+
+#[test]
+fn a_hold_that_comes_too_late_is_let_go_of() {
+    let mut node = Node::new("20000-20000");
+    node.applied(facts("a", None));
+    let Some(Action::Hold(keys)) = node.state.take_actions().into_iter().next() else {
+        panic!()
+    };
+    node.state.programmed(node.now, &Plan::default(), Ok(()));
+    node.state.keeper_listed(node.now, &BTreeSet::new());
+    node.settle_with(|_| Err("in use".to_owned()), |_| Ok(()));
+    assert_eq!(node.state.counts().quarantined, 2);
+    node.state
+        .held(node.now, keys.iter().map(|key| (*key, Ok(()))).collect());
+    let actions = node.state.take_actions();
+    let [Action::Release(released)] = actions.as_slice() else {
+        panic!("{actions:?}")
+    };
+    assert_eq!(released, &keys);
+    node.state.keeper_failed(node.now, &keys);
+    node.later(2).later(60);
+    assert_eq!(
+        node.host_ports("a").len(),
+        2,
+        "in the end the ports are free"
+    );
+}

@@ -1,0 +1,160 @@
+//! What a new enforcer makes of what it finds.
+
+use super::*;
+
+fn recovered(node: &Node) -> Recovered {
+    let mappings = node.state.desired();
+    let held = mappings
+        .iter()
+        .map(|mapping| (mapping.protocol, mapping.host_port))
+        .collect();
+    Recovered {
+        mappings,
+        intact: true,
+        held,
+        ..Recovered::default()
+    }
+}
+
+#[test]
+fn a_restart_changes_nothing() {
+    let mut node = Node::new("20000-29999");
+    node.applied(facts("a", Some("10.244.0.2"))).settle();
+    let (ports, seen) = (
+        node.host_ports("a"),
+        echoed(&node, facts("a", Some("10.244.0.2"))),
+    );
+    node.state = NodeState::recover(config("20000-29999"), 9, NOW, recovered(&node));
+    assert_eq!(node.state.take_actions(), []);
+    node.applied(seen.clone());
+    node.state.relisted(NOW, &[seen.pod.uid].into());
+    assert_eq!(node.state.take_actions(), []);
+    assert_eq!(node.host_ports("a"), ports);
+}
+
+#[test]
+fn a_pod_that_went_during_a_restart_is_unmapped_at_the_first_list() {
+    let mut node = Node::new("20000-20009");
+    node.applied(facts("a", Some("10.244.0.2"))).settle();
+    node.state = NodeState::recover(config("20000-20009"), 9, NOW, recovered(&node));
+    node.state.relisted(NOW, &BTreeSet::new());
+    let actions = node.state.take_actions();
+    let [Action::Program(plan)] = actions.as_slice() else {
+        panic!("{actions:?}")
+    };
+    assert_eq!((plan.to_remove.len(), plan.to_create.len()), (2, 0));
+}
+
+#[test]
+fn unheld_ports_are_held_before_the_api_is_asked() {
+    let mut node = Node::new("20000-20009");
+    node.applied(facts("a", Some("10.244.0.2"))).settle();
+    let found = Recovered {
+        held: BTreeSet::new(),
+        ..recovered(&node)
+    };
+    node.state = NodeState::recover(config("20000-20009"), 9, NOW, found);
+    let actions = node.state.take_actions();
+    assert!(
+        matches!(&actions[..], [Action::Hold(keys)] if keys.len() == 2),
+        "{actions:?}"
+    );
+}
+
+#[test]
+fn mappings_of_another_backend_are_taken_over() {
+    let mut node = Node::new("20000-29999");
+    node.applied(facts("a", Some("10.244.0.2"))).settle();
+    let (ports, seen) = (
+        node.host_ports("a"),
+        echoed(&node, facts("a", Some("10.244.0.2"))),
+    );
+    let before = recovered(&node);
+    let found = Recovered {
+        mappings: BTreeSet::new(),
+        elsewhere: before.mappings.clone(),
+        intact: false,
+        ..before
+    };
+    node.told.clear();
+    node.state = NodeState::recover(config("20000-29999"), 9, NOW, found);
+    let actions = node.state.take_actions();
+    let [Action::Program(plan)] = actions.as_slice() else {
+        panic!("{actions:?}")
+    };
+    assert_eq!((plan.to_create.len(), plan.to_remove.len()), (2, 0));
+    node.state.programmed(NOW, &plan.clone(), Ok(()));
+    node.settle().applied(seen).settle();
+    assert_eq!(node.host_ports("a"), ports);
+    assert_eq!(node.events(), [], "nothing had been damaged");
+}
+
+#[test]
+fn after_a_reboot_a_pod_has_its_old_ports_if_they_are_free() {
+    let mut node = Node::new("20000-29999");
+    node.applied(facts("a", Some("10.244.0.2"))).settle();
+    let (ports, seen) = (
+        node.host_ports("a"),
+        echoed(&node, facts("a", Some("10.244.0.2"))),
+    );
+    node.state = NodeState::new(config("20000-29999"), 77);
+    node.applied(seen).settle();
+    assert_eq!(node.host_ports("a"), ports);
+    // a port that is not of our range is no wish that counts
+    let mut forged = facts("b", Some("10.244.0.3"));
+    forged.record.annotation = Some(
+        r#"[{"hostPort":22,"containerPort":9040,"protocol":"TCP","podName":"b","podIP":"10.9.9.9"}]"#.into(),
+    );
+    node.applied(forged).settle();
+    assert!(
+        node.host_ports("b")
+            .iter()
+            .all(|port| (20_000..30_000).contains(port))
+    );
+    assert!(
+        node.last()
+            .annotation
+            .as_deref()
+            .unwrap()
+            .contains(r#""podIP":"10.244.0.3""#)
+    );
+}
+
+#[test]
+fn a_recovered_pod_follows_its_sandbox_before_the_api_speaks() {
+    let mut node = Node::new("20000-29999");
+    node.applied(facts("a", Some("10.244.0.2")));
+    node.applied(facts("b", Some("10.244.0.3"))).settle();
+    node.state = NodeState::recover(config("20000-29999"), 9, NOW, recovered(&node));
+    let listed = vec![
+        sandbox("a", "s2", "10.244.0.9", 2),
+        // a pod nobody has heard of has the other's address by now
+        sandbox("c", "s3", "10.244.0.3", 3),
+    ];
+    node.state.sandboxes_listed(NOW, listed);
+    node.settle();
+    assert_eq!(node.leads_to("a"), ["10.244.0.9".to_owned()].into());
+    assert!(node.leads_to("b").is_empty());
+    node.down("s2");
+    assert!(node.state.desired().is_empty());
+}
+
+#[test]
+fn two_pods_with_one_port_in_the_kernel_are_told_apart() {
+    let mut node = Node::new("20000-29999");
+    node.applied(facts("a", Some("10.244.0.2"))).settle();
+    let mut found = recovered(&node);
+    let copies = found
+        .mappings
+        .iter()
+        .map(|mapping| portmapping_shared::Mapping {
+            owner: "uid-z".parse().unwrap(),
+            ..mapping.clone()
+        });
+    found.elsewhere = copies.collect();
+    node.state = NodeState::recover(config("20000-29999"), 9, NOW, found);
+    node.settle();
+    assert_eq!(node.leads_to("z"), BTreeSet::new());
+    assert_eq!(node.host_ports("z"), [0_u16; 0]);
+    assert_eq!(node.leads_to("a").len(), 1);
+}

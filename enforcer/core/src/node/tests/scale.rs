@@ -1,0 +1,46 @@
+//! What an event costs on a full node: counted in pods looked at, for time says too little.
+
+use super::*;
+
+const PODS: usize = 5_000;
+
+fn address(n: usize) -> String {
+    format!("10.{}.{}.{}", 100 + n / 60_000, n / 250 % 240, n % 250 + 1)
+}
+
+#[test]
+fn an_event_looks_at_its_own_pod_alone() {
+    let mut node = Node::new("10000-60000");
+    node.settle();
+    for n in 0..PODS {
+        node.state
+            .pod_applied(NOW, facts(&format!("p{n}"), Some(&address(n))));
+    }
+    while let actions @ [_, ..] = node.state.take_actions().as_slice() {
+        for action in actions {
+            match action {
+                Action::Hold(keys) => {
+                    let held = keys.iter().map(|key| (*key, Ok(()))).collect();
+                    node.state.held(NOW, held);
+                }
+                Action::Program(plan) => node.state.programmed(NOW, plan, Ok(())),
+                Action::Publish(publication) => {
+                    node.state.published(NOW, &publication.pod.uid, true);
+                }
+                Action::Release(keys) => node.state.released(NOW, keys),
+                Action::Event(_) => {}
+            }
+        }
+    }
+    assert_eq!(node.state.counts().mappings, 2 * PODS);
+    assert_eq!(node.state.audit(), Ok(()));
+    let before = node.state.looked;
+    node.applied(facts("fresh", Some("10.1.1.1"))).settle();
+    node.applied(facts("p17", Some("10.1.1.2"))).settle();
+    node.up(sandbox("p18", "s18", "10.1.1.3", 1)).down("s18");
+    node.gone("p19");
+    // the three pods and their answers, and nobody else
+    let looked = node.state.looked - before;
+    assert!(looked < 60, "{looked} pods were looked at");
+    assert_eq!(node.state.audit(), Ok(()));
+}

@@ -1,0 +1,151 @@
+//! Static hostPorts of other pods.
+
+use super::*;
+
+/// A pod that claims this host port, on this node address.
+fn fixed(name: &str, port: i64, host_ip: &str) -> PodFacts {
+    let mut facts = facts(name, None);
+    facts.record.annotation = None;
+    facts.spec.containers[0].ports = vec![DeclaredPort {
+        container_port: 80,
+        host_port: port,
+        host_ip: host_ip.into(),
+        ..DeclaredPort::default()
+    }];
+    facts
+}
+
+/// A node with pod `a` mapped at TCP 20000 alone.
+fn mapped(range: &str, request: &str) -> Node {
+    let mut node = Node::new(range);
+    let mut a = facts("a", Some("10.244.0.2"));
+    a.record.annotation = Some(request.into());
+    node.applied(a).settle();
+    node
+}
+
+const ONE: &str = r#"[{"containerPort":9040}]"#;
+
+#[test]
+fn a_mapped_pod_makes_way_for_a_static_host_port_and_both_are_told() {
+    let mut node = mapped("20000-20000", ONE);
+    assert_eq!(node.host_ports("a"), [20_000]);
+    node.state.pod_gone(node.now, &"uid-none".parse().unwrap());
+    node.applied(fixed("web", 20_000, "")).settle();
+    assert!(node.host_ports("a").is_empty() && node.state.desired().is_empty());
+    let notes = node.notes(EventKind::PortConflict);
+    assert_eq!(notes.len(), 2, "{notes:?}");
+    assert!(
+        notes[0].contains("static hostPort of pod ns/web"),
+        "{}",
+        notes[0]
+    );
+    assert!(
+        notes[1].contains("mapped to pod ns/a until now"),
+        "{}",
+        notes[1]
+    );
+    assert_eq!(node.last().condition.as_ref().unwrap().reason, "NoFreePort");
+    // its own words are seen again and again: nothing new is told
+    node.applied(fixed("web", 20_000, "")).settle();
+    assert_eq!(node.notes(EventKind::PortConflict).len(), 2);
+    // once the static pod is gone the port is free, but not before it would have rested
+    node.gone("web").later(29);
+    assert!(node.host_ports("a").is_empty());
+    node.later(1);
+    assert_eq!(node.host_ports("a"), [20_000]);
+    assert!(node.last().condition.as_ref().unwrap().status);
+}
+
+#[test]
+fn the_pod_that_moves_is_published_anew() {
+    let mut node = mapped("20000-20001", ONE);
+    let before = node.host_ports("a")[0];
+    node.applied(fixed("web", before.into(), "0.0.0.0"))
+        .settle();
+    let after = node.host_ports("a")[0];
+    assert_ne!(before, after);
+    let entries = annotation::decode(node.last().annotation.as_deref().unwrap()).unwrap();
+    assert_eq!(entries[0].host_port, after);
+    assert!(node.notes(EventKind::ForgedResult).is_empty());
+}
+
+#[test]
+fn the_port_is_let_go_of_without_a_rest_for_the_static_pod_may_bind_it() {
+    let mut node = mapped("20000-20009", ONE);
+    let port = node.host_ports("a")[0];
+    let mut host = fixed("host", 0, "");
+    host.spec.host_network = true;
+    host.spec.containers[0].ports[0].container_port = port.into();
+    node.applied(host);
+    let key: PortKey = (
+        portmapping_shared::Protocol::Tcp,
+        portmapping_shared::HostPort::new(port).unwrap(),
+    );
+    let mut released = false;
+    for _ in 0..4 {
+        for action in node.state.take_actions() {
+            match action {
+                Action::Program(plan) => node.state.programmed(node.now, &plan, Ok(())),
+                Action::Release(keys) => released |= keys.contains(&key),
+                Action::Hold(keys) => {
+                    let held = keys.into_iter().map(|key| (key, Ok(()))).collect();
+                    node.state.held(node.now, held);
+                }
+                Action::Publish(_) | Action::Event(_) => {}
+            }
+        }
+    }
+    assert!(released);
+}
+
+#[test]
+fn other_addresses_and_protocols_do_not_clash() {
+    let asked = r#"[{"containerPort":9040,"hostIP":"10.0.0.11"}]"#;
+    let mut node = mapped("20000-20000", asked);
+    node.applied(fixed("web", 20_000, "10.0.0.12")).settle();
+    let mut udp = fixed("dns", 20_000, "");
+    udp.spec.containers[0].ports[0].protocol = "UDP".into();
+    node.applied(udp).settle();
+    assert_eq!(node.host_ports("a"), [20_000]);
+    assert!(node.notes(EventKind::PortConflict).is_empty());
+    node.applied(fixed("all", 20_000, "::")).settle();
+    assert!(node.host_ports("a").is_empty());
+}
+
+#[test]
+fn a_resting_port_that_becomes_static_is_let_go_of() {
+    let mut node = mapped("20000-20000", ONE);
+    node.gone("a");
+    assert_eq!(node.state.counts().cooling, 1);
+    node.applied(fixed("web", 20_000, "")).settle();
+    assert_eq!(node.state.counts().cooling, 0);
+    // nobody inherits it
+    let mut again = facts("a", Some("10.244.0.3"));
+    again.pod.uid = "uid-a2".parse().unwrap();
+    node.applied(again).settle();
+    assert_eq!(node.last().condition.as_ref().unwrap().reason, "NoFreePort");
+}
+
+#[test]
+fn a_static_port_moves_a_pod_that_only_the_kernel_speaks_of() {
+    let node = mapped("20000-20000", ONE);
+    let mappings = node.state.desired();
+    let found = Recovered {
+        held: mappings.iter().map(|m| (m.protocol, m.host_port)).collect(),
+        mappings,
+        intact: true,
+        ..Recovered::default()
+    };
+    let mut node = Node {
+        state: NodeState::recover(config("20000-20000"), 1, NOW, found),
+        ..Node::new("20000-20000")
+    };
+    node.applied(fixed("web", 20_000, "")).settle();
+    assert!(node.state.desired().is_empty());
+    let notes = node.notes(EventKind::PortConflict);
+    assert!(
+        notes.len() == 1 && notes[0].contains("with uid uid-a"),
+        "{notes:?}"
+    );
+}
