@@ -44,36 +44,52 @@ fn many_mappings_in_one_change(backend: Backend) {
 fn every_port_of_a_large_range(backend: Backend) {
     let lab = Lab::new();
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
-    let mut driver = lab.driver_with(backend, Settings::new(range("20000-29999")));
+    let mut driver = lab.driver_with(backend, Settings::new(range("20000-39999")));
     let mut timed = |what: &str, work: &mut dyn FnMut(&mut crate::lab::Driver<'_>)| {
         let start = Instant::now();
         work(&mut driver);
         println!("{backend}: {what} {:?}", start.elapsed());
     };
-    let one = [map(Tcp, 20000, POD1, 9040)];
+    let map = |ports: std::ops::Range<u16>| -> Vec<Mapping> {
+        ports.map(|port| map(Tcp, port, POD1, 9040)).collect()
+    };
     timed(
-        "skeleton of 10,000 ports and the first mapping",
-        &mut |driver| driver.create(&one),
+        "skeleton of 20,000 ports and the first mapping",
+        &mut |driver| driver.create(&map(20000..20001)),
     );
     timed("observe, one mapping", &mut |driver| _ = driver.observe());
-    let rest: Vec<Mapping> = (20001..29999)
-        .map(|port| map(Tcp, port, POD1, 9040))
-        .collect();
-    timed("9,998 more mappings", &mut |driver| driver.create(&rest));
-    let last = [map(Tcp, 29999, POD1, 9040)];
-    timed("one more at 9,999", &mut |driver| driver.create(&last));
-    timed("observe 10,000", &mut |driver| {
-        assert_eq!(driver.observe().mappings.len(), 10_000);
+    timed("4,999 more", &mut |driver| {
+        driver.create(&map(20001..25000));
     });
-    timed("one less at 10,000", &mut |driver| driver.remove(&last));
+    let burst: Vec<Mapping> = map(25000..39997)
+        .into_iter()
+        .step_by(29)
+        .take(500)
+        .collect();
+    timed("500 more at 5,000", &mut |driver| driver.create(&burst));
+    timed("500 less at 5,500", &mut |driver| driver.remove(&burst));
+    timed("14,999 more", &mut |driver| {
+        driver.create(&map(25000..39999));
+    });
+    let last = map(39999..40000);
+    for _ in 0..3 {
+        timed("one more at 19,999", &mut |driver| driver.create(&last));
+        timed("one less at 20,000", &mut |driver| driver.remove(&last));
+    }
+    timed("the last", &mut |driver| driver.create(&last));
+    timed("observe 20,000", &mut |driver| {
+        assert_eq!(driver.observe().mappings.len(), 20_000);
+    });
     assert!(
-        ask_tcp(&lab.client, at(NODE, 29998))
+        ask_tcp(&lab.client, at(NODE, 39999))
             .unwrap()
             .starts_with("pod1")
     );
+    let all = map(20000..40000);
     lab.flush(backend);
-    timed("all back after a flush", &mut |driver| {
-        driver.reconcile(&[&one[..], &rest].concat());
+    timed("all back after a flush", &mut |driver| driver.repair(&all));
+    timed("and nothing is left to do", &mut |driver| {
+        driver.assert_is(&all.iter().cloned().collect());
     });
     timed("uninstall", &mut |driver| driver.uninstall());
 }

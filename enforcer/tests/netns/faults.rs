@@ -9,7 +9,7 @@ use portmapping_enforcer::dataplane::iptables::{Flavour, Iptables, Settings};
 use portmapping_enforcer::dataplane::{Dataplane as _, DataplaneError, ExecError, Tools};
 use portmapping_enforcer_core::Plan;
 use portmapping_shared::Mapping;
-use portmapping_shared::Protocol::{Tcp, Udp};
+use portmapping_shared::Protocol::{Sctp, Tcp, Udp};
 use tempfile::TempDir;
 
 use crate::lab::{Lab, NODE, POD1, POD1_V6, at, map, range};
@@ -18,7 +18,9 @@ use crate::serve::{ask_tcp, serve};
 crate::for_each_flavour!(
     complaint_is_repeated,
     hung_program_is_killed,
-    ipv4_alone_without_ip6tables
+    ipv4_alone_without_ip6tables,
+    killed_midway_is_all_or_nothing,
+    refused_sctp_is_explained,
 );
 
 /// A directory of programs: the real ones, some of them replaced by scripts.
@@ -49,6 +51,12 @@ impl Programs {
         fs::remove_file(&path).unwrap();
         fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
         fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+    }
+
+    fn restore_real(&self, name: &str) {
+        self.remove(name);
+        let real = format!("/usr/sbin/{name}");
+        symlink(real, self.directory.path().join(name)).unwrap();
     }
 
     fn remove(&self, name: &str) {
@@ -101,12 +109,7 @@ fn complaint_is_repeated(flavour: Flavour) {
     assert!(error.contains("line was 3: \":PORTMAPPING-"), "{error}");
     assert_eq!(lab.rules(flavour), before, "something was half done");
     // it works again, and so does the driver
-    programs.remove(&restore);
-    symlink(
-        format!("/usr/sbin/{restore}"),
-        programs.directory.path().join(&restore),
-    )
-    .unwrap();
+    programs.restore_real(&restore);
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
     lab.node.run(|| driver.apply(&plan)).unwrap();
     assert!(
@@ -136,6 +139,66 @@ fn hung_program_is_killed(flavour: Flavour) {
     );
     assert!(error.to_string().contains("thinking"), "{error}");
     assert_eq!(lab.rules(flavour), before, "something was half done");
+}
+
+fn killed_midway_is_all_or_nothing(flavour: Flavour) {
+    let lab = lab(flavour);
+    let programs = Programs::new(flavour);
+    let mut driver = lab.node.run(|| programs.open(flavour)).unwrap();
+    let restore = format!("{flavour}-restore");
+    let before = lab.rules(flavour);
+    let mappings: Vec<Mapping> = (20000..22000)
+        .map(|port| map(Tcp, port, POD1, 9040))
+        .collect();
+    let mut unchanged = 0;
+    for delay in ["0.000", "0.010", "0.020", "0.040", "0.080"] {
+        programs.replace(
+            &restore,
+            &format!(
+                "exec 3<&0; /usr/sbin/{restore} \"$@\" <&3 & pid=$!; sleep {delay}; \
+                 kill -9 $pid; wait $pid; echo killed >&2; exit 1"
+            ),
+        );
+        let error = lab
+            .node
+            .run(|| driver.apply(&create(&mappings)))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("killed"), "{error}");
+        let seen = lab.node.run(|| driver.observe()).unwrap().mappings.len();
+        assert!(
+            [0, mappings.len()].contains(&seen),
+            "{seen} mappings are there"
+        );
+        unchanged += usize::from(lab.rules(flavour) == before);
+    }
+    assert!(unchanged > 0, "no kill came before the end");
+    programs.restore_real(&restore);
+    let observed = lab.node.run(|| driver.observe()).unwrap();
+    let desired = mappings.iter().cloned().collect();
+    let plan = Plan::new(&desired, &observed.mappings);
+    lab.node.run(|| driver.apply(&plan)).unwrap();
+    let observed = lab.node.run(|| driver.observe()).unwrap();
+    assert_eq!(observed.mappings, desired);
+    assert!(observed.intact);
+}
+
+fn refused_sctp_is_explained(flavour: Flavour) {
+    let lab = lab(flavour);
+    let programs = Programs::new(flavour);
+    let mut driver = lab.node.run(|| programs.open(flavour)).unwrap();
+    programs.replace(
+        &format!("{flavour}-restore"),
+        "n=$(grep -n -e '-p sctp' | tail -n 1 | cut -d: -f1)
+         echo \"iptables-restore: line $n failed: No such file or directory\" >&2; exit 1",
+    );
+    let plan = create(&[map(Sctp, 20000, POD1, 9040)]);
+    let error = lab
+        .node
+        .run(|| driver.apply(&plan))
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("does not translate SCTP"), "{error}");
 }
 
 fn ipv4_alone_without_ip6tables(flavour: Flavour) {
@@ -170,9 +233,26 @@ fn says_what_is_not_installed() {
     assert_eq!(error, "iptables-nft-save is not installed (or not on PATH)");
 }
 
+#[test]
+fn says_which_program_is_of_another_version() {
+    let lab = Lab::new();
+    let programs = Programs::new(Flavour::Nft);
+    programs.replace(
+        "iptables-nft-save",
+        "echo \"iptables-save: unrecognized option '-t'\" >&2; exit 2",
+    );
+    let error = lab
+        .node
+        .run(|| programs.open(Flavour::Nft))
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("iptables-nft-save failed"), "{error}");
+    assert!(error.contains("unrecognized option"), "{error}");
+}
+
 /// iptables-legacy under a lock file of its own, so that no other test waits.
 #[test]
-fn legacy_lock_that_stays_held_is_named() {
+fn legacy_lock_held_for_long_is_named_and_waited_out() {
     let lab = lab(Flavour::Legacy);
     let programs = Programs::new(Flavour::Legacy);
     let path = programs.directory.path().join("lock");
@@ -186,18 +266,24 @@ fn legacy_lock_that_stays_held_is_named() {
     let mut driver = lab.node.run(|| programs.open(Flavour::Legacy)).unwrap();
     let before = lab.rules(Flavour::Legacy);
     let lock = Flock::lock(File::create(&path).unwrap(), FlockArg::LockExclusive).unwrap();
+    let holder = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_secs(10));
+        drop(lock);
+    });
     let plan = create(&[map(Tcp, 20000, POD1, 9040)]);
-    let error = lab
-        .node
-        .run(|| driver.apply(&plan))
-        .unwrap_err()
-        .to_string();
-    assert!(error.contains("xtables lock"), "{error}");
-    assert_eq!(
-        lab.rules(Flavour::Legacy),
-        before,
-        "something was half done"
-    );
-    drop(lock);
-    lab.node.run(|| driver.apply(&plan)).unwrap();
+    let mut refusals = 0;
+    while let Err(error) = lab.node.run(|| driver.apply(&plan)) {
+        let error = error.to_string();
+        assert!(error.contains("xtables lock"), "{error}");
+        assert_eq!(
+            lab.rules(Flavour::Legacy),
+            before,
+            "something was half done"
+        );
+        refusals += 1;
+    }
+    assert!(refusals > 0, "the lock was not waited for");
+    holder.join().unwrap();
+    let observed = lab.node.run(|| driver.observe()).unwrap();
+    assert_eq!(observed.mappings, plan.to_create.iter().cloned().collect());
 }

@@ -33,6 +33,7 @@ mod netns;
 mod nftables;
 mod range;
 mod removal;
+mod sctp;
 mod serve;
 mod switch;
 

@@ -99,7 +99,12 @@ fn refused(program: &'static str, finished: &Finished, input: Option<&str>) -> D
         let line = input.lines().nth(number.checked_sub(1)?)?;
         Some(format!("{number}: {line:?}"))
     });
-    let hint = hint(&stderr);
+    let sctp = line.as_ref().is_some_and(|line| line.contains("-p sctp "));
+    let hint = if sctp {
+        Some("this kernel does not translate SCTP (CONFIG_NF_CT_PROTO_SCTP, module xt_sctp)")
+    } else {
+        hint(&stderr)
+    };
     DataplaneError::Refused {
         program,
         status: finished.status.to_string(),

@@ -363,6 +363,31 @@ proptest! {
     }
 
     #[test]
+    fn altered_output_is_read_without_harm_to_others(
+        desired in prop::collection::btree_set(any_mapping(Family::V4), 1..6),
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<char>()), 1..20),
+        keep: prop::sample::Index,
+    ) {
+        let side = side(range("20000-20007"));
+        let mut table = Table::new();
+        table.apply(&side, &desired);
+        let mut text: Vec<char> = table.text().chars().collect();
+        for (at, with) in changes {
+            *at.get_mut(&mut text) = with;
+        }
+        text.truncate(keep.index(text.len()) + 1);
+        let known = side.read(&text.iter().collect::<String>());
+        let transaction = side.prepare(known, &[], &[], true).1;
+        let chains = transaction.chains.keys().chain(&transaction.obsolete);
+        for chain in chains.chain(transaction.appended.iter().map(|(chain, _)| chain)) {
+            prop_assert!(super::super::rule::is_our_chain(chain), "{}", chain);
+        }
+        for (_, rule) in &transaction.deleted {
+            prop_assert!(rule.contains("portmapping"), "{}", rule);
+        }
+    }
+
+    #[test]
     fn no_text_makes_it_panic(text in hostile_text()) {
         let side = side(range("20000-20007"));
         let known = side.read(&text);

@@ -1,0 +1,139 @@
+//! SCTP is translated both ways. The kernel here may lack SCTP sockets, so both ends speak it by
+//! hand, over raw sockets: the client's INIT, the pod's INIT ACK (RFC 9260, 3.3.2 and 3.3.3).
+
+use std::io::Read as _;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use portmapping_enforcer::dataplane::iptables::Flavour;
+use portmapping_shared::Protocol::{Sctp, Tcp};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::lab::{CLIENT, Lab, NODE, POD1, POD2, ip, map};
+use crate::netns::Netns;
+
+const SCTP: i32 = 132;
+const INIT: u8 = 1;
+const INIT_ACK: u8 = 2;
+const PATIENCE: Duration = Duration::from_secs(5);
+
+crate::for_each_flavour!(
+    handshake_is_translated_both_ways,
+    moved_port_leads_elsewhere
+);
+
+struct Raw(Socket);
+
+/// One SCTP packet with one chunk, as it came.
+#[derive(Debug, PartialEq, Eq)]
+struct Packet {
+    from: Ipv4Addr,
+    source: u16,
+    destination: u16,
+    chunk: u8,
+    intact: bool,
+}
+
+impl Raw {
+    fn open(netns: &Netns) -> Self {
+        let protocol = Some(Protocol::from(SCTP));
+        let socket = netns
+            .run(|| Socket::new(Domain::IPV4, Type::RAW, protocol))
+            .expect("raw socket");
+        socket.set_read_timeout(Some(PATIENCE)).expect("timeout");
+        Self(socket)
+    }
+
+    fn send(&self, to: &str, source: u16, destination: u16, tag: u32, chunk: u8) {
+        let mut packet = Vec::new();
+        packet.extend(source.to_be_bytes());
+        packet.extend(destination.to_be_bytes());
+        packet.extend(tag.to_be_bytes());
+        packet.extend([0; 4]);
+        packet.extend([chunk, 0, 0, 20]);
+        packet.extend(0x1234_u32.to_be_bytes());
+        packet.extend(65535_u32.to_be_bytes());
+        packet.extend([0, 10, 0, 10]);
+        packet.extend(77_u32.to_be_bytes());
+        let sum = crc32c(&packet);
+        packet[8..12].copy_from_slice(&sum.to_le_bytes());
+        let to = SocketAddr::new(ip(to), 0);
+        self.0.send_to(&packet, &to.into()).expect("send");
+    }
+
+    fn receive(&self) -> Packet {
+        let mut buffer = [0; 2000];
+        let length = (&self.0).read(&mut buffer).expect("a packet");
+        let packet = &buffer[..length];
+        let header = usize::from(packet[0] & 15) * 4;
+        let from = Ipv4Addr::new(packet[12], packet[13], packet[14], packet[15]);
+        let sctp = &packet[header..];
+        let mut summed = sctp.to_vec();
+        summed[8..12].fill(0);
+        let port = |at: usize| u16::from_be_bytes([sctp[at], sctp[at + 1]]);
+        Packet {
+            from,
+            source: port(0),
+            destination: port(2),
+            chunk: sctp[12],
+            intact: sctp[8..12] == crc32c(&summed).to_le_bytes(),
+        }
+    }
+}
+
+fn v4(text: &str) -> Ipv4Addr {
+    match ip(text) {
+        IpAddr::V4(ip) => ip,
+        IpAddr::V6(ip) => panic!("{ip}"),
+    }
+}
+
+/// The checksum of SCTP (RFC 9260, appendix A).
+fn crc32c(bytes: &[u8]) -> u32 {
+    let step = |sum: u32| (sum >> 1) ^ if sum & 1 == 1 { 0x82f6_3b78 } else { 0 };
+    !bytes.iter().fold(u32::MAX, |sum, byte| {
+        (0..8).fold(sum ^ u32::from(*byte), |sum, _| step(sum))
+    })
+}
+
+fn handshake(lab: &Lab, pod: &Netns, source: u16) {
+    let (client, pod) = (Raw::open(&lab.client), Raw::open(pod));
+    client.send(NODE, source, 20000, 0, INIT);
+    let expected = Packet {
+        from: v4(CLIENT),
+        source,
+        destination: 9040,
+        chunk: INIT,
+        intact: true,
+    };
+    assert_eq!(pod.receive(), expected);
+    pod.send(CLIENT, 9040, source, 0x1234, INIT_ACK);
+    let expected = Packet {
+        from: v4(NODE),
+        source: 20000,
+        destination: source,
+        chunk: INIT_ACK,
+        intact: true,
+    };
+    assert_eq!(client.receive(), expected);
+}
+
+fn handshake_is_translated_both_ways(flavour: Flavour) {
+    let lab = Lab::new();
+    lab.driver(flavour).reconcile(&[
+        map(Sctp, 20000, POD1, 9040),
+        // a number of another protocol is another port
+        map(Tcp, 20000, POD2, 9040),
+    ]);
+    handshake(&lab, &lab.pod1, 44444);
+}
+
+fn moved_port_leads_elsewhere(flavour: Flavour) {
+    let lab = Lab::new();
+    let mut driver = lab.driver(flavour);
+    driver.reconcile(&[map(Sctp, 20000, POD1, 9040)]);
+    handshake(&lab, &lab.pod1, 44444);
+    driver.reconcile(&[map(Sctp, 20000, POD2, 9040)]);
+    // the same flow: its entry has to be gone
+    handshake(&lab, &lab.pod2, 44444);
+}
