@@ -6,6 +6,7 @@ pub mod report;
 pub mod stats;
 
 mod hold;
+mod startup;
 
 use std::fs;
 use std::path::PathBuf;
@@ -32,6 +33,9 @@ pub struct Options {
     /// How often everybody has a turn; each benchmark knows a number that takes some minutes.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     rounds: Option<u16>,
+    /// How many pods start one by one; for startup.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pods: Option<u16>,
     /// Decides the order of turns; a new one each time, and printed.
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -42,6 +46,8 @@ pub struct Options {
 enum What {
     /// Holding as many ports as the limit of open files allows: time and memory.
     Hold,
+    /// Pods that start, from the runtime's CNI result to a rule and a published result.
+    Startup,
 }
 
 impl Options {
@@ -73,6 +79,7 @@ pub fn run(options: &Options) -> Result<()> {
     packages::ensure()?;
     let report: Report = match options.what {
         What::Hold => hold::run(options)?,
+        What::Startup => startup::run(options)?,
     };
     report.finish(options.json.as_deref())
 }

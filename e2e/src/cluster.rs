@@ -18,7 +18,7 @@ pub mod roles;
 pub(crate) mod state;
 
 use std::env;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output};
@@ -325,6 +325,16 @@ impl Cluster {
             Home::Owned { spec, .. } | Home::Shared { spec } => launch::load_images(spec, archives),
             Home::Foreign => Ok(Vec::new()),
         }
+    }
+
+    /// Pids, as this machine sees them, of the processes of `host` with this command line.
+    pub fn processes(&self, host: &str, command: &[&str]) -> Result<Vec<u32>> {
+        let all = lookup::descendants(self.pid(host)?);
+        let found = all.iter().filter(|process| {
+            let words = process.arguments.iter().map(OsString::as_os_str);
+            words.eq(command.iter().map(OsStr::new))
+        });
+        Ok(found.map(|process| process.pid).collect())
     }
 
     /// Resident memory, in KiB, of every process in the cluster that runs `program` (its path in its

@@ -26,6 +26,7 @@ pub mod install;
 pub mod paths;
 pub mod process;
 pub mod progress;
+pub mod starts;
 pub mod visit;
 pub mod wait;
 

@@ -10,6 +10,7 @@ mod map_life;
 mod map_ports;
 mod map_range;
 mod map_ready;
+mod map_start;
 mod policy_pods;
 mod policy_rights;
 mod policy_values;

@@ -1,0 +1,203 @@
+//! What was seen of one pod's start, from four places, on one clock.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result};
+use k8s_openapi::jiff::Timestamp;
+use serde_json::Value;
+
+use crate::cluster::Cluster;
+use crate::process;
+use crate::starts::Call;
+
+/// Where libcni leaves its results.
+const RESULTS: &str = "var/lib/cni/results";
+
+/// One pod's start.
+#[derive(Clone, Debug)]
+pub(super) struct Trace {
+    result: SystemTime,
+    rule: SystemTime,
+    published: SystemTime,
+    begun: SystemTime,
+    answered: SystemTime,
+}
+
+impl Trace {
+    pub(super) fn result_to_rule(&self) -> f64 {
+        milliseconds(self.result, self.rule)
+    }
+
+    pub(super) fn result_to_published(&self) -> f64 {
+        milliseconds(self.result, self.published)
+    }
+
+    pub(super) fn result_to_words(&self) -> f64 {
+        milliseconds(self.result, self.begun)
+    }
+
+    pub(super) fn words_to_answer(&self) -> f64 {
+        milliseconds(self.begun, self.answered)
+    }
+
+    pub(super) fn is_late(&self) -> bool {
+        self.rule > self.begun
+    }
+
+    pub(super) fn is_published_late(&self) -> bool {
+        self.published > self.begun
+    }
+}
+
+/// Negative where the order was the other.
+fn milliseconds(from: SystemTime, to: SystemTime) -> f64 {
+    match to.duration_since(from) {
+        Ok(after) => after.as_secs_f64() * 1e3,
+        Err(before) => -before.duration().as_secs_f64() * 1e3,
+    }
+}
+
+/// Puts together what was seen of the pods that called.
+pub(super) fn join(
+    cluster: &Cluster,
+    node: &str,
+    space: &str,
+    calls: &[Call],
+    rules: &[(SystemTime, String)],
+) -> Result<Vec<Trace>> {
+    let results = results(cluster, node, space)?;
+    let published = published(cluster, space)?;
+    let trace = |call: &Call| {
+        let pod = &call.pod;
+        let result = *results
+            .get(pod)
+            .with_context(|| format!("{node} has no CNI result of {pod}"))?;
+        let port = format!("tcp dport {} ", call.host_port);
+        let mut later = rules.iter().filter(|(seen, _)| *seen >= result);
+        let rule = later
+            .find(|(_, line)| {
+                line.contains(" ip nat ") && line.contains(&port) && line.contains("dnat to")
+            })
+            .with_context(|| format!("no rule of {pod} was seen for port {}", call.host_port))?;
+        let patches = published.get(pod).into_iter().flatten();
+        let published = patches.copied().find(|seen| *seen >= result);
+        anyhow::Ok(Trace {
+            result,
+            rule: rule.0,
+            published: published.with_context(|| format!("no patch of {pod} in the audit log"))?,
+            begun: call.begun,
+            answered: call.answered,
+        })
+    };
+    calls.iter().map(trace).collect()
+}
+
+/// When the result of each pod was written.
+fn results(cluster: &Cluster, node: &str, space: &str) -> Result<BTreeMap<String, SystemTime>> {
+    let folder = format!("/proc/{}/root/{RESULTS}", cluster.pid(node)?);
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(&folder).with_context(|| format!("list {folder}"))? {
+        let path = entry?.path();
+        if !path.to_string_lossy().ends_with("-eth0") {
+            continue;
+        }
+        let (Ok(text), Ok(metadata)) = (fs::read(&path), fs::metadata(&path)) else {
+            // the pod has just gone
+            continue;
+        };
+        let result: Value = serde_json::from_slice(&text).context("parse a CNI result")?;
+        let argument = |key: &str| {
+            let pairs = result["cniArgs"].as_array()?.iter();
+            let mut values = pairs.filter(|pair| pair[0] == key);
+            values.next()?[1].as_str().map(str::to_owned)
+        };
+        if let (Some(name), true) = (
+            argument("K8S_POD_NAME"),
+            argument("K8S_POD_NAMESPACE").as_deref() == Some(space),
+        ) {
+            found.insert(name, metadata.modified().context("a file without a time")?);
+        }
+    }
+    Ok(found)
+}
+
+/// When the enforcer's writes to each pod's status were done.
+fn published(cluster: &Cluster, space: &str) -> Result<BTreeMap<String, Vec<SystemTime>>> {
+    let path = cluster.audit_log()?;
+    let log = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+    let mut found: BTreeMap<String, Vec<SystemTime>> = BTreeMap::new();
+    for line in log.split(|byte| *byte == b'\n') {
+        // the last line may be half written
+        let Ok(event) = serde_json::from_slice::<Value>(line) else {
+            continue;
+        };
+        let target = &event["objectRef"];
+        let by_enforcer =
+            event["user"]["username"] == "system:serviceaccount:portmapping-system:enforcer";
+        let done = event["stage"] == "ResponseComplete" && event["responseStatus"]["code"] == 200;
+        let of_status = event["verb"] == "patch" && target["subresource"] == "status";
+        if !(by_enforcer && done && of_status && target["namespace"] == space) {
+            continue;
+        }
+        let (Some(name), Some(time)) = (target["name"].as_str(), event["stageTimestamp"].as_str())
+        else {
+            continue;
+        };
+        let time: Timestamp = time.parse().context("parse a time of the audit log")?;
+        let micros = u64::try_from(time.as_microsecond()).context("a time before 1970")?;
+        let time = SystemTime::UNIX_EPOCH + Duration::from_micros(micros);
+        found.entry(name.to_owned()).or_default().push(time);
+    }
+    Ok(found)
+}
+
+/// Notes when the kernel of a node says that it has a new rule, until it is dropped.
+pub(super) struct Rules {
+    monitor: Child,
+    seen: Arc<Mutex<Vec<(SystemTime, String)>>>,
+}
+
+impl Rules {
+    pub(super) fn watch(cluster: &Cluster, node: &str) -> Result<Self> {
+        let mut command = process::command("nsenter");
+        command.arg(format!("--net=/proc/{}/ns/net", cluster.pid(node)?));
+        command.args(["nft", "monitor", "new", "rules"]);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
+        let mut monitor = command.spawn().context("start nft monitor")?;
+        let output = monitor.stdout.take().context("nft monitor has no output")?;
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let notes = Arc::clone(&seen);
+        thread::spawn(move || {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                let now = SystemTime::now();
+                let mut notes = notes.lock().unwrap_or_else(PoisonError::into_inner);
+                notes.push((now, line));
+            }
+        });
+        Ok(Self { monitor, seen })
+    }
+
+    pub(super) fn seen(&self) -> Vec<(SystemTime, String)> {
+        self.seen
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+impl Drop for Rules {
+    fn drop(&mut self) {
+        // gone already is as good
+        let _ = self.monitor.kill();
+        let _ = self.monitor.wait();
+    }
+}

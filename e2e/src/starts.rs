@@ -1,0 +1,283 @@
+//! Pods that say so when they begin, and are called back at once through their host ports, from
+//! outside the cluster.
+//!
+//! ```text
+//! pod (first words) --its name--> collector --"who are you?"--> nodeIP:hostPort --> pod
+//!                                    ^ where: the pod's annotation, as a watch has shown it
+//! ```
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result};
+use futures::{StreamExt, pin_mut};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::Api;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Client, Config};
+use nix::sched::{CloneFlags, setns};
+
+use crate::cluster::Cluster;
+
+const ANNOTATION: &str = "tkestack.io/portmapping";
+/// How long a pod that has begun may have to wait for its annotation; it waits a minute itself.
+const PUBLISHED_SOON: Duration = Duration::from_secs(50);
+/// How long the one call back may take.
+const CALL: Duration = Duration::from_secs(3);
+/// Between two looks at whether the collector is still wanted.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// A pod that has begun, and how the call back went.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// The pod's name.
+    pub pod: String,
+    /// When its first words came in.
+    pub begun: SystemTime,
+    /// Whether its annotation was known by then; else the call had to wait for it.
+    pub known: bool,
+    /// Its first host port.
+    pub host_port: u16,
+    /// What answered there at the first and only try, or why nothing did.
+    pub answer: Result<String, String>,
+    /// When the answer was complete.
+    pub answered: SystemTime,
+}
+
+impl Call {
+    /// Whether the pod itself answered.
+    #[must_use]
+    pub fn reached(&self) -> bool {
+        self.answer.as_ref() == Ok(&self.pod)
+    }
+}
+
+/// Where mapped pods answer, by name.
+#[derive(Debug, Default)]
+struct Known {
+    endpoints: Mutex<BTreeMap<String, SocketAddr>>,
+    more: Condvar,
+}
+
+/// Listens for first words, for as long as it lives.
+#[derive(Debug)]
+pub struct Collector {
+    /// What pods are to dial.
+    pub address: SocketAddr,
+    calls: mpsc::Receiver<Call>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Collector {
+    /// Listens on the client's host, and watches the pods of a namespace.
+    pub fn start(cluster: &Cluster, namespace: &str) -> Result<Self> {
+        let [address, _] = cluster.addresses("client")?;
+        let path = format!("/proc/{}/ns/net", cluster.pid("client")?);
+        let network = File::open(&path).with_context(|| format!("open {path}"))?;
+        let nodes = node_addresses(cluster)?;
+        let known = Arc::new(Known::default());
+        let stop = Arc::new(AtomicBool::new(false));
+        let (sender, calls) = mpsc::channel();
+        let (ready, bound) = mpsc::channel();
+        let (shared, until) = (Arc::clone(&known), Arc::clone(&stop));
+        thread::spawn(move || {
+            let listener = setns(network, CloneFlags::CLONE_NEWNET)
+                .context("enter the client's network")
+                .and_then(|()| {
+                    TcpListener::bind(format!("{address}:0")).context("listen on the client's host")
+                })
+                .and_then(|listener| {
+                    listener.set_nonblocking(true)?;
+                    Ok((listener.local_addr()?, listener))
+                });
+            match listener {
+                Ok((address, listener)) => {
+                    let _ = ready.send(Ok(address));
+                    listen(&listener, &shared, &sender, &until);
+                }
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                }
+            }
+        });
+        let address = bound.recv().context("the listening thread ended")??;
+        let (kubeconfig, namespace) = (cluster.kubeconfig().to_owned(), namespace.to_owned());
+        let until = Arc::clone(&stop);
+        thread::spawn(move || {
+            if let Err(error) = watch(kubeconfig, &namespace, &nodes, &known, &until) {
+                eprintln!("the watch on {namespace} ended: {error:#}");
+            }
+        });
+        Ok(Self {
+            address,
+            calls,
+            stop,
+        })
+    }
+
+    /// The next calls, as many as asked for.
+    pub fn take(&self, count: usize, limit: Duration) -> Result<Vec<Call>> {
+        let end = SystemTime::now() + limit;
+        let mut taken = Vec::with_capacity(count);
+        while taken.len() < count {
+            let left = end.duration_since(SystemTime::now()).unwrap_or_default();
+            let call = self.calls.recv_timeout(left);
+            taken.push(call.with_context(|| {
+                let seconds = limit.as_secs();
+                format!("{} of {count} pods began within {seconds} s", taken.len())
+            })?);
+        }
+        Ok(taken)
+    }
+}
+
+impl Drop for Collector {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+fn listen(
+    listener: &TcpListener,
+    known: &Arc<Known>,
+    calls: &mpsc::Sender<Call>,
+    stop: &AtomicBool,
+) {
+    while !stop.load(Ordering::Relaxed) {
+        let Ok((stream, _)) = listener.accept() else {
+            // nobody there; a poll of a millisecond is what the first words may wait
+            thread::sleep(Duration::from_millis(1));
+            continue;
+        };
+        let begun = SystemTime::now();
+        let (known, calls) = (Arc::clone(known), calls.clone());
+        // the thread is born in the client's network
+        thread::spawn(move || {
+            if let Err(error) = answer(&stream, begun, &known, &calls) {
+                eprintln!("somebody began and said nothing of use: {error:#}");
+            }
+        });
+    }
+}
+
+fn answer(
+    mut stream: &TcpStream,
+    begun: SystemTime,
+    known: &Known,
+    calls: &mpsc::Sender<Call>,
+) -> Result<()> {
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(CALL))?;
+    let mut name = String::new();
+    BufReader::new(stream).take(256).read_line(&mut name)?;
+    let pod = name.trim().to_owned();
+    let (endpoint, was_known) = known.endpoint(&pod);
+    let answer = match endpoint {
+        Some(endpoint) => call(endpoint).map_err(|error| format!("{endpoint}: {error}")),
+        None => Err("no annotation was published".to_owned()),
+    };
+    let answered = SystemTime::now();
+    // it may go on; if it has not waited, that is its business
+    let _ = stream.write_all(b"\n");
+    let _ = calls.send(Call {
+        pod,
+        begun,
+        known: was_known,
+        host_port: endpoint.map_or(0, |endpoint| endpoint.port()),
+        answer,
+        answered,
+    });
+    Ok(())
+}
+
+impl Known {
+    /// Where a pod answers, and whether that was known at once.
+    fn endpoint(&self, pod: &str) -> (Option<SocketAddr>, bool) {
+        let endpoints = self
+            .endpoints
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(endpoint) = endpoints.get(pod) {
+            return (Some(*endpoint), true);
+        }
+        let waited = self
+            .more
+            .wait_timeout_while(endpoints, PUBLISHED_SOON, |all| !all.contains_key(pod));
+        let (endpoints, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        (endpoints.get(pod).copied(), false)
+    }
+}
+
+/// One try: what a lost packet costs here is a failure, and so is what a late rule costs.
+fn call(endpoint: SocketAddr) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&endpoint, CALL)?;
+    stream.set_read_timeout(Some(CALL))?;
+    stream.write_all(b"who are you?\n")?;
+    let mut answer = [0; 256];
+    let length = stream.read(&mut answer)?;
+    let text = String::from_utf8_lossy(&answer[..length]);
+    Ok(text.lines().next().unwrap_or_default().trim().to_owned())
+}
+
+fn watch(
+    kubeconfig: PathBuf,
+    namespace: &str,
+    nodes: &BTreeMap<String, String>,
+    known: &Known,
+    stop: &AtomicBool,
+) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let config = Kubeconfig::read_from(kubeconfig)?;
+        let config = Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await?;
+        let api: Api<Pod> = Api::namespaced(Client::try_from(config)?, namespace);
+        let events = watcher(api, watcher::Config::default())
+            .default_backoff()
+            .applied_objects();
+        pin_mut!(events);
+        while !stop.load(Ordering::Relaxed) {
+            let Ok(Some(event)) = tokio::time::timeout(LOOK, events.next()).await else {
+                continue;
+            };
+            if let Some((name, endpoint)) = event.ok().and_then(|pod| mapped(&pod, nodes)) {
+                let mut endpoints = known
+                    .endpoints
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
+                endpoints.insert(name, endpoint);
+                known.more.notify_all();
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Where a pod's annotation says that its first port answers.
+fn mapped(pod: &Pod, nodes: &BTreeMap<String, String>) -> Option<(String, SocketAddr)> {
+    let value = pod.metadata.annotations.as_ref()?.get(ANNOTATION)?;
+    let entries: serde_json::Value = serde_json::from_str(value).ok()?;
+    let host_port = u16::try_from(entries.get(0)?["hostPort"].as_u64()?).ok()?;
+    let node = nodes.get(pod.spec.as_ref()?.node_name.as_ref()?)?;
+    let endpoint = SocketAddr::new(node.parse().ok()?, host_port);
+    Some((pod.metadata.name.clone()?, endpoint))
+}
+
+/// Each node's first address.
+fn node_addresses(cluster: &Cluster) -> Result<BTreeMap<String, String>> {
+    let nodes = cluster.nodes()?;
+    let pairs = nodes.into_iter().map(|node| {
+        let [address, _] = cluster.addresses(&node)?;
+        Ok((node, address))
+    });
+    pairs.collect()
+}
