@@ -7,6 +7,7 @@ pub mod stats;
 
 mod hold;
 mod startup;
+mod webhook;
 
 use std::fs;
 use std::path::PathBuf;
@@ -48,6 +49,8 @@ enum What {
     Hold,
     /// Pods that start, from the runtime's CNI result to a rule and a published result.
     Startup,
+    /// The admission webhook beside one written with controller-runtime.
+    Webhook,
 }
 
 impl Options {
@@ -80,6 +83,7 @@ pub fn run(options: &Options) -> Result<()> {
     let report: Report = match options.what {
         What::Hold => hold::run(options)?,
         What::Startup => startup::run(options)?,
+        What::Webhook => webhook::run(options)?,
     };
     report.finish(options.json.as_deref())
 }

@@ -102,6 +102,21 @@ pub fn holder() -> Result<PathBuf> {
     Ok(folder.join("holder"))
 }
 
+/// The admission webhook that ours is measured against.
+pub fn peer_webhook() -> Result<PathBuf> {
+    let module = paths::sources().join("peers/webhook");
+    let inputs = ["main.go", "go.mod", "go.sum"]
+        .iter()
+        .try_fold(inputs()?, |inputs, file| inputs.file(&module.join(file)))?;
+    let folder = cache::get("peer-webhook", inputs, |folder| {
+        let mut build = go_build(&module);
+        build.arg("-ldflags=-s -w").arg("-o");
+        build.arg(folder.join("webhook")).arg(".");
+        process::run_long("the webhook of controller-runtime", &mut build, PATIENCE)
+    })?;
+    Ok(folder.join("webhook"))
+}
+
 fn inputs() -> Result<Inputs> {
     let version = process::run(
         process::command("go").arg("version"),

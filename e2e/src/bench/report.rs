@@ -17,6 +17,8 @@ pub enum Bar {
     None,
     /// Ours is at most this many times the peer's.
     AtMostRatio(f64),
+    /// Ours is at least this many times the peer's.
+    AtLeastRatio(f64),
     /// Ours is at most this much, in the row's unit.
     AtMost(f64),
 }
@@ -82,6 +84,7 @@ impl Row {
         match self.bar {
             Bar::None => true,
             Bar::AtMostRatio(limit) => self.peer.as_ref().is_some_and(|peer| peer.ratio <= limit),
+            Bar::AtLeastRatio(limit) => self.peer.as_ref().is_some_and(|peer| peer.ratio >= limit),
             Bar::AtMost(limit) => self.ours <= limit,
         }
     }
@@ -190,6 +193,7 @@ fn bar_text(row: &Row) -> String {
     match row.bar {
         Bar::None => String::new(),
         Bar::AtMostRatio(limit) => format!("<= {limit} x"),
+        Bar::AtLeastRatio(limit) => format!(">= {limit} x"),
         Bar::AtMost(limit) => format!("<= {limit} {}", row.unit),
     }
 }

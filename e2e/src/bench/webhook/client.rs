@@ -1,0 +1,267 @@
+//! The load: reviews over TLS, closed loop, open loop, or one after another.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use http::header::{CONTENT_TYPE, HOST};
+use http::{Method, Request};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::net::TcpStream;
+use tokio::task::{JoinSet, yield_now};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+/// Longest wait for one answer; a server that needs longer has failed.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How a connection speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Version {
+    /// HTTP/1.1 with keep-alive: one review at a time.
+    One,
+    /// HTTP/2: several reviews at once.
+    Two,
+}
+
+/// A server, and what is sent to it.
+#[derive(Clone)]
+pub(super) struct Target {
+    address: SocketAddr,
+    tls: Arc<ClientConfig>,
+    body: Bytes,
+}
+
+/// What a load found.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Load {
+    /// Time that each answer took.
+    pub(super) latencies: Vec<Duration>,
+    /// From the first review to the last answer.
+    pub(super) took: Duration,
+}
+
+impl Load {
+    /// Time that each answer took, in milliseconds.
+    pub(super) fn millis(&self) -> Vec<f64> {
+        self.latencies
+            .iter()
+            .map(|time| time.as_secs_f64() * 1e3)
+            .collect()
+    }
+
+    /// Answers per second.
+    pub(super) fn rate(&self) -> f64 {
+        let answers = u32::try_from(self.latencies.len()).unwrap_or(u32::MAX);
+        f64::from(answers) / self.took.as_secs_f64().max(f64::EPSILON)
+    }
+}
+
+/// One connection.
+#[derive(Debug)]
+enum Sender {
+    One(http1::SendRequest<Full<Bytes>>),
+    Two(http2::SendRequest<Full<Bytes>>),
+}
+
+impl Target {
+    /// `authority` is the certificate (DER) that the server's must be signed with.
+    pub(super) fn new(address: SocketAddr, authority: CertificateDer<'static>) -> Result<Self> {
+        let mut roots = RootCertStore::empty();
+        roots.add(authority).context("trust the benchmark's CA")?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Ok(Self {
+            address,
+            tls: Arc::new(config),
+            body: Bytes::new(),
+        })
+    }
+
+    /// The same server with another review.
+    pub(super) fn sending(&self, body: &Bytes) -> Self {
+        Self {
+            body: body.clone(),
+            ..self.clone()
+        }
+    }
+
+    async fn connect(&self, version: Version) -> Result<Sender> {
+        let mut config = (*self.tls).clone();
+        config.alpn_protocols = vec![match version {
+            Version::One => b"http/1.1".to_vec(),
+            Version::Two => b"h2".to_vec(),
+        }];
+        let tcp = TcpStream::connect(self.address).await?;
+        tcp.set_nodelay(true)?;
+        let name = ServerName::from(self.address.ip());
+        let tls = TlsConnector::from(Arc::new(config))
+            .connect(name, tcp)
+            .await?;
+        let io = TokioIo::new(tls);
+        Ok(match version {
+            Version::One => {
+                let (sender, connection) = http1::handshake(io).await?;
+                tokio::spawn(connection);
+                Sender::One(sender)
+            }
+            Version::Two => {
+                let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await?;
+                tokio::spawn(connection);
+                Sender::Two(sender)
+            }
+        })
+    }
+
+    /// Sends one review and checks the answer.
+    async fn review(&self, sender: &mut Sender) -> Result<Bytes> {
+        let path = match sender {
+            Sender::One(_) => "/mutate".to_owned(),
+            Sender::Two(_) => format!("https://{}/mutate", self.address),
+        };
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(path)
+            .header(CONTENT_TYPE, "application/json")
+            .header(HOST, self.address.to_string())
+            .body(Full::new(self.body.clone()))?;
+        let answer = async {
+            let response = match sender {
+                Sender::One(sender) => {
+                    sender.ready().await?;
+                    sender.send_request(request).await?
+                }
+                Sender::Two(sender) => {
+                    sender.ready().await?;
+                    sender.send_request(request).await?
+                }
+            };
+            ensure!(
+                response.status().is_success(),
+                "answered {}",
+                response.status()
+            );
+            Ok(response.into_body().collect().await?.to_bytes())
+        };
+        timeout(PATIENCE, answer)
+            .await
+            .context("no answer in time")?
+    }
+
+    /// A connection of its own for one review.
+    pub(super) async fn once(&self, version: Version) -> Result<Bytes> {
+        let mut sender = timeout(PATIENCE, self.connect(version)).await??;
+        self.review(&mut sender).await
+    }
+
+    /// As many reviews as get answered in the time: each of `streams` per connection sends the next
+    /// when the last is answered.
+    pub(super) async fn flood(
+        &self,
+        version: Version,
+        connections: usize,
+        streams: usize,
+        time: Duration,
+    ) -> Result<Load> {
+        let mut senders = Vec::new();
+        for _ in 0..connections {
+            let sender = self.connect(version).await?;
+            match sender {
+                Sender::One(sender) => senders.push(Sender::One(sender)),
+                Sender::Two(sender) => {
+                    senders.extend((0..streams).map(|_| Sender::Two(sender.clone())));
+                }
+            }
+        }
+        let mut tasks = JoinSet::new();
+        let begun = Instant::now();
+        for mut sender in senders {
+            let target = self.clone();
+            tasks.spawn(async move {
+                let mut latencies = Vec::new();
+                while begun.elapsed() < time {
+                    let sent = Instant::now();
+                    target.review(&mut sender).await?;
+                    latencies.push(sent.elapsed());
+                }
+                anyhow::Ok(latencies)
+            });
+        }
+        let mut load = Load::default();
+        while let Some(ended) = tasks.join_next().await {
+            load.latencies.extend(ended??);
+        }
+        load.took = begun.elapsed();
+        Ok(load)
+    }
+
+    /// `rate` reviews per second, sent on schedule whether or not earlier ones are answered: each
+    /// counts from the moment it was due, so that a server that stalls pays for all it delays.
+    pub(super) async fn schedule(
+        &self,
+        version: Version,
+        connections: usize,
+        rate: u32,
+        time: Duration,
+    ) -> Result<Load> {
+        let mut idle = VecDeque::new();
+        for _ in 0..connections {
+            idle.push_back(self.connect(version).await?);
+        }
+        let gap = Duration::from_secs(1) / rate;
+        let mut tasks: JoinSet<Result<(Duration, Option<Sender>)>> = JoinSet::new();
+        let mut load = Load::default();
+        let begun = Instant::now();
+        let mut due = begun;
+        while due - begun < time {
+            // a timer of the runtime is a millisecond coarse; this thread has a core of its own
+            while Instant::now() < due {
+                yield_now().await;
+                while let Some(ended) = tasks.try_join_next() {
+                    let (latency, sender) = ended??;
+                    load.latencies.push(latency);
+                    idle.extend(sender);
+                }
+            }
+            let Some(sender) = idle.pop_front() else {
+                // all HTTP/1.1 connections are busy: the review waits, and its clock runs
+                yield_now().await;
+                if let Some(ended) = tasks.try_join_next() {
+                    let (latency, sender) = ended??;
+                    load.latencies.push(latency);
+                    idle.extend(sender);
+                }
+                continue;
+            };
+            let mut mine = match sender {
+                Sender::Two(shared) => {
+                    idle.push_back(Sender::Two(shared.clone()));
+                    Sender::Two(shared)
+                }
+                own @ Sender::One(_) => own,
+            };
+            let (target, was_due) = (self.clone(), due);
+            tasks.spawn(async move {
+                target.review(&mut mine).await?;
+                let back = matches!(mine, Sender::One(_)).then_some(mine);
+                Ok((was_due.elapsed(), back))
+            });
+            due += gap;
+        }
+        while let Some(ended) = tasks.join_next().await {
+            load.latencies.push(ended??.0);
+        }
+        load.took = begun.elapsed();
+        Ok(load)
+    }
+}
