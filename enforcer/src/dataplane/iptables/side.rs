@@ -35,7 +35,26 @@ struct Touched {
     rewritten: BTreeSet<String>,
     /// Rules to be put behind those that are there.
     appended: Vec<(String, String)>,
+    /// Rules to be taken out from among the others.
+    removed: Vec<(String, String)>,
 }
+
+impl Touched {
+    /// A chain that is written anew needs no changes of single rules.
+    fn rewrite(&mut self, all: bool) {
+        if all {
+            let single = self.appended.iter().chain(&self.removed);
+            self.rewritten
+                .extend(single.map(|(chain, _)| chain.clone()));
+        }
+        let stays = |(chain, _): &(String, String)| !self.rewritten.contains(chain);
+        self.appended.retain(stays);
+        self.removed.retain(stays);
+    }
+}
+
+/// With more removals than this, leaves are written anew instead: each costs a search.
+const MAX_SINGLE: usize = 32;
 
 impl Side {
     pub(super) fn new(commands: Commands, layout: Layout) -> Self {
@@ -70,8 +89,9 @@ impl Side {
         remove: &[&Mapping],
         create: &[&Mapping],
     ) -> Result<Option<u32>, DataplaneError> {
-        // after a failure the kernel is looked at again, and what is touched is written anew
-        let (mut known, append) = match self.known.take() {
+        // after a failure the kernel is looked at again, and what is touched is written anew: single
+        // rules are changed only where it is certain what is there
+        let (mut known, single) = match self.known.take() {
             Some(known) => (known, true),
             None => (self.look()?, false),
         };
@@ -89,7 +109,7 @@ impl Side {
         } else {
             missing_jumps
         };
-        let (next, transaction) = self.prepare(known, remove, create, append);
+        let (next, transaction) = self.prepare(known, remove, create, single);
         let jumps = jumps::make(&self.commands, &missing_jumps)?;
         if let Err(error) = self.commands.restore(&transaction) {
             jumps.undo(&self.commands);
@@ -123,12 +143,15 @@ impl Side {
 
     /// What will be there, and the transaction that leads there. Without damage and without a new
     /// protocol it costs no more than the change is large.
+    ///
+    /// Single rules cost iptables-nft least: adding makes the kernel check every rule of the table
+    /// that a packet can come to, and rewriting a leaf adds all of its rules.
     fn prepare(
         &self,
         mut known: Known,
         remove: &[&Mapping],
         create: &[&Mapping],
-        append: bool,
+        single: bool,
     ) -> (Known, Transaction) {
         let frame_stays = known.damage.chains.is_empty()
             && create.iter().all(|m| known.protocols.contains(&m.protocol))
@@ -140,10 +163,7 @@ impl Side {
         let damage = std::mem::take(&mut known.damage);
         known.untouched = false;
         let mut touched = self.change(&mut known, remove, create);
-        if !append || before.is_some() {
-            let appended = touched.appended.drain(..).map(|(chain, _)| chain);
-            touched.rewritten.extend(appended);
-        }
+        touched.rewrite(!single || before.is_some() || remove.len() > MAX_SINGLE);
         let transaction = self.transaction(&known, before, damage, touched);
         (known, transaction)
     }
@@ -157,17 +177,21 @@ impl Side {
         let mut touched = Touched::default();
         for mapping in remove {
             let leaf = self.layout.leaf(mapping);
-            if let Entry::Occupied(mut found) = known.leaves.entry(leaf.clone()) {
-                if found.get_mut().remove(*mapping)
-                    && let Some(count) = known.pods.get_mut(&mapping.pod_ip)
-                {
-                    *count = count.saturating_sub(1);
-                }
-                if found.get().is_empty() {
-                    found.remove();
-                }
+            let Entry::Occupied(mut found) = known.leaves.entry(leaf.clone()) else {
+                touched.rewritten.insert(leaf);
+                continue;
+            };
+            if !found.get_mut().remove(*mapping) {
+                touched.rewritten.insert(leaf);
+                continue;
             }
-            touched.rewritten.insert(leaf);
+            if found.get().is_empty() {
+                found.remove();
+            }
+            if let Some(count) = known.pods.get_mut(&mapping.pod_ip) {
+                *count = count.saturating_sub(1);
+            }
+            touched.removed.push((leaf, mapping_rule(mapping)));
         }
         for mapping in create {
             known.protocols.insert(mapping.protocol);
@@ -191,12 +215,8 @@ impl Side {
             }
         }
         let left = known.pods.extract_if(.., |_, count| *count == 0);
-        let left = left.map(|(pod, _)| bucket(pod));
-        touched.rewritten.extend(left);
-        let rewritten = &touched.rewritten;
-        touched
-            .appended
-            .retain(|(chain, _)| !rewritten.contains(chain));
+        let left = left.map(|(pod, _)| (bucket(pod), self.layout.pod_rule(pod)));
+        touched.removed.extend(left);
         touched
     }
 
@@ -233,7 +253,7 @@ impl Side {
             chains,
             appended: touched.appended,
             obsolete,
-            deleted: deletions.collect(),
+            deleted: deletions.chain(touched.removed).collect(),
             inserted: misplaced()
                 .map(|(jump, _)| (jump.from.to_owned(), jump.rule.to_owned()))
                 .collect(),

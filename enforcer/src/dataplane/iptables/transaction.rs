@@ -12,7 +12,7 @@ pub(super) struct Transaction {
     pub(super) appended: Vec<(String, String)>,
     /// Chains of ours to be removed.
     pub(super) obsolete: Vec<String>,
-    /// Rules to be deleted from built-in chains: chain and rule.
+    /// Rules to be deleted from chains that stay as they are else: chain and rule.
     pub(super) deleted: Vec<(String, String)>,
     /// Rules to be put first into built-in chains: chain and rule.
     pub(super) inserted: Vec<(String, String)>,
