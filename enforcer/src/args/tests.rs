@@ -34,7 +34,7 @@ fn the_defaults_are_those_of_the_manifest() {
         "--quarantine=60s",
         "--max-ports=64",
         "--iptables=auto",
-        "--check-every=10s",
+        "--check-every=5s",
         "--cni-results=/var/lib/cni/results",
     ] {
         assert!(
