@@ -4,12 +4,11 @@ use std::net::UdpSocket;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use portmapping_enforcer::dataplane::iptables::Flavour;
 use portmapping_shared::Mapping;
 use portmapping_shared::Protocol::Udp;
 use socket2::{Domain, Socket, Type};
 
-use crate::lab::{Lab, NODE, NODE_V6, POD1, POD1_V6, at, map};
+use crate::lab::{Backend, Lab, NODE, NODE_V6, POD1, POD1_V6, at, map};
 use crate::netns::Netns;
 use crate::serve::serve;
 
@@ -22,22 +21,22 @@ const PERIOD: Duration = Duration::from_millis(50);
 /// When a client that was not heard is given up.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-crate::for_each_flavour!(
+crate::for_each_backend!(
     clients_of_free_ports_get_through,
     clients_of_held_ports_get_through,
     clients_of_swallowing_ports_get_through,
 );
 
-fn clients_of_free_ports_get_through(flavour: Flavour) {
-    early_clients_get_through(flavour, "free ports", |_, _| None);
+fn clients_of_free_ports_get_through(backend: Backend) {
+    early_clients_get_through(backend, "free ports", |_, _| None);
 }
 
-fn clients_of_held_ports_get_through(flavour: Flavour) {
-    early_clients_get_through(flavour, "held ports", |node, port| Some(hold(node, port)));
+fn clients_of_held_ports_get_through(backend: Backend) {
+    early_clients_get_through(backend, "held ports", |node, port| Some(hold(node, port)));
 }
 
-fn clients_of_swallowing_ports_get_through(flavour: Flavour) {
-    early_clients_get_through(flavour, "swallowing ports", |node, port| {
+fn clients_of_swallowing_ports_get_through(backend: Backend) {
+    early_clients_get_through(backend, "swallowing ports", |node, port| {
         Some(node.run(|| UdpSocket::bind(("::", port)).expect("bind")))
     });
 }
@@ -92,13 +91,13 @@ impl Client {
 }
 
 fn early_clients_get_through(
-    flavour: Flavour,
+    backend: Backend,
     what: &str,
     holder: impl Fn(&Netns, u16) -> Option<UdpSocket>,
 ) {
     let lab = Lab::new();
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
-    let mut driver = lab.driver(flavour);
+    let mut driver = lab.driver(backend);
     // the node tracks flows from its first nat rule on
     driver.reconcile(&[map(Udp, 29999, POD1, 9040), map(Udp, 29999, POD1_V6, 9040)]);
     let ports: Vec<u16> = (0..PORTS).map(|n| 20000 + 37 * n).collect();
@@ -149,7 +148,7 @@ fn early_clients_get_through(
         .filter_map(|client| Some(client.heard?.saturating_duration_since(client.mapped?)))
         .max();
     println!(
-        "{flavour}: {} clients of {what}, all heard at most {longest:?} after the rules",
+        "{backend}: {} clients of {what}, all heard at most {longest:?} after the rules",
         clients.len()
     );
 }
