@@ -21,6 +21,7 @@ mod element;
 mod expression;
 mod frame;
 mod look;
+mod sets;
 mod table;
 
 use change::Change;

@@ -1,4 +1,4 @@
-//! With iptables-nft, damage by others is announced and our own changes are not mistaken for it.
+//! With iptables-nft and nftables, damage by others is announced and our own changes are not mistaken for it.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use portmapping_shared::Protocol::{Tcp, Udp};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::lab::{Driver, Lab, POD1, POD1_V6, map};
+use crate::lab::{Backend, Driver, Lab, POD1, POD1_V6, map};
 
 /// How long an announcement may take on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -70,8 +70,17 @@ fn mappings(count: u16) -> Vec<Mapping> {
 
 #[test]
 fn own_changes_raise_no_hint() {
+    own_changes_are_told_apart(Flavour::Nft.into());
+}
+
+#[test]
+fn own_changes_of_nftables_raise_no_hint() {
+    own_changes_are_told_apart(Backend::Nftables);
+}
+
+fn own_changes_are_told_apart(backend: Backend) {
     let lab = Lab::new();
-    let mut driver = lab.driver(Flavour::Nft);
+    let mut driver = lab.driver(backend);
     let mut hints = Hints::of(&lab, driver.drift());
     driver.reconcile(&mappings(1));
     hints.settle(&mut driver);
@@ -96,17 +105,32 @@ fn own_changes_raise_no_hint() {
 
 #[test]
 fn damage_is_announced_and_repaired() {
+    let damages = [
+        "nft flush ruleset",
+        "iptables-nft -t nat -F PORTMAPPING-TCP-20000-20021",
+        "iptables-nft -t nat -D PREROUTING 1",
+    ];
+    damages_are_announced_and_repaired(Flavour::Nft.into(), &damages);
+}
+
+#[test]
+fn damage_of_nftables_is_announced_and_repaired() {
+    let damages = [
+        "nft flush ruleset",
+        "nft delete element inet portmapping ports4 { tcp . 20007 }",
+        "nft flush chain inet portmapping prerouting",
+    ];
+    damages_are_announced_and_repaired(Backend::Nftables, &damages);
+}
+
+fn damages_are_announced_and_repaired(backend: Backend, damages: &[&str]) {
     let lab = Lab::new();
-    let mut driver = lab.driver(Flavour::Nft);
+    let mut driver = lab.driver(backend);
     let mut hints = Hints::of(&lab, driver.drift());
     let desired = mappings(500);
     driver.reconcile(&desired);
     hints.settle(&mut driver);
-    for damage in [
-        "nft flush ruleset",
-        "iptables-nft -t nat -F PORTMAPPING-TCP-20000-20021",
-        "iptables-nft -t nat -D PREROUTING 1",
-    ] {
+    for damage in damages {
         lab.node.sh(damage);
         let begun = Instant::now();
         assert!(hints.comes_within(PATIENCE), "{damage} was not announced");

@@ -11,7 +11,8 @@ use crate::dataplane::iptables::Family;
 use crate::dataplane::netlink::{Batch, Encoder, flags};
 
 use super::element::{Foreign, Slot, write_hairpin, write_mapping};
-use super::frame::{Frame, NAME, OURS, SetId, TABLE, header, message};
+use super::frame::{Frame, NAME, OURS, TABLE, header, message};
+use super::sets::SetId;
 use super::table::{Content, FrameState};
 
 /// One transaction, and how it changes what is known. Its size is that of the plan, but where the

@@ -12,7 +12,7 @@ use crate::dataplane::iptables::Family;
 use crate::dataplane::netlink::{Attribute, Encoder};
 
 use super::expression::{DATA_VALUE, LIST_ELEM, octets};
-use super::frame::SetId;
+use super::sets::SetId;
 
 /// `NFTA_SET_ELEM_KEY`, `_DATA`, `_FLAGS`, `_USERDATA`.
 const KEY: u16 = 1;

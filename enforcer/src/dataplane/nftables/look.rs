@@ -8,7 +8,8 @@ use rustix::io::Errno;
 use crate::dataplane::netlink::{Attributes, Message, NetlinkError, Socket};
 
 use super::element::{Foreign, Listed, Slot, read_hairpin};
-use super::frame::{Chain, Frame, NAME, OURS, SetId, SetShape, TABLE, header, message};
+use super::frame::{Chain, Frame, NAME, OURS, TABLE, header, message};
+use super::sets::{SetId, SetShape};
 use super::table::{Content, FrameState};
 
 /// How often a reading is repeated because somebody changed any table meanwhile.

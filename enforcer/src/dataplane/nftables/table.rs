@@ -8,7 +8,7 @@ use portmapping_shared::Mapping;
 use crate::dataplane::iptables::Family;
 
 use super::element::{Foreign, Slot, hairpin_key, key_bytes};
-use super::frame::SetId;
+use super::sets::SetId;
 
 /// An element by its set and raw key.
 pub(super) type RawKey = (SetId, Vec<u8>);
