@@ -37,11 +37,6 @@ impl Resting {
             .map(|(_, key)| *key)
     }
 
-    /// Every resting port with the end of its rest, the earliest first.
-    pub fn by_end(&self) -> impl Iterator<Item = (Duration, PortKey)> + '_ {
-        self.order.iter().copied()
-    }
-
     /// When the next rest ends.
     #[must_use]
     pub fn next(&self) -> Option<Duration> {

@@ -140,6 +140,17 @@ fn a_recovered_pod_follows_its_sandbox_before_the_api_speaks() {
 }
 
 #[test]
+fn a_recovered_pod_whose_sandbox_ends_is_unmapped_before_the_api_speaks() {
+    let mut node = Node::new("20000-29999");
+    node.applied(facts("a", Some("10.244.0.2"))).settle();
+    node.state = NodeState::recover(config("20000-29999"), 9, NOW, recovered(&node));
+    node.up(sandbox("a", "s1", "10.244.0.2", 1));
+    assert_eq!(node.leads_to("a").len(), 1);
+    node.down("s1");
+    assert!(node.state.desired().is_empty());
+}
+
+#[test]
 fn two_pods_with_one_port_in_the_kernel_are_told_apart() {
     let mut node = Node::new("20000-29999");
     node.applied(facts("a", Some("10.244.0.2"))).settle();
