@@ -2,6 +2,9 @@
 //! registration says, one part of them what it said a moment ago, as an API server does whose watch
 //! lags. No review fails, no handshake does, and no connection is cut.
 
+// the helpers of a test may fail it
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -41,12 +44,15 @@ const REVIEW: &str = r#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionRev
 /// (version, content).
 type Object<T> = Arc<Mutex<(u64, T)>>;
 
+/// Bundles, and when they were registered.
+type History = Arc<Mutex<VecDeque<(Instant, Vec<u8>)>>>;
+
 /// Secret and registration with compare-and-swap, and the bundles that were registered.
 #[derive(Clone, Default)]
 struct Cluster {
     secret: Object<Material>,
     bundle: Object<Vec<u8>>,
-    history: Arc<Mutex<VecDeque<(Instant, Vec<u8>)>>>,
+    history: History,
 }
 
 impl Cluster {
