@@ -239,7 +239,11 @@ async fn over_tls(server: &Server, body: &[u8]) -> (Duration, f64, Duration) {
     tasks.join_all().await;
     let reviews = u32::try_from(rounds * CONNECTIONS * STREAMS).expect("few");
     let rate = f64::from(reviews) / start.elapsed().as_secs_f64();
-    ((server.time() - before) / reviews, rate, serial[198])
+    (
+        server.time().saturating_sub(before) / reviews,
+        rate,
+        serial[198],
+    )
 }
 
 fn main() {

@@ -64,7 +64,9 @@ pub fn parse(
         return Err(Unusable::TooLarge);
     }
     let cached: CachedInfo =
-        serde_json::from_slice(bytes).map_err(|error| Unusable::Malformed(error.to_string()))?;
+        // its words repeat the text that it did not expect, however long
+        serde_json::from_slice(bytes)
+            .map_err(|error| Unusable::Malformed(shortened(&error.to_string())))?;
     if cached.kind != KIND {
         return Err(Unusable::OtherKind(shortened(&cached.kind)));
     }

@@ -8,9 +8,13 @@
 
 mod http1and2;
 
+use std::net::IpAddr;
+use std::time::Duration;
+
 use json_patch::PatchOperation;
+use portmapping_enforcer::cni::result;
 use portmapping_shared::annotation::{self, Value};
-use portmapping_shared::{PodSpec, PortRequest};
+use portmapping_shared::{PodSpec, PodUid, PortRequest};
 use portmapping_webhook::mutate::{self, Verdict};
 use portmapping_webhook::review::{self, Answer, Subject};
 
@@ -100,6 +104,22 @@ pub fn review(data: &[u8]) {
         panic!("denied at the second pass")
     };
     assert_eq!(again, Vec::<PatchOperation>::new());
+}
+
+/// A file of the runtime's CNI result cache: at most one pod, with addresses that a pod may have.
+pub fn cni(data: &[u8]) {
+    let node = IpAddr::from([10, 0, 0, 11]);
+    match result::parse(data, Duration::ZERO, |ip| ip == node) {
+        Ok(None) => {}
+        Ok(Some(sandbox)) => {
+            assert!(!sandbox.ips.is_empty());
+            let odd = |ip: &IpAddr| *ip == node || ip.is_loopback() || ip.is_unspecified();
+            assert!(!sandbox.ips.iter().any(odd));
+            // stands in the comment of a rule
+            assert!(sandbox.uid.as_str().parse::<PodUid>().is_ok());
+        }
+        Err(unusable) => assert!(unusable.to_string().len() < MAX_MESSAGE_BYTES),
+    }
 }
 
 #[cfg(test)]

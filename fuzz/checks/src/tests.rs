@@ -35,3 +35,8 @@ fn mark() {
 fn http() {
     over_corpus("http", super::http);
 }
+
+#[test]
+fn cni() {
+    over_corpus("cni", super::cni);
+}
