@@ -1,6 +1,7 @@
 //! Words that all tables use.
 
 pub(crate) mod caller;
+mod fixtures;
 pub(crate) mod objects;
 pub(crate) mod rows;
 pub(crate) mod world;

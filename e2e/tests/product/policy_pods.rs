@@ -8,12 +8,12 @@ use serde_json::{Value, json};
 use crate::support::space::Space;
 use crate::support::{eventually, get, node_addresses, shared};
 
-/// What the restricted level has against the enforcer: the host's network and its two folders, the one
+/// What the restricted level has against the enforcer: the host's network and three of its paths, the one
 /// capability, and user 0 without any other capability.
 const ENFORCER: [&str; 5] = [
     "host namespaces (hostNetwork=true)",
     "unrestricted capabilities (container \"enforcer\" must not include \"NET_ADMIN\" in securityContext.capabilities.add)",
-    "restricted volume types (volumes \"handover\", \"xtables-lock\" use restricted volume type \"hostPath\")",
+    "restricted volume types (volumes \"handover\", \"xtables-lock\", \"cni\" use restricted volume type \"hostPath\")",
     "runAsNonRoot != true (pod or containers \"keeper\", \"enforcer\" must set securityContext.runAsNonRoot=true)",
     "runAsUser=0 (pod must not set runAsUser=0)",
 ];

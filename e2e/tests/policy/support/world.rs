@@ -1,4 +1,4 @@
-//! Two clusters with the policies and without the product, and the pods that the tables speak of.
+//! Two clusters with the policies and without the product.
 
 use std::ops::Deref;
 use std::sync::LazyLock;
@@ -10,8 +10,7 @@ use e2e::{Cluster, Config, Minor, paths};
 use serde_json::{Value, json};
 
 use super::caller::{Answer, Call, Callers, Form, Who};
-use super::objects::{At, SYSTEM, create, mapping, noted, on_node, pod, post};
-use super::{ANNOTATION, MARK, MARKED, RESULT};
+use super::objects::post;
 
 /// How long anything that should happen may take on a loaded machine.
 const LIMIT: Duration = Duration::from_secs(90);
@@ -20,21 +19,6 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Where the registration is.
 pub(crate) const REGISTRATIONS: &str =
     "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
-const ENFORCE: &str = "pod-security.kubernetes.io/enforce";
-
-/// A namespace, and its labels.
-const NAMESPACES: [(&str, &[(&str, &str)]); 7] = [
-    ("open", &[]),
-    ("privileged", &[(ENFORCE, "privileged")]),
-    ("baseline", &[(ENFORCE, "baseline")]),
-    ("restricted", &[(ENFORCE, "restricted")]),
-    (
-        "permitted",
-        &[(ENFORCE, "baseline"), (ANNOTATION, "allowed")],
-    ),
-    ("mislabelled", &[(ENFORCE, "baseline"), (ANNOTATION, "yes")]),
-    ("turned", &[]), // becomes baseline once a pod of it is mapped
-];
 
 static OLDEST: LazyLock<World> = LazyLock::new(|| World::start(Minor::V1_33));
 static NEWEST: LazyLock<World> = LazyLock::new(|| World::start(Minor::V1_36));
@@ -218,133 +202,6 @@ impl<'a> Session<'a> {
             self.done(Who::Admin, &get)
         })
         .map(drop)
-    }
-
-    /// The pods that enforcers' tokens are bound to, and the registration.
-    fn furnish_system(&self) -> Result<()> {
-        for node in ["node1", "node2"] {
-            let mut enforcer = on_node(pod(&format!("enforcer-{node}")), node);
-            enforcer["spec"]["serviceAccountName"] = json!("enforcer");
-            self.eventually("the enforcer's pod", || {
-                self.done(Who::Admin, &create(SYSTEM, enforcer.clone()))
-            })?;
-        }
-        let file = paths::manifests().join("base/registration.yaml");
-        let file = format!("--filename={}", file.display());
-        let create = ["create", "--dry-run=client", "--output=json", &file];
-        let text = self.cluster().kubectl_run(create)?;
-        let mut registration: Value = serde_json::from_str(&text)?;
-        // nothing here answers it
-        registration["webhooks"][0]["rules"] = json!([{ "apiGroups": ["example.com"], "apiVersions": ["v1"],
-            "operations": ["CREATE"], "resources": ["nothings"] }]);
-        registration["webhooks"][0]["matchConditions"] = Value::Null;
-        self.done(Who::Admin, &post(REGISTRATIONS, registration))
-            .map(drop)
-    }
-
-    /// Policies bite a moment after they were applied: each is tried until it does.
-    fn wait_for_policies(&self) -> Result<()> {
-        let forged = noted(pod("probe"), json!({ ANNOTATION: RESULT }));
-        let mut deployment = json!({ "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": "probe" },
-            "spec": { "selector": { "matchLabels": { "a": "b" } }, "template": {
-                "metadata": { "labels": { "a": "b" } }, "spec": pod("probe")["spec"] } } });
-        deployment["spec"]["template"]["metadata"]["annotations"][ANNOTATION] = json!("broken");
-        let own = At(SYSTEM, "enforcer-node1", "status");
-        let registration = Call {
-            method: "PATCH",
-            path: format!("{REGISTRATIONS}/portmapping"),
-            form: Form::Merge,
-            body: json!({ "metadata": { "labels": { "a": "b" } } }),
-        };
-        for (policy, who, mut call) in [
-            ("users", Who::User, create("default", forged)),
-            ("enforcer", Who::UnboundEnforcer, own.patch(mapping())),
-            (
-                "templates",
-                Who::User,
-                post("/apis/apps/v1/namespaces/default/deployments", deployment),
-            ),
-            ("webhook", Who::Webhook, registration),
-        ] {
-            call.path.push_str("?dryRun=All");
-            let said = format!("ValidatingAdmissionPolicy 'portmapping-{policy}'");
-            self.eventually(&format!("the policy portmapping-{policy}"), || {
-                let answer = self.call(who, &call)?;
-                let told = answer
-                    .warnings
-                    .iter()
-                    .any(|text| text.contains("portmapping"));
-                let refused = answer.message().contains(&said);
-                ensure!(told || refused, "it does not bite yet: {answer:?}");
-                Ok(())
-            })?;
-        }
-        Ok(())
-    }
-
-    /// Namespaces and pods that tables speak of; no row changes them.
-    fn furnish(&self) -> Result<()> {
-        for (name, labels) in NAMESPACES {
-            self.namespace(name, labels)?;
-        }
-        let asks = json!({ ANNOTATION: "" });
-        let pods = [
-            ("open", "plain", "node1", json!({})),
-            (
-                "open",
-                "asked",
-                "node1",
-                json!({ ANNOTATION: "", "x/y": "1" }),
-            ),
-            (
-                "open",
-                "marked",
-                "node1",
-                json!({ ANNOTATION: "", MARK: MARKED }),
-            ),
-            (
-                "open",
-                "mapped",
-                "node1",
-                json!({ ANNOTATION: "", "x/y": "1" }),
-            ),
-            ("open", "elsewhere", "node2", asks.clone()),
-            ("open", "terminating", "node1", asks.clone()),
-            ("baseline", "plain", "node1", json!({})),
-            ("permitted", "plain", "node2", json!({})),
-            ("turned", "mapped", "node1", asks.clone()),
-            (SYSTEM, "mapped", "node1", asks.clone()),
-        ];
-        for (namespace, name, node, notes) in pods {
-            let pod = on_node(noted(pod(name), notes), node);
-            self.done(Who::User, &create(namespace, pod))?;
-        }
-        let mut unscheduled = noted(pod("unscheduled"), asks);
-        unscheduled["spec"]["schedulerName"] = json!("nobody");
-        self.done(Who::User, &create("open", unscheduled))?;
-        for namespace in ["open", "turned", SYSTEM] {
-            let mapped = At(namespace, "mapped", "status");
-            // the kubelet's first status must be there: a later one would change what rows compare
-            self.running(namespace, "mapped")?;
-            self.done(Who::Enforcer, &mapped.patch(mapping()))?;
-        }
-        let terminating = At("open", "terminating", "");
-        let finalizer = json!({ "metadata": { "finalizers": ["example.com/stays"] } });
-        self.done(Who::User, &terminating.patch(finalizer))?;
-        self.done(Who::User, &terminating.delete())?;
-        let baseline = Call {
-            method: "PATCH",
-            path: "/api/v1/namespaces/turned".into(),
-            form: Form::Merge,
-            body: json!({ "metadata": { "labels": { ENFORCE: "baseline" } } }),
-        };
-        self.done(Who::Admin, &baseline)?;
-        let mut ask = create("turned", noted(pod("probe"), json!({ ANNOTATION: "" })));
-        ask.path.push_str("?dryRun=All");
-        self.eventually("the namespace's new level", || {
-            ensure!(!self.call(Who::User, &ask)?.is_fine(), "still open");
-            Ok(())
-        })
     }
 
     /// Waits until a pod runs.
