@@ -73,9 +73,10 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
     }
 
     note_facts(&mut config)?;
+    // what can be done before the keeper is there: ports that lost their holder wait for the two of us
+    let (mut dataplane, drift) = open_dataplane(&mut config)?;
     let mut keeper = Keeper::connect(&config.keeper_socket, KEEPER_START).await?;
     let held = keeper.list().await?;
-    let (mut dataplane, drift) = open_dataplane(&mut config)?;
     let observed = dataplane.observe()?;
     let (mappings, ports) = (observed.mappings.len(), held.len());
     tracing::info!(

@@ -29,7 +29,7 @@ const STACK: usize = 128 * 1024;
 /// Probes until it is stopped.
 pub(super) struct Prober {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<Result<()>>,
+    thread: Option<JoinHandle<Result<()>>>,
 }
 
 #[derive(Clone)]
@@ -48,14 +48,23 @@ impl Prober {
             stop: Arc::clone(&stop),
         };
         let thread = visit::at(cluster, "client", move || shepherd(&shared))?;
+        let thread = Some(thread);
         Ok(Self { stop, thread })
     }
 
-    pub(super) fn stop(self) -> Result<()> {
+    pub(super) fn stop(mut self) -> Result<()> {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread
-            .join()
-            .map_err(|_| anyhow!("the prober panicked"))?
+        let joined = self.thread.take().map(JoinHandle::join);
+        joined.map_or(Ok(()), |joined| {
+            joined.map_err(|_| anyhow!("the prober panicked"))?
+        })
+    }
+}
+
+impl Drop for Prober {
+    /// A run that failed takes its cluster down: what breaks then is no news.
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
     }
 }
 

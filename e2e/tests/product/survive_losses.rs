@@ -177,8 +177,13 @@ fn without_keeper_and_api_server_ports_are_held_again_and_a_lost_one_is_told() -
             .find(|line| line["message"] == "mapped ports are held again");
         let said = said.context("the enforcer's log does not tell of it")?;
         ensure!(said["ports"] == others.len() && said["lost"] == 1, "{said}");
+        let keeper = log(&cluster, &enforcer(&cluster, NODE)?, "keeper")?;
+        let keeping = keeper.iter().find(|line| line["message"] == "keeping");
         println!(
-            "{loose} ports were free at a look; held again {} ms after the start",
+            "{loose} ports were free at a look; the keeper listened at {}, they were held again at {}, {} ms after \
+             the enforcer's start",
+            keeping.context("the keeper's log does not tell that it keeps")?["timestamp"],
+            said["timestamp"],
             said["ms"]
         );
 
