@@ -328,7 +328,7 @@ impl Cluster {
     }
 
     /// Pids, as this machine sees them, of the processes of `host` with this command line.
-    pub fn processes(&self, host: &str, command: &[&str]) -> Result<Vec<u32>> {
+    pub fn processes_running(&self, host: &str, command: &[&str]) -> Result<Vec<u32>> {
         let all = lookup::descendants(self.pid(host)?);
         let found = all.iter().filter(|process| {
             let words = process.arguments.iter().map(OsString::as_os_str);

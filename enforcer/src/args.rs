@@ -71,6 +71,14 @@ pub struct RunArgs {
     /// Ports one pod may ask for
     #[arg(long, env = "PORTMAPPING_MAX_PORTS", default_value_t = DEFAULT_MAX_PORTS)]
     max_ports: usize,
+    /// What carries the mappings; a change moves those of this node over
+    #[arg(
+        long,
+        env = "PORTMAPPING_BACKEND",
+        value_enum,
+        default_value = "iptables"
+    )]
+    backend: BackendChoice,
     /// Which iptables to use; auto takes the one the node uses already
     #[arg(long, env = "PORTMAPPING_IPTABLES", value_enum, default_value = "auto")]
     iptables: IptablesChoice,
@@ -100,6 +108,15 @@ pub struct RunArgs {
     /// pod from starting beside this one
     #[arg(long, value_name = "ADDRESS", env = "PORTMAPPING_METRICS_LISTEN")]
     metrics_listen: Option<SocketAddr>,
+}
+
+/// What carries the mappings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BackendChoice {
+    /// Chains, through the iptables programs.
+    Iptables,
+    /// A table of maps, over netlink.
+    Nftables,
 }
 
 /// Which of the two kinds of iptables.
@@ -148,6 +165,8 @@ pub struct RunConfig {
     pub node: String,
     /// The state machine's settings; node facts are still to be added.
     pub core: Config,
+    /// What carries the mappings.
+    pub backend: BackendChoice,
     /// Which iptables.
     pub iptables: IptablesChoice,
     /// Pod subnets behind the node's bridge.
@@ -188,6 +207,7 @@ impl TryFrom<RunArgs> for RunConfig {
             cooldown,
             quarantine,
             max_ports,
+            backend,
             iptables,
             neighbours,
             cni_results,
@@ -218,6 +238,7 @@ impl TryFrom<RunArgs> for RunConfig {
         Ok(Self {
             node: node_name,
             core,
+            backend,
             iptables,
             neighbours,
             cni_results: (!cni_results.is_empty()).then(|| cni_results.into()),

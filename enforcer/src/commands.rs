@@ -14,11 +14,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::args::{ADMIN_SOCKET, HealthArgs, IptablesChoice, RunArgs, RunConfig, UninstallArgs};
+use crate::args::{
+    ADMIN_SOCKET, BackendChoice, HealthArgs, IptablesChoice, RunArgs, RunConfig, UninstallArgs,
+};
 use crate::cni::{self, SANDBOX_QUEUE};
-use crate::dataplane::generation::Drift;
-use crate::dataplane::iptables::{self, Flavour, Iptables, Settings};
-use crate::dataplane::{Dataplane, Tools, detect};
+use crate::dataplane::iptables::{Flavour, Settings};
+use crate::dataplane::moving::{self, Backend, Moving};
+use crate::dataplane::{Dataplane as _, Tools, detect};
 use crate::hold::Keeper;
 use crate::keeper::{DEFAULT_SOCKET, wire::Duty};
 use crate::metrics::Metrics;
@@ -74,7 +76,8 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
 
     note_facts(&mut config)?;
     // what can be done before the keeper is there: ports that lost their holder wait for the two of us
-    let (mut dataplane, drift) = open_dataplane(&mut config)?;
+    let mut dataplane = open_dataplane(&mut config)?;
+    let drift = dataplane.drift();
     let mut keeper = Keeper::connect(&config.keeper_socket, KEEPER_START).await?;
     let held = keeper.list().await?;
     let observed = dataplane.observe()?;
@@ -97,7 +100,7 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
         mappings: observed.mappings,
         intact: observed.intact,
         held,
-        ..Recovered::default()
+        elsewhere: dataplane.elsewhere().clone(),
     };
     let state = NodeState::recover(config.core, rand::random(), started.elapsed(), found);
 
@@ -118,7 +121,7 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
     }
     let drivers = Drivers {
         keeper: Arc::new(tokio::sync::Mutex::new(keeper)),
-        dataplane: Arc::new(Mutex::new(dataplane)),
+        dataplane: Arc::new(Mutex::new(Box::new(dataplane))),
         publisher: Publisher::new(client.clone(), &config.node),
         metrics,
     };
@@ -207,19 +210,20 @@ fn note_facts(config: &mut RunConfig) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn open_dataplane(config: &mut RunConfig) -> anyhow::Result<(Box<dyn Dataplane>, Drift)> {
+fn open_dataplane(config: &mut RunConfig) -> anyhow::Result<Moving> {
     let tools = Tools::default();
-    let flavour = match config.iptables {
-        IptablesChoice::Nft => Flavour::Nft,
-        IptablesChoice::Legacy => Flavour::Legacy,
-        IptablesChoice::Auto => {
+    let backend = match (config.backend, config.iptables) {
+        (BackendChoice::Nftables, _) => Backend::Nftables,
+        (BackendChoice::Iptables, IptablesChoice::Nft) => Flavour::Nft.into(),
+        (BackendChoice::Iptables, IptablesChoice::Legacy) => Flavour::Legacy.into(),
+        (BackendChoice::Iptables, IptablesChoice::Auto) => {
             let detected = detect::detect(&tools)?;
             tracing::info!(
                 iptables = detected.flavour.as_str(),
                 reason = detected.reason,
                 "chosen"
             );
-            detected.flavour
+            detected.flavour.into()
         }
     };
     let settings = Settings {
@@ -227,18 +231,17 @@ fn open_dataplane(config: &mut RunConfig) -> anyhow::Result<(Box<dyn Dataplane>,
         neighbours: std::mem::take(&mut config.neighbours),
         ..Settings::new(config.core.range)
     };
-    let driver = Iptables::open(flavour, settings, tools)?;
+    let driver = Moving::open(backend, &settings, tools)?;
     config.core.ipv6 &= driver.has_ipv6();
-    let drift = driver.drift();
-    if flavour == Flavour::Nft
-        && let Err(error) = drift.listen()
+    if backend.announces()
+        && let Err(error) = driver.drift().listen()
     {
         tracing::warn!(
             error = chain(&error),
             "changes of the packet filter are not announced: damage is seen every --check-every only"
         );
     }
-    Ok((Box::new(driver), drift))
+    Ok(driver)
 }
 
 /// A socket that an earlier process left behind in this pod is in the way.
@@ -264,10 +267,10 @@ async fn serve_admin<L: axum::serve::Listener>(
 
 /// `enforcer uninstall`.
 pub fn uninstall(args: &UninstallArgs) -> anyhow::Result<()> {
-    let begun = iptables::uninstall(&Tools::default());
+    let begun = moving::uninstall(&Tools::default());
     clear_run_dir(&args.run_dir);
     begun.context("not everything could be removed; run it again")?;
-    tracing::info!("every rule and chain of ours is gone from this node");
+    tracing::info!("every rule, chain and table of ours is gone from this node");
     if args.stay {
         runtime()?.block_on(stay(&args.admin_socket))
     } else {

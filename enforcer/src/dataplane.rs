@@ -15,6 +15,7 @@ mod exec;
 pub mod forward;
 pub mod generation;
 pub mod iptables;
+pub mod moving;
 pub mod netlink;
 pub mod nftables;
 
@@ -43,6 +44,9 @@ pub trait Dataplane: Send {
     /// Makes the frame whole and carries the plan out, one transaction per address family:
     /// all of it is in the kernel afterwards, or (on error) the family is as it was.
     fn apply(&mut self, plan: &Plan) -> Result<(), DataplaneError>;
+
+    /// Whether IPv6 mappings can be made.
+    fn has_ipv6(&self) -> bool;
 
     /// Where the driver reports its changes and looks, so that those of others are told from them.
     fn drift(&self) -> Drift;

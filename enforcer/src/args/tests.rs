@@ -33,6 +33,7 @@ fn the_defaults_are_those_of_the_manifest() {
         "--cooldown=30s",
         "--quarantine=60s",
         "--max-ports=64",
+        "--backend=iptables",
         "--iptables=auto",
         "--check-every=5s",
         "--cni-results=/var/lib/cni/results",

@@ -35,6 +35,7 @@ use layout::Layout;
 pub use settings::{InvalidSubnet, Settings, Subnet};
 use side::Side;
 pub use uninstall::uninstall;
+pub(in crate::dataplane) use uninstall::{has_traces, uninstall_flavour};
 
 /// Mappings as iptables rules.
 #[derive(Debug)]
@@ -48,8 +49,6 @@ pub struct Iptables {
     forward: Forward,
     drift: Drift,
     generation: GenerationSocket,
-    /// Whether an earlier run left rules of ours in the other flavour's tables.
-    leftovers: bool,
 }
 
 impl Iptables {
@@ -72,7 +71,6 @@ impl Iptables {
             error.to_string()
         });
         let conntrack = Conntrack::new();
-        let leftovers = uninstall::has_traces(flavour.other(), &tools);
         Ok(Self {
             flavour,
             tools,
@@ -82,7 +80,6 @@ impl Iptables {
             forward,
             drift: Drift::default(),
             generation: GenerationSocket::default(),
-            leftovers,
         })
     }
 
@@ -100,12 +97,6 @@ impl Iptables {
     fn current_generation(&mut self) -> Option<u32> {
         let nft = self.flavour == Flavour::Nft;
         nft.then(|| self.generation.current()).flatten()
-    }
-
-    /// Whether IPv6 mappings can be made.
-    #[must_use]
-    pub fn has_ipv6(&self) -> bool {
-        self.ipv6.is_ok()
     }
 
     /// How many commits it took, where that is known.
@@ -128,27 +119,6 @@ impl Iptables {
         self.conntrack.clear(family, &remove, &create);
         Ok(commits)
     }
-
-    /// Rules that an earlier run made through the other kind of iptables would outlive their pods.
-    /// They go after ours are in place, so that no mapping is missing in between; a failure is no
-    /// failure of the mappings, and is tried again as long as the frame counts as damaged.
-    fn sweep_leftovers(&mut self) {
-        if !self.leftovers {
-            return;
-        }
-        let other = self.flavour.other();
-        match DataplaneError::collect(uninstall::uninstall_flavour(other, &self.tools)) {
-            Ok(()) => {
-                tracing::info!(
-                    from = other.as_str(),
-                    to = self.name(),
-                    "mappings moved over"
-                );
-                self.leftovers = false;
-            }
-            Err(error) => tracing::warn!(%error, "our rules of an earlier run are still there"),
-        }
-    }
 }
 
 impl Dataplane for Iptables {
@@ -166,7 +136,6 @@ impl Dataplane for Iptables {
             observed.intact &= intact;
             altered |= ipv6_altered;
         }
-        observed.intact &= !self.leftovers;
         observed.intact &= self.forward.observe(self.is_in_use());
         self.drift.looked(generation, begun.elapsed(), altered);
         Ok(observed)
@@ -200,10 +169,11 @@ impl Dataplane for Iptables {
         commits = commits.map(|sum| sum + more);
         let after = self.current_generation();
         self.drift.end_change(before, after, commits);
-        if errors.is_empty() {
-            self.sweep_leftovers();
-        }
         DataplaneError::collect(errors)
+    }
+
+    fn has_ipv6(&self) -> bool {
+        self.ipv6.is_ok()
     }
 
     fn drift(&self) -> Drift {

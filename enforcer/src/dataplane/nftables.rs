@@ -8,12 +8,13 @@ use std::time::Instant;
 
 use portmapping_enforcer_core::Plan;
 use portmapping_shared::Mapping;
+use portmapping_shared::contract::CHAIN_PREFIX;
 use rustix::io::Errno;
 
 use super::conntrack::Conntrack;
 use super::generation::Drift;
 use super::iptables::{Family, Settings};
-use super::netlink::{Batch, NetlinkError, Options, Socket, flags};
+use super::netlink::{Batch, Header, NetlinkError, Options, Socket, flags};
 use super::{Dataplane, DataplaneError, Observed};
 
 mod change;
@@ -27,7 +28,7 @@ mod table;
 use change::Change;
 use element::{Listed, Slot};
 use frame::{Abilities, Frame, OURS, REHEARSED, TABLE, header, message};
-use table::Content;
+use table::{Content, FrameState};
 
 /// How often a change is tried anew because the tables were not as known.
 const ATTEMPTS: usize = 4;
@@ -83,10 +84,10 @@ impl Nftables {
         Err(unusable(reason.unwrap_or(NetlinkError::Malformed)))
     }
 
-    /// Whether IPv6 mappings can be made.
+    /// Whether there is a table of ours, as of the last look.
     #[must_use]
-    pub fn has_ipv6(&self) -> bool {
-        self.abilities.ipv6
+    pub fn has_table(&self) -> bool {
+        self.known.frame != FrameState::Missing
     }
 
     fn look(&mut self) -> Result<(), NetlinkError> {
@@ -219,6 +220,10 @@ impl Dataplane for Nftables {
         Ok(())
     }
 
+    fn has_ipv6(&self) -> bool {
+        self.abilities.ipv6
+    }
+
     fn drift(&self) -> Drift {
         self.drift.clone()
     }
@@ -243,6 +248,38 @@ pub fn uninstall() -> Result<(), DataplaneError> {
             Ok(())
         }
     }
+}
+
+/// Whether iptables chains of ours may be in the kernel, found out without iptables: chains of
+/// iptables-nft can be listed, those of iptables-legacy not, but it is known whether it has a table.
+pub(super) fn may_have_iptables_chains() -> bool {
+    let legacy = ["ip_tables_names", "ip6_tables_names"]
+        .into_iter()
+        .any(|list| {
+            let tables = std::fs::read_to_string(format!("/proc/thread-self/net/{list}"));
+            tables.is_ok_and(|tables| tables.lines().any(|table| table == "nat"))
+        });
+    let mut found = false;
+    let listed = Socket::open(Options::default()).and_then(|mut socket| {
+        let every_family = Header {
+            family: 0,
+            ..header(message::GETCHAIN, 0)
+        };
+        socket.dump(
+            every_family,
+            |_| {},
+            |chain| {
+                let name = chain.attributes().find(3);
+                found |= name
+                    .and_then(|name| name.text())
+                    .is_some_and(|name| name.starts_with(CHAIN_PREFIX));
+            },
+        )
+    });
+    if let Err(error) = listed {
+        tracing::debug!(%error, "chains could not be listed");
+    }
+    legacy || found
 }
 
 fn remove_table(socket: &mut Socket) -> Result<(), DataplaneError> {

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use portmapping_enforcer::dataplane::iptables::Settings;
+use portmapping_enforcer::dataplane::iptables::{Flavour, Settings};
 use portmapping_shared::Mapping;
 use portmapping_shared::Protocol::{Tcp, Udp};
 
@@ -44,7 +44,7 @@ fn many_mappings_in_one_change(backend: Backend) {
 fn every_port_of_a_large_range(backend: Backend) {
     let lab = Lab::new();
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
-    let mut driver = lab.driver_with(backend, Settings::new(range("20000-39999")));
+    let mut driver = lab.driver_with(backend, &Settings::new(range("20000-39999")));
     let mut timed = |what: &str, work: &mut dyn FnMut(&mut crate::lab::Driver<'_>)| {
         let start = Instant::now();
         work(&mut driver);
@@ -86,7 +86,10 @@ fn every_port_of_a_large_range(backend: Backend) {
             .starts_with("pod1")
     );
     let all = map(20000..40000);
-    lab.flush(backend);
+    match backend {
+        Backend::Iptables(Flavour::Legacy) => lab.flush(backend),
+        _ => _ = lab.node.sh("nft flush ruleset"),
+    }
     timed("all back after a flush", &mut |driver| driver.repair(&all));
     timed("and nothing is left to do", &mut |driver| {
         driver.assert_is(&all.iter().cloned().collect());

@@ -4,7 +4,7 @@
 use portmapping_enforcer::dataplane::iptables::Flavour;
 use portmapping_shared::Protocol::{Sctp, Tcp, Udp};
 
-use crate::lab::{Backend, Lab, NODE, POD1, POD1_V6, POD2, at, map};
+use crate::lab::{Backend, Lab, NODE, POD1, POD1_V6, POD2, at, beside, map};
 use crate::serve::{ask_tcp, serve};
 
 crate::for_each_backend!(
@@ -68,7 +68,7 @@ const FOREIGN_TABLE: &str = "table inet firewall {
 
 fn everything_foreign_survives_a_whole_life(backend: Backend) {
     let lab = Lab::new();
-    let restore = format!("{}-restore", backend.beside());
+    let restore = format!("{}-restore", beside(backend));
     lab.node.feed(&restore, &[], FOREIGN);
     lab.node
         .feed(&restore.replace("iptables", "ip6tables"), &[], FOREIGN);

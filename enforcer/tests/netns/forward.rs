@@ -4,10 +4,10 @@ use portmapping_enforcer::dataplane::iptables::Flavour;
 use portmapping_shared::Mapping;
 use portmapping_shared::Protocol::{Tcp, Udp};
 
-use crate::lab::{Lab, NODE, NODE_V6, POD1, POD1_V6, POD2, at, map};
+use crate::lab::{Backend, Lab, NODE, NODE_V6, POD1, POD1_V6, POD2, at, beside, map};
 use crate::serve::{UdpClient, ask_tcp, serve};
 
-crate::for_each_flavour!(
+crate::for_each_backend!(
     mapped_pods_are_reached_past_the_policy,
     rule_follows_the_policy,
     only_mapped_connections_pass,
@@ -79,11 +79,12 @@ fn ours(lab: &Lab, flavour: Flavour) -> usize {
     rules.lines().filter(ours).count()
 }
 
-fn mapped_pods_are_reached_past_the_policy(flavour: Flavour) {
+fn mapped_pods_are_reached_past_the_policy(backend: Backend) {
+    let flavour = beside(backend);
     let lab = docker_host(flavour);
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
     let before = lab.rules(flavour);
-    let mut driver = lab.driver(flavour);
+    let mut driver = lab.driver(backend);
     driver.reconcile(&[]);
     assert_eq!(lab.rules(flavour), before, "nothing is mapped yet");
     driver.reconcile(&mappings());
@@ -105,10 +106,11 @@ fn mapped_pods_are_reached_past_the_policy(flavour: Flavour) {
     assert_eq!(lab.rules(flavour), before);
 }
 
-fn rule_follows_the_policy(flavour: Flavour) {
+fn rule_follows_the_policy(backend: Backend) {
+    let flavour = beside(backend);
     let lab = docker_host(flavour);
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
-    let mut driver = lab.driver(flavour);
+    let mut driver = lab.driver(backend);
     driver.reconcile(&mappings());
     assert_eq!(ours(&lab, flavour), 2);
     // somebody flushes the chain
@@ -126,11 +128,12 @@ fn rule_follows_the_policy(flavour: Flavour) {
     assert_reached(&lab);
 }
 
-fn only_mapped_connections_pass(flavour: Flavour) {
+fn only_mapped_connections_pass(backend: Backend) {
+    let flavour = beside(backend);
     let lab = docker_host(flavour);
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
     let _pod2 = serve(&lab.pod2, "pod2", 9040);
-    lab.driver(flavour).reconcile(&mappings());
+    lab.driver(backend).reconcile(&mappings());
     assert_reached(&lab);
     assert!(dropped(&lab, POD1, 9040), "the pod itself is open");
     lab.iptables(
@@ -143,10 +146,11 @@ fn only_mapped_connections_pass(flavour: Flavour) {
     );
 }
 
-fn rules_that_drop_before_the_end_stay(flavour: Flavour) {
+fn rules_that_drop_before_the_end_stay(backend: Backend) {
+    let flavour = beside(backend);
     let lab = docker_host(flavour);
     lab.iptables(flavour, "-A FORWARD -j REJECT");
-    let mut driver = lab.driver(flavour);
+    let mut driver = lab.driver(backend);
     driver.reconcile(&mappings());
     // a rule of ours behind it would be of no use; only IPv6 gets one
     assert_eq!(ours(&lab, flavour), 1);

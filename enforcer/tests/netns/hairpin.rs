@@ -65,7 +65,7 @@ fn neighbour_gets_through_past_the_bridge(backend: Backend) {
         neighbours,
         ..Settings::new(range("20000-29999"))
     };
-    let mut driver = lab.driver_with(backend, settings);
+    let mut driver = lab.driver_with(backend, &settings);
     driver.reconcile(&[
         map(Tcp, 20000, POD1, 9040),
         map(Udp, 20000, POD1, 9040),

@@ -1,12 +1,12 @@
 //! The topology all tests use, and the driver on its node.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use portmapping_enforcer::dataplane::generation::Drift;
-use portmapping_enforcer::dataplane::iptables::{Flavour, Iptables, Settings};
-use portmapping_enforcer::dataplane::nftables::Nftables;
+use portmapping_enforcer::dataplane::iptables::{Flavour, Settings};
+pub(crate) use portmapping_enforcer::dataplane::moving::Backend;
+use portmapping_enforcer::dataplane::moving::Moving;
 use portmapping_enforcer::dataplane::{Dataplane, DataplaneError, Observed, Tools};
 use portmapping_enforcer_core::Plan;
 use portmapping_shared::{ContainerPort, HostPort, Mapping, PortRange, Protocol};
@@ -94,21 +94,22 @@ impl Lab {
     }
 
     pub(crate) fn driver(&self, backend: impl Into<Backend>) -> Driver<'_> {
-        self.driver_with(backend, Settings::new(range("20000-29999")))
+        self.driver_with(backend, &Settings::new(range("20000-29999")))
     }
 
     pub(crate) fn driver_with(
         &self,
         backend: impl Into<Backend>,
-        settings: Settings,
+        settings: &Settings,
     ) -> Driver<'_> {
         let backend = backend.into();
         Driver {
             node: &self.node,
-            driver: self
-                .node
-                .run(|| backend.open(settings))
-                .expect("open the driver"),
+            driver: Box::new(
+                self.node
+                    .run(|| Moving::open(backend, settings, Tools::default()))
+                    .expect("open the driver"),
+            ),
         }
     }
 
@@ -142,44 +143,11 @@ impl Lab {
     }
 }
 
-/// What carries the mappings.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Backend {
-    Iptables(Flavour),
-    Nftables,
-}
-
-impl From<Flavour> for Backend {
-    fn from(flavour: Flavour) -> Self {
-        Self::Iptables(flavour)
-    }
-}
-
-impl fmt::Display for Backend {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Iptables(flavour) => flavour.fmt(f),
-            Self::Nftables => f.write_str("nftables"),
-        }
-    }
-}
-
-impl Backend {
-    pub(crate) fn open(self, settings: Settings) -> Result<Box<dyn Dataplane>, DataplaneError> {
-        Ok(match self {
-            Self::Iptables(flavour) => {
-                Box::new(Iptables::open(flavour, settings, Tools::default())?)
-            }
-            Self::Nftables => Box::new(Nftables::open(&settings)?),
-        })
-    }
-
-    /// The iptables for the rules of others beside it.
-    pub(crate) fn beside(self) -> Flavour {
-        match self {
-            Self::Iptables(flavour) => flavour,
-            Self::Nftables => Flavour::Nft,
-        }
+/// The iptables for the rules of others beside a backend.
+pub(crate) fn beside(backend: Backend) -> Flavour {
+    match backend {
+        Backend::Iptables(flavour) => flavour,
+        Backend::Nftables => Flavour::Nft,
     }
 }
 

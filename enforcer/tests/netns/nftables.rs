@@ -350,7 +350,7 @@ fn early_datagram_is_refused_and_pins_nothing() {
         excluded,
         ..Settings::new(range("20000-29999"))
     };
-    let mut driver = lab.driver_with(Backend::Nftables, settings);
+    let mut driver = lab.driver_with(Backend::Nftables, &settings);
     driver.reconcile(&[map(Udp, 20001, POD1, 9040)]);
     // as the keeper holds a port: all addresses, but device lo alone
     let _held = lab.node.run(|| {

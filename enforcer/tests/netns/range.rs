@@ -22,7 +22,7 @@ fn first_and_last_port_of_any_range_answer(backend: Backend) {
         "60000-65535",
     ] {
         let range = range(text);
-        let mut driver = lab.driver_with(backend, Settings::new(range));
+        let mut driver = lab.driver_with(backend, &Settings::new(range));
         println!("{range:?}");
         let (first, last) = (range.first().get(), range.last().get());
         driver.reconcile(&[map(Tcp, first, POD1, 9040), map(Tcp, last, POD1, 9040)]);
@@ -43,7 +43,7 @@ fn old_range_is_kept_and_removable(backend: Backend) {
     let _pod2 = serve(&lab.pod2, "pod2", 9040);
     let old = [map(Tcp, 20000, POD1, 9040), map(Udp, 20000, POD1, 9040)];
     lab.driver(backend).reconcile(&old);
-    let mut driver = lab.driver_with(backend, Settings::new(range("40000-40999")));
+    let mut driver = lab.driver_with(backend, &Settings::new(range("40000-40999")));
     let seen = driver.observe();
     assert_eq!(seen.mappings, old.iter().cloned().collect());
     assert!(!seen.intact, "the tree is that of another range");

@@ -5,11 +5,10 @@ use std::io::Read as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use portmapping_enforcer::dataplane::iptables::Flavour;
 use portmapping_shared::Protocol::{Sctp, Tcp};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::lab::{CLIENT, Lab, NODE, POD1, POD2, ip, map};
+use crate::lab::{Backend, CLIENT, Lab, NODE, POD1, POD2, ip, map};
 use crate::netns::Netns;
 
 const SCTP: i32 = 132;
@@ -17,7 +16,7 @@ const INIT: u8 = 1;
 const INIT_ACK: u8 = 2;
 const PATIENCE: Duration = Duration::from_secs(5);
 
-crate::for_each_flavour!(
+crate::for_each_backend!(
     handshake_is_translated_both_ways,
     moved_port_leads_elsewhere
 );
@@ -118,9 +117,9 @@ fn handshake(lab: &Lab, pod: &Netns, source: u16) {
     assert_eq!(client.receive(), expected);
 }
 
-fn handshake_is_translated_both_ways(flavour: Flavour) {
+fn handshake_is_translated_both_ways(backend: Backend) {
     let lab = Lab::new();
-    lab.driver(flavour).reconcile(&[
+    lab.driver(backend).reconcile(&[
         map(Sctp, 20000, POD1, 9040),
         // a number of another protocol is another port
         map(Tcp, 20000, POD2, 9040),
@@ -128,9 +127,9 @@ fn handshake_is_translated_both_ways(flavour: Flavour) {
     handshake(&lab, &lab.pod1, 44444);
 }
 
-fn moved_port_leads_elsewhere(flavour: Flavour) {
+fn moved_port_leads_elsewhere(backend: Backend) {
     let lab = Lab::new();
-    let mut driver = lab.driver(flavour);
+    let mut driver = lab.driver(backend);
     driver.reconcile(&[map(Sctp, 20000, POD1, 9040)]);
     handshake(&lab, &lab.pod1, 44444);
     driver.reconcile(&[map(Sctp, 20000, POD2, 9040)]);

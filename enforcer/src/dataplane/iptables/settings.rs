@@ -13,7 +13,7 @@ use super::family::Family;
 pub struct Settings {
     /// The host ports the range tree is built for.
     pub range: PortRange,
-    /// Ports of the range that are others': never mapped, and nftables refuses no datagram to them.
+    /// Ports of the range that are never mapped.
     pub excluded: PortSet,
     /// Subnets of pods on the node's own bridge. Name them only where packets between two ports of
     /// a bridge bypass iptables (bridge-nf-call-iptables is 0): there a pod reaches its neighbour's
@@ -22,7 +22,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Nothing excluded, and no neighbours.
+    /// Every port of the range, and no neighbours.
     #[must_use]
     pub fn new(range: PortRange) -> Self {
         Self {

@@ -33,7 +33,10 @@ pub fn uninstall(tools: &Tools) -> Result<(), DataplaneError> {
 }
 
 /// The same for one flavour; what went wrong.
-pub(super) fn uninstall_flavour(flavour: Flavour, tools: &Tools) -> Vec<DataplaneError> {
+pub(in crate::dataplane) fn uninstall_flavour(
+    flavour: Flavour,
+    tools: &Tools,
+) -> Vec<DataplaneError> {
     let commands = |family| Commands::new(family, flavour, tools.clone());
     Family::ALL
         .into_iter()
@@ -43,7 +46,7 @@ pub(super) fn uninstall_flavour(flavour: Flavour, tools: &Tools) -> Vec<Dataplan
 
 /// Whether one flavour has anything of ours. One that does not work is taken to have nothing: it
 /// was not this program's choice then.
-pub(super) fn has_traces(flavour: Flavour, tools: &Tools) -> bool {
+pub(in crate::dataplane) fn has_traces(flavour: Flavour, tools: &Tools) -> bool {
     Family::ALL.into_iter().any(|family| {
         let text = Commands::new(family, flavour, tools.clone()).save_all();
         text.is_ok_and(|text| !Saved::parse(&text).is_empty())

@@ -1,0 +1,280 @@
+//! Changing from one backend to another on a live node.
+//!
+//! What an earlier run put into another backend's rules is read first, so that its pods keep their
+//! host ports. The new rules go in before the old ones are taken away: no new connection meets a
+//! node without either, and connection tracking keeps those that are under way.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use portmapping_enforcer_core::Plan;
+use portmapping_shared::Mapping;
+
+use super::exec::{ExecError, Tools};
+use super::forward::Forward;
+use super::generation::Drift;
+use super::iptables::{self, Flavour, Iptables, Settings};
+use super::nftables::{self, Nftables};
+use super::{Dataplane, DataplaneError, Observed};
+
+/// How long old rules wait for mappings that the new backend refuses; then those pods are without.
+const STRAGGLERS: Duration = Duration::from_mins(1);
+
+/// What can carry mappings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// A tree of chains, through either kind of iptables.
+    Iptables(Flavour),
+    /// A table of maps.
+    Nftables,
+}
+
+impl Backend {
+    /// All of them.
+    pub const ALL: [Self; 3] = [
+        Self::Iptables(Flavour::Nft),
+        Self::Iptables(Flavour::Legacy),
+        Self::Nftables,
+    ];
+
+    /// Name for logs and metrics.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Iptables(flavour) => flavour.as_str(),
+            Self::Nftables => "nftables",
+        }
+    }
+
+    /// Whether changes of its rules are announced by the kernel.
+    #[must_use]
+    pub fn announces(self) -> bool {
+        self != Self::Iptables(Flavour::Legacy)
+    }
+
+    fn open(
+        self,
+        settings: &Settings,
+        tools: &Tools,
+    ) -> Result<Box<dyn Dataplane>, DataplaneError> {
+        Ok(match self {
+            Self::Iptables(flavour) => {
+                Box::new(Iptables::open(flavour, settings.clone(), tools.clone())?)
+            }
+            Self::Nftables => Box::new(Nftables::open(settings)?),
+        })
+    }
+
+    /// The mappings that this backend's rules of ours have; None without any rule of ours. A
+    /// backend that does not work here was not an earlier run's choice either.
+    fn leftovers(self, settings: &Settings, tools: &Tools) -> Option<BTreeSet<Mapping>> {
+        let observed = match self {
+            Self::Iptables(flavour) => {
+                if !iptables::has_traces(flavour, tools) {
+                    return None;
+                }
+                self.open(settings, tools)
+                    .and_then(|mut driver| driver.observe())
+            }
+            Self::Nftables => {
+                let mut driver = Nftables::open(settings).ok()?;
+                let observed = driver.observe();
+                if observed.is_ok() && !driver.has_table() {
+                    return None;
+                }
+                observed
+            }
+        };
+        let mappings = observed.map(|observed| observed.mappings);
+        let from = self.as_str();
+        Some(mappings.unwrap_or_else(|error| {
+            tracing::warn!(%error, from, "rules of an earlier run cannot be read; they will go");
+            BTreeSet::new()
+        }))
+    }
+
+    fn sweep(self, tools: &Tools) -> Result<(), DataplaneError> {
+        match self {
+            Self::Iptables(flavour) => {
+                DataplaneError::collect(iptables::uninstall_flavour(flavour, tools))
+            }
+            Self::Nftables => nftables::uninstall(),
+        }
+    }
+}
+
+impl From<Flavour> for Backend {
+    fn from(flavour: Flavour) -> Self {
+        Self::Iptables(flavour)
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A backend that takes over from the others.
+pub struct Moving {
+    to: Box<dyn Dataplane>,
+    tools: Tools,
+    opened: Instant,
+    from: Vec<Backend>,
+    elsewhere: BTreeSet<Mapping>,
+    /// Those of them that could not be made here yet.
+    refused: BTreeSet<Mapping>,
+    /// Whether anything was applied since the opening.
+    begun: bool,
+    /// The nftables driver runs no programs, so a FORWARD chain that drops is looked after here.
+    forward: Option<Forward>,
+    in_use: bool,
+}
+
+impl Moving {
+    /// Opens a backend, and reads what an earlier run left in the others. Changes nothing.
+    pub fn open(
+        backend: Backend,
+        settings: &Settings,
+        tools: Tools,
+    ) -> Result<Self, DataplaneError> {
+        let to = backend.open(settings, &tools)?;
+        let mut from = Vec::new();
+        let mut elsewhere = BTreeSet::new();
+        for other in Backend::ALL.into_iter().filter(|other| *other != backend) {
+            if let Some(mappings) = other.leftovers(settings, &tools) {
+                let (from_name, count) = (other.as_str(), mappings.len());
+                tracing::info!(
+                    from = from_name,
+                    to = to.name(),
+                    mappings = count,
+                    "taking over"
+                );
+                from.push(other);
+                elsewhere.extend(mappings);
+            }
+        }
+        let forward = (backend == Backend::Nftables)
+            .then(|| Forward::new(settings.range, &settings.excluded, &tools));
+        Ok(Self {
+            to,
+            tools,
+            opened: Instant::now(),
+            from,
+            elsewhere,
+            refused: BTreeSet::new(),
+            begun: false,
+            forward,
+            in_use: false,
+        })
+    }
+
+    /// The mappings that other backends' rules have.
+    #[must_use]
+    pub fn elsewhere(&self) -> &BTreeSet<Mapping> {
+        &self.elsewhere
+    }
+
+    /// Takes the old rules away once everything is here. A failure is no failure of the mappings,
+    /// and is tried again.
+    fn sweep(&mut self) {
+        let waiting = !self.refused.is_empty() && self.opened.elapsed() < STRAGGLERS;
+        if self.from.is_empty() || !self.begun || waiting {
+            return;
+        }
+        let to = self.to.name();
+        self.from.retain(|old| match old.sweep(&self.tools) {
+            Ok(()) => {
+                tracing::info!(from = old.as_str(), to, "mappings moved over");
+                false
+            }
+            Err(error) => {
+                let from = old.as_str();
+                tracing::warn!(%error, from, "our rules of an earlier run are still there");
+                true
+            }
+        });
+    }
+}
+
+impl Dataplane for Moving {
+    fn name(&self) -> &'static str {
+        self.to.name()
+    }
+
+    fn observe(&mut self) -> Result<Observed, DataplaneError> {
+        let mut observed = self.to.observe()?;
+        self.in_use = !observed.mappings.is_empty();
+        if let Some(forward) = &mut self.forward {
+            observed.intact &= forward.observe(self.in_use);
+        }
+        // makes the reconciler act even if no pod wants anything
+        observed.intact &= self.begun || self.from.is_empty();
+        self.sweep();
+        Ok(observed)
+    }
+
+    fn apply(&mut self, plan: &Plan) -> Result<(), DataplaneError> {
+        let applied = self.to.apply(plan);
+        if !self.from.is_empty() {
+            for mapping in &plan.to_create {
+                if applied.is_ok() {
+                    self.refused.remove(mapping);
+                } else if self.elsewhere.contains(mapping) {
+                    self.refused.insert(mapping.clone());
+                }
+            }
+        }
+        applied?;
+        self.begun = true;
+        self.in_use |= !plan.to_create.is_empty();
+        if let Some(forward) = &mut self.forward {
+            forward.apply(self.in_use);
+        }
+        self.sweep();
+        Ok(())
+    }
+
+    fn has_ipv6(&self) -> bool {
+        self.to.has_ipv6()
+    }
+
+    fn drift(&self) -> Drift {
+        self.to.drift()
+    }
+
+    fn clear_failures(&self) -> u64 {
+        self.to.clear_failures()
+    }
+
+    fn uninstall(&mut self) -> Result<(), DataplaneError> {
+        let own = self.to.uninstall();
+        let others = uninstall(&self.tools);
+        DataplaneError::collect(own.err().into_iter().chain(others.err()).collect())
+    }
+}
+
+/// Removes everything of ours, whichever backend put it there, going on past failures.
+pub fn uninstall(tools: &Tools) -> Result<(), DataplaneError> {
+    let table = nftables::uninstall();
+    let chains = match iptables::uninstall(tools) {
+        Err(error) if error.is_missing_programs() && !nftables::may_have_iptables_chains() => {
+            tracing::debug!(%error, "no iptables, and no chains of ours in the kernel");
+            Ok(())
+        }
+        chains => chains,
+    };
+    DataplaneError::collect(table.err().into_iter().chain(chains.err()).collect())
+}
+
+impl DataplaneError {
+    /// Whether all that failed is that programs are not installed.
+    fn is_missing_programs(&self) -> bool {
+        match self {
+            Self::Exec(ExecError::Missing { .. }) => true,
+            Self::Several(errors) => errors.iter().all(Self::is_missing_programs),
+            _ => false,
+        }
+    }
+}
