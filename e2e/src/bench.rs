@@ -1,12 +1,18 @@
 //! `e2e bench`: us and the peers in one run. Only ratios within a round are compared, so a busy
 //! machine is unfair to nobody.
 
-mod netns;
-pub mod report;
-pub mod stats;
-
+mod burst;
+mod control;
+mod dataplane;
 mod hold;
+mod lab;
+mod netns;
+mod ours;
+mod peers;
+mod probe;
+pub mod report;
 mod startup;
+pub mod stats;
 mod webhook;
 
 use std::fs;
@@ -45,6 +51,12 @@ pub struct Options {
 /// The benchmarks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum What {
+    /// What a packet pays, with 1 to 20,000 mappings.
+    Dataplane,
+    /// What a change costs with 20,000 mappings present.
+    Control,
+    /// 250 pods at once, until all are reachable.
+    Burst,
     /// Holding as many ports as the limit of open files allows: time and memory.
     Hold,
     /// Pods that start, from the runtime's CNI result to a rule and a published result.
@@ -80,7 +92,11 @@ fn folder(name: &str) -> Result<PathBuf> {
 /// Measures, prints the table, writes the file. A missed bar is an error.
 pub fn run(options: &Options) -> Result<()> {
     packages::ensure()?;
+    packages::ensure_file("/usr/lib/cni/portmap", "containernetworking-plugins")?;
     let report: Report = match options.what {
+        What::Dataplane => dataplane::run(options)?,
+        What::Control => control::run(options)?,
+        What::Burst => burst::run(options)?,
         What::Hold => hold::run(options)?,
         What::Startup => startup::run(options)?,
         What::Webhook => webhook::run(options)?,

@@ -1,6 +1,7 @@
 //! What the machine itself must have: a few Debian packages, Go, and Rust's static target.
 
 use std::env;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -52,6 +53,14 @@ pub fn ensure() -> Result<()> {
     Ok(())
 }
 
+/// Installs the Debian package that has a file which is no program on the PATH.
+pub fn ensure_file(file: &str, package: &str) -> Result<()> {
+    if Path::new(file).is_file() {
+        return Ok(());
+    }
+    install(&[package])
+}
+
 fn on_path(program: &str) -> bool {
     env::split_paths(&process::search_path()).any(|folder| folder.join(program).is_file())
 }
@@ -65,6 +74,10 @@ fn install_missing() -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
+    install(&missing)
+}
+
+fn install(missing: &[&str]) -> Result<()> {
     let list = missing.join(" ");
     if !on_path("apt-get") {
         bail!(
@@ -81,7 +94,7 @@ fn install_missing() -> Result<()> {
     let mut install = apt();
     install
         .args(["install", "-y", "--no-install-recommends"])
-        .args(&missing);
+        .args(missing);
     process::run_long("apt-get install", &mut install, Duration::from_mins(20))
         .with_context(|| format!("install the packages {list}"))?;
     step.done("installed");
