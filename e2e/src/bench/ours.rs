@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use portmapping_enforcer::dataplane::iptables::{Flavour, Iptables, Settings};
+use portmapping_enforcer::dataplane::nftables::Nftables;
 use portmapping_enforcer::dataplane::{Dataplane, Tools};
 use portmapping_enforcer_core::Plan;
 use portmapping_shared::{Mapping, PortRange};
@@ -17,6 +18,7 @@ use super::report::Bar;
 /// The drivers a node can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Backend {
+    Nftables,
     IptablesNft,
     IptablesLegacy,
 }
@@ -33,10 +35,11 @@ pub(super) struct Bars {
 }
 
 impl Backend {
-    pub(super) const ALL: [Self; 2] = [Self::IptablesNft, Self::IptablesLegacy];
+    pub(super) const ALL: [Self; 3] = [Self::Nftables, Self::IptablesNft, Self::IptablesLegacy];
 
     pub(super) fn name(self) -> &'static str {
         match self {
+            Self::Nftables => "nftables",
             Self::IptablesNft => "iptables-nft",
             Self::IptablesLegacy => "iptables-legacy",
         }
@@ -52,6 +55,14 @@ impl Backend {
             restore,
         };
         match self {
+            Self::Nftables => Bars {
+                connect: Bar::AtMostRatio(1.15),
+                add: Bar::AtMost(0.1),
+                delete: Bar::AtMost(0.1),
+                burst: Bar::AtMost(60.0),
+                read_back: Bar::AtMost(30.0),
+                restore: Bar::AtMost(130.0),
+            },
             Self::IptablesNft => iptables(8.0, 30.0, Bar::AtMost(1_200.0)),
             Self::IptablesLegacy => iptables(150.0, 150.0, Bar::None),
         }
@@ -60,10 +71,10 @@ impl Backend {
     /// The plugins that work through the same part of the kernel.
     pub(super) fn rivals(self) -> &'static [portmap::Kind] {
         match self {
+            Self::Nftables => &[portmap::Kind::NewestNftables],
             Self::IptablesNft => &[
                 portmap::Kind::Debian(peers::Iptables::Nft),
                 portmap::Kind::NewestIptables,
-                portmap::Kind::NewestNftables,
             ],
             Self::IptablesLegacy => &[portmap::Kind::Debian(peers::Iptables::Legacy)],
         }
@@ -72,7 +83,7 @@ impl Backend {
     /// A script that removes every rule on a node, ours and others'.
     pub(super) fn flush(self) -> &'static str {
         match self {
-            Self::IptablesNft => "nft flush ruleset",
+            Self::Nftables | Self::IptablesNft => "nft flush ruleset",
             Self::IptablesLegacy => {
                 "iptables-legacy -t nat -F; iptables-legacy -t nat -X
                  iptables-legacy -t filter -F; iptables-legacy -t filter -X"
@@ -85,14 +96,22 @@ impl Backend {
             .parse()
             .context("the range of host ports")?;
         let settings = Settings::new(range);
-        let flavour = match self {
-            Self::IptablesNft => Flavour::Nft,
-            Self::IptablesLegacy => Flavour::Legacy,
-        };
         let driver = node.run(|| {
-            Iptables::open(flavour, settings, Tools::default()).context("open the driver")
+            let iptables = |flavour| Iptables::open(flavour, settings.clone(), Tools::default());
+            let driver: Box<dyn Dataplane> = match self {
+                Self::Nftables => {
+                    Box::new(Nftables::open(&settings).context("open the nftables driver")?)
+                }
+                Self::IptablesNft => {
+                    Box::new(iptables(Flavour::Nft).context("open the iptables driver")?)
+                }
+                Self::IptablesLegacy => {
+                    Box::new(iptables(Flavour::Legacy).context("open the iptables driver")?)
+                }
+            };
+            Ok(driver)
         })?;
-        Ok(Ours(Box::new(driver)))
+        Ok(Ours(driver))
     }
 }
 
