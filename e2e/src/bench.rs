@@ -66,6 +66,17 @@ enum What {
 }
 
 impl Options {
+    /// One round, to see that a benchmark works.
+    #[cfg(test)]
+    fn for_tests() -> Self {
+        Self {
+            what: What::Dataplane,
+            json: None,
+            rounds: Some(1),
+            seed: Some(1),
+        }
+    }
+
     /// The rounds asked for, or `usual`. Says the seed that repeats their order.
     #[must_use]
     pub fn rounds(&self, usual: u16) -> Rounds {

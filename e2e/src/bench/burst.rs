@@ -34,15 +34,19 @@ const PAUSE: Duration = Duration::from_micros(200);
 const RIVAL: Kind = Kind::NewestNftables;
 
 pub(super) fn run(options: &Options) -> Result<Report> {
+    measure(options, PODS, PRESENT)
+}
+
+fn measure(options: &Options, pods: u16, already: u16) -> Result<Report> {
     let plugins = Plugins::find(&folder("burst")?)?;
     portmap::verify(&plugins)?;
     let mut lab = Lab::new()?;
     let servers = Servers::default();
     let any = SocketAddrV4::new([0, 0, 0, 0].into(), CONTAINER_PORT);
     servers.tcp(&lab.pods, any)?;
-    let count = PODS * PORTS_PER_POD;
+    let count = pods * PORTS_PER_POD;
     let new: Vec<u16> = (LAST_PORT - count + 1..=LAST_PORT).collect();
-    let present: Vec<u16> = (LAST_PORT - count - PRESENT + 1..=LAST_PORT - count).collect();
+    let present: Vec<u16> = (LAST_PORT - count - already + 1..=LAST_PORT - count).collect();
     let mut times = vec![Vec::new(); Backend::ALL.len() + 1];
     options.rounds(ROUNDS).run(times.len(), |_, index| {
         // deleting through the plugin takes longer than everything else, so nodes are not used twice
@@ -59,7 +63,7 @@ pub(super) fn run(options: &Options) -> Result<Report> {
     let rival = times.pop().unwrap_or_default();
     for (backend, times) in Backend::ALL.into_iter().zip(times) {
         let title = format!(
-            "{}: {PODS} pods x {PORTS_PER_POD} ports live, {PRESENT} present",
+            "{}: {pods} pods x {PORTS_PER_POD} ports live, {already} present",
             backend.name()
         );
         let row = Row::new(title, "ms", median(&times));
@@ -91,7 +95,7 @@ fn theirs(plugins: &Plugins, lab: &Lab, node: &Node, present: &[u16], new: &[u16
             failed += usize::from(!child.0.wait().context("wait for a plugin")?.success());
         }
         if failed > 0 {
-            bail!("{failed} of {PODS} plugins failed");
+            bail!("{failed} plugins failed");
         }
         Ok(())
     })
@@ -156,4 +160,20 @@ fn connect(to: SocketAddrV4) -> std::io::Result<()> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     socket.set_linger(Some(Duration::ZERO))?;
     socket.connect_timeout(&to.into(), PATIENCE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_ports_of_a_small_burst_are_reached() {
+        let report = measure(&Options::for_tests(), 3, 20)
+            .expect("a round")
+            .to_string();
+        assert!(
+            report.contains("nftables: 3 pods x 2 ports live, 20 present"),
+            "{report}"
+        );
+    }
 }

@@ -35,11 +35,15 @@ enum Participant {
 }
 
 pub(super) fn run(options: &Options) -> Result<Report> {
+    measure(options, MOST)
+}
+
+fn measure(options: &Options, most: u16) -> Result<Report> {
     let plugins = Plugins::find(&folder("control")?)?;
     portmap::verify(&plugins)?;
     let mut lab = Lab::new()?;
     // the first port is the one that comes and goes; the others make it 20,000 with it
-    let host_ports: Vec<u16> = ports(MOST)
+    let host_ports: Vec<u16> = ports(most)
         .into_iter()
         .filter(|port| *port != FIRST_PORT)
         .collect();
@@ -76,7 +80,7 @@ pub(super) fn run(options: &Options) -> Result<Report> {
             }
         }
     })?;
-    Ok(report(&all))
+    Ok(report(&all, most))
 }
 
 /// Our turn; every change is read back outside the clock.
@@ -110,7 +114,7 @@ fn turn(
     ours.remove(netns, one).map(drop)
 }
 
-fn report(all: &[(Node, Participant, Samples)]) -> Report {
+fn report(all: &[(Node, Participant, Samples)], most: u16) -> Report {
     let mut report = Report::default();
     let plugin = |wanted: Kind| {
         all.iter()
@@ -126,7 +130,7 @@ fn report(all: &[(Node, Participant, Samples)]) -> Report {
         let (name, bars) = (backend.name(), backend.bars());
         let mut rows = |title: &str, bar: Bar, of: fn(&Samples) -> &Vec<f64>| {
             let ours = of(samples);
-            let row = Row::new(format!("{name}: {title} at {MOST}"), "ms", median(ours));
+            let row = Row::new(format!("{name}: {title} at {most}"), "ms", median(ours));
             let mut rows = Vec::new();
             for rival in backend.rivals() {
                 let theirs = plugin(*rival).map(of).filter(|times| !times.is_empty());
@@ -153,4 +157,22 @@ fn report(all: &[(Node, Participant, Samples)]) -> Report {
         });
     }
     report
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everybody_adds_and_deletes_and_ours_come_back_after_a_flush() {
+        let report = measure(&Options::for_tests(), 30)
+            .expect("a round")
+            .to_string();
+        for words in [
+            "nftables: all back after a flush at 30",
+            "portmap (Debian), iptables-legacy",
+        ] {
+            assert!(report.contains(words), "{report}");
+        }
+    }
 }
