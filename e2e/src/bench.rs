@@ -73,6 +73,7 @@ impl Options {
             what: What::Dataplane,
             json: None,
             rounds: Some(1),
+            pods: None,
             seed: Some(1),
         }
     }

@@ -133,7 +133,10 @@ fn a_sandbox_made_anew_keeps_its_host_ports() -> Result<()> {
 
 /// The process that keeps a pod's sandbox alive.
 fn pause_of(space: &Space<'_>, node: &str, uid: &str) -> Result<Pid> {
-    for pid in space.cluster.processes_running(node, &["/echo", "--pause"])? {
+    for pid in space
+        .cluster
+        .processes_running(node, &["/echo", "--pause"])?
+    {
         let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
         if groups.contains(uid) {
             return Ok(Pid::from_raw(i32::try_from(pid)?));

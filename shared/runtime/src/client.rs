@@ -73,3 +73,6 @@ fn build(config: Config) -> Result<Client, kube::Error> {
         .service(http);
     Ok(Client::new(service, config.default_namespace))
 }
+
+#[cfg(test)]
+mod tests;
