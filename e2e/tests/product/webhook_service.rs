@@ -249,6 +249,14 @@ fn with_failure_policy_ignore_pods_are_mapped_without_the_webhook() -> Result<()
                 web["spec"]["readinessGates"]
             );
             space.answers(&web, &entries(&web)?[0], Way::Http)?;
+            eventually("an event that tells of the missing gate", || {
+                let events = space.events("web")?;
+                let told = events.iter().any(|(reason, note)| {
+                    reason == "PortsMapped" && note.contains("no readiness gate")
+                });
+                ensure!(told, "{events:?}");
+                Ok(())
+            })?;
             // the policies hold all the same
             let forged = annotation(&web).unwrap_or_default().to_owned();
             let (fine, said) = space.try_create(&annotated(mapped_pod("copy"), &forged), &[])?;

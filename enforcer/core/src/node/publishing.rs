@@ -16,6 +16,8 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 const ECHO: Duration = Duration::from_secs(10);
 /// Longest condition message and event note, in bytes (events.k8s.io/v1 allows 1 kB).
 const MESSAGE_BYTES: usize = 1000;
+/// Said of a pod that was annotated while it ran, or created while the webhook was away.
+const UNGATED: &str = " (no readiness gate: Ready did not wait for this)";
 
 impl NodeState {
     /// The API server took a publication, or refused it.
@@ -160,7 +162,11 @@ impl NodeState {
             tenant.told = None;
             tenant.announced.clone_from(&wanted.annotation);
             let condition = wanted.condition.as_ref().filter(|_| fresh);
-            condition.map(|condition| (EventKind::Mapped, condition.message.clone()))
+            let gated = tenant
+                .facts
+                .as_ref()
+                .is_some_and(|facts| facts.spec.has_gate(CONDITION));
+            condition.map(|condition| (EventKind::Mapped, mapped_note(&condition.message, gated)))
         } else if let Some(refusal) = tenant.refusal.clone() {
             let news = tenant.told.as_ref() != Some(&refusal);
             tenant.told = Some(refusal.clone());
@@ -230,11 +236,23 @@ fn summary(entries: &[ResultEntry], node: Option<IpAddr>) -> String {
     lines.collect::<Vec<_>>().join(", ")
 }
 
+/// What the event of a mapping says. Somebody who waits for Ready must learn that it says nothing.
+fn mapped_note(summary: &str, gated: bool) -> String {
+    if gated {
+        return summary.to_owned();
+    }
+    cut_to(summary, MESSAGE_BYTES - UNGATED.len()) + UNGATED
+}
+
 fn cut(text: &str) -> String {
-    if text.len() <= MESSAGE_BYTES {
+    cut_to(text, MESSAGE_BYTES)
+}
+
+fn cut_to(text: &str, bytes: usize) -> String {
+    if text.len() <= bytes {
         return text.to_owned();
     }
-    let end = (0..=MESSAGE_BYTES - 3)
+    let end = (0..=bytes - 3)
         .rev()
         .find(|at| text.is_char_boundary(*at))
         .unwrap_or(0);

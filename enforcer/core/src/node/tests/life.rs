@@ -124,6 +124,24 @@ fn removing_the_annotation_leaves_nothing_of_ours() {
 }
 
 #[test]
+fn the_event_of_a_pod_without_a_gate_says_that_ready_did_not_wait() {
+    let gate = ReadinessGate {
+        condition_type: portmapping_shared::contract::CONDITION.into(),
+    };
+    for (gates, told) in [(vec![], true), (vec![gate], false)] {
+        let mut node = Node::new("20000-20009");
+        let mut pod = facts("a", Some("10.244.0.2"));
+        pod.spec.readiness_gates = gates;
+        node.applied(pod).settle();
+        let (kind, note) = &node.told[0];
+        assert_eq!(*kind, EventKind::Mapped);
+        assert_eq!(note.contains("no readiness gate"), told, "{note}");
+        let message = node.last().condition.clone().unwrap().message;
+        assert!(!message.contains("gate"), "{message}");
+    }
+}
+
+#[test]
 fn a_pod_that_asks_for_nothing_is_never_written() {
     let mut node = Node::new("20000-20009");
     let mut plain = facts("plain", Some("10.244.0.2"));
