@@ -62,7 +62,12 @@ impl Raw {
 
     fn receive(&self) -> Packet {
         let mut buffer = [0; 2000];
-        let length = (&self.0).read(&mut buffer).expect("a packet");
+        let length = loop {
+            match (&self.0).read(&mut buffer) {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                read => break read.expect("a packet"),
+            }
+        };
         let packet = &buffer[..length];
         let header = usize::from(packet[0] & 15) * 4;
         let from = Ipv4Addr::new(packet[12], packet[13], packet[14], packet[15]);

@@ -155,7 +155,13 @@ impl UdpClient {
             self.socket.send(b"who?")?;
         }
         let mut buffer = [0; 64];
-        let length = self.socket.recv(&mut buffer)?;
+        let length = loop {
+            match self.socket.recv(&mut buffer) {
+                // a wait with a limit is not taken up again after a process was stopped for a moment
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                heard => break heard?,
+            }
+        };
         Ok(String::from_utf8_lossy(&buffer[..length]).trim().to_owned())
     }
 

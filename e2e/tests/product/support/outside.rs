@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use e2e::Cluster;
-pub(crate) use e2e::visit::{at, run_at};
+pub(crate) use e2e::visit::{at, run_at, run_beside};
 
 /// How long one connection may take to be made, and one answer to come.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -47,8 +47,18 @@ pub(crate) fn tcp(address: SocketAddr) -> Result<String> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.write_all(b"who are you?\n")?;
     let mut answer = [0; 256];
-    let length = stream.read(&mut answer)?;
+    let length = read(&mut stream, &mut answer)?;
     Ok(first_line(&answer[..length]))
+}
+
+/// A wait with a limit is not taken up again after a process was stopped for a moment.
+pub(crate) fn read(stream: &mut TcpStream, into: &mut [u8]) -> std::io::Result<usize> {
+    loop {
+        match stream.read(into) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            read => return read,
+        }
+    }
 }
 
 fn http(address: SocketAddr) -> Result<String> {
@@ -63,7 +73,7 @@ fn http(address: SocketAddr) -> Result<String> {
 }
 
 /// Datagrams may be lost: asks again every so often.
-fn udp(address: SocketAddr) -> Result<String> {
+pub(crate) fn udp(address: SocketAddr) -> Result<String> {
     let any = if address.is_ipv4() {
         "0.0.0.0:0"
     } else {
