@@ -31,6 +31,22 @@ pub fn at<T: Send + 'static>(
     }))
 }
 
+/// Runs `task` in the network of a process, such as one of a pod, and waits for it.
+pub fn run_beside<T: Send + 'static>(
+    pid: u32,
+    task: impl FnOnce() -> T + Send + 'static,
+) -> Result<T> {
+    let path = format!("/proc/{pid}/ns/net");
+    let network = File::open(&path).with_context(|| format!("open {path}"))?;
+    let inside = thread::spawn(move || {
+        setns(network, CloneFlags::CLONE_NEWNET).context("enter the network of a process")?;
+        Ok(task())
+    });
+    inside
+        .join()
+        .map_err(|_| anyhow!("a thread beside process {pid} panicked"))?
+}
+
 /// Runs `task` at `host` and waits for it.
 pub fn run_at<T: Send + 'static>(
     cluster: &Cluster,

@@ -82,7 +82,8 @@ pub struct RunArgs {
     /// Which iptables to use; auto takes the one the node uses already
     #[arg(long, env = "PORTMAPPING_IPTABLES", value_enum, default_value = "auto")]
     iptables: IptablesChoice,
-    /// Pod subnets of this node, needed only where bridge-nf-call-iptables is 0
+    /// Pod subnets of this node, where bridge-nf-call-iptables is 0; without it, those of the node's
+    /// bridges
     #[arg(long, env = "PORTMAPPING_NEIGHBOURS", value_delimiter = ',')]
     neighbours: Vec<Subnet>,
     /// Directory of the container runtime's CNI results, which name a pod's address before its

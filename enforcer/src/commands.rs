@@ -201,12 +201,6 @@ fn note_facts(config: &mut RunConfig) -> anyhow::Result<()> {
         );
     }
     config.core.ipv6 = facts.ipv6;
-    if facts.bridge_nf_call_iptables == Some(false) && config.neighbours.is_empty() {
-        tracing::warn!(
-            "bridge-nf-call-iptables is 0: pods of this node reach their neighbours' host ports \
-             only if --neighbours names the node's pod subnets"
-        );
-    }
     Ok(())
 }
 

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use portmapping_enforcer_core::Plan;
 use portmapping_shared::Mapping;
 
+mod bridges;
 pub mod conntrack;
 pub mod detect;
 mod error;
@@ -22,6 +23,7 @@ pub mod nftables;
 pub use error::DataplaneError;
 pub use exec::{ExecError, Tools};
 use generation::Drift;
+use iptables::Subnet;
 
 /// What a driver found in the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,6 +46,9 @@ pub trait Dataplane: Send {
     /// Makes the frame whole and carries the plan out, one transaction per address family:
     /// all of it is in the kernel afterwards, or (on error) the family is as it was.
     fn apply(&mut self, plan: &Plan) -> Result<(), DataplaneError>;
+
+    /// From the next call on, connections between pods of one of these subnets are masqueraded.
+    fn set_neighbours(&mut self, neighbours: &[Subnet]);
 
     /// Whether IPv6 mappings can be made.
     fn has_ipv6(&self) -> bool;

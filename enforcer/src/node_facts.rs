@@ -15,7 +15,6 @@ const MAX_VALUE: usize = 256 * 1024;
 
 const RESERVED: &str = "proc/sys/net/ipv4/ip_local_reserved_ports";
 const EPHEMERAL: &str = "proc/sys/net/ipv4/ip_local_port_range";
-const BRIDGE_NF: &str = "proc/sys/net/bridge/bridge-nf-call-iptables";
 const INTERFACES_6: &str = "proc/net/if_inet6";
 const DISABLE_6: &str = "proc/sys/net/ipv6/conf/all/disable_ipv6";
 
@@ -26,8 +25,6 @@ pub struct NodeFacts {
     pub reserved: PortSet,
     /// `ip_local_port_range`: source ports of outgoing connections come from here.
     pub ephemeral: Option<PortRange>,
-    /// Whether bridged packets pass iptables; None where `br_netfilter` is not loaded.
-    pub bridge_nf_call_iptables: Option<bool>,
     /// Whether this network namespace has IPv6 at all, and it is not disabled.
     pub ipv6: bool,
     /// One line for each file that is absent.
@@ -65,7 +62,6 @@ impl NodeFacts {
         let mut fact = |file: &str| value(root, file, &mut notes);
         let reserved = fact(RESERVED)?;
         let ephemeral = fact(EPHEMERAL)?;
-        let bridge_nf = fact(BRIDGE_NF)?;
         let interfaces = fact(INTERFACES_6)?;
         let disabled = fact(DISABLE_6)?;
         let wrong = |file: &str, text: &str, expected| NodeFactsError::Parse {
@@ -89,7 +85,6 @@ impl NodeFacts {
                     parse_ephemeral(&text).ok_or_else(|| wrong(EPHEMERAL, &text, "two ports"))
                 })
                 .transpose()?,
-            bridge_nf_call_iptables: switch(BRIDGE_NF, bridge_nf)?,
             ipv6: interfaces.is_some() && switch(DISABLE_6, disabled)? == Some(false),
             notes,
         })

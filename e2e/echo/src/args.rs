@@ -1,12 +1,12 @@
-//! The command line: `--http PORT --tcp PORT --talk PORT --udp PORT --stream PORT`, each as often as
-//! wanted, and `--announce ADDRESS`.
+//! The command line: `--http PORT --tcp PORT --talk PORT --whom PORT --udp PORT --stream PORT`, each as
+//! often as wanted, and `--announce ADDRESS`.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 pub(crate) const USAGE: &str =
-    "usage: echo [--http PORT]... [--tcp PORT]... [--talk PORT]... [--udp PORT]... [--stream PORT]...
-            [--announce ADDRESS] [--exit-after SECONDS] [--pause]";
+    "usage: echo [--http PORT]... [--tcp PORT]... [--talk PORT]... [--whom PORT]... [--udp PORT]...
+            [--stream PORT]... [--announce ADDRESS] [--exit-after SECONDS] [--pause]";
 
 /// What to listen on, and for how long.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -14,6 +14,7 @@ pub(crate) struct Args {
     pub(crate) http: Vec<u16>,
     pub(crate) tcp: Vec<u16>,
     pub(crate) talk: Vec<u16>,
+    pub(crate) whom: Vec<u16>,
     pub(crate) udp: Vec<u16>,
     pub(crate) stream: Vec<u16>,
     /// Where to say that this pod has begun.
@@ -40,6 +41,7 @@ impl Args {
                 "--http" => Some(&mut args.http),
                 "--tcp" => Some(&mut args.tcp),
                 "--talk" => Some(&mut args.talk),
+                "--whom" => Some(&mut args.whom),
                 "--udp" => Some(&mut args.udp),
                 "--stream" => Some(&mut args.stream),
                 "--announce" | "--exit-after" => None,
@@ -76,11 +78,12 @@ mod tests {
 
     #[test]
     fn repeats_collect() {
-        let line = "--http 80 --http=81 --udp 53 --talk 7 --exit-after 3 --announce 10.0.0.1:90";
+        let line =
+            "--http 80 --http=81 --udp 53 --talk 7 --whom 8 --exit-after 3 --announce 10.0.0.1:90";
         let args = parse(line).expect("valid");
         assert_eq!(args.announce, Some(([10, 0, 0, 1], 90).into()));
         assert_eq!((args.http, args.udp), (vec![80, 81], vec![53]));
-        assert_eq!(args.talk, [7]);
+        assert_eq!((args.talk, args.whom), (vec![7], vec![8]));
         assert_eq!(args.exit_after, Some(Duration::from_secs(3)));
     }
 

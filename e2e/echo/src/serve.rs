@@ -27,6 +27,7 @@ pub(crate) fn start(args: &Args) -> Result<(), String> {
         (&args.http, http as Answer),
         (&args.tcp, tcp),
         (&args.talk, talk),
+        (&args.whom, whom),
         (&args.stream, stream),
     ];
     for (ports, answer) in groups {
@@ -37,10 +38,11 @@ pub(crate) fn start(args: &Args) -> Result<(), String> {
                 .map_err(|e| cannot("tcp", port, &e))?;
         }
     }
-    for &port in &args.udp {
+    let plain = args.udp.iter().map(|port| (*port, false));
+    for (port, tells) in plain.chain(args.whom.iter().map(|port| (*port, true))) {
         let socket = bind(port, UdpSocket::bind).map_err(|e| cannot("udp", port, &e))?;
         let name = Arc::clone(&name);
-        spawn(move || udp(&socket, &name)).map_err(|e| cannot("udp", port, &e))?;
+        spawn(move || udp(&socket, &name, tells)).map_err(|e| cannot("udp", port, &e))?;
     }
     Ok(())
 }
@@ -130,6 +132,13 @@ fn tcp(mut connection: TcpStream, name: &str) -> io::Result<()> {
     finish(connection)
 }
 
+/// The name, and whom this pod sees.
+fn whom(mut connection: TcpStream, name: &str) -> io::Result<()> {
+    let peer = connection.peer_addr()?.ip().to_canonical();
+    connection.write_all(format!("{} {peer}\n", name.trim_end()).as_bytes())?;
+    finish(connection)
+}
+
 /// Answers each line with the name and the line, for as long as the client talks.
 fn talk(connection: TcpStream, name: &str) -> io::Result<()> {
     connection.set_read_timeout(Some(TALK_PATIENCE))?;
@@ -168,12 +177,18 @@ fn stream(mut connection: TcpStream, _name: &str) -> io::Result<()> {
     }
 }
 
-fn udp(socket: &UdpSocket, name: &str) {
+/// The name, and whom this pod sees if it `tells`.
+fn udp(socket: &UdpSocket, name: &str, tells: bool) {
     let mut buffer = [0; 2048];
     loop {
         // Errors here are ICMP answers to an earlier datagram: the next one may do better.
         if let Ok((_, peer)) = socket.recv_from(&mut buffer) {
-            let _ = socket.send_to(name.as_bytes(), peer);
+            let answer = if tells {
+                format!("{} {}\n", name.trim_end(), peer.ip().to_canonical())
+            } else {
+                name.to_owned()
+            };
+            let _ = socket.send_to(answer.as_bytes(), peer);
         }
     }
 }

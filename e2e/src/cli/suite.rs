@@ -17,6 +17,7 @@ const NEED_OUR_CLUSTER: &[&str] = &[
     "survive_faults::a_killed_enforcer_loses_no_port_no_byte_and_no_mapping",
     "survive_faults::flushed_rules_come_back",
     "map_range::",
+    "reach::",
     "survive_losses::",
     "survive_node::",
     "uninstall::",

@@ -15,6 +15,7 @@ mod policy_missing;
 mod policy_pods;
 mod policy_rights;
 mod policy_values;
+mod reach;
 mod refuse_forgery;
 mod support;
 mod survive_faults;

@@ -172,6 +172,13 @@ impl Dataplane for Iptables {
         DataplaneError::collect(errors)
     }
 
+    fn set_neighbours(&mut self, neighbours: &[Subnet]) {
+        self.ipv4.set_neighbours(neighbours);
+        if let Ok(ipv6) = &mut self.ipv6 {
+            ipv6.set_neighbours(neighbours);
+        }
+    }
+
     fn has_ipv6(&self) -> bool {
         self.ipv6.is_ok()
     }

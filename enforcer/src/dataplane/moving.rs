@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 use portmapping_enforcer_core::Plan;
 use portmapping_shared::Mapping;
 
+use super::bridges::Bridges;
 use super::exec::{ExecError, Tools};
 use super::forward::Forward;
 use super::generation::Drift;
-use super::iptables::{self, Flavour, Iptables, Settings};
+use super::iptables::{self, Flavour, Iptables, Settings, Subnet};
 use super::nftables::{self, Nftables};
 use super::{Dataplane, DataplaneError, Observed};
 
@@ -129,6 +130,8 @@ pub struct Moving {
     begun: bool,
     /// The nftables driver runs no programs, so a FORWARD chain that drops is looked after here.
     forward: Option<Forward>,
+    /// None where a person has named the neighbours.
+    bridges: Option<Bridges>,
     in_use: bool,
 }
 
@@ -166,6 +169,7 @@ impl Moving {
             refused: BTreeSet::new(),
             begun: false,
             forward,
+            bridges: settings.neighbours.is_empty().then(Bridges::default),
             in_use: false,
         })
     }
@@ -174,6 +178,20 @@ impl Moving {
     #[must_use]
     pub fn elsewhere(&self) -> &BTreeSet<Mapping> {
         &self.elsewhere
+    }
+
+    /// Looks for bridges whose packets pass no rules; whether something about them is new.
+    fn find_neighbours(&mut self) -> bool {
+        let Some(found) = self.bridges.as_mut().and_then(Bridges::refresh) else {
+            return false;
+        };
+        let subnets: Vec<String> = found.iter().map(ToString::to_string).collect();
+        tracing::info!(
+            subnets = subnets.join(","),
+            "pods that share a bridge past the rules"
+        );
+        self.to.set_neighbours(found);
+        true
     }
 
     /// Takes the old rules away once everything is here. A failure is no failure of the mappings,
@@ -205,6 +223,11 @@ impl Dataplane for Moving {
 
     fn observe(&mut self) -> Result<Observed, DataplaneError> {
         let mut observed = self.to.observe()?;
+        if self.find_neighbours() && !observed.mappings.is_empty() {
+            // the rules were right until the node changed, so this is no damage to be told of
+            self.to.apply(&Plan::default())?;
+            observed = self.to.observe()?;
+        }
         self.in_use = !observed.mappings.is_empty();
         if let Some(forward) = &mut self.forward {
             observed.intact &= forward.observe(self.in_use);
@@ -216,6 +239,14 @@ impl Dataplane for Moving {
     }
 
     fn apply(&mut self, plan: &Plan) -> Result<(), DataplaneError> {
+        let mut pods = plan.to_create.iter().map(|mapping| mapping.pod_ip);
+        if self
+            .bridges
+            .as_ref()
+            .is_some_and(|known| !pods.all(|pod| known.cover(pod)))
+        {
+            self.find_neighbours();
+        }
         let applied = self.to.apply(plan);
         if !self.from.is_empty() {
             for mapping in &plan.to_create {
@@ -234,6 +265,11 @@ impl Dataplane for Moving {
         }
         self.sweep();
         Ok(())
+    }
+
+    fn set_neighbours(&mut self, neighbours: &[Subnet]) {
+        self.bridges = None;
+        self.to.set_neighbours(neighbours);
     }
 
     fn has_ipv6(&self) -> bool {

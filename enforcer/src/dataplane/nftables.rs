@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::conntrack::Conntrack;
 use super::generation::Drift;
-use super::iptables::{Family, Settings};
+use super::iptables::{Family, Settings, Subnet};
 use super::netlink::{Batch, Header, NetlinkError, Options, Socket, flags};
 use super::{Dataplane, DataplaneError, Observed};
 
@@ -37,6 +37,7 @@ const ATTEMPTS: usize = 4;
 #[derive(Debug)]
 pub struct Nftables {
     socket: Socket,
+    settings: Settings,
     frame: Frame,
     abilities: Abilities,
     known: Content,
@@ -69,6 +70,7 @@ impl Nftables {
                     abilities.log(reason.as_ref());
                     return Ok(Self {
                         socket,
+                        settings: settings.clone(),
                         frame,
                         abilities,
                         known: Content::default(),
@@ -220,6 +222,12 @@ impl Dataplane for Nftables {
         Ok(())
     }
 
+    fn set_neighbours(&mut self, neighbours: &[Subnet]) {
+        self.settings.neighbours = neighbours.to_vec();
+        self.frame = Frame::new(&self.settings, self.abilities);
+        self.stale = true;
+    }
+
     fn has_ipv6(&self) -> bool {
         self.abilities.ipv6
     }
@@ -282,6 +290,22 @@ pub(super) fn may_have_iptables_chains() -> bool {
     legacy || found
 }
 
+/// Whether the kernel has `nf_tables` at all. Where that does not show, it has.
+pub(super) fn is_in_kernel() -> bool {
+    let asked = Socket::open(Options::default())
+        .and_then(|mut socket| socket.request(header(message::GETGEN, 0), |_| {}, |_| {}));
+    match asked {
+        Err(NetlinkError::Open(_)) => false,
+        Err(error) => !is_missing(&error),
+        Ok(()) => true,
+    }
+}
+
+/// What netfilter says to messages for a part of it that is not there.
+fn is_missing(error: &NetlinkError) -> bool {
+    error.is_refusal(Errno::OPNOTSUPP) || error.is_refusal(Errno::INVAL)
+}
+
 fn remove_table(socket: &mut Socket) -> Result<(), DataplaneError> {
     let mut batch = Batch::new(None);
     // made first, so that a missing one is no error
@@ -289,7 +313,7 @@ fn remove_table(socket: &mut Socket) -> Result<(), DataplaneError> {
         batch.message(header(kind, flags), |encoder| encoder.text(TABLE, OURS));
     }
     match socket.commit(&mut batch) {
-        Err(error) if error.is_refusal(Errno::OPNOTSUPP) || error.is_refusal(Errno::INVAL) => {
+        Err(error) if is_missing(&error) => {
             tracing::debug!(%error, "no nf_tables in this kernel, and so no table of ours");
             Ok(())
         }

@@ -26,7 +26,6 @@ fn reads_an_ordinary_node() {
     let root = node(&[
         (RESERVED, "8080,20000-20002\n"),
         (EPHEMERAL, "32768\t60999\n"),
-        (BRIDGE_NF, "1\n"),
         (
             INTERFACES_6,
             "00000000000000000000000000000001 01 80 10 80       lo\n",
@@ -36,7 +35,6 @@ fn reads_an_ordinary_node() {
     let facts = NodeFacts::read(root.path()).unwrap();
     assert_eq!(facts.reserved, set([8080, 20000, 20001, 20002]));
     assert_eq!(facts.ephemeral, "32768-60999".parse().ok());
-    assert_eq!(facts.bridge_nf_call_iptables, Some(true));
     assert!(facts.ipv6);
     assert!(facts.notes.is_empty(), "{:?}", facts.notes);
 }
@@ -51,12 +49,12 @@ fn absent_files_are_noted() {
             ..NodeFacts::default()
         }
     );
-    assert_eq!(facts.notes.len(), 5);
+    assert_eq!(facts.notes.len(), 4);
     assert!(
         facts
             .notes
             .iter()
-            .any(|note| note.contains("bridge-nf-call-iptables is absent"))
+            .any(|note| note.contains("ip_local_port_range is absent"))
     );
 }
 

@@ -1,12 +1,15 @@
-//! A connection that must not lose a byte, and a thief that must not get a port.
+//! A connection that must not lose a byte, new ones that must all be made, and a thief that must not
+//! get a port.
 
 use std::collections::BTreeSet;
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+
+use super::outside::read;
 
 /// Reads the numbered lines of a stream until told to stop; an error if one is missing.
 pub(crate) fn follow(address: SocketAddr, stop: &AtomicBool) -> Result<u64> {
@@ -15,7 +18,7 @@ pub(crate) fn follow(address: SocketAddr, stop: &AtomicBool) -> Result<u64> {
     let (mut pending, mut chunk) = (Vec::new(), [0; 4096]);
     let (mut lines, mut received) = (0_u64, 0_u64);
     while !stop.load(Ordering::Relaxed) {
-        let length = stream.read(&mut chunk).context("the stream broke")?;
+        let length = read(&mut stream, &mut chunk).context("the stream broke")?;
         ensure!(length > 0, "the stream ended after {lines} lines");
         pending.extend_from_slice(&chunk[..length]);
         while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
@@ -34,6 +37,59 @@ pub(crate) fn follow(address: SocketAddr, stop: &AtomicBool) -> Result<u64> {
         }
     }
     Ok(lines)
+}
+
+/// What became of new connections.
+#[derive(Debug, Default)]
+pub(crate) struct Knocks {
+    pub made: u64,
+    /// The longest that one took to be made.
+    pub slowest: Duration,
+    /// The longest time from one that was made to the next.
+    pub gap: Duration,
+    /// Those refused, reset, or answered by somebody else, and those whose first packet was lost.
+    pub failed: Vec<String>,
+}
+
+/// Less than the second after which the kernel sends a lost first packet again.
+const FIRST_PACKET: Duration = Duration::from_millis(900);
+
+/// Makes new connections one after the other until told to stop; each must be answered by `name`.
+pub(crate) fn knock(addresses: &[SocketAddr], name: &str, stop: &AtomicBool) -> Knocks {
+    let mut knocks = Knocks::default();
+    let mut last = Instant::now();
+    for address in addresses.iter().cycle() {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let begun = Instant::now();
+        match knock_once(*address) {
+            Ok((took, answer)) if answer.starts_with(name) => {
+                knocks.made += 1;
+                knocks.slowest = knocks.slowest.max(took);
+                knocks.gap = knocks.gap.max(last.elapsed());
+                last = Instant::now();
+            }
+            other => knocks
+                .failed
+                .push(format!("{address} after {:?}: {other:?}", begun.elapsed())),
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    knocks
+}
+
+fn knock_once(address: SocketAddr) -> std::io::Result<(Duration, String)> {
+    let begun = Instant::now();
+    let mut stream = TcpStream::connect_timeout(&address, FIRST_PACKET)?;
+    let took = begun.elapsed();
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let mut answer = [0; 256];
+    let length = read(&mut stream, &mut answer)?;
+    Ok((
+        took,
+        String::from_utf8_lossy(&answer[..length]).into_owned(),
+    ))
 }
 
 /// Tries to bind each port, again and again; the ports it got.

@@ -127,7 +127,11 @@ fn line_number(stderr: &str) -> Option<usize> {
 
 /// What a person can do; the programs themselves never say.
 fn hint(stderr: &str) -> Option<&'static str> {
-    const HINTS: [(&str, &str); 5] = [
+    const HINTS: [(&str, &str); 6] = [
+        (
+            "Failed to initialize nft",
+            "the kernel has no nf_tables (module nf_tables): load it, or use --iptables=legacy",
+        ),
         (
             "xtables lock",
             "another iptables holds /run/xtables.lock: see who does, it is retried",

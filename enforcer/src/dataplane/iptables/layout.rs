@@ -16,7 +16,7 @@ use portmapping_shared::contract::{CHAIN_PREFIX, RULE_COMMENT_PREFIX};
 use portmapping_shared::{HostPort, Mapping, Protocol};
 
 use super::family::Family;
-use super::settings::Settings;
+use super::settings::{Settings, Subnet};
 use super::tree::{self, Tree};
 
 /// The chain in which every packet to a local address begins.
@@ -83,6 +83,11 @@ impl Layout {
             settings,
             tree,
         }
+    }
+
+    /// Other neighbours than before.
+    pub(super) fn set_neighbours(&mut self, neighbours: &[Subnet]) {
+        self.settings.neighbours = neighbours.to_vec();
     }
 
     /// The chain that holds a mapping's rules.

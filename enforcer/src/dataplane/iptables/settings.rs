@@ -15,9 +15,8 @@ pub struct Settings {
     pub range: PortRange,
     /// Ports of the range that are never mapped.
     pub excluded: PortSet,
-    /// Subnets of pods on the node's own bridge. Name them only where packets between two ports of
-    /// a bridge bypass iptables (bridge-nf-call-iptables is 0): there a pod reaches its neighbour's
-    /// host port only if it is masqueraded.
+    /// Subnets of pods that share a bridge whose packets pass no rules (bridge-nf-call-iptables is
+    /// 0): there a pod reaches its neighbour's host port only if it is masqueraded.
     pub neighbours: Vec<Subnet>,
 }
 
@@ -34,13 +33,24 @@ impl Settings {
 }
 
 /// A network written as `10.244.1.0/24`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Subnet {
     network: IpAddr,
     length: u8,
 }
 
 impl Subnet {
+    /// The network that an address lies in; None where the length is longer than an address.
+    #[must_use]
+    pub fn new(ip: IpAddr, length: u8) -> Option<Self> {
+        let longest = if ip.is_ipv4() { 32 } else { 128 };
+        // the kernel stores the masked form, and that is what is read back
+        (length <= longest).then(|| Self {
+            network: masked(ip, length),
+            length,
+        })
+    }
+
     pub(in crate::dataplane) fn family(&self) -> Family {
         Family::of(self.network)
     }
@@ -76,14 +86,7 @@ impl FromStr for Subnet {
     fn from_str(text: &str) -> Result<Self, InvalidSubnet> {
         let parse = || {
             let (network, length) = text.trim().split_once('/')?;
-            let network: IpAddr = network.parse().ok()?;
-            let length: u8 = length.parse().ok()?;
-            let longest = if network.is_ipv4() { 32 } else { 128 };
-            // the kernel stores the masked form, and that is what is read back
-            (length <= longest).then(|| Self {
-                network: masked(network, length),
-                length,
-            })
+            Self::new(network.parse().ok()?, length.parse().ok()?)
         };
         parse().ok_or_else(|| InvalidSubnet(text.chars().take(60).collect()))
     }

@@ -15,6 +15,7 @@ use super::commands::Commands;
 use super::jumps;
 use super::layout::{Layout, bucket, leaf_rules, mapping_rule};
 use super::reading::{Damage, Known};
+use super::settings::Subnet;
 use super::transaction::Transaction;
 
 /// One family's rules.
@@ -126,6 +127,12 @@ impl Side {
     /// Whether rules of ours are there, as of the last look or change.
     pub(super) fn is_in_use(&self) -> bool {
         self.known.as_ref().is_some_and(|known| !known.untouched)
+    }
+
+    /// The frame is another one from now on; what is there is compared with it anew.
+    pub(super) fn set_neighbours(&mut self, neighbours: &[Subnet]) {
+        self.layout.set_neighbours(neighbours);
+        self.known = None;
     }
 
     /// Forgets what was seen: somebody else is about to change it.

@@ -2,7 +2,7 @@
 
 use crate::dataplane::DataplaneError;
 use crate::dataplane::exec::{ExecError, Tools};
-use crate::dataplane::forward;
+use crate::dataplane::{forward, nftables};
 
 use super::commands::Commands;
 use super::family::{Family, Flavour};
@@ -11,14 +11,17 @@ use super::transaction::Transaction;
 
 /// Removes our jumps and chains, of both families and both flavours, going on past failures.
 ///
-/// A flavour that is not installed has nothing of ours, unless neither is.
+/// A flavour that is not installed has nothing of ours, unless neither is; nor has one that the
+/// kernel lacks.
 pub fn uninstall(tools: &Tools) -> Result<(), DataplaneError> {
     let mut errors = forward::uninstall(tools);
     let mut missing = Vec::new();
+    let nf_tables = nftables::is_in_kernel();
     for flavour in Flavour::ALL {
         for error in uninstall_flavour(flavour, tools) {
             match error {
                 DataplaneError::Exec(ExecError::Missing { .. }) => missing.push((flavour, error)),
+                _ if flavour == Flavour::Nft && !nf_tables => missing.push((flavour, error)),
                 _ => errors.push(error),
             }
         }

@@ -1,4 +1,4 @@
-//! One socket to netfilter: requests, dumps, batches and subscriptions, each with a deadline.
+//! One socket to netfilter, or to the interfaces: requests, dumps, batches and subscriptions, each with a deadline.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -13,8 +13,8 @@ use rustix::net::sockopt::{
     set_socket_send_buffer_size, set_socket_send_buffer_size_force, set_socket_timeout,
 };
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, getsockname, recvfrom,
-    sendto, socket_with,
+    AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, bind, getsockname,
+    recvfrom, sendto, socket_with,
 };
 
 use super::batch::Batch;
@@ -56,6 +56,8 @@ pub struct Options {
     pub receive_buffer: usize,
     /// Multicast groups to hear, as bits: group N is bit N - 1.
     pub groups: u32,
+    /// Netfilter, or None for interfaces and addresses (rtnetlink).
+    pub protocol: Option<Protocol>,
 }
 
 impl Default for Options {
@@ -64,6 +66,7 @@ impl Default for Options {
             deadline: Duration::from_secs(10),
             receive_buffer: 1024 * 1024,
             groups: 0,
+            protocol: Some(NETFILTER),
         }
     }
 }
@@ -349,7 +352,7 @@ fn connect(options: Options) -> Result<(OwnedFd, u32), Errno> {
         AddressFamily::NETLINK,
         SocketType::RAW,
         SocketFlags::CLOEXEC,
-        Some(NETFILTER),
+        options.protocol,
     )?;
     // refused without the capability in the first namespace of users; the plain one is bounded
     set_socket_recv_buffer_size_force(&fd, options.receive_buffer)

@@ -274,3 +274,6 @@ fn take_other(set: SetId, listed: &Listed<'_>, before: &Content, content: &mut C
         content.foreign.insert(key, Foreign::new(listed));
     }
 }
+
+#[cfg(test)]
+mod tests;

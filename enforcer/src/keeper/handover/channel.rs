@@ -6,6 +6,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Instant;
 
+use rustix::io::retry_on_intr;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
@@ -49,7 +50,9 @@ impl Channel {
         }
         socket::set_timeout(&self.0, Timeout::Send, left(deadline))?;
         let parts = [IoSlice::new(&json)];
-        rustix::net::sendmsg(&self.0, &parts, &mut ancillary, SendFlags::NOSIGNAL)?;
+        retry_on_intr(|| {
+            rustix::net::sendmsg(&self.0, &parts, &mut ancillary, SendFlags::NOSIGNAL)
+        })?;
         Ok(())
     }
 
@@ -65,7 +68,9 @@ impl Channel {
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let mut parts = [IoSliceMut::new(&mut json)];
         let flags = RecvFlags::CMSG_CLOEXEC;
-        let got = rustix::net::recvmsg(&self.0, &mut parts, &mut ancillary, flags)?;
+        // a wait with a limit is not taken up again after the process was stopped for a moment
+        let got =
+            retry_on_intr(|| rustix::net::recvmsg(&self.0, &mut parts, &mut ancillary, flags))?;
         let mut fds = Vec::new();
         for message in ancillary.drain() {
             if let RecvAncillaryMessage::ScmRights(rights) = message {
