@@ -283,7 +283,7 @@ impl Watch {
         let knocks = self.knocker.join().ok().context("the knocker panicked")??;
         println!(
             "while the mappings moved twice: {lines} lines without a gap; {} new connections, \
-             the slowest made in {:?}, at most {:?} from one to the next",
+             the slowest answered in {:?}, at most {:?} from one to the next",
             knocks.made, knocks.slowest, knocks.gap
         );
         ensure!(

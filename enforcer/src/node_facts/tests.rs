@@ -102,7 +102,6 @@ fn other_text_is_an_error_that_quotes_it() {
         (RESERVED, "5-1"),
         (EPHEMERAL, "32768"),
         (EPHEMERAL, "60999 32768"),
-        (BRIDGE_NF, "yes"),
         (DISABLE_6, ""),
     ] {
         let root = node(&[(INTERFACES_6, ""), (file, text)]);

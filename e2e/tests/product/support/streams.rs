@@ -43,7 +43,7 @@ pub(crate) fn follow(address: SocketAddr, stop: &AtomicBool) -> Result<u64> {
 #[derive(Debug, Default)]
 pub(crate) struct Knocks {
     pub made: u64,
-    /// The longest that one took to be made.
+    /// The longest that one took until it was answered.
     pub slowest: Duration,
     /// The longest time from one that was made to the next.
     pub gap: Duration,
@@ -82,14 +82,11 @@ pub(crate) fn knock(addresses: &[SocketAddr], name: &str, stop: &AtomicBool) -> 
 fn knock_once(address: SocketAddr) -> std::io::Result<(Duration, String)> {
     let begun = Instant::now();
     let mut stream = TcpStream::connect_timeout(&address, FIRST_PACKET)?;
-    let took = begun.elapsed();
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     let mut answer = [0; 256];
     let length = read(&mut stream, &mut answer)?;
-    Ok((
-        took,
-        String::from_utf8_lossy(&answer[..length]).into_owned(),
-    ))
+    let answer = String::from_utf8_lossy(&answer[..length]).into_owned();
+    Ok((begun.elapsed(), answer))
 }
 
 /// Tries to bind each port, again and again; the ports it got.
