@@ -19,14 +19,14 @@ const GET_ADDRESS: u16 = 22;
 const LINK_BYTES: usize = 16;
 /// Length of `ifaddrmsg`.
 const ADDRESS_BYTES: usize = 8;
-/// `IFLA_LINKINFO`, and `IFLA_INFO_KIND` and `IFLA_INFO_DATA` in it (linux/if_link.h).
+/// `IFLA_LINKINFO`, and `IFLA_INFO_KIND` and `IFLA_INFO_DATA` in it (`linux/if_link.h`).
 const LINK_INFO: u16 = 18;
 const INFO_KIND: u16 = 1;
 const INFO_DATA: u16 = 2;
 /// `IFLA_BR_NF_CALL_IPTABLES` and `IFLA_BR_NF_CALL_IP6TABLES`: the same switch for one bridge.
 const CALL_IPTABLES: u16 = 36;
 const CALL_IP6TABLES: u16 = 37;
-/// `IFA_ADDRESS` (linux/if_addr.h).
+/// `IFA_ADDRESS` (`linux/if_addr.h`).
 const ADDRESS: u16 = 1;
 
 /// What is known of the bridges of the network namespace.

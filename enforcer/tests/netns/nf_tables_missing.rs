@@ -25,25 +25,19 @@ fn refuse_netfilter_netlink() {
     const NUMBER: u32 = 0;
     const FIRST_ARGUMENT: u32 = 16;
     const THIRD_ARGUMENT: u32 = 32;
-    let load = |offset| libc::sock_filter {
-        code: (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16,
-        jt: 0,
-        jf: 0,
-        k: offset,
-    };
-    // to the next if it is that, else over so many to the end
-    let is = |value: i64, over| libc::sock_filter {
-        code: (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16,
+    let step = |code: u32, over, value| libc::sock_filter {
+        code: u16::try_from(code).expect("a short code"),
         jt: 0,
         jf: over,
-        k: u32::try_from(value).expect("a small number"),
-    };
-    let answer = |value| libc::sock_filter {
-        code: (libc::BPF_RET | libc::BPF_K) as u16,
-        jt: 0,
-        jf: 0,
         k: value,
     };
+    let load = |offset| step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, offset);
+    // to the next if it is that, else over so many to the end
+    let is = |value: i64, over| {
+        let value = u32::try_from(value).expect("a small number");
+        step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, over, value)
+    };
+    let answer = |value| step(libc::BPF_RET | libc::BPF_K, 0, value);
     let refused = libc::SECCOMP_RET_ERRNO | libc::EPROTONOSUPPORT.cast_unsigned();
     let mut filter = [
         load(NUMBER),

@@ -72,7 +72,10 @@ fn dump(pods: &[[u8; 4]]) -> Vec<u8> {
 fn dump_is_read() {
     let content = read(&dump(&[[10, 244, 1, 7], [10, 244, 1, 8]]));
     let is_one = |slot: &Slot| slot.set() == SetId::Ports(Family::V4);
-    assert_eq!(content.mappings.keys().filter(|slot| is_one(slot)).count(), 2);
+    assert_eq!(
+        content.mappings.keys().filter(|slot| is_one(slot)).count(),
+        2
+    );
 }
 
 proptest! {
