@@ -16,6 +16,7 @@ mod exec;
 pub mod forward;
 pub mod generation;
 pub mod iptables;
+mod look;
 pub mod moving;
 pub mod netlink;
 pub mod nftables;
@@ -24,6 +25,7 @@ pub use error::DataplaneError;
 pub use exec::{ExecError, Tools};
 use generation::Drift;
 use iptables::Subnet;
+pub use look::Look;
 
 /// What a driver found in the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,12 +45,28 @@ pub trait Dataplane: Send {
     /// Reads our mappings back. The next [`Dataplane::apply`] builds on what this saw.
     fn observe(&mut self) -> Result<Observed, DataplaneError>;
 
+    /// Begins an [`Dataplane::observe`] that no change has to wait for: what it returns is read
+    /// without the driver, and taken in by [`Dataplane::looked`]. A driver that reads quickly reads
+    /// nothing before that.
+    fn look(&mut self) -> Look {
+        Look::default()
+    }
+
+    /// Ends it. None: rules were changed meanwhile, and what was read says nothing.
+    fn looked(&mut self, look: Look) -> Result<Option<Observed>, DataplaneError> {
+        let Look { .. } = look;
+        self.observe().map(Some)
+    }
+
     /// Makes the frame whole and carries the plan out, one transaction per address family:
     /// all of it is in the kernel afterwards, or (on error) the family is as it was.
     fn apply(&mut self, plan: &Plan) -> Result<(), DataplaneError>;
 
     /// From the next call on, connections between pods of one of these subnets are masqueraded.
     fn set_neighbours(&mut self, neighbours: &[Subnet]);
+
+    /// Does what can be done before a change is known, so that it takes less time then.
+    fn prepare(&mut self) {}
 
     /// Whether IPv6 mappings can be made.
     fn has_ipv6(&self) -> bool;

@@ -25,8 +25,10 @@ use crate::publish::Publisher;
 
 pub use duty::follow as follow_duty;
 
-/// Writes to the API server under way at once; more wait, none is lost.
-const MAX_WRITES: usize = 16;
+/// Results on their way to the API server at once; more wait, none is lost.
+const MAX_PUBLICATIONS: usize = 16;
+/// Events on their way; no result waits for one.
+const MAX_EVENTS: usize = 4;
 /// Pod events taken in before actions are carried out, so that a burst becomes one change set.
 const BATCH: usize = 64;
 /// After a handover the earlier enforcer may still finish a change it had begun: look again soon.
@@ -88,10 +90,19 @@ enum Done {
     Observed {
         /// Changes begun when the reading began.
         before: u64,
-        observed: Option<Observed>,
+        observed: Seen,
     },
     Published(PodUid, bool),
-    Told,
+    Nothing,
+}
+
+/// What a look at the kernel brought.
+enum Seen {
+    As(Observed),
+    /// A change came in between.
+    Outdated,
+    /// It failed; the next check tries again.
+    Nothing,
 }
 
 /// What a call to the keeper has taught us; one call can teach several things.
@@ -107,7 +118,8 @@ pub struct Reconciler {
     state: NodeState,
     drivers: Drivers,
     tasks: JoinSet<Done>,
-    writes: Arc<Semaphore>,
+    publications: Arc<Semaphore>,
+    events: Arc<Semaphore>,
     started: Instant,
     observing: bool,
     changing: bool,
@@ -128,7 +140,8 @@ impl Reconciler {
             state,
             drivers,
             tasks: JoinSet::new(),
-            writes: Arc::new(Semaphore::new(MAX_WRITES)),
+            publications: Arc::new(Semaphore::new(MAX_PUBLICATIONS)),
+            events: Arc::new(Semaphore::new(MAX_EVENTS)),
             started,
             observing: false,
             changing: false,
@@ -152,6 +165,7 @@ impl Reconciler {
         );
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut on_listed = Some(inputs.on_listed);
+        self.prepare();
         let started = self.started;
         loop {
             let duty = *inputs.duty.borrow_and_update();
@@ -209,6 +223,10 @@ impl Reconciler {
     fn take_news(&mut self, news: PodNews, on_listed: &mut Option<Box<dyn FnOnce() + Send>>) {
         let now = self.now();
         match news {
+            PodNews::Applied(ref facts) => tracing::debug!(pod = %facts.pod, "pod"),
+            _ => {}
+        }
+        match news {
             PodNews::Applied(facts) => self.state.pod_applied(now, *facts),
             PodNews::Gone(uid) => self.state.pod_gone(now, &uid),
             PodNews::Relisted(living) => {
@@ -222,6 +240,7 @@ impl Reconciler {
 
     fn take_sandbox(&mut self, news: SandboxNews) {
         let now = self.now();
+        tracing::debug!(?news, "sandbox");
         match news {
             SandboxNews::Up(sandbox) => self.state.sandbox_up(now, sandbox),
             SandboxNews::Down(id) => self.state.sandbox_down(now, &id),
@@ -264,24 +283,25 @@ impl Reconciler {
                     tracing::info!(ms, "altered rules are back");
                 }
                 self.state.programmed(now, &plan, outcome);
+                self.prepare();
                 self.show();
                 self.look_once_more();
             }
             Done::Observed { before, observed } => {
                 self.observing = false;
                 match observed {
-                    Some(observed) if before == self.changes => {
+                    Seen::As(observed) if before == self.changes => {
                         self.compare(&observed);
                         self.state.observed(now, observed.mappings, observed.intact);
                     }
-                    Some(_) => self.look_again = true,
-                    None => {}
+                    Seen::As(_) | Seen::Outdated => self.look_again = true,
+                    Seen::Nothing => {}
                 }
                 self.show();
                 self.look_once_more();
             }
             Done::Published(uid, taken) => self.state.published(now, &uid, taken),
-            Done::Told => {}
+            Done::Nothing => {}
         }
     }
 

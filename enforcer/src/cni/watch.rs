@@ -8,12 +8,13 @@ use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::sys::socket::SockaddrStorage;
 use portmapping_enforcer_core::SandboxNews;
 use portmapping_runtime::deadline::chain;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
@@ -29,6 +30,12 @@ pub const SANDBOX_QUEUE: usize = 256;
 /// How long a missing directory is left alone, and how often a watched one is compared with what
 /// its path leads to.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// As many files are read without another thread, whose turn would come late on a busy node: they
+/// were written a moment ago, and are still in memory.
+const AT_ONCE: usize = 8;
+
+type OwnAddresses = nix::Result<HashSet<IpAddr>>;
 
 /// Why the directory cannot be followed, now or no longer.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +74,9 @@ pub async fn watch(
         news,
         metrics,
         missed: false,
+        own: Arc::new(Ok(HashSet::new())),
+        stale: false,
+        asking: None,
     };
     token.run_until_cancelled(watcher.run()).await;
 }
@@ -78,6 +88,13 @@ struct Watcher {
     metrics: Metrics,
     /// Told already that there is nothing to follow.
     missed: bool,
+    /// The node's own addresses, which no pod has. Asking for them waits for whoever changes the
+    /// node's interfaces, which is what starting pods do: it is done beforehand.
+    own: Arc<OwnAddresses>,
+    /// They are to be asked for again.
+    stale: bool,
+    /// They are being asked for.
+    asking: Option<JoinHandle<OwnAddresses>>,
 }
 
 impl Watcher {
@@ -129,9 +146,21 @@ impl Watcher {
                     if self.identity()? != identity {
                         return Err(WatchError::Lost(self.dir.to_path_buf()));
                     }
+                    self.renew_own().await?;
                 }
             }
         }
+    }
+
+    /// Asks for the node's addresses anew if pods have come since, and waits for no answer.
+    async fn renew_own(&mut self) -> Result<(), WatchError> {
+        if let Some(answered) = self.asking.take_if(|asking| asking.is_finished()) {
+            self.own = Arc::new(answered.await?);
+        }
+        if self.asking.is_none() && std::mem::take(&mut self.stale) {
+            self.asking = Some(tokio::task::spawn_blocking(own_addresses));
+        }
+        Ok(())
     }
 
     async fn until_it_appears(&self) {
@@ -175,8 +204,14 @@ impl Watcher {
         if names.is_empty() {
             return Ok(());
         }
-        let dir = Arc::clone(&self.dir);
-        let readings = tokio::task::spawn_blocking(move || read_files(&dir, names)).await?;
+        self.stale = true;
+        let readings = if names.len() <= AT_ONCE {
+            read_files(&self.dir, &self.own, names)
+        } else {
+            let (dir, own) = (Arc::clone(&self.dir), Arc::clone(&self.own));
+            let reading = move || read_files(&dir, &own, names);
+            tokio::task::spawn_blocking(reading).await?
+        };
         for (name, reading) in readings {
             self.count(&reading);
             let news = self.known.read(&name, reading);
@@ -188,8 +223,15 @@ impl Watcher {
     /// Reads all files and tells of all sandboxes.
     async fn relist(&mut self) -> Result<(), WatchError> {
         let dir = Arc::clone(&self.dir);
-        let listing = move || file::names(&dir).map(|names| read_files(&dir, names));
-        let listed = tokio::task::spawn_blocking(listing).await?;
+        let listing = move || {
+            let own = own_addresses();
+            (
+                file::names(&dir).map(|names| read_files(&dir, &own, names)),
+                own,
+            )
+        };
+        let (listed, own) = tokio::task::spawn_blocking(listing).await?;
+        self.own = Arc::new(own);
         let readings = listed.map_err(|source| WatchError::Unlistable {
             path: self.dir.to_path_buf(),
             source,
@@ -239,14 +281,14 @@ impl Watcher {
 }
 
 /// Reads and parses; blocks.
-fn read_files(dir: &Path, names: Vec<OsString>) -> Vec<(OsString, Reading)> {
-    let own = own_addresses();
+fn read_files(dir: &Path, own: &OwnAddresses, names: Vec<OsString>) -> Vec<(OsString, Reading)> {
     let read = |name: OsString| {
-        let reading = match (&own, file::read(dir, &name)) {
+        let reading = match (own, file::read(dir, &name)) {
             (_, Err(FileError::Gone)) => Reading::Gone,
             (_, Err(error)) => Reading::Unusable(chain(&error)),
             (Err(error), _) => Reading::Unusable(format!("this node has no addresses: {error}")),
             (Ok(own), Ok(content)) => {
+                tracing::debug!(file = ?name, age_us = age(content.written), "read");
                 match result::parse(&content.bytes, content.written, |ip| own.contains(&ip)) {
                     Ok(Some(sandbox)) => Reading::Sandbox(sandbox),
                     Ok(None) => Reading::Other,
@@ -259,8 +301,15 @@ fn read_files(dir: &Path, names: Vec<OsString>) -> Vec<(OsString, Reading)> {
     names.into_iter().map(read).collect()
 }
 
+/// Microseconds since a file was written.
+fn age(written: Duration) -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let age = now.unwrap_or_default().saturating_sub(written);
+    u64::try_from(age.as_micros()).unwrap_or(u64::MAX)
+}
+
 /// The addresses of this node's own interfaces.
-fn own_addresses() -> nix::Result<HashSet<IpAddr>> {
+fn own_addresses() -> OwnAddresses {
     let interfaces = nix::ifaddrs::getifaddrs()?;
     let address = |storage: SockaddrStorage| {
         let v4 = storage.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));

@@ -37,6 +37,21 @@ struct Table {
     complained: bool,
 }
 
+/// Every filter table, to be read and then as it was found.
+#[derive(Debug)]
+pub struct Filters(Vec<(Commands, Finding)>);
+
+impl Filters {
+    /// Reads them, in parallel. A table that cannot be read counts as open.
+    pub(super) fn read(&mut self) {
+        thread::scope(|scope| {
+            for (commands, found) in &mut self.0 {
+                scope.spawn(|| *found = Finding::look(commands));
+            }
+        });
+    }
+}
+
 /// What a table's FORWARD chain has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Finding {
@@ -76,14 +91,23 @@ impl Forward {
         }
     }
 
-    /// Looks at every filter table, in parallel. Whether nothing is missing for mapped pods to be
-    /// reached; `wanted` says that there are any. A table that cannot be read counts as open.
-    pub fn observe(&mut self, wanted: bool) -> bool {
-        thread::scope(|scope| {
-            for table in &mut self.tables {
-                scope.spawn(|| table.look());
-            }
-        });
+    /// What is to be read for [`Forward::observe`].
+    #[must_use]
+    pub fn filters(&self) -> Filters {
+        let tables = self.tables.iter();
+        Filters(
+            tables
+                .map(|table| (table.commands.clone(), Finding::default()))
+                .collect(),
+        )
+    }
+
+    /// Takes in what was read. Whether nothing is missing for mapped pods to be reached; `wanted`
+    /// says that there are any.
+    pub fn observe(&mut self, filters: Filters, wanted: bool) -> bool {
+        for (table, (_, found)) in self.tables.iter_mut().zip(filters.0) {
+            table.found = found;
+        }
         for table in &mut self.tables {
             // what is superfluous is no damage, and goes at once
             let needed = wanted && table.found.drops;
@@ -130,7 +154,7 @@ pub(super) fn uninstall(tools: &Tools) -> Vec<DataplaneError> {
         }
     }
     let remove = |table: &mut Table| {
-        table.look();
+        table.found = Finding::look(&table.commands);
         if table.found.ours.is_empty() {
             return None;
         }
@@ -140,18 +164,6 @@ pub(super) fn uninstall(tools: &Tools) -> Vec<DataplaneError> {
 }
 
 impl Table {
-    fn look(&mut self) {
-        let text = match self.commands.save_filter() {
-            Ok(text) => text,
-            // not installed, or in the hands of another program: nothing that we could do
-            Err(error) => {
-                tracing::debug!(%error, "a filter table cannot be read");
-                String::new()
-            }
-        };
-        self.found = Finding::read(&text);
-    }
-
     fn put(&mut self, rules: &[String]) -> u32 {
         match self.write(rules) {
             Ok(()) => u32::from(self.commands.flavour == Flavour::Nft),
@@ -196,6 +208,18 @@ impl Table {
 }
 
 impl Finding {
+    fn look(commands: &Commands) -> Self {
+        let text = match commands.save_filter() {
+            Ok(text) => text,
+            // not installed, or in the hands of another program: nothing that we could do
+            Err(error) => {
+                tracing::debug!(%error, "a filter table cannot be read");
+                String::new()
+            }
+        };
+        Self::read(&text)
+    }
+
     /// Reads what iptables-save printed.
     fn read(text: &str) -> Self {
         let mut found = Self::default();

@@ -3,7 +3,7 @@
 //! `observe` reads `iptables-save`; `apply` is one `iptables-restore --noflush` per family, which
 //! rewrites just the leaf chains that change. Chains and rules of others are never named in it.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use portmapping_enforcer_core::Plan;
 use portmapping_shared::Mapping;
@@ -12,7 +12,7 @@ use super::conntrack::Conntrack;
 use super::exec::Tools;
 use super::forward::Forward;
 use super::generation::{Drift, GenerationSocket};
-use super::{Dataplane, DataplaneError, Observed};
+use super::{Dataplane, DataplaneError, Look, Observed};
 
 pub(in crate::dataplane) mod commands;
 pub(in crate::dataplane) mod family;
@@ -49,6 +49,29 @@ pub struct Iptables {
     forward: Forward,
     drift: Drift,
     generation: GenerationSocket,
+    /// Changes begun so far: what was read before or beside one of them is outdated.
+    changes: u64,
+}
+
+/// Table nat of both families, to be read and then as it was printed.
+#[derive(Debug)]
+pub struct Tables {
+    /// Changes begun when this was begun.
+    changes: u64,
+    generation: Option<u32>,
+    took: Duration,
+    families: Vec<(Commands, Result<String, DataplaneError>)>,
+}
+
+impl Tables {
+    /// Runs the programs.
+    pub(super) fn read(&mut self) {
+        let begun = Instant::now();
+        for (commands, text) in &mut self.families {
+            *text = commands.save_nat();
+        }
+        self.took = begun.elapsed();
+    }
 }
 
 impl Iptables {
@@ -63,7 +86,9 @@ impl Iptables {
         let side = |family, settings| {
             let commands = Commands::new(family, flavour, tools.clone());
             let mut side = Side::new(commands, Layout::new(family, settings));
-            side.observe().map(|_| side)
+            let text = side.commands().save_nat()?;
+            side.take(&text);
+            Ok::<_, DataplaneError>(side)
         };
         let ipv4 = side(Family::V4, settings.clone())?;
         let ipv6 = side(Family::V6, settings).map_err(|error| {
@@ -80,6 +105,7 @@ impl Iptables {
             forward,
             drift: Drift::default(),
             generation: GenerationSocket::default(),
+            changes: 0,
         })
     }
 
@@ -97,6 +123,36 @@ impl Iptables {
     fn current_generation(&mut self) -> Option<u32> {
         let nft = self.flavour == Flavour::Nft;
         nft.then(|| self.generation.current()).flatten()
+    }
+
+    /// Takes in what was read.
+    fn take(&mut self, look: Look) -> Result<Observed, DataplaneError> {
+        let mut observed = Observed {
+            intact: true,
+            ..Observed::default()
+        };
+        let mut altered = false;
+        let (mut generation, mut took) = (None, Duration::ZERO);
+        if let Some(tables) = look.tables {
+            (generation, took) = (tables.generation, tables.took);
+            for (commands, text) in tables.families {
+                let side = match (commands.family, &mut self.ipv6) {
+                    (Family::V6, Ok(side)) => side,
+                    _ => &mut self.ipv4,
+                };
+                let text = text.inspect_err(|_| side.forget())?;
+                let (found, other) = side.take(&text);
+                observed.mappings.extend(found.mappings);
+                observed.intact &= found.intact;
+                altered |= other;
+            }
+        }
+        if let Some(filters) = look.filters {
+            let in_use = self.is_in_use();
+            observed.intact &= self.forward.observe(filters, in_use);
+        }
+        self.drift.looked(generation, took, altered);
+        Ok(observed)
     }
 
     /// How many commits it took, where that is known.
@@ -127,18 +183,33 @@ impl Dataplane for Iptables {
     }
 
     fn observe(&mut self) -> Result<Observed, DataplaneError> {
+        let mut look = self.look();
+        look.read();
+        self.take(look)
+    }
+
+    fn look(&mut self) -> Look {
+        // before anything is read: what changes from now on is to be looked at again
         let generation = self.current_generation();
-        let begun = Instant::now();
-        let (mut observed, mut altered) = self.ipv4.observe()?;
-        if let Ok(ipv6) = &mut self.ipv6 {
-            let (Observed { mappings, intact }, ipv6_altered) = ipv6.observe()?;
-            observed.mappings.extend(mappings);
-            observed.intact &= intact;
-            altered |= ipv6_altered;
+        let sides = [Some(&self.ipv4), self.ipv6.as_ref().ok()];
+        let unread = |side: &Side| (side.commands().clone(), Ok(String::new()));
+        Look {
+            tables: Some(Tables {
+                changes: self.changes,
+                generation,
+                took: Duration::ZERO,
+                families: sides.into_iter().flatten().map(unread).collect(),
+            }),
+            filters: Some(self.forward.filters()),
         }
-        observed.intact &= self.forward.observe(self.is_in_use());
-        self.drift.looked(generation, begun.elapsed(), altered);
-        Ok(observed)
+    }
+
+    fn looked(&mut self, look: Look) -> Result<Option<Observed>, DataplaneError> {
+        let current = look
+            .tables
+            .as_ref()
+            .is_some_and(|tables| tables.changes == self.changes);
+        current.then(|| self.take(look)).transpose()
     }
 
     fn apply(&mut self, plan: &Plan) -> Result<(), DataplaneError> {
@@ -152,6 +223,7 @@ impl Dataplane for Iptables {
                 mapping: Box::new(mapping.clone()),
             });
         }
+        self.changes += 1;
         self.drift.begin_change();
         let before = self.current_generation();
         let mut commits = Some(0);
@@ -176,6 +248,13 @@ impl Dataplane for Iptables {
         self.ipv4.set_neighbours(neighbours);
         if let Ok(ipv6) = &mut self.ipv6 {
             ipv6.set_neighbours(neighbours);
+        }
+    }
+
+    fn prepare(&mut self) {
+        self.ipv4.get_ready();
+        if let Ok(ipv6) = &mut self.ipv6 {
+            ipv6.get_ready();
         }
     }
 

@@ -13,11 +13,11 @@ use portmapping_shared::Mapping;
 
 use super::bridges::Bridges;
 use super::exec::{ExecError, Tools};
-use super::forward::Forward;
+use super::forward::{Filters, Forward};
 use super::generation::Drift;
 use super::iptables::{self, Flavour, Iptables, Settings, Subnet};
 use super::nftables::{self, Nftables};
-use super::{Dataplane, DataplaneError, Observed};
+use super::{Dataplane, DataplaneError, Look, Observed};
 
 /// How long old rules wait for mappings that the new backend refuses; then those pods are without.
 const STRAGGLERS: Duration = Duration::from_mins(1);
@@ -194,6 +194,28 @@ impl Moving {
         true
     }
 
+    /// Where the node's bridges have changed, so do the rules. They were right until then, so this is
+    /// no damage to be told of.
+    fn with_neighbours(&mut self, observed: Observed) -> Result<Observed, DataplaneError> {
+        if !self.find_neighbours() || observed.mappings.is_empty() {
+            return Ok(observed);
+        }
+        self.to.apply(&Plan::default())?;
+        self.to.observe()
+    }
+
+    /// Adds to what the backend saw what is looked after here.
+    fn seen(&mut self, mut observed: Observed, filters: Option<Filters>) -> Observed {
+        self.in_use = !observed.mappings.is_empty();
+        if let (Some(forward), Some(filters)) = (&mut self.forward, filters) {
+            observed.intact &= forward.observe(filters, self.in_use);
+        }
+        // makes the reconciler act even if no pod wants anything
+        observed.intact &= self.begun || self.from.is_empty();
+        self.sweep();
+        observed
+    }
+
     /// Takes the old rules away once everything is here. A failure is no failure of the mappings,
     /// and is tried again.
     fn sweep(&mut self) {
@@ -222,20 +244,32 @@ impl Dataplane for Moving {
     }
 
     fn observe(&mut self) -> Result<Observed, DataplaneError> {
-        let mut observed = self.to.observe()?;
-        if self.find_neighbours() && !observed.mappings.is_empty() {
-            // the rules were right until the node changed, so this is no damage to be told of
-            self.to.apply(&Plan::default())?;
-            observed = self.to.observe()?;
+        let filters = self.forward.as_ref().map(|forward| {
+            let mut filters = forward.filters();
+            filters.read();
+            filters
+        });
+        let observed = self.to.observe()?;
+        let observed = self.with_neighbours(observed)?;
+        Ok(self.seen(observed, filters))
+    }
+
+    fn look(&mut self) -> Look {
+        let mut look = self.to.look();
+        if let Some(forward) = &self.forward {
+            look.filters = Some(forward.filters());
         }
-        self.in_use = !observed.mappings.is_empty();
-        if let Some(forward) = &mut self.forward {
-            observed.intact &= forward.observe(self.in_use);
-        }
-        // makes the reconciler act even if no pod wants anything
-        observed.intact &= self.begun || self.from.is_empty();
-        self.sweep();
-        Ok(observed)
+        look
+    }
+
+    fn looked(&mut self, mut look: Look) -> Result<Option<Observed>, DataplaneError> {
+        let own = self.forward.is_some();
+        let filters = if own { look.filters.take() } else { None };
+        let Some(observed) = self.to.looked(look)? else {
+            return Ok(None);
+        };
+        let observed = self.with_neighbours(observed)?;
+        Ok(Some(self.seen(observed, filters)))
     }
 
     fn apply(&mut self, plan: &Plan) -> Result<(), DataplaneError> {
@@ -270,6 +304,10 @@ impl Dataplane for Moving {
     fn set_neighbours(&mut self, neighbours: &[Subnet]) {
         self.bridges = None;
         self.to.set_neighbours(neighbours);
+    }
+
+    fn prepare(&mut self) {
+        self.to.prepare();
     }
 
     fn has_ipv6(&self) -> bool {

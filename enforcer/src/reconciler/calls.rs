@@ -7,7 +7,7 @@ use portmapping_enforcer_core::{Plan, PodEvent, PortKey, Publication};
 use portmapping_runtime::deadline::chain;
 use rustix::io::Errno;
 
-use super::{Done, KeeperAnswer, Reconciler};
+use super::{Done, KeeperAnswer, Reconciler, Seen};
 use crate::hold::{HoldError, Keeper};
 use crate::keeper::wire::Outcome;
 
@@ -59,7 +59,9 @@ impl Reconciler {
         self.changes += 1;
         self.tasks.spawn_blocking(move || {
             let begun = Instant::now();
+            tracing::debug!(create = plan.to_create.len(), "changing rules");
             let mut dataplane = dataplane.lock();
+            tracing::debug!(us = elapsed_us(begun), "nobody else is at the rules");
             let failures = dataplane.clear_failures();
             let outcome = dataplane.apply(&plan);
             metrics.clear_failures(dataplane.clear_failures() - failures);
@@ -82,8 +84,17 @@ impl Reconciler {
         });
     }
 
-    /// Reads the kernel back, one reading at a time and none beside a change; asked meanwhile, it
-    /// reads once more afterwards.
+    /// Gets ready for the next change; what is under way goes first.
+    pub(super) fn prepare(&mut self) {
+        let dataplane = Arc::clone(&self.drivers.dataplane);
+        self.tasks.spawn_blocking(move || {
+            dataplane.lock().prepare();
+            Done::Nothing
+        });
+    }
+
+    /// Reads the kernel back, one reading at a time; asked meanwhile, it reads once more afterwards.
+    /// None is begun beside a change, but a change does not wait for one.
     pub(super) fn observe(&mut self) {
         if self.observing || self.changing {
             self.look_again = true;
@@ -94,13 +105,18 @@ impl Reconciler {
         let dataplane = Arc::clone(&self.drivers.dataplane);
         let metrics = self.drivers.metrics.clone();
         self.tasks.spawn_blocking(move || {
-            let observed = dataplane.lock().observe();
+            let mut look = dataplane.lock().look();
+            look.read();
+            let observed = dataplane.lock().looked(look);
             metrics.call("observe", observed.is_ok());
-            let observed = observed
-                .inspect_err(|error| {
-                    tracing::error!(error = chain(error), "rules could not be read back");
-                })
-                .ok();
+            let observed = match observed {
+                Ok(Some(observed)) => Seen::As(observed),
+                Ok(None) => Seen::Outdated,
+                Err(error) => {
+                    tracing::error!(error = chain(&error), "rules could not be read back");
+                    Seen::Nothing
+                }
+            };
             Done::Observed { before, observed }
         });
     }
@@ -108,9 +124,10 @@ impl Reconciler {
     pub(super) fn publish(&mut self, publication: Publication) {
         let publisher = self.drivers.publisher.clone();
         let metrics = self.drivers.metrics.clone();
-        let writes = Arc::clone(&self.writes);
+        let writes = Arc::clone(&self.publications);
         self.tasks.spawn(async move {
             let _turn = writes.acquire_owned().await;
+            tracing::debug!(pod = %publication.pod, "publishing");
             let outcome = publisher.publish(&publication).await;
             metrics.call("publish", outcome.is_ok());
             if let Err(error) = &outcome {
@@ -134,17 +151,21 @@ impl Reconciler {
     pub(super) fn tell(&mut self, event: PodEvent) {
         let publisher = self.drivers.publisher.clone();
         let metrics = self.drivers.metrics.clone();
-        let writes = Arc::clone(&self.writes);
+        let events = Arc::clone(&self.events);
         self.tasks.spawn(async move {
-            let _turn = writes.acquire_owned().await;
+            let _turn = events.acquire_owned().await;
             let outcome = publisher.tell(&event).await;
             metrics.call("event", outcome.is_ok());
             if let Err(error) = outcome {
                 tracing::warn!(error = chain(&error), "an event was lost");
             }
-            Done::Told
+            Done::Nothing
         });
     }
+}
+
+fn elapsed_us(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Only a port in use is the port's fault; anything else is the keeper's, and asked for again.

@@ -7,7 +7,7 @@ use portmapping_enforcer::dataplane::generation::Drift;
 use portmapping_enforcer::dataplane::iptables::{Flavour, Settings};
 pub(crate) use portmapping_enforcer::dataplane::moving::Backend;
 use portmapping_enforcer::dataplane::moving::Moving;
-use portmapping_enforcer::dataplane::{Dataplane, DataplaneError, Observed, Tools};
+use portmapping_enforcer::dataplane::{Dataplane, DataplaneError, Look, Observed, Tools};
 use portmapping_enforcer_core::Plan;
 use portmapping_shared::{ContainerPort, HostPort, Mapping, PortRange, Protocol};
 
@@ -168,6 +168,23 @@ impl<'a> Driver<'a> {
 
     pub(crate) fn observe(&mut self) -> Observed {
         self.node.run(|| self.driver.observe()).expect("observe")
+    }
+
+    /// Reads without the driver.
+    pub(crate) fn look(&mut self) -> Look {
+        self.node.run(|| {
+            let mut look = self.driver.look();
+            look.read();
+            look
+        })
+    }
+
+    pub(crate) fn looked(&mut self, look: Look) -> Option<Observed> {
+        self.node.run(|| self.driver.looked(look)).expect("look")
+    }
+
+    pub(crate) fn prepare(&mut self) {
+        self.node.run(|| self.driver.prepare());
     }
 
     /// What the reconciler does: observe, plan, apply; then nothing is left to do.

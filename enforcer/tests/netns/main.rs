@@ -34,6 +34,7 @@ mod netns;
 mod nf_tables_missing;
 mod nftables;
 mod range;
+mod ready;
 mod removal;
 mod sctp;
 mod serve;

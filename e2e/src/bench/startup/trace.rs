@@ -1,6 +1,6 @@
 //! What was seen of one pod's start, from four places, on one clock.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
@@ -23,6 +23,7 @@ const RESULTS: &str = "var/lib/cni/results";
 #[derive(Clone, Debug)]
 pub(super) struct Trace {
     result: SystemTime,
+    /// The last of the pod's rules, of whatever address family.
     rule: SystemTime,
     published: SystemTime,
     begun: SystemTime,
@@ -42,6 +43,11 @@ impl Trace {
         milliseconds(self.result, self.begun)
     }
 
+    /// What was left before it would have been too late.
+    pub(super) fn rule_to_words(&self) -> f64 {
+        milliseconds(self.rule, self.begun)
+    }
+
     pub(super) fn words_to_answer(&self) -> f64 {
         milliseconds(self.begun, self.answered)
     }
@@ -54,6 +60,9 @@ impl Trace {
         self.published > self.begun
     }
 }
+
+/// When a result was written, and the families in it.
+type Written = (SystemTime, BTreeSet<&'static str>);
 
 /// Negative where the order was the other.
 fn milliseconds(from: SystemTime, to: SystemTime) -> f64 {
@@ -75,21 +84,27 @@ pub(super) fn join(
     let published = published(cluster, space)?;
     let trace = |call: &Call| {
         let pod = &call.pod;
-        let result = *results
+        let (result, families) = results
             .get(pod)
             .with_context(|| format!("{node} has no CNI result of {pod}"))?;
+        let result = *result;
         let port = format!("tcp dport {} ", call.host_port);
-        let mut later = rules.iter().filter(|(seen, _)| *seen >= result);
-        let rule = later
-            .find(|(_, line)| {
-                line.contains(" ip nat ") && line.contains(&port) && line.contains("dnat to")
-            })
-            .with_context(|| format!("no rule of {pod} was seen for port {}", call.host_port))?;
+        let rule_of = |family: &&str| {
+            let table = format!(" {family} nat ");
+            let later = rules.iter().filter(|(seen, _)| *seen >= result);
+            let mut of_pod = later.filter(|(_, line)| {
+                line.contains(&table) && line.contains(&port) && line.contains("dnat to")
+            });
+            let first = of_pod.next().map(|(seen, _)| *seen);
+            first.with_context(|| format!("no {family} rule of {pod} for port {}", call.host_port))
+        };
+        let rules: Vec<SystemTime> = families.iter().map(rule_of).collect::<Result<_>>()?;
+        let rule = rules.into_iter().max();
         let patches = published.get(pod).into_iter().flatten();
         let published = patches.copied().find(|seen| *seen >= result);
         anyhow::Ok(Trace {
             result,
-            rule: rule.0,
+            rule: rule.with_context(|| format!("{pod} has no address"))?,
             published: published.with_context(|| format!("no patch of {pod} in the audit log"))?,
             begun: call.begun,
             answered: call.answered,
@@ -98,8 +113,9 @@ pub(super) fn join(
     calls.iter().map(trace).collect()
 }
 
-/// When the result of each pod was written.
-fn results(cluster: &Cluster, node: &str, space: &str) -> Result<BTreeMap<String, SystemTime>> {
+/// When the result of each pod was written, and which families its addresses are of, as nft names
+/// them.
+fn results(cluster: &Cluster, node: &str, space: &str) -> Result<BTreeMap<String, Written>> {
     let folder = format!("/proc/{}/root/{RESULTS}", cluster.pid(node)?);
     let mut found = BTreeMap::new();
     for entry in fs::read_dir(&folder).with_context(|| format!("list {folder}"))? {
@@ -121,7 +137,11 @@ fn results(cluster: &Cluster, node: &str, space: &str) -> Result<BTreeMap<String
             argument("K8S_POD_NAME"),
             argument("K8S_POD_NAMESPACE").as_deref() == Some(space),
         ) {
-            found.insert(name, metadata.modified().context("a file without a time")?);
+            let written = metadata.modified().context("a file without a time")?;
+            let ips = result["result"]["ips"].as_array().into_iter().flatten();
+            let ips = ips.filter_map(|ip| ip["address"].as_str());
+            let families = ips.map(|ip| if ip.contains(':') { "ip6" } else { "ip" });
+            found.insert(name, (written, families.collect()));
         }
     }
     Ok(found)

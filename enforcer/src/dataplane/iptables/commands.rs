@@ -1,7 +1,7 @@
 //! iptables-save and iptables-restore, and what their complaints mean.
 
 use crate::dataplane::DataplaneError;
-use crate::dataplane::exec::{Finished, Tools};
+use crate::dataplane::exec::{Finished, Spare, Tools};
 
 use super::family::{Family, Flavour, Programs};
 use super::transaction::Transaction;
@@ -52,19 +52,35 @@ impl Commands {
         self.save(&[])
     }
 
-    /// Carries the transaction out, wholly or not at all.
-    pub(super) fn restore(&self, transaction: &Transaction) -> Result<(), DataplaneError> {
-        match transaction.text() {
-            Some(text) => self.restore_text(&text),
-            None => Ok(()),
-        }
+    /// Starts a program that waits for a transaction. It reads nothing of the kernel before.
+    pub(super) fn spare(&self) -> Result<Spare, DataplaneError> {
+        let args = ["--noflush", "-w", LOCK_WAIT_SECONDS];
+        Ok(self.tools.spare(self.programs().restore, &args)?)
+    }
+
+    /// Carries the transaction out, wholly or not at all, with the spare program if there is one.
+    pub(super) fn restore(
+        &self,
+        transaction: &Transaction,
+        spare: &mut Option<Spare>,
+    ) -> Result<(), DataplaneError> {
+        let Some(text) = transaction.text() else {
+            return Ok(());
+        };
+        let waiting = spare.take_if(Spare::waits);
+        *spare = None;
+        self.restore_with(waiting, &text)
     }
 
     /// The same with the text itself.
     pub(in crate::dataplane) fn restore_text(&self, text: &str) -> Result<(), DataplaneError> {
+        self.restore_with(None, text)
+    }
+
+    fn restore_with(&self, spare: Option<Spare>, text: &str) -> Result<(), DataplaneError> {
         let program = self.programs().restore;
-        let args = ["--noflush", "-w", LOCK_WAIT_SECONDS];
-        let finished = self.tools.run(program, &args, text.as_bytes())?;
+        let spare = spare.map_or_else(|| self.spare(), Ok)?;
+        let finished = self.tools.finish(spare, text.as_bytes())?;
         if finished.status.success() {
             return Ok(());
         }

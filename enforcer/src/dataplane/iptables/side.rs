@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use portmapping_shared::Mapping;
 
+use crate::dataplane::exec::Spare;
 use crate::dataplane::{DataplaneError, Observed};
 
 use super::commands::Commands;
@@ -27,6 +28,8 @@ pub(super) struct Side {
     known: Option<Known>,
     /// The jumps were there once: what is missing now goes back with all the rest.
     installed: bool,
+    /// The program for the next change.
+    spare: Option<Spare>,
 }
 
 /// The chains that a change touches.
@@ -64,13 +67,27 @@ impl Side {
             layout,
             known: None,
             installed: false,
+            spare: None,
         }
     }
 
-    /// Reads the table. Also says whether it differs from what was believed.
-    pub(super) fn observe(&mut self) -> Result<(Observed, bool), DataplaneError> {
+    /// Gets ready for a change. A program that cannot be started now is started when it is needed,
+    /// or says then why not.
+    pub(super) fn get_ready(&mut self) {
+        if !self.spare.as_mut().is_some_and(Spare::waits) {
+            self.spare = self.commands.spare().ok();
+        }
+    }
+
+    /// The programs to read the table with.
+    pub(super) fn commands(&self) -> &Commands {
+        &self.commands
+    }
+
+    /// Takes in the table as it was printed. Also says whether it differs from what was believed.
+    pub(super) fn take(&mut self, text: &str) -> (Observed, bool) {
         let believed = self.known.take();
-        let known = self.look()?;
+        let known = self.read(text);
         let altered = believed.is_some_and(|believed| {
             believed.leaves != known.leaves || believed.damage != known.damage
         });
@@ -79,7 +96,7 @@ impl Side {
             intact: known.untouched || known.damage == Damage::default(),
         };
         self.known = Some(known);
-        Ok((observed, altered))
+        (observed, altered)
     }
 
     /// Makes the frame whole and changes mappings, in one transaction; only the first jumps are
@@ -112,7 +129,7 @@ impl Side {
         };
         let (next, transaction) = self.prepare(known, remove, create, single);
         let jumps = jumps::make(&self.commands, &missing_jumps)?;
-        if let Err(error) = self.commands.restore(&transaction) {
+        if let Err(error) = self.commands.restore(&transaction, &mut self.spare) {
             jumps.undo(&self.commands);
             return Err(error);
         }

@@ -61,7 +61,7 @@ fn clean(commands: &Commands) -> Result<(), DataplaneError> {
     let text = commands.save_all()?;
     let saved = Saved::parse(&text);
     let deleted = saved.references.iter();
-    commands.restore(&Transaction {
+    let transaction = Transaction {
         obsolete: saved
             .chains
             .keys()
@@ -71,5 +71,6 @@ fn clean(commands: &Commands) -> Result<(), DataplaneError> {
             .map(|found| (found.chain.to_owned(), found.rule.to_owned()))
             .collect(),
         ..Transaction::default()
-    })
+    };
+    commands.restore(&transaction, &mut None)
 }
