@@ -20,12 +20,14 @@ mod look;
 pub mod moving;
 pub mod netlink;
 pub mod nftables;
+mod preparations;
 
 pub use error::DataplaneError;
 pub use exec::{ExecError, Tools};
 use generation::Drift;
 use iptables::Subnet;
 pub use look::Look;
+pub use preparations::Preparations;
 
 /// What a driver found in the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -65,8 +67,11 @@ pub trait Dataplane: Send {
     /// From the next call on, connections between pods of one of these subnets are masqueraded.
     fn set_neighbours(&mut self, neighbours: &[Subnet]);
 
-    /// Does what can be done before a change is known, so that it takes less time then.
-    fn prepare(&mut self) {}
+    /// What can be done before a change is known, so that it takes less time then. It is done
+    /// without the driver, which needs not wait for it.
+    fn preparations(&self) -> Preparations {
+        Preparations::default()
+    }
 
     /// Whether IPv6 mappings can be made.
     fn has_ipv6(&self) -> bool;

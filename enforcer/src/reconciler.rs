@@ -16,7 +16,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::dataplane::{Dataplane, Observed};
+use crate::dataplane::{Dataplane, Observed, Preparations};
 use crate::hold::Keeper;
 use crate::keeper::wire::Duty;
 use crate::metrics::Metrics;
@@ -117,6 +117,7 @@ enum KeeperAnswer {
 pub struct Reconciler {
     state: NodeState,
     drivers: Drivers,
+    preparations: Preparations,
     tasks: JoinSet<Done>,
     publications: Arc<Semaphore>,
     events: Arc<Semaphore>,
@@ -136,8 +137,10 @@ impl Reconciler {
     /// A loop that goes on from `state`; time in the state counts from `started`.
     #[must_use]
     pub fn new(state: NodeState, drivers: Drivers, started: Instant) -> Self {
+        let preparations = drivers.dataplane.lock().preparations();
         Self {
             state,
+            preparations,
             drivers,
             tasks: JoinSet::new(),
             publications: Arc::new(Semaphore::new(MAX_PUBLICATIONS)),

@@ -12,7 +12,7 @@ use super::conntrack::Conntrack;
 use super::exec::Tools;
 use super::forward::Forward;
 use super::generation::{Drift, GenerationSocket};
-use super::{Dataplane, DataplaneError, Look, Observed};
+use super::{Dataplane, DataplaneError, Look, Observed, Preparations};
 
 pub(in crate::dataplane) mod commands;
 pub(in crate::dataplane) mod family;
@@ -251,11 +251,9 @@ impl Dataplane for Iptables {
         }
     }
 
-    fn prepare(&mut self) {
-        self.ipv4.get_ready();
-        if let Ok(ipv6) = &mut self.ipv6 {
-            ipv6.get_ready();
-        }
+    fn preparations(&self) -> Preparations {
+        let sides = [Some(&self.ipv4), self.ipv6.as_ref().ok()];
+        Preparations(sides.into_iter().flatten().map(Side::preparation).collect())
     }
 
     fn has_ipv6(&self) -> bool {

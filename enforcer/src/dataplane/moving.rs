@@ -17,7 +17,7 @@ use super::forward::{Filters, Forward};
 use super::generation::Drift;
 use super::iptables::{self, Flavour, Iptables, Settings, Subnet};
 use super::nftables::{self, Nftables};
-use super::{Dataplane, DataplaneError, Look, Observed};
+use super::{Dataplane, DataplaneError, Look, Observed, Preparations};
 
 /// How long old rules wait for mappings that the new backend refuses; then those pods are without.
 const STRAGGLERS: Duration = Duration::from_mins(1);
@@ -306,8 +306,8 @@ impl Dataplane for Moving {
         self.to.set_neighbours(neighbours);
     }
 
-    fn prepare(&mut self) {
-        self.to.prepare();
+    fn preparations(&self) -> Preparations {
+        self.to.preparations()
     }
 
     fn has_ipv6(&self) -> bool {

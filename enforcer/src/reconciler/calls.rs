@@ -84,11 +84,11 @@ impl Reconciler {
         });
     }
 
-    /// Gets ready for the next change; what is under way goes first.
+    /// Gets ready for the next change, beside whatever is under way.
     pub(super) fn prepare(&mut self) {
-        let dataplane = Arc::clone(&self.drivers.dataplane);
+        let preparations = self.preparations.clone();
         self.tasks.spawn_blocking(move || {
-            dataplane.lock().prepare();
+            preparations.make();
             Done::Nothing
         });
     }

@@ -184,7 +184,8 @@ impl<'a> Driver<'a> {
     }
 
     pub(crate) fn prepare(&mut self) {
-        self.node.run(|| self.driver.prepare());
+        let preparations = self.driver.preparations();
+        self.node.run(|| preparations.make());
     }
 
     /// What the reconciler does: observe, plan, apply; then nothing is left to do.

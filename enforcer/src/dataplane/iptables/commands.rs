@@ -53,7 +53,7 @@ impl Commands {
     }
 
     /// Starts a program that waits for a transaction. It reads nothing of the kernel before.
-    pub(super) fn spare(&self) -> Result<Spare, DataplaneError> {
+    pub(in crate::dataplane) fn spare(&self) -> Result<Spare, DataplaneError> {
         let args = ["--noflush", "-w", LOCK_WAIT_SECONDS];
         Ok(self.tools.spare(self.programs().restore, &args)?)
     }
@@ -62,13 +62,12 @@ impl Commands {
     pub(super) fn restore(
         &self,
         transaction: &Transaction,
-        spare: &mut Option<Spare>,
+        spare: Option<Spare>,
     ) -> Result<(), DataplaneError> {
         let Some(text) = transaction.text() else {
             return Ok(());
         };
-        let waiting = spare.take_if(Spare::waits);
-        *spare = None;
+        let waiting = spare.and_then(|mut spare| spare.waits().then_some(spare));
         self.restore_with(waiting, &text)
     }
 

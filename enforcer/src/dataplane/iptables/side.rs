@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use portmapping_shared::Mapping;
 
-use crate::dataplane::exec::Spare;
+use crate::dataplane::preparations::Place;
 use crate::dataplane::{DataplaneError, Observed};
 
 use super::commands::Commands;
@@ -29,7 +29,7 @@ pub(super) struct Side {
     /// The jumps were there once: what is missing now goes back with all the rest.
     installed: bool,
     /// The program for the next change.
-    spare: Option<Spare>,
+    spare: Place,
 }
 
 /// The chains that a change touches.
@@ -67,16 +67,13 @@ impl Side {
             layout,
             known: None,
             installed: false,
-            spare: None,
+            spare: Place::default(),
         }
     }
 
-    /// Gets ready for a change. A program that cannot be started now is started when it is needed,
-    /// or says then why not.
-    pub(super) fn get_ready(&mut self) {
-        if !self.spare.as_mut().is_some_and(Spare::waits) {
-            self.spare = self.commands.spare().ok();
-        }
+    /// The program for the next change, and where it is to wait.
+    pub(super) fn preparation(&self) -> (Commands, Place) {
+        (self.commands.clone(), Place::clone(&self.spare))
     }
 
     /// The programs to read the table with.
@@ -129,7 +126,8 @@ impl Side {
         };
         let (next, transaction) = self.prepare(known, remove, create, single);
         let jumps = jumps::make(&self.commands, &missing_jumps)?;
-        if let Err(error) = self.commands.restore(&transaction, &mut self.spare) {
+        let spare = self.spare.lock().take();
+        if let Err(error) = self.commands.restore(&transaction, spare) {
             jumps.undo(&self.commands);
             return Err(error);
         }

@@ -72,5 +72,5 @@ fn clean(commands: &Commands) -> Result<(), DataplaneError> {
             .collect(),
         ..Transaction::default()
     };
-    commands.restore(&transaction, &mut None)
+    commands.restore(&transaction, None)
 }
