@@ -18,6 +18,7 @@ const NEED_OUR_CLUSTER: &[&str] = &[
     "survive_faults::flushed_rules_come_back",
     "map_range::",
     "reach::",
+    "map_start::",
     "survive_losses::",
     "survive_node::",
     "uninstall::",

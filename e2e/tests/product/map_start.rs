@@ -1,16 +1,19 @@
 //! From a pod's first instruction on: its host port answers before its program can ask for it.
 
+use std::fs;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use e2e::Cluster;
 use e2e::starts::{Call, Collector};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::support::outside::{Way, at, tcp};
+use crate::support::outside::{Way, at, is_refused, tcp};
 use crate::support::pods::{annotated, entries, mapped_pod, on_node, pod};
 use crate::support::space::Space;
 use crate::support::{LIMIT, alone, eventually, shared};
@@ -32,7 +35,11 @@ fn judge(calls: &[Call]) -> Result<usize> {
     let failed: Vec<String> = calls
         .iter()
         .filter(|call| !call.reached())
-        .map(|call| format!("{}: {:?}", call.pod, call.answer))
+        .map(|call| {
+            let took = call.answered.duration_since(call.begun).unwrap_or_default();
+            let (pod, answer, known) = (&call.pod, &call.answer, call.known);
+            format!("{pod}: {answer:?} after {took:?}, published by its first words: {known}")
+        })
         .collect();
     let (count, all) = (failed.len(), calls.len());
     ensure!(
@@ -129,6 +136,47 @@ fn a_sandbox_made_anew_keeps_its_host_ports() -> Result<()> {
         );
         Ok(())
     })
+}
+
+#[test]
+fn a_mapping_ends_and_comes_back_with_the_runtimes_result() -> Result<()> {
+    let cluster = shared();
+    Space::with(&cluster, "result", |space| {
+        let node = "node1";
+        let ports = json!([{ "containerPort": 9040 }]);
+        let web = annotated(pod("web", &["--tcp", "9040"], &ports), "");
+        space.create(&on_node(web, node))?;
+        let web = space.ready("web")?;
+        let entry = entries(&web)?.remove(0);
+        let endpoint = space.endpoint(&web, &entry)?;
+        space.answers(&web, &entry, Way::Tcp)?;
+        let uid = web["metadata"]["uid"].as_str().context("no uid")?;
+        let result = result_of(&cluster, node, uid)?;
+        let text = fs::read(&result)?;
+        // as the runtime does when the address is given back; the pod itself lives on
+        fs::remove_file(&result)?;
+        eventually("the host port to lead nowhere", || {
+            ensure!(is_refused(&cluster, endpoint)?, "{endpoint} still answers");
+            Ok(())
+        })?;
+        fs::write(&result, text)?;
+        eventually("the pod to be reached again", || {
+            space.answers(&web, &entry, Way::Tcp)
+        })
+    })
+}
+
+/// The file in which the runtime keeps where a pod is.
+fn result_of(cluster: &Cluster, node: &str, uid: &str) -> Result<PathBuf> {
+    let folder = format!("/proc/{}/root/var/lib/cni/results", cluster.pid(node)?);
+    for entry in fs::read_dir(&folder).with_context(|| format!("list {folder}"))? {
+        let path = entry?.path();
+        let name = path.to_string_lossy();
+        if name.ends_with("-eth0") && fs::read_to_string(&path).is_ok_and(|t| t.contains(uid)) {
+            return Ok(path);
+        }
+    }
+    bail!("no CNI result of pod {uid} on {node}")
 }
 
 /// The process that keeps a pod's sandbox alive.
