@@ -226,10 +226,6 @@ impl Reconciler {
     fn take_news(&mut self, news: PodNews, on_listed: &mut Option<Box<dyn FnOnce() + Send>>) {
         let now = self.now();
         match news {
-            PodNews::Applied(ref facts) => tracing::debug!(pod = %facts.pod, "pod"),
-            _ => {}
-        }
-        match news {
             PodNews::Applied(facts) => self.state.pod_applied(now, *facts),
             PodNews::Gone(uid) => self.state.pod_gone(now, &uid),
             PodNews::Relisted(living) => {
@@ -243,7 +239,7 @@ impl Reconciler {
 
     fn take_sandbox(&mut self, news: SandboxNews) {
         let now = self.now();
-        tracing::debug!(?news, "sandbox");
+        tracing::debug!(?news, "of a sandbox");
         match news {
             SandboxNews::Up(sandbox) => self.state.sandbox_up(now, sandbox),
             SandboxNews::Down(id) => self.state.sandbox_down(now, &id),

@@ -288,7 +288,7 @@ fn read_files(dir: &Path, own: &OwnAddresses, names: Vec<OsString>) -> Vec<(OsSt
             (_, Err(error)) => Reading::Unusable(chain(&error)),
             (Err(error), _) => Reading::Unusable(format!("this node has no addresses: {error}")),
             (Ok(own), Ok(content)) => {
-                tracing::debug!(file = ?name, age_us = age(content.written), "read");
+                tracing::debug!(file = ?name, age_us = age(content.written), "a CNI result was read");
                 match result::parse(&content.bytes, content.written, |ip| own.contains(&ip)) {
                     Ok(Some(sandbox)) => Reading::Sandbox(sandbox),
                     Ok(None) => Reading::Other,

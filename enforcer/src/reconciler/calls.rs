@@ -61,7 +61,6 @@ impl Reconciler {
             let begun = Instant::now();
             tracing::debug!(create = plan.to_create.len(), "changing rules");
             let mut dataplane = dataplane.lock();
-            tracing::debug!(us = elapsed_us(begun), "nobody else is at the rules");
             let failures = dataplane.clear_failures();
             let outcome = dataplane.apply(&plan);
             metrics.clear_failures(dataplane.clear_failures() - failures);
@@ -105,9 +104,12 @@ impl Reconciler {
         let dataplane = Arc::clone(&self.drivers.dataplane);
         let metrics = self.drivers.metrics.clone();
         self.tasks.spawn_blocking(move || {
+            let begun = Instant::now();
             let mut look = dataplane.lock().look();
             look.read();
             let observed = dataplane.lock().looked(look);
+            let us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+            tracing::debug!(us, "rules read back");
             metrics.call("observe", observed.is_ok());
             let observed = match observed {
                 Ok(Some(observed)) => Seen::As(observed),
@@ -162,10 +164,6 @@ impl Reconciler {
             Done::Nothing
         });
     }
-}
-
-fn elapsed_us(since: Instant) -> u64 {
-    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Only a port in use is the port's fault; anything else is the keeper's, and asked for again.
