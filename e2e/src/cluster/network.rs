@@ -86,11 +86,13 @@ pub(crate) fn create_fabric() -> Result<()> {
 /// Plugs a machine into the fabric, seen from the control plane. `pid` is its first process.
 pub(crate) fn plug_in(machine: Machine, pid: u32) -> Result<()> {
     let port = format!("to-{}", machine.name());
-    // The kernel takes a killed machine's interface down a moment after its last process.
+    // Of a killed machine its end is still there until the kernel gets round to it. Refused where there
+    // is none, and where the kernel was quicker; that it is gone is seen below.
+    let _ = ip(&format!("link delete {port}\n"));
     let what = format!("the interface of an earlier {} to go", machine.name());
     wait::until(
         &what,
-        Duration::from_secs(10),
+        Duration::from_mins(1),
         Duration::from_millis(10),
         || {
             let list = fs::read_to_string("/proc/net/dev").context("read /proc/net/dev")?;
