@@ -92,6 +92,8 @@ impl Side {
             mappings: known.leaves.values().flatten().cloned().collect(),
             intact: known.untouched || known.damage == Damage::default(),
         };
+        // an earlier run of this program may have made the jumps
+        self.installed |= !known.untouched && known.damage.missing_jumps.is_empty();
         self.known = Some(known);
         (observed, altered)
     }
