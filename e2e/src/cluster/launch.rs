@@ -208,16 +208,20 @@ fn wait_until_up(owner: &mut Child) -> Result<()> {
     }
 }
 
+/// How long a killed machine may take to end: each of its processes needs a turn of a processor for
+/// that, and those of its pods come last on a busy machine.
+const DEATH_LIMIT: Duration = Duration::from_mins(1);
+
 pub(crate) fn kill_node(spec: &Spec, index: u8) -> Result<()> {
     let name = Machine::Node(index).name();
     let pid = i32::try_from(pid_of(spec, &name)?).context("pid out of range")?;
     kill(Pid::from_raw(pid), Signal::SIGKILL)
         .with_context(|| format!("kill {name} (pid {pid})"))?;
-    let end = Instant::now() + Duration::from_secs(20);
+    let end = Instant::now() + DEATH_LIMIT;
     // A zombie has no command line any more, so this is over a moment before its parent has noticed.
     while lookup::find(RoleName("node-init", Some(index)), &spec.state).is_some() {
         if Instant::now() > end {
-            bail!("{name} (pid {pid}) is still there 20 s after SIGKILL");
+            bail!("{name} (pid {pid}) is still there {DEATH_LIMIT:?} after SIGKILL");
         }
         thread::sleep(Duration::from_millis(5));
     }
@@ -226,7 +230,7 @@ pub(crate) fn kill_node(spec: &Spec, index: u8) -> Result<()> {
     let noted = || fs::read_to_string(spec.state.join("log/ended")).unwrap_or_default();
     while !noted().lines().any(|line| line.starts_with(&note)) {
         if Instant::now() > end {
-            bail!("the cluster did not notice the end of {name} within 20 s");
+            bail!("the cluster did not notice the end of {name} within {DEATH_LIMIT:?}");
         }
         thread::sleep(Duration::from_millis(5));
     }
