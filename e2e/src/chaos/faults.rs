@@ -189,8 +189,9 @@ impl Chaos {
                 "set -e; saved=$(iptables-save -t nat | grep -v PORTMAPPING); iptables -t nat -F
                  echo \"$saved\" | iptables-restore"
             }
-            // Where no chain translates, the kernel stops translating established connections as well, and
-            // nobody else can prevent that: the same transaction leaves empty chains.
+            // Where no chain translates, or none asks for connection tracking, the kernel stops translating
+            // established connections as well, and nobody else can prevent that: the same transaction
+            // leaves empty chains, and one that asks.
             _ => {
                 "set -e; four=$(iptables-save | grep -v PORTMAPPING); six=$(ip6tables-save | grep -v PORTMAPPING)
                  { echo 'flush ruleset'; for family in ip ip6; do echo \"table $family nat {
@@ -198,8 +199,11 @@ impl Chaos {
                      chain INPUT { type nat hook input priority 100; }
                      chain OUTPUT { type nat hook output priority -100; }
                      chain POSTROUTING { type nat hook postrouting priority srcnat; }
-                 }\"; done; } | nft -f -
-                 echo \"$four\" | iptables-restore; echo \"$six\" | ip6tables-restore"
+                 }\"; done
+                 echo 'table inet tracked { chain asks { type filter hook input priority 0; ct state established; }; }'
+                 } | nft -f -
+                 echo \"$four\" | iptables-restore; echo \"$six\" | ip6tables-restore
+                 nft delete table inet tracked"
             }
         };
         self.run(node, &["sh", "-c", script]).map(drop)
