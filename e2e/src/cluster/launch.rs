@@ -211,6 +211,8 @@ fn wait_until_up(owner: &mut Child) -> Result<()> {
 /// How long a killed machine may take to end: each of its processes needs a turn of a processor for
 /// that, and those of its pods come last on a busy machine.
 const DEATH_LIMIT: Duration = Duration::from_mins(1);
+/// How long after a machine's end its parent may take to make a note of it.
+const NOTE_LIMIT: Duration = Duration::from_millis(500);
 
 pub(crate) fn kill_node(spec: &Spec, index: u8) -> Result<()> {
     let name = Machine::Node(index).name();
@@ -225,10 +227,19 @@ pub(crate) fn kill_node(spec: &Spec, index: u8) -> Result<()> {
         }
         thread::sleep(Duration::from_millis(5));
     }
-    // Whoever adds the node again must not take this note for one about the new node.
+    // Whoever adds the node again must not take this note for one about the new node. Of a node that was
+    // added later nobody makes a note: its parent is gone, and the machine's first process reaps it.
     let note = format!("{name} ended:");
     let noted = || fs::read_to_string(spec.state.join("log/ended")).unwrap_or_default();
+    let process = PathBuf::from(format!("/proc/{pid}"));
+    let mut reaped: Option<Instant> = None;
     while !noted().lines().any(|line| line.starts_with(&note)) {
+        if reaped.is_none() && !process.exists() {
+            reaped = Some(Instant::now());
+        }
+        if reaped.is_some_and(|since| since.elapsed() > NOTE_LIMIT) {
+            break;
+        }
         if Instant::now() > end {
             bail!("the cluster did not notice the end of {name} within {DEATH_LIMIT:?}");
         }
