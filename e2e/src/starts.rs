@@ -35,6 +35,10 @@ const CALL: Duration = Duration::from_secs(3);
 /// Between two looks at whether the collector is still wanted.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// The host that pods can dial: to the client their answers would find no way back, for it is no
+/// part of the cluster and knows no pod's address.
+const ROUTER: &str = "control-plane";
+
 /// A pod that has begun, and how the call back went.
 #[derive(Clone, Debug)]
 pub struct Call {
@@ -77,11 +81,11 @@ pub struct Collector {
 }
 
 impl Collector {
-    /// Listens on the client's host, and watches the pods of a namespace.
+    /// Listens on the control plane, watches the pods of a namespace, and calls from the client.
     pub fn start(cluster: &Cluster, namespace: &str) -> Result<Self> {
-        let [address, _] = cluster.addresses("client")?;
-        let path = format!("/proc/{}/ns/net", cluster.pid("client")?);
-        let network = File::open(&path).with_context(|| format!("open {path}"))?;
+        let [address, _] = cluster.addresses(ROUTER)?;
+        let network = network_of(cluster, ROUTER)?;
+        let outside = Arc::new(network_of(cluster, "client")?);
         let nodes = node_addresses(cluster)?;
         let known = Arc::new(Known::default());
         let stop = Arc::new(AtomicBool::new(false));
@@ -90,9 +94,9 @@ impl Collector {
         let (shared, until) = (Arc::clone(&known), Arc::clone(&stop));
         thread::spawn(move || {
             let listener = setns(network, CloneFlags::CLONE_NEWNET)
-                .context("enter the client's network")
+                .context("enter the network of the control plane")
                 .and_then(|()| {
-                    TcpListener::bind(format!("{address}:0")).context("listen on the client's host")
+                    TcpListener::bind(format!("{address}:0")).context("listen on the control plane")
                 })
                 .and_then(|listener| {
                     listener.set_nonblocking(true)?;
@@ -101,7 +105,7 @@ impl Collector {
             match listener {
                 Ok((address, listener)) => {
                     let _ = ready.send(Ok(address));
-                    listen(&listener, &shared, &sender, &until);
+                    listen(&listener, &outside, &shared, &sender, &until);
                 }
                 Err(error) => {
                     let _ = ready.send(Err(error));
@@ -147,6 +151,7 @@ impl Drop for Collector {
 
 fn listen(
     listener: &TcpListener,
+    outside: &Arc<File>,
     known: &Arc<Known>,
     calls: &mpsc::Sender<Call>,
     stop: &AtomicBool,
@@ -158,10 +163,9 @@ fn listen(
             continue;
         };
         let begun = SystemTime::now();
-        let (known, calls) = (Arc::clone(known), calls.clone());
-        // the thread is born in the client's network
+        let (outside, known, calls) = (Arc::clone(outside), Arc::clone(known), calls.clone());
         thread::spawn(move || {
-            if let Err(error) = answer(&stream, begun, &known, &calls) {
+            if let Err(error) = answer(&stream, begun, &outside, &known, &calls) {
                 eprintln!("somebody began and said nothing of use: {error:#}");
             }
         });
@@ -171,6 +175,7 @@ fn listen(
 fn answer(
     mut stream: &TcpStream,
     begun: SystemTime,
+    outside: &File,
     known: &Known,
     calls: &mpsc::Sender<Call>,
 ) -> Result<()> {
@@ -180,6 +185,8 @@ fn answer(
     BufReader::new(stream).take(256).read_line(&mut name)?;
     let pod = name.trim().to_owned();
     let (endpoint, was_known) = known.endpoint(&pod);
+    // of this thread alone; what is open stays where it is
+    setns(outside, CloneFlags::CLONE_NEWNET).context("enter the client's network")?;
     let answer = match endpoint {
         Some(endpoint) => call(endpoint).map_err(|error| format!("{endpoint}: {error}")),
         None => Err("no annotation was published".to_owned()),
@@ -270,6 +277,11 @@ fn mapped(pod: &Pod, nodes: &BTreeMap<String, String>) -> Option<(String, Socket
     let node = nodes.get(pod.spec.as_ref()?.node_name.as_ref()?)?;
     let endpoint = SocketAddr::new(node.parse().ok()?, host_port);
     Some((pod.metadata.name.clone()?, endpoint))
+}
+
+fn network_of(cluster: &Cluster, host: &str) -> Result<File> {
+    let path = format!("/proc/{}/ns/net", cluster.pid(host)?);
+    File::open(&path).with_context(|| format!("open {path}"))
 }
 
 /// Each node's first address.

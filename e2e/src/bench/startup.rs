@@ -4,8 +4,9 @@
 //!
 //! Four things are seen from outside the enforcer: the result's modification time (which the kernel
 //! rounds down to its tick, so it is up to 4 ms early), the rule in the kernel's own notification,
-//! the patch in the API server's audit log, and the pod's first words at the client's host.
+//! the patch in the API server's audit log, and the pod's first words at a host beside the nodes.
 
+mod rules;
 mod trace;
 
 use std::thread;
@@ -19,7 +20,8 @@ use kube::{Client, Config as ClientConfig};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-use self::trace::{Rules, Trace};
+use self::rules::Rules;
+use self::trace::Trace;
 use super::Options;
 use super::report::{Bar, Report, Row};
 use super::stats::percentile;
@@ -145,7 +147,7 @@ impl Bench<'_> {
         }
         // what is still under way (a status patch after the pod's first words) is seen as well
         thread::sleep(REST);
-        let traces = trace::join(self.cluster, NODE, SPACE, &calls, &rules.seen())?;
+        let traces = trace::join(self.cluster, NODE, SPACE, &calls, &rules.seen()?)?;
         if let Some(lost) = calls.iter().find(|call| !call.reached()) {
             bail!("{way}: {} was not reached: {:?}", lost.pod, lost.answer);
         }

@@ -2,18 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
 
+use super::rules::{Family, Rule};
 use crate::cluster::Cluster;
-use crate::process;
 use crate::starts::Call;
 
 /// Where libcni leaves its results.
@@ -61,8 +57,12 @@ impl Trace {
     }
 }
 
-/// When a result was written, and the families in it.
-type Written = (SystemTime, BTreeSet<&'static str>);
+/// A pod's CNI result.
+struct Written {
+    at: SystemTime,
+    uid: String,
+    families: BTreeSet<Family>,
+}
 
 /// Negative where the order was the other.
 fn milliseconds(from: SystemTime, to: SystemTime) -> f64 {
@@ -78,27 +78,27 @@ pub(super) fn join(
     node: &str,
     space: &str,
     calls: &[Call],
-    rules: &[(SystemTime, String)],
+    rules: &[Rule],
 ) -> Result<Vec<Trace>> {
     let results = results(cluster, node, space)?;
     let published = published(cluster, space)?;
     let trace = |call: &Call| {
         let pod = &call.pod;
-        let (result, families) = results
+        let written = results
             .get(pod)
             .with_context(|| format!("{node} has no CNI result of {pod}"))?;
-        let result = *result;
-        let port = format!("tcp dport {} ", call.host_port);
-        let rule_of = |family: &&str| {
-            let table = format!(" {family} nat ");
-            let later = rules.iter().filter(|(seen, _)| *seen >= result);
-            let mut of_pod = later.filter(|(_, line)| {
-                line.contains(&table) && line.contains(&port) && line.contains("dnat to")
-            });
-            let first = of_pod.next().map(|(seen, _)| *seen);
-            first.with_context(|| format!("no {family} rule of {pod} for port {}", call.host_port))
+        let result = written.at;
+        let rule_of = |family: &Family| {
+            let mut later = rules.iter().filter(|rule| rule.seen >= written.at);
+            let first = later.find(|rule| rule.family == *family && rule.owner == written.uid);
+            let first = first.map(|rule| rule.seen);
+            first.with_context(|| format!("no {family:?} rule of {pod} was seen"))
         };
-        let rules: Vec<SystemTime> = families.iter().map(rule_of).collect::<Result<_>>()?;
+        let rules: Vec<SystemTime> = written
+            .families
+            .iter()
+            .map(rule_of)
+            .collect::<Result<_>>()?;
         let rule = rules.into_iter().max();
         let patches = published.get(pod).into_iter().flatten();
         let published = patches.copied().find(|seen| *seen >= result);
@@ -113,8 +113,7 @@ pub(super) fn join(
     calls.iter().map(trace).collect()
 }
 
-/// When the result of each pod was written, and which families its addresses are of, as nft names
-/// them.
+/// The results of a namespace's pods by name.
 fn results(cluster: &Cluster, node: &str, space: &str) -> Result<BTreeMap<String, Written>> {
     let folder = format!("/proc/{}/root/{RESULTS}", cluster.pid(node)?);
     let mut found = BTreeMap::new();
@@ -137,11 +136,14 @@ fn results(cluster: &Cluster, node: &str, space: &str) -> Result<BTreeMap<String
             argument("K8S_POD_NAME"),
             argument("K8S_POD_NAMESPACE").as_deref() == Some(space),
         ) {
-            let written = metadata.modified().context("a file without a time")?;
             let ips = result["result"]["ips"].as_array().into_iter().flatten();
             let ips = ips.filter_map(|ip| ip["address"].as_str());
-            let families = ips.map(|ip| if ip.contains(':') { "ip6" } else { "ip" });
-            found.insert(name, (written, families.collect()));
+            let written = Written {
+                at: metadata.modified().context("a file without a time")?,
+                uid: argument("K8S_POD_UID").context("a result without a uid")?,
+                families: ips.map(Family::of).collect(),
+            };
+            found.insert(name, written);
         }
     }
     Ok(found)
@@ -175,49 +177,4 @@ fn published(cluster: &Cluster, space: &str) -> Result<BTreeMap<String, Vec<Syst
         found.entry(name.to_owned()).or_default().push(time);
     }
     Ok(found)
-}
-
-/// Notes when the kernel of a node says that it has a new rule, until it is dropped.
-pub(super) struct Rules {
-    monitor: Child,
-    seen: Arc<Mutex<Vec<(SystemTime, String)>>>,
-}
-
-impl Rules {
-    pub(super) fn watch(cluster: &Cluster, node: &str) -> Result<Self> {
-        let mut command = process::command("nsenter");
-        command.arg(format!("--net=/proc/{}/ns/net", cluster.pid(node)?));
-        command.args(["nft", "monitor", "new", "rules"]);
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null());
-        let mut monitor = command.spawn().context("start nft monitor")?;
-        let output = monitor.stdout.take().context("nft monitor has no output")?;
-        let seen = Arc::new(Mutex::new(Vec::new()));
-        let notes = Arc::clone(&seen);
-        thread::spawn(move || {
-            for line in BufReader::new(output).lines().map_while(Result::ok) {
-                let now = SystemTime::now();
-                let mut notes = notes.lock().unwrap_or_else(PoisonError::into_inner);
-                notes.push((now, line));
-            }
-        });
-        Ok(Self { monitor, seen })
-    }
-
-    pub(super) fn seen(&self) -> Vec<(SystemTime, String)> {
-        self.seen
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-}
-
-impl Drop for Rules {
-    fn drop(&mut self) {
-        // gone already is as good
-        let _ = self.monitor.kill();
-        let _ = self.monitor.wait();
-    }
 }

@@ -1,0 +1,144 @@
+//! When the kernel of a node has which pod's rules, as it announces them itself: `nft monitor` reads
+//! the whole ruleset before it prints, and says so tens of milliseconds late.
+
+use std::fs::File;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, bail};
+use nix::sched::{CloneFlags, setns};
+use portmapping_enforcer::dataplane::netlink::{Message, NetlinkError, Options, Socket};
+
+use crate::cluster::Cluster;
+
+/// `NFT_MSG_NEWRULE` of `NFNL_SUBSYS_NFTABLES` (`linux/netfilter/nf_tables.h`).
+const NEW_RULE: u16 = 0x0a06;
+/// `NFNLGRP_NFTABLES`, the seventh group.
+const GROUP: u32 = 1 << 6;
+/// Announcements that may wait, in bytes: a change of fifty pods has some ten thousand.
+const BUFFER: usize = 16 * 1024 * 1024;
+/// What stands before a pod's uid in the comment of its rules, and how long a uid is.
+const OWNER: &[u8] = b"portmapping:";
+const UID_LENGTH: usize = 36;
+/// Between two looks at whether the listener is still wanted.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// An address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    /// Of an address as text.
+    pub(super) fn of(address: &str) -> Self {
+        if address.contains(':') {
+            Self::V6
+        } else {
+            Self::V4
+        }
+    }
+}
+
+/// A rule that is in the kernel.
+#[derive(Clone, Debug)]
+pub(super) struct Rule {
+    /// When its announcement came.
+    pub(super) seen: SystemTime,
+    pub(super) family: Family,
+    /// The uid of its pod.
+    pub(super) owner: String,
+}
+
+/// Notes the rules of pods, until it is dropped.
+pub(super) struct Rules {
+    heard: Arc<Mutex<Heard>>,
+    stop: Arc<AtomicBool>,
+}
+
+#[derive(Debug, Default)]
+struct Heard {
+    rules: Vec<Rule>,
+    error: Option<NetlinkError>,
+}
+
+impl Rules {
+    pub(super) fn watch(cluster: &Cluster, node: &str) -> Result<Self> {
+        let path = format!("/proc/{}/ns/net", cluster.pid(node)?);
+        let network = File::open(&path).with_context(|| format!("open {path}"))?;
+        let heard = Arc::new(Mutex::new(Heard::default()));
+        let stop = Arc::new(AtomicBool::new(false));
+        let (notes, until) = (Arc::clone(&heard), Arc::clone(&stop));
+        let (ready, opened) = mpsc::channel();
+        thread::spawn(move || {
+            let options = Options {
+                deadline: LOOK,
+                receive_buffer: BUFFER,
+                groups: GROUP,
+            };
+            let socket = setns(network, CloneFlags::CLONE_NEWNET)
+                .context("enter the node's network")
+                .and_then(|()| Socket::open(options).context("listen to the packet filter"));
+            match socket {
+                Ok(socket) => {
+                    let _ = ready.send(Ok(()));
+                    listen(socket, &notes, &until);
+                }
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                }
+            }
+        });
+        opened.recv().context("the listening thread ended")??;
+        Ok(Self { heard, stop })
+    }
+
+    /// What was announced so far; an error if anything was lost.
+    pub(super) fn seen(&self) -> Result<Vec<Rule>> {
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(error) = &heard.error {
+            bail!("announcements of rules were not heard: {error}");
+        }
+        Ok(heard.rules.clone())
+    }
+}
+
+impl Drop for Rules {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+fn listen(mut socket: Socket, heard: &Mutex<Heard>, stop: &AtomicBool) {
+    while !stop.load(Ordering::Relaxed) {
+        let mut rules = Vec::new();
+        let outcome = socket.hear(|message| rules.extend(rule(message)));
+        let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.rules.extend(rules);
+        match outcome {
+            Ok(()) | Err(NetlinkError::Deadline(_)) => {}
+            Err(error) => heard.error = Some(error),
+        }
+    }
+}
+
+/// The pod's rule that a message announces.
+fn rule(message: &Message<'_>) -> Option<Rule> {
+    // nfgenmsg: the family is its first byte
+    let family = match message.payload.first()? {
+        2 => Family::V4,
+        10 => Family::V6,
+        _ => return None,
+    };
+    let mut places = message.payload.windows(OWNER.len());
+    let at = places.position(|place| place == OWNER)? + OWNER.len();
+    let owner = message.payload.get(at..at + UID_LENGTH)?;
+    (message.kind == NEW_RULE).then(|| Rule {
+        seen: SystemTime::now(),
+        family,
+        owner: String::from_utf8_lossy(owner).into_owned(),
+    })
+}
