@@ -26,6 +26,7 @@ use super::Options;
 use super::report::{Bar, Report, Row};
 use super::stats::{Rounds, median, percentile, ratio};
 use crate::artifacts::{go, rust};
+use crate::install::NAMESPACE;
 use crate::progress::say;
 
 /// The core of the client; the servers have another.
@@ -133,14 +134,20 @@ pub(super) fn run(options: &Options) -> Result<Report> {
     Ok(report(&figures))
 }
 
-/// A server certificate for loopback in a folder as the servers want it; returns the CA's.
+/// A server certificate for loopback in a folder as the servers want it; returns the CA's. It covers
+/// the name of our service too: without, our webhook says at each start that the API server will
+/// refuse it.
 fn certificates(folder: &Path) -> Result<CertificateDer<'static>> {
     let mut params = CertificateParams::new(Vec::new())?;
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let authority = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
     let mut params = CertificateParams::new(Vec::new())?;
     let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    params.subject_alt_names = vec![SanType::IpAddress(loopback)];
+    let service = format!("webhook.{NAMESPACE}.svc");
+    params.subject_alt_names = vec![
+        SanType::IpAddress(loopback),
+        SanType::DnsName(service.try_into()?),
+    ];
     let key = KeyPair::generate()?;
     let leaf = params.signed_by(&key, &authority)?;
     for (file, text) in [
