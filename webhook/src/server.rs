@@ -34,16 +34,20 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
+use self::ahead::Ahead;
 use crate::metrics::Metrics;
+
+mod ahead;
 
 /// Connections that the kernel keeps while the program is busy accepting others.
 const BACKLOG: i32 = 1024;
 /// Wait after a failed accept: the usual cause, no free descriptors, does not pass at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Reviews that one HTTP/2 connection may have open.
-const MAX_STREAMS: u32 = 64;
-/// Bytes that one HTTP/2 request may send ahead of their being read.
-const STREAM_WINDOW: u32 = 32 * 1024;
+/// Reviews that one HTTP/2 connection may have open; a client with more opens another connection.
+const MAX_STREAMS: u32 = 16;
+/// Bytes that one HTTP/2 request may send ahead of their being read. A long body waits for a word
+/// of ours each half of it: with 32 KiB those words cost more than the body's decryption.
+const STREAM_WINDOW: u32 = 128 * 1024;
 /// The same of a connection: enough for all requests, so that one that waits for memory does not
 /// hold up those that have it.
 const CONNECTION_WINDOW: u32 = MAX_STREAMS * STREAM_WINDOW;
@@ -204,7 +208,7 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, place: Place, peer: 
     if let Err(error) = SockRef::from(&stream).set_tcp_nodelay(true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
-    let handshake = timeout(http.limits.handshake, acceptor.accept(stream));
+    let handshake = timeout(http.limits.handshake, acceptor.accept(Ahead::new(stream)));
     let stream = tokio::select! {
         () = place.evicted() => return,
         done = handshake => match done {

@@ -79,7 +79,7 @@ fn start_with(limits: Limits, with_certificate: bool) -> Server {
     let address = listener.local_addr().unwrap();
     let (ending, metrics) = (Ending::default(), Metrics::default());
     let reviews = routes::Limits {
-        body_bytes: 100_000,
+        body_bytes: 500_000,
         deadline: Duration::from_secs(5),
         max_ports: 64,
     };

@@ -140,9 +140,9 @@ async fn long_bodies_on_one_http2_connection_do_not_block_each_other() {
     let driver = tokio::spawn(connection);
     // with the first answer the client has heard how many requests it may have open
     sender.send_request(review(NOT_ASKED)).await.unwrap();
-    let long: &'static str = Box::leak(format!("{NOT_ASKED}{}", " ".repeat(99_000)).into());
+    let long: &'static str = Box::leak(format!("{NOT_ASKED}{}", " ".repeat(400_000)).into());
     let mut asking = tokio::task::JoinSet::new();
-    for _body in 0..200 {
+    for _body in 0..60 {
         let mut sender = sender.clone();
         asking.spawn(async move {
             sender.ready().await.unwrap();
