@@ -2,7 +2,12 @@
 
 use anyhow::anyhow;
 use clap::Parser;
+use dlmalloc::GlobalDlmalloc;
 use portmapping_webhook::{Args, app};
+
+// of a large review's processor time, half went into musl's own mapping and unmapping memory
+#[global_allocator]
+static ALLOCATOR: GlobalDlmalloc = GlobalDlmalloc;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {

@@ -6,9 +6,7 @@ use super::*;
 
 /// More than one buffer.
 fn long() -> Vec<u8> {
-    (0..BUFFER_BYTES * 2 + 1_000)
-        .map(|it| (it % 251) as u8)
-        .collect()
+    (0..=250).cycle().take(BUFFER_BYTES * 2 + 1_000).collect()
 }
 
 #[tokio::test]
