@@ -44,11 +44,15 @@ fn pod_is_masqueraded_towards_itself_only() {
         "-m conntrack ! --ctorigdstport 20000:29999 -j RETURN"
     );
     assert!(top.contains(&"-d ::7/::f -g PORTMAPPING-MASQ-7".to_owned()));
-    assert_eq!(
-        chains["PORTMAPPING-MASQ-7"],
-        ["-s fd00::17/128 -d fd00::17/128 -j MASQUERADE"]
+    assert!(
+        chains["PORTMAPPING-MASQ-7"].contains(&"-d ::10/::f0 -g PORTMAPPING-MASQ-7-1".to_owned())
     );
-    assert!(chains["PORTMAPPING-MASQ-6"].is_empty());
+    assert_eq!(
+        chains["PORTMAPPING-MASQ-7-1"],
+        ["-s fd00::17/128 -d fd00::17/128 -g PORTMAPPING-HAIRPIN"]
+    );
+    assert!(chains["PORTMAPPING-MASQ-7-2"].is_empty());
+    assert_eq!(chains["PORTMAPPING-HAIRPIN"], ["-j MASQUERADE"]);
 }
 
 #[test]
@@ -94,9 +98,9 @@ fn entry_leads_to_the_trees_in_use() {
             "-p udp -g PORTMAPPING-UDP-OTHER",
         ]
     );
-    // entry, masquerade with its 16, one for other ports, and per protocol 1 + 21 + 455 for
+    // entry, masquerade with its 16 and 256 and the last, one for other ports, and per protocol 1 + 21 + 455 for
     // 10,000 ports
-    assert_eq!(chains.len(), 2 + 16 + 1 + 2 * (1 + 21 + 455));
+    assert_eq!(chains.len(), 2 + 16 + 256 + 1 + 1 + 2 * (1 + 21 + 455));
     assert_eq!(chains["PORTMAPPING-UDP-20000-20021"].len(), 1);
     assert_eq!(chains["PORTMAPPING-UDP-OTHER"].len(), 1);
     assert!(!chains[MASQUERADE][0].contains("ctorigdstport"));

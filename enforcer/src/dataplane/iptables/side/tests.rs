@@ -174,8 +174,8 @@ fn new_mapping_is_appended() {
     let expected = Transaction {
         appended: vec![
             (
-                "PORTMAPPING-MASQ-8".to_owned(),
-                "-s 10.244.1.8/32 -d 10.244.1.8/32 -j MASQUERADE".to_owned(),
+                "PORTMAPPING-MASQ-8-0".to_owned(),
+                "-s 10.244.1.8/32 -d 10.244.1.8/32 -g PORTMAPPING-HAIRPIN".to_owned(),
             ),
             ("PORTMAPPING-TCP-20000-20021".to_owned(), mapping_rule(&new)),
         ],
@@ -191,7 +191,7 @@ fn new_mapping_is_appended() {
         .collect();
     assert_eq!(
         deleted,
-        ["PORTMAPPING-TCP-20000-20021", "PORTMAPPING-MASQ-8"]
+        ["PORTMAPPING-TCP-20000-20021", "PORTMAPPING-MASQ-8-0"]
     );
 }
 
@@ -391,7 +391,7 @@ proptest! {
             prop_assert!(super::super::rule::is_our_chain(chain), "{}", chain);
         }
         for (_, rule) in &transaction.deleted {
-            let ours = rule.contains("portmapping") || rule.ends_with("-j MASQUERADE");
+            let ours = rule.contains("portmapping") || rule.ends_with("-g PORTMAPPING-HAIRPIN");
             prop_assert!(ours, "{}", rule);
         }
     }
