@@ -1,5 +1,5 @@
 use super::super::settings::Settings;
-use super::super::testing::{any_mapping, map, range};
+use super::super::testing::{any_mapping, hostile_text, map, range};
 use super::*;
 use proptest::prelude::*;
 
@@ -44,6 +44,13 @@ fn host_address_goes_first() {
 }
 
 proptest! {
+    #[test]
+    fn any_table_is_read_without_panic(text in hostile_text()) {
+        let known = Known::read(&text, Family::V4, &layout());
+        let of_family = |mapping: &Mapping| Family::of(mapping.pod_ip) == Family::V4;
+        prop_assert!(known.leaves.values().flatten().all(of_family), "{:?}", known.leaves);
+    }
+
     #[test]
     fn short_way_and_long_way_read_the_same(
         (family, mapping) in prop_oneof![
