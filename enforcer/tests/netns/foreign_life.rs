@@ -11,7 +11,7 @@ use crate::lab::{Backend, Driver, Lab, beside, map};
 
 crate::for_each_backend!(five_hundred_pods_leave_no_trace);
 
-/// What kube-proxy, the kubelet and CNI portmap had on a node of a real cluster, by kube-proxy's mode.
+/// Chains as kube-proxy makes them, of each of its modes.
 const IPTABLES: [&str; 2] = [
     include_str!("foreign/kube-proxy.iptables"),
     include_str!("foreign/kube-proxy.ip6tables"),
@@ -41,10 +41,12 @@ const FIREWALL: &str = "table inet firewall {
     chain input { type filter hook input priority 10; policy drop; ip saddr @trusted accept; tcp dport vmap @verdicts; }
     chain forward { type filter hook forward priority 10; policy drop; ct status dnat accept; }
 }
-table bridge quiet { chain forward { type filter hook forward priority 0; policy accept; } }";
+table bridge quiet {
+    chain forward { type filter hook forward priority 0; policy accept; }
+}";
 
 const PODS: u16 = 500;
-const BATCH: usize = 50;
+const BATCH: usize = 100;
 
 struct Foreign {
     lab: Lab,
@@ -151,6 +153,8 @@ fn five_hundred_pods_leave_no_trace(backend: Backend) {
     assert!(before.iter().any(|line| line.contains("KUBE-SEP-")));
     let foreign_parts = foreign.all_but_ours();
     let mut driver = foreign.lab.driver(backend);
+    // as the enforcer does at its start
+    driver.observe();
     let mut desired = BTreeSet::new();
     let pods: Vec<u16> = (0..PODS).collect();
     let batches = || pods.chunks(BATCH).enumerate();
