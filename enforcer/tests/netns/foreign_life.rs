@@ -11,7 +11,9 @@ use crate::lab::{Backend, Driver, Lab, beside, map};
 
 crate::for_each_backend!(five_hundred_pods_leave_no_trace);
 
-/// Chains as kube-proxy makes them, of each of its modes.
+/// What kube-proxy (by its mode), the kubelet and CNI portmap had on a node of the end-to-end harness
+/// with a dual-stack NodePort Service and a static hostPort; without the rule that needs an nfacct
+/// object.
 const IPTABLES: [&str; 2] = [
     include_str!("foreign/kube-proxy.iptables"),
     include_str!("foreign/kube-proxy.ip6tables"),
