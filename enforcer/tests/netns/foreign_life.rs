@@ -12,7 +12,7 @@ use crate::lab::{Backend, Driver, Lab, beside, map};
 crate::for_each_backend!(five_hundred_pods_leave_no_trace);
 
 /// What kube-proxy (by its mode), the kubelet and CNI portmap had on a node of the end-to-end harness
-/// with a dual-stack NodePort Service and a static hostPort; without the rule that needs an nfacct
+/// with a dual-stack Service of type `NodePort` and a static hostPort; without the rule that needs an nfacct
 /// object.
 const IPTABLES: [&str; 2] = [
     include_str!("foreign/kube-proxy.iptables"),
