@@ -78,6 +78,7 @@ impl Rules {
                 deadline: LOOK,
                 receive_buffer: BUFFER,
                 groups: GROUP,
+                ..Options::default()
             };
             let socket = setns(network, CloneFlags::CLONE_NEWNET)
                 .context("enter the node's network")
