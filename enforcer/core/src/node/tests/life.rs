@@ -128,14 +128,14 @@ fn the_event_of_a_pod_without_a_gate_says_that_ready_did_not_wait() {
     let gate = ReadinessGate {
         condition_type: portmapping_shared::contract::CONDITION.into(),
     };
-    for (gates, told) in [(vec![], true), (vec![gate], false)] {
+    for (gates, says_so) in [(vec![], true), (vec![gate], false)] {
         let mut node = Node::new("20000-20009");
         let mut pod = facts("a", Some("10.244.0.2"));
         pod.spec.readiness_gates = gates;
         node.applied(pod).settle();
-        let (kind, note) = &node.told[0];
+        let (kind, said) = &node.told[0];
         assert_eq!(*kind, EventKind::Mapped);
-        assert_eq!(note.contains("no readiness gate"), told, "{note}");
+        assert_eq!(said.contains("no readiness gate"), says_so, "{said}");
         let message = node.last().condition.clone().unwrap().message;
         assert!(!message.contains("gate"), "{message}");
     }
