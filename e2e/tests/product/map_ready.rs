@@ -51,7 +51,10 @@ fn a_client_that_connects_when_ready_is_seen_gets_through() -> Result<()> {
             &["--tcp", "9040"],
             &json!([{ "containerPort": 9040 }]),
         );
-        let template = annotated(template, "");
+        let mut template = annotated(template, "");
+        // without a probe Ready says that a container runs, not that its program listens already
+        template["spec"]["containers"][0]["readinessProbe"] =
+            json!({ "tcpSocket": { "port": 9040 }, "periodSeconds": 1 });
         space.create(&json!({
             "apiVersion": "apps/v1",
             "kind": "Deployment",
