@@ -1,6 +1,7 @@
 //! A driver that got ready for a change, and one that is looked at beside changes.
 
-use std::fs;
+use std::time::{Duration, Instant};
+use std::{fs, thread};
 
 use portmapping_shared::Protocol::{Tcp, Udp};
 
@@ -47,7 +48,12 @@ fn changes_what_is_there_by_then(backend: Backend) {
     let mut mappings = vec![map(Tcp, 20000, POD1, 9040)];
     driver.reconcile(&mappings);
     driver.prepare();
-    assert_eq!(waiting(&lab).len(), awaited(backend));
+    // a program that is only just being started has no name yet
+    let end = Instant::now() + Duration::from_secs(10);
+    while waiting(&lab).len() != awaited(backend) {
+        assert!(Instant::now() < end, "{:?} wait", waiting(&lab));
+        thread::yield_now();
+    }
     // the programs wait since before somebody took everything away
     lab.flush(backend);
     mappings.push(map(Tcp, 20001, POD1_V6, 9040));
