@@ -46,6 +46,10 @@ pub const DEFAULT_SOCKET: &str = "/run/enforcer/keeper.sock";
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a terminating keeper lets a handover finish.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a keeper that is ended before its successor has come holds on for it. Kubernetes ends a pod
+/// whose enforcer is in back-off, or that somebody deleted, as soon as the next one is to start. Together
+/// with the above below the pod's grace period, of which the enforcer's own end takes a part.
+const LINGER: Duration = Duration::from_secs(6);
 /// Pause after a failed accept, which would fail again at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Stack of a thread; none of them goes deep.
@@ -70,7 +74,8 @@ pub struct KeeperArgs {
     pub range: Vec<PortRange>,
 }
 
-/// Keeps ports until SIGTERM or SIGINT, then removes its sockets and returns.
+/// Keeps ports until SIGTERM or SIGINT, waits a little for somebody to hand them to, then removes its
+/// sockets and returns.
 ///
 /// To be called from the main thread before there is any other: a signal that another thread
 /// does not block would end the process at once.
@@ -94,6 +99,7 @@ pub fn run(args: KeeperArgs) -> Result<(), KeeperError> {
         .wait()
         .map_err(|errno| setup("signals", errno.into()))?;
     tracing::info!(%signal, "ending");
+    table.await_successor(LINGER);
     table.settle(SETTLE_TIMEOUT);
     Ok(())
 }

@@ -169,6 +169,17 @@ impl Table {
         self.turn(&mut self.inner.lock(), Duty::Active);
     }
 
+    /// Waits until another keeper answers for the ports, where there are any; false where none came in
+    /// time.
+    pub(super) fn await_successor(&self, within: Duration) -> bool {
+        let mut inner = self.inner.lock();
+        let alone = |inner: &mut Inner| inner.duty != Duty::Retired && !inner.held.is_empty();
+        !self
+            .duty_changed
+            .wait_while_for(&mut inner, alone, within)
+            .timed_out()
+    }
+
     /// Waits for a handover under way to end; false where it did not in time.
     pub(super) fn settle(&self, within: Duration) -> bool {
         let mut inner = self.inner.lock();

@@ -81,6 +81,39 @@ fn rolling_updates_leave_no_moment_unheld() {
 }
 
 #[test]
+fn a_keeper_that_is_ended_first_waits_for_its_successor() {
+    in_netns(|| {
+        let node = Node::new();
+        let mut old = node.keeper("old");
+        old.hold(&many());
+        let prober = Prober::start(bindable());
+        old.signal(Signal::SIGTERM);
+        prober.round(2000);
+        let new = node.keeper("new");
+        assert_eq!(new.list().unwrap(), many());
+        assert!(old.wait().success());
+        prober.round(2000);
+        println!("0 thefts in {} tries", prober.finish());
+    });
+}
+
+#[test]
+fn a_keeper_without_ports_ends_at_once_and_one_without_successor_in_time() {
+    in_netns(|| {
+        let node = Node::new();
+        let (mut idle, mut alone) = (node.keeper("idle"), node.keeper("alone"));
+        alone.hold(&ports(Tcp, 20000, 2));
+        for keeper in [&mut idle, &mut alone] {
+            keeper.signal(Signal::SIGTERM);
+            assert!(keeper.wait().success());
+        }
+        for port in ports(Tcp, 20000, 2) {
+            assert!(bind_any(port).is_ok(), "{port:?} is free");
+        }
+    });
+}
+
+#[test]
 fn watcher_hears_that_its_keeper_retired() {
     in_netns(|| {
         let node = Node::new();
