@@ -40,6 +40,19 @@ fn awaited(backend: Backend) -> usize {
     }
 }
 
+/// The programs, once all are there: one that is only just being started has no name yet.
+fn await_programs(lab: &Lab, backend: Backend) -> Vec<i32> {
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        let programs = waiting(lab);
+        if programs.len() == awaited(backend) {
+            return programs;
+        }
+        assert!(Instant::now() < end, "{programs:?} wait");
+        thread::yield_now();
+    }
+}
+
 fn changes_what_is_there_by_then(backend: Backend) {
     let lab = Lab::new();
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
@@ -48,12 +61,7 @@ fn changes_what_is_there_by_then(backend: Backend) {
     let mut mappings = vec![map(Tcp, 20000, POD1, 9040)];
     driver.reconcile(&mappings);
     driver.prepare();
-    // a program that is only just being started has no name yet
-    let end = Instant::now() + Duration::from_secs(10);
-    while waiting(&lab).len() != awaited(backend) {
-        assert!(Instant::now() < end, "{:?} wait", waiting(&lab));
-        thread::yield_now();
-    }
+    await_programs(&lab, backend);
     // the programs wait since before somebody took everything away
     lab.flush(backend);
     mappings.push(map(Tcp, 20001, POD1_V6, 9040));
@@ -78,14 +86,17 @@ fn is_ready_anew_after_its_program_was_killed(backend: Backend) {
     driver.prepare();
     let kill = |driver: &mut Driver<'_>| {
         driver.prepare();
-        for pid in waiting(&lab) {
+        for pid in await_programs(&lab, backend) {
             lab.node.sh(&format!("kill -9 {pid}"));
+            // until it is seen that it is gone
+            let end = Instant::now() + Duration::from_secs(10);
+            while !fs::read_to_string(format!("/proc/{pid}/stat"))
+                .is_ok_and(|stat| stat.contains(") Z "))
+            {
+                assert!(Instant::now() < end, "{pid} outlives its end");
+                thread::yield_now();
+            }
         }
-        // until it is seen that they are gone
-        while waiting(&lab).iter().any(|pid| {
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            !stat.contains(") Z ")
-        }) {}
     };
     kill(&mut driver);
     driver.reconcile(&mappings[..1]);
