@@ -184,7 +184,10 @@ impl Chaos {
     fn flush(&self, fault: Fault, node: &str) -> Result<()> {
         self.ledger.unreachable(node);
         let script = match fault {
-            Fault::FlushChains => "iptables -t nat -F PORTMAPPING",
+            // nothing to flush where the fault before has taken the chain away
+            Fault::FlushChains => {
+                "flush() { iptables -t nat -F PORTMAPPING; }; flush || ! iptables -t nat -S PORTMAPPING"
+            }
             Fault::FlushNat => {
                 "set -e; saved=$(iptables-save -t nat | grep -v PORTMAPPING); iptables -t nat -F
                  echo \"$saved\" | iptables-restore"
