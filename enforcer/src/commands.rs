@@ -104,7 +104,7 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
     };
     let state = NodeState::recover(config.core, rand::random(), started.elapsed(), found);
 
-    let client = client::connect(WATCH_SILENCE).await?;
+    let client = client::connect(WATCH_SILENCE)?;
     let (news, pods) = mpsc::channel(POD_QUEUE);
     let (duty_news, duty) = watch::channel(Duty::Active);
     let (keeper_news, keeper_lost) = watch::channel(0);

@@ -43,8 +43,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         Arc::clone(&resolver),
         cert_metrics,
         served.clone(),
-    )
-    .await?;
+    )?;
 
     let https = server::listen(config.listen)?;
     let plain = server::listen(config.admin_listen)?;
@@ -83,7 +82,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
 /// What keeps a certificate served until the token is cancelled: files that something else renews,
 /// or a keeper of our own.
-async fn certificates(
+fn certificates(
     config: &Config,
     readiness: &Readiness,
     resolver: Arc<Resolver>,
@@ -96,7 +95,7 @@ async fn certificates(
         let files = Files::new(folder.clone(), names, resolver, certificate, metrics);
         return Ok(Box::pin(files.run(token)));
     }
-    let client = client::connect(API_READ_TIMEOUT).await?;
+    let client = client::connect(API_READ_TIMEOUT)?;
     let reports = Reports {
         certificate,
         registration: readiness.handle("registration"),

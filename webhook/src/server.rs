@@ -10,7 +10,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
 use portmapping_runtime::conns::{Connections, Peer, Place, Silence};
 use rustls::ServerConfig;
-use rustls::server::ResolvesServerCert;
+use rustls::server::{NoServerSessionStorage, ResolvesServerCert};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -120,6 +120,9 @@ pub fn tls_config(resolver: Arc<dyn ResolvesServerCert>) -> ServerConfig {
         .with_no_client_auth()
         .with_cert_resolver(resolver);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    // API servers keep no sessions to resume: nobody asks for what would be kept for them
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
     config
 }
 
@@ -247,7 +250,8 @@ impl Http {
                 .max_header_list_size(MAX_HEADER_BYTES)
                 .serve_connection(stream, service);
             // HTTP/2 has a way of saying "no new requests" that no request can cross
-            self.drive(&place, connection, &self.ending.closing).await;
+            self.drive(&place, Box::pin(connection), &self.ending.closing)
+                .await;
         } else {
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -255,16 +259,21 @@ impl Http {
                 .header_read_timeout(self.limits.silence.idle)
                 .max_buf_size(MAX_BUFFER_BYTES)
                 .serve_connection(stream, service);
-            self.drive(&place, connection, &self.ending.draining).await;
+            self.drive(&place, Box::pin(connection), &self.ending.draining)
+                .await;
         }
     }
 
     /// Runs a connection until it ends, is silent for too long, must make place, or shall `finish`.
-    async fn drive<C>(&self, place: &Place, connection: C, finish: &CancellationToken)
-    where
+    async fn drive<C>(
+        &self,
+        place: &Place,
+        // a connection in a box of its own, lest every one has room for both protocols
+        mut connection: Pin<Box<C>>,
+        finish: &CancellationToken,
+    ) where
         C: GracefulConnection,
     {
-        let mut connection = pin!(connection);
         let mut finishing = false;
         let silence = self.limits.silence;
         loop {

@@ -184,9 +184,9 @@ impl Chaos {
     fn flush(&self, fault: Fault, node: &str) -> Result<()> {
         self.ledger.unreachable(node);
         let script = match fault {
-            // nothing to flush where the fault before has taken the chain away
+            // where the fault before has taken the chain away, it is there again in a moment
             Fault::FlushChains => {
-                "flush() { iptables -t nat -F PORTMAPPING; }; flush || ! iptables -t nat -S PORTMAPPING"
+                "for _ in 1 2 3 4 5 6; do iptables -t nat -F PORTMAPPING && exit; sleep 0.5; done; exit 1"
             }
             Fault::FlushNat => {
                 "set -e; saved=$(iptables-save -t nat | grep -v PORTMAPPING); iptables -t nat -F

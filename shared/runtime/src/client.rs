@@ -1,15 +1,30 @@
 //! A Kubernetes client that neither hangs nor hides failures.
+//!
+//! It is made of kube's parts but for the credentials: those of kube come with a reader of kubeconfigs
+//! that parses YAML and runs programs, 1.2 MB that no daemon in a cluster needs.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use http::Uri;
 use hyper_timeout::TimeoutConnector;
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use kube::client::{Body, ConfigExt};
-use kube::config::InferConfigError;
+use kube::client::Body;
+use kube::client::middleware::BaseUriLayer;
+use kube::config::InClusterError;
 use kube::{Client, Config};
 use tower::{BoxError, ServiceBuilder};
+
+use self::token::Token;
+use self::trust::{Trust, Trusting};
+
+pub use self::token::TokenError;
+pub use self::trust::TrustError;
+
+mod token;
+mod trust;
 
 /// Limit for a TCP and TLS connection to the API server.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -28,50 +43,76 @@ const KEEPALIVE_RETRIES: u32 = 5;
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Neither a kubeconfig nor a service account.
-    #[error("found no way to the cluster: neither a kubeconfig nor a service account")]
-    Config(#[source] InferConfigError),
-    /// The configuration cannot be used.
-    #[error("the cluster's configuration cannot be used")]
-    Build(#[source] kube::Error),
+    /// This is no pod, or one without a service account.
+    #[error("found no way to the cluster: this is no pod with a service account")]
+    Config(#[source] InClusterError),
+    /// Nothing tells the API server from somebody else.
+    #[error("the API server cannot be told from somebody else")]
+    Trust(#[from] TrustError),
+    /// Nothing tells the API server who we are.
+    #[error("cannot tell the API server who we are")]
+    Token(#[from] TokenError),
+    /// The service account lacks a part.
+    #[error("the pod's service account has no {0}")]
+    Lacks(&'static str),
 }
 
-/// Connects with the kubeconfig of `KUBECONFIG`, else as the pod's service account.
+/// Connects as the pod's service account.
 ///
-/// `read_timeout` is the longest silence on a connection: for plain calls a few seconds more than
+/// `silence` is the longest silence on a connection: for plain calls a few seconds more than
 /// the limit of [`crate::within`], for watches more than the time between bookmarks (a minute).
 /// The client does not retry by itself: kube's own policy waits up to a thousand seconds between
 /// tries, which would hide an outage from the caller, its metrics and its deadline.
-pub async fn connect(read_timeout: Duration) -> Result<Client, ClientError> {
-    let mut config = Config::infer().await.map_err(ClientError::Config)?;
-    config.connect_timeout = Some(CONNECT_TIMEOUT);
-    config.write_timeout = Some(WRITE_TIMEOUT);
-    config.read_timeout = Some(read_timeout);
-    build(config).map_err(ClientError::Build)
+pub fn connect(silence: Duration) -> Result<Client, ClientError> {
+    let config = Config::incluster().map_err(ClientError::Config)?;
+    let ca = config.root_cert_file.ok_or(ClientError::Lacks("CA"))?;
+    let token = config.auth_info.token_file;
+    let credentials = Credentials {
+        trust: Trust::read(ca)?,
+        token: Token::read(token.ok_or(ClientError::Lacks("token"))?.into())?,
+    };
+    let server = Server {
+        uri: config.cluster_url,
+        namespace: config.default_namespace,
+    };
+    Ok(build(server, credentials, silence))
+}
+
+/// Where the API server is.
+struct Server {
+    uri: Uri,
+    namespace: String,
+}
+
+/// Who it is, and who we are.
+struct Credentials {
+    trust: Trust,
+    token: Token,
 }
 
 /// kube's own stack has no place for keepalive, so this is that stack without its retries.
-fn build(config: Config) -> Result<Client, kube::Error> {
+fn build(server: Server, credentials: Credentials, silence: Duration) -> Client {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     tcp.set_keepalive(Some(KEEPALIVE));
     tcp.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
     tcp.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
-    let mut connector = TimeoutConnector::new(config.rustls_https_connector_with_connector(tcp)?);
-    connector.set_connect_timeout(config.connect_timeout);
-    connector.set_write_timeout(config.write_timeout);
-    connector.set_read_timeout(config.read_timeout);
+    let trust = Arc::new(credentials.trust);
+    let mut connector = TimeoutConnector::new(Trusting { tcp, trust });
+    connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    connector.set_write_timeout(Some(WRITE_TIMEOUT));
+    connector.set_read_timeout(Some(silence));
     // else the time a pooled connection sat idle counts against the next answer
     connector.set_reset_reader_on_write(true);
     let http = HttpClient::builder(TokioExecutor::new()).build::<_, Body>(connector);
+    let token = credentials.token;
     let service = ServiceBuilder::new()
-        .layer(config.base_uri_layer())
-        .option_layer(config.auth_layer()?)
-        .layer(config.extra_headers_layer()?)
+        .layer(BaseUriLayer::new(server.uri))
+        .map_request(move |request| token.sign(request))
         .map_err(BoxError::from)
         .service(http);
-    Ok(Client::new(service, config.default_namespace))
+    Client::new(service, server.namespace)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
+use tempfile::TempDir;
 use tokio::net::TcpListener;
 
 use super::*;
@@ -27,8 +28,26 @@ fn timers(port: u16) -> Vec<String> {
 async fn a_silent_connection_is_asked_whether_it_lives() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    let uri = format!("http://127.0.0.1:{port}").parse().unwrap();
-    let client = build(Config::new(uri)).unwrap();
+    let folder = TempDir::new().unwrap();
+    let authority = rcgen::generate_simple_self_signed(["ca".to_owned()]).unwrap();
+    let [ca, token] = [
+        ("ca.crt", authority.cert.pem()),
+        ("token", "token".to_owned()),
+    ]
+    .map(|(file, text)| {
+        let path = folder.path().join(file);
+        std::fs::write(&path, text).unwrap();
+        path
+    });
+    let credentials = Credentials {
+        trust: Trust::read(ca).unwrap(),
+        token: Token::read(token).unwrap(),
+    };
+    let server = Server {
+        uri: format!("https://127.0.0.1:{port}").parse().unwrap(),
+        namespace: "default".to_owned(),
+    };
+    let client = build(server, credentials, Duration::from_mins(1));
     let asking = tokio::spawn(async move { client.apiserver_version().await });
     // accepted and never answered, as by a watch without news
     let (_silent, _) = listener.accept().await.unwrap();
