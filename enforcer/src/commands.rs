@@ -18,6 +18,7 @@ use crate::args::{
     ADMIN_SOCKET, BackendChoice, HealthArgs, IptablesChoice, RunArgs, RunConfig, UninstallArgs,
 };
 use crate::cni::{self, SANDBOX_QUEUE};
+use crate::dataplane::glimpse::Glimpse;
 use crate::dataplane::iptables::{Flavour, Settings};
 use crate::dataplane::moving::{self, Backend, Moving};
 use crate::dataplane::{Dataplane as _, Tools, detect};
@@ -75,33 +76,9 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
     }
 
     note_facts(&mut config)?;
-    // what can be done before the keeper is there: ports that lost their holder wait for the two of us
-    let mut dataplane = open_dataplane(&mut config)?;
+    let (dataplane, keeper, found) = take_up(&mut config, started).await?;
     let drift = dataplane.drift();
-    let mut keeper = Keeper::connect(&config.keeper_socket, KEEPER_START).await?;
-    let held = keeper.list().await?;
-    let observed = dataplane.observe()?;
-    let (mappings, ports) = (observed.mappings.len(), held.len());
-    tracing::info!(
-        mappings,
-        ports,
-        intact = observed.intact,
-        "taking up what is there"
-    );
-    let mapped = observed
-        .mappings
-        .iter()
-        .map(|mapping| (mapping.protocol, mapping.host_port))
-        .collect();
-    // before anything is asked of the API server, which may be away
-    let held = keeper.hold_again(mapped, held, started).await;
     kernel_ready.ready();
-    let found = Recovered {
-        mappings: observed.mappings,
-        intact: observed.intact,
-        held,
-        elsewhere: dataplane.elsewhere().clone(),
-    };
     let state = NodeState::recover(config.core, rand::random(), started.elapsed(), found);
 
     let client = client::connect(WATCH_SILENCE)?;
@@ -159,6 +136,47 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
     supervise(tasks, shutdown, token).await
 }
 
+/// Reads what is in the kernel, and has the ports held that are mapped. It needs no API server, which
+/// may be away.
+async fn take_up(
+    config: &mut RunConfig,
+    started: Instant,
+) -> anyhow::Result<(Moving, Keeper, Recovered)> {
+    let tools = Tools::default();
+    let settings = settings(config);
+    // what can be done before the keeper is there: ports that lost their holder wait for the two of us
+    let glimpse = Glimpse::take(&tools);
+    let mut keeper = Keeper::connect(&config.keeper_socket, KEEPER_START).await?;
+    let mut held = keeper.list().await?;
+    if held.is_empty() {
+        // its predecessor ended with its ports: before all that takes longer
+        let mapped = glimpse.mapped_ports(&settings);
+        held = keeper.hold_again(mapped, held, started).await;
+    }
+    let mut dataplane = open_dataplane(config, &settings, glimpse, tools)?;
+    let observed = dataplane.observe()?;
+    let (mappings, ports) = (observed.mappings.len(), held.len());
+    tracing::info!(
+        mappings,
+        ports,
+        intact = observed.intact,
+        "taking up what is there"
+    );
+    let mapped = observed
+        .mappings
+        .iter()
+        .map(|mapping| (mapping.protocol, mapping.host_port))
+        .collect();
+    let held = keeper.hold_again(mapped, held, started).await;
+    let found = Recovered {
+        mappings: observed.mappings,
+        intact: observed.intact,
+        held,
+        elsewhere: dataplane.elsewhere().clone(),
+    };
+    Ok((dataplane, keeper, found))
+}
+
 /// The first task to fail ends the process; the kernel and the keeper keep every mapping.
 async fn supervise(
     mut tasks: JoinSet<anyhow::Result<()>>,
@@ -204,14 +222,26 @@ fn note_facts(config: &mut RunConfig) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn open_dataplane(config: &mut RunConfig) -> anyhow::Result<Moving> {
-    let tools = Tools::default();
+fn settings(config: &mut RunConfig) -> Settings {
+    Settings {
+        excluded: config.core.excluded.clone(),
+        neighbours: std::mem::take(&mut config.neighbours),
+        ..Settings::new(config.core.range)
+    }
+}
+
+fn open_dataplane(
+    config: &mut RunConfig,
+    settings: &Settings,
+    glimpse: Glimpse,
+    tools: Tools,
+) -> anyhow::Result<Moving> {
     let backend = match (config.backend, config.iptables) {
         (BackendChoice::Nftables, _) => Backend::Nftables,
         (BackendChoice::Iptables, IptablesChoice::Nft) => Flavour::Nft.into(),
         (BackendChoice::Iptables, IptablesChoice::Legacy) => Flavour::Legacy.into(),
         (BackendChoice::Iptables, IptablesChoice::Auto) => {
-            let detected = detect::detect(&tools)?;
+            let detected = detect::detect(glimpse)?;
             tracing::info!(
                 iptables = detected.flavour.as_str(),
                 reason = detected.reason,
@@ -220,12 +250,7 @@ fn open_dataplane(config: &mut RunConfig) -> anyhow::Result<Moving> {
             detected.flavour.into()
         }
     };
-    let settings = Settings {
-        excluded: config.core.excluded.clone(),
-        neighbours: std::mem::take(&mut config.neighbours),
-        ..Settings::new(config.core.range)
-    };
-    let driver = Moving::open(backend, &settings, tools)?;
+    let driver = Moving::open(backend, settings, tools)?;
     config.core.ipv6 &= driver.has_ipv6();
     if backend.announces()
         && let Err(error) = driver.drift().listen()

@@ -15,6 +15,7 @@ mod error;
 mod exec;
 pub mod forward;
 pub mod generation;
+pub mod glimpse;
 pub mod iptables;
 mod look;
 pub mod moving;

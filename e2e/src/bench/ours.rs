@@ -45,6 +45,14 @@ impl Backend {
         }
     }
 
+    /// What `--backend` says where the kind of iptables is found by itself.
+    pub(super) fn flag(self) -> &'static str {
+        match self {
+            Self::Nftables => "nftables",
+            Self::IptablesNft | Self::IptablesLegacy => "iptables",
+        }
+    }
+
     pub(super) fn bars(self) -> Bars {
         let iptables = |add, delete, restore| Bars {
             connect: Bar::AtMostRatio(1.30),

@@ -6,10 +6,9 @@ use std::fmt;
 use portmapping_shared::contract::CHAIN_PREFIX;
 
 use super::DataplaneError;
-use super::exec::Tools;
 use super::forward;
-use super::iptables::commands::Commands;
-use super::iptables::{Family, Flavour};
+use super::glimpse::{Glimpse, Saved};
+use super::iptables::Flavour;
 
 /// Chains that only Kubernetes' own programs make.
 const KUBE_PREFIX: &str = "KUBE-";
@@ -24,11 +23,8 @@ pub struct Detected {
 }
 
 /// Finds out which iptables the node uses; changes nothing.
-pub fn detect(tools: &Tools) -> Result<Detected, DataplaneError> {
-    choose(
-        contents(Flavour::Nft, tools),
-        contents(Flavour::Legacy, tools),
-    )
+pub fn detect(glimpse: Glimpse) -> Result<Detected, DataplaneError> {
+    choose(contents(glimpse.nft), contents(glimpse.legacy))
 }
 
 /// What one kind of iptables carries besides empty built-in chains and what is ours.
@@ -78,19 +74,11 @@ impl fmt::Display for Contents {
     }
 }
 
-fn contents(flavour: Flavour, tools: &Tools) -> Result<Contents, DataplaneError> {
+fn contents(saved: Saved) -> Result<Contents, DataplaneError> {
     let mut contents = Contents::default();
-    for family in Family::ALL {
-        match (
-            family,
-            Commands::new(family, flavour, tools.clone()).save_all(),
-        ) {
-            (_, Ok(text)) => contents.add(&text),
-            (Family::V4, Err(error)) => return Err(error),
-            // a node without IPv6 says nothing about the flavour
-            (Family::V6, Err(_)) => {}
-        }
-    }
+    contents.add(&saved.ipv4?);
+    // a node without IPv6 says nothing about the flavour
+    contents.add(saved.ipv6.as_deref().unwrap_or_default());
     Ok(contents)
 }
 

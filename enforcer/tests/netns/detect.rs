@@ -1,6 +1,7 @@
 //! Which iptables the node uses.
 
 use portmapping_enforcer::dataplane::detect::detect;
+use portmapping_enforcer::dataplane::glimpse::Glimpse;
 use portmapping_enforcer::dataplane::iptables::Flavour;
 use portmapping_enforcer::dataplane::{DataplaneError, Tools};
 use portmapping_shared::Protocol::Tcp;
@@ -13,7 +14,9 @@ crate::for_each_flavour!(chooses_the_one_with_rules, our_own_rules_decide_nothin
 #[test]
 fn chooses_nft_on_a_bare_node() {
     let node = Netns::new();
-    let detected = node.run(|| detect(&Tools::default())).unwrap();
+    let detected = node
+        .run(|| detect(Glimpse::take(&Tools::default())))
+        .unwrap();
     assert_eq!(detected.flavour, Flavour::Nft);
     assert!(detected.reason.contains("default"), "{}", detected.reason);
 }
@@ -22,7 +25,9 @@ fn chooses_nft_on_a_bare_node() {
 fn refuses_to_guess_between_two() {
     let node = Netns::new();
     node.sh("iptables-legacy -w 30 -N A; iptables-nft -A INPUT -s 192.0.2.1 -j ACCEPT");
-    let error = node.run(|| detect(&Tools::default())).unwrap_err();
+    let error = node
+        .run(|| detect(Glimpse::take(&Tools::default())))
+        .unwrap_err();
     assert!(
         matches!(error, DataplaneError::BothFlavours { .. }),
         "{error}"
@@ -33,7 +38,9 @@ fn refuses_to_guess_between_two() {
 fn chooses_the_one_with_rules(flavour: Flavour) {
     let node = Netns::new();
     node.sh(&format!("{flavour} -w 30 -t mangle -N KUBE-IPTABLES-HINT"));
-    let detected = node.run(|| detect(&Tools::default())).unwrap();
+    let detected = node
+        .run(|| detect(Glimpse::take(&Tools::default())))
+        .unwrap();
     assert_eq!(detected.flavour, flavour);
     assert!(
         detected.reason.contains("1 of them made by Kubernetes"),
@@ -48,7 +55,10 @@ fn our_own_rules_decide_nothing(flavour: Flavour) {
         .reconcile(&[map(Tcp, 20000, POD1, 9040)]);
     lab.iptables(flavour, "-A INPUT -s 192.0.2.1 -j ACCEPT");
     assert_eq!(
-        lab.node.run(|| detect(&Tools::default())).unwrap().flavour,
+        lab.node
+            .run(|| detect(Glimpse::take(&Tools::default())))
+            .unwrap()
+            .flavour,
         flavour
     );
 }

@@ -26,6 +26,7 @@ mod faults;
 mod foreign;
 mod foreign_life;
 mod forward;
+mod glimpse;
 mod hairpin;
 mod host_ip;
 mod lab;

@@ -3,6 +3,7 @@
 
 use nix::libc;
 use portmapping_enforcer::dataplane::detect::detect;
+use portmapping_enforcer::dataplane::glimpse::Glimpse;
 use portmapping_enforcer::dataplane::iptables::{Flavour, Settings};
 use portmapping_enforcer::dataplane::moving::{Moving, uninstall};
 use portmapping_enforcer::dataplane::{Dataplane as _, DataplaneError, Tools};
@@ -90,7 +91,7 @@ fn iptables_legacy_carries_on() {
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
     let mappings = [map(Tcp, 20000, POD1, 9040), map(Udp, 20000, POD1, 9040)];
     without_netfilter_netlink(&lab, || {
-        let detected = detect(&Tools::default()).expect("detect");
+        let detected = detect(Glimpse::take(&Tools::default())).expect("detect");
         assert_eq!(detected.flavour, Flavour::Legacy, "{}", detected.reason);
         let mut driver = open(Flavour::Legacy.into()).expect("open");
         let to_create = mappings.to_vec();

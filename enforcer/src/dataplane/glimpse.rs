@@ -1,0 +1,71 @@
+//! What the node's rules say at first sight, before anything is decided: all kinds of iptables are
+//! read at once, each once.
+
+use std::collections::BTreeSet;
+use std::panic::resume_unwind;
+use std::thread;
+
+use portmapping_shared::{HostPort, Protocol};
+
+use super::exec::Tools;
+use super::iptables::commands::Commands;
+use super::iptables::save::ports_in;
+use super::iptables::{Family, Flavour, Settings};
+use super::nftables::Nftables;
+use super::{Dataplane, DataplaneError};
+
+/// What both kinds of iptables carry.
+#[derive(Debug)]
+pub struct Glimpse {
+    pub(super) nft: Saved,
+    pub(super) legacy: Saved,
+}
+
+/// All tables of one kind of iptables, as text.
+#[derive(Debug)]
+pub(super) struct Saved {
+    pub(super) ipv4: Result<String, DataplaneError>,
+    /// None on a node without IPv6, which says nothing about the rest.
+    pub(super) ipv6: Option<String>,
+}
+
+impl Glimpse {
+    /// Changes nothing.
+    #[must_use]
+    pub fn take(tools: &Tools) -> Self {
+        let read = |flavour, family| Commands::new(family, flavour, tools.clone()).save_all();
+        thread::scope(|scope| {
+            let reading = [Flavour::Nft, Flavour::Legacy].map(|flavour| {
+                Family::ALL.map(|family| scope.spawn(move || read(flavour, family)))
+            });
+            let [nft, legacy] = reading.map(|families| {
+                let [ipv4, ipv6] = families
+                    .map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
+                Saved {
+                    ipv4,
+                    ipv6: ipv6.ok(),
+                }
+            });
+            Self { nft, legacy }
+        })
+    }
+
+    /// The host ports that rules of ours lead from, whichever kind they are of. It is more
+    /// credulous than a driver: holding a port in vain does no harm.
+    #[must_use]
+    pub fn mapped_ports(&self, settings: &Settings) -> BTreeSet<(Protocol, HostPort)> {
+        let texts = [&self.nft, &self.legacy].into_iter().flat_map(|saved| {
+            let ipv4 = saved.ipv4.as_deref().ok();
+            ipv4.into_iter().chain(saved.ipv6.as_deref())
+        });
+        let mut ports: BTreeSet<_> = texts.flat_map(ports_in).collect();
+        let table = Nftables::open(settings).and_then(|mut table| table.observe());
+        let mapped = table.map(|observed| observed.mappings).unwrap_or_default();
+        ports.extend(
+            mapped
+                .iter()
+                .map(|mapping| (mapping.protocol, mapping.host_port)),
+        );
+        ports
+    }
+}
