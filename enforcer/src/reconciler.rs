@@ -124,6 +124,10 @@ pub struct Reconciler {
     started: Instant,
     observing: bool,
     changing: bool,
+    /// Results on their way to the API server.
+    publishing: usize,
+    /// As of how many changes it was made ready for the next.
+    prepared: Option<u64>,
     /// When rules were found altered that are not back yet.
     damaged_since: Option<Instant>,
     /// Asked to look while a look or a change was under way: look once more after it.
@@ -148,6 +152,8 @@ impl Reconciler {
             started,
             observing: false,
             changing: false,
+            publishing: 0,
+            prepared: None,
             damaged_since: None,
             look_again: false,
             changes: 0,
@@ -168,7 +174,6 @@ impl Reconciler {
         );
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut on_listed = Some(inputs.on_listed);
-        self.prepare();
         let started = self.started;
         loop {
             let duty = *inputs.duty.borrow_and_update();
@@ -182,6 +187,7 @@ impl Reconciler {
                     return wait_retired(&mut inputs.duty, &token).await;
                 }
             }
+            self.prepare();
             let deadline = self.state.next_deadline();
             // each arm only takes a value out of a queue: all are cancel-safe
             tokio::select! {
@@ -282,7 +288,6 @@ impl Reconciler {
                     tracing::info!(ms, "altered rules are back");
                 }
                 self.state.programmed(now, &plan, outcome);
-                self.prepare();
                 self.show();
                 self.look_once_more();
             }
@@ -299,7 +304,10 @@ impl Reconciler {
                 self.show();
                 self.look_once_more();
             }
-            Done::Published(uid, taken) => self.state.published(now, &uid, taken),
+            Done::Published(uid, taken) => {
+                self.publishing -= 1;
+                self.state.published(now, &uid, taken);
+            }
             Done::Nothing => {}
         }
     }
