@@ -58,15 +58,7 @@ fn an_upgrade_loses_no_port_no_byte_and_no_connection() -> Result<()> {
         })?;
         for _ in 0..ROLLS {
             cluster.kubectl_run(["-n", SYSTEM, "rollout", "restart", "ds/enforcer"])?;
-            let status = [
-                "-n",
-                SYSTEM,
-                "rollout",
-                "status",
-                "ds/enforcer",
-                "--timeout=90s",
-            ];
-            cluster.kubectl_run(status)?;
+            install::rolled_out(&cluster, SYSTEM, "daemonset/enforcer")?;
         }
         space.create(&on_node(mapped_pod("after"), node))?;
         let after = space.ready("after")?;

@@ -40,15 +40,7 @@ pub(crate) fn kill_all(cluster: &Cluster, node: &str, program: [&str; 2]) -> Res
 
 /// Waits for the end of a rolling update.
 pub(crate) fn rolled_out(cluster: &Cluster) -> Result<()> {
-    let status = [
-        "-n",
-        SYSTEM,
-        "rollout",
-        "status",
-        "ds/enforcer",
-        "--timeout=90s",
-    ];
-    cluster.kubectl_run(status)?;
+    install::rolled_out(cluster, SYSTEM, "daemonset/enforcer")?;
     // the old pods, too, are gone: one of each program per node
     eventually("the earlier enforcers to end", || {
         for node in cluster.nodes()? {
