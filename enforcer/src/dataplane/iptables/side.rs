@@ -13,8 +13,11 @@ use crate::dataplane::preparations::Place;
 use crate::dataplane::{DataplaneError, Observed};
 
 use super::commands::Commands;
+use super::family::Flavour;
 use super::jumps;
-use super::layout::{Layout, bucket, leaf_rules, mapping_rule};
+use super::layout::{Hairpin, Layout, bucket, leaf_rules, mapping_rule};
+use super::notes::{self, Withdrawal};
+use super::probe;
 use super::reading::{Damage, Known};
 use super::settings::Subnet;
 use super::transaction::Transaction;
@@ -24,6 +27,8 @@ use super::transaction::Transaction;
 pub(super) struct Side {
     commands: Commands,
     layout: Layout,
+    /// Whether it was found out what this node can do.
+    probed: bool,
     /// None before the first look, and after a failure that may have left anything.
     known: Option<Known>,
     /// The jumps were there once: what is missing now goes back with all the rest.
@@ -65,6 +70,7 @@ impl Side {
         Self {
             commands,
             layout,
+            probed: false,
             known: None,
             installed: false,
             spare: Place::default(),
@@ -81,16 +87,57 @@ impl Side {
         &self.commands
     }
 
+    /// Finds out what this node can do. Where the table is not in use yet, that waits for the first
+    /// mapping: to find out would make it.
+    pub(super) fn open(&mut self) {
+        if self.commands.has_nat() {
+            self.probe();
+        }
+    }
+
+    fn probe(&mut self) {
+        if self.probed {
+            return;
+        }
+        let family = self.commands.family;
+        let hairpin = match probe::compares(&self.commands) {
+            Ok(true) => Hairpin::Compared,
+            Ok(false) => Hairpin::PerPod,
+            Err(error) => {
+                // it is tried again, and what is wrong is said when it prevents a change
+                tracing::debug!(%error, %family, "cannot find out what iptables can do");
+                return;
+            }
+        };
+        self.probed = true;
+        tracing::info!(%family, program = %self.commands.flavour, "{hairpin}");
+        if hairpin != self.layout.hairpin() {
+            self.layout.set_hairpin(hairpin);
+            self.known = None;
+        }
+    }
+
     /// Takes in the table as it was printed. Also says whether it differs from what was believed.
     pub(super) fn take(&mut self, text: &str) -> (Observed, bool) {
         let believed = self.known.take();
         let known = self.read(text);
-        let altered = believed.is_some_and(|believed| {
+        let altered = believed.as_ref().is_some_and(|believed| {
             believed.leaves != known.leaves || believed.damage != known.damage
+        });
+        // a rule that leads elsewhere than it was made to is still one that can be read
+        let strange = believed.is_some_and(|believed| {
+            let mut mappings = known
+                .leaves
+                .iter()
+                .flat_map(|(leaf, mappings)| mappings.iter().map(move |mapping| (leaf, mapping)));
+            mappings.any(|(leaf, mapping)| {
+                let there = believed.leaves.get(leaf);
+                there.is_none_or(|there| !there.contains(mapping))
+            })
         });
         let observed = Observed {
             mappings: known.leaves.values().flatten().cloned().collect(),
-            intact: known.untouched || known.damage == Damage::default(),
+            intact: !strange && (known.untouched || known.damage == Damage::default()),
         };
         // an earlier run of this program may have made the jumps
         self.installed |= !known.untouched && known.damage.missing_jumps.is_empty();
@@ -106,6 +153,9 @@ impl Side {
         remove: &[&Mapping],
         create: &[&Mapping],
     ) -> Result<Option<u32>, DataplaneError> {
+        if !create.is_empty() {
+            self.probe();
+        }
         // after a failure the kernel is looked at again, and what is touched is written anew: single
         // rules are changed only where it is certain what is there
         let (mut known, single) = match self.known.take() {
@@ -189,6 +239,7 @@ impl Side {
         let mut touched = self.change(&mut known, remove, create);
         touched.rewrite(!single || before.is_some() || remove.len() > MAX_SINGLE);
         let transaction = self.transaction(&known, before, damage, touched);
+        known.notes.follow(&transaction);
         (known, transaction)
     }
 
@@ -215,6 +266,12 @@ impl Side {
             if let Some(count) = known.pods.get_mut(&mapping.pod_ip) {
                 *count = count.saturating_sub(1);
             }
+            let notes = notes::chain_of(&leaf);
+            match known.notes.withdraw(&notes, mapping) {
+                _ if self.packs() => _ = touched.rewritten.insert(notes),
+                Withdrawal::Rule(rule) => touched.removed.push((notes, rule)),
+                Withdrawal::Stays | Withdrawal::Nothing => {}
+            }
             touched.removed.push((leaf, mapping_rule(mapping)));
         }
         for mapping in create {
@@ -223,7 +280,7 @@ impl Side {
             let mappings = known.leaves.entry(leaf.clone()).or_default();
             // rules of one port have an order
             let alone = mappings.iter().all(|m| m.host_port != mapping.host_port);
-            if mappings.insert((*mapping).clone()) {
+            if mappings.insert((*mapping).clone()) && self.layout.has_pod_rules() {
                 let had_rule = known.pods.contains_key(&mapping.pod_ip);
                 let pods = known.pods.entry(mapping.pod_ip).or_default();
                 *pods += 1;
@@ -231,6 +288,13 @@ impl Side {
                     let rule = self.layout.pod_rule(mapping.pod_ip);
                     touched.appended.push((bucket(mapping.pod_ip), rule));
                 }
+            }
+            let notes = notes::chain_of(&leaf);
+            if self.packs() || !known.notes.has_room(&notes, mapping) {
+                touched.rewritten.insert(notes);
+            } else {
+                let rule = known.notes.append(&notes, mapping);
+                touched.appended.push((notes, rule));
             }
             if alone {
                 touched.appended.push((leaf, mapping_rule(mapping)));
@@ -242,6 +306,12 @@ impl Side {
         let left = left.map(|(pod, _)| (bucket(pod), self.layout.pod_rule(pod)));
         touched.removed.extend(left);
         touched
+    }
+
+    /// Whether the notes of a leaf are written anew at each change: with iptables-legacy every
+    /// change writes the whole table, and each rule costs.
+    fn packs(&self) -> bool {
+        self.commands.flavour == Flavour::Legacy
     }
 
     fn transaction(
@@ -284,11 +354,14 @@ impl Side {
         }
     }
 
-    /// The rules of leaves and of chains of pods.
+    /// The rules of leaves, of their notes, and of chains of pods.
     fn rules_of(&self, known: &Known, chains: BTreeSet<String>) -> BTreeMap<String, Vec<String>> {
         let rules = |chain: &String| {
             if let Some(mappings) = known.leaves.get(chain) {
                 return leaf_rules(mappings);
+            }
+            if let Some(leaf) = self.layout.leaf_of_notes(chain) {
+                return notes::rules(known.leaves.get(&leaf).into_iter().flatten());
             }
             let pods = known.pods.keys();
             let here = pods.filter(|pod| bucket(**pod) == *chain);

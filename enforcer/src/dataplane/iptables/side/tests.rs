@@ -6,7 +6,7 @@ use super::super::family::{Family, Flavour};
 use super::super::layout::JUMPS;
 use super::super::rule::Rule;
 use super::super::settings::Settings;
-use super::super::testing::{any_mapping, any_range, hostile_text, map, range};
+use super::super::testing::{any_mapping, any_range, hostile_text, map, old_rule, range};
 use super::*;
 use crate::dataplane::exec::Tools;
 use portmapping_shared::Protocol;
@@ -124,9 +124,41 @@ impl Table {
 }
 
 fn side(range: portmapping_shared::PortRange) -> Side {
-    let commands = Commands::new(Family::V4, Flavour::Nft, Tools::default());
-    Side::new(commands, Layout::new(Family::V4, Settings::new(range)))
+    side_by(range, Flavour::Nft, Hairpin::Compared)
 }
+
+fn side_by(range: portmapping_shared::PortRange, flavour: Flavour, hairpin: Hairpin) -> Side {
+    let commands = Commands::new(Family::V4, flavour, Tools::default());
+    let mut layout = Layout::new(Family::V4, Settings::new(range));
+    layout.set_hairpin(hairpin);
+    Side::new(commands, layout)
+}
+
+fn any_side(range: &'static str) -> impl Strategy<Value = Side> {
+    let hairpins = vec![Hairpin::Compared, Hairpin::PerPod];
+    (
+        prop::sample::select(Flavour::ALL.to_vec()),
+        prop::sample::select(hairpins),
+    )
+        .prop_map(|(flavour, hairpin)| {
+            side_by(super::super::testing::range(range), flavour, hairpin)
+        })
+}
+
+/// Mappings as they are wanted: a port of an address is one pod's.
+fn any_desired(most: usize) -> impl Strategy<Value = BTreeSet<Mapping>> {
+    prop::collection::vec(any_mapping(Family::V4), 0..most).prop_map(|mappings| {
+        let key = |m: &Mapping| (m.protocol, m.host_port, m.host_ip);
+        let one_each: BTreeMap<_, _> = mappings.into_iter().map(|m| (key(&m), m)).collect();
+        one_each.into_values().collect()
+    })
+}
+
+fn note(mapping: &Mapping) -> String {
+    notes::rules([mapping]).concat()
+}
+
+const NOTES: &str = "PORTMAPPING-UID-TCP-20000";
 
 fn some() -> BTreeSet<Mapping> {
     let ports = [20000, 20001, 25000, 19999];
@@ -148,9 +180,13 @@ fn change_names_only_the_leaf_it_touches() {
     let known = side.read(&table.text());
     let (_, transaction) = side.prepare(known, &[&gone], &[&new], true);
     let leaf = "PORTMAPPING-TCP-20000-20021".to_owned();
+    // the note of the gone stays, with those of others
     let expected = Transaction {
         deleted: vec![(leaf.clone(), mapping_rule(&gone))],
-        appended: vec![(leaf.clone(), mapping_rule(&new))],
+        appended: vec![
+            (NOTES.to_owned(), note(&new)),
+            (leaf.clone(), mapping_rule(&new)),
+        ],
         ..Transaction::default()
     };
     assert_eq!(transaction, expected);
@@ -158,7 +194,11 @@ fn change_names_only_the_leaf_it_touches() {
     let (_, transaction) = side.prepare(side.read(&table.text()), &[&gone], &[&new], false);
     let kept = map(Protocol::Tcp, 20000, "10.244.1.7", 80);
     let expected = Transaction {
-        chains: [(leaf, vec![mapping_rule(&kept), mapping_rule(&new)])].into(),
+        chains: [
+            (leaf, vec![mapping_rule(&kept), mapping_rule(&new)]),
+            (NOTES.to_owned(), notes::rules([&kept, &new])),
+        ]
+        .into(),
         ..Transaction::default()
     };
     assert_eq!(transaction, expected);
@@ -166,33 +206,146 @@ fn change_names_only_the_leaf_it_touches() {
 
 #[test]
 fn new_mapping_is_appended() {
+    for hairpin in [Hairpin::Compared, Hairpin::PerPod] {
+        let side = side_by(range("20000-29999"), Flavour::Nft, hairpin);
+        let mut table = Table::new();
+        table.apply(&side, &some());
+        let new = map(Protocol::Tcp, 20002, "10.244.1.8", 80);
+        let (known, transaction) = side.prepare(side.read(&table.text()), &[], &[&new], true);
+        let pod = (
+            "PORTMAPPING-MASQ-8-0".to_owned(),
+            "-s 10.244.1.8/32 -d 10.244.1.8/32 -g PORTMAPPING-HAIRPIN".to_owned(),
+        );
+        let pods = if hairpin == Hairpin::PerPod {
+            vec![pod]
+        } else {
+            vec![]
+        };
+        let own = vec![
+            (NOTES.to_owned(), note(&new)),
+            ("PORTMAPPING-TCP-20000-20021".to_owned(), mapping_rule(&new)),
+        ];
+        let expected = Transaction {
+            appended: [&pods[..], &own[..]].concat(),
+            ..Transaction::default()
+        };
+        assert_eq!(transaction, expected);
+        table.restore(&transaction.text().unwrap());
+        assert_eq!(side.read(&table.text()).notes, known.notes);
+        // its last mapping takes the pod's own rule along
+        let (known, transaction) = side.prepare(known, &[&new], &[], true);
+        let expected = Transaction {
+            deleted: [&own[..], &pods[..]].concat(),
+            ..Transaction::default()
+        };
+        assert_eq!(transaction, expected);
+        table.restore(&transaction.text().unwrap());
+        assert_eq!(side.read(&table.text()).notes, known.notes);
+    }
+}
+
+#[test]
+fn note_of_a_port_is_replaced_with_its_owner() {
     let side = side(range("20000-29999"));
     let mut table = Table::new();
     table.apply(&side, &some());
-    let new = map(Protocol::Tcp, 20002, "10.244.1.8", 80);
-    let (known, transaction) = side.prepare(side.read(&table.text()), &[], &[&new], true);
-    let expected = Transaction {
-        appended: vec![
-            (
-                "PORTMAPPING-MASQ-8-0".to_owned(),
-                "-s 10.244.1.8/32 -d 10.244.1.8/32 -g PORTMAPPING-HAIRPIN".to_owned(),
-            ),
-            ("PORTMAPPING-TCP-20000-20021".to_owned(), mapping_rule(&new)),
-        ],
-        ..Transaction::default()
+    let old = map(Protocol::Tcp, 20001, "10.244.1.7", 80);
+    let new = Mapping {
+        owner: "of-another".parse().unwrap(),
+        pod_ip: "10.244.1.8".parse().unwrap(),
+        ..old.clone()
     };
-    assert_eq!(transaction, expected);
-    // its last mapping takes the pod's own rule along
-    let (_, transaction) = side.prepare(known, &[&new], &[], true);
-    let deleted: Vec<&str> = transaction
-        .deleted
-        .iter()
-        .map(|(chain, _)| chain.as_str())
-        .collect();
-    assert_eq!(
-        deleted,
-        ["PORTMAPPING-TCP-20000-20021", "PORTMAPPING-MASQ-8-0"]
-    );
+    // the old note is in one rule with those of others, with or without its mapping
+    let without: BTreeSet<Mapping> = some().into_iter().filter(|m| *m != old).collect();
+    table.apply(&side, &without);
+    table.assert_is(&side, &without);
+    assert!(table.text().contains("20001=8c1f3a52-uid"));
+    let desired: BTreeSet<Mapping> = without.iter().cloned().chain([new]).collect();
+    table.apply(&side, &desired);
+    table.assert_is(&side, &desired);
+    assert!(!table.text().contains("20001=8c1f3a52-uid"));
+    table.apply(&side, &some());
+    table.assert_is(&side, &some());
+}
+
+#[test]
+fn rule_is_nobodys_where_its_note_is_gone_or_doubted() {
+    let side = side(range("20000-29999"));
+    let mut table = Table::new();
+    table.apply(&side, &some());
+    let doubt = "-m comment --comment \"portmapping:20000=of-another\"".to_owned();
+    for (rules, lost) in [
+        (vec![], 2),
+        (vec!["-j ACCEPT".to_owned()], 2),
+        ([table.0[NOTES].clone(), vec![doubt]].concat(), 1),
+    ] {
+        let mut damaged = table.clone();
+        damaged.0.insert(NOTES.to_owned(), rules);
+        let known = side.read(&damaged.text());
+        let found: BTreeSet<Mapping> = known.leaves.values().flatten().cloned().collect();
+        assert_eq!(found.len(), some().len() - lost);
+        assert!(found.is_subset(&some()));
+        assert!(known.damage.chains.contains("PORTMAPPING-TCP-20000-20021"));
+        damaged.apply(&side, &some());
+        damaged.assert_is(&side, &some());
+    }
+    // and without its rule a note is nothing
+    table
+        .0
+        .insert("PORTMAPPING-TCP-20000-20021".to_owned(), Vec::new());
+    let known = side.read(&table.text());
+    assert_eq!(known.leaves.values().flatten().count(), some().len() - 2);
+    assert_eq!(known.damage, Damage::default());
+}
+
+#[test]
+fn note_that_names_another_ends_the_rule() {
+    let side = side(range("20000-29999"));
+    let mut table = Table::new();
+    table.apply(&side, &some());
+    let notes = table.0.get_mut(NOTES).unwrap();
+    notes[0] = notes[0].replace("20000=8c1f3a52-uid", "20000=of-another");
+    let found = side.read(&table.text()).leaves;
+    let wrong = found
+        .values()
+        .flatten()
+        .find(|m| m.owner.as_str() == "of-another");
+    assert_eq!(wrong.unwrap().host_port.get(), 20000);
+    // it is nothing that anybody wants, so it goes
+    table.apply(&side, &BTreeSet::new());
+    table.assert_is(&side, &BTreeSet::new());
+}
+
+#[test]
+fn rule_that_leads_elsewhere_is_damage() {
+    let mut side = side(range("20000-29999"));
+    let mut table = Table::new();
+    table.apply(&side, &some());
+    assert!(side.take(&table.text()).0.intact);
+    let leaf = table.0.get_mut("PORTMAPPING-TCP-20000-20021").unwrap();
+    leaf[0] = leaf[0].replace("10.244.1.7", "10.244.1.8");
+    let (observed, altered) = side.take(&table.text());
+    assert!(altered && !observed.intact);
+    assert_eq!(observed.mappings.difference(&some()).count(), 1);
+    table.apply(&side, &some());
+    table.assert_is(&side, &some());
+}
+
+/// The table as older versions wrote it: owners as comments of rules, and a rule for each pod.
+fn old_table(range: portmapping_shared::PortRange, desired: &BTreeSet<Mapping>) -> Table {
+    let side = side_by(range, Flavour::Nft, Hairpin::PerPod);
+    let mut table = Table::new();
+    table.apply(&side, desired);
+    for (leaf, mappings) in &side.read(&table.text()).leaves {
+        table.0.remove(&notes::chain_of(leaf)).unwrap();
+        for mapping in mappings {
+            let rules = table.0.get_mut(leaf).unwrap();
+            let rule = mapping_rule(mapping);
+            let rule = rules.iter_mut().find(|found| **found == rule).unwrap();
+            *rule = old_rule(mapping);
+        }
+    }
+    table
 }
 
 #[test]
@@ -208,7 +361,9 @@ fn rule_appended_twice_is_damage() {
     let known = side.read(&table.text());
     assert_eq!(
         known.damage.chains,
-        ["PORTMAPPING-TCP-20000-20021".to_owned()].into()
+        ["PORTMAPPING-TCP-20000-20021", NOTES]
+            .map(str::to_owned)
+            .into()
     );
     let desired: BTreeSet<Mapping> = some().into_iter().chain([new]).collect();
     table.apply(&side, &desired);
@@ -260,6 +415,8 @@ fn damaging() -> impl Strategy<Value = Damaging> {
             "-j ACCEPT",
             "-p tcp -j PORTMAPPING",
             "-m comment --comment \"portmapping:x\" -j DROP",
+            "-m comment --comment \"portmapping:20000=x 20001=y\"",
+            "-p tcp -m tcp --dport 20000 -j DNAT --to-destination 10.244.1.99:80",
         ])
         .prop_map(str::to_owned)
     };
@@ -336,25 +493,58 @@ proptest! {
 
     #[test]
     fn any_desired_set_follows_any_other(
-        steps in prop::collection::vec(prop::collection::btree_set(any_mapping(Family::V4), 0..12), 1..5),
+        steps in prop::collection::vec(any_desired(12), 1..5),
         append: bool,
+        side in any_side("20000-20200"),
     ) {
-        let side = side(range("20000-20200"));
         let mut table = Table::new();
         for desired in steps {
             let next = table.apply_by(&side, &desired, append);
             table.assert_is(&side, &desired);
             let read = side.read(&table.text());
             prop_assert_eq!((next.leaves, next.pods), (read.leaves, read.pods));
+            prop_assert_eq!(next.notes, read.notes);
+        }
+    }
+
+    #[test]
+    fn table_of_an_older_version_is_taken_over(
+        before in any_desired(12),
+        after in any_desired(12),
+        append: bool,
+        side in any_side("20000-20200"),
+    ) {
+        let mut table = old_table(range("20000-20200"), &before);
+        let known = side.read(&table.text());
+        let found: BTreeSet<Mapping> = known.leaves.into_values().flatten().collect();
+        prop_assert_eq!(&found, &before);
+        let mut kept = table.clone();
+        kept.apply_by(&side, &before, append);
+        kept.assert_is(&side, &before);
+        table.apply_by(&side, &after, append);
+        table.assert_is(&side, &after);
+        let old = |rule: &String| rule.contains("--comment") && rule.contains("-j DNAT");
+        prop_assert!(!table.0.values().flatten().any(old));
+    }
+
+    #[test]
+    fn ways_to_hairpin_follow_each_other(
+        desired in any_desired(12),
+        sides in prop::collection::vec(any_side("20000-20200"), 1..4),
+    ) {
+        let mut table = Table::new();
+        for side in sides {
+            table.apply(&side, &desired);
+            table.assert_is(&side, &desired);
         }
     }
 
     #[test]
     fn any_damage_is_repaired(
-        desired in prop::collection::btree_set(any_mapping(Family::V4), 1..12),
+        desired in any_desired(12),
         damages in prop::collection::vec(damaging(), 1..6),
+        side in any_side("20000-20200"),
     ) {
-        let side = side(range("20000-20200"));
         let mut table = Table::new();
         table.apply(&side, &desired);
         for damage in &damages {
@@ -372,7 +562,7 @@ proptest! {
 
     #[test]
     fn altered_output_is_read_without_harm_to_others(
-        desired in prop::collection::btree_set(any_mapping(Family::V4), 1..6),
+        desired in any_desired(6),
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<char>()), 1..20),
         keep: prop::sample::Index,
     ) {
@@ -391,7 +581,7 @@ proptest! {
             prop_assert!(super::super::rule::is_our_chain(chain), "{}", chain);
         }
         for (_, rule) in &transaction.deleted {
-            let ours = rule.contains("portmapping") || rule.ends_with("-g PORTMAPPING-HAIRPIN");
+            let ours = rule.contains("portmapping");
             prop_assert!(ours, "{}", rule);
         }
     }
@@ -411,7 +601,7 @@ proptest! {
     #[test]
     fn any_range_follows_any_other(
         ranges in prop::collection::vec(any_range(), 1..4),
-        desired in prop::collection::btree_set(any_mapping(Family::V4), 1..8),
+        desired in any_desired(8),
     ) {
         let mut table = Table::new();
         for range in ranges {
