@@ -6,8 +6,8 @@
 //! ```
 //!
 //! At each new rule iptables-nft has the kernel check every rule that a packet can come to, and a
-//! comment costs it as much as the rest of the rule. A note is believed only of a rule that is
-//! there: without one it says nothing, and the next note of that port replaces it.
+//! comment costs it as much as the rest of the rule. A note says something only of a rule that is
+//! there, and where two differ neither is believed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -60,17 +60,6 @@ impl Owners {
     }
 }
 
-/// How the note of a mapping is taken back.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Withdrawal {
-    /// It has a rule of its own, which is this.
-    Rule(String),
-    /// It shares one with others, and stays until that is written anew.
-    Stays,
-    /// There is none.
-    Nothing,
-}
-
 impl Notes {
     /// Reads one chain; also says whether it is as we write them.
     pub(super) fn read(&mut self, chain: &str, rules: &[&str]) -> (Owners, bool) {
@@ -114,20 +103,13 @@ impl Notes {
         rule
     }
 
-    /// Takes the note of a mapping back.
-    pub(super) fn withdraw(&mut self, chain: &str, mapping: &Mapping) -> Withdrawal {
+    /// Takes the note of a mapping back if it has a rule of its own, which is returned.
+    pub(super) fn withdraw(&mut self, chain: &str, mapping: &Mapping) -> Option<String> {
         let key = Key::of(mapping);
-        let Some(notes) = self.0.get_mut(chain) else {
-            return Withdrawal::Nothing;
-        };
-        let has_it = |note: &Note| note.iter().any(|(found, _)| *found == key);
-        match notes.iter().position(has_it) {
-            Some(at) if notes.get(at).is_some_and(|note| note.len() == 1) => {
-                Withdrawal::Rule(write(&notes.remove(at)))
-            }
-            Some(_) => Withdrawal::Stays,
-            None => Withdrawal::Nothing,
-        }
+        let notes = self.0.get_mut(chain)?;
+        let alone = |note: &Note| matches!(note.as_slice(), [(found, _)] if *found == key);
+        let at = notes.iter().position(alone)?;
+        Some(write(&notes.remove(at)))
     }
 
     /// Follows what a transaction does to whole chains.

@@ -71,8 +71,8 @@ impl Known {
         for (leaf, mappings) in &leaves {
             let notes = notes::chain_of(leaf);
             let owners = owners.get(notes.as_str()).unwrap_or(&nobody);
-            let noted = |m: &Mapping| owners.of(&Key::of(m)) == Some(&m.owner);
-            if !whole.notes.contains(notes.as_str()) || !mappings.iter().all(noted) {
+            let told = |m: &Mapping| owners.of(&Key::of(m)) == Some(&m.owner);
+            if !whole.notes.contains(notes.as_str()) || !mappings.iter().all(told) {
                 whole.unowned.insert(notes);
             }
         }

@@ -16,7 +16,7 @@ use super::commands::Commands;
 use super::family::Flavour;
 use super::jumps;
 use super::layout::{Hairpin, Layout, bucket, leaf_rules, mapping_rule};
-use super::notes::{self, Withdrawal};
+use super::notes;
 use super::probe;
 use super::reading::{Damage, Known};
 use super::settings::Subnet;
@@ -268,9 +268,8 @@ impl Side {
             }
             let notes = notes::chain_of(&leaf);
             match known.notes.withdraw(&notes, mapping) {
-                _ if self.packs() => _ = touched.rewritten.insert(notes),
-                Withdrawal::Rule(rule) => touched.removed.push((notes, rule)),
-                Withdrawal::Stays | Withdrawal::Nothing => {}
+                Some(rule) if !self.packs() => touched.removed.push((notes, rule)),
+                _ => _ = touched.rewritten.insert(notes),
             }
             touched.removed.push((leaf, mapping_rule(mapping)));
         }

@@ -96,10 +96,9 @@ fn note_of_its_own_goes_alone() {
     assert!(!notes.has_room("PORTMAPPING-UID-TCP-20022", &tcp(20022)));
     let single = notes.append(CHAIN, &tcp(20002));
     assert_eq!(single, note("20002=8c1f3a52-uid"));
-    assert_eq!(notes.withdraw(CHAIN, &tcp(20001)), Withdrawal::Stays);
-    let gone = notes.withdraw(CHAIN, &tcp(20002));
-    assert_eq!(gone, Withdrawal::Rule(single));
-    assert_eq!(notes.withdraw(CHAIN, &tcp(20002)), Withdrawal::Nothing);
+    assert_eq!(notes.withdraw(CHAIN, &tcp(20001)), None);
+    assert_eq!(notes.withdraw(CHAIN, &tcp(20002)), Some(single));
+    assert_eq!(notes.withdraw(CHAIN, &tcp(20002)), None);
 }
 
 proptest! {
