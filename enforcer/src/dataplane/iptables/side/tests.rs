@@ -1,12 +1,16 @@
 //! One family against a model of the kernel's table that knows what iptables-restore does.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use proptest::prelude::*;
 
 use super::super::family::{Family, Flavour};
-use super::super::layout::JUMPS;
+use super::super::layout::{JUMPS, mapping_rule};
+use super::super::notes;
 use super::super::rule::Rule;
 use super::super::settings::Settings;
 use super::super::testing::{any_mapping, any_range, hostile_text, map, old_rule, range};
+use super::super::transaction::Transaction;
 use super::*;
 use crate::dataplane::exec::Tools;
 use portmapping_shared::Protocol;
@@ -240,114 +244,6 @@ fn new_mapping_is_appended() {
 }
 
 #[test]
-fn note_of_a_port_is_replaced_with_its_owner() {
-    let side = side(range("20000-29999"));
-    let mut table = Table::new();
-    table.apply(&side, &some());
-    let old = map(Protocol::Tcp, 20001, "10.244.1.7", 80);
-    let new = Mapping {
-        owner: "of-another".parse().unwrap(),
-        pod_ip: "10.244.1.8".parse().unwrap(),
-        ..old.clone()
-    };
-    // the old note has a rule together with another's
-    let without: BTreeSet<Mapping> = some().into_iter().filter(|m| *m != old).collect();
-    table.apply(&side, &without);
-    table.assert_is(&side, &without);
-    assert!(!table.text().contains("20001="));
-    // and may be there without its mapping
-    let stale = note(&old);
-    table.0.get_mut(NOTES).unwrap().push(stale);
-    table.assert_is(&side, &without);
-    let desired: BTreeSet<Mapping> = without.iter().cloned().chain([new]).collect();
-    table.apply(&side, &desired);
-    table.assert_is(&side, &desired);
-    assert!(!table.text().contains("20001=8c1f3a52-uid"));
-    table.apply(&side, &some());
-    table.assert_is(&side, &some());
-}
-
-#[test]
-fn rule_is_nobodys_where_its_note_is_gone_or_doubted() {
-    let side = side(range("20000-29999"));
-    let mut table = Table::new();
-    table.apply(&side, &some());
-    let doubt = "-m comment --comment \"portmapping:20000=of-another\"".to_owned();
-    for (rules, lost) in [
-        (vec![], 2),
-        (vec!["-j ACCEPT".to_owned()], 2),
-        ([table.0[NOTES].clone(), vec![doubt]].concat(), 1),
-    ] {
-        let mut damaged = table.clone();
-        damaged.0.insert(NOTES.to_owned(), rules);
-        let known = side.read(&damaged.text());
-        let found: BTreeSet<Mapping> = known.leaves.values().flatten().cloned().collect();
-        assert_eq!(found.len(), some().len() - lost);
-        assert!(found.is_subset(&some()));
-        assert!(known.damage.chains.contains("PORTMAPPING-TCP-20000-20021"));
-        damaged.apply(&side, &some());
-        damaged.assert_is(&side, &some());
-    }
-    // and without its rule a note is nothing
-    table
-        .0
-        .insert("PORTMAPPING-TCP-20000-20021".to_owned(), Vec::new());
-    let known = side.read(&table.text());
-    assert_eq!(known.leaves.values().flatten().count(), some().len() - 2);
-    assert_eq!(known.damage, Damage::default());
-}
-
-#[test]
-fn note_that_names_another_ends_the_rule() {
-    let side = side(range("20000-29999"));
-    let mut table = Table::new();
-    table.apply(&side, &some());
-    let notes = table.0.get_mut(NOTES).unwrap();
-    notes[0] = notes[0].replace("20000=8c1f3a52-uid", "20000=of-another");
-    let found = side.read(&table.text()).leaves;
-    let wrong = found
-        .values()
-        .flatten()
-        .find(|m| m.owner.as_str() == "of-another");
-    assert_eq!(wrong.unwrap().host_port.get(), 20000);
-    // it is nothing that anybody wants, so it goes
-    table.apply(&side, &BTreeSet::new());
-    table.assert_is(&side, &BTreeSet::new());
-}
-
-#[test]
-fn rule_that_leads_elsewhere_is_damage() {
-    let mut side = side(range("20000-29999"));
-    let mut table = Table::new();
-    table.apply(&side, &some());
-    assert!(side.take(&table.text()).0.intact);
-    let leaf = table.0.get_mut("PORTMAPPING-TCP-20000-20021").unwrap();
-    leaf[0] = leaf[0].replace("10.244.1.7", "10.244.1.8");
-    let (observed, altered) = side.take(&table.text());
-    assert!(altered && !observed.intact);
-    assert_eq!(observed.mappings.difference(&some()).count(), 1);
-    table.apply(&side, &some());
-    table.assert_is(&side, &some());
-}
-
-/// The table as older versions wrote it: owners as comments of rules, and a rule for each pod.
-fn old_table(range: portmapping_shared::PortRange, desired: &BTreeSet<Mapping>) -> Table {
-    let side = side_by(range, Flavour::Nft, Hairpin::PerPod);
-    let mut table = Table::new();
-    table.apply(&side, desired);
-    for (leaf, mappings) in &side.read(&table.text()).leaves {
-        table.0.remove(&notes::chain_of(leaf)).unwrap();
-        for mapping in mappings {
-            let rules = table.0.get_mut(leaf).unwrap();
-            let rule = mapping_rule(mapping);
-            let rule = rules.iter_mut().find(|found| **found == rule).unwrap();
-            *rule = old_rule(mapping);
-        }
-    }
-    table
-}
-
-#[test]
 fn rule_appended_twice_is_damage() {
     let side = side(range("20000-29999"));
     let mut table = Table::new();
@@ -396,97 +292,6 @@ fn other_protocol_gets_its_tree_when_it_is_needed() {
     assert!(table.0.contains_key("PORTMAPPING-UDP"));
 }
 
-/// Something that somebody does to the table.
-#[derive(Clone, Debug)]
-enum Damaging {
-    RemoveRule(prop::sample::Index),
-    DoubleRule(prop::sample::Index),
-    ReplaceRule(prop::sample::Index, String),
-    InsertRule(prop::sample::Index, String),
-    FlushChain(prop::sample::Index),
-    AddChain(String),
-}
-
-fn damaging() -> impl Strategy<Value = Damaging> {
-    let index = any::<prop::sample::Index>;
-    let rule = || {
-        prop::sample::select(vec![
-            "-j ACCEPT",
-            "-p tcp -j PORTMAPPING",
-            "-m comment --comment \"portmapping:x\" -j DROP",
-            "-m comment --comment \"portmapping:20000=x 20001=y\"",
-            "-p tcp -m tcp --dport 20000 -j DNAT --to-destination 10.244.1.99:80",
-        ])
-        .prop_map(str::to_owned)
-    };
-    prop_oneof![
-        index().prop_map(Damaging::RemoveRule),
-        index().prop_map(Damaging::DoubleRule),
-        (index(), rule()).prop_map(|(at, rule)| Damaging::ReplaceRule(at, rule)),
-        (index(), rule()).prop_map(|(at, rule)| Damaging::InsertRule(at, rule)),
-        index().prop_map(Damaging::FlushChain),
-        "PORTMAPPING-[A-Z]{1,5}".prop_map(Damaging::AddChain),
-    ]
-}
-
-impl Damaging {
-    /// Only our chains are damaged, and only rules of ours in the built-in ones.
-    fn work(&self, table: &mut Table) {
-        let ours = |chain: &str, rule: &str| {
-            super::super::rule::is_our_chain(chain) || rule.contains("--comment portmapping ")
-        };
-        let places: Vec<(String, usize)> = table
-            .0
-            .iter()
-            .flat_map(|(chain, rules)| {
-                let places = rules
-                    .iter()
-                    .enumerate()
-                    .filter(|(_, rule)| ours(chain, rule));
-                places
-                    .map(|(at, _)| (chain.clone(), at))
-                    .collect::<Vec<_>>()
-            })
-            .collect();
-        let place = |index: &prop::sample::Index| (!places.is_empty()).then(|| index.get(&places));
-        match self {
-            Self::RemoveRule(index) => {
-                if let Some((chain, at)) = place(index) {
-                    table.0.get_mut(chain).unwrap().remove(*at);
-                }
-            }
-            Self::DoubleRule(index) => {
-                if let Some((chain, at)) = place(index) {
-                    let rules = table.0.get_mut(chain).unwrap();
-                    rules.push(rules[*at].clone());
-                }
-            }
-            Self::ReplaceRule(index, rule) => {
-                if let Some((chain, at)) = place(index)
-                    && chain.starts_with("PORT")
-                {
-                    table.0.get_mut(chain).unwrap()[*at].clone_from(rule);
-                }
-            }
-            Self::InsertRule(index, rule) => {
-                if let Some((chain, at)) = place(index)
-                    && chain.starts_with("PORT")
-                {
-                    table.0.get_mut(chain).unwrap().insert(*at, rule.clone());
-                }
-            }
-            Self::FlushChain(index) => {
-                if let Some((chain, _)) = place(index)
-                    && chain.starts_with("PORT")
-                {
-                    table.0.get_mut(chain).unwrap().clear();
-                }
-            }
-            Self::AddChain(chain) => _ = table.0.entry(chain.clone()).or_default(),
-        }
-    }
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 
@@ -504,92 +309,6 @@ proptest! {
             prop_assert_eq!((next.leaves, next.pods), (read.leaves, read.pods));
             prop_assert_eq!(next.notes, read.notes);
         }
-    }
-
-    #[test]
-    fn table_of_an_older_version_is_taken_over(
-        before in any_desired(12),
-        after in any_desired(12),
-        append: bool,
-        side in any_side("20000-20200"),
-    ) {
-        let mut table = old_table(range("20000-20200"), &before);
-        let known = side.read(&table.text());
-        let found: BTreeSet<Mapping> = known.leaves.into_values().flatten().collect();
-        prop_assert_eq!(&found, &before);
-        let mut kept = table.clone();
-        kept.apply_by(&side, &before, append);
-        kept.assert_is(&side, &before);
-        table.apply_by(&side, &after, append);
-        table.assert_is(&side, &after);
-        let old = |rule: &String| rule.contains("--comment") && rule.contains("-j DNAT");
-        prop_assert!(!table.0.values().flatten().any(old));
-    }
-
-    #[test]
-    fn ways_to_hairpin_follow_each_other(
-        desired in any_desired(12),
-        sides in prop::collection::vec(any_side("20000-20200"), 1..4),
-    ) {
-        let mut table = Table::new();
-        for side in sides {
-            table.apply(&side, &desired);
-            table.assert_is(&side, &desired);
-        }
-    }
-
-    #[test]
-    fn any_damage_is_repaired(
-        desired in any_desired(12),
-        damages in prop::collection::vec(damaging(), 1..6),
-        side in any_side("20000-20200"),
-    ) {
-        let mut table = Table::new();
-        table.apply(&side, &desired);
-        for damage in &damages {
-            damage.work(&mut table);
-        }
-        let known = side.read(&table.text());
-        let present = known.leaves.values().flatten().cloned().collect::<BTreeSet<_>>();
-        let mut whole = Table::new();
-        whole.apply(&side, &desired);
-        let unseen = present == desired && known.damage == Damage::default();
-        prop_assert!(!unseen || table == whole, "damage was not seen: {:?}", damages);
-        table.apply(&side, &desired);
-        table.assert_is(&side, &desired);
-    }
-
-    #[test]
-    fn altered_output_is_read_without_harm_to_others(
-        desired in any_desired(6),
-        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<char>()), 1..20),
-        keep: prop::sample::Index,
-    ) {
-        let side = side(range("20000-20007"));
-        let mut table = Table::new();
-        table.apply(&side, &desired);
-        let mut text: Vec<char> = table.text().chars().collect();
-        for (at, with) in changes {
-            *at.get_mut(&mut text) = with;
-        }
-        text.truncate(keep.index(text.len()) + 1);
-        let known = side.read(&text.iter().collect::<String>());
-        let transaction = side.prepare(known, &[], &[], true).1;
-        let chains = transaction.chains.keys().chain(&transaction.obsolete);
-        for chain in chains.chain(transaction.appended.iter().map(|(chain, _)| chain)) {
-            prop_assert!(super::super::rule::is_our_chain(chain), "{}", chain);
-        }
-        for (_, rule) in &transaction.deleted {
-            let ours = rule.contains("portmapping");
-            prop_assert!(ours, "{}", rule);
-        }
-    }
-
-    #[test]
-    fn no_text_makes_it_panic(text in hostile_text()) {
-        let side = side(range("20000-20007"));
-        let known = side.read(&text);
-        let _ = side.prepare(known, &[], &[], true).1.text();
     }
 }
 
@@ -610,3 +329,6 @@ proptest! {
         }
     }
 }
+
+mod damage;
+mod owners;
