@@ -1,6 +1,6 @@
 //! What a node has of the product: its processes, what they say of themselves, rules, held ports.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
@@ -50,31 +50,49 @@ pub(super) fn state(pid: u32) -> Result<Value> {
 
 /// Our rules in the kernel, a line each: uid, protocol, host port, destination.
 pub(super) fn rules(cluster: &Cluster, node: &str) -> Result<BTreeSet<String>> {
-    let mut text = String::new();
+    let mut rules = BTreeSet::new();
     for save in ["iptables-save", "ip6tables-save"] {
         let output = cluster.exec(node, &[save, "-t", "nat"])?;
         ensure!(output.status.success(), "{save} failed: {output:?}");
-        text.push_str(&String::from_utf8_lossy(&output.stdout));
+        rules.extend(rules_in(&String::from_utf8_lossy(&output.stdout))?);
+    }
+    Ok(rules)
+}
+
+/// Those of one family: the owners stand in chains of their own, by protocol and port.
+fn rules_in(text: &str) -> Result<Vec<String>> {
+    let mut owners = BTreeMap::new();
+    for line in text.lines() {
+        let Some(note) = line.strip_prefix("-A PORTMAPPING-UID-") else {
+            continue;
+        };
+        let (protocol, _) = note.split_once('-').unwrap_or_default();
+        let (_, entries) = note.split_once("portmapping:").unwrap_or_default();
+        for entry in entries.trim_end_matches('"').split(' ') {
+            let (port, uid) = entry
+                .split_once('=')
+                .with_context(|| format!("a note of ours that cannot be read: {line}"))?;
+            let before = owners.insert((protocol.to_owned(), port.to_owned()), uid);
+            ensure!(before.is_none_or(|before| before == uid), "{port} of two");
+        }
     }
     let ours = text
         .lines()
         .filter(|line| line.starts_with("-A PORTMAPPING") && line.contains("-j DNAT"));
     ours.map(|line| {
-        let words: Vec<_> = line
-            .split_whitespace()
-            .map(|word| word.trim_matches('"'))
-            .collect();
+        let words: Vec<_> = line.split_whitespace().collect();
         let value = |name: &str| {
             let at = words.iter().position(|word| *word == name)?;
             words.get(at + 1).copied()
         };
         let rule = (|| {
-            let uid = value("--comment")?.strip_prefix("portmapping:")?;
             let protocol = value("-p")?.to_uppercase();
+            let port = value("--dport")?;
+            let uid = owners.get(&(protocol.clone(), port.to_owned()))?;
             Some(line_of(
                 uid,
                 &protocol,
-                value("--dport")?.parse().ok()?,
+                port.parse().ok()?,
                 value("--to-destination")?,
             ))
         })();
@@ -138,5 +156,31 @@ pub(super) fn only(cluster: &Cluster, node: &str, words: &[&str]) -> Result<u32>
     match pids(cluster, node, words)?.as_slice() {
         [pid] => Ok(*pid),
         found => bail!("{} times {} on {node}", found.len(), words.join(" ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_are_read_with_their_owners() {
+        let text = "*nat
+:PORTMAPPING-UID-TCP-20000 - [0:0]
+-A PORTMAPPING-TCP-20000-20021 -p tcp -m tcp --dport 20000 -j DNAT --to-destination 10.244.1.7:80
+-A PORTMAPPING-UDP-20000-20021 -p udp -m udp --dport 20001 -j DNAT --to-destination [fd00::7]:80
+-A PORTMAPPING-UID-TCP-20000 -m comment --comment \"portmapping:20000=a 20001=b\"
+-A PORTMAPPING-UID-UDP-20000 -m comment --comment \"portmapping:20001=c\"
+COMMIT
+";
+        let expected = [
+            line_of("a", "TCP", 20000, "10.244.1.7:80"),
+            line_of("c", "UDP", 20001, "[fd00::7]:80"),
+        ];
+        assert_eq!(rules_in(text).unwrap(), expected);
+        let unowned = text.replace("portmapping:20001=c", "portmapping:20002=c");
+        rules_in(&unowned).unwrap_err();
+        let doubted = text.replace("20001=b", "20000=b");
+        rules_in(&doubted).unwrap_err();
     }
 }

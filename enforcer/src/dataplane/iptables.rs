@@ -18,6 +18,8 @@ pub(in crate::dataplane) mod commands;
 pub(in crate::dataplane) mod family;
 mod jumps;
 mod layout;
+mod notes;
+mod probe;
 mod reading;
 mod rule;
 pub(in crate::dataplane) mod save;
@@ -87,6 +89,7 @@ impl Iptables {
             let commands = Commands::new(family, flavour, tools.clone());
             let mut side = Side::new(commands, Layout::new(family, settings));
             let text = side.commands().save_nat()?;
+            side.open();
             side.take(&text);
             Ok::<_, DataplaneError>(side)
         };

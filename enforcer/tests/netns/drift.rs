@@ -14,6 +14,7 @@ crate::for_each_flavour!(
     jumps_doubled_moved_or_edited,
     leaf_emptied,
     rule_edited,
+    owners_edited,
     rule_of_a_stranger_in_our_chains,
     range_jump_removed,
 );
@@ -152,9 +153,44 @@ fn rule_edited(flavour: Flavour) {
             .unwrap()
             .starts_with("pod2")
     );
-    damaged.assert_repaired(&mut driver, 1, false);
+    // it can be read, as a mapping that nobody wants
+    damaged.assert_repaired(&mut driver, 0, false);
     damaged.iptables(&format!("-t nat -D {leaf} 1"));
     damaged.assert_repaired(&mut driver, 1, true);
+}
+
+fn owners_edited(flavour: Flavour) {
+    let damaged = Damaged::new(flavour);
+    let mut driver = damaged.driver();
+    let notes = "PORTMAPPING-UID-TCP-20000";
+    let save = format!("{flavour}-save -t nat | grep -c '^-A {notes} '");
+    assert_eq!(damaged.lab.node.sh(&save).trim(), "1");
+    // both mappings of the leaf are nobody's
+    damaged.iptables(&format!("-t nat -F {notes}"));
+    damaged.assert_repaired(&mut driver, 2, false);
+    damaged.iptables(&format!("-t nat -F {notes}"));
+    damaged.iptables(&format!("-t nat -X {notes}"));
+    damaged.assert_repaired(&mut driver, 2, false);
+    // one of them is said to be another's, beside what was said and instead of it
+    let lie = "-m comment --comment portmapping:20001=uid-of-another";
+    damaged.iptables(&format!("-t nat -A {notes} {lie}"));
+    damaged.assert_repaired(&mut driver, 1, false);
+    damaged.iptables(&format!("-t nat -R {notes} 1 {lie}"));
+    damaged.assert_repaired(&mut driver, 1, false);
+    // what is said of no rule is nothing
+    damaged.iptables(&format!(
+        "-t nat -A {notes} {}",
+        lie.replace("20001", "20007")
+    ));
+    damaged.assert_repaired(&mut driver, 0, true);
+    let more = [map(Tcp, 20007, POD2, 9040)];
+    driver.reconcile(&[&Damaged::mappings()[..], &more].concat());
+    driver.reconcile(&Damaged::mappings());
+    // and no packet comes there
+    damaged.iptables(&format!(
+        "-t nat -I {notes} -p tcp -j DNAT --to {POD2}:9040"
+    ));
+    damaged.assert_repaired(&mut driver, 0, false);
 }
 
 fn rule_of_a_stranger_in_our_chains(flavour: Flavour) {

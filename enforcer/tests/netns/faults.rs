@@ -1,18 +1,17 @@
 //! Programs that are missing, complain, hang or wait for a lock: an error, and nothing half done.
 
-use std::fs::{self, File, Permissions};
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::fs::File;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
-use portmapping_enforcer::dataplane::iptables::{Flavour, Iptables, Settings};
-use portmapping_enforcer::dataplane::{Dataplane as _, DataplaneError, ExecError, Tools};
+use portmapping_enforcer::dataplane::iptables::Flavour;
+use portmapping_enforcer::dataplane::{Dataplane as _, DataplaneError, ExecError};
 use portmapping_enforcer_core::Plan;
 use portmapping_shared::Mapping;
 use portmapping_shared::Protocol::{Sctp, Tcp, Udp};
-use tempfile::TempDir;
 
-use crate::lab::{Lab, NODE, POD1, POD1_V6, at, map, range};
+use crate::lab::{Lab, NODE, POD1, POD1_V6, at, map};
+use crate::programs::Programs;
 use crate::serve::{ask_tcp, serve};
 
 crate::for_each_flavour!(
@@ -22,56 +21,6 @@ crate::for_each_flavour!(
     killed_midway_is_all_or_nothing,
     refused_sctp_is_explained,
 );
-
-/// A directory of programs: the real ones, some of them replaced by scripts.
-struct Programs {
-    directory: TempDir,
-    deadline: Duration,
-}
-
-impl Programs {
-    fn new(flavour: Flavour) -> Self {
-        let programs = Self {
-            directory: tempfile::tempdir().unwrap(),
-            deadline: Duration::from_secs(20),
-        };
-        for family in ["iptables", "ip6tables"] {
-            for suffix in ["-save", "-restore"] {
-                let kind = flavour.as_str().trim_start_matches("iptables");
-                let name = format!("{family}{kind}{suffix}");
-                let real = format!("/usr/sbin/{name}");
-                symlink(real, programs.directory.path().join(name)).unwrap();
-            }
-        }
-        programs
-    }
-
-    fn replace(&self, name: &str, script: &str) {
-        let path = self.directory.path().join(name);
-        fs::remove_file(&path).unwrap();
-        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
-    }
-
-    fn restore_real(&self, name: &str) {
-        self.remove(name);
-        let real = format!("/usr/sbin/{name}");
-        symlink(real, self.directory.path().join(name)).unwrap();
-    }
-
-    fn remove(&self, name: &str) {
-        fs::remove_file(self.directory.path().join(name)).unwrap();
-    }
-
-    fn open(&self, flavour: Flavour) -> Result<Iptables, DataplaneError> {
-        let directory = Some(self.directory.path().to_owned());
-        let tools = Tools {
-            directory,
-            deadline: self.deadline,
-        };
-        Iptables::open(flavour, Settings::new(range("20000-29999")), tools)
-    }
-}
 
 /// A node with a rule of others: on a bare one, iptables-nft leaves empty built-in chains behind.
 fn lab(flavour: Flavour) -> Lab {

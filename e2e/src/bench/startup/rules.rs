@@ -19,9 +19,8 @@ const NEW_RULE: u16 = 0x0a06;
 const GROUP: u32 = 1 << 6;
 /// Announcements that may wait, in bytes: a change of fifty pods has some ten thousand.
 const BUFFER: usize = 16 * 1024 * 1024;
-/// What stands before a pod's uid in the comment of its rules, and how long a uid is.
+/// What stands before host ports and the uids of their pods: `portmapping:20000=UID 20001=UID`.
 const OWNER: &[u8] = b"portmapping:";
-const UID_LENGTH: usize = 36;
 /// Between two looks at whether the listener is still wanted.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -116,7 +115,7 @@ impl Drop for Rules {
 fn listen(mut socket: Socket, heard: &Mutex<Heard>, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         let mut rules = Vec::new();
-        let outcome = socket.hear(|message| rules.extend(rule(message)));
+        let outcome = socket.hear(|message| rules.extend(self::rules(message)));
         let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
         heard.rules.extend(rules);
         match outcome {
@@ -126,20 +125,30 @@ fn listen(mut socket: Socket, heard: &Mutex<Heard>, stop: &AtomicBool) {
     }
 }
 
-/// The pod's rule that a message announces.
-fn rule(message: &Message<'_>) -> Option<Rule> {
+/// The pods' rules that a message announces: a comment says whose some host ports are.
+fn rules(message: &Message<'_>) -> Vec<Rule> {
     // nfgenmsg: the family is its first byte
-    let family = match message.payload.first()? {
-        2 => Family::V4,
-        10 => Family::V6,
-        _ => return None,
+    let family = match message.payload.first() {
+        Some(2) => Family::V4,
+        Some(10) => Family::V6,
+        _ => return Vec::new(),
     };
     let mut places = message.payload.windows(OWNER.len());
-    let at = places.position(|place| place == OWNER)? + OWNER.len();
-    let owner = message.payload.get(at..at + UID_LENGTH)?;
-    (message.kind == NEW_RULE).then(|| Rule {
-        seen: SystemTime::now(),
-        family,
-        owner: String::from_utf8_lossy(owner).into_owned(),
-    })
+    let (Some(at), NEW_RULE) = (places.position(|place| place == OWNER), message.kind) else {
+        return Vec::new();
+    };
+    let text = message.payload.get(at + OWNER.len()..).unwrap_or_default();
+    let text = text.split(|byte| *byte == 0).next().unwrap_or_default();
+    let seen = SystemTime::now();
+    let owners = text.split(|byte| *byte == b' ').filter_map(|entry| {
+        let at = entry.iter().position(|byte| *byte == b'=')?;
+        Some(String::from_utf8_lossy(entry.get(at + 1..)?).into_owned())
+    });
+    owners
+        .map(|owner| Rule {
+            seen,
+            family,
+            owner,
+        })
+        .collect()
 }

@@ -76,6 +76,17 @@ impl Commands {
         self.restore_with(None, text)
     }
 
+    /// Whether the program and the kernel would carry the text out. Nothing changes.
+    pub(super) fn rehearse(&self, text: &str) -> Result<(), DataplaneError> {
+        let program = self.programs().restore;
+        let args = ["--test", "--noflush", "-w", LOCK_WAIT_SECONDS];
+        let finished = self.tools.run(program, &args, text.as_bytes())?;
+        if finished.status.success() {
+            return Ok(());
+        }
+        Err(refused(program, &finished, Some(text)))
+    }
+
     fn restore_with(&self, spare: Option<Spare>, text: &str) -> Result<(), DataplaneError> {
         let program = self.programs().restore;
         let spare = spare.map_or_else(|| self.spare(), Ok)?;
@@ -84,6 +95,11 @@ impl Commands {
             return Ok(());
         }
         Err(refused(program, &finished, Some(text)))
+    }
+
+    /// Whether table nat can be looked at without making it.
+    pub(super) fn has_nat(&self) -> bool {
+        self.is_in_use("nat")
     }
 
     /// Whether iptables-legacy has a table in the network namespace of this thread; of the nft

@@ -4,19 +4,21 @@
 //! PREROUTING  --+-> PORTMAPPING -g-> PORTMAPPING-TCP -g-> PORTMAPPING-TCP-20000-20483
 //! OUTPUT      --+   (local dst.)     (range tree)          -g-> PORTMAPPING-TCP-20000-20021
 //!                                                               DNAT, one rule per mapping
-//! POSTROUTING ----> PORTMAPPING-MASQ -g-> PORTMAPPING-MASQ-7 -g-> PORTMAPPING-MASQ-7-2
-//!     (translated)  (by last address bits)                        one rule per pod
-//!                                         -g-> PORTMAPPING-HAIRPIN  masquerade
+//! POSTROUTING ----> PORTMAPPING-MASQ  masquerade what a pod sends itself
+//!     (translated)
+//!                   PORTMAPPING-UID-TCP-20000  whose the mappings of a leaf are; no packet comes here
 //! ```
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
-use portmapping_shared::contract::{CHAIN_PREFIX, RULE_COMMENT_PREFIX};
+use portmapping_shared::contract::CHAIN_PREFIX;
 use portmapping_shared::{HostPort, Mapping, Protocol};
 
 use super::family::Family;
+use super::notes;
+use super::rule::Route;
 use super::settings::{Settings, Subnet};
 use super::tree::{self, Tree};
 
@@ -25,9 +27,9 @@ pub(super) const ENTRY: &str = CHAIN_PREFIX;
 /// The chain that leads translated packets to the rules that masquerade.
 pub(super) const MASQUERADE: &str = "PORTMAPPING-MASQ";
 
-/// The chain that masquerades. Pods' rules lead here instead of doing it: iptables-nft has the
-/// kernel check every target of its own at each change, and a jump is checked in a third of the time.
-const HAIRPIN: &str = "PORTMAPPING-HAIRPIN";
+mod hairpin;
+
+pub(super) use hairpin::{Hairpin, bucket, comparison, is_bucket};
 
 /// A jump from a built-in chain into one of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,10 +65,6 @@ pub(super) const JUMPS: [Jump; 3] = [
     },
 ];
 
-/// Chains over which pods are spread by the last bits of their address, and again by the bits
-/// before those: in a subnet of 256 each has a chain to itself.
-const BUCKETS: u8 = 16;
-
 /// Mappings by the leaf chain that holds them.
 pub(super) type Leaves = BTreeMap<String, BTreeSet<Mapping>>;
 /// How many mappings lead to each pod address that has a rule; 0 where only the rule is left.
@@ -78,6 +76,7 @@ pub(super) struct Layout {
     family: Family,
     settings: Settings,
     tree: Tree,
+    hairpin: Hairpin,
 }
 
 impl Layout {
@@ -87,7 +86,18 @@ impl Layout {
             family,
             settings,
             tree,
+            hairpin: Hairpin::Compared,
         }
+    }
+
+    /// How it is known that a pod sends to itself.
+    pub(super) fn hairpin(&self) -> Hairpin {
+        self.hairpin
+    }
+
+    /// The other way from now on.
+    pub(super) fn set_hairpin(&mut self, hairpin: Hairpin) {
+        self.hairpin = hairpin;
     }
 
     /// Other neighbours than before.
@@ -139,13 +149,7 @@ impl Layout {
             chains.extend(self.tree.chains(*protocol));
         }
         chains.extend(outside.into_iter().map(|p| (Tree::outside(p), Vec::new())));
-        for low in 0..BUCKETS {
-            let dispatch =
-                (0..BUCKETS).map(|high| self.dispatch(high, BUCKETS, &leaf_bucket(low, high)));
-            chains.insert(branch(low), dispatch.collect());
-            chains.extend((0..BUCKETS).map(|high| (leaf_bucket(low, high), Vec::new())));
-        }
-        chains.insert(HAIRPIN.to_owned(), vec!["-j MASQUERADE".to_owned()]);
+        chains.extend(self.pod_frame());
         chains
     }
 
@@ -159,6 +163,7 @@ impl Layout {
         let mut chains = self.frame(protocols, leaves);
         for (leaf, mappings) in leaves {
             chains.insert(leaf.clone(), leaf_rules(mappings));
+            chains.insert(notes::chain_of(leaf), notes::rules(mappings));
         }
         for pod in pods.keys() {
             let rules = chains.entry(bucket(*pod)).or_default();
@@ -181,8 +186,26 @@ impl Layout {
         jumps.chain(others).collect()
     }
 
-    /// Neighbours, where they need it, then the pods by the last bits of their address. Other
-    /// translated connections than ours are none of our business.
+    /// The leaf whose notes a chain holds.
+    pub(super) fn leaf_of_notes(&self, chain: &str) -> Option<String> {
+        let leaf = |protocol: Protocol| {
+            let (_, last) = chain.rsplit_once('-')?;
+            let port = last.parse().ok().and_then(HostPort::new);
+            // without a port it is that of the only leaf, or of the ports outside the range
+            let leaves = [
+                self.tree
+                    .leaf(protocol, port.unwrap_or(self.tree.range().first())),
+                Tree::outside(protocol),
+            ];
+            leaves
+                .into_iter()
+                .find(|leaf| notes::chain_of(leaf) == chain)
+        };
+        Protocol::ALL.into_iter().find_map(leaf)
+    }
+
+    /// Neighbours, where they need it, then what pods send themselves. Other translated connections
+    /// than ours are none of our business.
     fn masquerade_rules(&self, in_range_only: bool) -> Vec<String> {
         let mut rules = Vec::new();
         if in_range_only {
@@ -198,34 +221,8 @@ impl Layout {
         for subnet in neighbours.filter(|subnet| subnet.family() == self.family) {
             rules.push(format!("-s {subnet} -d {subnet} -j MASQUERADE"));
         }
-        rules.extend((0..BUCKETS).map(|low| self.dispatch(low, 1, &branch(low))));
+        rules.extend(self.hairpin_rules());
         rules
-    }
-
-    /// A jump for the pods whose address has these bits at the place worth `unit`.
-    fn dispatch(&self, bits: u8, unit: u8, chain: &str) -> String {
-        let address = |byte: u8| -> IpAddr {
-            match self.family {
-                Family::V4 => Ipv4Addr::from_bits(byte.into()).into(),
-                Family::V6 => Ipv6Addr::from_bits(byte.into()).into(),
-            }
-        };
-        let (bits, mask) = (address(bits * unit), address((BUCKETS - 1) * unit));
-        format!("-d {bits}/{mask} -g {chain}")
-    }
-
-    /// Masquerades what a pod sends itself: its own address as the sender would make it answer
-    /// past the node.
-    pub(super) fn pod_rule(&self, pod: IpAddr) -> String {
-        let length = self.family.host_length();
-        format!("-s {pod}/{length} -d {pod}/{length} -g {HAIRPIN}")
-    }
-
-    /// The pod that a rule masquerades towards itself.
-    pub(super) fn pod_of(&self, rule: &str) -> Option<IpAddr> {
-        let (pod, _) = rule.strip_prefix("-s ")?.split_once('/')?;
-        let pod = pod.parse().ok()?;
-        (Family::of(pod) == self.family && self.pod_rule(pod) == rule).then_some(pod)
     }
 }
 
@@ -237,41 +234,16 @@ pub(super) fn leaf_rules(mappings: &BTreeSet<Mapping>) -> Vec<String> {
     ordered.into_iter().map(mapping_rule).collect()
 }
 
-/// The chain that has a pod's rule.
-pub(super) fn bucket(pod: IpAddr) -> String {
-    let last = match pod {
-        IpAddr::V4(ip) => ip.octets()[3],
-        IpAddr::V6(ip) => ip.octets()[15],
-    };
-    leaf_bucket(last % BUCKETS, last / BUCKETS)
-}
-
-fn branch(low: u8) -> String {
-    format!("{MASQUERADE}-{low}")
-}
-
-fn leaf_bucket(low: u8, high: u8) -> String {
-    format!("{MASQUERADE}-{low}-{high}")
-}
-
-/// The DNAT, which ends the packet's way through the table.
+/// The DNAT, which ends the packet's way through the table. Whose it is stands in the notes.
 pub(super) fn mapping_rule(mapping: &Mapping) -> String {
-    let Mapping {
-        protocol,
-        host_port,
-        host_ip,
-        pod_ip,
-        container_port,
-        owner,
-    } = mapping;
-    let protocol = protocol.as_kernel_str();
-    let host = host_ip.map_or(String::new(), |ip| {
-        format!("-d {ip}/{} ", Family::of(ip).host_length())
-    });
-    let to = SocketAddr::new(*pod_ip, container_port.get());
-    format!(
-        "{host}-p {protocol} -m {protocol} --dport {host_port} -m comment --comment \"{RULE_COMMENT_PREFIX}{owner}\" -j DNAT --to-destination {to}"
-    )
+    Route {
+        protocol: mapping.protocol,
+        host_port: mapping.host_port,
+        host_ip: mapping.host_ip,
+        to: SocketAddr::new(mapping.pod_ip, mapping.container_port.get()),
+        owner: None,
+    }
+    .rule()
 }
 
 #[cfg(test)]

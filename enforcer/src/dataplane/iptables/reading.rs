@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use portmapping_shared::{Mapping, Protocol};
 
 use super::family::Family;
-use super::layout::{JUMP_COMMENT, JUMPS, Jump, Layout, Leaves, Pods, bucket, mapping_rule};
-use super::rule::Rule;
+use super::layout::{JUMP_COMMENT, JUMPS, Jump, Layout, Leaves, Pods, bucket, is_bucket};
+use super::notes::{self, Key, Notes, Owners};
+use super::rule::{self, Route, Rule};
 use super::save::{Reference, Saved};
 use super::tree::Tree;
 
@@ -19,6 +20,7 @@ pub(super) struct Known {
     pub(super) protocols: BTreeSet<Protocol>,
     pub(super) leaves: Leaves,
     pub(super) pods: Pods,
+    pub(super) notes: Notes,
     pub(super) damage: Damage,
 }
 
@@ -39,26 +41,42 @@ impl Known {
     /// Reads what iptables-save printed.
     pub(super) fn read(text: &str, family: Family, layout: &Layout) -> Self {
         let saved = Saved::parse(text);
-        let mut whole = BTreeMap::new();
+        let mut notes = Notes::default();
+        let mut owners = BTreeMap::new();
+        let mut whole = Whole::default();
+        for (chain, rules) in &saved.chains {
+            if notes::is_notes(chain) {
+                let (found, as_written) = notes.read(chain, rules);
+                if as_written {
+                    whole.notes.insert(chain);
+                }
+                owners.insert(*chain, found);
+            }
+        }
+        let nobody = Owners::default();
         let mut found = Vec::new();
         for (chain, rules) in &saved.chains {
-            let mappings: Vec<Option<Mapping>> =
-                rules.iter().map(|rule| mapping_of(rule, family)).collect();
-            if is_whole_leaf(chain, &mappings, layout) {
-                whole.insert(*chain, mappings.len());
+            let owners = owners.get(notes::chain_of(chain).as_str());
+            let owners = owners.unwrap_or(&nobody);
+            let mappings: Vec<Option<Mapping>> = rules
+                .iter()
+                .map(|rule| mapping_of(rule, family, owners))
+                .collect();
+            if is_whole_leaf(chain, &mappings, layout) && !has_old_rules(rules) {
+                whole.leaves.insert(chain, mappings.len());
             }
             found.extend(mappings.into_iter().flatten());
         }
         let leaves = layout.leaves(found);
-        let mut pods = Pods::new();
-        for (chain, rules) in &saved.chains {
-            let found = rules.iter().filter_map(|rule| layout.pod_of(rule));
-            let here = found.filter(|pod| bucket(*pod) == *chain);
-            pods.extend(here.map(|pod| (pod, 0)));
+        for (leaf, mappings) in &leaves {
+            let notes = notes::chain_of(leaf);
+            let owners = owners.get(notes.as_str()).unwrap_or(&nobody);
+            let told = |m: &Mapping| owners.of(&Key::of(m)) == Some(&m.owner);
+            if !whole.notes.contains(notes.as_str()) || !mappings.iter().all(told) {
+                whole.unowned.insert(notes);
+            }
         }
-        for mapping in leaves.values().flatten() {
-            *pods.entry(mapping.pod_ip).or_default() += 1;
-        }
+        let pods = pods(&saved, &leaves, layout);
         let rooted = |protocol: &Protocol| {
             let in_use = leaves
                 .values()
@@ -72,13 +90,14 @@ impl Known {
             protocols,
             leaves,
             pods,
+            notes,
             damage: Damage::default(),
         };
         let damage = known.damage(&saved, &whole, layout);
         Self { damage, ..known }
     }
 
-    fn damage(&self, saved: &Saved<'_>, whole: &BTreeMap<&str, usize>, layout: &Layout) -> Damage {
+    fn damage(&self, saved: &Saved<'_>, whole: &Whole<'_>, layout: &Layout) -> Damage {
         let mut expected = layout.frame(&self.protocols, &self.leaves);
         for pod in self.pods.keys() {
             let rules = expected.entry(bucket(*pod)).or_default();
@@ -89,21 +108,30 @@ impl Known {
             saved.chains.get(chain.as_str()),
         ) {
             (_, None) => true,
-            (Some(mappings), Some(_)) => whole.get(chain.as_str()) != Some(&mappings.len()),
+            (Some(mappings), Some(_)) => whole.leaves.get(chain.as_str()) != Some(&mappings.len()),
             (None, Some(found)) => {
                 !(same_rules(rules, found) || is_bucket(chain) && same_set(rules, found))
             }
+        };
+        // notes may say more than there is
+        let wanted = |chain: &str| match layout.leaf_of_notes(chain) {
+            Some(leaf) => {
+                self.leaves.contains_key(&leaf)
+                    || expected.contains_key(&leaf) && whole.notes.contains(chain)
+            }
+            None => expected.contains_key(chain),
         };
         let mut damage = Damage {
             chains: expected
                 .iter()
                 .filter(|(chain, rules)| differs(chain, rules))
                 .map(|(chain, _)| chain.clone())
+                .chain(whole.unowned.iter().cloned())
                 .collect(),
             obsolete: saved
                 .chains
                 .keys()
-                .filter(|chain| !expected.contains_key(**chain))
+                .filter(|chain| !wanted(chain))
                 .map(|chain| (*chain).to_owned())
                 .collect(),
             ..Damage::default()
@@ -129,17 +157,61 @@ impl Known {
     }
 }
 
-/// The mapping that a rule carries, if it is written as we write it or means the same.
-fn mapping_of(rule: &str, family: Family) -> Option<Mapping> {
+/// What is as we write it.
+#[derive(Debug, Default)]
+struct Whole<'a> {
+    /// Leaves, and how many mappings each has.
+    leaves: BTreeMap<&'a str, usize>,
+    /// Chains of notes.
+    notes: BTreeSet<&'a str>,
+    /// But of these, some do not say of all mappings of their leaf whose they are.
+    unowned: BTreeSet<String>,
+}
+
+/// The pods that have rules, and those that are to have some.
+fn pods(saved: &Saved<'_>, leaves: &Leaves, layout: &Layout) -> Pods {
+    let mut pods = Pods::new();
+    if !layout.has_pod_rules() {
+        return pods;
+    }
+    for (chain, rules) in &saved.chains {
+        let found = rules.iter().filter_map(|rule| layout.pod_of(rule));
+        let here = found.filter(|pod| bucket(*pod) == *chain);
+        pods.extend(here.map(|pod| (pod, 0)));
+    }
+    for mapping in leaves.values().flatten() {
+        *pods.entry(mapping.pod_ip).or_default() += 1;
+    }
+    pods
+}
+
+/// The mapping that a rule carries, if it is written as we write it or means the same, and if it
+/// is known whose it is.
+fn mapping_of(rule: &str, family: Family, owners: &Owners) -> Option<Mapping> {
+    let mut route = route_of(rule, family)?;
+    let key = Key {
+        host_port: route.host_port,
+        host_ip: route.host_ip,
+    };
+    let owner = route.owner.take().or_else(|| owners.of(&key).cloned())?;
+    route.owned_by(owner)
+}
+
+fn route_of(text: &str, family: Family) -> Option<Route> {
     // most rules of ours are no mapping, and this is cheaper than parsing them
-    if !rule.contains(" -j DNAT ") {
+    if !text.contains(" -j DNAT ") {
         return None;
     }
-    super::rule::written_by_us(rule, family).or_else(|| {
-        let rule = Rule::parse(rule)?;
-        let mapping = rule.mapping(family)?;
-        (Rule::parse(&mapping_rule(&mapping)) == Some(rule)).then_some(mapping)
+    rule::written_by_us(text, family).or_else(|| {
+        let rule = Rule::parse(text)?;
+        let route = rule.route(family)?;
+        (Rule::parse(&route.rule()) == Some(rule)).then_some(route)
     })
+}
+
+/// Whether rules say themselves whose they are, as those of older versions do.
+fn has_old_rules(rules: &[&str]) -> bool {
+    rules.iter().any(|rule| rule.contains(" --comment "))
 }
 
 /// Whether a chain has nothing but mappings that belong there, each once, and where two share a
@@ -156,12 +228,6 @@ fn is_whole_leaf(chain: &str, mappings: &[Option<Mapping>], layout: &Layout) -> 
         }
         reached && seen.insert(mapping) && layout.leaf(mapping) == chain
     })
-}
-
-fn is_bucket(chain: &str) -> bool {
-    chain
-        .strip_prefix(super::layout::MASQUERADE)
-        .is_some_and(|rest| rest.starts_with('-'))
 }
 
 /// The jumps in a built-in chain that we made, be they edited or doubled.

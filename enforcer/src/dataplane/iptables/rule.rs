@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use portmapping_shared::contract::{CHAIN_PREFIX, RULE_COMMENT_PREFIX};
-use portmapping_shared::{ContainerPort, HostPort, Mapping, Protocol};
+use portmapping_shared::{ContainerPort, HostPort, Mapping, PodUid, Protocol};
 
 use super::family::Family;
 
@@ -59,8 +59,16 @@ impl Rule {
         }
     }
 
-    /// The mapping that this rule carries; None where it differs from ours in anything.
-    pub(super) fn mapping(&self, family: Family) -> Option<Mapping> {
+    /// The comment of a rule that has nothing else.
+    pub(super) fn lone_comment(&self) -> Option<&str> {
+        if self.options.len() != 1 {
+            return None;
+        }
+        self.value("--comment")
+    }
+
+    /// Where this rule leads a port; None where it differs from ours in anything.
+    pub(super) fn route(&self, family: Family) -> Option<Route> {
         let known = ["--comment", "--dport", "--to-destination", "-d", "-j", "-p"];
         let ours = self
             .options
@@ -70,35 +78,86 @@ impl Rule {
             return None;
         }
         let protocol = self.value("-p")?;
-        let protocol = Protocol::ALL
-            .into_iter()
-            .find(|p| p.as_kernel_str() == protocol)?;
-        let host_ip = if self.options.iter().any(|(name, _)| name == "-d") {
+        let host_ip = if self.has("-d") {
             Some(self.value("-d")?.parse::<IpAddr>().ok()?)
         } else {
             None
         };
-        let to: SocketAddr = self.value("--to-destination")?.parse().ok()?;
-        let mapping = Mapping {
-            protocol,
+        let owner = if self.has("--comment") {
+            let comment = self.value("--comment")?;
+            Some(comment.strip_prefix(RULE_COMMENT_PREFIX)?.parse().ok()?)
+        } else {
+            None
+        };
+        let route = Route {
+            protocol: protocol_of(protocol)?,
             host_port: HostPort::new(self.value("--dport")?.parse().ok()?)?,
             host_ip,
-            pod_ip: to.ip(),
-            container_port: ContainerPort::new(to.port())?,
-            owner: self
-                .value("--comment")?
-                .strip_prefix(RULE_COMMENT_PREFIX)?
-                .parse()
-                .ok()?,
+            to: self.value("--to-destination")?.parse().ok()?,
+            owner,
         };
-        let same_family = |ip: IpAddr| Family::of(ip) == family;
-        (same_family(mapping.pod_ip) && host_ip.is_none_or(same_family)).then_some(mapping)
+        route.is_of(family).then_some(route)
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.options.iter().any(|(option, _)| option == name)
     }
 }
 
-/// The mapping of a rule that is spelled exactly as we spell it. Reading tens of thousands back is
+/// Where a rule leads a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Route {
+    pub(super) protocol: Protocol,
+    pub(super) host_port: HostPort,
+    pub(super) host_ip: Option<IpAddr>,
+    pub(super) to: SocketAddr,
+    /// Whose it is, if the rule says so itself, as the rules of older versions do.
+    pub(super) owner: Option<PodUid>,
+}
+
+impl Route {
+    /// The mapping that this is, if it is that pod's.
+    pub(super) fn owned_by(&self, owner: PodUid) -> Option<Mapping> {
+        Some(Mapping {
+            protocol: self.protocol,
+            host_port: self.host_port,
+            host_ip: self.host_ip,
+            pod_ip: self.to.ip(),
+            container_port: ContainerPort::new(self.to.port())?,
+            owner,
+        })
+    }
+
+    /// The rule, as iptables-save writes it.
+    pub(super) fn rule(&self) -> String {
+        let Self {
+            host_port,
+            host_ip,
+            to,
+            owner,
+            ..
+        } = self;
+        let protocol = self.protocol.as_kernel_str();
+        let host = host_ip.map_or(String::new(), |ip| {
+            format!("-d {ip}/{} ", Family::of(ip).host_length())
+        });
+        let comment = owner.as_ref().map_or(String::new(), |owner| {
+            format!("-m comment --comment \"{RULE_COMMENT_PREFIX}{owner}\" ")
+        });
+        format!(
+            "{host}-p {protocol} -m {protocol} --dport {host_port} {comment}-j DNAT --to-destination {to}"
+        )
+    }
+
+    fn is_of(&self, family: Family) -> bool {
+        let host_ip = self.host_ip.unwrap_or(self.to.ip());
+        Family::of(self.to.ip()) == family && Family::of(host_ip) == family
+    }
+}
+
+/// The route of a rule that is spelled exactly as we spell it. Reading tens of thousands back is
 /// mostly this; [`Rule::parse`] understands every other spelling, and takes ten times as long.
-pub(super) fn written_by_us(text: &str, family: Family) -> Option<Mapping> {
+pub(super) fn written_by_us(text: &str, family: Family) -> Option<Route> {
     let (host_ip, rest) = match text.strip_prefix("-d ") {
         Some(rest) => {
             let (host, rest) = rest.split_once(" -p ")?;
@@ -112,23 +171,29 @@ pub(super) fn written_by_us(text: &str, family: Family) -> Option<Mapping> {
     };
     let (protocol, rest) = rest.split_once(" -m ")?;
     let rest = rest.strip_prefix(protocol)?.strip_prefix(" --dport ")?;
-    let (host_port, rest) = rest.split_once(" -m comment --comment \"")?;
-    let rest = rest.strip_prefix(RULE_COMMENT_PREFIX)?;
-    let (owner, to) = rest.split_once("\" -j DNAT --to-destination ")?;
-    let protocol = Protocol::ALL
-        .into_iter()
-        .find(|p| p.as_kernel_str() == protocol)?;
-    let to: SocketAddr = to.parse().ok()?;
-    let mapping = Mapping {
-        protocol,
+    let (matches, to) = rest.split_once(" -j DNAT --to-destination ")?;
+    let (host_port, owner) = match matches.split_once(" -m comment --comment \"") {
+        Some((host_port, comment)) => {
+            let owner = comment.strip_suffix('"')?;
+            let owner = owner.strip_prefix(RULE_COMMENT_PREFIX)?;
+            (host_port, Some(owner.parse().ok()?))
+        }
+        None => (matches, None),
+    };
+    let route = Route {
+        protocol: protocol_of(protocol)?,
         host_port: HostPort::new(host_port.parse().ok()?)?,
         host_ip,
-        pod_ip: to.ip(),
-        container_port: ContainerPort::new(to.port())?,
-        owner: owner.parse().ok()?,
+        to: to.parse().ok()?,
+        owner,
     };
-    let same_family = |ip: IpAddr| Family::of(ip) == family;
-    (same_family(mapping.pod_ip) && host_ip.is_none_or(same_family)).then_some(mapping)
+    route.is_of(family).then_some(route)
+}
+
+fn protocol_of(name: &str) -> Option<Protocol> {
+    Protocol::ALL
+        .into_iter()
+        .find(|protocol| protocol.as_kernel_str() == name)
 }
 
 /// Whether a chain is one of ours by name.

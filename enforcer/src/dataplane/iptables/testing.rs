@@ -6,6 +6,7 @@ use portmapping_shared::{ContainerPort, HostPort, Mapping, PortRange, Protocol};
 use proptest::prelude::*;
 
 use super::family::Family;
+use super::layout::mapping_rule;
 
 pub(super) fn range(text: &str) -> PortRange {
     text.parse().unwrap()
@@ -20,6 +21,15 @@ pub(super) fn map(protocol: Protocol, host_port: u16, pod: &str, container_port:
         container_port: ContainerPort::new(container_port).unwrap(),
         owner: "8c1f3a52-uid".parse().unwrap(),
     }
+}
+
+/// The rule as older versions wrote it, with its owner as a comment.
+pub(super) fn old_rule(mapping: &Mapping) -> String {
+    let comment = format!(
+        "-m comment --comment \"portmapping:{}\" -j DNAT",
+        mapping.owner
+    );
+    mapping_rule(mapping).replace("-j DNAT", &comment)
 }
 
 pub(super) fn any_protocol() -> impl Strategy<Value = Protocol> {
@@ -74,6 +84,9 @@ pub(super) fn hostile_text() -> impl Strategy<Value = String> {
         "PORTMAPPING",
         "PORTMAPPING-TCP",
         "PORTMAPPING-TCP-20000-20021",
+        "PORTMAPPING-UID-TCP-20000",
+        "-m comment --comment \"portmapping:20000=abc 20001=def\"",
+        "-p tcp -m tcp --dport 20000 -j DNAT --to-destination 10.0.0.1:80",
         "KUBE-SERVICES",
         " - [0:0]",
         "[1:2] ",

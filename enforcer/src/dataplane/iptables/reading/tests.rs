@@ -1,5 +1,6 @@
+use super::super::layout::mapping_rule;
 use super::super::settings::Settings;
-use super::super::testing::{any_mapping, hostile_text, map, range};
+use super::super::testing::{any_mapping, hostile_text, map, old_rule, range};
 use super::*;
 use proptest::prelude::*;
 
@@ -58,9 +59,12 @@ proptest! {
             any_mapping(Family::V6).prop_map(|m| (Family::V6, m)),
         ],
     ) {
-        let rule = mapping_rule(&mapping);
-        prop_assert_eq!(super::super::rule::written_by_us(&rule, family), Some(mapping.clone()));
-        prop_assert_eq!(Rule::parse(&rule).unwrap().mapping(family), Some(mapping));
+        for rule in [mapping_rule(&mapping), old_rule(&mapping)] {
+            let route = rule::written_by_us(&rule, family);
+            prop_assert_eq!(&Rule::parse(&rule).unwrap().route(family), &route);
+            prop_assert_eq!(&route.as_ref().unwrap().rule(), &rule);
+            prop_assert_eq!(route.unwrap().owned_by(mapping.owner.clone()), Some(mapping.clone()));
+        }
     }
 
     #[test]
@@ -68,14 +72,14 @@ proptest! {
         mapping in any_mapping(Family::V4),
         at: prop::sample::Index,
         with in any::<char>(),
+        old: bool,
     ) {
-        let rule = mapping_rule(&mapping);
+        let rule = if old { old_rule(&mapping) } else { mapping_rule(&mapping) };
         let mut chars: Vec<char> = rule.chars().collect();
         *at.get_mut(&mut chars) = with;
         let changed: String = chars.into_iter().collect();
-        if let Some(read) = super::super::rule::written_by_us(&changed, Family::V4) {
-            let again = mapping_rule(&read);
-            prop_assert_eq!(Rule::parse(&again), Rule::parse(&changed));
+        if let Some(read) = rule::written_by_us(&changed, Family::V4) {
+            prop_assert_eq!(Rule::parse(&read.rule()), Rule::parse(&changed));
         }
     }
 }

@@ -6,8 +6,11 @@ use super::*;
 
 const DNAT: &str = "-p tcp -m tcp --dport 20000 -m comment --comment \"portmapping:8c1f3a52-uid\" -j DNAT --to-destination 10.244.1.7:80";
 
+/// Of a rule as older versions write them, or of one whose owner stands elsewhere.
 fn mapping_of(rule: &str, family: Family) -> Option<Mapping> {
-    Rule::parse(rule)?.mapping(family)
+    let route = Rule::parse(rule)?.route(family)?;
+    let owner = route.owner.clone();
+    route.owned_by(owner.or_else(|| "8c1f3a52-uid".parse().ok())?)
 }
 
 #[test]
@@ -20,6 +23,9 @@ fn reads_our_own_rule() {
         mapping_of(&bound, Family::V4),
         Some(Mapping { host_ip, ..mapping })
     );
+    let bare = DNAT.replace("-m comment --comment \"portmapping:8c1f3a52-uid\" ", "");
+    assert_eq!(written_by_us(&bare, Family::V4).unwrap().owner, None);
+    assert_eq!(mapping_of(&bare, Family::V4), mapping_of(DNAT, Family::V4));
     let v6 = DNAT.replace("10.244.1.7:80", "[fd00::7]:80");
     assert_eq!(
         mapping_of(&v6, Family::V6),
@@ -115,7 +121,7 @@ proptest! {
     #[test]
     fn never_panics(text in hostile_text()) {
         if let Some(rule) = Rule::parse(&text) {
-            let _ = (rule.target(), rule.mapping(Family::V4), rule.mapping(Family::V6));
+            let _ = (rule.target(), rule.route(Family::V4), rule.route(Family::V6));
         }
         let _ = (written_by_us(&text, Family::V4), written_by_us(&text, Family::V6));
     }
@@ -123,6 +129,8 @@ proptest! {
     #[test]
     fn reads_back_what_was_written(v4 in any_mapping(Family::V4), v6 in any_mapping(Family::V6)) {
         for (family, mapping) in [(Family::V4, v4), (Family::V6, v6)] {
+            let owner = "8c1f3a52-uid".parse().unwrap();
+            let mapping = Mapping { owner, ..mapping };
             prop_assert_eq!(mapping_of(&mapping_rule(&mapping), family), Some(mapping));
         }
     }

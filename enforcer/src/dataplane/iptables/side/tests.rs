@@ -1,12 +1,16 @@
 //! One family against a model of the kernel's table that knows what iptables-restore does.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use proptest::prelude::*;
 
 use super::super::family::{Family, Flavour};
-use super::super::layout::JUMPS;
+use super::super::layout::{JUMPS, mapping_rule};
+use super::super::notes;
 use super::super::rule::Rule;
 use super::super::settings::Settings;
-use super::super::testing::{any_mapping, any_range, hostile_text, map, range};
+use super::super::testing::{any_mapping, any_range, hostile_text, map, old_rule, range};
+use super::super::transaction::Transaction;
 use super::*;
 use crate::dataplane::exec::Tools;
 use portmapping_shared::Protocol;
@@ -124,9 +128,41 @@ impl Table {
 }
 
 fn side(range: portmapping_shared::PortRange) -> Side {
-    let commands = Commands::new(Family::V4, Flavour::Nft, Tools::default());
-    Side::new(commands, Layout::new(Family::V4, Settings::new(range)))
+    side_by(range, Flavour::Nft, Hairpin::Compared)
 }
+
+fn side_by(range: portmapping_shared::PortRange, flavour: Flavour, hairpin: Hairpin) -> Side {
+    let commands = Commands::new(Family::V4, flavour, Tools::default());
+    let mut layout = Layout::new(Family::V4, Settings::new(range));
+    layout.set_hairpin(hairpin);
+    Side::new(commands, layout)
+}
+
+fn any_side(range: &'static str) -> impl Strategy<Value = Side> {
+    let hairpins = vec![Hairpin::Compared, Hairpin::PerPod];
+    (
+        prop::sample::select(Flavour::ALL.to_vec()),
+        prop::sample::select(hairpins),
+    )
+        .prop_map(|(flavour, hairpin)| {
+            side_by(super::super::testing::range(range), flavour, hairpin)
+        })
+}
+
+/// Mappings as they are wanted: a port of an address is one pod's.
+fn any_desired(most: usize) -> impl Strategy<Value = BTreeSet<Mapping>> {
+    prop::collection::vec(any_mapping(Family::V4), 0..most).prop_map(|mappings| {
+        let key = |m: &Mapping| (m.protocol, m.host_port, m.host_ip);
+        let one_each: BTreeMap<_, _> = mappings.into_iter().map(|m| (key(&m), m)).collect();
+        one_each.into_values().collect()
+    })
+}
+
+fn note(mapping: &Mapping) -> String {
+    notes::rules([mapping]).concat()
+}
+
+const NOTES: &str = "PORTMAPPING-UID-TCP-20000";
 
 fn some() -> BTreeSet<Mapping> {
     let ports = [20000, 20001, 25000, 19999];
@@ -148,17 +184,20 @@ fn change_names_only_the_leaf_it_touches() {
     let known = side.read(&table.text());
     let (_, transaction) = side.prepare(known, &[&gone], &[&new], true);
     let leaf = "PORTMAPPING-TCP-20000-20021".to_owned();
+    // the note of the gone has a rule together with another's
+    let kept = map(Protocol::Tcp, 20000, "10.244.1.7", 80);
+    let noted = (NOTES.to_owned(), notes::rules([&kept, &new]));
     let expected = Transaction {
         deleted: vec![(leaf.clone(), mapping_rule(&gone))],
+        chains: [noted.clone()].into(),
         appended: vec![(leaf.clone(), mapping_rule(&new))],
         ..Transaction::default()
     };
     assert_eq!(transaction, expected);
     // where it is not certain what is there, the leaf is written anew
     let (_, transaction) = side.prepare(side.read(&table.text()), &[&gone], &[&new], false);
-    let kept = map(Protocol::Tcp, 20000, "10.244.1.7", 80);
     let expected = Transaction {
-        chains: [(leaf, vec![mapping_rule(&kept), mapping_rule(&new)])].into(),
+        chains: [(leaf, vec![mapping_rule(&kept), mapping_rule(&new)]), noted].into(),
         ..Transaction::default()
     };
     assert_eq!(transaction, expected);
@@ -166,33 +205,42 @@ fn change_names_only_the_leaf_it_touches() {
 
 #[test]
 fn new_mapping_is_appended() {
-    let side = side(range("20000-29999"));
-    let mut table = Table::new();
-    table.apply(&side, &some());
-    let new = map(Protocol::Tcp, 20002, "10.244.1.8", 80);
-    let (known, transaction) = side.prepare(side.read(&table.text()), &[], &[&new], true);
-    let expected = Transaction {
-        appended: vec![
-            (
-                "PORTMAPPING-MASQ-8-0".to_owned(),
-                "-s 10.244.1.8/32 -d 10.244.1.8/32 -g PORTMAPPING-HAIRPIN".to_owned(),
-            ),
+    for hairpin in [Hairpin::Compared, Hairpin::PerPod] {
+        let side = side_by(range("20000-29999"), Flavour::Nft, hairpin);
+        let mut table = Table::new();
+        table.apply(&side, &some());
+        let new = map(Protocol::Tcp, 20002, "10.244.1.8", 80);
+        let (known, transaction) = side.prepare(side.read(&table.text()), &[], &[&new], true);
+        let pod = (
+            "PORTMAPPING-MASQ-8-0".to_owned(),
+            "-s 10.244.1.8/32 -d 10.244.1.8/32 -g PORTMAPPING-HAIRPIN".to_owned(),
+        );
+        let pods = if hairpin == Hairpin::PerPod {
+            vec![pod]
+        } else {
+            vec![]
+        };
+        let own = [
+            (NOTES.to_owned(), note(&new)),
             ("PORTMAPPING-TCP-20000-20021".to_owned(), mapping_rule(&new)),
-        ],
-        ..Transaction::default()
-    };
-    assert_eq!(transaction, expected);
-    // its last mapping takes the pod's own rule along
-    let (_, transaction) = side.prepare(known, &[&new], &[], true);
-    let deleted: Vec<&str> = transaction
-        .deleted
-        .iter()
-        .map(|(chain, _)| chain.as_str())
-        .collect();
-    assert_eq!(
-        deleted,
-        ["PORTMAPPING-TCP-20000-20021", "PORTMAPPING-MASQ-8-0"]
-    );
+        ];
+        let expected = Transaction {
+            appended: [&pods[..], &own[..]].concat(),
+            ..Transaction::default()
+        };
+        assert_eq!(transaction, expected);
+        table.restore(&transaction.text().unwrap());
+        assert_eq!(side.read(&table.text()).notes, known.notes);
+        // its last mapping takes the pod's own rule along
+        let (known, transaction) = side.prepare(known, &[&new], &[], true);
+        let expected = Transaction {
+            deleted: [&own[..], &pods[..]].concat(),
+            ..Transaction::default()
+        };
+        assert_eq!(transaction, expected);
+        table.restore(&transaction.text().unwrap());
+        assert_eq!(side.read(&table.text()).notes, known.notes);
+    }
 }
 
 #[test]
@@ -208,7 +256,9 @@ fn rule_appended_twice_is_damage() {
     let known = side.read(&table.text());
     assert_eq!(
         known.damage.chains,
-        ["PORTMAPPING-TCP-20000-20021".to_owned()].into()
+        ["PORTMAPPING-TCP-20000-20021", NOTES]
+            .map(str::to_owned)
+            .into()
     );
     let desired: BTreeSet<Mapping> = some().into_iter().chain([new]).collect();
     table.apply(&side, &desired);
@@ -242,165 +292,23 @@ fn other_protocol_gets_its_tree_when_it_is_needed() {
     assert!(table.0.contains_key("PORTMAPPING-UDP"));
 }
 
-/// Something that somebody does to the table.
-#[derive(Clone, Debug)]
-enum Damaging {
-    RemoveRule(prop::sample::Index),
-    DoubleRule(prop::sample::Index),
-    ReplaceRule(prop::sample::Index, String),
-    InsertRule(prop::sample::Index, String),
-    FlushChain(prop::sample::Index),
-    AddChain(String),
-}
-
-fn damaging() -> impl Strategy<Value = Damaging> {
-    let index = any::<prop::sample::Index>;
-    let rule = || {
-        prop::sample::select(vec![
-            "-j ACCEPT",
-            "-p tcp -j PORTMAPPING",
-            "-m comment --comment \"portmapping:x\" -j DROP",
-        ])
-        .prop_map(str::to_owned)
-    };
-    prop_oneof![
-        index().prop_map(Damaging::RemoveRule),
-        index().prop_map(Damaging::DoubleRule),
-        (index(), rule()).prop_map(|(at, rule)| Damaging::ReplaceRule(at, rule)),
-        (index(), rule()).prop_map(|(at, rule)| Damaging::InsertRule(at, rule)),
-        index().prop_map(Damaging::FlushChain),
-        "PORTMAPPING-[A-Z]{1,5}".prop_map(Damaging::AddChain),
-    ]
-}
-
-impl Damaging {
-    /// Only our chains are damaged, and only rules of ours in the built-in ones.
-    fn work(&self, table: &mut Table) {
-        let ours = |chain: &str, rule: &str| {
-            super::super::rule::is_our_chain(chain) || rule.contains("--comment portmapping ")
-        };
-        let places: Vec<(String, usize)> = table
-            .0
-            .iter()
-            .flat_map(|(chain, rules)| {
-                let places = rules
-                    .iter()
-                    .enumerate()
-                    .filter(|(_, rule)| ours(chain, rule));
-                places
-                    .map(|(at, _)| (chain.clone(), at))
-                    .collect::<Vec<_>>()
-            })
-            .collect();
-        let place = |index: &prop::sample::Index| (!places.is_empty()).then(|| index.get(&places));
-        match self {
-            Self::RemoveRule(index) => {
-                if let Some((chain, at)) = place(index) {
-                    table.0.get_mut(chain).unwrap().remove(*at);
-                }
-            }
-            Self::DoubleRule(index) => {
-                if let Some((chain, at)) = place(index) {
-                    let rules = table.0.get_mut(chain).unwrap();
-                    rules.push(rules[*at].clone());
-                }
-            }
-            Self::ReplaceRule(index, rule) => {
-                if let Some((chain, at)) = place(index)
-                    && chain.starts_with("PORT")
-                {
-                    table.0.get_mut(chain).unwrap()[*at].clone_from(rule);
-                }
-            }
-            Self::InsertRule(index, rule) => {
-                if let Some((chain, at)) = place(index)
-                    && chain.starts_with("PORT")
-                {
-                    table.0.get_mut(chain).unwrap().insert(*at, rule.clone());
-                }
-            }
-            Self::FlushChain(index) => {
-                if let Some((chain, _)) = place(index)
-                    && chain.starts_with("PORT")
-                {
-                    table.0.get_mut(chain).unwrap().clear();
-                }
-            }
-            Self::AddChain(chain) => _ = table.0.entry(chain.clone()).or_default(),
-        }
-    }
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 
     #[test]
     fn any_desired_set_follows_any_other(
-        steps in prop::collection::vec(prop::collection::btree_set(any_mapping(Family::V4), 0..12), 1..5),
+        steps in prop::collection::vec(any_desired(12), 1..5),
         append: bool,
+        side in any_side("20000-20200"),
     ) {
-        let side = side(range("20000-20200"));
         let mut table = Table::new();
         for desired in steps {
             let next = table.apply_by(&side, &desired, append);
             table.assert_is(&side, &desired);
             let read = side.read(&table.text());
             prop_assert_eq!((next.leaves, next.pods), (read.leaves, read.pods));
+            prop_assert_eq!(next.notes, read.notes);
         }
-    }
-
-    #[test]
-    fn any_damage_is_repaired(
-        desired in prop::collection::btree_set(any_mapping(Family::V4), 1..12),
-        damages in prop::collection::vec(damaging(), 1..6),
-    ) {
-        let side = side(range("20000-20200"));
-        let mut table = Table::new();
-        table.apply(&side, &desired);
-        for damage in &damages {
-            damage.work(&mut table);
-        }
-        let known = side.read(&table.text());
-        let present = known.leaves.values().flatten().cloned().collect::<BTreeSet<_>>();
-        let mut whole = Table::new();
-        whole.apply(&side, &desired);
-        let unseen = present == desired && known.damage == Damage::default();
-        prop_assert!(!unseen || table == whole, "damage was not seen: {:?}", damages);
-        table.apply(&side, &desired);
-        table.assert_is(&side, &desired);
-    }
-
-    #[test]
-    fn altered_output_is_read_without_harm_to_others(
-        desired in prop::collection::btree_set(any_mapping(Family::V4), 1..6),
-        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<char>()), 1..20),
-        keep: prop::sample::Index,
-    ) {
-        let side = side(range("20000-20007"));
-        let mut table = Table::new();
-        table.apply(&side, &desired);
-        let mut text: Vec<char> = table.text().chars().collect();
-        for (at, with) in changes {
-            *at.get_mut(&mut text) = with;
-        }
-        text.truncate(keep.index(text.len()) + 1);
-        let known = side.read(&text.iter().collect::<String>());
-        let transaction = side.prepare(known, &[], &[], true).1;
-        let chains = transaction.chains.keys().chain(&transaction.obsolete);
-        for chain in chains.chain(transaction.appended.iter().map(|(chain, _)| chain)) {
-            prop_assert!(super::super::rule::is_our_chain(chain), "{}", chain);
-        }
-        for (_, rule) in &transaction.deleted {
-            let ours = rule.contains("portmapping") || rule.ends_with("-g PORTMAPPING-HAIRPIN");
-            prop_assert!(ours, "{}", rule);
-        }
-    }
-
-    #[test]
-    fn no_text_makes_it_panic(text in hostile_text()) {
-        let side = side(range("20000-20007"));
-        let known = side.read(&text);
-        let _ = side.prepare(known, &[], &[], true).1.text();
     }
 }
 
@@ -411,7 +319,7 @@ proptest! {
     #[test]
     fn any_range_follows_any_other(
         ranges in prop::collection::vec(any_range(), 1..4),
-        desired in prop::collection::btree_set(any_mapping(Family::V4), 1..8),
+        desired in any_desired(8),
     ) {
         let mut table = Table::new();
         for range in ranges {
@@ -421,3 +329,6 @@ proptest! {
         }
     }
 }
+
+mod damage;
+mod owners;
