@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::contract::CONDITION;
 
@@ -18,16 +18,27 @@ const MAX_GATES: usize = 1_024;
 
 /// A pod's uid: 1-63 letters, digits and dashes, so that it may stand in a kernel rule's comment.
 ///
-/// The API server makes RFC 9562 UUIDs; mirror pods of static pods carry a 32-digit hash.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(transparent)]
-pub struct PodUid(String);
+/// The API server makes RFC 9562 UUIDs; mirror pods of static pods carry a 32-digit hash. Kept in
+/// place: a uid stands in each of thousands of mappings, which are copied and compared all the time.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PodUid {
+    /// Zeroes behind the uid, and so in the order of the text.
+    bytes: [u8; MAX_UID],
+    length: u8,
+}
+
+/// Longest uid, in bytes.
+const MAX_UID: usize = 63;
 
 impl PodUid {
     /// The uid as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        &self.0
+        let bytes = self.bytes.get(..usize::from(self.length));
+        // ASCII by construction
+        bytes
+            .and_then(|bytes| std::str::from_utf8(bytes).ok())
+            .unwrap_or_default()
     }
 }
 
@@ -36,17 +47,32 @@ impl FromStr for PodUid {
 
     fn from_str(text: &str) -> Result<Self, InvalidUid> {
         let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
-        if (1..=63).contains(&text.len()) && text.bytes().all(plain) {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(InvalidUid(text.chars().take(80).collect()))
+        let mut bytes = [0; MAX_UID];
+        match (bytes.get_mut(..text.len()), u8::try_from(text.len())) {
+            (Some(place), Ok(length)) if length > 0 && text.bytes().all(plain) => {
+                place.copy_from_slice(text.as_bytes());
+                Ok(Self { bytes, length })
+            }
+            _ => Err(InvalidUid(text.chars().take(80).collect())),
         }
     }
 }
 
 impl fmt::Display for PodUid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for PodUid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("PodUid").field(&self.as_str()).finish()
+    }
+}
+
+impl Serialize for PodUid {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
     }
 }
 

@@ -1,5 +1,6 @@
 //! `e2e bench control`: what a change costs with 20,000 mappings present: one more, one less, reading
-//! all back, and all of them again after somebody flushed the rules.
+//! all back, and all of them again after somebody flushed the rules; and how long rules stay altered
+//! with 500.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -15,8 +16,12 @@ use super::stats::{median, ratio};
 use super::{Options, folder};
 use crate::progress::{Step, say};
 
+mod repair;
+
 const ROUNDS: u16 = 5;
 const MOST: u16 = 20_000;
+/// Mappings of a busy node.
+const SOME: u16 = 500;
 /// Our changes are short beside a plugin's, so a turn has several.
 const CHANGES: usize = 11;
 
@@ -35,10 +40,10 @@ enum Participant {
 }
 
 pub(super) fn run(options: &Options) -> Result<Report> {
-    measure(options, MOST)
+    measure(options, MOST, SOME)
 }
 
-fn measure(options: &Options, most: u16) -> Result<Report> {
+fn measure(options: &Options, most: u16, some: u16) -> Result<Report> {
     let plugins = Plugins::find(&folder("control")?)?;
     portmap::verify(&plugins)?;
     let mut lab = Lab::new()?;
@@ -80,7 +85,13 @@ fn measure(options: &Options, most: u16) -> Result<Report> {
             }
         }
     })?;
-    Ok(report(&all, most))
+    let mut report = report(&all, most);
+    // on an idle machine, without the others' nodes
+    drop(all);
+    for row in repair::measure(some)? {
+        report.push(row);
+    }
+    Ok(report)
 }
 
 /// Our turn; every change is read back outside the clock.
@@ -165,12 +176,13 @@ mod tests {
 
     #[test]
     fn everybody_adds_and_deletes_and_ours_come_back_after_a_flush() {
-        let report = measure(&Options::for_tests(), 30)
+        let report = measure(&Options::for_tests(), 30, 30)
             .expect("a round")
             .to_string();
         for words in [
             "nftables: all back after a flush at 30",
             "portmap (Debian), iptables-legacy",
+            "iptables-nft: a jump of 30 deleted and back",
         ] {
             assert!(report.contains(words), "{report}");
         }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use portmapping_enforcer::dataplane::generation::Drift;
 use portmapping_enforcer::dataplane::iptables::{Flavour, Iptables, Settings};
 use portmapping_enforcer::dataplane::nftables::Nftables;
 use portmapping_enforcer::dataplane::{Dataplane, Tools};
@@ -147,6 +148,10 @@ impl Ours {
                 ..Plan::default()
             },
         )
+    }
+
+    pub(super) fn drift(&self) -> Drift {
+        self.0.drift()
     }
 
     fn apply(&mut self, node: &Netns, plan: &Plan) -> Result<f64> {

@@ -34,6 +34,14 @@ fn mappings() -> Vec<Mapping> {
     ]
 }
 
+/// One set element per pod, instead of a comparison.
+const EARLIER_HAIRPINS: &str = "
+    add set inet portmapping hairpin4 { type ipv4_addr . ipv4_addr; }
+    add element inet portmapping hairpin4 { 10.88.0.11 . 10.88.0.11, 10.88.0.12 . 10.88.0.12 }
+    flush chain inet portmapping postrouting
+    add rule inet portmapping postrouting ip saddr . ip daddr @hairpin4 ct status dnat masquerade
+    delete set inet portmapping same";
+
 struct Damaged {
     lab: Lab,
     _servers: [Server; 2],
@@ -109,6 +117,14 @@ fn frame_changed() {
         ("chain inet portmapping input { policy drop; }", 0),
         ("add table inet portmapping { flags dormant; }", 0),
         ("add element inet portmapping excluded { 25000 }", 0),
+        ("flush set inet portmapping same", 0),
+        (
+            "delete element inet portmapping same { 7 . 7 }
+             add element inet portmapping same { 7 . 8 }",
+            0,
+        ),
+        // how an earlier version masqueraded pods that talk to themselves
+        (EARLIER_HAIRPINS, 0),
         // chains of the same name and rules in another place
         (
             "delete chain inet portmapping prerouting
@@ -157,14 +173,6 @@ fn elements_deleted_overwritten_or_emptied() {
             false,
         ),
         ("flush map inet portmapping ports4".to_owned(), 4, true),
-        ("flush set inet portmapping hairpin4".to_owned(), 0, false),
-        (
-            format!(
-                "add element inet portmapping hairpin4 {{ 10.88.0.99 . 10.88.0.99 {comment} }}"
-            ),
-            0,
-            true,
-        ),
         // everything else would go to this pod
         (
             format!("add element inet portmapping ports4 {{ * : {POD2} . 9040 }}"),
@@ -192,11 +200,52 @@ fn connections_live_through_repairs() {
         "flush chain inet portmapping prerouting",
         "flush map inet portmapping ports4",
         "add chain inet portmapping strange",
+        EARLIER_HAIRPINS,
     ] {
         damaged.nft(script);
         driver.reconcile(&mappings());
         conversation.goes_on();
     }
+    // a start on what an earlier version left is a repair like any other
+    damaged.nft(EARLIER_HAIRPINS);
+    let mut successor = damaged.lab.driver(Backend::Nftables);
+    damaged.assert_repaired(&mut successor, 0, false);
+    conversation.goes_on();
+}
+
+#[test]
+fn what_nft_lists_it_loads_again() {
+    let damaged = Damaged::new();
+    let mut driver = damaged.driver();
+    // as those do who save all rules of a node for its next start
+    let listed = damaged.lab.rules(Backend::Nftables);
+    damaged.nft(&format!("flush ruleset\n{listed}"));
+    assert_eq!(driver.observe().mappings, mappings().into_iter().collect());
+}
+
+#[test]
+fn only_who_reaches_itself_through_our_mappings_is_masqueraded() {
+    let lab = Lab::new();
+    let _node = serve(&lab.node, "node", 9040);
+    let _pod1 = serve(&lab.pod1, "pod1", 9040);
+    let bound = |node: &str, pod: &str| Mapping {
+        host_ip: Some(ip(node)),
+        ..map(Tcp, 20002, pod, 9040)
+    };
+    let mut driver = lab.driver(Backend::Nftables);
+    driver.reconcile(&[bound(OTHER_NODE_ADDRESS, POD1), bound(NODE_V6, POD1_V6)]);
+    let asks = |from, address, port| ask_tcp(from, at(address, port)).unwrap();
+    assert_eq!(asks(&lab.pod1, OTHER_NODE_ADDRESS, 20002), "pod1 10.88.0.1");
+    assert_eq!(asks(&lab.pod1, NODE_V6, 20002), "pod1 fd88::1");
+    // a service of others whose client and server are both the node, at an address that is not the
+    // one that masquerading would choose
+    let (address, seen) = (OTHER_NODE_ADDRESS, format!("node {OTHER_NODE_ADDRESS}"));
+    lab.node.sh(&format!(
+        "ip route change local {address} dev up0 src {address} table local
+         iptables-nft -t nat -A OUTPUT -p tcp -d {address} --dport 8080 -j DNAT --to {address}:9040"
+    ));
+    assert_eq!(asks(&lab.node, address, 9040), seen, "not translated");
+    assert_eq!(asks(&lab.node, address, 8080), seen, "translated by others");
 }
 
 #[test]

@@ -7,7 +7,9 @@ fn a_uid_may_stand_in_a_rule() {
         "3f0c1e2d4b5a69788796a5b4c3d2e1f0",
         "a",
     ] {
-        assert!(good.parse::<PodUid>().is_ok(), "{good:?}");
+        let uid: PodUid = good.parse().unwrap();
+        assert_eq!((uid.as_str(), uid.to_string().as_str()), (good, good));
+        assert_eq!(serde_json::to_value(&uid).unwrap(), good);
     }
     let long = "a".repeat(64);
     for bad in [
@@ -20,6 +22,18 @@ fn a_uid_may_stand_in_a_rule() {
     ] {
         assert!(bad.parse::<PodUid>().is_err(), "{bad:?}");
     }
+    let longest: PodUid = long[1..].parse().unwrap();
+    assert_eq!(longest.as_str(), &long[1..]);
+}
+
+#[test]
+fn uids_are_ordered_as_their_texts_are() {
+    let texts = [
+        "", "-", "0", "0-", "00", "9", "A", "a", "a-", "a0", "aa", "b",
+    ];
+    let uids: Vec<PodUid> = texts.iter().filter_map(|text| text.parse().ok()).collect();
+    assert_eq!(uids.len(), texts.len() - 1);
+    assert!(uids.is_sorted(), "{uids:?}");
 }
 
 #[test]

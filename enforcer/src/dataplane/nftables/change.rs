@@ -1,16 +1,14 @@
 //! A plan as one transaction, and what is known once it is done.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::collections::BTreeSet;
 
 use portmapping_enforcer_core::Plan;
-use portmapping_shared::{Mapping, PodUid};
+use portmapping_shared::Mapping;
 
 use crate::dataplane::DataplaneError;
-use crate::dataplane::iptables::Family;
 use crate::dataplane::netlink::{Batch, Encoder, flags};
 
-use super::element::{Foreign, Slot, write_hairpin, write_mapping};
+use super::element::{Foreign, Slot, write_mapping};
 use super::frame::{Frame, NAME, OURS, TABLE, header, message};
 use super::sets::SetId;
 use super::table::{Content, FrameState};
@@ -22,8 +20,6 @@ pub(super) struct Change {
     pub(super) batch: Batch,
     removed: BTreeSet<Slot>,
     created: Vec<Mapping>,
-    hairpins_removed: Vec<IpAddr>,
-    hairpins_created: Vec<(IpAddr, PodUid)>,
 }
 
 impl Change {
@@ -61,10 +57,7 @@ impl Change {
             batch: Batch::new(None),
             removed,
             created,
-            hairpins_removed: Vec::new(),
-            hairpins_created: Vec::new(),
         };
-        change.plan_hairpins(content);
         match content.frame {
             FrameState::Whole => change.write_differences(content, frame),
             FrameState::Missing if change.created.is_empty() => {}
@@ -74,33 +67,6 @@ impl Change {
             }
         }
         Ok(change)
-    }
-
-    fn plan_hairpins(&mut self, content: &Content) {
-        // pods whose count of mappings changes, with an owner for a new element
-        let mut counts: BTreeMap<IpAddr, (usize, Option<&PodUid>)> = BTreeMap::new();
-        let count = |ip: &IpAddr| content.pods.get(ip).copied().unwrap_or(0);
-        for ip in &content.unsettled {
-            let owner = content.mappings.values().find(|m| m.pod_ip == *ip);
-            counts.insert(*ip, (count(ip), owner.map(|mapping| &mapping.owner)));
-        }
-        for mapping in &self.created {
-            let entry = counts.entry(mapping.pod_ip);
-            let entry = entry.or_insert_with(|| (count(&mapping.pod_ip), None));
-            *entry = (entry.0 + 1, Some(&mapping.owner));
-        }
-        for mapping in self.removed.iter().filter_map(|s| content.mappings.get(s)) {
-            let entry = counts.entry(mapping.pod_ip);
-            let entry = entry.or_insert_with(|| (count(&mapping.pod_ip), None));
-            entry.0 = entry.0.saturating_sub(1);
-        }
-        for (ip, (count, owner)) in counts {
-            if count == 0 && content.hairpins.contains(&ip) {
-                self.hairpins_removed.push(ip);
-            } else if let Some(owner) = owner.filter(|_| count > 0 && !content.has_hairpin(ip)) {
-                self.hairpins_created.push((ip, owner.clone()));
-            }
-        }
     }
 
     /// Deletions first: an element that is replaced has the same key.
@@ -113,11 +79,6 @@ impl Change {
             });
             let removed = self.removed.iter().filter(|slot| slot.set() == set);
             delete(batch, set, removed, |encoder, slot| slot.write_key(encoder));
-            let hairpins = self.hairpins_removed.iter();
-            let hairpins = hairpins.filter(|ip| SetId::Hairpin(Family::of(**ip)) == set);
-            delete(batch, set, hairpins, |encoder, ip| {
-                write_hairpin(encoder, *ip, None);
-            });
         }
         self.write_created(frame);
     }
@@ -128,11 +89,6 @@ impl Change {
             let created = self.created.iter();
             let created = created.filter(|mapping| Slot::of(mapping).set() == set);
             add(batch, set, flags::EXCL, created, write_mapping);
-            let hairpins = self.hairpins_created.iter();
-            let hairpins = hairpins.filter(|(ip, _)| SetId::Hairpin(Family::of(*ip)) == set);
-            add(batch, set, 0, hairpins, |encoder, (ip, owner)| {
-                write_hairpin(encoder, *ip, Some(owner));
-            });
         }
     }
 
@@ -144,20 +100,10 @@ impl Change {
         frame.make(&mut self.batch, OURS, replace, size);
         let batch = &mut self.batch;
         let stays = |slot: &Slot| !self.removed.contains(slot);
-        let staying = || {
-            let mappings = content.mappings.iter();
-            mappings.filter(|(slot, _)| stays(slot))
-        };
-        let mut owners: BTreeMap<IpAddr, PodUid> = BTreeMap::new();
-        for mapping in staying().map(|(_, mapping)| mapping).chain(&self.created) {
-            if !owners.contains_key(&mapping.pod_ip) && !content.has_foreign_hairpin(mapping.pod_ip)
-            {
-                owners.insert(mapping.pod_ip, mapping.owner.clone());
-            }
-        }
         for set in &frame.sets {
             let id = set.id;
-            let mappings = staying().filter(|(slot, _)| slot.set() == id);
+            let mappings = content.mappings.iter();
+            let mappings = mappings.filter(|(slot, _)| slot.set() == id && stays(slot));
             add(batch, id, flags::EXCL, mappings, |encoder, (_, mapping)| {
                 write_mapping(encoder, mapping);
             });
@@ -169,12 +115,6 @@ impl Change {
                 Foreign::write(encoder, key, Some(foreign));
             });
         }
-        let gone = content
-            .hairpins
-            .iter()
-            .filter(|ip| !owners.contains_key(ip));
-        self.hairpins_removed = gone.copied().collect();
-        self.hairpins_created = owners.into_iter().collect();
         self.write_created(frame);
     }
 
@@ -185,27 +125,12 @@ impl Change {
         }
         content.frame = FrameState::Whole;
         content.usurped.clear();
-        content.unsettled.clear();
         for slot in &self.removed {
-            let Some(mapping) = content.mappings.remove(slot) else {
-                continue;
-            };
-            if let Some(count) = content.pods.get_mut(&mapping.pod_ip) {
-                *count -= 1;
-                if *count == 0 {
-                    content.pods.remove(&mapping.pod_ip);
-                }
-            }
+            content.mappings.remove(slot);
         }
-        for mapping in self.created {
-            *content.pods.entry(mapping.pod_ip).or_default() += 1;
-            content.mappings.insert(Slot::of(&mapping), mapping);
-        }
-        for ip in self.hairpins_removed {
-            content.hairpins.remove(&ip);
-        }
-        let hairpins = self.hairpins_created.into_iter();
-        content.hairpins.extend(hairpins.map(|(ip, _)| ip));
+        let created = self.created.into_iter();
+        let created = created.map(|mapping| (Slot::of(&mapping), mapping));
+        content.mappings.extend(created);
     }
 }
 

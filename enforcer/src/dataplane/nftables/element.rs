@@ -11,7 +11,7 @@ use portmapping_shared::{ContainerPort, HostPort, Mapping, PodUid, Protocol};
 use crate::dataplane::iptables::Family;
 use crate::dataplane::netlink::{Attribute, Encoder};
 
-use super::expression::{DATA_VALUE, LIST_ELEM, octets};
+use super::expression::{DATA_VALUE, LIST_ELEM};
 use super::sets::SetId;
 
 /// `NFTA_SET_ELEM_KEY`, `_DATA`, `_FLAGS`, `_USERDATA`.
@@ -116,25 +116,6 @@ pub(super) fn write_mapping(encoder: &mut Encoder, mapping: &Mapping) {
         encoder.nest(DATA, |encoder| encoder.bytes(DATA_VALUE, data.bytes()));
         write_comment(encoder, &mapping.owner);
     });
-}
-
-/// Writes the element of a pod in the hairpin set; without owner, the one to delete.
-pub(super) fn write_hairpin(encoder: &mut Encoder, ip: IpAddr, owner: Option<&PodUid>) {
-    let mut key = Packed::default();
-    key.push_ip(ip);
-    key.push_ip(ip);
-    encoder.nest(LIST_ELEM, |encoder| {
-        encoder.nest(KEY, |encoder| encoder.bytes(DATA_VALUE, key.bytes()));
-        if let Some(owner) = owner {
-            write_comment(encoder, owner);
-        }
-    });
-}
-
-/// The pod that a key of the hairpin set means.
-pub(super) fn read_hairpin(family: Family, key: &[u8]) -> Option<IpAddr> {
-    let (sender, destination) = key.split_at_checked(address_length(family))?;
-    read_ip(family, sender).filter(|_| sender == destination)
 }
 
 fn write_comment(encoder: &mut Encoder, owner: &PodUid) {
@@ -261,12 +242,6 @@ impl Packed {
 /// A slot's key in full, for those who compare raw keys.
 pub(super) fn key_bytes(slot: &Slot) -> Vec<u8> {
     slot.key().bytes().to_vec()
-}
-
-/// A pod's key in the hairpin set.
-pub(super) fn hairpin_key(ip: IpAddr) -> Vec<u8> {
-    let octets = octets(ip);
-    [octets.as_slice(), &octets].concat()
 }
 
 fn address_length(family: Family) -> usize {

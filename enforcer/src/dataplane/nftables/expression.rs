@@ -84,11 +84,6 @@ impl Ip {
         port_register: REG_2,
         original_daddr: CT_DST_IP6,
     };
-
-    /// The register behind an address in the first.
-    fn second(self) -> u32 {
-        self.port_register
-    }
 }
 
 /// The bytes of an address.
@@ -226,11 +221,14 @@ impl Rule {
         self.numbers("nat", &numbers)
     }
 
-    /// Packets whose sender and destination together are in the set.
-    pub(super) fn pair_in(self, ip: Ip, set: &str) -> Self {
-        self.payload(NETWORK, ip.saddr, ip.length, REG_1)
-            .payload(NETWORK, ip.daddr, ip.length, ip.second())
-            .lookup(set, None)
+    /// Packets whose sender is their destination. The set has every byte beside itself; the last
+    /// bytes are the ones that differ, as a rule.
+    pub(super) fn between_equals(self, ip: Ip, set: &str) -> Self {
+        (0..ip.length).rev().fold(self, |rule, byte| {
+            rule.payload(NETWORK, ip.saddr + byte, 1, REG_1)
+                .payload(NETWORK, ip.daddr + byte, 1, REG_1B)
+                .lookup(set, None)
+        })
     }
 
     /// Packets between two addresses of a network.

@@ -2,13 +2,19 @@
 //!
 //! ```text
 //! prerouting, output (-101)  in @bound4/6: DNAT; in @ports4/6: DNAT      (local destinations)
-//! postrouting        (99)    in @hairpin4/6: masquerade      pod to itself through its node
-//!                            within a neighbour subnet, begun to a mapped port: masquerade
+//! postrouting        (99)    begun to a mapped port, and from a pod to itself
+//!                            or within a neighbour subnet: masquerade
 //! input              (10)    refuse first datagrams to the range where nobody waits for them
 //! ```
 //!
 //! Priority -101: at -100 the chain registered last would win, be it ours, kube-proxy's or CNI
 //! portmap's. The map is looked up before the address, as that is cheaper for all other packets.
+//!
+//! Whether a pod talks to itself is found by comparing both addresses, byte by byte and the last one
+//! first, with the pairs of equal bytes in @same. A set of pods would be as large as the maps and
+//! have to be kept, and read back, beside them. Kernels since 6.13 could compare in one step
+//! (`NFT_BITWISE_XOR` of two registers), but `nft list ruleset` before 1.1.2 aborts at such a rule,
+//! whoever asks and for whatever table.
 //!
 //! A datagram to a port that is held, but not mapped yet, would pin a flow past the mapping to
 //! come, so it is refused. Not refused are ports somebody else may have: those excluded by
@@ -17,13 +23,16 @@
 //! whose flows are cleared when the mapping is made. The chain comes after other filters: what a
 //! firewall drops stays unanswered.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use portmapping_shared::contract::NFT_TABLE;
-use portmapping_shared::{PortRange, PortSet, Protocol};
+use portmapping_shared::{PortRange, Protocol};
 
 use crate::dataplane::iptables::{Family, Settings};
 use crate::dataplane::netlink::{Batch, Encoder, Header, flags};
 
-use super::expression::{Ip, LIST_ELEM, Rule};
+use super::element::Foreign;
+use super::expression::{Ip, Rule};
 use super::sets::{SetId, SetShape};
 use super::table::Content;
 
@@ -75,7 +84,8 @@ pub(super) struct Chain {
 pub(super) struct Frame {
     pub(super) sets: Vec<SetShape>,
     pub(super) chains: Vec<Chain>,
-    pub(super) excluded: PortSet,
+    /// The keys of the sets that do not depend on mappings.
+    pub(super) fixed: BTreeMap<SetId, BTreeSet<Vec<u8>>>,
     range: PortRange,
 }
 
@@ -95,20 +105,16 @@ impl Frame {
         } else {
             &[(Family::V4, Ip::V4)]
         };
-        let of_family = |(family, _): &(Family, Ip)| {
-            [
-                SetId::Ports(*family),
-                SetId::Bound(*family),
-                SetId::Hairpin(*family),
-            ]
-        };
+        let of_family = |(family, _): &(Family, Ip)| [SetId::Ports(*family), SetId::Bound(*family)];
         let sets = families.iter().flat_map(of_family);
-        let mut excluded = PortSet::default();
-        for port in settings.range.ports() {
-            if settings.excluded.contains(port) {
-                excluded.insert(port);
-            }
-        }
+        let excluded = settings.range.ports();
+        let excluded = excluded.filter(|port| settings.excluded.contains(*port));
+        let excluded = excluded.map(|port| port.get().to_be_bytes().to_vec());
+        let same = (0..=u8::MAX).map(|byte| vec![byte, 0, 0, 0, byte, 0, 0, 0]);
+        let fixed = BTreeMap::from([
+            (SetId::Excluded, excluded.collect()),
+            (SetId::Same, same.collect()),
+        ]);
         let nat = |name, hook, priority, rules| Chain {
             name,
             kind: "nat",
@@ -117,7 +123,10 @@ impl Frame {
             rules,
         };
         Self {
-            sets: sets.chain([SetId::Excluded]).map(SetId::shape).collect(),
+            sets: sets
+                .chain(fixed.keys().copied())
+                .map(SetId::shape)
+                .collect(),
             chains: vec![
                 nat("prerouting", 0, -101, translations(families)),
                 nat("output", 3, -101, translations(families)),
@@ -130,7 +139,7 @@ impl Frame {
                     rules: refusals(settings, abilities),
                 },
             ],
-            excluded,
+            fixed,
             range: settings.range,
         }
     }
@@ -164,21 +173,16 @@ impl Frame {
         for chain in &self.chains {
             make_chain(batch, table, chain);
         }
-        let head = |encoder: &mut Encoder| {
-            encoder.text(TABLE, table);
-            encoder.text(NAME, SetId::Excluded.name());
-        };
-        batch.list(
-            header(message::NEWSETELEM, flags::CREATE),
-            head,
-            3,
-            self.excluded.iter(),
-            |encoder, port| {
-                encoder.nest(LIST_ELEM, |encoder| {
-                    encoder.nest(1, |encoder| encoder.bytes(1, &port.get().to_be_bytes()));
-                });
-            },
-        );
+        for (set, keys) in &self.fixed {
+            let head = |encoder: &mut Encoder| {
+                encoder.text(TABLE, table);
+                encoder.text(NAME, set.name());
+            };
+            let header = header(message::NEWSETELEM, flags::CREATE);
+            batch.list(header, head, 3, keys, |encoder, key| {
+                Foreign::write(encoder, key, None);
+            });
+        }
     }
 }
 
@@ -192,10 +196,15 @@ fn make_set(batch: &mut Batch, table: &str, set: &SetShape, number: u32, size: u
         if let Some((datatype, length)) = set.data {
             encoder.be32(6, datatype);
             encoder.be32(7, length);
-            // known beforehand, the table need not grow while thousands come in
+        }
+        // known beforehand, a hash table need not grow while elements come in or are listed
+        if let Some(size) = set.data.map(|_| size).or(set.size) {
             encoder.nest(9, |encoder| encoder.be32(1, size));
         }
         encoder.be32(10, number);
+        if let Some(description) = set.description() {
+            encoder.bytes(13, &description);
+        }
     });
 }
 
@@ -248,31 +257,20 @@ fn translations(families: &[(Family, Ip)]) -> Vec<Rule> {
 fn masquerades(families: &[(Family, Ip)], settings: &Settings) -> Vec<Rule> {
     let mut rules = Vec::new();
     for (family, ip) in families {
-        rules.push(
-            Rule::default()
-                .version(*ip)
-                .pair_in(*ip, SetId::Hairpin(*family).name())
-                .redirected()
-                .masquerade(),
-        );
-        let of_family = settings
-            .neighbours
-            .iter()
-            .filter(|subnet| subnet.family() == *family);
-        for subnet in of_family {
+        let redirected = || Rule::default().version(*ip).redirected();
+        let itself = redirected().between_equals(*ip, SetId::Same.name());
+        let subnets = settings.neighbours.iter();
+        let subnets = subnets.filter(|subnet| subnet.family() == *family);
+        let neighbours =
+            subnets.map(|subnet| redirected().within(*ip, subnet.network(), subnet.netmask()));
+        for rule in std::iter::once(itself).chain(neighbours) {
             for (bound, map) in [
                 (true, SetId::Bound(*family)),
                 (false, SetId::Ports(*family)),
             ] {
-                rules.push(
-                    Rule::default()
-                        .version(*ip)
-                        .within(*ip, subnet.network(), subnet.netmask())
-                        .redirected()
-                        // neighbours that meet through a service of others keep their addresses
-                        .begun_to_mapped(*ip, bound, map.name())
-                        .masquerade(),
-                );
+                // those who meet through a service of others keep their addresses
+                let rule = rule.clone().begun_to_mapped(*ip, bound, map.name());
+                rules.push(rule.masquerade());
             }
         }
     }

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use portmapping_shared::PortSet;
+use portmapping_shared::Mapping;
 use rustix::io::Errno;
 
 use crate::dataplane::netlink::{Attributes, Message, NetlinkError, Socket};
 
-use super::element::{Foreign, Listed, Slot, read_hairpin};
+use super::element::{Foreign, Listed, Slot};
 use super::frame::{Chain, Frame, NAME, OURS, TABLE, header, message};
 use super::sets::{SetId, SetShape};
 use super::table::{Content, FrameState};
@@ -112,7 +112,6 @@ fn snapshot(socket: &mut Socket, frame: &Frame, before: &Content) -> Result<Cont
     } else {
         FrameState::Damaged
     };
-    content.settle();
     Ok(content)
 }
 
@@ -208,8 +207,9 @@ fn read_elements(
     before: &Content,
     content: &mut Content,
 ) -> Result<bool, NetlinkError> {
+    let fixed = frame.fixed.get(&set);
     let mut regular = true;
-    let mut excluded = PortSet::default();
+    let mut count = 0;
     let mut mappings = Vec::new();
     socket.dump(
         header(message::GETSETELEM, 0),
@@ -221,10 +221,9 @@ fn read_elements(
             for listed in elements(message) {
                 if listed.odd {
                     regular = false;
-                } else if set == SetId::Excluded {
-                    let port = <[u8; 2]>::try_from(listed.key).map(u16::from_be_bytes);
-                    let port = port.ok().and_then(portmapping_shared::HostPort::new);
-                    regular &= port.is_some_and(|port| excluded.insert(port));
+                } else if let Some(keys) = fixed {
+                    regular &= keys.contains(listed.key);
+                    count += 1;
                 } else if let Some(mapping) = mapping(set, &listed) {
                     mappings.push(mapping);
                 } else {
@@ -233,13 +232,11 @@ fn read_elements(
             }
         },
     )?;
-    // sorted first, a tree is built in one go
-    if content.mappings.is_empty() {
-        content.mappings = mappings.into_iter().collect();
-    } else {
-        content.mappings.extend(mappings);
-    }
-    Ok(regular && (set != SetId::Excluded || excluded == frame.excluded))
+    // sorted first by what is short, as mappings are long, and a tree is built in one go
+    mappings.sort_by_cached_key(Slot::of);
+    let mappings = mappings.into_iter().map(|m| (Slot::of(&m), m));
+    content.mappings.append(&mut mappings.collect());
+    Ok(regular && fixed.is_none_or(|keys| keys.len() == count))
 }
 
 fn elements<'a>(message: &Message<'a>) -> impl Iterator<Item = Listed<'a>> {
@@ -248,25 +245,14 @@ fn elements<'a>(message: &Message<'a>) -> impl Iterator<Item = Listed<'a>> {
     list.map(Listed::read)
 }
 
-fn mapping(set: SetId, listed: &Listed<'_>) -> Option<(Slot, portmapping_shared::Mapping)> {
-    let slot = Slot::read(set, listed.key)?;
-    Some((slot, slot.mapping(listed.data, listed.owner()?)?))
+fn mapping(set: SetId, listed: &Listed<'_>) -> Option<Mapping> {
+    Slot::read(set, listed.key)?.mapping(listed.data, listed.owner()?)
 }
 
-/// An element of the hairpin sets, or one that is not ours.
+/// An element that is not ours.
 fn take_other(set: SetId, listed: &Listed<'_>, before: &Content, content: &mut Content) {
-    let hairpin = match set {
-        SetId::Hairpin(family) => read_hairpin(family, listed.key),
-        _ => None,
-    };
-    if let Some(ip) = hairpin
-        && listed.owner().is_some()
-    {
-        content.hairpins.insert(ip);
-        return;
-    }
-    let was_ours = hairpin.is_some_and(|ip| before.hairpins.contains(&ip))
-        || Slot::read(set, listed.key).is_some_and(|slot| before.mappings.contains_key(&slot));
+    let slot = Slot::read(set, listed.key);
+    let was_ours = slot.is_some_and(|slot| before.mappings.contains_key(&slot));
     let key = (set, listed.key.to_vec());
     if was_ours || before.usurped.contains(&key) {
         content.usurped.insert(key);

@@ -25,13 +25,11 @@ fn mapping(port: u16, pod: u8) -> Mapping {
 }
 
 fn whole(mappings: &[Mapping]) -> Content {
-    let mut content = Content {
+    let content = Content {
         frame: FrameState::Whole,
         mappings: mappings.iter().map(|m| (Slot::of(m), m.clone())).collect(),
-        hairpins: mappings.iter().map(|m| m.pod_ip).collect(),
         ..Content::default()
     };
-    content.settle();
     assert!(content.is_intact());
     content
 }
@@ -53,24 +51,6 @@ fn done(content: &Content, plan: &Plan) -> Content {
 }
 
 #[test]
-fn hairpin_element_lives_as_long_as_the_pods_last_mapping() {
-    let content = whole(&[mapping(20_000, 1), mapping(20_001, 1)]);
-    let ip = mapping(1, 1).pod_ip;
-    let one_left = done(&content, &plan(&[mapping(20_000, 1)], &[]));
-    assert!(one_left.hairpins.contains(&ip));
-    let none_left = done(&one_left, &plan(&[mapping(20_001, 1)], &[]));
-    assert!(none_left.hairpins.is_empty() && none_left.pods.is_empty());
-    let back = done(&none_left, &plan(&[], &[mapping(20_000, 1)]));
-    assert_eq!(back.hairpins, [ip].into());
-    // the last goes and another comes in one change
-    let moved = done(&back, &plan(&[mapping(20_000, 1)], &[mapping(20_005, 1)]));
-    assert_eq!(
-        (moved.hairpins, moved.pods),
-        ([ip].into(), [(ip, 1)].into())
-    );
-}
-
-#[test]
 fn plan_that_is_fulfilled_sends_nothing() {
     let content = whole(&[mapping(20_000, 1)]);
     let fulfilled = plan(&[mapping(20_001, 2)], &[mapping(20_000, 1)]);
@@ -88,7 +68,6 @@ fn another_mapping_in_the_slot_is_not_removed_but_replaced() {
     let replaced = done(&content, &plan(&[], &[mapping(20_000, 2)]));
     let mappings: Vec<_> = replaced.mappings.into_values().collect();
     assert_eq!(mappings, [mapping(20_000, 2)]);
-    assert_eq!(replaced.hairpins, [mapping(1, 2).pod_ip].into());
 }
 
 #[test]
@@ -107,7 +86,6 @@ fn damaged_frame_is_made_anew_with_all_that_stays() {
         .map(|slot| slot.host_port.get())
         .collect();
     assert_eq!(ports, [20_001, 20_002]);
-    assert_eq!(next.hairpins.len(), 2);
 }
 
 #[test]

@@ -30,7 +30,7 @@ fn read(payload: &[u8]) -> Content {
         let _ = is_shape(set, &message.attributes());
         for listed in elements(&message) {
             match mapping(set.id, &listed) {
-                Some((slot, mapping)) => _ = content.mappings.insert(slot, mapping),
+                Some(mapping) => _ = content.mappings.insert(Slot::of(&mapping), mapping),
                 None => take_other(set.id, &listed, &before, &mut content),
             }
         }
@@ -42,7 +42,6 @@ fn read(payload: &[u8]) -> Content {
         }
     }
     let _ = size(&message.attributes());
-    content.settle();
     let _ = frame.room_for(&content);
     content
 }
