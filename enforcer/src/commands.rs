@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use parking_lot::Mutex;
 use portmapping_enforcer_core::{NodeState, Recovered};
+use portmapping_runtime::client::Connections;
 use portmapping_runtime::deadline::chain;
 use portmapping_runtime::{Readiness, ReadyHandle, Shutdown, admin, client};
 use tokio::net::{TcpListener, UnixListener};
@@ -35,6 +36,8 @@ use crate::state;
 const KEEPER_START: Duration = Duration::from_secs(30);
 /// Longest silence on a watch: the API server sends bookmarks every minute.
 const WATCH_SILENCE: Duration = Duration::from_secs(295);
+/// The same of a call: longer than each may take.
+const CALL_SILENCE: Duration = Duration::from_secs(15);
 /// How long a health probe may take.
 const PROBE_LIMIT: Duration = Duration::from_secs(3);
 /// Questions for the state that may wait.
@@ -81,7 +84,8 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
     kernel_ready.ready();
     let state = NodeState::recover(config.core, rand::random(), started.elapsed(), found);
 
-    let client = client::connect(WATCH_SILENCE)?;
+    let client = client::connect(Connections::Kept, CALL_SILENCE)?;
+    let watching = client::connect(Connections::New, WATCH_SILENCE)?;
     let (news, pods) = mpsc::channel(POD_QUEUE);
     let (duty_news, duty) = watch::channel(Duty::Active);
     let (keeper_news, keeper_lost) = watch::channel(0);
@@ -99,7 +103,7 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
     let drivers = Drivers {
         keeper: Arc::new(tokio::sync::Mutex::new(keeper)),
         dataplane: Arc::new(Mutex::new(Box::new(dataplane))),
-        publisher: Publisher::new(client.clone(), &config.node),
+        publisher: Publisher::new(client, &config.node),
         metrics,
     };
     let inputs = Inputs {
@@ -127,7 +131,7 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
     tasks.spawn(async move {
         tokio::select! {
             () = ending.cancelled() => Ok(()),
-            ended = pods::watch(client, &node, news) => ended.map_err(Into::into),
+            ended = pods::watch(watching, &node, news) => ended.map_err(Into::into),
         }
     });
     let reconciler = Reconciler::new(state, drivers, started);

@@ -10,6 +10,7 @@ use portmapping_certs::bundle::WebhookRegistration;
 use portmapping_certs::keeper::{Keeper, Reports};
 use portmapping_certs::secret::SecretStore;
 use portmapping_certs::{Files, Metrics as CertMetrics, Resolver};
+use portmapping_runtime::client::Connections;
 use portmapping_runtime::{Readiness, ReadyHandle, Shutdown, admin, client, metrics as registry};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -95,7 +96,7 @@ fn certificates(
         let files = Files::new(folder.clone(), names, resolver, certificate, metrics);
         return Ok(Box::pin(files.run(token)));
     }
-    let client = client::connect(API_READ_TIMEOUT)?;
+    let client = client::connect(Connections::Kept, API_READ_TIMEOUT)?;
     let reports = Reports {
         certificate,
         registration: readiness.handle("registration"),

@@ -40,6 +40,20 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 /// As many without an answer end the connection.
 const KEEPALIVE_RETRIES: u32 = 5;
 
+/// After as long without an acknowledgement of what was sent, a connection is given up. The answer of
+/// a watch may take minutes, and the kernel by itself repeats what is lost for a quarter of an hour.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(5);
+
+/// Which connection a request goes out on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Connections {
+    /// One that an earlier request has left, if there is one: a call that fails is soon tried again.
+    Kept,
+    /// One of its own. A watch that broke with the node's connection tracking would find the kept
+    /// ones as dead, and with nobody to miss its answer.
+    New,
+}
+
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -63,7 +77,7 @@ pub enum ClientError {
 /// the limit of [`crate::within`], for watches more than the time between bookmarks (a minute).
 /// The client does not retry by itself: kube's own policy waits up to a thousand seconds between
 /// tries, which would hide an outage from the caller, its metrics and its deadline.
-pub fn connect(silence: Duration) -> Result<Client, ClientError> {
+pub fn connect(connections: Connections, silence: Duration) -> Result<Client, ClientError> {
     let config = Config::incluster().map_err(ClientError::Config)?;
     let ca = config.root_cert_file.ok_or(ClientError::Lacks("CA"))?;
     let token = config.auth_info.token_file;
@@ -75,7 +89,7 @@ pub fn connect(silence: Duration) -> Result<Client, ClientError> {
         uri: config.cluster_url,
         namespace: config.default_namespace,
     };
-    Ok(build(server, credentials, silence))
+    Ok(build(server, credentials, connections, silence))
 }
 
 /// Where the API server is.
@@ -91,13 +105,19 @@ struct Credentials {
 }
 
 /// kube's own stack has no place for keepalive, so this is that stack without its retries.
-fn build(server: Server, credentials: Credentials, silence: Duration) -> Client {
+fn build(
+    server: Server,
+    credentials: Credentials,
+    connections: Connections,
+    silence: Duration,
+) -> Client {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     tcp.set_keepalive(Some(KEEPALIVE));
     tcp.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
     tcp.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
+    tcp.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
     let trust = Arc::new(credentials.trust);
     let mut connector = TimeoutConnector::new(Trusting { tcp, trust });
     connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
@@ -105,7 +125,11 @@ fn build(server: Server, credentials: Credentials, silence: Duration) -> Client 
     connector.set_read_timeout(Some(silence));
     // else the time a pooled connection sat idle counts against the next answer
     connector.set_reset_reader_on_write(true);
-    let http = HttpClient::builder(TokioExecutor::new()).build::<_, Body>(connector);
+    let mut builder = HttpClient::builder(TokioExecutor::new());
+    if connections == Connections::New {
+        builder.pool_max_idle_per_host(0);
+    }
+    let http = builder.build::<_, Body>(connector);
     let token = credentials.token;
     let service = ServiceBuilder::new()
         .layer(BaseUriLayer::new(server.uri))
