@@ -154,7 +154,7 @@ async fn take_up(
     let mut held = keeper.list().await?;
     if held.is_empty() {
         // its predecessor ended with its ports: before all that takes longer
-        let mapped = glimpse.mapped_ports(&settings);
+        let mapped = glimpse.mapped_ports();
         held = keeper.hold_again(mapped, held, started).await;
     }
     let mut dataplane = open_dataplane(config, &settings, glimpse, tools)?;

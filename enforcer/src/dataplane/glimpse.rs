@@ -10,9 +10,8 @@ use portmapping_shared::{HostPort, Protocol};
 use super::exec::Tools;
 use super::iptables::commands::Commands;
 use super::iptables::save::ports_in;
-use super::iptables::{Family, Flavour, Settings};
-use super::nftables::Nftables;
-use super::{Dataplane, DataplaneError};
+use super::iptables::{Family, Flavour};
+use super::{DataplaneError, nftables};
 
 /// What both kinds of iptables carry.
 #[derive(Debug)]
@@ -53,19 +52,13 @@ impl Glimpse {
     /// The host ports that rules of ours lead from, whichever kind they are of. It is more
     /// credulous than a driver: holding a port in vain does no harm.
     #[must_use]
-    pub fn mapped_ports(&self, settings: &Settings) -> BTreeSet<(Protocol, HostPort)> {
+    pub fn mapped_ports(&self) -> BTreeSet<(Protocol, HostPort)> {
         let texts = [&self.nft, &self.legacy].into_iter().flat_map(|saved| {
             let ipv4 = saved.ipv4.as_deref().ok();
             ipv4.into_iter().chain(saved.ipv6.as_deref())
         });
         let mut ports: BTreeSet<_> = texts.flat_map(ports_in).collect();
-        let table = Nftables::open(settings).and_then(|mut table| table.observe());
-        let mapped = table.map(|observed| observed.mappings).unwrap_or_default();
-        ports.extend(
-            mapped
-                .iter()
-                .map(|mapping| (mapping.protocol, mapping.host_port)),
-        );
+        ports.extend(nftables::ports());
         ports
     }
 }

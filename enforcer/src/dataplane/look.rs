@@ -1,6 +1,8 @@
 //! Reading the kernel beside changes: programs that print whole tables take their time, and no pod
 //! that starts meanwhile shall wait for them.
 
+use std::thread;
+
 use super::forward::Filters;
 use super::iptables::Tables;
 
@@ -17,11 +19,13 @@ pub struct Look {
 impl Look {
     /// Runs the programs, in the network namespace of the caller. Blocks.
     pub fn read(&mut self) {
-        if let Some(tables) = &mut self.tables {
-            tables.read();
-        }
-        if let Some(filters) = &mut self.filters {
-            filters.read();
-        }
+        thread::scope(|scope| {
+            if let Some(tables) = &mut self.tables {
+                scope.spawn(|| tables.read());
+            }
+            if let Some(filters) = &mut self.filters {
+                filters.read();
+            }
+        });
     }
 }

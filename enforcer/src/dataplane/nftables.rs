@@ -4,11 +4,12 @@
 //! port up is one hash, however many there are. The table is ours alone. An element in it is ours
 //! if its comment names a pod; others' are neither changed nor counted.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use portmapping_enforcer_core::Plan;
-use portmapping_shared::Mapping;
 use portmapping_shared::contract::CHAIN_PREFIX;
+use portmapping_shared::{HostPort, Mapping, Protocol};
 use rustix::io::Errno;
 
 use super::conntrack::Conntrack;
@@ -288,6 +289,12 @@ pub(super) fn may_have_iptables_chains() -> bool {
         tracing::debug!(%error, "chains could not be listed");
     }
     legacy || found
+}
+
+/// The host ports in our maps, without asking whether the table is as it should be.
+pub(super) fn ports() -> BTreeSet<(Protocol, HostPort)> {
+    let socket = Socket::open(Options::default());
+    socket.map_or_else(|_| BTreeSet::new(), |mut socket| look::ports(&mut socket))
 }
 
 /// Whether the kernel has `nf_tables` at all. Where that does not show, it has.

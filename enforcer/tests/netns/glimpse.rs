@@ -2,11 +2,10 @@
 
 use portmapping_enforcer::dataplane::Tools;
 use portmapping_enforcer::dataplane::glimpse::Glimpse;
-use portmapping_enforcer::dataplane::iptables::Settings;
 use portmapping_shared::Mapping;
 use portmapping_shared::Protocol::{Tcp, Udp};
 
-use crate::lab::{Backend, Lab, NODE, POD1, POD1_V6, ip, map, range};
+use crate::lab::{Backend, Lab, NODE, POD1, POD1_V6, ip, map};
 
 crate::for_each_backend!(shows_what_is_mapped);
 
@@ -22,10 +21,9 @@ fn shows_what_is_mapped(backend: Backend) {
         },
     ];
     lab.driver(backend).reconcile(&mappings);
-    let glimpse = lab.node.run(|| {
-        let settings = Settings::new(range("20000-29999"));
-        Glimpse::take(&Tools::default()).mapped_ports(&settings)
-    });
+    let glimpse = lab
+        .node
+        .run(|| Glimpse::take(&Tools::default()).mapped_ports());
     let ports = mappings.map(|mapping| (mapping.protocol, mapping.host_port));
     assert_eq!(glimpse, ports.into());
 }

@@ -22,6 +22,8 @@ pub(super) struct Known {
     pub(super) pods: Pods,
     pub(super) notes: Notes,
     pub(super) damage: Damage,
+    /// The fingerprint of the text that all of this says; None once something was changed.
+    pub(super) text_read: Option<u64>,
 }
 
 /// How the frame differs from what it should be.
@@ -92,6 +94,7 @@ impl Known {
             pods,
             notes,
             damage: Damage::default(),
+            text_read: None,
         };
         let damage = known.damage(&saved, &whole, layout);
         Self { damage, ..known }

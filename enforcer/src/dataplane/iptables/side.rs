@@ -4,6 +4,8 @@
 //! (an enforcer that still ends, say) can do no more harm than to double a rule, which the next
 //! look finds.
 
+use std::hash::{BuildHasher as _, Hash as _, Hasher as _, RandomState};
+
 use portmapping_shared::Mapping;
 
 use crate::dataplane::preparations::Place;
@@ -31,6 +33,8 @@ pub(super) struct Side {
     installed: bool,
     /// The program for the next change.
     spare: Place,
+    /// Keyed at random: nobody can make a text that passes for another.
+    hashing: RandomState,
 }
 
 impl Side {
@@ -42,6 +46,7 @@ impl Side {
             known: None,
             installed: false,
             spare: Place::default(),
+            hashing: RandomState::new(),
         }
     }
 
@@ -87,8 +92,17 @@ impl Side {
 
     /// Takes in the table as it was printed. Also says whether it differs from what was believed.
     pub(super) fn take(&mut self, text: &str) -> (Observed, bool) {
+        let text_read = self.fingerprint(text);
+        if let Some(known) = &self.known
+            && known.text_read == Some(text_read)
+        {
+            return (observed(known), false);
+        }
         let believed = self.known.take();
-        let known = self.read(text);
+        let known = Known {
+            text_read: Some(text_read),
+            ..self.read(text)
+        };
         let altered = believed.as_ref().is_some_and(|believed| {
             believed.leaves != known.leaves || believed.damage != known.damage
         });
@@ -103,10 +117,8 @@ impl Side {
                 there.is_none_or(|there| !there.contains(mapping))
             })
         });
-        let observed = Observed {
-            mappings: known.leaves.values().flatten().cloned().collect(),
-            intact: !strange && (known.untouched || known.damage == Damage::default()),
-        };
+        let mut observed = observed(&known);
+        observed.intact &= !strange;
         // an earlier run of this program may have made the jumps
         self.installed |= !known.untouched && known.damage.missing_jumps.is_empty();
         self.known = Some(known);
@@ -144,7 +156,8 @@ impl Side {
         } else {
             missing_jumps
         };
-        let (next, transaction) = self.prepare(known, remove, create, single);
+        let (mut next, transaction) = self.prepare(known, remove, create, single);
+        next.text_read = None;
         let jumps = jumps::make(&self.commands, &missing_jumps)?;
         let spare = self.spare.lock().take();
         if let Err(error) = self.commands.restore(&transaction, spare) {
@@ -175,12 +188,30 @@ impl Side {
         self.known = None;
     }
 
+    /// Of the text without what changes by itself: the time, and how many packets came by.
+    fn fingerprint(&self, text: &str) -> u64 {
+        let mut hasher = self.hashing.build_hasher();
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let declared = line.starts_with(':');
+            let line = line.split('[').next().filter(|_| declared).unwrap_or(line);
+            line.hash(&mut hasher);
+        }
+        hasher.finish()
+    }
+
     fn look(&self) -> Result<Known, DataplaneError> {
         Ok(self.read(&self.commands.save_nat()?))
     }
 
     fn read(&self, text: &str) -> Known {
         Known::read(text, self.commands.family, &self.layout)
+    }
+}
+
+fn observed(known: &Known) -> Observed {
+    Observed {
+        mappings: known.leaves.values().flatten().cloned().collect(),
+        intact: known.untouched || known.damage == Damage::default(),
     }
 }
 

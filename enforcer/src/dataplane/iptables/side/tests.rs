@@ -330,5 +330,6 @@ proptest! {
     }
 }
 
+mod again;
 mod damage;
 mod owners;
