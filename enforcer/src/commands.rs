@@ -148,10 +148,14 @@ async fn take_up(
 ) -> anyhow::Result<(Moving, Keeper, Recovered)> {
     let tools = Tools::default();
     let settings = settings(config);
-    // what can be done before the keeper is there: ports that lost their holder wait for the two of us
-    let glimpse = Glimpse::take(&tools);
+    // ports that lost their holder wait for the keeper and for us
+    let reading = tokio::task::spawn_blocking({
+        let tools = tools.clone();
+        move || Glimpse::take(&tools)
+    });
     let mut keeper = Keeper::connect(&config.keeper_socket, KEEPER_START).await?;
     let mut held = keeper.list().await?;
+    let glimpse = reading.await.context("read the rules")?;
     if held.is_empty() {
         // its predecessor ended with its ports: before all that takes longer
         let mapped = glimpse.mapped_ports();

@@ -1,5 +1,5 @@
 //! What the node's rules say at first sight, before anything is decided: all kinds of iptables are
-//! read at once, each once.
+//! read at once, each once, and our nftables table meanwhile.
 
 use std::collections::BTreeSet;
 use std::panic::resume_unwind;
@@ -18,6 +18,8 @@ use super::{DataplaneError, nftables};
 pub struct Glimpse {
     pub(super) nft: Saved,
     pub(super) legacy: Saved,
+    /// The host ports in our nftables table.
+    in_table: BTreeSet<(Protocol, HostPort)>,
 }
 
 /// All tables of one kind of iptables, as text.
@@ -37,6 +39,7 @@ impl Glimpse {
             let reading = [Flavour::Nft, Flavour::Legacy].map(|flavour| {
                 Family::ALL.map(|family| scope.spawn(move || read(flavour, family)))
             });
+            let in_table = nftables::ports();
             let [nft, legacy] = reading.map(|families| {
                 let [ipv4, ipv6] = families
                     .map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
@@ -45,7 +48,11 @@ impl Glimpse {
                     ipv6: ipv6.ok(),
                 }
             });
-            Self { nft, legacy }
+            Self {
+                nft,
+                legacy,
+                in_table,
+            }
         })
     }
 
@@ -57,8 +64,9 @@ impl Glimpse {
             let ipv4 = saved.ipv4.as_deref().ok();
             ipv4.into_iter().chain(saved.ipv6.as_deref())
         });
-        let mut ports: BTreeSet<_> = texts.flat_map(ports_in).collect();
-        ports.extend(nftables::ports());
-        ports
+        texts
+            .flat_map(ports_in)
+            .chain(self.in_table.iter().copied())
+            .collect()
     }
 }
