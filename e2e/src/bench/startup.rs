@@ -222,7 +222,7 @@ type Measure = (&'static str, fn(&Trace) -> f64, Bar);
 type Share = (&'static str, fn(&Trace) -> bool, Bar);
 
 fn report(ours: &Outcome, theirs: &Outcome) -> Report {
-    let measures: [Measure; 5] = [
+    let measures: [Measure; 6] = [
         (
             "result -> rule",
             Trace::result_to_rule,
@@ -233,6 +233,7 @@ fn report(ours: &Outcome, theirs: &Outcome) -> Report {
             Trace::result_to_published,
             Bar::AtMost(PUBLISHED_BAR),
         ),
+        ("patch within the API server", Trace::patch, Bar::None),
         ("result -> first words", Trace::result_to_words, Bar::None),
         ("rule -> first words", Trace::rule_to_words, Bar::None),
         ("first words -> answer", Trace::words_to_answer, Bar::None),

@@ -12,6 +12,9 @@ use super::rules::{Family, Rule};
 use crate::cluster::Cluster;
 use crate::starts::Call;
 
+/// When a write came in, and when it was done.
+type Patch = (SystemTime, SystemTime);
+
 /// Where libcni leaves its results.
 const RESULTS: &str = "var/lib/cni/results";
 
@@ -21,6 +24,8 @@ pub(super) struct Trace {
     result: SystemTime,
     /// The last of the pod's rules, of whatever address family.
     rule: SystemTime,
+    /// When the API server got the patch.
+    asked: SystemTime,
     published: SystemTime,
     begun: SystemTime,
     answered: SystemTime,
@@ -33,6 +38,11 @@ impl Trace {
 
     pub(super) fn result_to_published(&self) -> f64 {
         milliseconds(self.result, self.published)
+    }
+
+    /// What the API server took of it.
+    pub(super) fn patch(&self) -> f64 {
+        milliseconds(self.asked, self.published)
     }
 
     pub(super) fn result_to_words(&self) -> f64 {
@@ -101,11 +111,14 @@ pub(super) fn join(
             .collect::<Result<_>>()?;
         let rule = rules.into_iter().max();
         let patches = published.get(pod).into_iter().flatten();
-        let published = patches.copied().find(|seen| *seen >= result);
+        let patch = patches.copied().find(|(_, done)| *done >= result);
+        let (asked, published) =
+            patch.with_context(|| format!("no patch of {pod} in the audit log"))?;
         anyhow::Ok(Trace {
             result,
             rule: rule.with_context(|| format!("{pod} has no address"))?,
-            published: published.with_context(|| format!("no patch of {pod} in the audit log"))?,
+            asked,
+            published,
             begun: call.begun,
             answered: call.answered,
         })
@@ -149,11 +162,11 @@ fn results(cluster: &Cluster, node: &str, space: &str) -> Result<BTreeMap<String
     Ok(found)
 }
 
-/// When the enforcer's writes to each pod's status were done.
-fn published(cluster: &Cluster, space: &str) -> Result<BTreeMap<String, Vec<SystemTime>>> {
+/// When the enforcer's writes to each pod's status came in, and were done.
+fn published(cluster: &Cluster, space: &str) -> Result<BTreeMap<String, Vec<Patch>>> {
     let path = cluster.audit_log()?;
     let log = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-    let mut found: BTreeMap<String, Vec<SystemTime>> = BTreeMap::new();
+    let mut found: BTreeMap<String, Vec<Patch>> = BTreeMap::new();
     for line in log.split(|byte| *byte == b'\n') {
         // the last line may be half written
         let Ok(event) = serde_json::from_slice::<Value>(line) else {
@@ -167,14 +180,19 @@ fn published(cluster: &Cluster, space: &str) -> Result<BTreeMap<String, Vec<Syst
         if !(by_enforcer && done && of_status && target["namespace"] == space) {
             continue;
         }
-        let (Some(name), Some(time)) = (target["name"].as_str(), event["stageTimestamp"].as_str())
-        else {
-            continue;
-        };
-        let time: Timestamp = time.parse().context("parse a time of the audit log")?;
-        let micros = u64::try_from(time.as_microsecond()).context("a time before 1970")?;
-        let time = SystemTime::UNIX_EPOCH + Duration::from_micros(micros);
-        found.entry(name.to_owned()).or_default().push(time);
+        let time = |field: &str| time(event[field].as_str());
+        let times = (time("requestReceivedTimestamp")?, time("stageTimestamp")?);
+        let name = target["name"].as_str().context("a patch of no pod")?;
+        found.entry(name.to_owned()).or_default().push(times);
     }
     Ok(found)
+}
+
+fn time(text: Option<&str>) -> Result<SystemTime> {
+    let time: Timestamp = text
+        .context("no time in the audit log")?
+        .parse()
+        .context("parse a time of the audit log")?;
+    let micros = u64::try_from(time.as_microsecond()).context("a time before 1970")?;
+    Ok(SystemTime::UNIX_EPOCH + Duration::from_micros(micros))
 }
