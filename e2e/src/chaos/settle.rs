@@ -74,6 +74,11 @@ impl Chaos {
             if !pod.running || pod.pod_ips.is_empty() {
                 return Some(format!("{name} does not run"));
             }
+            // with the condition True it is the kubelet that has to notice, which waits longer and longer
+            // for an API server that was away
+            if !pod.entries.is_empty() && !pod.ready {
+                return Some(format!("the kubelet does not call {name} Ready yet"));
+            }
             if self.renewed.get(&pod.uid) == Some(&pod.container) {
                 return Some(format!("{name} is not reported anew yet"));
             }
