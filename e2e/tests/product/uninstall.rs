@@ -82,6 +82,14 @@ fn settled(cluster: &Cluster, nodes: &[String]) -> Result<BTreeMap<(String, Stri
     std::thread::sleep(std::time::Duration::from_secs(1));
     let second = look(cluster, nodes)?;
     ensure!(first == second, "still changing");
+    // on a busy machine kube-proxy begins long after a node takes pods
+    for ((node, question), answer) in &second {
+        let rules = question == "iptables-save" || question == "ip6tables-save";
+        ensure!(
+            !rules || answer.contains("-j KUBE-SERVICES"),
+            "kube-proxy on {node} has not written {question} yet"
+        );
+    }
     Ok(second)
 }
 
