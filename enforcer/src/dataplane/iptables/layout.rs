@@ -20,7 +20,7 @@ use super::family::Family;
 use super::notes;
 use super::rule::Route;
 use super::settings::{Settings, Subnet};
-use super::tree::{self, Tree};
+use super::tree::{self, Place, Tree};
 
 /// The chain in which every packet to a local address begins.
 pub(super) const ENTRY: &str = CHAIN_PREFIX;
@@ -110,6 +110,24 @@ impl Layout {
         self.tree.leaf(mapping.protocol, mapping.host_port)
     }
 
+    /// Whether all of them belong into this chain. Names are made once a chain: they take longer than
+    /// all the rest of it.
+    pub(super) fn is_leaf_of<'a>(
+        &self,
+        chain: &str,
+        mappings: impl IntoIterator<Item = &'a Mapping>,
+    ) -> bool {
+        let mut places = mappings.into_iter().map(|mapping| self.place(mapping));
+        let Some(first) = places.next() else {
+            return true;
+        };
+        self.tree.leaf_at(first) == chain && places.all(|place| place == first)
+    }
+
+    fn place(&self, mapping: &Mapping) -> Place {
+        self.tree.place(mapping.protocol, mapping.host_port)
+    }
+
     /// Whether a mapping has its place in the range tree.
     pub(super) fn is_in_range(&self, mapping: &Mapping) -> bool {
         self.tree.range().contains(mapping.host_port)
@@ -118,11 +136,15 @@ impl Layout {
     /// Sorts mappings into their leaves.
     pub(super) fn leaves(&self, mappings: impl IntoIterator<Item = Mapping>) -> Leaves {
         let mut leaves = Leaves::new();
-        for mapping in mappings {
-            leaves
-                .entry(self.leaf(&mapping))
-                .or_default()
-                .insert(mapping);
+        let mut mappings = mappings.into_iter().peekable();
+        while let Some(mapping) = mappings.next() {
+            let place = self.place(&mapping);
+            let leaf = leaves.entry(self.tree.leaf_at(place)).or_default();
+            leaf.insert(mapping);
+            // as they were read they come leaf by leaf
+            while let Some(mapping) = mappings.next_if(|next| self.place(next) == place) {
+                leaf.insert(mapping);
+            }
         }
         leaves
     }

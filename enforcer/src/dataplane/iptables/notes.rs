@@ -9,6 +9,7 @@
 //! comment costs it as much as the rest of the rule. A note says something only of a rule that is
 //! there, and where two differ neither is believed.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -72,11 +73,16 @@ impl Notes {
                 continue;
             };
             for (key, owner) in note {
-                let known = owners.0.get(key).cloned();
-                whole &= known.is_none();
-                // two that agree are one, and of two that do not neither is believed
-                let agreed = known.is_none_or(|known| known.as_ref() == Some(owner));
-                owners.0.insert(*key, agreed.then(|| owner.clone()));
+                match owners.0.entry(*key) {
+                    Entry::Vacant(free) => _ = free.insert(Some(owner.clone())),
+                    Entry::Occupied(mut known) => {
+                        whole = false;
+                        // two that agree are one, and of two that do not neither is believed
+                        if known.get().as_ref() != Some(owner) {
+                            known.insert(None);
+                        }
+                    }
+                }
             }
         }
         if whole {

@@ -220,17 +220,24 @@ fn has_old_rules(rules: &[&str]) -> bool {
 /// Whether a chain has nothing but mappings that belong there, each once, and where two share a
 /// port the one with a host address first. Their order is else of no account: new ones are appended.
 fn is_whole_leaf(chain: &str, mappings: &[Option<Mapping>], layout: &Layout) -> bool {
+    let Some(mappings) = mappings
+        .iter()
+        .map(Option::as_ref)
+        .collect::<Option<Vec<_>>>()
+    else {
+        return false;
+    };
     let mut seen = BTreeSet::new();
     let mut everywhere = BTreeSet::new();
-    mappings.iter().all(|mapping| {
-        let Some(mapping) = mapping else { return false };
+    let in_order = mappings.iter().all(|mapping| {
         let port = (mapping.protocol, mapping.host_port);
         let reached = mapping.host_ip.is_none() || !everywhere.contains(&port);
         if mapping.host_ip.is_none() {
             everywhere.insert(port);
         }
-        reached && seen.insert(mapping) && layout.leaf(mapping) == chain
-    })
+        reached && seen.insert(*mapping)
+    });
+    in_order && layout.is_leaf_of(chain, mappings)
 }
 
 /// The jumps in a built-in chain that we made, be they edited or doubled.

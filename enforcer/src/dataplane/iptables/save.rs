@@ -32,8 +32,7 @@ impl<'a> Saved<'a> {
     pub(super) fn parse(text: &'a str) -> Self {
         let mut saved = Self::default();
         let mut in_nat = false;
-        // rules come sorted by chain, so one counter does
-        let mut current = ("", 0);
+        let mut current = Run::default();
         for line in text.lines() {
             if let Some(table) = line.strip_prefix('*') {
                 in_nat = table.trim_end() == "nat";
@@ -45,13 +44,13 @@ impl<'a> Saved<'a> {
                 }
             } else if let Some(appended) = line.strip_prefix("-A ") {
                 let (chain, rule) = appended.split_once(' ').unwrap_or((appended, ""));
-                if current.0 != chain {
-                    current = (chain, 0);
+                if current.chain != chain {
+                    saved.take(std::mem::replace(&mut current, Run::of(chain)));
                 }
-                saved.take(chain, rule.trim_end(), current.1);
-                current.1 += 1;
+                current.rules.push(rule.trim_end());
             }
         }
+        saved.take(current);
         saved
     }
 
@@ -60,19 +59,40 @@ impl<'a> Saved<'a> {
         self.chains.is_empty() && self.references.is_empty()
     }
 
-    fn take(&mut self, chain: &'a str, rule: &'a str, position: usize) {
+    fn take(&mut self, mut run: Run<'a>) {
+        let Run { chain, .. } = run;
         if is_our_chain(chain) {
-            self.chains.entry(chain).or_default().push(rule);
+            let rules = self.chains.entry(chain).or_default();
+            rules.append(&mut run.rules);
             return;
         }
-        let leads_to_us = rule.contains(CHAIN_PREFIX)
-            && Rule::parse(rule).is_some_and(|rule| rule.target().is_some_and(is_our_chain));
-        if leads_to_us {
-            self.references.push(Reference {
+        let leads_to_us = |rule: &str| {
+            rule.contains(CHAIN_PREFIX)
+                && Rule::parse(rule).is_some_and(|rule| rule.target().is_some_and(is_our_chain))
+        };
+        let rules = run.rules.into_iter().enumerate();
+        let ours = rules.filter(|(_, rule)| leads_to_us(rule));
+        self.references
+            .extend(ours.map(|(position, rule)| Reference {
                 chain,
                 rule,
                 position,
-            });
+            }));
+    }
+}
+
+/// Rules of one chain in a row; all of them, for they come sorted by chain.
+#[derive(Debug, Default)]
+struct Run<'a> {
+    chain: &'a str,
+    rules: Vec<&'a str>,
+}
+
+impl<'a> Run<'a> {
+    fn of(chain: &'a str) -> Self {
+        Self {
+            chain,
+            rules: Vec::new(),
         }
     }
 }

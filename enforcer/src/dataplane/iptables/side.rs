@@ -103,20 +103,20 @@ impl Side {
             text_read: Some(text_read),
             ..self.read(text)
         };
-        let altered = believed.as_ref().is_some_and(|believed| {
-            believed.leaves != known.leaves || believed.damage != known.damage
-        });
+        let same = |believed: &Known| believed.leaves == known.leaves;
         // a rule that leads elsewhere than it was made to is still one that can be read
-        let strange = believed.is_some_and(|believed| {
-            let mut mappings = known
-                .leaves
-                .iter()
-                .flat_map(|(leaf, mappings)| mappings.iter().map(move |mapping| (leaf, mapping)));
-            mappings.any(|(leaf, mapping)| {
+        let strange = |believed: &Known| {
+            let mut leaves = known.leaves.iter();
+            leaves.any(|(leaf, mappings)| {
                 let there = believed.leaves.get(leaf);
-                there.is_none_or(|there| !there.contains(mapping))
+                !there.is_some_and(|there| mappings.is_subset(there))
             })
-        });
+        };
+        let (altered, strange) = match &believed {
+            Some(believed) if same(believed) => (believed.damage != known.damage, false),
+            Some(believed) => (true, strange(believed)),
+            None => (false, false),
+        };
         let mut observed = observed(&known);
         observed.intact &= !strange;
         // an earlier run of this program may have made the jumps

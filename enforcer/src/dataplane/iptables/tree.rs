@@ -27,6 +27,14 @@ struct Span {
     levels: u32,
 }
 
+/// Which leaf a port belongs to, without its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    protocol: Protocol,
+    /// None for the ports outside the range.
+    span: Option<Span>,
+}
+
 impl Tree {
     pub(super) fn new(range: PortRange) -> Self {
         let enough = |f: &u32| usize::try_from(f.pow(DEPTH)).is_ok_and(|n| n >= range.size());
@@ -53,8 +61,14 @@ impl Tree {
 
     /// The chain that holds the rules of a port.
     pub(super) fn leaf(self, protocol: Protocol, port: HostPort) -> String {
+        self.leaf_at(self.place(protocol, port))
+    }
+
+    /// Where a port's rule is: ports with one place have one leaf.
+    pub(super) fn place(self, protocol: Protocol, port: HostPort) -> Place {
         if !self.range.contains(port) {
-            return Self::outside(protocol);
+            let span = None;
+            return Place { protocol, span };
         }
         let port = u32::from(port.get());
         let mut span = self.whole();
@@ -67,7 +81,16 @@ impl Tree {
                 levels: span.levels - 1,
             };
         }
-        self.name(protocol, span)
+        let span = Some(span);
+        Place { protocol, span }
+    }
+
+    /// The chain of a place.
+    pub(super) fn leaf_at(self, place: Place) -> String {
+        match place.span {
+            Some(span) => self.name(place.protocol, span),
+            None => Self::outside(place.protocol),
+        }
     }
 
     /// Every chain of a protocol's tree with its jumps; leaves have none.
