@@ -12,6 +12,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::RecvTimeoutError::Disconnected;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, SystemTime};
@@ -26,12 +27,15 @@ use kube::{Client, Config};
 use nix::sched::{CloneFlags, setns};
 
 use crate::cluster::Cluster;
+use crate::wait::Patience;
 
 const ANNOTATION: &str = "tkestack.io/portmapping";
 /// How long a pod that has begun may have to wait for its annotation; it waits a minute itself.
 const PUBLISHED_SOON: Duration = Duration::from_secs(50);
 /// How long the one call back may take.
 const CALL: Duration = Duration::from_secs(3);
+/// How long to wait for a call before it is looked at how long that is by now.
+const SHORT: Duration = Duration::from_secs(1);
 /// Between two looks at whether the collector is still wanted.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -129,15 +133,19 @@ impl Collector {
 
     /// The next calls, as many as asked for.
     pub fn take(&self, count: usize, limit: Duration) -> Result<Vec<Call>> {
-        let end = SystemTime::now() + limit;
+        let mut patience = Patience::of(limit);
         let mut taken = Vec::with_capacity(count);
         while taken.len() < count {
-            let left = end.duration_since(SystemTime::now()).unwrap_or_default();
-            let call = self.calls.recv_timeout(left);
-            taken.push(call.with_context(|| {
-                let seconds = limit.as_secs();
-                format!("{} of {count} pods began within {seconds} s", taken.len())
-            })?);
+            match self.calls.recv_timeout(SHORT) {
+                Ok(call) => taken.push(call),
+                Err(error) if error == Disconnected || patience.left().is_zero() => {
+                    let (seconds, taken) = (limit.as_secs(), taken.len());
+                    return Err(error).with_context(|| {
+                        format!("{taken} of {count} pods began within {seconds} s")
+                    });
+                }
+                Err(_) => {}
+            }
         }
         Ok(taken)
     }

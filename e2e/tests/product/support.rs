@@ -19,7 +19,7 @@ use serde_json::Value;
 pub(crate) const ANNOTATION: &str = "tkestack.io/portmapping";
 pub(crate) const MARK: &str = "tkestack.io/portmapping-request";
 /// How long anything that should happen may take on a loaded machine.
-pub(crate) const LIMIT: Duration = Duration::from_secs(90);
+pub(crate) const LIMIT: Duration = Duration::from_mins(3);
 /// Between two looks at something that should happen.
 pub(crate) const LOOK: Duration = Duration::from_millis(100);
 
