@@ -35,6 +35,7 @@ use self::network::Machine;
 use self::roles::RoleName;
 use crate::artifacts::image;
 use crate::process;
+use crate::wait::{Probe, until};
 
 /// How long a program run by [`Cluster::exec`] may take.
 const EXEC_LIMIT: Duration = Duration::from_mins(2);
@@ -258,11 +259,21 @@ impl Cluster {
     /// Sends a signal to a program of the cluster that the harness started on `host`, such as
     /// `kube-apiserver` on `control-plane` or `containerd` on `node1`.
     pub fn signal_component(&self, host: &str, program: &str, signal: Signal) -> Result<()> {
-        let found = self.processes(host)?.into_iter().find(|process| {
-            let path = process.arguments.first().map(Path::new);
-            path.is_some_and(|path| path.is_absolute() && path.ends_with(program))
-        });
-        let found = found.with_context(|| format!("{program} does not run on {host}"))?;
+        let find = || {
+            let found = self.processes(host)?.into_iter().find(|process| {
+                let path = process.arguments.first().map(Path::new);
+                path.is_some_and(|path| path.is_absolute() && path.ends_with(program))
+            });
+            // one that is only being started has another name yet
+            Ok(found.map_or_else(|| Probe::Missing("no such process".into()), Probe::Done))
+        };
+        let what = format!("{program} to run on {host}");
+        let found = until(
+            &what,
+            Duration::from_secs(10),
+            Duration::from_millis(100),
+            find,
+        )?;
         let pid = i32::try_from(found.pid).context("pid out of range")?;
         kill(Pid::from_raw(pid), signal).with_context(|| format!("send {signal} to {program}"))
     }

@@ -8,6 +8,7 @@ use e2e::{Cluster, install};
 use serde_json::{Value, json};
 
 use crate::support::outside::{Way, at, is_refused};
+use crate::support::parts::roll;
 use crate::support::pods::{
     Entry, annotated, container, entries, is_true, mapped_pod, on_node, pod,
 };
@@ -193,6 +194,42 @@ fn flushed_rules_come_back() -> Result<()> {
             );
             Ok(())
         })
+    })
+}
+
+/// Every rule of ours, and with them the names of their pods.
+const FLUSH: &str = "for i in iptables ip6tables; do
+    $i -t nat -S | sed -n 's/^-N \\(PORTMAPPING[^ ]*\\)$/\\1/p' | while read -r chain; do
+        $i -t nat -F \"$chain\" || exit 1
+    done
+done";
+
+#[test]
+fn rules_flushed_while_the_enforcer_is_down_come_back_with_the_same_ports() -> Result<()> {
+    let cluster = alone();
+    Space::with(&cluster, "survive-both", |space| {
+        let node = first_node(&cluster)?;
+        space.create(&on_node(mapped_pod("web"), &node))?;
+        let web = space.ready("web")?;
+        let before = entries(&web)?;
+        // so that the next end is its first: the kubelet then starts it again at once
+        roll(&cluster)?;
+        let restarts_before = restarts(&enforcer(&cluster, &node)?);
+        signal(&cluster, &node, "-KILL")?;
+        let flush = cluster.exec(&node, &["sh", "-c", FLUSH])?;
+        ensure!(flush.status.success(), "{flush:?}");
+        eventually("the enforcer to be back", || {
+            let pod = enforcer(&cluster, &node)?;
+            ensure!(restarts(&pod) > restarts_before, "not restarted yet");
+            ensure!(is_true(&pod, "Ready"), "not Ready yet");
+            Ok(())
+        })?;
+        eventually("the mapping to be back", || {
+            space.answers(&web, &before[0], Way::Http)
+        })?;
+        let after = entries(&space.pod("web")?)?;
+        ensure!(after == before, "{after:?} after {before:?}");
+        Ok(())
     })
 }
 

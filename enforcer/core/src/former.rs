@@ -1,6 +1,6 @@
 //! Who had a resting port: a pod made again under the same name gets it back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use portmapping_shared::{ContainerPort, PodRef, Protocol};
 
@@ -20,6 +20,8 @@ struct Slot {
 pub(crate) struct Former {
     by_port: BTreeMap<PortKey, Slot>,
     by_slot: BTreeMap<Slot, PortKey>,
+    /// Ports that were found held and with no rule to say whose they are.
+    unknown: BTreeSet<PortKey>,
 }
 
 impl Former {
@@ -33,8 +35,20 @@ impl Former {
         self.by_port.insert(key, slot);
     }
 
+    /// The port was somebody's, and only a pod's own result can say whose.
+    pub(crate) fn lose_track(&mut self, key: PortKey) {
+        self.forget(key);
+        self.unknown.insert(key);
+    }
+
+    /// Whether it is not known whose the port was.
+    pub(crate) fn is_unknown(&self, key: PortKey) -> bool {
+        self.unknown.contains(&key)
+    }
+
     /// The port rests no more.
     pub(crate) fn forget(&mut self, key: PortKey) {
+        self.unknown.remove(&key);
         if let Some(slot) = self.by_port.remove(&key) {
             self.by_slot.remove(&slot);
         }
@@ -52,9 +66,9 @@ impl Former {
             .copied()
     }
 
-    /// Ports with a known former use.
+    /// Ports with a former use, known or not.
     pub(crate) fn ports(&self) -> impl Iterator<Item = PortKey> + '_ {
-        self.by_port.keys().copied()
+        self.by_port.keys().chain(&self.unknown).copied()
     }
 }
 

@@ -15,6 +15,7 @@ use crate::starts::Call;
 /// When a write came in, and when it was done.
 type Patch = (SystemTime, SystemTime);
 
+const ENFORCER: &str = "system:serviceaccount:portmapping-system:enforcer";
 /// Where libcni leaves its results.
 const RESULTS: &str = "var/lib/cni/results";
 
@@ -27,6 +28,8 @@ pub(super) struct Trace {
     /// When the API server got the patch.
     asked: SystemTime,
     published: SystemTime,
+    /// The kubelet's first write to the same pod's status since then.
+    by_kubelet: Patch,
     begun: SystemTime,
     answered: SystemTime,
 }
@@ -43,6 +46,11 @@ impl Trace {
     /// What the API server took of it.
     pub(super) fn patch(&self) -> f64 {
         milliseconds(self.asked, self.published)
+    }
+
+    /// What it took of a write that is none of ours.
+    pub(super) fn patch_of_kubelet(&self) -> f64 {
+        milliseconds(self.by_kubelet.0, self.by_kubelet.1)
     }
 
     pub(super) fn result_to_words(&self) -> f64 {
@@ -91,7 +99,9 @@ pub(super) fn join(
     rules: &[Rule],
 ) -> Result<Vec<Trace>> {
     let results = results(cluster, node, space)?;
-    let published = published(cluster, space)?;
+    let audit = Audit::read(cluster)?;
+    let published = audit.patches(space, ENFORCER)?;
+    let by_kubelet = audit.patches(space, &format!("system:node:{node}"))?;
     let trace = |call: &Call| {
         let pod = &call.pod;
         let written = results
@@ -110,15 +120,19 @@ pub(super) fn join(
             .map(rule_of)
             .collect::<Result<_>>()?;
         let rule = rules.into_iter().max();
-        let patches = published.get(pod).into_iter().flatten();
-        let patch = patches.copied().find(|(_, done)| *done >= result);
-        let (asked, published) =
-            patch.with_context(|| format!("no patch of {pod} in the audit log"))?;
+        let patch = |patches: &BTreeMap<String, Vec<Patch>>| {
+            let mut patches = patches.get(pod).into_iter().flatten();
+            let patch = patches.find(|(_, done)| *done >= result);
+            let patch = patch.copied();
+            patch.with_context(|| format!("no patch of {pod} in the audit log"))
+        };
+        let (asked, published) = patch(&published)?;
         anyhow::Ok(Trace {
             result,
             rule: rule.with_context(|| format!("{pod} has no address"))?,
             asked,
             published,
+            by_kubelet: patch(&by_kubelet)?,
             begun: call.begun,
             answered: call.answered,
         })
@@ -162,30 +176,38 @@ fn results(cluster: &Cluster, node: &str, space: &str) -> Result<BTreeMap<String
     Ok(found)
 }
 
-/// When the enforcer's writes to each pod's status came in, and were done.
-fn published(cluster: &Cluster, space: &str) -> Result<BTreeMap<String, Vec<Patch>>> {
-    let path = cluster.audit_log()?;
-    let log = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-    let mut found: BTreeMap<String, Vec<Patch>> = BTreeMap::new();
-    for line in log.split(|byte| *byte == b'\n') {
+/// The API server's audit log.
+struct Audit(Vec<Value>);
+
+impl Audit {
+    fn read(cluster: &Cluster) -> Result<Self> {
+        let path = cluster.audit_log()?;
+        let log = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
         // the last line may be half written
-        let Ok(event) = serde_json::from_slice::<Value>(line) else {
-            continue;
-        };
-        let target = &event["objectRef"];
-        let by_enforcer =
-            event["user"]["username"] == "system:serviceaccount:portmapping-system:enforcer";
-        let done = event["stage"] == "ResponseComplete" && event["responseStatus"]["code"] == 200;
-        let of_status = event["verb"] == "patch" && target["subresource"] == "status";
-        if !(by_enforcer && done && of_status && target["namespace"] == space) {
-            continue;
-        }
-        let time = |field: &str| time(event[field].as_str());
-        let times = (time("requestReceivedTimestamp")?, time("stageTimestamp")?);
-        let name = target["name"].as_str().context("a patch of no pod")?;
-        found.entry(name.to_owned()).or_default().push(times);
+        let lines = log.split(|byte| *byte == b'\n');
+        let events = lines.filter_map(|line| serde_json::from_slice(line).ok());
+        Ok(Self(events.collect()))
     }
-    Ok(found)
+
+    /// When somebody's writes to each pod's status came in, and were done.
+    fn patches(&self, space: &str, user: &str) -> Result<BTreeMap<String, Vec<Patch>>> {
+        let mut found: BTreeMap<String, Vec<Patch>> = BTreeMap::new();
+        for event in &self.0 {
+            let target = &event["objectRef"];
+            let done =
+                event["stage"] == "ResponseComplete" && event["responseStatus"]["code"] == 200;
+            let of_status = event["verb"] == "patch" && target["subresource"] == "status";
+            let theirs = event["user"]["username"] == user && target["namespace"] == space;
+            if !(theirs && done && of_status) {
+                continue;
+            }
+            let time = |field: &str| time(event[field].as_str());
+            let times = (time("requestReceivedTimestamp")?, time("stageTimestamp")?);
+            let name = target["name"].as_str().context("a patch of no pod")?;
+            found.entry(name.to_owned()).or_default().push(times);
+        }
+        Ok(found)
+    }
 }
 
 fn time(text: Option<&str>) -> Result<SystemTime> {

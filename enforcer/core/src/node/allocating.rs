@@ -102,11 +102,15 @@ impl NodeState {
             if let Some(key) = wish.filter(|key| self.pool.is_free(*key) && named.insert(*key)) {
                 return Choice::Wished(key);
             }
+            let confirmed = tenant.confirmed_wish(port);
+            let lost = confirmed.map(|wish| (port.protocol, wish));
+            let lost = lost.filter(|key| self.former.is_unknown(*key));
             let facts = tenant.facts.as_ref();
             let former = facts.and_then(|facts| {
                 self.former
                     .find(&facts.pod, port.protocol, port.container_port)
             });
+            let former = lost.or(former);
             match former.filter(|key| self.pool.is_grantable(*key) && named.insert(*key)) {
                 Some(key) => Choice::Former(key),
                 None => Choice::Any,

@@ -25,7 +25,8 @@ pub struct Recovered {
 
 impl NodeState {
     /// Takes up where an earlier enforcer left off: every rule names its pod, so every lease is
-    /// known again. Held ports without a rule cool down: their pod may be gone.
+    /// known again. Held ports without a rule cool down: their pod may be gone. One whose own
+    /// result names such a port gets it back.
     #[must_use]
     pub fn recover(config: Config, seed: u64, now: Duration, found: Recovered) -> Self {
         let mut state = Self::new(config, seed);
@@ -69,6 +70,8 @@ impl NodeState {
             if state.lessee(port).is_none() {
                 state.pool.seize(port);
                 state.rest(now, port, state.config.cooldown);
+                // rules that were flushed just before take the names of their pods along
+                state.former.lose_track(port);
             }
         }
         for uid in state.tenants.keys().cloned().collect::<Vec<_>>() {

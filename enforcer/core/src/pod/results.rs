@@ -41,15 +41,27 @@ impl Tenant {
     /// wish to have the same again, worth nothing if the port is not free. Only beside our
     /// condition: a result that its creator wrote into the manifest chooses no port.
     pub(crate) fn wish(&self, port: &RequestedPort) -> Option<HostPort> {
+        HostPort::new(self.claim(port)?.host_port)
+    }
+
+    /// The same where the condition says it too, as it did while the pod was mapped: who can write
+    /// annotations cannot write conditions.
+    pub(crate) fn confirmed_wish(&self, port: &RequestedPort) -> Option<HostPort> {
+        let entry = self.claim(port)?;
+        let condition = self.facts.as_ref()?.record.condition.as_ref()?;
+        let confirmed = condition.status && condition.message.contains(&told(&entry));
+        HostPort::new(entry.host_port).filter(|_| confirmed)
+    }
+
+    fn claim(&self, port: &RequestedPort) -> Option<ResultEntry> {
         let facts = self.facts.as_ref()?;
         facts.record.condition.as_ref()?;
         let entries = annotation::decode(facts.record.annotation.as_deref()?)?;
-        let ours = entries.iter().find(|entry| {
+        entries.into_iter().find(|entry| {
             entry.pod_name == facts.pod.name
                 && entry.protocol == port.protocol
                 && entry.container_port == port.container_port.get()
-        });
-        ours.and_then(|entry| HostPort::new(entry.host_port))
+        })
     }
 
     /// The first port that a result names and this pod does not have, in words; None where it

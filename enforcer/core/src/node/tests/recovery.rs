@@ -121,6 +121,31 @@ fn after_a_reboot_a_pod_has_its_old_ports_if_they_are_free() {
 }
 
 #[test]
+fn after_rules_were_flushed_during_a_restart_a_pod_has_the_ports_that_are_held_for_it() {
+    let mut node = Node::new("20000-20009");
+    node.applied(facts("a", Some("10.244.0.2"))).settle();
+    let (ports, seen) = (
+        node.host_ports("a"),
+        echoed(&node, facts("a", Some("10.244.0.2"))),
+    );
+    let found = Recovered {
+        mappings: BTreeSet::new(),
+        intact: false,
+        ..recovered(&node)
+    };
+    node.state = NodeState::recover(config("20000-20009"), 9, NOW, found);
+    // another pod that asks first is given none of them
+    node.applied(facts("b", Some("10.244.0.3"))).settle();
+    assert!(
+        node.host_ports("b")
+            .iter()
+            .all(|port| !ports.contains(port))
+    );
+    node.applied(seen).settle();
+    assert_eq!(node.host_ports("a"), ports);
+}
+
+#[test]
 fn a_recovered_pod_follows_its_sandbox_before_the_api_speaks() {
     let mut node = Node::new("20000-29999");
     node.applied(facts("a", Some("10.244.0.2")));
