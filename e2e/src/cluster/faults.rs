@@ -1,0 +1,71 @@
+//! What befalls a cluster: nodes without power, programs that end.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::{Cluster, components, launch};
+use crate::wait::{Probe, until};
+
+/// How long a program that has ended may take to be started anew.
+const STARTED_ANEW: Duration = Duration::from_secs(10);
+/// Between two looks for it.
+const LOOK: Duration = Duration::from_millis(100);
+
+impl Cluster {
+    /// Cuts a node's power: every process of it is gone at once, and nothing of its state stays.
+    pub fn kill_node(&self, index: u8) -> Result<()> {
+        launch::kill_node(self.own_spec("kill a node")?, index)
+    }
+
+    /// Starts a node, new or killed before, and returns when it takes pods.
+    pub fn add_node(&self, index: u8) -> Result<()> {
+        launch::add_node(self.own_spec("add a node")?, index)
+    }
+
+    /// Sends a signal to a program of the cluster that the harness started on `host`, such as
+    /// `kube-apiserver` on `control-plane` or `containerd` on `node1`.
+    pub fn signal_component(&self, host: &str, program: &str, signal: Signal) -> Result<()> {
+        let find = || {
+            let found = self.processes(host)?.into_iter().find(|process| {
+                let path = process.arguments.first().map(Path::new);
+                path.is_some_and(|path| path.is_absolute() && path.ends_with(program))
+            });
+            // one that is only being started has another name yet
+            Ok(found.map_or_else(|| Probe::Missing("no such process".into()), Probe::Done))
+        };
+        let what = format!("{program} to run on {host}");
+        let found = until(&what, STARTED_ANEW, LOOK, find)?;
+        let pid = i32::try_from(found.pid).context("pid out of range")?;
+        kill(Pid::from_raw(pid), signal).with_context(|| format!("send {signal} to {program}"))
+    }
+
+    /// Kills such a program and keeps it down until [`Cluster::resume_component`].
+    pub fn stop_component(&self, host: &str, program: &str) -> Result<()> {
+        let file = self.pause_file(host, program)?;
+        if let Some(folder) = file.parent() {
+            fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+        }
+        fs::write(&file, "").with_context(|| format!("write {}", file.display()))?;
+        self.signal_component(host, program, Signal::SIGKILL)
+    }
+
+    /// Starts it again.
+    pub fn resume_component(&self, host: &str, program: &str) -> Result<()> {
+        let file = self.pause_file(host, program)?;
+        fs::remove_file(&file).with_context(|| format!("remove {}", file.display()))
+    }
+
+    fn pause_file(&self, host: &str, program: &str) -> Result<PathBuf> {
+        let log = match host {
+            "control-plane" => program.to_owned(),
+            host => format!("{host}-{program}"),
+        };
+        let spec = self.own_spec("stop a component")?;
+        Ok(components::pause_file(spec, &log))
+    }
+}
