@@ -30,28 +30,38 @@ impl Cluster {
     /// Sends a signal to a program of the cluster that the harness started on `host`, such as
     /// `kube-apiserver` on `control-plane` or `containerd` on `node1`.
     pub fn signal_component(&self, host: &str, program: &str, signal: Signal) -> Result<()> {
-        let find = || {
-            let found = self.processes(host)?.into_iter().find(|process| {
-                let path = process.arguments.first().map(Path::new);
-                path.is_some_and(|path| path.is_absolute() && path.ends_with(program))
-            });
-            // one that is only being started has another name yet
-            Ok(found.map_or_else(|| Probe::Missing("no such process".into()), Probe::Done))
-        };
-        let what = format!("{program} to run on {host}");
-        let found = until(&what, STARTED_ANEW, LOOK, find)?;
-        let pid = i32::try_from(found.pid).context("pid out of range")?;
-        kill(Pid::from_raw(pid), signal).with_context(|| format!("send {signal} to {program}"))
+        let pid = self.component(host, program)?;
+        kill(pid, signal).with_context(|| format!("send {signal} to {program}"))
     }
 
     /// Kills such a program and keeps it down until [`Cluster::resume_component`].
     pub fn stop_component(&self, host: &str, program: &str) -> Result<()> {
+        // one that is to be started again, and is stopped before it was, would be waited for in vain
+        let pid = self.component(host, program)?;
         let file = self.pause_file(host, program)?;
         if let Some(folder) = file.parent() {
             fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
         }
         fs::write(&file, "").with_context(|| format!("write {}", file.display()))?;
-        self.signal_component(host, program, Signal::SIGKILL)
+        kill(pid, Signal::SIGKILL).with_context(|| format!("kill {program}"))
+    }
+
+    fn component(&self, host: &str, program: &str) -> Result<Pid> {
+        let find = || {
+            let found = self.processes(host)?.into_iter().find(|process| {
+                let path = process.arguments.first().map(Path::new);
+                path.is_some_and(|path| path.is_absolute() && path.ends_with(program))
+            });
+            Ok(match found {
+                Some(found) => Probe::Done(found.pid),
+                None => Probe::Missing("no such process".into()),
+            })
+        };
+        let what = format!("{program} to run on {host}");
+        let pid = until(&what, STARTED_ANEW, LOOK, find)?;
+        Ok(Pid::from_raw(
+            i32::try_from(pid).context("pid out of range")?,
+        ))
     }
 
     /// Starts it again.
