@@ -77,6 +77,14 @@ impl Changes {
             }
         }
     }
+
+    /// The changes that the kernel has queued by now; none is waited for.
+    pub fn queued(&mut self) -> std::io::Result<Vec<Change>> {
+        match take(self.inotify.get_ref(), &mut self.buffer) {
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(Vec::new()),
+            changes => changes,
+        }
+    }
 }
 
 /// Takes what is queued; `WouldBlock` only if nothing is.

@@ -143,8 +143,10 @@ impl Watcher {
                 }
                 // an open mount of a removed directory, a renamed parent: no event tells of these
                 _ = look.tick() => {
-                    if self.identity()? != identity {
-                        return Err(WatchError::Lost(self.dir.to_path_buf()));
+                    let now = self.identity();
+                    if !now.as_ref().is_ok_and(|now| *now == identity) {
+                        self.take_rest(&mut changes).await?;
+                        return Err(now.err().unwrap_or_else(|| self.lost()));
                     }
                     self.renew_own().await?;
                 }
@@ -193,10 +195,25 @@ impl Watcher {
                     tracing::info!("more CNI results changed than could be followed; reading all");
                     self.relist().await?;
                 }
-                Change::Lost => return Err(WatchError::Lost(self.dir.to_path_buf())),
+                Change::Lost => return Err(self.lost()),
             }
         }
         self.read(written).await
+    }
+
+    /// What happened in a directory before it went: addresses that were given back above all.
+    async fn take_rest(&mut self, changes: &mut Changes) -> Result<(), WatchError> {
+        loop {
+            let rest = changes.queued().map_err(|source| self.refused(source))?;
+            if rest.is_empty() {
+                return Ok(());
+            }
+            self.take(rest).await?;
+        }
+    }
+
+    fn lost(&self) -> WatchError {
+        WatchError::Lost(self.dir.to_path_buf())
     }
 
     /// Reads some files and tells what is new.

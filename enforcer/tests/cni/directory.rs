@@ -1,6 +1,11 @@
 //! The directory itself: missing, coming late, removed, replaced.
 
 use std::fs;
+use std::time::Duration;
+
+use futures::future::join_all;
+use portmapping_enforcer::cni::SANDBOX_QUEUE;
+use portmapping_enforcer_core::SandboxNews;
 
 use crate::lab::{Lab, good};
 
@@ -43,6 +48,32 @@ async fn a_directory_removed_and_made_anew_is_followed_again() {
     lab.write("f", good("b"));
     assert_eq!(lab.up().await, "b");
     lab.end().await;
+}
+
+/// Whether a look at the directory or what was queued before comes first is chance: several try.
+#[tokio::test]
+async fn what_was_removed_is_told_even_if_the_directory_is_found_gone_first() {
+    let one = || async {
+        let mut lab = Lab::new();
+        lab.listed().await;
+        // more than may wait: from here on nothing is read
+        let files = SANDBOX_QUEUE + 1;
+        for n in 0..files {
+            lab.write(&format!("f{n}"), good(&format!("s{n}")));
+        }
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        fs::remove_dir_all(lab.results()).unwrap();
+        let (mut up, mut down) = (0, 0);
+        while up < files || down < up {
+            match lab.next().await {
+                SandboxNews::Up(_) => up += 1,
+                SandboxNews::Down(_) => down += 1,
+                other @ SandboxNews::Listed(_) => panic!("{other:?}"),
+            }
+        }
+        lab.end().await;
+    };
+    join_all((0..6).map(|_| one())).await;
 }
 
 #[tokio::test]
