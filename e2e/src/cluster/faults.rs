@@ -46,7 +46,8 @@ impl Cluster {
         kill(pid, Signal::SIGKILL).with_context(|| format!("kill {program}"))
     }
 
-    fn component(&self, host: &str, program: &str) -> Result<Pid> {
+    /// The pid of such a program, as this machine sees it.
+    pub(crate) fn component(&self, host: &str, program: &str) -> Result<Pid> {
         let find = || {
             let found = self.processes(host)?.into_iter().find(|process| {
                 let path = process.arguments.first().map(Path::new);

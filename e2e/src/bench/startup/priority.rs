@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use rustix::process::{Pid, setpriority_process};
 
 use crate::cluster::Cluster;
@@ -16,18 +16,14 @@ const NICENESS: i32 = -10;
 /// Puts these programs before all others.
 pub(super) fn favour_the_api_server(cluster: &Cluster) -> Result<()> {
     for program in PROGRAMS {
-        let processes = cluster.processes("control-plane")?.into_iter();
+        let folder = format!(
+            "/proc/{}/task",
+            cluster.component("control-plane", program)?
+        );
         let mut threads = Vec::new();
-        for process in processes.filter(|process| {
-            let path = process.arguments.first().map(|path| path.to_string_lossy());
-            path.is_some_and(|path| path.rsplit('/').next() == Some(program))
-        }) {
-            let folder = format!("/proc/{}/task", process.pid);
-            for thread in fs::read_dir(&folder).with_context(|| format!("list {folder}"))? {
-                threads.extend(thread?.file_name().to_string_lossy().parse::<i32>().ok());
-            }
+        for thread in fs::read_dir(&folder).with_context(|| format!("list {folder}"))? {
+            threads.extend(thread?.file_name().to_string_lossy().parse::<i32>().ok());
         }
-        ensure!(!threads.is_empty(), "the control plane runs no {program}");
         // each thread has a niceness of its own, which those that it starts inherit
         for thread in threads.into_iter().filter_map(Pid::from_raw) {
             setpriority_process(Some(thread), NICENESS)
