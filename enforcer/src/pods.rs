@@ -1,5 +1,7 @@
 //! The watch on this node's pods: what the API server sends, made into [`PodFacts`].
 
+mod again;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::pin::pin;
@@ -8,7 +10,7 @@ use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, ApiResource};
 use kube::core::Object;
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
 use kube::{Client, ResourceExt};
 use portmapping_enforcer_core::{Condition, PodFacts, Record};
 use portmapping_shared::contract::{ANNOTATION, CONDITION, REQUEST_MARK};
@@ -16,6 +18,8 @@ use portmapping_shared::pod::canonical_ip;
 use portmapping_shared::{PodRef, PodSpec, PodUid};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
+
+use self::again::Again;
 
 /// Pod events that may wait for the reconciler. A full queue makes the watch wait, nothing is lost.
 pub const POD_QUEUE: usize = 256;
@@ -95,7 +99,7 @@ pub async fn watch(
     let config = watcher::Config::default()
         .fields(&format!("spec.nodeName={node}"))
         .any_semantic();
-    forward(watcher(api, config).default_backoff(), news).await
+    forward(watcher(api, config), news).await
 }
 
 /// Turns watch events into news; errors are logged, the watcher itself tries again.
@@ -105,7 +109,12 @@ where
 {
     let mut events = pin!(events);
     let mut listed = BTreeSet::new();
+    let mut again = Again::default();
     while let Some(event) = events.next().await {
+        // it begins a list before it has asked for it
+        if !matches!(event, Ok(watcher::Event::Init) | Err(_)) {
+            again.works();
+        }
         let message = match event {
             Ok(watcher::Event::Init) => {
                 listed.clear();
@@ -125,6 +134,8 @@ where
                     error = portmapping_runtime::deadline::chain(&error),
                     "the watch on the node's pods broke; trying again"
                 );
+                // the watcher does nothing until it is asked again
+                tokio::time::sleep(again.after(&error)).await;
                 continue;
             }
         };

@@ -105,7 +105,7 @@ fn a_pod_with_an_unusable_uid_is_left_out() {
     assert!(facts(&pod(&json!({ "metadata": { "uid": null } }))).is_none());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_list_is_told_pod_by_pod_and_then_as_a_whole() {
     let (sender, mut receiver) = mpsc::channel(POD_QUEUE);
     let other = pod(&json!({ "metadata": { "name": "b", "uid": "uid-b" } }));
