@@ -184,19 +184,20 @@ impl Chaos {
     fn flush(&self, fault: Fault, node: &str) -> Result<()> {
         self.ledger.unreachable(node);
         let script = match fault {
-            // where the fault before has taken the chain away, it is there again in a moment
+            // where the fault before has taken the chain away, it is there again in a moment, or, with a whole
+            // node, when its enforcer runs
             Fault::FlushChains => {
-                "for _ in 1 2 3 4 5 6; do iptables -t nat -F PORTMAPPING && exit; sleep 0.5; done; exit 1"
+                "for _ in $(seq 60); do iptables -t nat -F PORTMAPPING && exit; sleep 0.5; done; exit 1"
             }
             Fault::FlushNat => {
-                "set -e; saved=$(iptables-save -t nat | grep -v PORTMAPPING); iptables -t nat -F
+                "set -e; saved=$(iptables-save -t nat | grep -v PORTMAPPING || :); iptables -t nat -F
                  echo \"$saved\" | iptables-restore"
             }
             // Where no chain translates, or none asks for connection tracking, the kernel stops translating
             // established connections as well, and nobody else can prevent that: the same transaction
             // leaves empty chains, and one that asks.
             _ => {
-                "set -e; four=$(iptables-save | grep -v PORTMAPPING); six=$(ip6tables-save | grep -v PORTMAPPING)
+                "set -e; four=$(iptables-save | grep -v PORTMAPPING || :); six=$(ip6tables-save | grep -v PORTMAPPING || :)
                  { echo 'flush ruleset'; for family in ip ip6; do echo \"table $family nat {
                      chain PREROUTING { type nat hook prerouting priority dstnat; }
                      chain INPUT { type nat hook input priority 100; }
