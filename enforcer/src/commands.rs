@@ -28,6 +28,7 @@ use crate::keeper::{DEFAULT_SOCKET, wire::Duty};
 use crate::metrics::Metrics;
 use crate::node_facts::NodeFacts;
 use crate::pods::{self, POD_QUEUE};
+use crate::prompt;
 use crate::publish::Publisher;
 use crate::reconciler::{Drivers, Inputs, Reconciler, follow_duty};
 use crate::state;
@@ -46,6 +47,9 @@ const QUESTION_QUEUE: usize = 4;
 /// `enforcer run`.
 pub fn run(args: RunArgs) -> anyhow::Result<()> {
     let config = RunConfig::try_from(args)?;
+    if let Err(error) = prompt::take_short_turns(None) {
+        tracing::info!(%error, "the scheduler takes no wishes: starts on a busy node take longer");
+    }
     runtime()?.block_on(serve(config))
 }
 

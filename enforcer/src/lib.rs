@@ -10,6 +10,7 @@ pub mod keeper;
 pub mod metrics;
 pub mod node_facts;
 pub mod pods;
+pub mod prompt;
 pub mod publish;
 pub mod reconciler;
 pub mod state;

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use nix::sched::{CloneFlags, setns};
 use portmapping_enforcer::dataplane::netlink::{Message, NetlinkError, Options, Socket};
 
+use super::priority;
 use crate::cluster::Cluster;
 
 /// `NFT_MSG_NEWRULE` of `NFNL_SUBSYS_NFTABLES` (`linux/netfilter/nf_tables.h`).
@@ -81,7 +82,8 @@ impl Rules {
             };
             let socket = setns(network, CloneFlags::CLONE_NEWNET)
                 .context("enter the node's network")
-                .and_then(|()| Socket::open(options).context("listen to the packet filter"));
+                .and_then(|()| Socket::open(options).context("listen to the packet filter"))
+                .and_then(|socket| priority::favour_this_thread().map(|()| socket));
             match socket {
                 Ok(socket) => {
                     let _ = ready.send(Ok(()));

@@ -1,0 +1,76 @@
+//! Times of files to half a millisecond. The kernel gives a file the time of its last tick, up to
+//! 4 ms ago; but since Linux 6.13 never one before the latest that it has told anybody exactly, which
+//! it does for a file that is changed after somebody looked
+//! (`Documentation/filesystems/multigrain-ts.rst`). So we look at a file, and change it, all the time.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rustix::fs::{MemfdFlags, Timespec, Timestamps, UTIME_NOW, fstat, futimens, memfd_create};
+
+use super::priority;
+
+/// Between two changes.
+const EVERY: Duration = Duration::from_micros(500);
+
+/// Keeps the times of files fine until it is dropped; before Linux 6.13 it changes nothing.
+pub(super) struct FineTimes {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Result<()>>>,
+}
+
+impl FineTimes {
+    pub(super) fn keep() -> Result<Self> {
+        let file = memfd_create("times", MemfdFlags::CLOEXEC).context("create a file in memory")?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let until = Arc::clone(&stop);
+        let thread = thread::spawn(move || {
+            priority::favour_this_thread()?;
+            while !until.load(Ordering::Relaxed) {
+                look_and_change(&file).context("change a file in memory")?;
+                thread::sleep(EVERY);
+            }
+            Ok(())
+        });
+        let thread = Some(thread);
+        Ok(Self { stop, thread })
+    }
+
+    /// Ends it, and says whether it has worked.
+    pub(super) fn end(mut self) -> Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        let ended = self.thread.take().map(JoinHandle::join);
+        match ended {
+            Some(Ok(outcome)) => outcome,
+            Some(Err(_)) => anyhow::bail!("the thread that keeps times fine panicked"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for FineTimes {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+fn look_and_change(file: &OwnedFd) -> io::Result<()> {
+    fstat(file)?;
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: UTIME_NOW,
+    };
+    futimens(
+        file,
+        &Timestamps {
+            last_access: now,
+            last_modification: now,
+        },
+    )?;
+    Ok(())
+}
