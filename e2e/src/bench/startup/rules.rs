@@ -8,7 +8,8 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, setns};
+use nix::unistd::Pid;
 use portmapping_enforcer::dataplane::netlink::{Message, NetlinkError, Options, Socket};
 
 use super::priority;
@@ -66,25 +67,21 @@ struct Heard {
 }
 
 impl Rules {
+    /// Listens on every processor: one that is long in the kernel lets no listener run, and then the
+    /// other's time counts.
     pub(super) fn watch(cluster: &Cluster, node: &str) -> Result<Self> {
         let path = format!("/proc/{}/ns/net", cluster.pid(node)?);
-        let network = File::open(&path).with_context(|| format!("open {path}"))?;
         let heard = Arc::new(Mutex::new(Heard::default()));
         let stop = Arc::new(AtomicBool::new(false));
-        let (notes, until) = (Arc::clone(&heard), Arc::clone(&stop));
-        let (ready, opened) = mpsc::channel();
-        thread::spawn(move || {
-            let options = Options {
-                deadline: LOOK,
-                receive_buffer: BUFFER,
-                groups: GROUP,
-                ..Options::default()
-            };
-            let socket = setns(network, CloneFlags::CLONE_NEWNET)
-                .context("enter the node's network")
-                .and_then(|()| Socket::open(options).context("listen to the packet filter"))
-                .and_then(|socket| priority::favour_this_thread().map(|()| socket));
-            match socket {
+        let allowed = sched_getaffinity(Pid::from_raw(0)).context("ask for the processors")?;
+        let allowed: Vec<usize> = (0..CpuSet::count())
+            .filter(|processor| allowed.is_set(*processor).unwrap_or(false))
+            .collect();
+        for processor in allowed {
+            let network = File::open(&path).with_context(|| format!("open {path}"))?;
+            let (notes, until) = (Arc::clone(&heard), Arc::clone(&stop));
+            let (ready, opened) = mpsc::channel();
+            thread::spawn(move || match open(network, processor) {
                 Ok(socket) => {
                     let _ = ready.send(Ok(()));
                     listen(socket, &notes, &until);
@@ -92,19 +89,21 @@ impl Rules {
                 Err(error) => {
                     let _ = ready.send(Err(error));
                 }
-            }
-        });
-        opened.recv().context("the listening thread ended")??;
+            });
+            opened.recv().context("the listening thread ended")??;
+        }
         Ok(Self { heard, stop })
     }
 
-    /// What was announced so far; an error if anything was lost.
+    /// What was announced so far, the earliest first; an error if anything was lost.
     pub(super) fn seen(&self) -> Result<Vec<Rule>> {
         let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(error) = &heard.error {
             bail!("announcements of rules were not heard: {error}");
         }
-        Ok(heard.rules.clone())
+        let mut rules = heard.rules.clone();
+        rules.sort_by_key(|rule| rule.seen);
+        Ok(rules)
     }
 }
 
@@ -112,6 +111,22 @@ impl Drop for Rules {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
     }
+}
+
+/// Moves this thread to a processor, and opens a socket in a network.
+fn open(network: File, processor: usize) -> Result<Socket> {
+    setns(network, CloneFlags::CLONE_NEWNET).context("enter the node's network")?;
+    let mut only = CpuSet::new();
+    only.set(processor)?;
+    sched_setaffinity(Pid::from_raw(0), &only).context("stay on a processor")?;
+    priority::favour_this_thread()?;
+    let options = Options {
+        deadline: LOOK,
+        receive_buffer: BUFFER,
+        groups: GROUP,
+        ..Options::default()
+    };
+    Socket::open(options).context("listen to the packet filter")
 }
 
 fn listen(mut socket: Socket, heard: &Mutex<Heard>, stop: &AtomicBool) {
