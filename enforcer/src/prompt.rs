@@ -7,7 +7,7 @@
 //! asks for no privilege. Older kernels take the call, and change nothing.
 
 use std::io;
-use std::mem::{size_of, zeroed};
+use std::mem::size_of;
 use std::time::Duration;
 
 use nix::libc::{SCHED_FLAG_KEEP_POLICY, SYS_sched_setattr, c_uint, sched_attr, syscall};
@@ -22,13 +22,16 @@ const NO_FLAGS: c_uint = 0;
 pub fn take_short_turns(thread: Option<Pid>) -> io::Result<()> {
     // the kernel sets it as well, and a program may not go below the one it has
     let niceness = getpriority_process(thread)?;
-    // SAFETY: a structure of integers, for which zero is a value
-    #[allow(unsafe_code)] // the structure has no constructor
-    let mut attributes: sched_attr = unsafe { zeroed() };
-    attributes.size = u32::try_from(size_of::<sched_attr>()).map_err(io::Error::other)?;
-    attributes.sched_flags = u64::try_from(SCHED_FLAG_KEEP_POLICY).map_err(io::Error::other)?;
-    attributes.sched_nice = niceness;
-    attributes.sched_runtime = u64::try_from(TURN.as_nanos()).map_err(io::Error::other)?;
+    let attributes = sched_attr {
+        size: u32::try_from(size_of::<sched_attr>()).map_err(io::Error::other)?,
+        sched_policy: 0,
+        sched_flags: u64::try_from(SCHED_FLAG_KEEP_POLICY).map_err(io::Error::other)?,
+        sched_nice: niceness,
+        sched_priority: 0,
+        sched_runtime: u64::try_from(TURN.as_nanos()).map_err(io::Error::other)?,
+        sched_deadline: 0,
+        sched_period: 0,
+    };
     // SAFETY: the kernel reads `size` bytes of the structure, which lives until it has returned
     #[allow(unsafe_code)] // nobody wraps it
     let answer = unsafe {

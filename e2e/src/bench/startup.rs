@@ -3,8 +3,9 @@
 //! pod's status.
 //!
 //! Four things are seen from outside the enforcer: the result's modification time (up to half a
-//! millisecond early; before Linux 6.13 up to a tick, which is 4 ms), the rule in the kernel's own notification,
-//! the patch in the API server's audit log, and the pod's first words at a host beside the nodes.
+//! millisecond early; before Linux 6.13 up to a tick, which is 4 ms), the rule in the kernel's own
+//! notification, the patch in the API server's audit log, and the pod's first words at a host beside
+//! the nodes.
 
 mod fine;
 mod priority;
