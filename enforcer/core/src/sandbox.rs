@@ -52,7 +52,8 @@ pub struct Sandbox {
     pub id: SandboxId,
     /// Its addresses, the first one first.
     pub ips: Vec<IpAddr>,
-    /// When its result was written, since the Unix epoch: of two sandboxes the later one counts.
+    /// When its result was written, since the Unix epoch, and never before one that was written earlier,
+    /// whatever the clock did: of two sandboxes the later one counts.
     pub written: Duration,
 }
 

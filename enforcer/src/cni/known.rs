@@ -1,7 +1,9 @@
-//! Which file tells of which sandbox, so that a removed file's sandbox is known.
+//! Which file tells of which sandbox, so that a removed file's sandbox is known; and which was written
+//! after which, whatever the clock did in between.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
+use std::time::Duration;
 
 use portmapping_enforcer_core::{Sandbox, SandboxNews};
 
@@ -9,6 +11,8 @@ use portmapping_enforcer_core::{Sandbox, SandboxNews};
 #[derive(Debug, Default)]
 struct Entry {
     sandbox: Option<Sandbox>,
+    /// When the file says that it was written.
+    stamp: Duration,
     complained: bool,
 }
 
@@ -29,10 +33,13 @@ pub enum Reading {
 #[derive(Debug, Default)]
 pub struct Known {
     files: HashMap<OsString, Entry>,
+    /// When the latest of all sandboxes counts as written.
+    latest: Duration,
 }
 
 impl Known {
-    /// A file was read: what is new.
+    /// A file was read: what is new. Files are told of in the order in which they were written, which is
+    /// more than their times say: where the clock was set back, a later one has an earlier time.
     pub fn read(&mut self, name: &OsStr, reading: Reading) -> Vec<SandboxNews> {
         if reading == Reading::Gone {
             return Vec::new();
@@ -44,7 +51,7 @@ impl Known {
                 entry.complain(name, &reason);
                 return Vec::new();
             }
-            Reading::Sandbox(sandbox) => Some(sandbox),
+            Reading::Sandbox(sandbox) => Some(entry.date(sandbox, &mut self.latest)),
             Reading::Other | Reading::Gone => None,
         };
         entry.complained = false;
@@ -63,7 +70,12 @@ impl Known {
     }
 
     /// All files there are: all sandboxes there are.
-    pub fn listed(&mut self, readings: Vec<(OsString, Reading)>) -> SandboxNews {
+    pub fn listed(&mut self, mut readings: Vec<(OsString, Reading)>) -> SandboxNews {
+        // nothing else tells of their order
+        readings.sort_by_key(|(_, reading)| match reading {
+            Reading::Sandbox(sandbox) => sandbox.written,
+            _ => Duration::ZERO,
+        });
         let mut before = std::mem::take(&mut self.files);
         for (name, reading) in readings {
             if let Some(entry) = before.remove(&name) {
@@ -78,6 +90,25 @@ impl Known {
 }
 
 impl Entry {
+    /// Dates what was read of a file: as it was if it has not changed, else after all that was read before.
+    fn date(&mut self, mut sandbox: Sandbox, latest: &mut Duration) -> Sandbox {
+        let stamp = std::mem::replace(&mut self.stamp, sandbox.written);
+        if let Some(before) = &self.sandbox
+            && stamp == sandbox.written
+        {
+            sandbox.written = before.written;
+            if sandbox == *before {
+                return sandbox;
+            }
+            sandbox.written = stamp;
+        }
+        if sandbox.written < *latest {
+            sandbox.written = latest.saturating_add(Duration::from_nanos(1));
+        }
+        *latest = sandbox.written;
+        sandbox
+    }
+
     fn complain(&mut self, name: &OsStr, reason: &str) {
         if !std::mem::replace(&mut self.complained, true) {
             tracing::warn!(

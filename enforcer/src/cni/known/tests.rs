@@ -106,3 +106,81 @@ fn a_list_is_all_there_is() {
     assert_eq!(known.removed(file("kept")), Some(down("kept")));
     assert_eq!(known.removed(file("new")), Some(down("new")));
 }
+
+fn written_at(id: &str, second: u64) -> Reading {
+    Reading::Sandbox(Sandbox {
+        written: Duration::from_secs(second),
+        ..sandbox(id)
+    })
+}
+
+fn times(news: &SandboxNews) -> Vec<(String, Duration)> {
+    let all = match news {
+        SandboxNews::Up(sandbox) => std::slice::from_ref(sandbox),
+        SandboxNews::Listed(all) => all,
+        SandboxNews::Down(_) => &[],
+    };
+    let mut times: Vec<_> = all.iter().map(|s| (s.id.to_string(), s.written)).collect();
+    times.sort_by_key(|(_, written)| *written);
+    times
+}
+
+#[test]
+fn a_file_written_after_the_clock_was_set_back_is_the_later_one() {
+    let mut known = Known::default();
+    let before = times(&known.read(file("1"), written_at("a", 1000))[0]);
+    let after = times(&known.read(file("2"), written_at("b", 10))[0]);
+    let then = times(&known.read(file("3"), written_at("c", 20))[0]);
+    assert!(before[0].1 < after[0].1, "{before:?} {after:?}");
+    assert!(after[0].1 < then[0].1, "{after:?} {then:?}");
+    // the clock is right again
+    let right = times(&known.read(file("4"), written_at("d", 2000))[0]);
+    assert_eq!(right[0].1, Duration::from_secs(2000));
+}
+
+#[test]
+fn a_file_read_again_unchanged_keeps_its_time_and_a_changed_one_is_the_latest() {
+    let mut known = Known::default();
+    let _ = known.read(file("1"), written_at("a", 1000));
+    let first = known.read(file("2"), written_at("b", 10));
+    let _ = known.read(file("3"), written_at("c", 20));
+    assert_eq!(known.read(file("2"), written_at("b", 10)), first);
+    let other = Sandbox {
+        ips: vec!["10.1.0.3".parse().unwrap()],
+        written: Duration::from_secs(10),
+        ..sandbox("b")
+    };
+    let changed = known.read(file("2"), Reading::Sandbox(other));
+    assert!(times(&first[0])[0].1 < times(&changed[0])[0].1);
+    let listed = known.listed(vec![
+        (file("3").to_owned(), written_at("c", 20)),
+        (file("1").to_owned(), written_at("a", 1000)),
+    ]);
+    let order: Vec<_> = times(&listed).into_iter().map(|(id, _)| id).collect();
+    assert_eq!(order, ["a", "c"], "as they were written");
+}
+
+#[test]
+fn what_a_list_finds_new_is_later_than_what_was_known_and_else_ordered_by_its_time() {
+    let mut known = Known::default();
+    let found = known.listed(vec![
+        (file("2").to_owned(), written_at("b", 30)),
+        (file("1").to_owned(), written_at("a", 1000)),
+    ]);
+    let seconds = |news| {
+        let times = times(news).into_iter();
+        times
+            .map(|(_, written)| written.as_secs())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(seconds(&found), [30, 1000]);
+    // the clock was set back, and the queue of changes ran over
+    let listed = known.listed(vec![
+        (file("4").to_owned(), written_at("d", 12)),
+        (file("3").to_owned(), written_at("c", 11)),
+        (file("1").to_owned(), written_at("a", 1000)),
+        (file("2").to_owned(), written_at("b", 30)),
+    ]);
+    let order: Vec<_> = times(&listed).into_iter().map(|(id, _)| id).collect();
+    assert_eq!(order, ["b", "a", "c", "d"]);
+}
