@@ -6,12 +6,9 @@
 //!           |          ^
 //!         ledger <- prober (one connection per pod, new ones all the time)
 //! ```
-//!
-//! Not among the faults: a step of the clock. `CLOCK_REALTIME` belongs to the whole machine, so it cannot
-//! be stepped for one node; the enforcer's core takes monotonic time as a value, and its simulation
-//! covers what time can do to it.
 
 mod api;
+mod clock;
 mod dice;
 mod faults;
 mod inspect;
@@ -258,7 +255,7 @@ impl Chaos {
         out!(
             "\nseed {seed}: {rounds} rounds in {:.0} s, 0 violations\nfaults:{kinds}\n\
              new connections {}, datagrams {}, messages {} on {} connections ({} ended by a fault that ends them), \
-             {} tries to steal a port\nslowest convergence {:.2} s, {}\nleft out: clock steps (the clock is the machine's)",
+             {} tries to steal a port\nslowest convergence {:.2} s, {}",
             lasted.as_secs_f64(),
             counted(&ledger.calls),
             counted(&ledger.datagrams),

@@ -1,6 +1,7 @@
 //! What can go wrong, and how the driver makes it happen.
 
 use std::fmt::{self, Display};
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
@@ -8,13 +9,20 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::Chaos;
-use super::inspect::{self, ENFORCER, KEEPER};
+use super::inspect::{self, ENFORCER, KEEPER, WEBHOOK};
 use super::view::Seen;
+use super::{Chaos, clock};
 use crate::wait::{Probe, until};
 
 const ROLL_LIMIT: Duration = Duration::from_mins(2);
 const OUTAGE: Duration = Duration::from_secs(5);
+/// How far a clock is set back at most: the cluster's certificates have been valid for an hour.
+const BACK: usize = 50 * 60;
+/// How far it is set forward at most.
+const FORWARD: usize = 24 * 60 * 60;
+/// Where the container runtime keeps CNI results.
+const RESULTS: &str = "var/lib/cni/results";
+
 /// A kind of trouble.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Fault {
@@ -52,11 +60,14 @@ pub enum Fault {
     FlushConntrack,
     /// A pod's sandbox is killed.
     KillSandbox,
+    /// The clock of our programs on a node is set to another time, and what was written there seems to
+    /// have been written so much earlier or later.
+    StepClock,
 }
 
 impl Fault {
     /// How often each is thrown, relative to the others.
-    pub(super) const WEIGHTS: [(Self, usize); 17] = [
+    pub(super) const WEIGHTS: [(Self, usize); 18] = [
         (Self::KillEnforcer, 9),
         (Self::KillKeeper, 8),
         (Self::DeleteEnforcer, 5),
@@ -74,6 +85,7 @@ impl Fault {
         (Self::Thief, 8),
         (Self::FlushConntrack, 5),
         (Self::KillSandbox, 6),
+        (Self::StepClock, 6),
     ];
 }
 
@@ -141,6 +153,7 @@ impl Chaos {
                 self.ledger.disturb(&node);
             }
             Fault::KillSandbox => return self.kill_sandbox(),
+            Fault::StepClock => return self.step_clock(&node),
         }
         Ok(format!("{fault} {node}"))
     }
@@ -234,6 +247,22 @@ impl Chaos {
         self.cluster.add_node(number)?;
         self.ledger.disturb(node);
         Ok(())
+    }
+
+    fn step_clock(&mut self, node: &str) -> Result<String> {
+        let ahead = if self.dice.chance(50) {
+            -i64::try_from(self.dice.below(BACK))?
+        } else {
+            i64::try_from(self.dice.below(FORWARD))?
+        };
+        for words in [&ENFORCER[..], &KEEPER, &WEBHOOK] {
+            for pid in inspect::pids(&self.cluster, node, words)? {
+                clock::set(pid, ahead)?;
+            }
+        }
+        let folder = format!("/proc/{}/root/{RESULTS}", self.cluster.pid(node)?);
+        clock::shift_files(Path::new(&folder), -ahead)?;
+        Ok(format!("step-clock {node} {ahead:+} s"))
     }
 
     fn remove_crowd(&mut self, fault: Fault) -> Result<String> {

@@ -31,6 +31,7 @@ pub(super) fn pids(cluster: &Cluster, node: &str, words: &[&str]) -> Result<Vec<
 
 pub(super) const ENFORCER: [&str; 2] = ["/enforcer", "run"];
 pub(super) const KEEPER: [&str; 2] = ["/enforcer", "keep"];
+pub(super) const WEBHOOK: [&str; 1] = ["/webhook"];
 pub(super) const ECHO: [&str; 2] = ["/echo", "--talk"];
 
 /// What an enforcer says at `/state`.
