@@ -170,14 +170,22 @@ impl Stopped {
     fn of_threads<T>(&self, file: &str, parse: impl Fn(&str) -> Option<T>) -> Result<Vec<T>> {
         let folder = format!("/proc/{}/task", self.0);
         let threads = fs::read_dir(&folder).with_context(|| format!("list {folder}"))?;
-        threads
-            .map(|thread| {
-                let path = thread?.path().join(file);
-                let text = fs::read_to_string(&path)
-                    .with_context(|| format!("read {}", path.display()))?;
-                parse(&text).with_context(|| format!("{} says {text}", path.display()))
-            })
-            .collect()
+        let mut found = Vec::new();
+        for thread in threads {
+            let path = thread?.path().join(file);
+            match fs::read_to_string(&path) {
+                Ok(text) => {
+                    let value = parse(&text);
+                    found.push(value.with_context(|| format!("{} says {text}", path.display()))?);
+                }
+                // that thread has just ended
+                Err(_) if !path.exists() => {}
+                Err(error) => {
+                    return Err(error).with_context(|| format!("read {}", path.display()));
+                }
+            }
+        }
+        Ok(found)
     }
 
     fn signal(&self, signal: Signal) -> Result<()> {
@@ -268,8 +276,6 @@ mod tests {
             assert!(near(ahead, wanted), "{ahead}, not {wanted}");
             assert!(steady < 60, "{steady}");
         }
-        let other = seconds(SystemTime::now());
-        assert!(other > 0, "ours is as it was");
     }
 
     #[test]
