@@ -1,10 +1,11 @@
 //! From a pod's first instruction on: its host port answers before its program can ask for it.
 
-use std::fs;
-use std::path::PathBuf;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 use e2e::Cluster;
@@ -164,6 +165,57 @@ fn a_mapping_ends_and_comes_back_with_the_runtimes_result() -> Result<()> {
             space.answers(&web, &entry, Way::Tcp)
         })
     })
+}
+
+#[test]
+fn a_result_left_behind_before_the_clock_was_set_back_misleads_nobody() -> Result<()> {
+    let cluster = alone();
+    Space::with(&cluster, "set-back", |space| {
+        let node = "node1";
+        let ports = json!([{ "containerPort": 9040 }]);
+        let web = annotated(pod("web", &["--tcp", "9040"], &ports), "");
+        space.create(&on_node(web, node))?;
+        let before = space.ready("web")?;
+        let entry = entries(&before)?.remove(0);
+        space.answers(&before, &entry, Way::Tcp)?;
+        let uid = before["metadata"]["uid"].as_str().context("no uid")?;
+        let result = result_of(&cluster, node, uid)?;
+        let left_behind = leave_behind(&result, SystemTime::now() + Duration::from_hours(1))?;
+        // by now it was read: what comes next is read later
+        space.create(&on_node(mapped_pod("next"), node))?;
+        space.ready("next")?;
+        kill(pause_of(space, node, uid)?, Signal::SIGKILL).context("kill the sandbox")?;
+        let outcome = eventually("the pod to be reached at its new address", || {
+            let after = space.pod("web")?;
+            let again = entries(&after)?.remove(0);
+            ensure!(
+                after["status"]["podIP"] != before["status"]["podIP"],
+                "still at {}",
+                after["status"]["podIP"]
+            );
+            ensure!(
+                after["status"]["podIP"] == json!(again.pod_ip),
+                "published for {}",
+                again.pod_ip
+            );
+            ensure!(again.host_port == entry.host_port, "the port moved");
+            space.answers(&after, &again, Way::Tcp)
+        });
+        fs::remove_file(left_behind)?;
+        outcome
+    })
+}
+
+/// Writes a second result, of another sandbox, that says the same of the same pod.
+fn leave_behind(result: &Path, written: SystemTime) -> Result<PathBuf> {
+    let mut left: Value = serde_json::from_slice(&fs::read(result)?)?;
+    left["containerId"] = json!("left-behind");
+    let path = result.with_file_name("left-behind-eth0");
+    let mut file = File::create(&path)?;
+    file.write_all(left.to_string().as_bytes())?;
+    // before it is closed, and so before it is read
+    file.set_modified(written)?;
+    Ok(path)
 }
 
 /// The file in which the runtime keeps where a pod is.
