@@ -29,6 +29,7 @@ fn a_cluster_serves_loses_a_node_and_leaves_nothing() -> Result<()> {
         answers(&cluster, node)?;
     }
 
+    let fabric = mac(&cluster)?;
     cluster.kill_node(2)?;
     ensure!(cluster.nodes()? == ["node1"], "node2 is still there");
     answers(&cluster, "node1")?;
@@ -39,6 +40,8 @@ fn a_cluster_serves_loses_a_node_and_leaves_nothing() -> Result<()> {
     cluster.add_node(3)?;
     rolled_out(&cluster)?;
     answers(&cluster, "node3")?;
+    let now = mac(&cluster)?;
+    ensure!(now == fabric, "machines remember {fabric}, and it is {now}");
 
     let owned = cluster.logs()?;
     cluster.stop()?;
@@ -46,6 +49,17 @@ fn a_cluster_serves_loses_a_node_and_leaves_nothing() -> Result<()> {
     let cgroup = format!("/sys/fs/cgroup/memory/portmapping-{name}");
     ensure!(!Path::new(&cgroup).exists(), "{cgroup} is still there");
     Ok(())
+}
+
+/// Where machines send what is for the control plane.
+fn mac(cluster: &Cluster) -> Result<String> {
+    let output = cluster.exec(
+        "control-plane",
+        &["ip", "-json", "link", "show", "dev", "fabric"],
+    )?;
+    let links: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    let mac = links[0]["address"].as_str();
+    Ok(mac.context("fabric has no address")?.to_owned())
 }
 
 fn rolled_out(cluster: &Cluster) -> Result<()> {

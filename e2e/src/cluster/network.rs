@@ -22,6 +22,9 @@ pub(crate) const SERVICE_RANGE: &str = "10.96.0.0/16,fd00:96::/112";
 pub(crate) const SERVICE_OF_API_SERVER: [&str; 2] = ["10.96.0.1", "fd00:96::1"];
 pub(crate) const POD_RANGE: &str = "10.244.0.0/16,fd00:244::/48";
 const CLIENT_HOST_NUMBER: u8 = 200;
+/// Without one of its own a bridge takes the lowest of its ports', another with each machine that comes
+/// back, and the others go on sending to the one that they remember.
+const FABRIC_MAC: &str = "02:00:0a:f0:00:01";
 
 /// A machine on the fabric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +79,7 @@ pub(crate) fn create_fabric() -> Result<()> {
     let [ipv4, ipv6] = CONTROL_PLANE;
     ip(&format!(
         "link set lo up\n\
-         link add fabric type bridge mcast_snooping 0\n\
+         link add fabric address {FABRIC_MAC} type bridge mcast_snooping 0\n\
          address add {ipv4}/24 dev fabric\n\
          address add {ipv6}/64 dev fabric nodad\n\
          link set fabric up\n"
