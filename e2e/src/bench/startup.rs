@@ -53,6 +53,8 @@ const REST: Duration = Duration::from_millis(1500);
 const LONG_REST: Duration = Duration::from_secs(3);
 /// The way by status is there for comparison, and slower: as many times fewer pods.
 const FEWER: u16 = 4;
+/// Of the slowest starts, one by one.
+const TOLD: usize = 5;
 const STATUS: &str = "by status";
 /// From the result to the rule; of the pods one by one, the 99th percentile in ms.
 const RULE_BAR: f64 = 15.0;
@@ -100,6 +102,7 @@ pub(super) fn run(options: &Options) -> Result<Report> {
     ));
     bench.start("warm", "warm", 1, 1)?;
     let ours = bench.measure("results", pods)?;
+    tell_the_slowest(&ours.one_by_one);
     // the way of a node without results
     let patch = json!([{
         "op": "add",
@@ -236,6 +239,18 @@ impl Creator {
             .context("the API server did not answer")?
             .context("create pods")?;
         Ok(())
+    }
+}
+
+/// The tail by itself does not say whether rules or the API server were slow.
+fn tell_the_slowest(traces: &[Trace]) {
+    let mut slowest: Vec<&Trace> = traces.iter().collect();
+    slowest.sort_by(|one, other| {
+        let took = Trace::result_to_published;
+        took(other).total_cmp(&took(one))
+    });
+    for trace in slowest.into_iter().take(TOLD) {
+        say(format_args!("one of the slowest: {trace}"));
     }
 }
 

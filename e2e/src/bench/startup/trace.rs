@@ -1,8 +1,8 @@
 //! What was seen of one pod's start, from four places, on one clock.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::time::{Duration, SystemTime};
+use std::{fmt, fs};
 
 use anyhow::{Context, Result};
 use k8s_openapi::jiff::Timestamp;
@@ -72,6 +72,20 @@ impl Trace {
 
     pub(super) fn is_published_late(&self) -> bool {
         self.published > self.begun
+    }
+}
+
+/// What one start took, and where: of a slow one it says who was slow.
+impl fmt::Display for Trace {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let asked = milliseconds(self.result, self.asked);
+        write!(
+            to,
+            "rule {:.1} ms, patch at the API server {asked:.1} ms, published {:.1} ms, first words {:.1} ms",
+            self.result_to_rule(),
+            self.result_to_published(),
+            self.result_to_words(),
+        )
     }
 }
 
