@@ -19,7 +19,7 @@ use crate::args::{
     ADMIN_SOCKET, BackendChoice, HealthArgs, IptablesChoice, RunArgs, RunConfig, UninstallArgs,
 };
 use crate::cni::{self, SANDBOX_QUEUE};
-use crate::dataplane::glimpse::Glimpse;
+use crate::dataplane::glimpse::{Glimpse, Saved, ports_at_once};
 use crate::dataplane::iptables::{Flavour, Settings};
 use crate::dataplane::moving::{self, Backend, Moving};
 use crate::dataplane::{Dataplane as _, Tools, detect};
@@ -152,19 +152,26 @@ async fn take_up(
 ) -> anyhow::Result<(Moving, Keeper, Recovered)> {
     let tools = Tools::default();
     let settings = settings(config);
-    // ports that lost their holder wait for the keeper and for us
-    let reading = tokio::task::spawn_blocking({
-        let tools = tools.clone();
-        move || Glimpse::take(&tools)
-    });
+    let glancing = tokio::task::spawn_blocking(ports_at_once);
     let mut keeper = Keeper::connect(&config.keeper_socket, KEEPER_START).await?;
     let mut held = keeper.list().await?;
-    let glimpse = reading.await.context("read the rules")?;
-    if held.is_empty() {
-        // its predecessor ended with its ports: before all that takes longer
-        let mapped = glimpse.mapped_ports();
+    let mapped = glancing.await.context("read what the kernel tells")?;
+    // a predecessor that ended with its ports: those seen first are held before anybody looks on
+    let bereft = held.is_empty();
+    if bereft {
         held = keeper.hold_again(mapped, held, started).await;
     }
+    let legacy = saved(Flavour::Legacy, &tools).await?;
+    if bereft {
+        held = keeper
+            .hold_again(legacy.mapped_ports(), held, started)
+            .await;
+    }
+    let nft = saved(Flavour::Nft, &tools).await?;
+    if bereft {
+        held = keeper.hold_again(nft.mapped_ports(), held, started).await;
+    }
+    let glimpse = Glimpse { nft, legacy };
     let mut dataplane = open_dataplane(config, &settings, glimpse, tools)?;
     let observed = dataplane.observe()?;
     let (mappings, ports) = (observed.mappings.len(), held.len());
@@ -187,6 +194,13 @@ async fn take_up(
         elsewhere: dataplane.elsewhere().clone(),
     };
     Ok((dataplane, keeper, found))
+}
+
+/// One kind of iptables as text; programs tell it, beside which nothing is to be in a hurry.
+async fn saved(flavour: Flavour, tools: &Tools) -> anyhow::Result<Saved> {
+    let tools = tools.clone();
+    let reading = tokio::task::spawn_blocking(move || Saved::read(flavour, &tools));
+    reading.await.context("read the rules")
 }
 
 /// The first task to fail ends the process; the kernel and the keeper keep every mapping.

@@ -19,6 +19,7 @@ pub(in crate::dataplane) mod commands;
 pub(in crate::dataplane) mod family;
 mod jumps;
 mod layout;
+pub(in crate::dataplane) mod noted;
 mod notes;
 mod probe;
 mod reading;

@@ -292,9 +292,8 @@ pub(super) fn may_have_iptables_chains() -> bool {
 }
 
 /// The host ports in our maps, without asking whether the table is as it should be.
-pub(super) fn ports() -> BTreeSet<(Protocol, HostPort)> {
-    let socket = Socket::open(Options::default());
-    socket.map_or_else(|_| BTreeSet::new(), |mut socket| look::ports(&mut socket))
+pub(super) fn ports(socket: &mut Socket) -> BTreeSet<(Protocol, HostPort)> {
+    look::ports(socket)
 }
 
 /// Whether the kernel has `nf_tables` at all. Where that does not show, it has.

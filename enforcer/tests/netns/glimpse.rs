@@ -1,7 +1,10 @@
 //! What a start sees of the rules before it decides anything.
 
+use std::collections::BTreeSet;
+
 use portmapping_enforcer::dataplane::Tools;
-use portmapping_enforcer::dataplane::glimpse::Glimpse;
+use portmapping_enforcer::dataplane::glimpse::{Saved, ports_at_once};
+use portmapping_enforcer::dataplane::iptables::Flavour;
 use portmapping_shared::Mapping;
 use portmapping_shared::Protocol::{Tcp, Udp};
 
@@ -21,9 +24,19 @@ fn shows_what_is_mapped(backend: Backend) {
         },
     ];
     lab.driver(backend).reconcile(&mappings);
-    let glimpse = lab
-        .node
-        .run(|| Glimpse::take(&Tools::default()).mapped_ports());
-    let ports = mappings.map(|mapping| (mapping.protocol, mapping.host_port));
-    assert_eq!(glimpse, ports.into());
+    let ports: BTreeSet<_> = mappings
+        .map(|mapping| (mapping.protocol, mapping.host_port))
+        .into();
+    let at_once = lab.node.run(ports_at_once);
+    let [legacy, nft] = [Flavour::Legacy, Flavour::Nft].map(|flavour| {
+        let saved = || Saved::read(flavour, &Tools::default());
+        lab.node.run(saved).mapped_ports()
+    });
+    let none = BTreeSet::new;
+    let wanted = match backend {
+        Backend::Nftables => [ports, none(), none()],
+        Backend::Iptables(Flavour::Legacy) => [none(), ports, none()],
+        Backend::Iptables(Flavour::Nft) => [ports.clone(), none(), ports],
+    };
+    assert_eq!([at_once, legacy, nft], wanted);
 }

@@ -15,7 +15,7 @@ use crate::dataplane::{DataplaneError, ExecError};
 use super::commands::{Commands, LOCK_WAIT_SECONDS};
 use super::layout::Jump;
 
-const TABLE: &str = "nat";
+pub(super) const TABLE: &str = "nat";
 
 /// What was made, so that it can be taken back.
 #[derive(Debug, Default)]

@@ -15,7 +15,7 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use portmapping_shared::contract::RULE_COMMENT_PREFIX;
-use portmapping_shared::{HostPort, Mapping, PodUid};
+use portmapping_shared::{HostPort, Mapping, PodUid, Protocol};
 
 use super::rule::Rule;
 use super::transaction::Transaction;
@@ -44,7 +44,7 @@ impl Key {
 }
 
 /// One rule: the owners of some mappings.
-type Note = Vec<(Key, PodUid)>;
+pub(super) type Note = Vec<(Key, PodUid)>;
 
 /// The chains of notes that are as we write them, with their rules in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -136,6 +136,12 @@ pub(super) fn is_notes(chain: &str) -> bool {
     chain.starts_with(PREFIX)
 }
 
+/// What a chain of notes is about, by its name.
+pub(super) fn protocol_of(chain: &str) -> Option<Protocol> {
+    let mut parts = chain.strip_prefix(PREFIX)?.split('-');
+    parts.next()?.parse().ok()
+}
+
 /// The chain with the notes of a leaf: named by its first port, which is enough to tell leaves of
 /// one tree apart, and all that fits into 28 characters.
 pub(super) fn chain_of(leaf: &str) -> String {
@@ -199,7 +205,8 @@ fn parse(rule: &str) -> Option<Note> {
     entries(Rule::parse(rule)?.lone_comment()?)
 }
 
-fn entries(comment: &str) -> Option<Note> {
+/// What the comment of a rule notes, if it is one of ours.
+pub(super) fn entries(comment: &str) -> Option<Note> {
     let entries = comment.strip_prefix(RULE_COMMENT_PREFIX)?.split(' ');
     entries
         .map(|entry| {
