@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::api::Server;
-use super::components::{self, create_log, start, wait_for_port};
+use super::components::{self, Collects, create_log, start, wait_for_port};
 use super::config::Spec;
 use super::mounts::RUN;
 use super::namespaces::Parent;
@@ -95,7 +95,8 @@ fn start_etcd(spec: &Spec) -> Result<()> {
         "--heartbeat-interval=10".to_owned(),
         "--election-timeout=50".to_owned(),
     ];
-    start(spec, "etcd", &spec.kubernetes.join("etcd"), &arguments)
+    let program = spec.kubernetes.join("etcd");
+    start(spec, "etcd", &program, &arguments, Collects::Seldom)
 }
 
 fn start_api_server(spec: &Spec) -> Result<()> {
@@ -132,6 +133,7 @@ fn start_api_server(spec: &Spec) -> Result<()> {
         "kube-apiserver",
         &spec.kubernetes.join("kube-apiserver"),
         &arguments,
+        Collects::Seldom,
     )
 }
 
@@ -157,7 +159,8 @@ fn start_controllers(spec: &Spec) -> Result<()> {
         "--controllers=*,-node-ipam-controller".to_owned(),
     ]);
     let name = "kube-controller-manager";
-    start(spec, name, &spec.kubernetes.join(name), &controllers)?;
+    let program = spec.kubernetes.join(name);
+    start(spec, name, &program, &controllers, Collects::Often)?;
     let mut scheduler: Vec<_> = quick.map(String::from).into();
     scheduler.push(kubeconfig("scheduler"));
     start(
@@ -165,5 +168,6 @@ fn start_controllers(spec: &Spec) -> Result<()> {
         "kube-scheduler",
         &spec.kubernetes.join("kube-scheduler"),
         &scheduler,
+        Collects::Often,
     )
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::STATIC_PODS;
-use super::components::{search_path, start, wait_for_port, wait_for_socket};
+use super::components::{Collects, search_path, start, wait_for_port, wait_for_socket};
 use super::config::Spec;
 use super::mounts::RUN;
 use super::network::{self, Machine};
@@ -30,6 +30,7 @@ pub(crate) fn run(spec: &Spec, index: u8) -> Result<()> {
         &format!("{name}-containerd"),
         &spec.node_tools.join("containerd"),
         &["--config".to_owned(), format!("{RUN}/containerd.toml")],
+        Collects::Often,
     )?;
     wait_for_socket(CONTAINERD_SOCKET, PATIENCE)?;
     for archive in &spec.images {
@@ -50,6 +51,7 @@ pub(crate) fn run(spec: &Spec, index: u8) -> Result<()> {
             format!("--hostname-override={name}"),
             format!("--node-ip={},{}", machine.ipv4(), machine.ipv6()),
         ],
+        Collects::Often,
     )?;
     start(
         spec,
@@ -68,6 +70,7 @@ pub(crate) fn run(spec: &Spec, index: u8) -> Result<()> {
             "--conntrack-tcp-timeout-established=0s".to_owned(),
             "--conntrack-tcp-timeout-close-wait=0s".to_owned(),
         ],
+        Collects::Often,
     )?;
     loop {
         thread::park();
