@@ -1,6 +1,8 @@
 //! One rule as iptables writes it, read with tolerance: anything may stand there.
 
+use std::fmt::{self, Write as _};
 use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
 
 use portmapping_shared::contract::{CHAIN_PREFIX, RULE_COMMENT_PREFIX};
 use portmapping_shared::{ContainerPort, HostPort, Mapping, PodUid, Protocol};
@@ -165,7 +167,7 @@ pub(super) fn written_by_us(text: &str, family: Family) -> Option<Route> {
             if length != family.host_length() {
                 return None;
             }
-            (Some(ip.parse::<IpAddr>().ok()?), rest)
+            (Some(exactly(ip)?), rest)
         }
         None => (None, text.strip_prefix("-p ")?),
     };
@@ -182,12 +184,30 @@ pub(super) fn written_by_us(text: &str, family: Family) -> Option<Route> {
     };
     let route = Route {
         protocol: protocol_of(protocol)?,
-        host_port: HostPort::new(host_port.parse().ok()?)?,
+        host_port: HostPort::new(exactly(host_port)?)?,
         host_ip,
-        to: to.parse().ok()?,
+        to: exactly(to)?,
         owner,
     };
     route.is_of(family).then_some(route)
+}
+
+/// The value that is spelled this way; parsing alone would also take `+80`, `0080` and `FD00::7`.
+fn exactly<T: FromStr + fmt::Display>(text: &str) -> Option<T> {
+    let value = text.parse().ok()?;
+    let mut spelling = Spelling(text);
+    write!(spelling, "{value}").ok()?;
+    spelling.0.is_empty().then_some(value)
+}
+
+/// Takes what is written to it off its front, as long as it is the same.
+struct Spelling<'a>(&'a str);
+
+impl fmt::Write for Spelling<'_> {
+    fn write_str(&mut self, written: &str) -> fmt::Result {
+        self.0 = self.0.strip_prefix(written).ok_or(fmt::Error)?;
+        Ok(())
+    }
 }
 
 fn protocol_of(name: &str) -> Option<Protocol> {

@@ -20,6 +20,13 @@ fn with_host(mapping: Mapping, host: &str) -> Mapping {
     }
 }
 
+fn any_mapping_of_any_family() -> impl Strategy<Value = (Family, Mapping)> {
+    prop_oneof![
+        any_mapping(Family::V4).prop_map(|m| (Family::V4, m)),
+        any_mapping(Family::V6).prop_map(|m| (Family::V6, m)),
+    ]
+}
+
 #[test]
 fn leaf_is_whole_in_any_order_of_ports() {
     let tcp = |port| map(Protocol::Tcp, port, "10.244.1.7", 80);
@@ -54,10 +61,7 @@ proptest! {
 
     #[test]
     fn short_way_and_long_way_read_the_same(
-        (family, mapping) in prop_oneof![
-            any_mapping(Family::V4).prop_map(|m| (Family::V4, m)),
-            any_mapping(Family::V6).prop_map(|m| (Family::V6, m)),
-        ],
+        (family, mapping) in any_mapping_of_any_family(),
     ) {
         for rule in [mapping_rule(&mapping), old_rule(&mapping)] {
             let route = rule::written_by_us(&rule, family);
@@ -69,16 +73,16 @@ proptest! {
 
     #[test]
     fn changed_text_is_no_other_mapping_by_the_short_way(
-        mapping in any_mapping(Family::V4),
+        (family, mapping) in any_mapping_of_any_family(),
         at: prop::sample::Index,
-        with in any::<char>(),
+        with in prop_oneof![any::<char>(), prop::char::range(' ', 'f')],
         old: bool,
     ) {
         let rule = if old { old_rule(&mapping) } else { mapping_rule(&mapping) };
         let mut chars: Vec<char> = rule.chars().collect();
         *at.get_mut(&mut chars) = with;
         let changed: String = chars.into_iter().collect();
-        if let Some(read) = rule::written_by_us(&changed, Family::V4) {
+        if let Some(read) = rule::written_by_us(&changed, family) {
             prop_assert_eq!(Rule::parse(&read.rule()), Rule::parse(&changed));
         }
     }

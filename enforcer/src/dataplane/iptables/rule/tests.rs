@@ -93,6 +93,28 @@ fn spelling_makes_no_difference() {
 }
 
 #[test]
+fn short_way_takes_no_other_spelling() {
+    let v4 = format!("-d 192.0.2.1/32 {DNAT}");
+    let v6 = "-d fd00::1/128 -p tcp -m tcp --dport 20000 -j DNAT --to-destination [fd00::7]:80";
+    assert!(written_by_us(&v4, Family::V4).is_some());
+    assert!(written_by_us(v6, Family::V6).is_some());
+    for (family, from, to) in [
+        (Family::V4, "--dport 20000", "--dport 00001"),
+        (Family::V4, "--dport 20000", "--dport +2000"),
+        (Family::V4, "10.244.1.7:80", "10.244.1.7:0080"),
+        (Family::V4, "192.0.2.1/32", "192.0.2.1/+32"),
+        (Family::V6, "[fd00::7]:80", "[FD00::7]:80"),
+        (Family::V6, "[fd00::7]:80", "[fd00:0::7]:80"),
+        (Family::V6, "fd00::1/128", "fd00::0:1/128"),
+    ] {
+        let rule = if family == Family::V4 { &*v4 } else { v6 };
+        let edited = rule.replace(from, to);
+        assert_ne!(edited, rule);
+        assert_eq!(written_by_us(&edited, family), None, "{edited}");
+    }
+}
+
+#[test]
 fn quoted_text_is_one_value() {
     let rule = Rule::parse(r#"-m comment --comment "a \"b\" -j PORTMAPPING" -j OTHER"#).unwrap();
     assert_eq!(rule.target(), Some("OTHER"));
