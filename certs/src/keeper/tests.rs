@@ -1,160 +1,28 @@
 //! Keepers against one in-memory Secret and registration that enforce compare-and-swap.
 
+mod cluster;
+mod renewal;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use parking_lot::Mutex;
-use portmapping_runtime::{CallError, Readiness};
-use time::OffsetDateTime;
-use tokio::task::{JoinSet, yield_now};
+use portmapping_runtime::Readiness;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{Config, Keeper, KeeperError, Outcome, Reports, SETTLE, backoff};
-use crate::bundle::{Entry, Registration, RegistrationError, Seen};
-use crate::issue::{Lifetimes, Material, Names};
+use super::{Config, Keeper, KeeperError, Outcome, Reports, backoff};
+use crate::issue::{Lifetimes, Names};
 use crate::metrics::{CA, Damage, LEAF, Metrics};
 use crate::resolver::Resolver;
-use crate::rotation::{Decision, decide, living_authorities, signing_authority};
-use crate::secret::{Store, StoreError, Stored, Swap};
+
+use cluster::Cluster;
 
 const LIFETIMES: Lifetimes = Lifetimes {
     ca: Duration::from_hours(87_600),
     leaf: Duration::from_hours(8_760),
 };
 const LIMIT: Duration = Duration::from_secs(10);
-
-/// (version, content); None where there is no such object.
-type Object<T> = Option<(u64, T)>;
-
-/// What the cluster holds.
-#[derive(Clone, Default)]
-struct Cluster {
-    secret: Arc<Mutex<Object<Material>>>,
-    registered: Arc<Mutex<Object<Vec<u8>>>>,
-    down: Arc<AtomicBool>,
-    read_only: Arc<AtomicBool>,
-}
-
-impl Cluster {
-    fn registered() -> Self {
-        let cluster = Self::default();
-        *cluster.registered.lock() = Some((1, Vec::new()));
-        cluster
-    }
-
-    /// Every call lets the other replicas run in between.
-    async fn call(&self) -> Result<(), CallError<kube::Error>> {
-        yield_now().await;
-        if self.down.load(Ordering::Relaxed) {
-            return Err(CallError::TimedOut {
-                what: "call",
-                limit: Duration::ZERO,
-            });
-        }
-        Ok(())
-    }
-
-    async fn write_call(&self) -> Result<(), CallError<kube::Error>> {
-        self.call().await?;
-        if self.read_only.load(Ordering::Relaxed) {
-            return Err(CallError::TimedOut {
-                what: "write",
-                limit: Duration::ZERO,
-            });
-        }
-        Ok(())
-    }
-
-    fn material(&self) -> Material {
-        self.secret
-            .lock()
-            .clone()
-            .map(|(_, material)| material)
-            .unwrap_or_default()
-    }
-
-    fn bundle(&self) -> String {
-        let bytes = self
-            .registered
-            .lock()
-            .clone()
-            .map(|(_, bundle)| bundle)
-            .unwrap_or_default();
-        String::from_utf8(bytes).unwrap()
-    }
-}
-
-impl Store for Cluster {
-    async fn read(&self) -> Result<Option<Stored>, StoreError> {
-        let name = "test".to_owned();
-        self.call()
-            .await
-            .map_err(|source| StoreError::Read { name, source })?;
-        let held = self.secret.lock().clone();
-        Ok(held.map(|(version, material)| Stored {
-            version: version.to_string(),
-            material,
-        }))
-    }
-
-    async fn create(&self) -> Result<Stored, StoreError> {
-        yield_now().await;
-        self.secret
-            .lock()
-            .get_or_insert_with(|| (1, Material::default()));
-        Ok(Store::read(self).await?.unwrap())
-    }
-
-    async fn replace(&self, seen: &str, material: &Material) -> Result<Swap, StoreError> {
-        let name = "test".to_owned();
-        self.call()
-            .await
-            .map_err(|source| StoreError::Write { name, source })?;
-        let mut held = self.secret.lock();
-        match held.as_mut() {
-            Some((version, there)) if version.to_string() == seen => {
-                *version += 1;
-                *there = material.clone();
-                Ok(Swap::Done)
-            }
-            _ => Ok(Swap::Conflict),
-        }
-    }
-}
-
-impl Registration for Cluster {
-    async fn read(&self) -> Result<Option<Seen>, RegistrationError> {
-        let name = "test".to_owned();
-        self.call()
-            .await
-            .map_err(|source| RegistrationError::Read { name, source })?;
-        let held = self.registered.lock().clone();
-        Ok(held.map(|(version, ca_bundle)| Seen {
-            version: version.to_string(),
-            entries: vec![Entry {
-                name: "ours".to_owned(),
-                ca_bundle,
-            }],
-        }))
-    }
-
-    async fn write(&self, seen: &Seen, bundle: &str) -> Result<Swap, RegistrationError> {
-        let name = "test".to_owned();
-        self.write_call()
-            .await
-            .map_err(|source| RegistrationError::Write { name, source })?;
-        let mut held = self.registered.lock();
-        match held.as_mut() {
-            Some((version, there)) if version.to_string() == seen.version => {
-                *version += 1;
-                *there = bundle.as_bytes().to_vec();
-                Ok(Swap::Done)
-            }
-            _ => Ok(Swap::Conflict),
-        }
-    }
-}
 
 struct Replica {
     keeper: Keeper<Cluster, Cluster>,
@@ -332,136 +200,6 @@ async fn waits_for_a_registration_and_serves_meanwhile() {
     *cluster.registered.lock() = Some((1, Vec::new()));
     assert_eq!(replica.keeper.pass().await.unwrap(), Outcome::Published);
     assert!(replica.readiness.is_ready());
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_leaf_of_a_new_authority_is_served_only_once_its_bundle_is_in_place() {
-    let cluster = Cluster::registered();
-    let (mut replica, mut other) = (replica(&cluster), replica(&cluster));
-    replica.keeper.pass().await.unwrap();
-    other.keeper.pass().await.unwrap();
-    let old = replica.serves().unwrap().to_owned();
-    let old_authority = signing_authority(&cluster.bundle());
-
-    cluster.secret.lock().as_mut().unwrap().1.ca_key.clear();
-    assert_eq!(replica.keeper.pass().await.unwrap(), Outcome::Published);
-    assert_eq!(replica.serves(), Some(old.as_str()), "the old one, for now");
-    let bundle = cluster.bundle();
-    assert_ne!(signing_authority(&bundle), old_authority);
-    let trusted = living_authorities(&bundle, OffsetDateTime::now_utc());
-    assert!(
-        trusted
-            .iter()
-            .any(|one| signing_authority(one) == old_authority),
-        "still trusted"
-    );
-
-    // the other replica finds the bundle in place, just now
-    assert_eq!(other.keeper.pass().await.unwrap(), Outcome::InPlace);
-    assert_eq!(replica.keeper.pass().await.unwrap(), Outcome::InPlace);
-    for replica in [&replica, &other] {
-        assert_eq!(
-            replica.serves(),
-            Some(old.as_str()),
-            "API servers may lag behind"
-        );
-    }
-
-    tokio::time::advance(SETTLE).await;
-    for replica in [&mut replica, &mut other] {
-        assert_eq!(replica.keeper.pass().await.unwrap(), Outcome::InPlace);
-        assert_eq!(replica.serves(), Some(cluster.material().leaf.as_str()));
-        assert_ne!(replica.serves(), Some(old.as_str()));
-        assert!(replica.readiness.is_ready());
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_deleted_secret_leaves_what_the_replicas_serve_trusted() {
-    let cluster = Cluster::registered();
-    let (mut one, mut two) = (replica(&cluster), replica(&cluster));
-    one.keeper.pass().await.unwrap();
-    two.keeper.pass().await.unwrap();
-    let old_authority = signing_authority(&cluster.bundle());
-
-    *cluster.secret.lock() = None;
-    assert_eq!(one.keeper.pass().await.unwrap(), Outcome::Published);
-    let bundle = cluster.bundle();
-    assert_ne!(
-        signing_authority(&bundle),
-        old_authority,
-        "deleting it is asking for new ones"
-    );
-    let trusted = living_authorities(&bundle, OffsetDateTime::now_utc());
-    assert_eq!(trusted.len(), 2);
-    assert_eq!(
-        signing_authority(&trusted[1]),
-        old_authority,
-        "the other replica serves its leaf"
-    );
-
-    assert_eq!(two.keeper.pass().await.unwrap(), Outcome::InPlace);
-    tokio::time::advance(SETTLE).await;
-    assert_eq!(two.keeper.pass().await.unwrap(), Outcome::InPlace);
-    assert_eq!(one.keeper.pass().await.unwrap(), Outcome::InPlace);
-    assert_eq!(one.serves(), two.serves());
-    assert_eq!(one.serves(), Some(cluster.material().leaf.as_str()));
-}
-
-#[tokio::test]
-async fn the_leaf_is_renewed_when_the_clock_says_so() {
-    static SECONDS: AtomicI64 = AtomicI64::new(1_800_000_000);
-    let clock = || OffsetDateTime::from_unix_timestamp(SECONDS.load(Ordering::Relaxed)).unwrap();
-    let cluster = Cluster::registered();
-    let Replica {
-        keeper, metrics, ..
-    } = replica(&cluster);
-    let mut keeper = keeper.with_clock(clock);
-    keeper.pass().await.unwrap();
-    let first = cluster.material();
-    SECONDS.fetch_add(
-        i64::try_from(LIFETIMES.leaf.as_secs()).unwrap(),
-        Ordering::Relaxed,
-    );
-    assert_eq!(keeper.pass().await.unwrap(), Outcome::InPlace);
-    let second = cluster.material();
-    assert_eq!(second.ca_bundle, first.ca_bundle);
-    assert_ne!(second.leaf, first.leaf);
-    assert_eq!(
-        keeper.served.unwrap().material.leaf,
-        second.leaf,
-        "same authority: at once"
-    );
-    assert_eq!(metrics.issued.get_or_create(&LEAF).get(), 2);
-    assert_eq!(metrics.issued.get_or_create(&CA).get(), 1);
-}
-
-#[tokio::test]
-async fn a_clock_that_is_set_back_and_forth_is_healed_and_counted() {
-    static SECONDS: AtomicI64 = AtomicI64::new(1_800_000_000);
-    let clock = || OffsetDateTime::from_unix_timestamp(SECONDS.load(Ordering::Relaxed)).unwrap();
-    let cluster = Cluster::registered();
-    let Replica {
-        keeper,
-        readiness,
-        metrics,
-    } = replica(&cluster);
-    let mut keeper = keeper.with_clock(clock);
-    keeper.pass().await.unwrap();
-    for years in [-20, 40, -20] {
-        SECONDS.fetch_add(years * 31_536_000, Ordering::Relaxed);
-        while keeper.pass().await.unwrap() != Outcome::InPlace {}
-        let material = cluster.material();
-        let names = Names::of_service("webhook", "portmapping-system");
-        assert!(
-            matches!(decide(&material, &names, clock()), Decision::Keep { .. }),
-            "{years} years later"
-        );
-        assert_eq!(cluster.bundle(), material.ca_bundle);
-        assert!(readiness.is_ready());
-    }
-    let clock = Damage { what: "clock" };
-    assert_eq!(metrics.repairs.get_or_create(&clock).get(), 3);
 }
 
 #[tokio::test]

@@ -1,10 +1,12 @@
 //! The nftables driver alone: damage to its table, elements of others, and what the kernel refuses.
 
+mod damage;
+mod others;
+
 use std::collections::BTreeSet;
 use std::net::UdpSocket;
 use std::time::Duration;
 
-use portmapping_enforcer::dataplane::DataplaneError;
 use portmapping_enforcer::dataplane::iptables::Settings;
 use portmapping_enforcer::dataplane::netlink::Options;
 use portmapping_enforcer::dataplane::nftables::{self, Nftables};
@@ -17,7 +19,7 @@ use crate::lab::{
     Backend, CLIENT, Driver, Lab, NODE, NODE_V6, OTHER_NODE_ADDRESS, POD1, POD1_V6, POD2, at, ip,
     map, range,
 };
-use crate::serve::{Conversation, Server, UdpClient, ask_tcp, ask_udp, serve};
+use crate::serve::{Server, UdpClient, ask_tcp, ask_udp, serve};
 
 fn mappings() -> Vec<Mapping> {
     let bound = Mapping {
@@ -33,14 +35,6 @@ fn mappings() -> Vec<Mapping> {
         bound,
     ]
 }
-
-/// One set element per pod, instead of a comparison.
-const EARLIER_HAIRPINS: &str = "
-    add set inet portmapping hairpin4 { type ipv4_addr . ipv4_addr; }
-    add element inet portmapping hairpin4 { 10.88.0.11 . 10.88.0.11, 10.88.0.12 . 10.88.0.12 }
-    flush chain inet portmapping postrouting
-    add rule inet portmapping postrouting ip saddr . ip daddr @hairpin4 ct status dnat masquerade
-    delete set inet portmapping same";
 
 struct Damaged {
     lab: Lab,
@@ -89,131 +83,6 @@ impl Damaged {
 }
 
 #[test]
-fn everything_gone() {
-    let damaged = Damaged::new();
-    let mut driver = damaged.driver();
-    for script in ["flush ruleset", "delete table inet portmapping"] {
-        damaged.nft(script);
-        // no trace is no damage: the mappings are missing, and that is enough
-        damaged.assert_repaired(&mut driver, 6, true);
-    }
-    damaged.nft("flush table inet portmapping");
-    damaged.assert_repaired(&mut driver, 0, false);
-}
-
-#[test]
-fn frame_changed() {
-    let damaged = Damaged::new();
-    let mut driver = damaged.driver();
-    let whole = damaged.lab.rules(Backend::Nftables);
-    let jump = "fib daddr type local dnat ip to meta l4proto . th dport map @ports4";
-    for (script, lost) in [
-        ("flush chain inet portmapping prerouting", 0),
-        ("flush chain inet portmapping postrouting", 0),
-        ("delete chain inet portmapping output", 0),
-        ("insert rule inet portmapping prerouting accept", 0),
-        ("add rule inet portmapping input udp dport 1 drop", 0),
-        ("add chain inet portmapping strange", 0),
-        ("chain inet portmapping input { policy drop; }", 0),
-        ("add table inet portmapping { flags dormant; }", 0),
-        ("add element inet portmapping excluded { 25000 }", 0),
-        ("flush set inet portmapping same", 0),
-        (
-            "delete element inet portmapping same { 7 . 7 }
-             add element inet portmapping same { 7 . 8 }",
-            0,
-        ),
-        // how an earlier version masqueraded pods that talk to themselves
-        (EARLIER_HAIRPINS, 0),
-        // chains of the same name and rules in another place
-        (
-            "delete chain inet portmapping prerouting
-             add chain inet portmapping prerouting { type nat hook prerouting priority -50; }
-             add rule inet portmapping prerouting JUMP",
-            0,
-        ),
-        // a map of another kind
-        (
-            "flush chain inet portmapping prerouting
-             flush chain inet portmapping output
-             flush chain inet portmapping postrouting
-             delete map inet portmapping bound4
-             add map inet portmapping bound4 { type ipv4_addr : ipv4_addr; }",
-            1,
-        ),
-    ] {
-        damaged.nft(&script.replace("JUMP", jump));
-        damaged.assert_repaired(&mut driver, lost, false);
-        let repaired = damaged.lab.rules(Backend::Nftables);
-        // elements have no order
-        let sorted = |text: &str| {
-            let mut lines: Vec<String> = text.split(',').map(str::to_owned).collect();
-            lines.sort();
-            (lines.len(), text.len())
-        };
-        assert_eq!(sorted(&repaired), sorted(&whole), "{script}");
-    }
-}
-
-#[test]
-fn elements_deleted_overwritten_or_emptied() {
-    let damaged = Damaged::new();
-    let mut driver = damaged.driver();
-    let element = "inet portmapping ports4 { tcp . 20000 }";
-    let comment = r#"comment "portmapping:uid-of-another""#;
-    for (script, lost, intact) in [
-        (format!("delete element {element}"), 1, true),
-        // a new target without a comment: ours by what we knew, so it is ours to put right
-        (
-            format!(
-                "delete element {element}
-                 add element inet portmapping ports4 {{ tcp . 20000 : {POD2} . 9040 }}"
-            ),
-            1,
-            false,
-        ),
-        ("flush map inet portmapping ports4".to_owned(), 4, true),
-        // everything else would go to this pod
-        (
-            format!("add element inet portmapping ports4 {{ * : {POD2} . 9040 }}"),
-            0,
-            false,
-        ),
-    ] {
-        damaged.nft(&script);
-        damaged.assert_repaired(&mut driver, lost, intact);
-    }
-    // another pod's name at our element: another mapping, which nobody wants
-    damaged.nft(&format!(
-        "delete element {element}
-         add element inet portmapping ports4 {{ tcp . 20000 {comment} : {POD1} . 9040 }}"
-    ));
-    damaged.assert_repaired(&mut driver, 0, true);
-}
-
-#[test]
-fn connections_live_through_repairs() {
-    let damaged = Damaged::new();
-    let mut driver = damaged.driver();
-    let mut conversation = Conversation::open(&damaged.lab.client, at(NODE, 20000)).unwrap();
-    for script in [
-        "flush chain inet portmapping prerouting",
-        "flush map inet portmapping ports4",
-        "add chain inet portmapping strange",
-        EARLIER_HAIRPINS,
-    ] {
-        damaged.nft(script);
-        driver.reconcile(&mappings());
-        conversation.goes_on();
-    }
-    // a start on what an earlier version left is a repair like any other
-    damaged.nft(EARLIER_HAIRPINS);
-    let mut successor = damaged.lab.driver(Backend::Nftables);
-    damaged.assert_repaired(&mut successor, 0, false);
-    conversation.goes_on();
-}
-
-#[test]
 fn what_nft_lists_it_loads_again() {
     let damaged = Damaged::new();
     let mut driver = damaged.driver();
@@ -246,82 +115,6 @@ fn only_who_reaches_itself_through_our_mappings_is_masqueraded() {
     ));
     assert_eq!(asks(&lab.node, address, 9040), seen, "not translated");
     assert_eq!(asks(&lab.node, address, 8080), seen, "translated by others");
-}
-
-#[test]
-fn element_of_another_is_neither_overwritten_nor_lost() {
-    let damaged = Damaged::new();
-    let mut driver = damaged.driver();
-    damaged.nft(&format!(
-        "add element inet portmapping ports4 {{ tcp . 20007 comment \"mine\" : {POD2} . 9040, 47 . 7 : {POD2} . 7 }}"
-    ));
-    let observed = driver.observe();
-    assert_eq!(observed.mappings, mappings().into_iter().collect());
-    assert!(observed.intact, "an element of another is no damage");
-    let wanted = map(Tcp, 20007, POD1, 9040);
-    let neighbour = map(Udp, 20007, POD1, 9040);
-    let plan = |to_create: &[Mapping]| Plan {
-        to_create: to_create.to_vec(),
-        ..Plan::default()
-    };
-    let error = driver
-        .try_apply(&plan(&[neighbour.clone(), wanted.clone()]))
-        .unwrap_err();
-    assert!(
-        matches!(&error, DataplaneError::ForeignElement { mapping } if **mapping == wanted),
-        "{error}"
-    );
-    driver.assert_is(&mappings().into_iter().collect());
-    // the others go on
-    driver.create(&[neighbour]);
-    // and a repair of the whole table keeps what is not ours
-    damaged.nft("add chain inet portmapping strange");
-    assert!(!driver.observe().intact);
-    driver.reconcile(&mappings());
-    let rules = damaged.lab.rules(Backend::Nftables);
-    assert!(
-        rules.contains("tcp . 20007 comment \"mine\" : 10.88.0.12 . 9040"),
-        "{rules}"
-    );
-    assert!(
-        rules.contains("47 . 7") || rules.contains("gre . 7"),
-        "{rules}"
-    );
-    assert!(!rules.contains("strange"), "{rules}");
-}
-
-#[test]
-fn element_that_appears_meanwhile_is_found_by_the_refusal() {
-    let damaged = Damaged::new();
-    let mut driver = damaged.driver();
-    // the driver has not looked since
-    damaged.nft(&format!(
-        "add element inet portmapping ports4 {{ tcp . 20150 : {POD2} . 9040 }}
-         delete element inet portmapping ports4 {{ tcp . 20001 }}"
-    ));
-    let many: Vec<Mapping> = (20100..20200)
-        .map(|port| map(Tcp, port, POD1, 9040))
-        .collect();
-    let error = driver
-        .try_apply(&Plan {
-            to_create: many.clone(),
-            ..Plan::default()
-        })
-        .unwrap_err();
-    assert!(
-        matches!(&error, DataplaneError::ForeignElement { mapping } if **mapping == many[50]),
-        "{error}"
-    );
-    assert_eq!(
-        driver.observe().mappings.len(),
-        5,
-        "one bad element undoes all"
-    );
-    // deleting what somebody deleted already is no error
-    let mut driver = damaged.driver();
-    damaged.nft("delete element inet portmapping ports4 { tcp . 20001 }");
-    driver.remove(&[map(Tcp, 20001, POD2, 9040)]);
-    assert_eq!(driver.observe().mappings.len(), 5);
 }
 
 #[test]
@@ -420,42 +213,6 @@ fn early_datagram_is_refused_and_pins_nothing() {
     );
     driver.create(&[map(Udp, 20000, POD1, 9040)]);
     assert_eq!(early.hears("pod1"), format!("pod1 {CLIENT}"));
-}
-
-#[test]
-fn services_of_others_in_the_range_answer() {
-    let lab = Lab::new();
-    let _pod1 = serve(&lab.pod1, "pod1", 9040);
-    let mut driver = lab.driver(Backend::Nftables);
-    driver.reconcile(&[map(Udp, 20001, POD1, 9040)]);
-    let _stranger = serve(&lab.node, "node", 20000);
-    for from in [&lab.client, &lab.node] {
-        assert!(ask_udp(from, at(NODE, 20000)).unwrap().starts_with("node"));
-        assert!(
-            ask_udp(from, at(NODE_V6, 20000))
-                .unwrap()
-                .starts_with("node")
-        );
-        assert!(ask_tcp(from, at(NODE, 20000)).unwrap().starts_with("node"));
-    }
-}
-
-#[test]
-fn wins_over_portmap_without_being_repaired() {
-    let lab = Lab::new();
-    let _pod1 = serve(&lab.pod1, "pod1", 9040);
-    let _pod2 = serve(&lab.pod2, "pod2", 9040);
-    let mut driver = lab.driver(Backend::Nftables);
-    driver.reconcile(&[map(Tcp, 20000, POD1, 9040)]);
-    lab.node.sh(&format!(
-        "iptables-nft -t nat -I PREROUTING -p tcp --dport 20000 -j DNAT --to {POD2}:9040"
-    ));
-    assert!(
-        ask_tcp(&lab.client, at(NODE, 20000))
-            .unwrap()
-            .starts_with("pod1")
-    );
-    assert!(driver.observe().intact);
 }
 
 #[test]

@@ -1,0 +1,82 @@
+//! What a client may take: time, silence, size, and a place.
+
+use super::*;
+
+#[tokio::test]
+async fn a_client_that_never_shakes_hands_is_cut_off() {
+    let server = start(Limits {
+        handshake: SHORT,
+        ..PATIENT
+    });
+    let mut silent = server.tcp().await;
+    closed(&mut silent).await;
+    let text = server.metrics();
+    assert!(
+        text.contains(r#"handshake_failures_total{reason="timeout"} 1"#),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn a_client_that_never_ends_its_header_is_cut_off() {
+    let silence = Silence {
+        first: SHORT * 10,
+        ..PATIENT.silence
+    };
+    let server = start(Limits { silence, ..PATIENT });
+    let mut nothing = server.http1().await;
+    let mut half = server.http1().await;
+    half.write_all(b"POST /mutate HTTP/1.1\r\nHost:")
+        .await
+        .unwrap();
+    let mut http2 = server.tls(&rustls::version::TLS13, b"h2").await.unwrap();
+    tokio::join!(closed(&mut nothing), closed(&mut half), closed(&mut http2));
+    let text = server.metrics();
+    assert!(
+        text.contains(r#"connections_closed_total{reason="silent"} 3"#),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_kept_as_long_as_it_may_be() {
+    let silence = Silence {
+        idle: SHORT * 10,
+        ..PATIENT.silence
+    };
+    let server = start(Limits { silence, ..PATIENT });
+    let mut stream = server.http1().await;
+    assert!(
+        ask(&mut stream, NOT_ASKED)
+            .await
+            .starts_with("http/1.1 200")
+    );
+    closed(&mut stream).await;
+}
+
+#[tokio::test]
+async fn an_oversized_body_is_refused_before_it_is_sent() {
+    let server = start(PATIENT);
+    let mut stream = server.http1().await;
+    stream.write_all(head(1 << 30).as_bytes()).await.unwrap();
+    assert!(answer(&mut stream).await.starts_with("http/1.1 413"));
+    closed(&mut stream).await;
+}
+
+#[tokio::test]
+async fn a_full_house_lets_the_next_one_in() {
+    let server = start(Limits {
+        connections: 2,
+        ..PATIENT
+    });
+    let (mut first, mut second) = (server.tcp().await, server.tcp().await);
+    let mut third = server.http1().await;
+    assert!(ask(&mut third, NOT_ASKED).await.starts_with("http/1.1 200"));
+    let _fourth = server.tcp().await;
+    closed(&mut first).await;
+    closed(&mut second).await;
+    assert!(
+        ask(&mut third, NOT_ASKED).await.starts_with("http/1.1 200"),
+        "it asked, so it stays"
+    );
+}
