@@ -3,6 +3,7 @@
 mod addressing;
 mod allocating;
 mod audit;
+mod forgetting;
 mod holding;
 mod judging;
 mod leases;
@@ -11,12 +12,13 @@ mod publishing;
 mod recovering;
 mod statics;
 mod status;
+mod waking;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use portmapping_shared::{LeasedPort, PodUid, PortRange, PortSet};
+use portmapping_shared::{PodUid, PortRange, PortSet};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
@@ -275,79 +277,9 @@ impl NodeState {
         self.dirty.extend(self.kernel.mappings.owners().cloned());
     }
 
-    /// Pods whose time has come are looked at.
-    fn wake(&mut self, now: Duration) {
-        while let Some((at, _)) = self.wakes.first()
-            && *at <= now
-        {
-            let Some((_, uid)) = self.wakes.pop_first() else {
-                return;
-            };
-            if let Some(tenant) = self.tenants.get_mut(&uid) {
-                tenant.wake = None;
-            }
-            self.dirty.insert(uid);
-        }
-    }
-
-    /// Notes when a pod is to be looked at again.
-    fn schedule(&mut self, uid: &PodUid) {
-        let Some(tenant) = self.tenants.get_mut(uid) else {
-            return;
-        };
-        let next = tenant.next_wake();
-        if tenant.wake == next {
-            return;
-        }
-        if let Some(old) = std::mem::replace(&mut tenant.wake, next) {
-            self.wakes.remove(&(old, uid.clone()));
-        }
-        if let Some(at) = next {
-            self.wakes.insert((at, uid.clone()));
-        }
-    }
-
     fn arrival(&mut self) -> u64 {
         self.next_seq += 1;
         self.next_seq
-    }
-
-    /// Names are unique in the API: whoever had this one is gone, said or not.
-    fn take_name(&mut self, now: Duration, facts: &PodFacts) {
-        let PodFacts { pod, .. } = facts;
-        let name = (pod.namespace.clone(), pod.name.clone());
-        let before = self.names.insert(name, pod.uid.clone());
-        if let Some(before) = before.filter(|before| *before != pod.uid) {
-            self.forget(now, &before);
-        }
-    }
-
-    fn forget(&mut self, now: Duration, uid: &PodUid) {
-        self.note_static_ports(now, uid, &BTreeSet::new());
-        let leases: Vec<LeasedPort> = self
-            .tenants
-            .get(uid)
-            .into_iter()
-            .flat_map(|tenant| tenant.lease.keys().copied())
-            .collect();
-        for lease in leases {
-            self.end_lease(now, uid, &lease, self.config.cooldown);
-        }
-        self.addresses.forget(uid);
-        if let Some(tenant) = self.tenants.remove(uid) {
-            self.waiting.remove(&(tenant.seq, uid.clone()));
-            if let Some(at) = tenant.wake {
-                self.wakes.remove(&(at, uid.clone()));
-            }
-            if let Some(facts) = tenant.facts {
-                let name = (facts.pod.namespace, facts.pod.name);
-                if self.names.get(&name) == Some(uid) {
-                    self.names.remove(&name);
-                }
-            }
-        }
-        self.dirty.insert(uid.clone());
-        self.readdress(uid);
     }
 
     /// Drops what the pod asks for no more; refusals that depend on its words alone are renewed.
