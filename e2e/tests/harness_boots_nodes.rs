@@ -1,4 +1,5 @@
-//! The harness itself: a cluster comes up, a node dies and comes back, and nothing is left at the end.
+//! The harness itself: a cluster comes up, a node dies and comes back, programs are stopped and resumed,
+//! and nothing is left at the end.
 
 use std::fs;
 use std::path::Path;
@@ -42,6 +43,15 @@ fn a_cluster_serves_loses_a_node_and_leaves_nothing() -> Result<()> {
     answers(&cluster, "node3")?;
     let now = mac(&cluster)?;
     ensure!(now == fabric, "machines remember {fabric}, and it is {now}");
+
+    for (host, program) in [("control-plane", "kube-scheduler"), ("node1", "containerd")] {
+        for _ in 0..5 {
+            // each finds the one before started anew, however little time was between
+            cluster.stop_component(host, program)?;
+            cluster.resume_component(host, program)?;
+        }
+    }
+    answers(&cluster, "node1")?;
 
     let owned = cluster.logs()?;
     cluster.stop()?;

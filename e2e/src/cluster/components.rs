@@ -51,6 +51,9 @@ pub(crate) fn start(
                 note_end(&spec, &log, &process::ending(status));
                 return;
             }
+            if let Err(error) = fs::write(&pause, DOWN) {
+                return note_end(&spec, &log, &format!("cannot say that it is down: {error}"));
+            }
             while pause.exists() {
                 thread::sleep(INTERVAL);
             }
@@ -88,10 +91,18 @@ fn spawn(
         .with_context(|| format!("start {}", program.display()))
 }
 
+/// What the pause file says once the component's end was taken for what it is.
+const DOWN: &str = "down";
+
 /// While this file is there, the component of this log is meant to be down; it comes back when the
-/// file goes.
+/// file goes. Before [`is_down`] that would be too early: the end would be taken for one of its own.
 pub(crate) fn pause_file(spec: &Spec, log: &str) -> PathBuf {
     spec.state.join("paused").join(log)
+}
+
+/// Whether the component of a pause file has ended, and will come back when the file goes.
+pub(crate) fn is_down(pause: &Path) -> bool {
+    fs::read_to_string(pause).is_ok_and(|text| text == DOWN)
 }
 
 /// A fresh log file.

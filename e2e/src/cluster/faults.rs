@@ -13,6 +13,8 @@ use crate::wait::{Probe, until};
 
 /// How long a program that has ended may take to be started anew.
 const STARTED_ANEW: Duration = Duration::from_secs(10);
+/// How long a killed program may take to end: an API server on a busy machine takes a second and more.
+const ENDED: Duration = Duration::from_secs(30);
 /// Between two looks for it.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -43,7 +45,14 @@ impl Cluster {
             fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
         }
         fs::write(&file, "").with_context(|| format!("write {}", file.display()))?;
-        kill(pid, Signal::SIGKILL).with_context(|| format!("kill {program}"))
+        kill(pid, Signal::SIGKILL).with_context(|| format!("kill {program}"))?;
+        until(&format!("the end of {program}"), ENDED, LOOK, || {
+            Ok(if components::is_down(&file) {
+                Probe::Done(())
+            } else {
+                Probe::Missing("not noticed yet".into())
+            })
+        })
     }
 
     /// The pid of such a program, as this machine sees it.
