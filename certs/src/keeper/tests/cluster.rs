@@ -12,6 +12,7 @@ use crate::bundle::{Entry, Registration, RegistrationError, Seen};
 use crate::issue::Material;
 use crate::secret::{Store, StoreError, Stored, Swap};
 
+/// (version, content); None where there is no such object.
 type Object<T> = Option<(u64, T)>;
 
 /// What the cluster holds.
