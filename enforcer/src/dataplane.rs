@@ -5,8 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use portmapping_enforcer_core::Plan;
-use portmapping_shared::Mapping;
+use portmapping_shared::{Mapping, Plan};
 
 mod bridges;
 pub mod conntrack;

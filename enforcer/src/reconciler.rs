@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use portmapping_enforcer_core::{Action, NodeState, Plan, PortKey, SandboxNews, Status};
-use portmapping_shared::PodUid;
+use portmapping_enforcer_core::{Action, NodeState, PortKey, SandboxNews, Status};
+use portmapping_shared::{Plan, PodUid};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::MissedTickBehavior;

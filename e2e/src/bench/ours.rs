@@ -8,8 +8,7 @@ use portmapping_enforcer::dataplane::generation::Drift;
 use portmapping_enforcer::dataplane::iptables::{Flavour, Iptables, Settings};
 use portmapping_enforcer::dataplane::nftables::Nftables;
 use portmapping_enforcer::dataplane::{Dataplane, Tools};
-use portmapping_enforcer_core::Plan;
-use portmapping_shared::{Mapping, PortRange};
+use portmapping_shared::{Mapping, Plan, PortRange};
 
 use super::lab::{FIRST_PORT, LAST_PORT};
 use super::netns::Netns;

@@ -1,9 +1,8 @@
 //! What the state machine asks its drivers to do.
 
-use portmapping_shared::PodRef;
+use portmapping_shared::{Plan, PodRef};
 
 use crate::allocator::PortKey;
-use crate::plan::Plan;
 
 /// One thing to do. Every action but an event is answered by an outcome.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,8 +6,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use portmapping_enforcer_core::Plan;
-use portmapping_shared::Mapping;
+use portmapping_shared::{Mapping, Plan};
 
 use super::conntrack::Conntrack;
 use super::exec::Tools;

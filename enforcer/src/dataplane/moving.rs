@@ -8,8 +8,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use portmapping_enforcer_core::Plan;
-use portmapping_shared::Mapping;
+use portmapping_shared::{Mapping, Plan};
 
 use super::bridges::Bridges;
 use super::exec::{ExecError, Tools};

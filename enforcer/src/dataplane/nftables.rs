@@ -7,9 +7,8 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-use portmapping_enforcer_core::Plan;
 use portmapping_shared::contract::CHAIN_PREFIX;
-use portmapping_shared::{HostPort, Mapping, Protocol};
+use portmapping_shared::{HostPort, Mapping, Plan, Protocol};
 use rustix::io::Errno;
 
 use super::conntrack::Conntrack;

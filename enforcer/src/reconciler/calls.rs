@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use portmapping_enforcer_core::{Plan, PodEvent, PortKey, Publication};
+use portmapping_enforcer_core::{PodEvent, PortKey, Publication};
 use portmapping_runtime::deadline::chain;
+use portmapping_shared::Plan;
 use rustix::io::Errno;
 
 use super::{Done, KeeperAnswer, Reconciler, Seen};

@@ -6,9 +6,8 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{Flock, FlockArg};
 use portmapping_enforcer::dataplane::iptables::Flavour;
 use portmapping_enforcer::dataplane::{Dataplane as _, DataplaneError, ExecError};
-use portmapping_enforcer_core::Plan;
-use portmapping_shared::Mapping;
 use portmapping_shared::Protocol::{Sctp, Tcp, Udp};
+use portmapping_shared::{Mapping, Plan};
 
 use crate::lab::{Lab, NODE, POD1, POD1_V6, at, map};
 use crate::programs::Programs;

@@ -3,9 +3,8 @@
 
 use std::collections::BTreeSet;
 
-use portmapping_enforcer_core::Plan;
-use portmapping_shared::Mapping;
 use portmapping_shared::Protocol::{Tcp, Udp};
+use portmapping_shared::{Mapping, Plan};
 
 use crate::lab::{Backend, Driver, Lab, beside, map};
 

@@ -1,9 +1,8 @@
 //! A mapping with a host IP answers at that address of the node only.
 
 use portmapping_enforcer::dataplane::DataplaneError;
-use portmapping_enforcer_core::Plan;
-use portmapping_shared::Mapping;
 use portmapping_shared::Protocol::{Tcp, Udp};
+use portmapping_shared::{Mapping, Plan};
 
 use crate::lab::{
     Backend, CLIENT, Lab, NODE, NODE_V6, OTHER_NODE_ADDRESS, POD1, POD1_V6, at, ip, map,

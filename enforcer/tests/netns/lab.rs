@@ -8,8 +8,7 @@ use portmapping_enforcer::dataplane::iptables::{Flavour, Settings};
 pub(crate) use portmapping_enforcer::dataplane::moving::Backend;
 use portmapping_enforcer::dataplane::moving::Moving;
 use portmapping_enforcer::dataplane::{Dataplane, DataplaneError, Look, Observed, Tools};
-use portmapping_enforcer_core::Plan;
-use portmapping_shared::{ContainerPort, HostPort, Mapping, PortRange, Protocol};
+use portmapping_shared::{ContainerPort, HostPort, Mapping, Plan, PortRange, Protocol};
 
 use crate::netns::Netns;
 

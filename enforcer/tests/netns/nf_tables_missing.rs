@@ -7,7 +7,7 @@ use portmapping_enforcer::dataplane::glimpse::Glimpse;
 use portmapping_enforcer::dataplane::iptables::{Flavour, Settings};
 use portmapping_enforcer::dataplane::moving::{Moving, uninstall};
 use portmapping_enforcer::dataplane::{Dataplane as _, DataplaneError, Tools};
-use portmapping_enforcer_core::Plan;
+use portmapping_shared::Plan;
 use portmapping_shared::Protocol::{Tcp, Udp};
 
 use crate::lab::{Backend, Lab, NODE, POD1, at, map, range};

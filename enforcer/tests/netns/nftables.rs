@@ -10,9 +10,8 @@ use std::time::Duration;
 use portmapping_enforcer::dataplane::iptables::Settings;
 use portmapping_enforcer::dataplane::netlink::Options;
 use portmapping_enforcer::dataplane::nftables::{self, Nftables};
-use portmapping_enforcer_core::Plan;
-use portmapping_shared::Mapping;
 use portmapping_shared::Protocol::{Sctp, Tcp, Udp};
+use portmapping_shared::{Mapping, Plan};
 use socket2::SockRef;
 
 use crate::lab::{

@@ -5,9 +5,8 @@ use std::collections::BTreeSet;
 use portmapping_enforcer::dataplane::iptables::{Flavour, Settings};
 use portmapping_enforcer::dataplane::moving::{Moving, uninstall};
 use portmapping_enforcer::dataplane::{Dataplane as _, Tools};
-use portmapping_enforcer_core::Plan;
-use portmapping_shared::Mapping;
 use portmapping_shared::Protocol::{Tcp, Udp};
+use portmapping_shared::{Mapping, Plan};
 
 use crate::lab::{Backend, Driver, Lab, NODE, NODE_V6, POD1, POD1_V6, POD2, at, map, range};
 use crate::serve::{Conversation, UdpClient, ask_tcp, assert_refused, serve};

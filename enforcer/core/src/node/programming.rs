@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use portmapping_shared::{Mapping, PodUid};
+use portmapping_shared::{Mapping, Plan, PodUid};
 
 use super::NodeState;
 use super::holding::clear;
@@ -12,7 +12,6 @@ use super::judging::repaired;
 use crate::action::{Action, EventKind};
 use crate::allocator::PortKey;
 use crate::mappings::{MappingTable, port_of};
-use crate::plan::Plan;
 use crate::pod::{Blocked, Refusal};
 
 /// First and longest wait between tries to change the kernel after several failures in a row.

@@ -3,12 +3,11 @@
 use std::net::IpAddr;
 
 use portmapping_shared::pod::{Container, DeclaredPort, ReadinessGate};
-use portmapping_shared::{PodRef, PodSpec, annotation};
+use portmapping_shared::{Plan, PodRef, PodSpec, annotation};
 
 use super::*;
 use crate::action::{Condition, Publication, Record};
 use crate::addresses::AddressSource;
-use crate::plan::Plan;
 use crate::sandbox::{Sandbox, SandboxId};
 
 mod addresses;

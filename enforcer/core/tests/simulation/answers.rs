@@ -1,7 +1,7 @@
 //! Keeper, kernel and API server carry out what they are asked, or fail.
 
-use portmapping_enforcer_core::{Plan, PortKey, Publication};
-use portmapping_shared::Mapping;
+use portmapping_enforcer_core::{PortKey, Publication};
+use portmapping_shared::{Mapping, Plan};
 use rand::RngExt;
 
 use crate::world::{COOLDOWN, Call, World};

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use portmapping_enforcer_core::{Plan, PodFacts, PortKey, Publication};
-use portmapping_shared::{Mapping, PodUid, annotation};
+use portmapping_enforcer_core::{PodFacts, PortKey, Publication};
+use portmapping_shared::{Mapping, Plan, PodUid, annotation};
 
 use crate::world::{Call, World};
 

@@ -5,10 +5,10 @@ use std::ops::AddAssign;
 use std::time::Duration;
 
 use portmapping_enforcer_core::{
-    Action, Config, EventKind, NodeState, Plan, PodFacts, PortKey, Publication, Recovered, Sandbox,
+    Action, Config, EventKind, NodeState, PodFacts, PortKey, Publication, Recovered, Sandbox,
     SandboxId, SandboxNews,
 };
-use portmapping_shared::{HostPort, Mapping, PodUid, PortSet, Protocol};
+use portmapping_shared::{HostPort, Mapping, Plan, PodUid, PortSet, Protocol};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use portmapping_enforcer_core::Plan;
-use portmapping_shared::Mapping;
+use portmapping_shared::{Mapping, Plan};
 
 use crate::dataplane::DataplaneError;
 use crate::dataplane::netlink::{Batch, Encoder, flags};

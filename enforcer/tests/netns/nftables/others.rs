@@ -1,9 +1,8 @@
 //! Elements, rules and services of others: neither overwritten, nor lost, nor in the way.
 
 use portmapping_enforcer::dataplane::DataplaneError;
-use portmapping_enforcer_core::Plan;
-use portmapping_shared::Mapping;
 use portmapping_shared::Protocol::{Tcp, Udp};
+use portmapping_shared::{Mapping, Plan};
 
 use super::{Damaged, mappings};
 use crate::lab::{Backend, Lab, NODE, NODE_V6, POD1, POD2, at, map};

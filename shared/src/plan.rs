@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use portmapping_shared::Mapping;
+use crate::Mapping;
 
 /// What must change in the kernel. Foreign rules never appear here: no one reads them in.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
