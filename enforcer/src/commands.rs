@@ -19,12 +19,7 @@ use crate::args::{
     ADMIN_SOCKET, BackendChoice, HealthArgs, IptablesChoice, RunArgs, RunConfig, UninstallArgs,
 };
 use crate::cni::{self, SANDBOX_QUEUE};
-use crate::dataplane::glimpse::{Glimpse, Saved, ports_at_once};
-use crate::dataplane::iptables::{Flavour, Settings};
-use crate::dataplane::moving::{self, Backend, Moving};
-use crate::dataplane::{Dataplane as _, Tools, detect};
 use crate::hold::Keeper;
-use crate::keeper::{DEFAULT_SOCKET, wire::Duty};
 use crate::metrics::Metrics;
 use crate::node_facts::NodeFacts;
 use crate::pods::{self, POD_QUEUE};
@@ -32,6 +27,11 @@ use crate::prompt;
 use crate::publish::Publisher;
 use crate::reconciler::{Drivers, Inputs, Reconciler, follow_duty};
 use crate::state;
+use portmapping_dataplane::glimpse::{Glimpse, Saved, ports_at_once};
+use portmapping_dataplane::iptables::{Flavour, Settings};
+use portmapping_dataplane::moving::{self, Backend, Moving};
+use portmapping_dataplane::{Dataplane as _, Tools, detect};
+use portmapping_keeper::{DEFAULT_SOCKET, wire::Duty};
 
 /// How long a start waits for the keeper beside it.
 const KEEPER_START: Duration = Duration::from_secs(30);

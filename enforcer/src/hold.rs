@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::keeper::wire::{Duty, MAX_PORTS, Outcome, Port, Reply, Request, VERSION};
+use portmapping_keeper::wire::{Duty, MAX_PORTS, Outcome, Port, Reply, Request, VERSION};
 
 mod again;
 mod error;

@@ -4,9 +4,7 @@
 pub mod args;
 pub mod cni;
 pub mod commands;
-pub mod dataplane;
 pub mod hold;
-pub mod keeper;
 pub mod metrics;
 pub mod node_facts;
 pub mod pods;

@@ -16,12 +16,12 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::dataplane::{Dataplane, Observed, Preparations};
 use crate::hold::Keeper;
-use crate::keeper::wire::Duty;
 use crate::metrics::Metrics;
 use crate::pods::PodNews;
 use crate::publish::Publisher;
+use portmapping_dataplane::{Dataplane, Observed, Preparations};
+use portmapping_keeper::wire::Duty;
 
 pub use duty::follow as follow_duty;
 

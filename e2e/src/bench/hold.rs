@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use portmapping_enforcer::hold::Keeper;
-use portmapping_enforcer::keeper::wire::{Outcome, Port};
+use portmapping_keeper::wire::{Outcome, Port};
 use portmapping_shared::{HostPort, Protocol};
 
 use super::netns::Netns;

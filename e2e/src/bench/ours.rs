@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use portmapping_enforcer::dataplane::generation::Drift;
-use portmapping_enforcer::dataplane::iptables::{Flavour, Iptables, Settings};
-use portmapping_enforcer::dataplane::nftables::Nftables;
-use portmapping_enforcer::dataplane::{Dataplane, Tools};
+use portmapping_dataplane::generation::Drift;
+use portmapping_dataplane::iptables::{Flavour, Iptables, Settings};
+use portmapping_dataplane::nftables::Nftables;
+use portmapping_dataplane::{Dataplane, Tools};
 use portmapping_shared::{Mapping, Plan, PortRange};
 
 use super::lab::{FIRST_PORT, LAST_PORT};

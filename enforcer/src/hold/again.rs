@@ -6,7 +6,7 @@ use std::time::Instant;
 use portmapping_runtime::deadline::chain;
 
 use super::Keeper;
-use crate::keeper::wire::{Outcome, Port};
+use portmapping_keeper::wire::{Outcome, Port};
 
 impl Keeper {
     /// Holds what is `mapped` and not yet `held`, and returns all that is held then. What another

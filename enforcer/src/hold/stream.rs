@@ -6,7 +6,7 @@ use std::path::Path;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-use crate::keeper::wire::{self, Envelope, Reply, Request, VERSION};
+use portmapping_keeper::wire::{self, Envelope, Reply, Request, VERSION};
 
 /// A connection to a keeper.
 #[derive(Debug)]

@@ -9,7 +9,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::keeper::wire::{self, Envelope, Errno};
+use portmapping_keeper::wire::{self, Envelope, Errno};
 
 fn ports(count: u16) -> Vec<Port> {
     (20000..20000 + count)

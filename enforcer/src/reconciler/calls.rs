@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::{Done, KeeperAnswer, Reconciler, Seen};
 use crate::hold::{HoldError, Keeper};
-use crate::keeper::wire::Outcome;
+use portmapping_keeper::wire::Outcome;
 
 impl Reconciler {
     pub(super) fn hold(&mut self, keys: Vec<PortKey>) {

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::hold::{HoldError, Watch};
-use crate::keeper::wire::Duty;
+use portmapping_keeper::wire::Duty;
 
 /// How long one try to reach the keeper lasts.
 const REACH: Duration = Duration::from_secs(5);

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use portmapping_enforcer::hold::{HoldError, Keeper, Watch};
-use portmapping_enforcer::keeper::wire::{Duty, MAX_FRAME, Outcome, Reply};
+use portmapping_keeper::wire::{Duty, MAX_FRAME, Outcome, Reply};
 use portmapping_shared::Protocol::{Tcp, Udp};
 
 use crate::world::{KeeperProcess, Node, SOON, block_on, eventually, in_netns, ports};

@@ -16,7 +16,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use portmapping_enforcer::hold::Keeper;
-use portmapping_enforcer::keeper::wire::Port;
+use portmapping_keeper::wire::Port;
 use portmapping_shared::{HostPort, Protocol};
 use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;

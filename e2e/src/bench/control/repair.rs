@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use portmapping_enforcer::dataplane::generation::Drift;
+use portmapping_dataplane::generation::Drift;
 use portmapping_shared::{Mapping, Protocol};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use portmapping_enforcer::hold::Keeper;
-use portmapping_enforcer::keeper::wire::Port;
+use portmapping_keeper::wire::Port;
 use portmapping_shared::Protocol;
 
 use super::super::lab::{FIRST_PORT, LAST_PORT, mappings};

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, bail};
 use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, setns};
 use nix::unistd::Pid;
-use portmapping_enforcer::dataplane::netlink::{Message, NetlinkError, Options, Socket};
+use portmapping_dataplane::netlink::{Message, NetlinkError, Options, Socket};
 
 use super::priority;
 use crate::cluster::Cluster;
