@@ -10,7 +10,7 @@ use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{ADMIN_SOCKET, HealthArgs};
-use crate::keeper_client::Keeper;
+use crate::keeper_client::KeeperClient;
 use crate::run::runtime;
 
 /// How long a health probe may take.
@@ -21,7 +21,7 @@ pub fn health(args: &HealthArgs) -> anyhow::Result<()> {
     runtime()?.block_on(async {
         if args.keeper {
             let socket = args.socket.as_deref().unwrap_or(Path::new(DEFAULT_SOCKET));
-            Keeper::connect(socket, PROBE_LIMIT).await?;
+            KeeperClient::connect(socket, PROBE_LIMIT).await?;
             return Ok(());
         }
         let socket = args.socket.as_deref().unwrap_or(Path::new(ADMIN_SOCKET));

@@ -2,8 +2,8 @@
 //!
 //! Every request may be repeated without harm, so one that fails with its connection is sent once
 //! more over a new one. Behind that connection there may be a keeper that has just started and
-//! holds nothing: [`HoldError::Restarted`] says so once, and the caller asks for its ports anew.
-//! For news that comes without a request (the keeper died, or retired) there is [`Watch`].
+//! holds nothing: [`KeeperClientError::Restarted`] says so once, and the caller asks for its ports anew.
+//! For news that comes without a request (the keeper died, or retired) there is [`RoleWatch`].
 
 use std::collections::BTreeSet;
 use std::io;
@@ -12,15 +12,15 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout_at};
 
-use portmapping_keeper::wire::{Duty, MAX_PORTS, Outcome, Port, Reply, Request, VERSION};
+use portmapping_keeper::wire::{HoldOutcome, KeeperRole, MAX_PORTS, Port, Reply, Request, VERSION};
 
 mod error;
 mod reacquire;
 mod role;
 mod stream;
 
-pub use error::HoldError;
-pub use role::follow as follow_duty;
+pub use error::KeeperClientError;
+pub use role::follow as follow_role;
 use stream::Stream;
 
 /// How long a keeper may take to answer; [`MAX_PORTS`] binds take it some milliseconds.
@@ -34,16 +34,19 @@ const MAX_PAUSE: Duration = Duration::from_millis(20);
 
 /// A keeper at the other end of a unix socket. One task asks at a time.
 #[derive(Debug)]
-pub struct Keeper {
+pub struct KeeperClient {
     path: PathBuf,
     /// None while a request is under way, and after one was cancelled: its answer may still come.
     stream: Option<Stream>,
     instance: u64,
 }
 
-impl Keeper {
+impl KeeperClient {
     /// Connects as soon as a keeper listens at `path`, or fails after `within`.
-    pub async fn connect(path: impl Into<PathBuf>, within: Duration) -> Result<Self, HoldError> {
+    pub async fn connect(
+        path: impl Into<PathBuf>,
+        within: Duration,
+    ) -> Result<Self, KeeperClientError> {
         let path = path.into();
         let (stream, instance) = reach(&path, within).await?;
         Ok(Self {
@@ -54,19 +57,19 @@ impl Keeper {
     }
 
     /// Holds the ports; the outcomes stand in their order. Holding one twice is no error.
-    pub async fn hold(&mut self, ports: &[Port]) -> Result<Vec<Outcome>, HoldError> {
+    pub async fn hold(&mut self, ports: &[Port]) -> Result<Vec<HoldOutcome>, KeeperClientError> {
         let mut outcomes = Vec::with_capacity(ports.len());
         for chunk in ports.chunks(MAX_PORTS) {
             match self.ask("hold", Request::Hold(chunk.to_vec())).await? {
                 Reply::Holding(some) if some.len() == chunk.len() => outcomes.extend(some),
-                reply => return Err(self.garbled("hold", &reply)),
+                reply => return Err(self.unexpected_reply("hold", &reply)),
             }
         }
         Ok(outcomes)
     }
 
     /// Lets go of the ports; answers how many of them were held.
-    pub async fn release(&mut self, ports: &[Port]) -> Result<usize, HoldError> {
+    pub async fn release(&mut self, ports: &[Port]) -> Result<usize, KeeperClientError> {
         let mut released = 0;
         for chunk in ports.chunks(MAX_PORTS) {
             match self
@@ -74,14 +77,14 @@ impl Keeper {
                 .await?
             {
                 Reply::Released(count) => released += count,
-                reply => return Err(self.garbled("release", &reply)),
+                reply => return Err(self.unexpected_reply("release", &reply)),
             }
         }
         Ok(released)
     }
 
     /// Every port the keeper holds.
-    pub async fn list(&mut self) -> Result<BTreeSet<Port>, HoldError> {
+    pub async fn list(&mut self) -> Result<BTreeSet<Port>, KeeperClientError> {
         let mut all = BTreeSet::new();
         loop {
             let after = all.last().copied();
@@ -93,18 +96,22 @@ impl Keeper {
                         return Ok(all);
                     }
                 }
-                reply => return Err(self.garbled("list", &reply)),
+                reply => return Err(self.unexpected_reply("list", &reply)),
             }
         }
     }
 
-    async fn ask(&mut self, what: &'static str, request: Request) -> Result<Reply, HoldError> {
+    async fn ask(
+        &mut self,
+        what: &'static str,
+        request: Request,
+    ) -> Result<Reply, KeeperClientError> {
         let reply = match self.try_ask(what, &request).await {
-            Err(HoldError::Lost { .. }) => {
+            Err(KeeperClientError::Lost { .. }) => {
                 let (stream, instance) = reach(&self.path, RECONNECT_TIMEOUT).await?;
                 self.stream = Some(stream);
                 if std::mem::replace(&mut self.instance, instance) != instance {
-                    return Err(HoldError::Restarted {
+                    return Err(KeeperClientError::Restarted {
                         path: self.path.clone(),
                     });
                 }
@@ -113,12 +120,12 @@ impl Keeper {
             other => other?,
         };
         match reply {
-            Reply::Retired => Err(HoldError::Retired {
+            Reply::Retired => Err(KeeperClientError::Retired {
                 path: self.path.clone(),
             }),
             Reply::Error(message) => {
                 self.stream = None; // the keeper closed it
-                Err(HoldError::Rejected {
+                Err(KeeperClientError::Rejected {
                     what,
                     path: self.path.clone(),
                     message,
@@ -128,8 +135,12 @@ impl Keeper {
         }
     }
 
-    async fn try_ask(&mut self, what: &'static str, request: &Request) -> Result<Reply, HoldError> {
-        let lost = |source| HoldError::Lost {
+    async fn try_ask(
+        &mut self,
+        what: &'static str,
+        request: &Request,
+    ) -> Result<Reply, KeeperClientError> {
+        let lost = |source| KeeperClientError::Lost {
             what,
             path: self.path.clone(),
             source,
@@ -147,7 +158,7 @@ impl Keeper {
             Ok(Err(source)) => Err(lost(source)),
             Err(_) => {
                 let path = self.path.clone();
-                Err(HoldError::Timeout {
+                Err(KeeperClientError::Timeout {
                     what,
                     path,
                     after: REQUEST_TIMEOUT,
@@ -156,10 +167,10 @@ impl Keeper {
         }
     }
 
-    fn garbled(&mut self, what: &'static str, reply: &Reply) -> HoldError {
+    fn unexpected_reply(&mut self, what: &'static str, reply: &Reply) -> KeeperClientError {
         self.stream = None;
         let reply = format!("{reply:?}").chars().take(200).collect();
-        HoldError::Garbled {
+        KeeperClientError::UnexpectedReply {
             what,
             path: self.path.clone(),
             reply,
@@ -170,14 +181,17 @@ impl Keeper {
 /// News of the keeper's duty, over a connection of its own. Only the newest watch of a keeper
 /// lives.
 #[derive(Debug)]
-pub struct Watch {
+pub struct RoleWatch {
     path: PathBuf,
     stream: Stream,
 }
 
-impl Watch {
+impl RoleWatch {
     /// Connects as soon as a keeper listens at `path`, or fails after `within`.
-    pub async fn connect(path: impl Into<PathBuf>, within: Duration) -> Result<Self, HoldError> {
+    pub async fn connect(
+        path: impl Into<PathBuf>,
+        within: Duration,
+    ) -> Result<Self, KeeperClientError> {
         let path = path.into();
         let (mut stream, _) = reach(&path, within).await?;
         match timeout_at(
@@ -187,12 +201,12 @@ impl Watch {
         .await
         {
             Ok(Ok(())) => Ok(Self { path, stream }),
-            Ok(Err(source)) => Err(HoldError::Lost {
+            Ok(Err(source)) => Err(KeeperClientError::Lost {
                 what: "watch",
                 path,
                 source,
             }),
-            Err(_) => Err(HoldError::Timeout {
+            Err(_) => Err(KeeperClientError::Timeout {
                 what: "watch",
                 path,
                 after: REQUEST_TIMEOUT,
@@ -200,20 +214,20 @@ impl Watch {
         }
     }
 
-    /// The duty: at once the first time, then at each change. [`HoldError::Lost`] means that the
+    /// The duty: at once the first time, then at each change. [`KeeperClientError::Lost`] means that the
     /// keeper died, or another watch replaced this one. Cancel-safe.
-    pub async fn next(&mut self) -> Result<Duty, HoldError> {
+    pub async fn next(&mut self) -> Result<KeeperRole, KeeperClientError> {
         match self.stream.recv().await {
-            Ok(Reply::Duty(duty)) => Ok(duty),
+            Ok(Reply::Role(duty)) => Ok(duty),
             Ok(reply) => {
                 let reply = format!("{reply:?}");
-                Err(HoldError::Garbled {
+                Err(KeeperClientError::UnexpectedReply {
                     what: "watch",
                     path: self.path.clone(),
                     reply,
                 })
             }
-            Err(source) => Err(HoldError::Lost {
+            Err(source) => Err(KeeperClientError::Lost {
                 what: "watch",
                 path: self.path.clone(),
                 source,
@@ -223,19 +237,19 @@ impl Watch {
 }
 
 /// Connects and reads the greeting, again and again until `within` is over.
-async fn reach(path: &Path, within: Duration) -> Result<(Stream, u64), HoldError> {
+async fn reach(path: &Path, within: Duration) -> Result<(Stream, u64), KeeperClientError> {
     let deadline = Instant::now() + within;
     let mut pause = MIN_PAUSE;
     loop {
         let tried = timeout_at(deadline, greet(path)).await;
-        let failed = |source| HoldError::Connect {
+        let failed = |source| KeeperClientError::Connect {
             path: path.to_owned(),
             within,
             source,
         };
         match tried {
             Ok(Ok((_, Reply::Hello { v, .. }))) if v < VERSION => {
-                return Err(HoldError::Version {
+                return Err(KeeperClientError::Version {
                     path: path.to_owned(),
                     theirs: v,
                 });
@@ -243,7 +257,7 @@ async fn reach(path: &Path, within: Duration) -> Result<(Stream, u64), HoldError
             Ok(Ok((stream, Reply::Hello { instance, .. }))) => return Ok((stream, instance)),
             Ok(Ok((_, reply))) => {
                 let reply = format!("{reply:?}");
-                return Err(HoldError::Garbled {
+                return Err(KeeperClientError::UnexpectedReply {
                     what: "connect",
                     path: path.to_owned(),
                     reply,

@@ -19,7 +19,7 @@ use portmapping_shared::{PodRef, PodSpec, PodUid};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use self::watch_backoff::Again;
+use self::watch_backoff::WatchBackoff;
 
 /// Pod events that may wait for the reconciler. A full queue makes the watch wait, nothing is lost.
 pub const POD_QUEUE: usize = 256;
@@ -74,7 +74,7 @@ struct ContainerState {
 
 /// What the watch tells the reconciler.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PodNews {
+pub enum PodUpdate {
     /// A pod as it is now.
     Applied(Box<PodFacts>),
     /// A pod is gone.
@@ -92,28 +92,28 @@ pub struct WatchEnded;
 pub async fn watch(
     client: Client,
     node: &str,
-    news: mpsc::Sender<PodNews>,
+    updates: mpsc::Sender<PodUpdate>,
 ) -> Result<(), WatchEnded> {
     let api: Api<SlimPod> = Api::all_with(client, &ApiResource::erase::<Pod>(&()));
     // any_semantic: a list from the API server's cache; what it misses the watch brings
     let config = watcher::Config::default()
         .fields(&format!("spec.nodeName={node}"))
         .any_semantic();
-    forward(watcher(api, config), news).await
+    forward(watcher(api, config), updates).await
 }
 
-/// Turns watch events into news; errors are logged, the watcher itself tries again.
-async fn forward<S>(events: S, news: mpsc::Sender<PodNews>) -> Result<(), WatchEnded>
+/// Turns watch events into updates; errors are logged, the watcher itself tries backoff.
+async fn forward<S>(events: S, updates: mpsc::Sender<PodUpdate>) -> Result<(), WatchEnded>
 where
     S: Stream<Item = Result<watcher::Event<SlimPod>, watcher::Error>>,
 {
     let mut events = pin!(events);
     let mut listed = BTreeSet::new();
-    let mut again = Again::default();
+    let mut backoff = WatchBackoff::default();
     while let Some(event) = events.next().await {
         // it begins a list before it has asked for it
         if !matches!(event, Ok(watcher::Event::Init) | Err(_)) {
-            again.works();
+            backoff.reset();
         }
         let message = match event {
             Ok(watcher::Event::Init) => {
@@ -122,25 +122,25 @@ where
             }
             Ok(watcher::Event::InitApply(pod)) => facts(&pod).map(|facts| {
                 listed.insert(facts.pod.uid.clone());
-                PodNews::Applied(Box::new(facts))
+                PodUpdate::Applied(Box::new(facts))
             }),
-            Ok(watcher::Event::InitDone) => Some(PodNews::Relisted(std::mem::take(&mut listed))),
+            Ok(watcher::Event::InitDone) => Some(PodUpdate::Relisted(std::mem::take(&mut listed))),
             Ok(watcher::Event::Apply(pod)) => {
-                facts(&pod).map(|facts| PodNews::Applied(Box::new(facts)))
+                facts(&pod).map(|facts| PodUpdate::Applied(Box::new(facts)))
             }
-            Ok(watcher::Event::Delete(pod)) => uid(&pod).map(PodNews::Gone),
+            Ok(watcher::Event::Delete(pod)) => uid(&pod).map(PodUpdate::Gone),
             Err(error) => {
                 tracing::warn!(
                     error = portmapping_runtime::deadline::chain(&error),
                     "the watch on the node's pods broke; trying again"
                 );
                 // the watcher does nothing until it is asked again
-                tokio::time::sleep(again.after(&error)).await;
+                tokio::time::sleep(backoff.after(&error)).await;
                 continue;
             }
         };
         if let Some(message) = message
-            && news.send(message).await.is_err()
+            && updates.send(message).await.is_err()
         {
             return Ok(());
         }

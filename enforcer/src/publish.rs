@@ -85,7 +85,7 @@ impl Publisher {
     }
 
     /// Records an event on the pod.
-    pub async fn tell(&self, event: &PodEvent) -> Result<(), PublishError> {
+    pub async fn emit(&self, event: &PodEvent) -> Result<(), PublishError> {
         let reason = event.kind.reason();
         let reference = ObjectReference {
             api_version: Some("v1".to_owned()),

@@ -15,12 +15,12 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::keeper_client::Keeper;
+use crate::keeper_client::KeeperClient;
 use crate::metrics::Metrics;
-use crate::pods::PodNews;
+use crate::pods::PodUpdate;
 use crate::publish::Publisher;
 use portmapping_dataplane::{Dataplane, Observed, Preparations};
-use portmapping_keeper::wire::Duty;
+use portmapping_keeper::wire::KeeperRole;
 
 /// Results on their way to the API server at once; more wait, none is lost.
 const MAX_PUBLICATIONS: usize = 16;
@@ -45,13 +45,13 @@ pub enum ReconcileError {
     NoPods,
     /// The enforcer that took the node over is gone again.
     #[error("this node's ports came back: starting afresh from what kernel and keeper have")]
-    Reinstated,
+    RoleReturned,
 }
 
 /// What the loop talks to.
 pub struct Drivers {
     /// Holds ports; one question at a time.
-    pub keeper: Arc<tokio::sync::Mutex<Keeper>>,
+    pub keeper: Arc<tokio::sync::Mutex<KeeperClient>>,
     /// The kernel's packet filter; one change at a time.
     pub dataplane: Arc<Mutex<Box<dyn Dataplane>>>,
     /// The API server.
@@ -63,9 +63,9 @@ pub struct Drivers {
 /// What the loop listens to.
 pub struct Inputs {
     /// The node's pods.
-    pub pods: mpsc::Receiver<PodNews>,
+    pub pods: mpsc::Receiver<PodUpdate>,
     /// Whether this enforcer's keeper still answers for the node.
-    pub duty: watch::Receiver<Duty>,
+    pub role: watch::Receiver<KeeperRole>,
     /// Changes whenever the keeper had to be found again.
     pub keeper_lost: watch::Receiver<u64>,
     /// What the container runtime's results say of sandboxes.
@@ -81,25 +81,25 @@ pub struct Inputs {
 }
 
 /// A call that has come back.
-enum Done {
+enum Finished {
     Keeper(Vec<KeeperAnswer>),
     Programmed(Plan, Result<(), String>),
     Observed {
         /// Changes begun when the reading began.
         before: u64,
-        observed: Seen,
+        observed: ReadBack,
     },
     Published(PodUid, bool),
     Nothing,
 }
 
 /// What a look at the kernel brought.
-enum Seen {
-    As(Observed),
+enum ReadBack {
+    Complete(Observed),
     /// A change came in between.
     Outdated,
     /// It failed; the next check tries again.
-    Nothing,
+    Failed,
 }
 
 /// What a call to the keeper has taught us; one call can teach several things.
@@ -115,7 +115,7 @@ pub struct Reconciler {
     state: NodeState,
     drivers: Drivers,
     preparations: Preparations,
-    tasks: JoinSet<Done>,
+    tasks: JoinSet<Finished>,
     publications: Arc<Semaphore>,
     events: Arc<Semaphore>,
     started: Instant,
@@ -128,10 +128,10 @@ pub struct Reconciler {
     /// When rules were found altered that are not back yet.
     damaged_since: Option<Instant>,
     /// Asked to look while a look or a change was under way: look once more after it.
-    look_again: bool,
+    read_again: bool,
     /// Changes begun so far: a reading that one of them overlapped says nothing.
     changes: u64,
-    mappings_seen: Option<usize>,
+    expected_mappings: Option<usize>,
 }
 
 impl Reconciler {
@@ -152,9 +152,9 @@ impl Reconciler {
             publishing: 0,
             prepared: None,
             damaged_since: None,
-            look_again: false,
+            read_again: false,
             changes: 0,
-            mappings_seen: None,
+            expected_mappings: None,
         }
     }
 
@@ -173,15 +173,15 @@ impl Reconciler {
         let mut on_listed = Some(inputs.on_listed);
         let started = self.started;
         loop {
-            let duty = *inputs.duty.borrow_and_update();
-            match duty {
-                Duty::Active => self.act(),
-                Duty::Frozen => {}
-                Duty::Retired => {
+            let role = *inputs.role.borrow_and_update();
+            match role {
+                KeeperRole::Active => self.carry_out(),
+                KeeperRole::Frozen => {}
+                KeeperRole::Retired => {
                     tracing::info!(
                         "another enforcer has this node's ports now; waiting for the end"
                     );
-                    return wait_retired(&mut inputs.duty, &token).await;
+                    return wait_retired(&mut inputs.role, &token).await;
                 }
             }
             self.prepare();
@@ -190,32 +190,32 @@ impl Reconciler {
             tokio::select! {
                 () = token.cancelled() => return Ok(()),
                 news = inputs.pods.recv() => {
-                    self.take_news(news.ok_or(ReconcileError::NoPods)?, &mut on_listed);
+                    self.apply_pod_update(news.ok_or(ReconcileError::NoPods)?, &mut on_listed);
                     for _ in 1..BATCH {
                         let Ok(news) = inputs.pods.try_recv() else { break };
-                        self.take_news(news, &mut on_listed);
+                        self.apply_pod_update(news, &mut on_listed);
                     }
                 }
                 // a closed queue only ends this arm: without results status.podIP is all there is
                 Some(news) = inputs.sandboxes.recv() => {
-                    self.take_sandbox(news);
+                    self.apply_sandbox_update(news);
                     for _ in 1..BATCH {
                         let Ok(news) = inputs.sandboxes.try_recv() else { break };
-                        self.take_sandbox(news);
+                        self.apply_sandbox_update(news);
                     }
                 }
                 Ok(()) = inputs.damage_hints.changed() => self.observe(),
-                Some(done) = self.tasks.join_next() => {
-                    self.take_outcome(done.map_err(ReconcileError::Task)?);
+                Some(finished) = self.tasks.join_next() => {
+                    self.finish_call(finished.map_err(ReconcileError::Task)?);
                 }
-                Ok(()) = inputs.duty.changed() => {}
+                Ok(()) = inputs.role.changed() => {}
                 Ok(()) = inputs.keeper_lost.changed() => self.list_keeper(),
                 Some(question) = inputs.questions.recv() => {
                     // whoever asked may have left
                     let _ = question.send(self.state.status());
                 }
                 _ = check.tick() => self.observe(),
-                () = sleep_until(started, deadline), if deadline.is_some() && duty == Duty::Active => {
+                () = sleep_until(started, deadline), if deadline.is_some() && role == KeeperRole::Active => {
                     self.state.tick(self.now());
                 }
             }
@@ -226,12 +226,16 @@ impl Reconciler {
         self.started.elapsed()
     }
 
-    fn take_news(&mut self, news: PodNews, on_listed: &mut Option<Box<dyn FnOnce() + Send>>) {
+    fn apply_pod_update(
+        &mut self,
+        news: PodUpdate,
+        on_listed: &mut Option<Box<dyn FnOnce() + Send>>,
+    ) {
         let now = self.now();
         match news {
-            PodNews::Applied(facts) => self.state.pod_applied(now, *facts),
-            PodNews::Gone(uid) => self.state.pod_gone(now, &uid),
-            PodNews::Relisted(living) => {
+            PodUpdate::Applied(facts) => self.state.pod_applied(now, *facts),
+            PodUpdate::Gone(uid) => self.state.pod_gone(now, &uid),
+            PodUpdate::Relisted(living) => {
                 self.state.relisted(now, &living);
                 if let Some(on_listed) = on_listed.take() {
                     on_listed();
@@ -240,7 +244,7 @@ impl Reconciler {
         }
     }
 
-    fn take_sandbox(&mut self, news: SandboxNews) {
+    fn apply_sandbox_update(&mut self, news: SandboxNews) {
         let now = self.now();
         tracing::debug!(?news, "of a sandbox");
         match news {
@@ -250,22 +254,22 @@ impl Reconciler {
         }
     }
 
-    fn act(&mut self) {
+    fn carry_out(&mut self) {
         for action in self.state.take_actions() {
             match action {
                 Action::Hold(keys) => self.hold(keys),
                 Action::Release(keys) => self.release(keys),
                 Action::Program(plan) => self.program(plan),
                 Action::Publish(publication) => self.publish(publication),
-                Action::Event(event) => self.tell(event),
+                Action::Event(event) => self.emit(event),
             }
         }
     }
 
-    fn take_outcome(&mut self, done: Done) {
+    fn finish_call(&mut self, finished: Finished) {
         let now = self.now();
-        match done {
-            Done::Keeper(answers) => {
+        match finished {
+            Finished::Keeper(answers) => {
                 for answer in answers {
                     match answer {
                         KeeperAnswer::Held(outcomes) => self.state.held(now, outcomes),
@@ -275,51 +279,51 @@ impl Reconciler {
                     }
                 }
             }
-            Done::Programmed(plan, outcome) => {
+            Finished::Programmed(plan, outcome) => {
                 self.changing = false;
                 if outcome.is_ok()
                     && let Some(found) = self.damaged_since.take()
                 {
-                    self.drivers.metrics.repaired();
+                    self.drivers.metrics.record_repair();
                     let ms = u64::try_from(found.elapsed().as_millis()).unwrap_or(u64::MAX);
                     tracing::info!(ms, "altered rules are back");
                 }
                 self.state.programmed(now, &plan, outcome);
-                self.show();
-                self.look_once_more();
+                self.update_metrics();
+                self.read_again_if_asked();
             }
-            Done::Observed { before, observed } => {
+            Finished::Observed { before, observed } => {
                 self.observing = false;
                 match observed {
-                    Seen::As(observed) if before == self.changes => {
-                        self.compare(&observed);
+                    ReadBack::Complete(observed) if before == self.changes => {
+                        self.report_damage(&observed);
                         self.state.observed(now, observed.mappings, observed.intact);
                     }
-                    Seen::As(_) | Seen::Outdated => self.look_again = true,
-                    Seen::Nothing => {}
+                    ReadBack::Complete(_) | ReadBack::Outdated => self.read_again = true,
+                    ReadBack::Failed => {}
                 }
-                self.show();
-                self.look_once_more();
+                self.update_metrics();
+                self.read_again_if_asked();
             }
-            Done::Published(uid, taken) => {
+            Finished::Published(uid, taken) => {
                 self.publishing -= 1;
                 self.state.published(now, &uid, taken);
             }
-            Done::Nothing => {}
+            Finished::Nothing => {}
         }
     }
 
-    fn look_once_more(&mut self) {
-        if std::mem::take(&mut self.look_again) {
+    fn read_again_if_asked(&mut self) {
+        if std::mem::take(&mut self.read_again) {
             self.observe();
         }
     }
 
     /// Logs and counts what somebody did to our rules.
-    fn compare(&mut self, observed: &Observed) {
-        let believed = self.mappings_seen.unwrap_or(observed.mappings.len());
+    fn report_damage(&mut self, observed: &Observed) {
+        let believed = self.expected_mappings.unwrap_or(observed.mappings.len());
         if !observed.intact || observed.mappings.len() != believed {
-            self.drivers.metrics.damage();
+            self.drivers.metrics.record_damage();
             self.damaged_since.get_or_insert_with(Instant::now);
             tracing::warn!(
                 intact = observed.intact,
@@ -330,25 +334,25 @@ impl Reconciler {
         }
     }
 
-    fn show(&mut self) {
+    fn update_metrics(&mut self) {
         let counts = self.state.counts();
-        self.mappings_seen = Some(counts.mappings);
+        self.expected_mappings = Some(counts.mappings);
         self.drivers
             .metrics
-            .show(&counts, self.started.elapsed().as_secs_f64());
+            .update(&counts, self.started.elapsed().as_secs_f64());
     }
 }
 
-/// What a retired enforcer knows of the kernel is out of date: if its keeper is on duty again (a
+/// What a retired enforcer knows of the kernel is out of date: if its keeper is on role again (a
 /// new version that died, say), only a fresh start can go on.
 async fn wait_retired(
-    duty: &mut watch::Receiver<Duty>,
+    role: &mut watch::Receiver<KeeperRole>,
     token: &CancellationToken,
 ) -> Result<(), ReconcileError> {
     tokio::select! {
         () = token.cancelled() => Ok(()),
-        active = duty.wait_for(|duty| *duty == Duty::Active) => match active {
-            Ok(_) => Err(ReconcileError::Reinstated),
+        active = role.wait_for(|role| *role == KeeperRole::Active) => match active {
+            Ok(_) => Err(ReconcileError::RoleReturned),
             // nobody follows the keeper any more: the program is ending
             Err(_) => Ok(()),
         },

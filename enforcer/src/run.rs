@@ -7,7 +7,7 @@ use anyhow::Context;
 use parking_lot::Mutex;
 use portmapping_dataplane::Dataplane as _;
 use portmapping_enforcer_core::NodeState;
-use portmapping_keeper::wire::Duty;
+use portmapping_keeper::wire::KeeperRole;
 use portmapping_runtime::client::Connections;
 use portmapping_runtime::{Readiness, Shutdown, admin, client};
 use tokio::net::TcpListener;
@@ -18,13 +18,13 @@ use tokio_util::sync::CancellationToken;
 use crate::args::{RunArgs, RunConfig};
 use crate::cni::{self, SANDBOX_QUEUE};
 use crate::health::{admin_listener, serve_admin};
-use crate::keeper_client::follow_duty;
+use crate::keeper_client::follow_role;
 use crate::metrics::Metrics;
 use crate::pods::{self, POD_QUEUE};
 use crate::publish::Publisher;
 use crate::reconciler::{Drivers, Inputs, Reconciler};
 use crate::scheduling;
-use crate::startup::{note_facts, take_up};
+use crate::startup::{read_node_facts, recover};
 use crate::state;
 
 /// Longest silence on a watch: the API server sends bookmarks every minute.
@@ -72,21 +72,21 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
         tasks.spawn(serve_admin(tcp, router, token.clone()));
     }
 
-    note_facts(&mut config)?;
-    let (dataplane, keeper, found) = take_up(&mut config, started).await?;
+    read_node_facts(&mut config)?;
+    let (dataplane, keeper, found) = recover(&mut config, started).await?;
     let drift = dataplane.drift();
     kernel_ready.ready();
     let state = NodeState::recover(config.core, rand::random(), started.elapsed(), found);
 
     let client = client::connect(Connections::Kept, CALL_SILENCE)?;
     let watching = client::connect(Connections::New, WATCH_SILENCE)?;
-    let (news, pods) = mpsc::channel(POD_QUEUE);
-    let (duty_news, duty) = watch::channel(Duty::Active);
-    let (keeper_news, keeper_lost) = watch::channel(0);
-    let (damage_news, damage_hints) = watch::channel(0);
-    let (sandbox_news, sandboxes) = mpsc::channel(SANDBOX_QUEUE);
+    let (pod_sender, pods) = mpsc::channel(POD_QUEUE);
+    let (role_sender, role) = watch::channel(KeeperRole::Active);
+    let (keeper_lost_sender, keeper_lost) = watch::channel(0);
+    let (damage_sender, damage_hints) = watch::channel(0);
+    let (sandbox_sender, sandboxes) = mpsc::channel(SANDBOX_QUEUE);
     if let Some(dir) = config.cni_results {
-        let followed = cni::watch(dir, sandbox_news, metrics.clone(), token.clone());
+        let followed = cni::watch(dir, sandbox_sender, metrics.clone(), token.clone());
         tasks.spawn(async move {
             followed.await;
             Ok(())
@@ -102,7 +102,7 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
     };
     let inputs = Inputs {
         pods,
-        duty,
+        role,
         keeper_lost,
         sandboxes,
         damage_hints,
@@ -110,14 +110,19 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
         check_every: config.check_every,
         on_listed: Box::new(move || pods_ready.ready()),
     };
-    let watched_duty = follow_duty(config.keeper_socket, duty_news, keeper_news, token.clone());
+    let watched_role = follow_role(
+        config.keeper_socket,
+        role_sender,
+        keeper_lost_sender,
+        token.clone(),
+    );
     tasks.spawn(async move {
-        watched_duty.await;
+        watched_role.await;
         Ok(())
     });
     let ending = token.clone();
     tasks.spawn(async move {
-        drift.hint(damage_news, ending).await;
+        drift.hint(damage_sender, ending).await;
         Ok(())
     });
     let node = config.node;
@@ -125,7 +130,7 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
     tasks.spawn(async move {
         tokio::select! {
             () = ending.cancelled() => Ok(()),
-            ended = pods::watch(watching, &node, news) => ended.map_err(Into::into),
+            ended = pods::watch(watching, &node, pod_sender) => ended.map_err(Into::into),
         }
     });
     let reconciler = Reconciler::new(state, drivers, started);

@@ -13,7 +13,7 @@ use portmapping_enforcer_core::Recovered;
 use portmapping_runtime::deadline::chain;
 
 use crate::args::{BackendChoice, IptablesChoice, RunConfig};
-use crate::keeper_client::Keeper;
+use crate::keeper_client::KeeperClient;
 use crate::node_facts::NodeFacts;
 
 /// How long a start waits for the keeper beside it.
@@ -21,30 +21,28 @@ const KEEPER_START: Duration = Duration::from_secs(30);
 
 /// Reads what is in the kernel, and has the ports held that are mapped. It needs no API server, which
 /// may be away.
-pub(crate) async fn take_up(
+pub(crate) async fn recover(
     config: &mut RunConfig,
     started: Instant,
-) -> anyhow::Result<(Moving, Keeper, Recovered)> {
+) -> anyhow::Result<(Moving, KeeperClient, Recovered)> {
     let tools = Tools::default();
     let settings = settings(config);
     let glancing = tokio::task::spawn_blocking(ports_at_once);
-    let mut keeper = Keeper::connect(&config.keeper_socket, KEEPER_START).await?;
+    let mut keeper = KeeperClient::connect(&config.keeper_socket, KEEPER_START).await?;
     let mut held = keeper.list().await?;
     let mapped = glancing.await.context("read what the kernel tells")?;
     // a predecessor that ended with its ports: those seen first are held before anybody looks on
-    let bereft = held.is_empty();
-    if bereft {
-        held = keeper.hold_again(mapped, held, started).await;
+    let nothing_held = held.is_empty();
+    if nothing_held {
+        held = keeper.reacquire(mapped, held, started).await;
     }
     let legacy = saved(Flavour::Legacy, &tools).await?;
-    if bereft {
-        held = keeper
-            .hold_again(legacy.mapped_ports(), held, started)
-            .await;
+    if nothing_held {
+        held = keeper.reacquire(legacy.mapped_ports(), held, started).await;
     }
     let nft = saved(Flavour::Nft, &tools).await?;
-    if bereft {
-        held = keeper.hold_again(nft.mapped_ports(), held, started).await;
+    if nothing_held {
+        held = keeper.reacquire(nft.mapped_ports(), held, started).await;
     }
     let glimpse = Glimpse { nft, legacy };
     let mut dataplane = open_dataplane(config, &settings, glimpse, tools)?;
@@ -61,7 +59,7 @@ pub(crate) async fn take_up(
         .iter()
         .map(|mapping| (mapping.protocol, mapping.host_port))
         .collect();
-    let held = keeper.hold_again(mapped, held, started).await;
+    let held = keeper.reacquire(mapped, held, started).await;
     let found = Recovered {
         mappings: observed.mappings,
         intact: observed.intact,
@@ -79,7 +77,7 @@ async fn saved(flavour: Flavour, tools: &Tools) -> anyhow::Result<Saved> {
 }
 
 /// Adds what the kernel says of its ports to the exclusions.
-pub(crate) fn note_facts(config: &mut RunConfig) -> anyhow::Result<()> {
+pub(crate) fn read_node_facts(config: &mut RunConfig) -> anyhow::Result<()> {
     let facts = NodeFacts::read(Path::new("/"))?;
     for note in &facts.notes {
         tracing::info!(note, "about this node");

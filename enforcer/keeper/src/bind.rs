@@ -22,7 +22,7 @@ impl HeldPort {
             Protocol::Tcp => Type::STREAM,
             Protocol::Udp => Type::DGRAM,
             // the kernels this was made for have no SCTP sockets (EPROTONOSUPPORT)
-            Protocol::Sctp => return Ok(Self::noted()),
+            Protocol::Sctp => return Ok(Self::without_socket()),
         };
         let socket = match bind_as(Domain::IPV6, kind, port) {
             // booted with ipv6.disable=1
@@ -33,7 +33,7 @@ impl HeldPort {
     }
 
     /// A port held by bookkeeping alone.
-    pub(super) fn noted() -> Self {
+    pub(super) fn without_socket() -> Self {
         Self(None)
     }
 
@@ -61,7 +61,7 @@ impl HeldPort {
         Self(Some(Arc::new(fd)))
     }
 
-    /// The socket; None for a port that is noted only.
+    /// The socket; None for a port held without one.
     pub(super) fn socket(&self) -> Option<BorrowedFd<'_>> {
         self.0.as_ref().map(|fd| fd.as_fd())
     }

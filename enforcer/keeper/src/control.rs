@@ -10,22 +10,22 @@ use std::thread;
 
 use parking_lot::Mutex;
 
-use super::table::Table;
+use super::table::PortTable;
 use super::wire::{self, Envelope, MAX_PORTS, Reply, Request, VERSION};
 use super::{ACCEPT_PAUSE, KeeperError, setup, socket, spawn};
 
 /// Most connections at a time; one more ends the oldest, so that none is locked out for good.
 const MAX_CONNECTIONS: usize = 16;
 
-type Connections = Arc<Mutex<VecDeque<(u64, UnixStream)>>>;
+type OpenStreams = Arc<Mutex<VecDeque<(u64, UnixStream)>>>;
 
 /// Accepts connections for as long as the process lives.
-pub(super) fn serve(listener: &OwnedFd, table: &Arc<Table>, instance: u64) {
-    let connections = Connections::default();
+pub(super) fn serve(listener: &OwnedFd, table: &Arc<PortTable>, instance: u64) {
+    let connections = OpenStreams::default();
     for id in 0.. {
         match socket::accept(listener).map(UnixStream::from) {
             Ok(stream) => {
-                if let Err(error) = begin(id, stream, &connections, table, instance) {
+                if let Err(error) = serve_connection(id, stream, &connections, table, instance) {
                     tracing::warn!(%error, "cannot serve a connection");
                 }
             }
@@ -37,11 +37,11 @@ pub(super) fn serve(listener: &OwnedFd, table: &Arc<Table>, instance: u64) {
     }
 }
 
-fn begin(
+fn serve_connection(
     id: u64,
     stream: UnixStream,
-    connections: &Connections,
-    table: &Arc<Table>,
+    connections: &OpenStreams,
+    table: &Arc<PortTable>,
     instance: u64,
 ) -> Result<(), KeeperError> {
     let copy = stream
@@ -63,7 +63,7 @@ fn begin(
     let serve = {
         let end = end.clone();
         move || {
-            if let Err(error) = converse(id, stream, &table, instance) {
+            if let Err(error) = answer_requests(id, stream, &table, instance) {
                 tracing::debug!(%error, "connection ended");
             }
             table.unwatch(id);
@@ -73,7 +73,12 @@ fn begin(
     spawn("connection", serve).inspect_err(|_| end())
 }
 
-fn converse(id: u64, mut stream: UnixStream, table: &Table, instance: u64) -> io::Result<()> {
+fn answer_requests(
+    id: u64,
+    mut stream: UnixStream,
+    table: &PortTable,
+    instance: u64,
+) -> io::Result<()> {
     wire::write(
         &mut stream,
         &Reply::Hello {
@@ -109,7 +114,7 @@ fn converse(id: u64, mut stream: UnixStream, table: &Table, instance: u64) -> io
     }
 }
 
-fn answer(table: &Table, request: Request) -> Reply {
+fn answer(table: &PortTable, request: Request) -> Reply {
     let done = match request {
         Request::Hold(ports) | Request::Release(ports) if ports.len() > MAX_PORTS => {
             let count = ports.len();

@@ -4,7 +4,7 @@
 //! new -> Take { v }                    old -> Retired | Busy | Error      (nothing to give)
 //!                                      old freezes: its enforcer is answered Retired
 //!                                      old -> Offer { ports, sockets }
-//!                                      old -> Batch { held, noted } + one fd per held port
+//!                                      old -> Batch { held, without_socket } + one fd per held port
 //! new -> Got, after each Batch ...     old -> End
 //! new -> Confirm                       old -> Done, retires, lets go RETAIN later
 //! new keeps the connection: its end tells the old one that the new one died
@@ -63,7 +63,11 @@ enum Message {
     /// What is about to come.
     Offer { ports: usize, sockets: usize },
     /// Ports with a descriptor each, and ports held without.
-    Batch { held: Vec<Port>, noted: Vec<Port> },
+    Batch {
+        held: Vec<Port>,
+        #[serde(rename = "noted")]
+        without_socket: Vec<Port>,
+    },
     /// The batch arrived.
     Got,
     /// That was all.

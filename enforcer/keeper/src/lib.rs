@@ -37,7 +37,7 @@ pub use error::KeeperError;
 use bind::HeldPort;
 use run_dir::RunDir;
 use socket::Published;
-use table::Table;
+use table::PortTable;
 
 /// Where the enforcer finds its keeper.
 pub const DEFAULT_SOCKET: &str = "/run/enforcer/keeper.sock";
@@ -45,11 +45,11 @@ pub const DEFAULT_SOCKET: &str = "/run/enforcer/keeper.sock";
 /// How long a start waits for another keeper that is starting, too.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a terminating keeper lets a handover finish.
-const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
+const HANDOVER_END_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a keeper that is ended before its successor has come holds on for it. Kubernetes ends a pod
 /// whose enforcer is in back-off, or that somebody deleted, as soon as the next one is to start. Together
 /// with the above below the pod's grace period, of which the enforcer's own end takes a part.
-const LINGER: Duration = Duration::from_secs(6);
+const SUCCESSOR_TIMEOUT: Duration = Duration::from_secs(6);
 /// Pause after a failed accept, which would fail again at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Stack of a thread; none of them goes deep.
@@ -93,21 +93,21 @@ pub fn run(args: KeeperArgs) -> Result<(), KeeperError> {
     let run_dir = Arc::new(RunDir::open(&run_dir)?);
     refuse_second(&socket)?;
 
-    let table = Arc::new(Table::new(room, HeldPort::bind));
+    let table = Arc::new(PortTable::new(room, HeldPort::bind));
     let _published = start(&socket, &table, &run_dir)?;
     let signal = signals
         .wait()
         .map_err(|errno| setup("signals", errno.into()))?;
     tracing::info!(%signal, "ending");
-    table.await_successor(LINGER);
-    table.settle(SETTLE_TIMEOUT);
+    table.await_successor(SUCCESSOR_TIMEOUT);
+    table.await_handover_end(HANDOVER_END_TIMEOUT);
     Ok(())
 }
 
 /// Takes over, then becomes visible: to the keepers after us, and to the enforcer.
 fn start(
     control: &Path,
-    table: &Arc<Table>,
+    table: &Arc<PortTable>,
     run_dir: &Arc<RunDir>,
 ) -> Result<[Published; 2], KeeperError> {
     let lock = run_dir

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use super::handover::{self, Channel, NoRoom, Predecessors, Taken};
 use super::run_dir::RunDir;
-use super::table::Table;
-use super::wire::Duty;
+use super::table::PortTable;
+use super::wire::KeeperRole;
 use super::{ACCEPT_PAUSE, KeeperError, spawn};
 
 /// How often a peer that lived but did not hand over is asked again.
@@ -19,7 +19,7 @@ const MAX_CONNECTIONS: usize = 8;
 
 /// Takes the ports of every living keeper into the table.
 pub(super) fn take_over(
-    table: &Table,
+    table: &PortTable,
     run_dir: &RunDir,
 ) -> Result<(Predecessors, usize), KeeperError> {
     let taken = handover::take_over(run_dir, table.room).map_err(|NoRoom { sockets }| {
@@ -42,10 +42,10 @@ pub(super) fn take_over(
 pub(super) fn keep_predecessors(
     mut predecessors: Predecessors,
     mut unfinished: usize,
-    table: &Table,
+    table: &PortTable,
     run_dir: &RunDir,
 ) {
-    while unfinished > 0 && table.duty() != Duty::Retired {
+    while unfinished > 0 && table.role() != KeeperRole::Retired {
         thread::sleep(RETRY_PERIOD);
         // a keeper that takes over from this one meanwhile would miss what comes in here
         let Ok(Some(_lock)) = run_dir.lock(Instant::now()) else {
@@ -65,7 +65,7 @@ pub(super) fn keep_predecessors(
 }
 
 /// Answers other keepers for as long as the process lives.
-pub(super) fn serve_peers(listener: &OwnedFd, table: &Arc<Table>, run_dir: &Arc<RunDir>) {
+pub(super) fn serve_peers(listener: &OwnedFd, table: &Arc<PortTable>, run_dir: &Arc<RunDir>) {
     let open = Arc::new(AtomicUsize::new(0));
     loop {
         let peer = match Channel::accept(listener) {

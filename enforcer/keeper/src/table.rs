@@ -13,80 +13,80 @@ use portmapping_shared::Protocol;
 use rustix::net::SendFlags;
 
 use super::bind::HeldPort;
-use super::wire::{self, Duty, Errno, MAX_PORTS, Outcome, Port, Reply};
+use super::wire::{self, Errno, HoldOutcome, KeeperRole, MAX_PORTS, Port, Reply};
 
-/// A request came while the keeper was not [`Duty::Active`].
+/// A request came while the keeper was not [`KeeperRole::Active`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct OffDuty(pub(super) Duty);
+pub(super) struct NotActive(pub(super) KeeperRole);
 
 /// The held ports, shared by all threads.
-pub(super) struct Table {
-    inner: Mutex<Inner>,
-    duty_changed: Condvar,
+pub(super) struct PortTable {
+    inner: Mutex<TableState>,
+    role_changed: Condvar,
     bind: fn(Port) -> io::Result<HeldPort>,
     /// Most sockets that fit into the limit of open files.
     pub(super) room: usize,
 }
 
-struct Inner {
+struct TableState {
     held: BTreeMap<Port, HeldPort>,
     sockets: usize,
-    duty: Duty,
+    role: KeeperRole,
     watcher: Option<(u64, UnixStream)>,
 }
 
-impl Table {
+impl PortTable {
     /// An empty table that binds with `bind`, up to `room` sockets.
     pub(super) fn new(room: usize, bind: fn(Port) -> io::Result<HeldPort>) -> Self {
-        let (held, duty) = (BTreeMap::new(), Duty::Active);
-        let inner = Mutex::new(Inner {
+        let (held, role) = (BTreeMap::new(), KeeperRole::Active);
+        let inner = Mutex::new(TableState {
             held,
             sockets: 0,
-            duty,
+            role,
             watcher: None,
         });
         Self {
             inner,
-            duty_changed: Condvar::new(),
+            role_changed: Condvar::new(),
             bind,
             room,
         }
     }
 
     /// Holds each port or says why not. Asking again changes nothing.
-    pub(super) fn hold(&self, ports: &[Port]) -> Result<Vec<Outcome>, OffDuty> {
+    pub(super) fn hold(&self, ports: &[Port]) -> Result<Vec<HoldOutcome>, NotActive> {
         let mut inner = self.inner.lock();
-        inner.on_duty()?;
+        inner.require_active()?;
         Ok(ports
             .iter()
             .map(|port| self.hold_one(&mut inner, *port))
             .collect())
     }
 
-    fn hold_one(&self, inner: &mut Inner, port: Port) -> Outcome {
+    fn hold_one(&self, inner: &mut TableState, port: Port) -> HoldOutcome {
         let full = port.0 != Protocol::Sctp && inner.sockets >= self.room;
         let held = match inner.held.entry(port) {
-            Entry::Occupied(entry) => return outcome(entry.get()),
+            Entry::Occupied(entry) => return outcome_of(entry.get()),
             // said before the kernel does, so that descriptors for connections are left
             Entry::Vacant(_) if full => {
-                return Outcome::Refused(Errno(rustix::io::Errno::MFILE.raw_os_error()));
+                return HoldOutcome::Refused(Errno(rustix::io::Errno::MFILE.raw_os_error()));
             }
             Entry::Vacant(entry) => match (self.bind)(port) {
                 Ok(held) => entry.insert(held),
                 Err(error) => {
                     let unknown = rustix::io::Errno::IO.raw_os_error();
-                    return Outcome::Refused(Errno(error.raw_os_error().unwrap_or(unknown)));
+                    return HoldOutcome::Refused(Errno(error.raw_os_error().unwrap_or(unknown)));
                 }
             },
         };
         inner.sockets += usize::from(held.socket().is_some());
-        outcome(held)
+        outcome_of(held)
     }
 
     /// Lets go of the ports; answers how many were held.
-    pub(super) fn release(&self, ports: &[Port]) -> Result<usize, OffDuty> {
+    pub(super) fn release(&self, ports: &[Port]) -> Result<usize, NotActive> {
         let mut inner = self.inner.lock();
-        inner.on_duty()?;
+        inner.require_active()?;
         let mut released = 0;
         for port in ports {
             if let Some(held) = inner.held.remove(port) {
@@ -98,9 +98,9 @@ impl Table {
     }
 
     /// The next [`MAX_PORTS`] held ports above `after`, and whether there are more.
-    pub(super) fn page(&self, after: Option<Port>) -> Result<(Vec<Port>, bool), OffDuty> {
+    pub(super) fn page(&self, after: Option<Port>) -> Result<(Vec<Port>, bool), NotActive> {
         let inner = self.inner.lock();
-        inner.on_duty()?;
+        inner.require_active()?;
         let above = (
             after.map_or(Bound::Unbounded, Bound::Excluded),
             Bound::Unbounded,
@@ -122,16 +122,16 @@ impl Table {
         inner.held.len()
     }
 
-    /// The keeper's duty now.
-    pub(super) fn duty(&self) -> Duty {
-        self.inner.lock().duty
+    /// The keeper's role now.
+    pub(super) fn role(&self) -> KeeperRole {
+        self.inner.lock().role
     }
 
-    /// Tells this stream the duty from now on, instead of the watcher before.
+    /// Tells this stream the role from now on, instead of the watcher before.
     pub(super) fn watch(&self, id: u64, stream: UnixStream) {
         let mut inner = self.inner.lock();
         inner.watcher = Some((id, stream));
-        inner.tell();
+        inner.notify_watcher();
     }
 
     /// Forgets a watcher whose connection ended.
@@ -148,10 +148,10 @@ impl Table {
 
     /// Stops every change and lends the ports out for a handover. Dropping what this returns
     /// thaws the keeper, unless it retired.
-    pub(super) fn freeze(&self) -> Result<Frozen<'_>, OffDuty> {
+    pub(super) fn freeze(&self) -> Result<Frozen<'_>, NotActive> {
         let mut inner = self.inner.lock();
-        inner.on_duty()?;
-        self.turn(&mut inner, Duty::Frozen);
+        inner.require_active()?;
+        self.set_role(&mut inner, KeeperRole::Frozen);
         let ports = inner
             .held
             .iter()
@@ -166,53 +166,54 @@ impl Table {
 
     /// Back from retirement, once no other keeper answers for the ports.
     pub(super) fn resume(&self) {
-        self.turn(&mut self.inner.lock(), Duty::Active);
+        self.set_role(&mut self.inner.lock(), KeeperRole::Active);
     }
 
     /// Waits until another keeper answers for the ports, where there are any; false where none came in
     /// time.
     pub(super) fn await_successor(&self, within: Duration) -> bool {
         let mut inner = self.inner.lock();
-        let alone = |inner: &mut Inner| inner.duty != Duty::Retired && !inner.held.is_empty();
+        let alone =
+            |inner: &mut TableState| inner.role != KeeperRole::Retired && !inner.held.is_empty();
         !self
-            .duty_changed
+            .role_changed
             .wait_while_for(&mut inner, alone, within)
             .timed_out()
     }
 
     /// Waits for a handover under way to end; false where it did not in time.
-    pub(super) fn settle(&self, within: Duration) -> bool {
+    pub(super) fn await_handover_end(&self, within: Duration) -> bool {
         let mut inner = self.inner.lock();
-        let frozen = |inner: &mut Inner| inner.duty == Duty::Frozen;
+        let frozen = |inner: &mut TableState| inner.role == KeeperRole::Frozen;
         !self
-            .duty_changed
+            .role_changed
             .wait_while_for(&mut inner, frozen, within)
             .timed_out()
     }
 
-    fn turn(&self, inner: &mut Inner, duty: Duty) {
-        inner.duty = duty;
-        inner.tell();
-        self.duty_changed.notify_all();
+    fn set_role(&self, inner: &mut TableState, role: KeeperRole) {
+        inner.role = role;
+        inner.notify_watcher();
+        self.role_changed.notify_all();
     }
 }
 
-impl Inner {
-    fn on_duty(&self) -> Result<(), OffDuty> {
-        if self.duty == Duty::Active {
+impl TableState {
+    fn require_active(&self) -> Result<(), NotActive> {
+        if self.role == KeeperRole::Active {
             Ok(())
         } else {
-            Err(OffDuty(self.duty))
+            Err(NotActive(self.role))
         }
     }
 
-    fn tell(&mut self) {
+    fn notify_watcher(&mut self) {
         let Some((_, stream)) = &self.watcher else {
             return;
         };
         // a watcher that does not read must not stop the keeper: it loses the watch instead
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        let sent = wire::encode(&Reply::Duty(self.duty))
+        let sent = wire::encode(&Reply::Role(self.role))
             .and_then(|frame| Ok(rustix::net::send(stream, &frame, flags)? == frame.len()));
         if !matches!(sent, Ok(true)) {
             let _ = stream.shutdown(std::net::Shutdown::Both);
@@ -223,20 +224,21 @@ impl Inner {
 
 /// A keeper in the middle of a handover, with its ports.
 pub(super) struct Frozen<'a> {
-    table: &'a Table,
+    table: &'a PortTable,
     pub(super) ports: Vec<(Port, HeldPort)>,
     gone: bool,
 }
 
 impl Frozen<'_> {
     /// From here on another keeper answers for the ports. They stay bound here as well until
-    /// [`Frozen::let_go`].
+    /// [`Frozen::close_sockets`].
     pub(super) fn retire(&self) {
-        self.table.turn(&mut self.table.inner.lock(), Duty::Retired);
+        self.table
+            .set_role(&mut self.table.inner.lock(), KeeperRole::Retired);
     }
 
     /// Closes this process's copies of the sockets; the keeper stays retired.
-    pub(super) fn let_go(mut self) {
+    pub(super) fn close_sockets(mut self) {
         let mut inner = self.table.inner.lock();
         inner.sockets = 0;
         let held = mem::take(&mut inner.held);
@@ -249,16 +251,17 @@ impl Frozen<'_> {
 impl Drop for Frozen<'_> {
     fn drop(&mut self) {
         if !self.gone {
-            self.table.turn(&mut self.table.inner.lock(), Duty::Active);
+            self.table
+                .set_role(&mut self.table.inner.lock(), KeeperRole::Active);
         }
     }
 }
 
-fn outcome(held: &HeldPort) -> Outcome {
+fn outcome_of(held: &HeldPort) -> HoldOutcome {
     if held.socket().is_some() {
-        Outcome::Held
+        HoldOutcome::Held
     } else {
-        Outcome::HeldWithoutSocket
+        HoldOutcome::HeldWithoutSocket
     }
 }
 

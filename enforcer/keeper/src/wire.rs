@@ -4,7 +4,7 @@
 //! frame   = length (u32, big endian, at most MAX_FRAME) . JSON
 //! keeper  : Hello, at once on every connection (or Error)
 //! enforcer: Envelope { v, request }        keeper: one Reply per request, in order
-//! after Watch the keeper talks alone: a Duty now and at every change
+//! after Watch the keeper talks alone: a KeeperRole now and at every change
 //! ```
 //!
 //! Version 1 stays understood for ever: fields are only added, and unknown ones are ignored.
@@ -52,7 +52,7 @@ pub enum Request {
         /// Where the previous page ended.
         after: Option<Port>,
     },
-    /// Tell the duty now and at every change. The newest watcher replaces the one before.
+    /// Tell the role now and at every change. The newest watcher replaces the one before.
     Watch,
 }
 
@@ -68,7 +68,7 @@ pub enum Reply {
         instance: u64,
     },
     /// One outcome per port asked for, in the order of the request.
-    Holding(Vec<Outcome>),
+    Holding(Vec<HoldOutcome>),
     /// How many of the ports were held until now.
     Released(usize),
     /// A page of held ports.
@@ -78,8 +78,9 @@ pub enum Reply {
         /// Whether there are ports after the last one.
         more: bool,
     },
-    /// The keeper's duty, to a watcher.
-    Duty(Duty),
+    /// The keeper's role, to a watcher.
+    #[serde(rename = "duty")]
+    Role(KeeperRole),
     /// Nothing was done: another keeper has the ports, or is about to take them.
     Retired,
     /// Nothing was done: the request is wrong. The keeper closes the connection.
@@ -89,7 +90,7 @@ pub enum Reply {
 /// What became of one port of a hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Outcome {
+pub enum HoldOutcome {
     /// Bound: no other process can have it.
     Held,
     /// Noted only. SCTP has no sockets here, so nothing keeps another process off.
@@ -112,7 +113,7 @@ impl fmt::Display for Errno {
 /// Whether a keeper answers for the node's ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Duty {
+pub enum KeeperRole {
     /// Yes.
     Active,
     /// Its ports are on their way to another keeper; nothing may change meanwhile.

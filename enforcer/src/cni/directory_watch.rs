@@ -17,7 +17,7 @@ const BUFFER: usize = 32 * 1024;
 
 /// One change in a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum DirectoryChange {
     /// A file was written and closed, or moved here. Nothing is said of a file being written: one
     /// in twelve was found empty or cut off when it was read at its creation.
     Written(OsString),
@@ -31,14 +31,14 @@ pub enum Change {
 
 /// A stream of changes.
 #[derive(Debug)]
-pub struct Changes {
+pub struct DirectoryWatch {
     inotify: AsyncFd<OwnedFd>,
     buffer: Vec<MaybeUninit<u8>>,
 }
 
-impl Changes {
+impl DirectoryWatch {
     /// Changes of the files in a directory, and of the directory itself.
-    pub fn in_results(dir: &Path) -> std::io::Result<Self> {
+    pub fn of_results(dir: &Path) -> std::io::Result<Self> {
         let files = WatchFlags::CLOSE_WRITE
             | WatchFlags::MOVED_TO
             | WatchFlags::MOVED_FROM
@@ -47,7 +47,7 @@ impl Changes {
     }
 
     /// Whatever comes into a directory.
-    pub fn arrivals(dir: &Path) -> std::io::Result<Self> {
+    pub fn of_arrivals(dir: &Path) -> std::io::Result<Self> {
         Self::watch(dir, WatchFlags::CREATE | WatchFlags::MOVED_TO)
     }
 
@@ -65,11 +65,11 @@ impl Changes {
     }
 
     /// The next changes, in the order in which they happened; at least one. Cancel-safe.
-    pub async fn next(&mut self) -> std::io::Result<Vec<Change>> {
+    pub async fn next(&mut self) -> std::io::Result<Vec<DirectoryChange>> {
         loop {
             let mut ready = self.inotify.readable().await?;
             let buffer = &mut self.buffer;
-            let taken = ready.try_io(|inotify| take(inotify.get_ref(), buffer));
+            let taken = ready.try_io(|inotify| read_queued(inotify.get_ref(), buffer));
             match taken {
                 Ok(Ok(changes)) if changes.is_empty() => {}
                 Ok(changes) => return changes,
@@ -79,8 +79,8 @@ impl Changes {
     }
 
     /// The changes that the kernel has queued by now; none is waited for.
-    pub fn queued(&mut self) -> std::io::Result<Vec<Change>> {
-        match take(self.inotify.get_ref(), &mut self.buffer) {
+    pub fn queued(&mut self) -> std::io::Result<Vec<DirectoryChange>> {
+        match read_queued(self.inotify.get_ref(), &mut self.buffer) {
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(Vec::new()),
             changes => changes,
         }
@@ -88,7 +88,10 @@ impl Changes {
 }
 
 /// Takes what is queued; `WouldBlock` only if nothing is.
-fn take(inotify: &OwnedFd, buffer: &mut [MaybeUninit<u8>]) -> std::io::Result<Vec<Change>> {
+fn read_queued(
+    inotify: &OwnedFd,
+    buffer: &mut [MaybeUninit<u8>],
+) -> std::io::Result<Vec<DirectoryChange>> {
     let mut reader = Reader::new(inotify, buffer);
     let mut changes = Vec::new();
     // an emptied buffer is not filled again past BATCH: events in it would be lost
@@ -108,19 +111,19 @@ fn take(inotify: &OwnedFd, buffer: &mut [MaybeUninit<u8>]) -> std::io::Result<Ve
     Ok(changes)
 }
 
-fn change(events: ReadFlags, name: Option<OsString>) -> Option<Change> {
+fn change(events: ReadFlags, name: Option<OsString>) -> Option<DirectoryChange> {
     let self_gone =
         ReadFlags::DELETE_SELF | ReadFlags::MOVE_SELF | ReadFlags::UNMOUNT | ReadFlags::IGNORED;
     if events.contains(ReadFlags::QUEUE_OVERFLOW) {
-        return Some(Change::Overflow);
+        return Some(DirectoryChange::Overflow);
     }
     if events.intersects(self_gone) {
-        return Some(Change::Lost);
+        return Some(DirectoryChange::Lost);
     }
     let name = name?;
     if events.intersects(ReadFlags::DELETE | ReadFlags::MOVED_FROM) {
-        Some(Change::Removed(name))
+        Some(DirectoryChange::Removed(name))
     } else {
-        Some(Change::Written(name))
+        Some(DirectoryChange::Written(name))
     }
 }

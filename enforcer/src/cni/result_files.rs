@@ -9,11 +9,11 @@ use portmapping_enforcer_core::{Sandbox, SandboxNews};
 
 /// What the last reading of one file gave.
 #[derive(Debug, Default)]
-struct Entry {
+struct ResultFile {
     sandbox: Option<Sandbox>,
     /// When the file says that it was written.
     stamp: Duration,
-    complained: bool,
+    warned: bool,
 }
 
 /// What the reading of a file gave.
@@ -31,13 +31,13 @@ pub enum Reading {
 
 /// All files that were seen and are still there.
 #[derive(Debug, Default)]
-pub struct Known {
-    files: HashMap<OsString, Entry>,
+pub struct ResultFiles {
+    files: HashMap<OsString, ResultFile>,
     /// When the latest of all sandboxes counts as written.
     latest: Duration,
 }
 
-impl Known {
+impl ResultFiles {
     /// A file was read: what is new. Files are told of in the order in which they were written, which is
     /// more than their times say: where the clock was set back, a later one has an earlier time.
     pub fn read(&mut self, name: &OsStr, reading: Reading) -> Vec<SandboxNews> {
@@ -48,13 +48,13 @@ impl Known {
         let now = match reading {
             // it may be half written, with the rest to come; what it said before still holds
             Reading::Unusable(reason) => {
-                entry.complain(name, &reason);
+                entry.warn_once(name, &reason);
                 return Vec::new();
             }
             Reading::Sandbox(sandbox) => Some(entry.date(sandbox, &mut self.latest)),
             Reading::Other | Reading::Gone => None,
         };
-        entry.complained = false;
+        entry.warned = false;
         let before = std::mem::replace(&mut entry.sandbox, now.clone());
         let gone = before.filter(|before| now.as_ref().is_none_or(|now| now.id != before.id));
         let gone = gone.map(|before| SandboxNews::Down(before.id));
@@ -89,7 +89,7 @@ impl Known {
     }
 }
 
-impl Entry {
+impl ResultFile {
     /// Dates what was read of a file: as it was if it has not changed, else after all that was read before.
     fn date(&mut self, mut sandbox: Sandbox, latest: &mut Duration) -> Sandbox {
         let stamp = std::mem::replace(&mut self.stamp, sandbox.written);
@@ -109,8 +109,8 @@ impl Entry {
         sandbox
     }
 
-    fn complain(&mut self, name: &OsStr, reason: &str) {
-        if !std::mem::replace(&mut self.complained, true) {
+    fn warn_once(&mut self, name: &OsStr, reason: &str) {
+        if !std::mem::replace(&mut self.warned, true) {
             tracing::warn!(
                 file = ?name, reason,
                 "a CNI result cannot be used; its pod is mapped when its status shows the address"

@@ -18,10 +18,10 @@ use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use super::directory_watch::{Change, Changes};
+use super::directory_watch::{DirectoryChange, DirectoryWatch};
 use super::file::{self, FileError};
 use super::result;
-use super::result_files::{Known, Reading};
+use super::result_files::{Reading, ResultFiles};
 use crate::metrics::Metrics;
 
 /// News that may wait for the reconciler. While the queue is full nothing is read; should the
@@ -29,11 +29,11 @@ use crate::metrics::Metrics;
 pub const SANDBOX_QUEUE: usize = 256;
 /// How long a missing directory is left alone, and how often a watched one is compared with what
 /// its path leads to.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+const CHECK_PERIOD: Duration = Duration::from_secs(2);
 
 /// As many files are read without another thread, whose turn would come late on a busy node: they
 /// were written a moment ago, and are still in memory.
-const AT_ONCE: usize = 8;
+const MAX_INLINE_READS: usize = 8;
 
 type OwnAddresses = nix::Result<HashSet<IpAddr>>;
 
@@ -70,10 +70,10 @@ pub async fn watch(
 ) {
     let watcher = Watcher {
         dir: dir.into(),
-        known: Known::default(),
+        files: ResultFiles::default(),
         news,
         metrics,
-        missed: false,
+        reported_missing: false,
         own: Arc::new(Ok(HashSet::new())),
         stale: false,
         asking: None,
@@ -83,11 +83,11 @@ pub async fn watch(
 
 struct Watcher {
     dir: Arc<Path>,
-    known: Known,
+    files: ResultFiles,
     news: mpsc::Sender<SandboxNews>,
     metrics: Metrics,
     /// Told already that there is nothing to follow.
-    missed: bool,
+    reported_missing: bool,
     /// The node's own addresses, which no pod has. Asking for them waits for whoever changes the
     /// node's interfaces, which is what starting pods do: it is done beforehand.
     own: Arc<OwnAddresses>,
@@ -101,11 +101,11 @@ impl Watcher {
     async fn run(mut self) {
         loop {
             let Err(error) = self.follow().await;
-            self.metrics.cni_watched(false);
+            self.metrics.set_cni_watched(false);
             if matches!(error, WatchError::Closed) {
                 return;
             }
-            if std::mem::replace(&mut self.missed, true) {
+            if std::mem::replace(&mut self.reported_missing, true) {
                 tracing::debug!(error = chain(&error), "still no CNI results");
             } else {
                 tracing::warn!(
@@ -117,8 +117,8 @@ impl Watcher {
             }
             match error {
                 WatchError::Lost(_) => {}
-                WatchError::Missing(_) => self.until_it_appears().await,
-                _ => tokio::time::sleep(LOOK_EVERY).await,
+                WatchError::Missing(_) => self.wait_for_directory().await,
+                _ => tokio::time::sleep(CHECK_PERIOD).await,
             }
         }
     }
@@ -126,36 +126,37 @@ impl Watcher {
     /// Tells of everything that happens in the directory, beginning with what is there.
     async fn follow(&mut self) -> Result<Infallible, WatchError> {
         // watched before it is listed: what is written in between is seen twice rather than never
-        let mut changes = Changes::in_results(&self.dir).map_err(|source| self.refused(source))?;
+        let mut changes =
+            DirectoryWatch::of_results(&self.dir).map_err(|source| self.watch_error(source))?;
         let identity = self.identity()?;
         self.relist().await?;
-        self.missed = false;
-        self.metrics.cni_watched(true);
+        self.reported_missing = false;
+        self.metrics.set_cni_watched(true);
         tracing::info!(dir = %self.dir.display(), "following CNI results");
-        let mut look = tokio::time::interval(LOOK_EVERY);
+        let mut look = tokio::time::interval(CHECK_PERIOD);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             // both arms are cancel-safe
             tokio::select! {
                 batch = changes.next() => {
-                    let batch = batch.map_err(|source| self.refused(source))?;
-                    self.take(batch).await?;
+                    let batch = batch.map_err(|source| self.watch_error(source))?;
+                    self.read_changes(batch).await?;
                 }
                 // an open mount of a removed directory, a renamed parent: no event tells of these
                 _ = look.tick() => {
                     let now = self.identity();
                     if !now.as_ref().is_ok_and(|now| *now == identity) {
-                        self.take_rest(&mut changes).await?;
+                        self.read_rest(&mut changes).await?;
                         return Err(now.err().unwrap_or_else(|| self.lost()));
                     }
-                    self.renew_own().await?;
+                    self.refresh_own_addresses().await?;
                 }
             }
         }
     }
 
     /// Asks for the node's addresses anew if pods have come since, and waits for no answer.
-    async fn renew_own(&mut self) -> Result<(), WatchError> {
+    async fn refresh_own_addresses(&mut self) -> Result<(), WatchError> {
         if let Some(answered) = self.asking.take_if(|asking| asking.is_finished()) {
             self.own = Arc::new(answered.await?);
         }
@@ -165,8 +166,8 @@ impl Watcher {
         Ok(())
     }
 
-    async fn until_it_appears(&self) {
-        let arrivals = self.dir.parent().map(Changes::arrivals);
+    async fn wait_for_directory(&self) {
+        let arrivals = self.dir.parent().map(DirectoryWatch::of_arrivals);
         let arrived = async {
             match arrivals {
                 // the watch was there first: whatever the directory does now is told
@@ -176,39 +177,41 @@ impl Watcher {
             }
         };
         // late or never: it is looked for again
-        let _ = tokio::time::timeout(LOOK_EVERY, arrived).await;
+        let _ = tokio::time::timeout(CHECK_PERIOD, arrived).await;
     }
 
-    async fn take(&mut self, batch: Vec<Change>) -> Result<(), WatchError> {
+    async fn read_changes(&mut self, batch: Vec<DirectoryChange>) -> Result<(), WatchError> {
         let mut written = Vec::new();
         for change in batch {
             match change {
-                Change::Written(name) => written.push(name),
-                Change::Removed(name) => {
+                DirectoryChange::Written(name) => written.push(name),
+                DirectoryChange::Removed(name) => {
                     self.read(std::mem::take(&mut written)).await?;
-                    let gone = self.known.removed(&name);
-                    self.metrics.cni_result("removed");
-                    self.tell(gone).await?;
+                    let gone = self.files.removed(&name);
+                    self.metrics.record_cni_result("removed");
+                    self.send(gone).await?;
                 }
-                Change::Overflow => {
+                DirectoryChange::Overflow => {
                     written.clear();
                     tracing::info!("more CNI results changed than could be followed; reading all");
                     self.relist().await?;
                 }
-                Change::Lost => return Err(self.lost()),
+                DirectoryChange::Lost => return Err(self.lost()),
             }
         }
         self.read(written).await
     }
 
     /// What happened in a directory before it went: addresses that were given back above all.
-    async fn take_rest(&mut self, changes: &mut Changes) -> Result<(), WatchError> {
+    async fn read_rest(&mut self, changes: &mut DirectoryWatch) -> Result<(), WatchError> {
         loop {
-            let rest = changes.queued().map_err(|source| self.refused(source))?;
+            let rest = changes
+                .queued()
+                .map_err(|source| self.watch_error(source))?;
             if rest.is_empty() {
                 return Ok(());
             }
-            self.take(rest).await?;
+            self.read_changes(rest).await?;
         }
     }
 
@@ -222,7 +225,7 @@ impl Watcher {
             return Ok(());
         }
         self.stale = true;
-        let readings = if names.len() <= AT_ONCE {
+        let readings = if names.len() <= MAX_INLINE_READS {
             read_files(&self.dir, &self.own, names)
         } else {
             let (dir, own) = (Arc::clone(&self.dir), Arc::clone(&self.own));
@@ -231,8 +234,8 @@ impl Watcher {
         };
         for (name, reading) in readings {
             self.count(&reading);
-            let news = self.known.read(&name, reading);
-            self.tell(news).await?;
+            let news = self.files.read(&name, reading);
+            self.send(news).await?;
         }
         Ok(())
     }
@@ -256,11 +259,11 @@ impl Watcher {
         for (_, reading) in &readings {
             self.count(reading);
         }
-        let news = self.known.listed(readings);
-        self.tell([news]).await
+        let news = self.files.listed(readings);
+        self.send([news]).await
     }
 
-    async fn tell(&self, all: impl IntoIterator<Item = SandboxNews>) -> Result<(), WatchError> {
+    async fn send(&self, all: impl IntoIterator<Item = SandboxNews>) -> Result<(), WatchError> {
         for news in all {
             // waits while the queue is full
             self.news.send(news).await.map_err(|_| WatchError::Closed)?;
@@ -270,9 +273,9 @@ impl Watcher {
 
     fn count(&self, reading: &Reading) {
         match reading {
-            Reading::Sandbox(_) => self.metrics.cni_result("sandbox"),
-            Reading::Other => self.metrics.cni_result("other"),
-            Reading::Unusable(_) => self.metrics.cni_result("unusable"),
+            Reading::Sandbox(_) => self.metrics.record_cni_result("sandbox"),
+            Reading::Other => self.metrics.record_cni_result("other"),
+            Reading::Unusable(_) => self.metrics.record_cni_result("unusable"),
             Reading::Gone => {}
         }
     }
@@ -283,11 +286,11 @@ impl Watcher {
             // a mount keeps a removed directory: it exists, and nobody can write to it
             Ok(found) if found.nlink() > 0 => Ok((found.dev(), found.ino())),
             Ok(_) => Err(WatchError::Missing(self.dir.to_path_buf())),
-            Err(error) => Err(self.refused(error)),
+            Err(error) => Err(self.watch_error(error)),
         }
     }
 
-    fn refused(&self, source: std::io::Error) -> WatchError {
+    fn watch_error(&self, source: std::io::Error) -> WatchError {
         let path = self.dir.to_path_buf();
         if source.kind() == ErrorKind::NotFound {
             WatchError::Missing(path)

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 /// Why a request to the keeper failed.
 #[derive(Debug, thiserror::Error)]
-pub enum HoldError {
+pub enum KeeperClientError {
     /// No keeper answered in time.
     #[error(
         "no keeper answered at {} within {within:?}: does the keeper container (`enforcer keep`) \
@@ -82,7 +82,7 @@ pub enum HoldError {
     },
     /// The answer is none to the request.
     #[error("the keeper at {} answered {what} with {reply}", path.display())]
-    Garbled {
+    UnexpectedReply {
         /// The request.
         what: &'static str,
         /// The keeper's socket.

@@ -5,13 +5,13 @@ use std::time::Instant;
 
 use portmapping_runtime::deadline::chain;
 
-use super::Keeper;
-use portmapping_keeper::wire::{Outcome, Port};
+use super::KeeperClient;
+use portmapping_keeper::wire::{HoldOutcome, Port};
 
-impl Keeper {
+impl KeeperClient {
     /// Holds what is `mapped` and not yet `held`, and returns all that is held then. What another
     /// process took in the meantime is logged; the state machine asks for it again and reports it.
-    pub async fn hold_again(
+    pub async fn reacquire(
         &mut self,
         mapped: BTreeSet<Port>,
         mut held: BTreeSet<Port>,
@@ -31,10 +31,10 @@ impl Keeper {
         let mut lost = 0_usize;
         for (port, outcome) in unheld.iter().zip(outcomes) {
             match outcome {
-                Outcome::Held | Outcome::HeldWithoutSocket => {
+                HoldOutcome::Held | HoldOutcome::HeldWithoutSocket => {
                     held.insert(*port);
                 }
-                Outcome::Refused(errno) => {
+                HoldOutcome::Refused(errno) => {
                     lost += 1;
                     tracing::warn!(protocol = %port.0, port = %port.1, %errno, "lost while it was not held");
                 }

@@ -8,8 +8,8 @@ use portmapping_runtime::deadline::chain;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::keeper_client::{HoldError, Watch};
-use portmapping_keeper::wire::Duty;
+use crate::keeper_client::{KeeperClientError, RoleWatch};
+use portmapping_keeper::wire::KeeperRole;
 
 /// How long one try to reach the keeper lasts.
 const REACH: Duration = Duration::from_secs(5);
@@ -18,7 +18,7 @@ const REACH: Duration = Duration::from_secs(5);
 /// connection was lost: a keeper that died holds nothing any more.
 pub async fn follow(
     socket: PathBuf,
-    duty: watch::Sender<Duty>,
+    duty: watch::Sender<KeeperRole>,
     restarted: watch::Sender<u64>,
     token: CancellationToken,
 ) {
@@ -37,10 +37,10 @@ pub async fn follow(
 
 async fn watch_once(
     socket: &PathBuf,
-    duty: &watch::Sender<Duty>,
+    duty: &watch::Sender<KeeperRole>,
     restarted: &watch::Sender<u64>,
-) -> Result<Infallible, HoldError> {
-    let mut keeper = Watch::connect(socket, REACH).await?;
+) -> Result<Infallible, KeeperClientError> {
+    let mut keeper = RoleWatch::connect(socket, REACH).await?;
     restarted.send_modify(|count| *count += 1);
     loop {
         let now = keeper.next().await?;

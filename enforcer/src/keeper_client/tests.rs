@@ -71,17 +71,17 @@ async fn splits_large_requests_and_joins_the_outcomes() {
             return None;
         };
         tell.send(ports.len()).unwrap();
-        let outcome = |port: &Port| Outcome::Refused(Errno(i32::from(port.1.get())));
+        let outcome = |port: &Port| HoldOutcome::Refused(Errno(i32::from(port.1.get())));
         Some(Reply::Holding(ports.iter().map(outcome).collect()))
     });
-    let mut client = Keeper::connect(&path, NOW).await.unwrap();
+    let mut client = KeeperClient::connect(&path, NOW).await.unwrap();
     let outcomes = client.hold(&ports(2500)).await.unwrap();
     while let Ok(size) = told.try_recv() {
         sizes.push(size);
     }
     assert_eq!(sizes, [1024, 1024, 452]);
     let expected = (20000..22500)
-        .map(|n| Outcome::Refused(Errno(n)))
+        .map(|n| HoldOutcome::Refused(Errno(n)))
         .collect::<Vec<_>>();
     assert_eq!(outcomes, expected);
     assert!(client.hold(&[]).await.unwrap().is_empty());
@@ -94,7 +94,7 @@ async fn reconnects_once_to_the_same_keeper() {
         calls += 1;
         (calls > 1).then_some(Reply::Released(3))
     });
-    let mut client = Keeper::connect(&path, NOW).await.unwrap();
+    let mut client = KeeperClient::connect(&path, NOW).await.unwrap();
     assert_eq!(client.release(&ports(3)).await.unwrap(), 3);
 }
 
@@ -105,10 +105,10 @@ async fn tells_of_another_instance_once() {
         calls += 1;
         (calls > 1).then_some(Reply::Released(0))
     });
-    let mut client = Keeper::connect(&path, NOW).await.unwrap();
+    let mut client = KeeperClient::connect(&path, NOW).await.unwrap();
     let restarted = client.release(&ports(3)).await;
     assert!(
-        matches!(restarted, Err(HoldError::Restarted { .. })),
+        matches!(restarted, Err(KeeperClientError::Restarted { .. })),
         "{restarted:?}"
     );
     assert_eq!(client.release(&ports(3)).await.unwrap(), 0);
@@ -119,25 +119,31 @@ async fn keeper_that_is_silent_or_gone_costs_a_bounded_time() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("keeper.sock");
     let start = Instant::now();
-    let absent = Keeper::connect(&path, NOW).await.unwrap_err();
+    let absent = KeeperClient::connect(&path, NOW).await.unwrap_err();
     assert!(start.elapsed() <= NOW, "{:?}", start.elapsed());
-    assert!(matches!(absent, HoldError::Connect { .. }), "{absent:?}");
+    assert!(
+        matches!(absent, KeeperClientError::Connect { .. }),
+        "{absent:?}"
+    );
 
     // accepts, but does not even greet
     let listener = UnixListener::bind(&path).unwrap();
     let start = Instant::now();
-    assert!(Keeper::connect(&path, NOW).await.is_err());
+    assert!(KeeperClient::connect(&path, NOW).await.is_err());
     assert!(start.elapsed() <= NOW + Duration::from_millis(1));
     drop(listener);
 
     let (_dir, path, task) = keeper(&[1], |_| Some(Reply::Released(1)));
-    let mut client = Keeper::connect(&path, NOW).await.unwrap();
+    let mut client = KeeperClient::connect(&path, NOW).await.unwrap();
     client.release(&ports(1)).await.unwrap();
     task.abort();
     let _ = task.await;
     let start = Instant::now();
     let lost = client.release(&ports(1)).await;
-    assert!(matches!(lost, Err(HoldError::Connect { .. })), "{lost:?}");
+    assert!(
+        matches!(lost, Err(KeeperClientError::Connect { .. })),
+        "{lost:?}"
+    );
     assert!(start.elapsed() <= RECONNECT_TIMEOUT);
 }
 
@@ -158,10 +164,10 @@ async fn unanswered_request_times_out() {
         .await;
         std::future::pending::<()>().await;
     });
-    let mut client = Keeper::connect(&path, NOW).await.unwrap();
+    let mut client = KeeperClient::connect(&path, NOW).await.unwrap();
     let error = client.hold(&ports(1)).await.unwrap_err();
     assert!(
-        matches!(error, HoldError::Timeout { what: "hold", .. }),
+        matches!(error, KeeperClientError::Timeout { what: "hold", .. }),
         "{error:?}"
     );
     silent.abort();
@@ -188,9 +194,12 @@ async fn answers_that_fit_no_question_are_errors() {
     ];
     for play in plays {
         let (_dir, path, _) = keeper(&[1], play);
-        let mut client = Keeper::connect(&path, NOW).await.unwrap();
+        let mut client = KeeperClient::connect(&path, NOW).await.unwrap();
         let held = client.hold(&ports(1)).await;
-        assert!(matches!(held, Err(HoldError::Garbled { .. })), "{held:?}");
+        assert!(
+            matches!(held, Err(KeeperClientError::UnexpectedReply { .. })),
+            "{held:?}"
+        );
     }
     // a list that never ends
     let (_dir, path, _) = keeper(&[1], |_| {
@@ -199,10 +208,10 @@ async fn answers_that_fit_no_question_are_errors() {
             more: true,
         })
     });
-    let mut client = Keeper::connect(&path, NOW).await.unwrap();
+    let mut client = KeeperClient::connect(&path, NOW).await.unwrap();
     assert!(matches!(
         client.list().await,
-        Err(HoldError::Garbled { .. })
+        Err(KeeperClientError::UnexpectedReply { .. })
     ));
 }
 
@@ -210,10 +219,13 @@ async fn answers_that_fit_no_question_are_errors() {
 async fn refusals_are_told_apart() {
     for (reply, retired) in [(Reply::Retired, true), (Reply::Error("no".into()), false)] {
         let (_dir, path, _) = keeper(&[1], move |_| Some(reply.clone()));
-        let mut client = Keeper::connect(&path, NOW).await.unwrap();
+        let mut client = KeeperClient::connect(&path, NOW).await.unwrap();
         let error = client.hold(&ports(1)).await.unwrap_err();
-        assert_eq!(matches!(error, HoldError::Retired { .. }), retired);
-        assert_eq!(matches!(error, HoldError::Rejected { .. }), !retired);
+        assert_eq!(matches!(error, KeeperClientError::Retired { .. }), retired);
+        assert_eq!(
+            matches!(error, KeeperClientError::Rejected { .. }),
+            !retired
+        );
         assert!(error.to_string().contains("keeper.sock"), "{error}");
     }
 }
@@ -227,9 +239,9 @@ async fn older_keeper_is_named_as_such() {
         let (mut stream, _) = listener.accept().await.unwrap();
         send(&mut stream, Reply::Hello { v: 0, instance: 1 }).await;
     });
-    let error = Keeper::connect(&path, NOW).await.unwrap_err();
+    let error = KeeperClient::connect(&path, NOW).await.unwrap_err();
     assert!(
-        matches!(error, HoldError::Version { theirs: 0, .. }),
+        matches!(error, KeeperClientError::Version { theirs: 0, .. }),
         "{error:?}"
     );
 }
@@ -239,6 +251,9 @@ async fn long_path_is_an_error_of_its_own() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
     let path = dir.path().join("x".repeat(200));
-    let error = Keeper::connect(&path, NOW).await.unwrap_err();
-    assert!(matches!(error, HoldError::Connect { .. }), "{error:?}");
+    let error = KeeperClient::connect(&path, NOW).await.unwrap_err();
+    assert!(
+        matches!(error, KeeperClientError::Connect { .. }),
+        "{error:?}"
+    );
 }

@@ -1,4 +1,4 @@
-//! When a broken watch is tried again. Pods that start meanwhile are not mapped: so soon, but with
+//! When a broken watch is tried backoff. Pods that start meanwhile are not mapped: so soon, but with
 //! every node of a cluster waiting for the same API server, not at once and not all together.
 
 use std::time::Duration;
@@ -19,12 +19,12 @@ const SETTLED: Duration = Duration::from_secs(10);
 const GONE: u16 = 410;
 
 /// The waits between attempts.
-pub(super) struct Again {
+pub(super) struct WatchBackoff {
     growing: ResetTimerBackoff<ExponentialBackoff>,
     gone: Option<Instant>,
 }
 
-impl Default for Again {
+impl Default for WatchBackoff {
     fn default() -> Self {
         let growing = ExponentialBuilder::default()
             .with_min_delay(FIRST)
@@ -39,7 +39,7 @@ impl Default for Again {
     }
 }
 
-impl Again {
+impl WatchBackoff {
     /// How long to wait after this error.
     pub(super) fn after(&mut self, error: &watcher::Error) -> Duration {
         if matches!(error, watcher::Error::WatchError(status) if status.code == GONE) {
@@ -54,7 +54,7 @@ impl Again {
     }
 
     /// The watch brought something.
-    pub(super) fn works(&mut self) {
+    pub(super) fn reset(&mut self) {
         self.growing.reset();
     }
 }

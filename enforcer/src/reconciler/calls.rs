@@ -8,9 +8,9 @@ use portmapping_runtime::deadline::chain;
 use portmapping_shared::Plan;
 use rustix::io::Errno;
 
-use super::{Done, KeeperAnswer, Reconciler, Seen};
-use crate::keeper_client::{HoldError, Keeper};
-use portmapping_keeper::wire::Outcome;
+use super::{Finished, KeeperAnswer, ReadBack, Reconciler};
+use crate::keeper_client::{KeeperClient, KeeperClientError};
+use portmapping_keeper::wire::HoldOutcome;
 
 impl Reconciler {
     pub(super) fn hold(&mut self, keys: Vec<PortKey>) {
@@ -19,8 +19,8 @@ impl Reconciler {
         self.tasks.spawn(async move {
             let mut keeper = keeper.lock().await;
             let outcomes = keeper.hold(&keys).await;
-            metrics.call("hold", outcomes.is_ok());
-            Done::Keeper(match outcomes {
+            metrics.record_call("hold", outcomes.is_ok());
+            Finished::Keeper(match outcomes {
                 Ok(outcomes) => sort_outcomes(keys.into_iter().zip(outcomes)),
                 Err(error) => after_failure(&mut keeper, "hold", keys, &error).await,
             })
@@ -33,8 +33,8 @@ impl Reconciler {
         self.tasks.spawn(async move {
             let mut keeper = keeper.lock().await;
             let released = keeper.release(&keys).await;
-            metrics.call("release", released.is_ok());
-            Done::Keeper(match released {
+            metrics.record_call("release", released.is_ok());
+            Finished::Keeper(match released {
                 Ok(_) => vec![KeeperAnswer::Released(keys)],
                 Err(error) => after_failure(&mut keeper, "release", keys, &error).await,
             })
@@ -46,7 +46,7 @@ impl Reconciler {
         let keeper = Arc::clone(&self.drivers.keeper);
         self.tasks.spawn(async move {
             let mut keeper = keeper.lock().await;
-            Done::Keeper(match keeper.list().await {
+            Finished::Keeper(match keeper.list().await {
                 Ok(held) => vec![KeeperAnswer::Listed(held)],
                 Err(error) => after_failure(&mut keeper, "list", Vec::new(), &error).await,
             })
@@ -64,11 +64,11 @@ impl Reconciler {
             let mut dataplane = dataplane.lock();
             let failures = dataplane.clear_failures();
             let outcome = dataplane.apply(&plan);
-            metrics.clear_failures(dataplane.clear_failures() - failures);
+            metrics.record_clear_failures(dataplane.clear_failures() - failures);
             drop(dataplane);
             let took = begun.elapsed();
-            metrics.call("apply", outcome.is_ok());
-            metrics.applied(took.as_secs_f64());
+            metrics.record_call("apply", outcome.is_ok());
+            metrics.record_apply(took.as_secs_f64());
             let outcome = outcome.map_err(|error| chain(&error));
             match &outcome {
                 Ok(()) => tracing::info!(
@@ -80,7 +80,7 @@ impl Reconciler {
                 ),
                 Err(error) => tracing::error!(error, "rules could not be changed; trying again"),
             }
-            Done::Programmed(plan, outcome)
+            Finished::Programmed(plan, outcome)
         });
     }
 
@@ -94,7 +94,7 @@ impl Reconciler {
         let preparations = self.preparations.clone();
         self.tasks.spawn_blocking(move || {
             preparations.make();
-            Done::Nothing
+            Finished::Nothing
         });
     }
 
@@ -102,7 +102,7 @@ impl Reconciler {
     /// None is begun beside a change, but a change does not wait for one.
     pub(super) fn observe(&mut self) {
         if self.observing || self.changing {
-            self.look_again = true;
+            self.read_again = true;
             return;
         }
         self.observing = true;
@@ -116,16 +116,16 @@ impl Reconciler {
             let observed = dataplane.lock().looked(look);
             let us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
             tracing::debug!(us, "rules read back");
-            metrics.call("observe", observed.is_ok());
+            metrics.record_call("observe", observed.is_ok());
             let observed = match observed {
-                Ok(Some(observed)) => Seen::As(observed),
-                Ok(None) => Seen::Outdated,
+                Ok(Some(observed)) => ReadBack::Complete(observed),
+                Ok(None) => ReadBack::Outdated,
                 Err(error) => {
                     tracing::error!(error = chain(&error), "rules could not be read back");
-                    Seen::Nothing
+                    ReadBack::Failed
                 }
             };
-            Done::Observed { before, observed }
+            Finished::Observed { before, observed }
         });
     }
 
@@ -138,7 +138,7 @@ impl Reconciler {
             let _turn = writes.acquire_owned().await;
             tracing::debug!(pod = %publication.pod, "publishing");
             let outcome = publisher.publish(&publication).await;
-            metrics.call("publish", outcome.is_ok());
+            metrics.record_call("publish", outcome.is_ok());
             if let Err(error) = &outcome {
                 tracing::warn!(
                     error = chain(error),
@@ -153,39 +153,39 @@ impl Reconciler {
                     "published"
                 );
             }
-            Done::Published(publication.pod.uid, outcome.is_ok())
+            Finished::Published(publication.pod.uid, outcome.is_ok())
         });
     }
 
-    pub(super) fn tell(&mut self, event: PodEvent) {
+    pub(super) fn emit(&mut self, event: PodEvent) {
         let publisher = self.drivers.publisher.clone();
         let metrics = self.drivers.metrics.clone();
         let events = Arc::clone(&self.events);
         self.tasks.spawn(async move {
             let _turn = events.acquire_owned().await;
-            let outcome = publisher.tell(&event).await;
-            metrics.call("event", outcome.is_ok());
+            let outcome = publisher.emit(&event).await;
+            metrics.record_call("event", outcome.is_ok());
             if let Err(error) = outcome {
                 tracing::warn!(error = chain(&error), "an event was lost");
             }
-            Done::Nothing
+            Finished::Nothing
         });
     }
 }
 
 /// Only a port in use is the port's fault; anything else is the keeper's, and asked for again.
-fn sort_outcomes(outcomes: impl Iterator<Item = (PortKey, Outcome)>) -> Vec<KeeperAnswer> {
+fn sort_outcomes(outcomes: impl Iterator<Item = (PortKey, HoldOutcome)>) -> Vec<KeeperAnswer> {
     let in_use = Errno::ADDRINUSE.raw_os_error();
     let mut settled = Vec::new();
     let mut failed = Vec::new();
     for (key, outcome) in outcomes {
         match outcome {
-            Outcome::Held | Outcome::HeldWithoutSocket => settled.push((key, Ok(()))),
-            Outcome::Refused(errno) if errno.0 == in_use => {
+            HoldOutcome::Held | HoldOutcome::HeldWithoutSocket => settled.push((key, Ok(()))),
+            HoldOutcome::Refused(errno) if errno.0 == in_use => {
                 tracing::warn!(port = %key.1, protocol = %key.0, "another process has this host port");
                 settled.push((key, Err(errno.to_string())));
             }
-            Outcome::Refused(errno) => {
+            HoldOutcome::Refused(errno) => {
                 tracing::error!(port = %key.1, protocol = %key.0, %errno, "a host port could not be bound");
                 failed.push(key);
             }
@@ -200,10 +200,10 @@ fn sort_outcomes(outcomes: impl Iterator<Item = (PortKey, Outcome)>) -> Vec<Keep
 
 /// A restarted keeper is asked what it holds; any other failure is waited out.
 async fn after_failure(
-    keeper: &mut Keeper,
+    keeper: &mut KeeperClient,
     call: &'static str,
     keys: Vec<PortKey>,
-    error: &HoldError,
+    error: &KeeperClientError,
 ) -> Vec<KeeperAnswer> {
     tracing::warn!(
         call,
@@ -211,7 +211,7 @@ async fn after_failure(
         "the keeper could not be asked; trying again"
     );
     let mut answers = vec![KeeperAnswer::Failed(keys)];
-    if matches!(error, HoldError::Restarted { .. }) {
+    if matches!(error, KeeperClientError::Restarted { .. }) {
         match keeper.list().await {
             Ok(held) => answers.push(KeeperAnswer::Listed(held)),
             Err(error) => tracing::warn!(error = chain(&error), "the keeper could not be listed"),

@@ -31,7 +31,7 @@ pub(crate) fn good(id: &str) -> String {
 
 pub(crate) struct Lab {
     root: TempDir,
-    pub(crate) news: mpsc::Receiver<SandboxNews>,
+    pub(crate) updates: mpsc::Receiver<SandboxNews>,
     token: CancellationToken,
     follower: JoinHandle<()>,
     registry: Registry,
@@ -49,14 +49,14 @@ impl Lab {
         let results = root.path().join("cni/results");
         fs::create_dir(root.path().join("cni")).unwrap();
         prepare(&results);
-        let (sender, news) = mpsc::channel(SANDBOX_QUEUE);
+        let (sender, updates) = mpsc::channel(SANDBOX_QUEUE);
         let token = CancellationToken::new();
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
         let follower = tokio::spawn(cni::watch(results, sender, metrics, token.clone()));
         Self {
             root,
-            news,
+            updates,
             token,
             follower,
             registry,
@@ -84,8 +84,8 @@ impl Lab {
     }
 
     pub(crate) async fn next(&mut self) -> SandboxNews {
-        let news = tokio::time::timeout(SOON, self.news.recv()).await;
-        news.expect("news come soon").expect("somebody follows")
+        let update = tokio::time::timeout(SOON, self.updates.recv()).await;
+        update.expect("news come soon").expect("somebody follows")
     }
 
     /// The id of the sandbox that is up next; anything else is a mistake.

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use portmapping_enforcer::keeper_client::Keeper;
+use portmapping_enforcer::keeper_client::KeeperClient;
 use portmapping_shared::Protocol::{Tcp, Udp};
 
 use crate::world::{Node, SOON, bind_any, block_on, in_netns, ports};
@@ -16,10 +16,10 @@ fn mapped_ports_are_held_again_but_for_those_a_stranger_took() {
         let (lost, whole) = (mapped[1], [&mapped[..1], &mapped[2..]].concat());
         let stranger = bind_any(lost).unwrap();
         let held = block_on(async {
-            let mut client = Keeper::connect(&keeper.socket, SOON).await.unwrap();
+            let mut client = KeeperClient::connect(&keeper.socket, SOON).await.unwrap();
             let mapped = mapped.iter().copied().collect();
             client
-                .hold_again(
+                .reacquire(
                     mapped,
                     ports(Tcp, 20009, 1).into_iter().collect(),
                     Instant::now(),

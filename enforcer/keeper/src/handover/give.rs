@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use super::super::bind::HeldPort;
 use super::super::run_dir::RunDir;
-use super::super::table::{Frozen, OffDuty, Table};
-use super::super::wire::{Duty, Port, VERSION};
+use super::super::table::{Frozen, NotActive, PortTable};
+use super::super::wire::{KeeperRole, Port, VERSION};
 use super::{
     BATCH, Channel, FIRST_ANSWER_TIMEOUT, HANDOVER_TIMEOUT, Message, RETAIN, other_active,
     unexpected,
@@ -18,19 +18,19 @@ use super::{
 const SUCCESSOR_POLL: Duration = Duration::from_millis(500);
 
 /// Answers one peer. After a handover it stays for as long as this keeper is retired.
-pub(crate) fn answer(table: &Table, run_dir: &RunDir, peer: &Channel) {
+pub(crate) fn answer(table: &PortTable, run_dir: &RunDir, peer: &Channel) {
     let deadline = Instant::now() + FIRST_ANSWER_TIMEOUT;
     let reply = |message: &Message| peer.send(message, &[], deadline);
     let done = match peer.recv(Some(deadline)) {
         Ok(Some((Message::Take { v: VERSION }, _))) => match table.freeze() {
             Ok(frozen) => return hand_over(frozen, table, run_dir, peer),
-            Err(OffDuty(Duty::Retired)) => reply(&Message::Retired),
-            Err(OffDuty(_)) => reply(&Message::Busy),
+            Err(NotActive(KeeperRole::Retired)) => reply(&Message::Retired),
+            Err(NotActive(_)) => reply(&Message::Busy),
         },
         // one that is frozen answers for its ports until it has retired
-        Ok(Some((Message::Status { .. }, _))) => reply(match table.duty() {
-            Duty::Active | Duty::Frozen => &Message::Active,
-            Duty::Retired => &Message::Retired,
+        Ok(Some((Message::Status { .. }, _))) => reply(match table.role() {
+            KeeperRole::Active | KeeperRole::Frozen => &Message::Active,
+            KeeperRole::Retired => &Message::Retired,
         }),
         Ok(Some((message, _))) => reply(&Message::Error(format!(
             "version {VERSION} here; cannot answer {message:?}"
@@ -43,7 +43,7 @@ pub(crate) fn answer(table: &Table, run_dir: &RunDir, peer: &Channel) {
     }
 }
 
-fn hand_over(frozen: Frozen<'_>, table: &Table, run_dir: &RunDir, peer: &Channel) {
+fn hand_over(frozen: Frozen<'_>, table: &PortTable, run_dir: &RunDir, peer: &Channel) {
     let count = frozen.ports.len();
     let deadline = Instant::now() + HANDOVER_TIMEOUT;
     if let Err(error) = send_all(&frozen.ports, peer, deadline) {
@@ -67,7 +67,7 @@ fn hand_over(frozen: Frozen<'_>, table: &Table, run_dir: &RunDir, peer: &Channel
         );
         return;
     }
-    frozen.let_go();
+    frozen.close_sockets();
     ended(peer, None);
     while successor_active(run_dir) {
         thread::sleep(SUCCESSOR_POLL);
@@ -90,17 +90,24 @@ fn send_all(ports: &[(Port, HeldPort)], peer: &Channel, deadline: Instant) -> io
         deadline,
     )?;
     for batch in ports.chunks(BATCH) {
-        let (mut held, mut noted) = (Vec::new(), Vec::new());
+        let (mut held, mut without_socket) = (Vec::new(), Vec::new());
         let mut fds: Vec<BorrowedFd<'_>> = Vec::new();
         for (port, socket) in batch.iter().map(|(port, held)| (*port, held.socket())) {
             if let Some(fd) = socket {
                 held.push(port);
                 fds.push(fd);
             } else {
-                noted.push(port);
+                without_socket.push(port);
             }
         }
-        peer.send(&Message::Batch { held, noted }, &fds, deadline)?;
+        peer.send(
+            &Message::Batch {
+                held,
+                without_socket,
+            },
+            &fds,
+            deadline,
+        )?;
         match peer.recv(Some(deadline))? {
             Some((Message::Got, _)) => {}
             Some((message, _)) => return Err(unexpected(&message)),

@@ -15,7 +15,7 @@ use super::{Channel, FIRST_ANSWER_TIMEOUT, HANDOVER_TIMEOUT, Message, left, unex
 /// Pause before a peer is asked again.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
-/// Connections to the keepers taken over from. They must outlive this keeper's duty: a
+/// Connections to the keepers taken over from. They must outlive this keeper's role: a
 /// predecessor takes the end of its connection for our death.
 pub(crate) type Predecessors = Vec<Channel>;
 
@@ -147,16 +147,29 @@ fn receive_all(
 ) -> io::Result<()> {
     loop {
         match channel.recv(Some(deadline))? {
-            Some((Message::Batch { held, noted }, fds)) => {
+            Some((
+                Message::Batch {
+                    held,
+                    without_socket,
+                },
+                fds,
+            )) => {
                 if held.len() != fds.len() {
-                    return Err(unexpected(&Message::Batch { held, noted }));
+                    return Err(unexpected(&Message::Batch {
+                        held,
+                        without_socket,
+                    }));
                 }
                 ports.extend(
                     held.into_iter()
                         .zip(fds)
                         .filter_map(|(port, fd)| adopt(port, fd)),
                 );
-                ports.extend(noted.into_iter().map(|port| (port, HeldPort::noted())));
+                ports.extend(
+                    without_socket
+                        .into_iter()
+                        .map(|port| (port, HeldPort::without_socket())),
+                );
                 channel.send(&Message::Got, &[], deadline)?;
             }
             Some((Message::End, _)) => return Ok(()),

@@ -11,13 +11,13 @@ use tempfile::TempDir;
 use super::super::bind::HeldPort;
 use super::super::run_dir::RunDir;
 use super::super::socket::Published;
-use super::super::table::Table;
-use super::super::wire::{Duty, VERSION};
+use super::super::table::PortTable;
+use super::super::wire::{KeeperRole, VERSION};
 use super::*;
 
 /// A keeper with 300 ports that kernel tests need no namespace for, and one without socket.
 struct Old {
-    table: Arc<Table>,
+    table: Arc<PortTable>,
     run_dir: Arc<RunDir>,
     dir: TempDir,
 }
@@ -26,14 +26,14 @@ impl Old {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let run_dir = Arc::new(RunDir::open(dir.path()).unwrap());
-        let table = Arc::new(Table::new(1000, |_| unreachable!()));
+        let table = Arc::new(PortTable::new(1000, |_| unreachable!()));
         table.adopt(
             sockets()
                 .into_iter()
                 .map(|(port, fd)| (port, HeldPort::adopt(port, fd).unwrap())),
         );
-        let noted = (Protocol::Sctp, HostPort::new(20000).unwrap());
-        table.adopt([(noted, HeldPort::noted())]);
+        let without_socket = (Protocol::Sctp, HostPort::new(20000).unwrap());
+        table.adopt([(without_socket, HeldPort::without_socket())]);
         Self {
             table,
             run_dir,
@@ -112,9 +112,15 @@ fn take_all(new: &Channel) -> Vec<(usize, usize)> {
     let mut counts = Vec::new();
     loop {
         match hear(new) {
-            (Message::Batch { held, noted }, fds) => {
+            (
+                Message::Batch {
+                    held,
+                    without_socket,
+                },
+                fds,
+            ) => {
                 assert_eq!(held.len(), fds.len());
-                counts.push((held.len(), noted.len()));
+                counts.push((held.len(), without_socket.len()));
                 for (port, fd) in held.into_iter().zip(fds) {
                     HeldPort::adopt(port, fd).unwrap();
                 }
@@ -134,14 +140,14 @@ fn old_keeper_hands_everything_over_and_retires_on_confirm() {
     assert_eq!(
         counts
             .iter()
-            .map(|(held, noted)| held + noted)
+            .map(|(held, without_socket)| held + without_socket)
             .sum::<usize>(),
         301
     );
     assert_eq!(counts.len(), 2);
     assert_eq!(
-        old.table.duty(),
-        Duty::Frozen,
+        old.table.role(),
+        KeeperRole::Frozen,
         "not before the confirmation"
     );
     say(&new, &Message::Confirm);
@@ -283,7 +289,7 @@ fn new_keeper_keeps_what_came_from_a_peer_that_died() {
             peer.send(
                 &Message::Batch {
                     held,
-                    noted: vec![],
+                    without_socket: vec![],
                 },
                 &fds,
                 soon(),
@@ -318,7 +324,7 @@ fn new_keeper_drops_what_came_from_a_peer_that_lives() {
             let _ = peer.send(
                 &Message::Batch {
                     held: vec![port],
-                    noted: vec![],
+                    without_socket: vec![],
                 },
                 &[fd.as_fd()],
                 soon(),
@@ -360,7 +366,7 @@ fn messages_keep_the_bytes_of_version_1() {
     let port = |protocol| (protocol, HostPort::new(20000).unwrap());
     let batch = Message::Batch {
         held: vec![port(Protocol::Tcp)],
-        noted: vec![port(Protocol::Sctp)],
+        without_socket: vec![port(Protocol::Sctp)],
     };
     let offer = Message::Offer {
         ports: 2,

@@ -55,9 +55,9 @@ fn requests_keep_the_bytes_of_version_1() {
 #[test]
 fn replies_keep_the_bytes_of_version_1() {
     let outcomes = vec![
-        Outcome::Held,
-        Outcome::HeldWithoutSocket,
-        Outcome::Refused(Errno(98)),
+        HoldOutcome::Held,
+        HoldOutcome::HeldWithoutSocket,
+        HoldOutcome::Refused(Errno(98)),
     ];
     for (reply, json) in [
         (
@@ -76,9 +76,9 @@ fn replies_keep_the_bytes_of_version_1() {
             },
             r#"{"held":{"ports":[["TCP",20000]],"more":true}}"#,
         ),
-        (Reply::Duty(Duty::Active), r#"{"duty":"active"}"#),
-        (Reply::Duty(Duty::Frozen), r#"{"duty":"frozen"}"#),
-        (Reply::Duty(Duty::Retired), r#"{"duty":"retired"}"#),
+        (Reply::Role(KeeperRole::Active), r#"{"duty":"active"}"#),
+        (Reply::Role(KeeperRole::Frozen), r#"{"duty":"frozen"}"#),
+        (Reply::Role(KeeperRole::Retired), r#"{"duty":"retired"}"#),
         (Reply::Retired, r#""retired""#),
         (Reply::Error("no".into()), r#"{"error":"no"}"#),
     ] {

@@ -29,7 +29,7 @@ fn file(name: &str) -> &OsStr {
 
 #[test]
 fn a_removed_file_takes_its_sandbox_along() {
-    let mut known = Known::default();
+    let mut known = ResultFiles::default();
     assert_eq!(
         known.read(file("f"), Reading::Sandbox(sandbox("a"))),
         [up("a")]
@@ -40,7 +40,7 @@ fn a_removed_file_takes_its_sandbox_along() {
 
 #[test]
 fn files_of_no_interest_come_and_go_unheard() {
-    let mut known = Known::default();
+    let mut known = ResultFiles::default();
     for reading in [Reading::Other, broken(), Reading::Gone] {
         assert_eq!(known.read(file("f"), reading), []);
         assert_eq!(known.removed(file("f")), None);
@@ -50,7 +50,7 @@ fn files_of_no_interest_come_and_go_unheard() {
 
 #[test]
 fn a_half_written_file_is_mended_by_the_next_reading() {
-    let mut known = Known::default();
+    let mut known = ResultFiles::default();
     assert_eq!(known.read(file("f"), broken()), []);
     assert_eq!(
         known.read(file("f"), Reading::Sandbox(sandbox("a"))),
@@ -66,7 +66,7 @@ fn a_half_written_file_is_mended_by_the_next_reading() {
 
 #[test]
 fn a_file_rewritten_for_another_sandbox_ends_the_first() {
-    let mut known = Known::default();
+    let mut known = ResultFiles::default();
     let _ = known.read(file("f"), Reading::Sandbox(sandbox("a")));
     assert_eq!(
         known.read(file("f"), Reading::Sandbox(sandbox("b"))),
@@ -78,7 +78,7 @@ fn a_file_rewritten_for_another_sandbox_ends_the_first() {
 
 #[test]
 fn of_two_files_for_one_sandbox_the_first_removal_counts() {
-    let mut known = Known::default();
+    let mut known = ResultFiles::default();
     let _ = known.read(file("delegate"), Reading::Sandbox(sandbox("a")));
     let _ = known.read(file("multus"), Reading::Sandbox(sandbox("a")));
     assert_eq!(known.removed(file("delegate")), Some(down("a")));
@@ -87,7 +87,7 @@ fn of_two_files_for_one_sandbox_the_first_removal_counts() {
 
 #[test]
 fn a_list_is_all_there_is() {
-    let mut known = Known::default();
+    let mut known = ResultFiles::default();
     let _ = known.read(file("old"), Reading::Sandbox(sandbox("old")));
     let _ = known.read(file("kept"), Reading::Sandbox(sandbox("kept")));
     let listed = known.listed(vec![
@@ -127,7 +127,7 @@ fn times(news: &SandboxNews) -> Vec<(String, Duration)> {
 
 #[test]
 fn a_file_written_after_the_clock_was_set_back_is_the_later_one() {
-    let mut known = Known::default();
+    let mut known = ResultFiles::default();
     let before = times(&known.read(file("1"), written_at("a", 1000))[0]);
     let after = times(&known.read(file("2"), written_at("b", 10))[0]);
     let then = times(&known.read(file("3"), written_at("c", 20))[0]);
@@ -140,7 +140,7 @@ fn a_file_written_after_the_clock_was_set_back_is_the_later_one() {
 
 #[test]
 fn a_file_read_again_unchanged_keeps_its_time_and_a_changed_one_is_the_latest() {
-    let mut known = Known::default();
+    let mut known = ResultFiles::default();
     let _ = known.read(file("1"), written_at("a", 1000));
     let first = known.read(file("2"), written_at("b", 10));
     let _ = known.read(file("3"), written_at("c", 20));
@@ -162,7 +162,7 @@ fn a_file_read_again_unchanged_keeps_its_time_and_a_changed_one_is_the_latest() 
 
 #[test]
 fn what_a_list_finds_new_is_later_than_what_was_known_and_else_ordered_by_its_time() {
-    let mut known = Known::default();
+    let mut known = ResultFiles::default();
     let found = known.listed(vec![
         (file("2").to_owned(), written_at("b", 30)),
         (file("1").to_owned(), written_at("a", 1000)),

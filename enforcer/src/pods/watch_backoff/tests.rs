@@ -19,33 +19,33 @@ fn about(milliseconds: u64) -> std::ops::RangeInclusive<Duration> {
 
 #[tokio::test(start_paused = true)]
 async fn waits_grow_to_a_limit_and_begin_anew_when_the_watch_works() {
-    let mut again = Again::default();
+    let mut backoff = WatchBackoff::default();
     for expected in [200, 400, 800, 1600, 2000, 2000] {
-        let wait = again.after(&broken());
+        let wait = backoff.after(&broken());
         assert!(about(expected).contains(&wait), "{expected}: {wait:?}");
     }
-    again.works();
-    assert!(about(200).contains(&again.after(&broken())));
+    backoff.reset();
+    assert!(about(200).contains(&backoff.after(&broken())));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_watch_that_lasted_was_not_broken_though_it_brought_nothing() {
-    let mut again = Again::default();
+    let mut backoff = WatchBackoff::default();
     for _ in 0..5 {
-        again.after(&broken());
+        backoff.after(&broken());
     }
     advance(SETTLED + Duration::from_millis(1)).await;
-    assert!(about(200).contains(&again.after(&broken())));
+    assert!(about(200).contains(&backoff.after(&broken())));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_history_that_is_gone_is_listed_anew_at_once_but_not_again_and_again() {
-    let mut again = Again::default();
+    let mut backoff = WatchBackoff::default();
     for _ in 0..5 {
-        again.after(&broken());
+        backoff.after(&broken());
     }
-    assert_eq!(again.after(&gone()), Duration::ZERO);
-    assert!(about(2000).contains(&again.after(&gone())));
+    assert_eq!(backoff.after(&gone()), Duration::ZERO);
+    assert!(about(2000).contains(&backoff.after(&gone())));
     advance(SETTLED + Duration::from_millis(1)).await;
-    assert_eq!(again.after(&gone()), Duration::ZERO);
+    assert_eq!(backoff.after(&gone()), Duration::ZERO);
 }
