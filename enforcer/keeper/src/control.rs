@@ -1,4 +1,5 @@
-//! The enforcer's side door: one thread per connection, every one of them bounded.
+//! Serves the enforcer: one thread per connection, with a limit on connections and on the time of
+//! each frame.
 
 use std::collections::VecDeque;
 use std::io;
@@ -14,7 +15,8 @@ use super::table::PortTable;
 use super::wire::{self, Envelope, MAX_PORTS, Reply, Request, VERSION};
 use super::{ACCEPT_PAUSE, KeeperError, setup, socket, spawn};
 
-/// Most connections at a time; one more ends the oldest, so that none is locked out for good.
+/// Most connections at a time. One more closes the oldest, so that old connections cannot keep a
+/// new enforcer out.
 const MAX_CONNECTIONS: usize = 16;
 
 type OpenStreams = Arc<Mutex<VecDeque<(u64, UnixStream)>>>;
@@ -26,11 +28,11 @@ pub(super) fn serve(listener: &OwnedFd, table: &Arc<PortTable>, instance: u64) {
         match socket::accept(listener).map(UnixStream::from) {
             Ok(stream) => {
                 if let Err(error) = serve_connection(id, stream, &connections, table, instance) {
-                    tracing::warn!(%error, "cannot serve a connection");
+                    tracing::warn!(%error, "cannot serve a connection; it is closed");
                 }
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
+                tracing::warn!(%error, "cannot accept a connection; trying again");
                 thread::sleep(ACCEPT_PAUSE);
             }
         }
@@ -64,7 +66,7 @@ fn serve_connection(
         let end = end.clone();
         move || {
             if let Err(error) = answer_requests(id, stream, &table, instance) {
-                tracing::debug!(%error, "connection ended");
+                tracing::debug!(%error, "a connection ended with an error");
             }
             table.unwatch(id);
             end();
@@ -94,7 +96,7 @@ fn answer_requests(
                 request: Request::Watch,
             })) => {
                 table.watch(id, stream.try_clone()?);
-                // a watcher has no more to say; this waits for the end of its connection
+                // a watcher sends nothing more; this waits for the end of its connection
                 return wire::read::<Envelope>(&mut stream).map(drop);
             }
             Ok(Some(Envelope {
@@ -102,9 +104,9 @@ fn answer_requests(
                 request,
             })) => answer(table, request),
             Ok(Some(Envelope { v, .. })) => Reply::Error(format!(
-                "version {v} is unknown; this keeper speaks {VERSION}"
+                "version {v} is unknown; this keeper speaks version {VERSION}"
             )),
-            // an error of the connection itself cannot be answered, and the write fails as well
+            // after a connection error the write below fails too
             Err(error) => Reply::Error(error.to_string()),
         };
         wire::write(&mut stream, &reply)?;
@@ -119,7 +121,7 @@ fn answer(table: &PortTable, request: Request) -> Reply {
         Request::Hold(ports) | Request::Release(ports) if ports.len() > MAX_PORTS => {
             let count = ports.len();
             Ok(Reply::Error(format!(
-                "{count} ports in a request; at most {MAX_PORTS}"
+                "{count} ports in a request; at most {MAX_PORTS} are allowed"
             )))
         }
         Request::Hold(ports) => table.hold(&ports).map(Reply::Holding),
@@ -127,7 +129,7 @@ fn answer(table: &PortTable, request: Request) -> Reply {
         Request::List { after } => table
             .page(after)
             .map(|(ports, more)| Reply::Held { ports, more }),
-        Request::Watch => Ok(Reply::Error("watch is no request to answer".into())),
+        Request::Watch => Ok(Reply::Error("watch has no single reply".into())),
     };
     done.unwrap_or(Reply::Retired)
 }

@@ -1,4 +1,10 @@
-//! Which ports are held, and whether this keeper still answers for them.
+//! The held ports, and the keeper's role.
+//!
+//! ```text
+//! Active --freeze--> Frozen --retire--> Retired --resume--> Active
+//!                      |                   |
+//!                      +---- dropped ------+--> Active   the successor died during the handover
+//! ```
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -15,11 +21,11 @@ use rustix::net::SendFlags;
 use super::bind::HeldPort;
 use super::wire::{self, Errno, HoldOutcome, KeeperRole, MAX_PORTS, Port, Reply};
 
-/// A request came while the keeper was not [`KeeperRole::Active`].
+/// The keeper is not [`KeeperRole::Active`], so the request was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NotActive(pub(super) KeeperRole);
 
-/// The held ports, shared by all threads.
+/// The held ports and the role, shared by all threads.
 pub(super) struct PortTable {
     inner: Mutex<TableState>,
     role_changed: Condvar,
@@ -53,7 +59,7 @@ impl PortTable {
         }
     }
 
-    /// Holds each port or says why not. Asking again changes nothing.
+    /// Holds each port, or returns why not. A port that is already held stays as it is.
     pub(super) fn hold(&self, ports: &[Port]) -> Result<Vec<HoldOutcome>, NotActive> {
         let mut inner = self.inner.lock();
         inner.require_active()?;
@@ -67,7 +73,7 @@ impl PortTable {
         let full = port.0 != Protocol::Sctp && inner.sockets >= self.room;
         let held = match inner.held.entry(port) {
             Entry::Occupied(entry) => return outcome_of(entry.get()),
-            // said before the kernel does, so that descriptors for connections are left
+            // refused before the kernel does, so that descriptors for connections are left
             Entry::Vacant(_) if full => {
                 return HoldOutcome::Refused(Errno(rustix::io::Errno::MFILE.raw_os_error()));
             }
@@ -83,7 +89,7 @@ impl PortTable {
         outcome_of(held)
     }
 
-    /// Lets go of the ports; answers how many were held.
+    /// Closes the ports; returns how many were held.
     pub(super) fn release(&self, ports: &[Port]) -> Result<usize, NotActive> {
         let mut inner = self.inner.lock();
         inner.require_active()?;
@@ -97,7 +103,7 @@ impl PortTable {
         Ok(released)
     }
 
-    /// The next [`MAX_PORTS`] held ports above `after`, and whether there are more.
+    /// Returns the next [`MAX_PORTS`] held ports above `after`, and whether there are more.
     pub(super) fn page(&self, after: Option<Port>) -> Result<(Vec<Port>, bool), NotActive> {
         let inner = self.inner.lock();
         inner.require_active()?;
@@ -110,8 +116,8 @@ impl PortTable {
         Ok((page, rest.next().is_some()))
     }
 
-    /// Adds ports that came from another keeper; answers how many are held now.
-    pub(super) fn adopt(&self, ports: impl IntoIterator<Item = (Port, HeldPort)>) -> usize {
+    /// Adds ports that came from another keeper. A port that is already held stays as it is.
+    pub(super) fn adopt(&self, ports: impl IntoIterator<Item = (Port, HeldPort)>) {
         let mut inner = self.inner.lock();
         for (port, held) in ports {
             if let Entry::Vacant(entry) = inner.held.entry(port) {
@@ -119,22 +125,21 @@ impl PortTable {
                 inner.sockets += usize::from(socket);
             }
         }
-        inner.held.len()
     }
 
-    /// The keeper's role now.
+    /// Returns the current role.
     pub(super) fn role(&self) -> KeeperRole {
         self.inner.lock().role
     }
 
-    /// Tells this stream the role from now on, instead of the watcher before.
+    /// Sends the role to this stream now and at every change. It replaces the previous watcher.
     pub(super) fn watch(&self, id: u64, stream: UnixStream) {
         let mut inner = self.inner.lock();
         inner.watcher = Some((id, stream));
         inner.notify_watcher();
     }
 
-    /// Forgets a watcher whose connection ended.
+    /// Removes a watcher whose connection ended.
     pub(super) fn unwatch(&self, id: u64) {
         let mut inner = self.inner.lock();
         if inner
@@ -146,8 +151,8 @@ impl PortTable {
         }
     }
 
-    /// Stops every change and lends the ports out for a handover. Dropping what this returns
-    /// thaws the keeper, unless it retired.
+    /// Refuses every request from now on, and returns the ports for a handover. Dropping the result
+    /// makes the keeper active again, unless its sockets were closed.
     pub(super) fn freeze(&self) -> Result<Frozen<'_>, NotActive> {
         let mut inner = self.inner.lock();
         inner.require_active()?;
@@ -164,13 +169,13 @@ impl PortTable {
         })
     }
 
-    /// Back from retirement, once no other keeper answers for the ports.
+    /// Makes a retired keeper active again, once no other keeper is.
     pub(super) fn resume(&self) {
         self.set_role(&mut self.inner.lock(), KeeperRole::Active);
     }
 
-    /// Waits until another keeper answers for the ports, where there are any; false where none came in
-    /// time.
+    /// Waits until another keeper holds the ports; returns at once if none are held. False after
+    /// `within`.
     pub(super) fn await_successor(&self, within: Duration) -> bool {
         let mut inner = self.inner.lock();
         let alone =
@@ -181,7 +186,7 @@ impl PortTable {
             .timed_out()
     }
 
-    /// Waits for a handover under way to end; false where it did not in time.
+    /// Waits for a running handover to end; false after `within`.
     pub(super) fn await_handover_end(&self, within: Duration) -> bool {
         let mut inner = self.inner.lock();
         let frozen = |inner: &mut TableState| inner.role == KeeperRole::Frozen;
@@ -211,7 +216,7 @@ impl TableState {
         let Some((_, stream)) = &self.watcher else {
             return;
         };
-        // a watcher that does not read must not stop the keeper: it loses the watch instead
+        // a watcher that does not read must not block the keeper: its connection is closed
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         let sent = wire::encode(&Reply::Role(self.role))
             .and_then(|frame| Ok(rustix::net::send(stream, &frame, flags)? == frame.len()));
@@ -222,7 +227,7 @@ impl TableState {
     }
 }
 
-/// A keeper in the middle of a handover, with its ports.
+/// A running handover, with the ports to hand over.
 pub(super) struct Frozen<'a> {
     table: &'a PortTable,
     pub(super) ports: Vec<(Port, HeldPort)>,
@@ -230,8 +235,8 @@ pub(super) struct Frozen<'a> {
 }
 
 impl Frozen<'_> {
-    /// From here on another keeper answers for the ports. They stay bound here as well until
-    /// [`Frozen::close_sockets`].
+    /// Records that another keeper holds the ports. This process's copies of the sockets stay open
+    /// until [`Frozen::close_sockets`].
     pub(super) fn retire(&self) {
         self.table
             .set_role(&mut self.table.inner.lock(), KeeperRole::Retired);

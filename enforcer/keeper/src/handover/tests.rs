@@ -1,4 +1,4 @@
-//! The protocol between keepers, with one side played by hand.
+//! The protocol between keepers; the test plays one side.
 
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use super::super::table::PortTable;
 use super::super::wire::{KeeperRole, VERSION};
 use super::*;
 
-/// A keeper with 300 ports that kernel tests need no namespace for, and one without socket.
+/// A keeper with 300 bound ports that the kernel chose, and one without socket.
 struct Old {
     table: Arc<PortTable>,
     run_dir: Arc<RunDir>,
@@ -51,14 +51,14 @@ impl Old {
         )
     }
 
-    fn whole(&self) -> bool {
+    fn has_all_ports(&self) -> bool {
         self.table
             .page(None)
             .is_ok_and(|(ports, _)| ports.len() == 301)
     }
 }
 
-/// Sockets at ports the kernel picks.
+/// 300 sockets bound to ports that the kernel chooses.
 fn sockets() -> Vec<(Port, OwnedFd)> {
     let bind = |protocol| {
         let kind = if protocol == Protocol::Tcp {
@@ -90,20 +90,20 @@ fn soon() -> Instant {
     Instant::now() + Duration::from_secs(10)
 }
 
-fn say(channel: &Channel, message: &Message) {
+fn send(channel: &Channel, message: &Message) {
     channel.send(message, &[], soon()).unwrap();
 }
 
-fn hear(channel: &Channel) -> Received {
+fn receive(channel: &Channel) -> Received {
     channel.recv(Some(soon())).unwrap().expect("the end")
 }
 
-/// Takes all there is, short of the confirmation; answers how many came with a descriptor and
-/// how many without, by batch.
+/// Receives all batches and does not confirm. Returns for each batch how many ports came with a
+/// descriptor and how many without.
 fn take_all(new: &Channel) -> Vec<(usize, usize)> {
-    say(new, &Message::Take { v: VERSION });
+    send(new, &Message::Take { v: VERSION });
     assert_eq!(
-        hear(new).0,
+        receive(new).0,
         Message::Offer {
             ports: 301,
             sockets: 300
@@ -111,7 +111,7 @@ fn take_all(new: &Channel) -> Vec<(usize, usize)> {
     );
     let mut counts = Vec::new();
     loop {
-        match hear(new) {
+        match receive(new) {
             (
                 Message::Batch {
                     held,
@@ -124,7 +124,7 @@ fn take_all(new: &Channel) -> Vec<(usize, usize)> {
                 for (port, fd) in held.into_iter().zip(fds) {
                     HeldPort::adopt(port, fd).unwrap();
                 }
-                say(new, &Message::Got);
+                send(new, &Message::Got);
             }
             (Message::End, _) => return counts,
             (message, _) => panic!("{message:?}"),
@@ -150,33 +150,33 @@ fn old_keeper_hands_everything_over_and_retires_on_confirm() {
         KeeperRole::Frozen,
         "not before the confirmation"
     );
-    say(&new, &Message::Confirm);
-    assert_eq!(hear(&new).0, Message::Done);
+    send(&new, &Message::Confirm);
+    assert_eq!(receive(&new).0, Message::Done);
     drop(new);
     thread.join().unwrap();
-    assert!(old.whole(), "the successor died at once");
+    assert!(old.has_all_ports(), "the successor died at once");
 }
 
 #[test]
-fn old_keeper_thaws_wherever_the_new_one_dies() {
+fn old_keeper_stays_active_wherever_the_new_one_dies() {
     let deaths: [fn(&Channel); 6] = [
         |_| {},
-        |new| say(new, &Message::Take { v: VERSION }),
+        |new| send(new, &Message::Take { v: VERSION }),
         |new| {
-            say(new, &Message::Take { v: VERSION });
-            hear(new);
-            hear(new);
+            send(new, &Message::Take { v: VERSION });
+            receive(new);
+            receive(new);
         },
         |new| {
-            say(new, &Message::Take { v: VERSION });
-            hear(new);
-            hear(new);
-            say(new, &Message::Got);
+            send(new, &Message::Take { v: VERSION });
+            receive(new);
+            receive(new);
+            send(new, &Message::Got);
         },
         |new| drop(take_all(new)),
         |new| {
             take_all(new);
-            say(new, &Message::Confirm);
+            send(new, &Message::Confirm);
         },
     ];
     for (steps, die) in deaths.iter().enumerate() {
@@ -185,22 +185,22 @@ fn old_keeper_thaws_wherever_the_new_one_dies() {
         die(&new);
         drop(new);
         thread.join().unwrap();
-        assert!(old.whole(), "died after {steps} steps");
+        assert!(old.has_all_ports(), "died after {steps} steps");
     }
 }
 
 #[test]
-fn confirmation_behind_a_reset_or_a_deadline_counts() {
+fn confirmation_sent_before_a_reset_or_a_deadline_counts() {
     let (new, old) = Channel::pair();
-    say(&new, &Message::Confirm);
+    send(&new, &Message::Confirm);
     assert!(
         give::confirmed(&old, Instant::now()),
         "past the deadline, but sent before"
     );
 
     let (new, old) = Channel::pair();
-    say(&old, &Message::End);
-    say(&new, &Message::Confirm);
+    send(&old, &Message::End);
+    send(&new, &Message::Confirm);
     drop(new); // with End unread, which resets the connection
     assert!(give::confirmed(&old, soon()));
 
@@ -214,39 +214,39 @@ fn confirmation_behind_a_reset_or_a_deadline_counts() {
 fn late_confirmation_fails_at_its_sender() {
     let old = Old::new();
     let (new, thread) = old.answer();
-    say(&new, &Message::Take { v: VERSION });
+    send(&new, &Message::Take { v: VERSION });
     let start = Instant::now();
-    thread.join().unwrap(); // it waits for Got in vain
+    thread.join().unwrap(); // it gets no Got and gives up at its deadline
     assert!(start.elapsed() < HANDOVER_TIMEOUT * 2);
     assert!(new.send(&Message::Confirm, &[], soon()).is_err());
-    assert!(old.whole());
+    assert!(old.has_all_ports());
 }
 
 #[test]
-fn second_taker_is_told_to_wait_and_unknown_words_are_answered() {
+fn second_taker_is_told_to_wait_and_unknown_messages_get_an_error() {
     let old = Old::new();
     let (first, thread) = old.answer();
-    say(&first, &Message::Take { v: VERSION });
-    hear(&first);
+    send(&first, &Message::Take { v: VERSION });
+    receive(&first);
     for (ask, expected) in [
         (Message::Take { v: VERSION }, Message::Busy),
         (Message::Status { v: VERSION }, Message::Active),
         (Message::Status { v: 99 }, Message::Active),
     ] {
         let (second, thread) = old.answer();
-        say(&second, &ask);
-        assert_eq!(hear(&second).0, expected);
+        send(&second, &ask);
+        assert_eq!(receive(&second).0, expected);
         thread.join().unwrap();
     }
     for ask in [Message::Take { v: 99 }, Message::Confirm] {
         let (second, thread) = old.answer();
-        say(&second, &ask);
-        assert!(matches!(hear(&second).0, Message::Error(_)));
+        send(&second, &ask);
+        assert!(matches!(receive(&second).0, Message::Error(_)));
         thread.join().unwrap();
     }
     drop(first);
     thread.join().unwrap();
-    assert!(old.whole());
+    assert!(old.has_all_ports());
 }
 
 /// Plays an old keeper at a socket in the run directory.
@@ -262,7 +262,7 @@ fn fake_peer(
         for _ in 0..connections {
             play(Channel::accept(&listener).unwrap());
         }
-        // dies without removing its file
+        // like a keeper that dies: its file stays
         drop(listener);
         std::mem::forget(published);
     });
@@ -275,11 +275,11 @@ fn new_keeper_keeps_what_came_from_a_peer_that_died() {
     let (path, thread) = fake_peer(
         &old,
         |peer| {
-            hear(&peer);
+            receive(&peer);
             let some: Vec<_> = sockets().into_iter().take(10).collect();
             let fds: Vec<_> = some.iter().map(|(_, fd)| fd.as_fd()).collect();
             let held = some.iter().map(|(port, _)| *port).collect();
-            say(
+            send(
                 &peer,
                 &Message::Offer {
                     ports: 20,
@@ -295,7 +295,7 @@ fn new_keeper_keeps_what_came_from_a_peer_that_died() {
                 soon(),
             )
             .unwrap();
-            hear(&peer);
+            receive(&peer);
         },
         1,
     );
@@ -306,15 +306,15 @@ fn new_keeper_keeps_what_came_from_a_peer_that_died() {
 }
 
 #[test]
-fn new_keeper_drops_what_came_from_a_peer_that_lives() {
+fn new_keeper_drops_what_came_from_a_peer_that_still_runs() {
     let old = Old::new();
-    // breaks off each time; the deadline ends it
+    // the peer closes each connection after one batch; the deadline ends the retries
     let (path, thread) = fake_peer(
         &old,
         |peer| {
-            hear(&peer);
+            receive(&peer);
             let (port, fd) = sockets().pop().unwrap();
-            say(
+            send(
                 &peer,
                 &Message::Offer {
                     ports: 2,
@@ -333,22 +333,22 @@ fn new_keeper_drops_what_came_from_a_peer_that_lives() {
         },
         5,
     );
-    let room = 1; // and five times one port is still one port
+    let room = 1;
     let taken = take_over(&old.run_dir, room);
     assert!(matches!(taken, Err(NoRoom { sockets: 2 })));
-    // lets the fake run out of its connections
+    // asks until the fake peer has used up its connections
     let taken = take_over(&old.run_dir, 1000).unwrap();
     assert_eq!(
         (taken.ports.len(), taken.unfinished),
         (1, 0),
-        "dead in the end: kept"
+        "the peer died, so its port is kept"
     );
     thread.join().unwrap();
     assert!(!path.exists());
 }
 
 #[test]
-fn sockets_that_are_no_holds_are_not_adopted() {
+fn sockets_not_bound_to_their_port_are_not_adopted() {
     let mut some = sockets();
     let (udp, socket) = some.pop().unwrap();
     let (tcp, other) = some.pop().unwrap();

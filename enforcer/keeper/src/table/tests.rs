@@ -1,4 +1,4 @@
-//! The table against a kernel that is told what to refuse.
+//! The table with a bind function that refuses chosen ports.
 
 use std::collections::BTreeSet;
 use std::io::Read;
@@ -7,7 +7,7 @@ use portmapping_shared::{HostPort, Protocol};
 
 use super::*;
 
-/// Port 666 is taken, SCTP has no sockets, everything else binds.
+/// Port 666 is in use, SCTP has no sockets, every other port binds.
 fn bind((protocol, port): Port) -> io::Result<HeldPort> {
     if port.get() == 666 {
         return Err(io::Error::from_raw_os_error(98));
@@ -31,7 +31,7 @@ fn tcp(numbers: impl IntoIterator<Item = u16>) -> Vec<Port> {
 }
 
 #[test]
-fn every_port_has_its_outcome() {
+fn hold_returns_one_outcome_per_port() {
     let table = PortTable::new(10, bind);
     let wanted = [tcp([1, 666, 2, 1]), vec![port(Protocol::Sctp, 1)]].concat();
     let taken = HoldOutcome::Refused(Errno(98));
@@ -49,7 +49,7 @@ fn every_port_has_its_outcome() {
 }
 
 #[test]
-fn room_counts_sockets_and_comes_back() {
+fn limit_counts_sockets_and_released_sockets_free_room() {
     let table = PortTable::new(2, bind);
     let full = HoldOutcome::Refused(Errno(24));
     assert_eq!(
@@ -70,7 +70,7 @@ fn room_counts_sockets_and_comes_back() {
 }
 
 #[test]
-fn pages_follow_each_other() {
+fn pages_list_every_port_once() {
     let table = PortTable::new(10_000, bind);
     let all = [tcp(1000..3000), vec![port(Protocol::Udp, 7)]].concat();
     table.hold(&all).unwrap();
@@ -89,7 +89,7 @@ fn pages_follow_each_other() {
 }
 
 #[test]
-fn frozen_table_changes_nothing_and_thaws_as_it_was() {
+fn frozen_table_refuses_requests_and_keeps_its_ports() {
     let table = PortTable::new(10, bind);
     table.hold(&tcp([1, 2])).unwrap();
     let frozen = table.freeze().unwrap();
@@ -106,7 +106,7 @@ fn frozen_table_changes_nothing_and_thaws_as_it_was() {
 }
 
 #[test]
-fn retired_table_is_empty_only_after_it_let_go() {
+fn retired_table_is_empty_only_after_its_sockets_are_closed() {
     let table = PortTable::new(2, bind);
     table.hold(&tcp([1, 2])).unwrap();
     let frozen = table.freeze().unwrap();
@@ -116,7 +116,7 @@ fn retired_table_is_empty_only_after_it_let_go() {
     assert_eq!(
         table.page(None).unwrap(),
         (tcp([1, 2]), false),
-        "came back from the successor"
+        "the successor ended during the handover"
     );
 
     let frozen = table.freeze().unwrap();
@@ -128,18 +128,19 @@ fn retired_table_is_empty_only_after_it_let_go() {
     assert_eq!(
         table.hold(&tcp([3, 4])).unwrap(),
         [HoldOutcome::Held; 2],
-        "all room is back"
+        "all sockets were closed"
     );
 }
 
 #[test]
-fn adopted_ports_count_and_own_ones_stay() {
+fn adopted_ports_count_against_the_limit_and_own_ports_stay() {
     let table = PortTable::new(3, bind);
     table.hold(&tcp([1])).unwrap();
     let ports = tcp([1, 2, 3])
         .into_iter()
         .map(|port| (port, bind(port).unwrap()));
-    assert_eq!(table.adopt(ports), 3);
+    table.adopt(ports);
+    assert_eq!(table.page(None).unwrap(), (tcp([1, 2, 3]), false));
     assert_eq!(
         table.hold(&tcp([4])).unwrap(),
         [HoldOutcome::Refused(Errno(24))]
@@ -147,7 +148,7 @@ fn adopted_ports_count_and_own_ones_stay() {
 }
 
 #[test]
-fn newest_watcher_hears_each_change_and_a_deaf_one_is_dropped() {
+fn newest_watcher_gets_each_change_and_one_that_does_not_read_is_dropped() {
     let table = PortTable::new(3, bind);
     let pair = || UnixStream::pair().unwrap();
     let ((mut old, theirs), (mut new, theirs_too)) = (pair(), pair());
@@ -155,15 +156,15 @@ fn newest_watcher_hears_each_change_and_a_deaf_one_is_dropped() {
     table.watch(2, theirs_too);
     table.unwatch(1);
     drop(table.freeze().unwrap());
-    let mut heard = Vec::new();
+    let mut received = Vec::new();
     for _ in 0..3 {
         let Some(Reply::Role(role)) = wire::read(&mut new).unwrap() else {
             panic!("no role")
         };
-        heard.push(role);
+        received.push(role);
     }
     assert_eq!(
-        heard,
+        received,
         [KeeperRole::Active, KeeperRole::Frozen, KeeperRole::Active]
     );
     let mut rest = Vec::new();
@@ -172,7 +173,7 @@ fn newest_watcher_hears_each_change_and_a_deaf_one_is_dropped() {
         wire::decode::<Reply>(&rest[4..]).unwrap(),
         Reply::Role(KeeperRole::Active)
     );
-    // nobody reads: the socket's buffer fills, and the keeper goes on
+    // no one reads: the socket's buffer fills, and the table must not block
     for _ in 0..100_000 {
         drop(table.freeze().unwrap());
     }
