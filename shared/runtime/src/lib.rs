@@ -18,10 +18,8 @@ pub mod flags;
 pub mod log;
 pub mod metrics;
 pub mod ready;
-pub mod shutdown;
 pub mod supervisor;
 
 pub use deadline::{CallError, within};
 pub use ready::{Readiness, ReadyHandle};
-pub use shutdown::Shutdown;
 pub use supervisor::Supervisor;
