@@ -7,7 +7,6 @@ use anyhow::{Context, bail};
 use portmapping_keeper::DEFAULT_SOCKET;
 use portmapping_runtime::admin;
 use tokio::net::UnixListener;
-use tokio_util::sync::CancellationToken;
 
 use crate::args::{ADMIN_SOCKET, HealthArgs};
 use crate::keeper_client::KeeperClient;
@@ -44,13 +43,4 @@ pub(crate) fn admin_listener(path: &Path) -> anyhow::Result<UnixListener> {
     }
     UnixListener::bind(path)
         .with_context(|| format!("cannot listen on {} (--admin-socket)", path.display()))
-}
-
-pub(crate) async fn serve_admin<L: axum::serve::Listener>(
-    listener: L,
-    router: axum::Router,
-    token: CancellationToken,
-) -> anyhow::Result<()> {
-    admin::serve(listener, router, token).await;
-    Ok(())
 }

@@ -9,15 +9,13 @@ use portmapping_dataplane::Dataplane as _;
 use portmapping_enforcer_core::NodeState;
 use portmapping_keeper::wire::KeeperRole;
 use portmapping_runtime::client::Connections;
-use portmapping_runtime::{Readiness, Shutdown, admin, client};
+use portmapping_runtime::{Readiness, Supervisor, admin, client};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
 use crate::args::{RunArgs, RunConfig};
 use crate::cni::{self, SANDBOX_QUEUE};
-use crate::health::{admin_listener, serve_admin};
+use crate::health::admin_listener;
 use crate::keeper_client::follow_role;
 use crate::metrics::Metrics;
 use crate::pods::{self, POD_QUEUE};
@@ -53,8 +51,8 @@ pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 
 async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
     let started = Instant::now();
-    let shutdown = Shutdown::install().context("cannot take over signals")?;
-    let token = shutdown.token();
+    let mut tasks = Supervisor::install().context("cannot take over signals")?;
+    let token = tasks.token();
     let readiness = Readiness::default();
     let (kernel_ready, pods_ready) = (readiness.handle("kernel"), readiness.handle("pods"));
 
@@ -62,14 +60,16 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
     let metrics = Metrics::register(&mut registry);
     let (asking, questions) = mpsc::channel(QUESTION_QUEUE);
     let router = admin::router(readiness, Arc::new(registry)).merge(state::router(asking));
-    let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
     let unix = admin_listener(&config.admin_socket)?;
-    tasks.spawn(serve_admin(unix, router.clone(), token.clone()));
+    tasks.spawn(
+        "admin socket",
+        admin::serve(unix, router.clone(), token.clone()),
+    );
     if let Some(address) = config.metrics_listen {
         let tcp = TcpListener::bind(address)
             .await
             .with_context(|| format!("cannot listen on {address} (--metrics-listen)"))?;
-        tasks.spawn(serve_admin(tcp, router, token.clone()));
+        tasks.spawn("metrics", admin::serve(tcp, router, token.clone()));
     }
 
     read_node_facts(&mut config)?;
@@ -87,10 +87,7 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
     let (sandbox_sender, sandboxes) = mpsc::channel(SANDBOX_QUEUE);
     if let Some(dir) = config.cni_results {
         let followed = cni::watch(dir, sandbox_sender, metrics.clone(), token.clone());
-        tasks.spawn(async move {
-            followed.await;
-            Ok(())
-        });
+        tasks.spawn("CNI results", followed);
     } else {
         tracing::info!("--cni-results is empty: pods are mapped by the addresses in their status");
     }
@@ -116,46 +113,20 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
         keeper_lost_sender,
         token.clone(),
     );
-    tasks.spawn(async move {
-        watched_role.await;
-        Ok(())
-    });
+    tasks.spawn("keeper", watched_role);
     let ending = token.clone();
-    tasks.spawn(async move {
+    tasks.spawn("damage", async move {
         drift.hint(damage_sender, ending).await;
-        Ok(())
     });
     let node = config.node;
     let ending = token.clone();
-    tasks.spawn(async move {
+    tasks.try_spawn("pods", async move {
         tokio::select! {
             () = ending.cancelled() => Ok(()),
-            ended = pods::watch(watching, &node, pod_sender) => ended.map_err(Into::into),
+            ended = pods::watch(watching, &node, pod_sender) => ended,
         }
     });
     let reconciler = Reconciler::new(state, drivers, started);
-    let ending = token.clone();
-    tasks.spawn(async move { reconciler.run(inputs, ending).await.map_err(Into::into) });
-    supervise(tasks, shutdown, token).await
-}
-
-/// The first task to fail ends the process; the kernel and the keeper keep every mapping.
-pub(crate) async fn supervise(
-    mut tasks: JoinSet<anyhow::Result<()>>,
-    shutdown: Shutdown,
-    token: CancellationToken,
-) -> anyhow::Result<()> {
-    let work = async {
-        while let Some(ended) = tasks.join_next().await {
-            if let Err(error) = ended.context("a task ended badly").flatten() {
-                token.cancel();
-                return Err(error);
-            }
-        }
-        Ok(())
-    };
-    tokio::select! {
-        ended = work => ended,
-        () = shutdown.until_forced() => Ok(()),
-    }
+    tasks.try_spawn("reconciler", reconciler.run(inputs, token));
+    Ok(tasks.run().await?)
 }

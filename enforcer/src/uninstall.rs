@@ -5,12 +5,11 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use portmapping_dataplane::{Tools, moving};
-use portmapping_runtime::{Readiness, ReadyHandle, Shutdown, admin};
-use tokio::task::JoinSet;
+use portmapping_runtime::{Readiness, ReadyHandle, Supervisor, admin};
 
 use crate::args::UninstallArgs;
-use crate::health::{admin_listener, serve_admin};
-use crate::run::{runtime, supervise};
+use crate::health::admin_listener;
+use crate::run::runtime;
 
 /// `enforcer uninstall`.
 pub fn uninstall(args: &UninstallArgs) -> anyhow::Result<()> {
@@ -38,14 +37,16 @@ fn clear_run_dir(run_dir: &Path) {
 }
 
 async fn stay(socket: &Path) -> anyhow::Result<()> {
-    let shutdown = Shutdown::install().context("cannot take over signals")?;
-    let token = shutdown.token();
+    let mut tasks = Supervisor::install().context("cannot take over signals")?;
+    let token = tasks.token();
     let readiness = Readiness::default();
     let done: ReadyHandle = readiness.handle("uninstall");
     done.ready();
     let registry = Arc::new(portmapping_runtime::metrics::registry());
     let router = admin::router(readiness, registry);
-    let mut tasks = JoinSet::new();
-    tasks.spawn(serve_admin(admin_listener(socket)?, router, token.clone()));
-    supervise(tasks, shutdown, token).await
+    tasks.spawn(
+        "admin socket",
+        admin::serve(admin_listener(socket)?, router, token),
+    );
+    Ok(tasks.run().await?)
 }
