@@ -27,9 +27,10 @@ use crate::prompt;
 use crate::publish::Publisher;
 use crate::reconciler::{Drivers, Inputs, Reconciler, follow_duty};
 use crate::state;
-use portmapping_dataplane::glimpse::{Glimpse, Saved, ports_at_once};
-use portmapping_dataplane::iptables::{Flavour, Settings};
-use portmapping_dataplane::moving::{self, Backend, Moving};
+use portmapping_dataplane::Settings;
+use portmapping_dataplane::iptables::Flavour;
+use portmapping_dataplane::migration::{Backend, BackendMigration};
+use portmapping_dataplane::snapshot::{Saved, Snapshot, ports_at_once};
 use portmapping_dataplane::{Dataplane as _, Tools, detect};
 use portmapping_keeper::{DEFAULT_SOCKET, wire::Duty};
 
@@ -84,7 +85,7 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
 
     note_facts(&mut config)?;
     let (dataplane, keeper, found) = take_up(&mut config, started).await?;
-    let drift = dataplane.drift();
+    let drift = dataplane.changes();
     kernel_ready.ready();
     let state = NodeState::recover(config.core, rand::random(), started.elapsed(), found);
 
@@ -149,7 +150,7 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
 async fn take_up(
     config: &mut RunConfig,
     started: Instant,
-) -> anyhow::Result<(Moving, Keeper, Recovered)> {
+) -> anyhow::Result<(BackendMigration, Keeper, Recovered)> {
     let tools = Tools::default();
     let settings = settings(config);
     let glancing = tokio::task::spawn_blocking(ports_at_once);
@@ -171,8 +172,8 @@ async fn take_up(
     if bereft {
         held = keeper.hold_again(nft.mapped_ports(), held, started).await;
     }
-    let glimpse = Glimpse { nft, legacy };
-    let mut dataplane = open_dataplane(config, &settings, glimpse, tools)?;
+    let snapshot = Snapshot { nft, legacy };
+    let mut dataplane = open_dataplane(config, &settings, snapshot, tools)?;
     let observed = dataplane.observe()?;
     let (mappings, ports) = (observed.mappings.len(), held.len());
     tracing::info!(
@@ -191,7 +192,7 @@ async fn take_up(
         mappings: observed.mappings,
         intact: observed.intact,
         held,
-        elsewhere: dataplane.elsewhere().clone(),
+        elsewhere: dataplane.in_other_backends().clone(),
     };
     Ok((dataplane, keeper, found))
 }
@@ -259,15 +260,15 @@ fn settings(config: &mut RunConfig) -> Settings {
 fn open_dataplane(
     config: &mut RunConfig,
     settings: &Settings,
-    glimpse: Glimpse,
+    snapshot: Snapshot,
     tools: Tools,
-) -> anyhow::Result<Moving> {
+) -> anyhow::Result<BackendMigration> {
     let backend = match (config.backend, config.iptables) {
         (BackendChoice::Nftables, _) => Backend::Nftables,
         (BackendChoice::Iptables, IptablesChoice::Nft) => Flavour::Nft.into(),
         (BackendChoice::Iptables, IptablesChoice::Legacy) => Flavour::Legacy.into(),
         (BackendChoice::Iptables, IptablesChoice::Auto) => {
-            let detected = detect::detect(glimpse)?;
+            let detected = detect::detect(snapshot)?;
             tracing::info!(
                 iptables = detected.flavour.as_str(),
                 reason = detected.reason,
@@ -276,10 +277,10 @@ fn open_dataplane(
             detected.flavour.into()
         }
     };
-    let driver = Moving::open(backend, settings, tools)?;
+    let driver = BackendMigration::open(backend, settings, tools)?;
     config.core.ipv6 &= driver.has_ipv6();
     if backend.announces()
-        && let Err(error) = driver.drift().listen()
+        && let Err(error) = driver.changes().listen()
     {
         tracing::warn!(
             error = chain(&error),
@@ -312,7 +313,7 @@ async fn serve_admin<L: axum::serve::Listener>(
 
 /// `enforcer uninstall`.
 pub fn uninstall(args: &UninstallArgs) -> anyhow::Result<()> {
-    let begun = moving::uninstall(&Tools::default());
+    let begun = portmapping_dataplane::uninstall(&Tools::default());
     clear_run_dir(&args.run_dir);
     begun.context("not everything could be removed; run it again")?;
     tracing::info!("every rule, chain and table of ours is gone from this node");
