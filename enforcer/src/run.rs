@@ -74,7 +74,7 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
 
     read_node_facts(&mut config)?;
     let (dataplane, keeper, found) = recover(&mut config, started).await?;
-    let drift = dataplane.drift();
+    let drift = dataplane.changes();
     kernel_ready.ready();
     let state = NodeState::recover(config.core, rand::random(), started.elapsed(), found);
 

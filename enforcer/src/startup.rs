@@ -5,10 +5,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use portmapping_dataplane::glimpse::{Glimpse, Saved, ports_at_once};
-use portmapping_dataplane::iptables::{Flavour, Settings};
-use portmapping_dataplane::moving::{Backend, Moving};
-use portmapping_dataplane::{Dataplane as _, Tools, detect};
+use portmapping_dataplane::iptables::Flavour;
+use portmapping_dataplane::migration::{Backend, BackendMigration};
+use portmapping_dataplane::snapshot::{Saved, Snapshot, ports_at_once};
+use portmapping_dataplane::{Dataplane as _, Settings, Tools, detect};
 use portmapping_enforcer_core::Recovered;
 use portmapping_runtime::deadline::chain;
 
@@ -24,7 +24,7 @@ const KEEPER_START: Duration = Duration::from_secs(30);
 pub(crate) async fn recover(
     config: &mut RunConfig,
     started: Instant,
-) -> anyhow::Result<(Moving, KeeperClient, Recovered)> {
+) -> anyhow::Result<(BackendMigration, KeeperClient, Recovered)> {
     let tools = Tools::default();
     let settings = settings(config);
     let glancing = tokio::task::spawn_blocking(ports_at_once);
@@ -44,8 +44,8 @@ pub(crate) async fn recover(
     if nothing_held {
         held = keeper.reacquire(nft.mapped_ports(), held, started).await;
     }
-    let glimpse = Glimpse { nft, legacy };
-    let mut dataplane = open_dataplane(config, &settings, glimpse, tools)?;
+    let snapshot = Snapshot { nft, legacy };
+    let mut dataplane = open_dataplane(config, &settings, snapshot, tools)?;
     let observed = dataplane.observe()?;
     let (mappings, ports) = (observed.mappings.len(), held.len());
     tracing::info!(
@@ -64,7 +64,7 @@ pub(crate) async fn recover(
         mappings: observed.mappings,
         intact: observed.intact,
         held,
-        elsewhere: dataplane.elsewhere().clone(),
+        elsewhere: dataplane.in_other_backends().clone(),
     };
     Ok((dataplane, keeper, found))
 }
@@ -111,15 +111,15 @@ fn settings(config: &mut RunConfig) -> Settings {
 fn open_dataplane(
     config: &mut RunConfig,
     settings: &Settings,
-    glimpse: Glimpse,
+    snapshot: Snapshot,
     tools: Tools,
-) -> anyhow::Result<Moving> {
+) -> anyhow::Result<BackendMigration> {
     let backend = match (config.backend, config.iptables) {
         (BackendChoice::Nftables, _) => Backend::Nftables,
         (BackendChoice::Iptables, IptablesChoice::Nft) => Flavour::Nft.into(),
         (BackendChoice::Iptables, IptablesChoice::Legacy) => Flavour::Legacy.into(),
         (BackendChoice::Iptables, IptablesChoice::Auto) => {
-            let detected = detect::detect(glimpse)?;
+            let detected = detect::detect(snapshot)?;
             tracing::info!(
                 iptables = detected.flavour.as_str(),
                 reason = detected.reason,
@@ -128,10 +128,10 @@ fn open_dataplane(
             detected.flavour.into()
         }
     };
-    let driver = Moving::open(backend, settings, tools)?;
+    let driver = BackendMigration::open(backend, settings, tools)?;
     config.core.ipv6 &= driver.has_ipv6();
     if backend.announces()
-        && let Err(error) = driver.drift().listen()
+        && let Err(error) = driver.changes().listen()
     {
         tracing::warn!(
             error = chain(&error),

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
-use portmapping_dataplane::{Tools, moving};
+use portmapping_dataplane::Tools;
 use portmapping_runtime::{Readiness, ReadyHandle, Supervisor, admin};
 
 use crate::args::UninstallArgs;
@@ -13,7 +13,7 @@ use crate::run::runtime;
 
 /// `enforcer uninstall`.
 pub fn uninstall(args: &UninstallArgs) -> anyhow::Result<()> {
-    let begun = moving::uninstall(&Tools::default());
+    let begun = portmapping_dataplane::uninstall(&Tools::default());
     clear_run_dir(&args.run_dir);
     begun.context("not everything could be removed; run it again")?;
     tracing::info!("every rule, chain and table of ours is gone from this node");

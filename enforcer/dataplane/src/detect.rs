@@ -7,8 +7,8 @@ use portmapping_shared::contract::CHAIN_PREFIX;
 
 use super::DataplaneError;
 use super::forward;
-use super::glimpse::{Glimpse, Saved};
 use super::iptables::Flavour;
+use super::snapshot::{Saved, Snapshot};
 
 /// Chains that only Kubernetes' own programs make.
 const KUBE_PREFIX: &str = "KUBE-";
@@ -23,8 +23,8 @@ pub struct Detected {
 }
 
 /// Finds out which iptables the node uses; changes nothing.
-pub fn detect(glimpse: Glimpse) -> Result<Detected, DataplaneError> {
-    choose(contents(glimpse.nft), contents(glimpse.legacy))
+pub fn detect(snapshot: Snapshot) -> Result<Detected, DataplaneError> {
+    choose(contents(snapshot.nft), contents(snapshot.legacy))
 }
 
 /// What one kind of iptables carries besides empty built-in chains and what is ours.

@@ -13,8 +13,9 @@ use portmapping_shared::{HostPort, PortRange, PortSet};
 
 use super::DataplaneError;
 use super::exec::Tools;
+use super::family::Family;
+use super::iptables::Flavour;
 use super::iptables::commands::Commands;
-use super::iptables::{Family, Flavour};
 
 /// The comment by which our rules are known.
 pub(super) const COMMENT: &str = "-m comment --comment portmapping ";

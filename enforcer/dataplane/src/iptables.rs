@@ -8,14 +8,17 @@ use std::time::{Duration, Instant};
 
 use portmapping_shared::{Mapping, Plan};
 
+use super::change_monitor::{ChangeMonitor, GenerationSocket};
 use super::conntrack::Conntrack;
 use super::exec::Tools;
+use super::family::Family;
 use super::forward::Forward;
-use super::generation::{Drift, GenerationSocket};
-use super::{Dataplane, DataplaneError, Look, Observed, Preparations};
+use super::settings::{Settings, Subnet};
+use super::{Dataplane, DataplaneError, Observed, PendingRead, Preparations};
 
 pub(crate) mod commands;
-pub(crate) mod family;
+mod family_rules;
+pub(crate) mod flavour;
 mod jumps;
 mod layout;
 pub(crate) mod noted;
@@ -24,8 +27,6 @@ mod probe;
 mod reading;
 mod rule;
 pub(crate) mod save;
-mod settings;
-mod side;
 #[cfg(test)]
 mod testing;
 mod transaction;
@@ -33,11 +34,9 @@ mod tree;
 mod uninstall;
 
 use commands::Commands;
-pub use family::{Family, Flavour};
+use family_rules::FamilyRules;
+pub use flavour::Flavour;
 use layout::Layout;
-pub use settings::{InvalidSubnet, Settings, Subnet};
-use side::Side;
-pub use uninstall::uninstall;
 pub(crate) use uninstall::{has_traces, uninstall_flavour};
 
 /// Mappings as iptables rules.
@@ -45,12 +44,12 @@ pub(crate) use uninstall::{has_traces, uninstall_flavour};
 pub struct Iptables {
     flavour: Flavour,
     tools: Tools,
-    ipv4: Side,
+    ipv4: FamilyRules,
     /// Err says why there is none.
-    ipv6: Result<Side, String>,
+    ipv6: Result<FamilyRules, String>,
     conntrack: Conntrack,
     forward: Forward,
-    drift: Drift,
+    monitor: ChangeMonitor,
     generation: GenerationSocket,
     /// Changes begun so far: what was read before or beside one of them is outdated.
     changes: u64,
@@ -90,7 +89,7 @@ impl Iptables {
         let forward = Forward::new(settings.range, &settings.excluded, &tools);
         let side = |family, settings| {
             let commands = Commands::new(family, flavour, tools.clone());
-            let mut side = Side::new(commands, Layout::new(family, settings));
+            let mut side = FamilyRules::new(commands, Layout::new(family, settings));
             let text = side.commands().save_nat()?;
             side.open();
             side.take(&text);
@@ -109,7 +108,7 @@ impl Iptables {
             ipv6,
             conntrack,
             forward,
-            drift: Drift::default(),
+            monitor: ChangeMonitor::default(),
             generation: GenerationSocket::default(),
             changes: 0,
         })
@@ -122,7 +121,7 @@ impl Iptables {
     }
 
     fn is_in_use(&self) -> bool {
-        self.ipv4.is_in_use() || self.ipv6.as_ref().is_ok_and(Side::is_in_use)
+        self.ipv4.is_in_use() || self.ipv6.as_ref().is_ok_and(FamilyRules::is_in_use)
     }
 
     /// iptables-legacy has no generations.
@@ -132,14 +131,14 @@ impl Iptables {
     }
 
     /// Takes in what was read.
-    fn take(&mut self, look: Look) -> Result<Observed, DataplaneError> {
+    fn take(&mut self, pending: PendingRead) -> Result<Observed, DataplaneError> {
         let mut observed = Observed {
             intact: true,
             ..Observed::default()
         };
         let mut altered = false;
         let (mut generation, mut took) = (None, Duration::ZERO);
-        if let Some(tables) = look.tables {
+        if let Some(tables) = pending.tables {
             (generation, took) = (tables.generation, tables.took);
             for (commands, text) in tables.families {
                 let side = match (commands.family, &mut self.ipv6) {
@@ -153,11 +152,11 @@ impl Iptables {
                 altered |= other;
             }
         }
-        if let Some(filters) = look.filters {
+        if let Some(filters) = pending.filters {
             let in_use = self.is_in_use();
             observed.intact &= self.forward.observe(filters, in_use);
         }
-        self.drift.looked(generation, took, altered);
+        self.monitor.record_read(generation, took, altered);
         Ok(observed)
     }
 
@@ -189,17 +188,17 @@ impl Dataplane for Iptables {
     }
 
     fn observe(&mut self) -> Result<Observed, DataplaneError> {
-        let mut look = self.look();
-        look.read();
-        self.take(look)
+        let mut pending = self.begin_read();
+        pending.read();
+        self.take(pending)
     }
 
-    fn look(&mut self) -> Look {
+    fn begin_read(&mut self) -> PendingRead {
         // before anything is read: what changes from now on is to be looked at again
         let generation = self.current_generation();
         let sides = [Some(&self.ipv4), self.ipv6.as_ref().ok()];
-        let unread = |side: &Side| (side.commands().clone(), Ok(String::new()));
-        Look {
+        let unread = |side: &FamilyRules| (side.commands().clone(), Ok(String::new()));
+        PendingRead {
             tables: Some(Tables {
                 changes: self.changes,
                 generation,
@@ -210,12 +209,12 @@ impl Dataplane for Iptables {
         }
     }
 
-    fn looked(&mut self, look: Look) -> Result<Option<Observed>, DataplaneError> {
-        let current = look
+    fn finish_read(&mut self, pending: PendingRead) -> Result<Option<Observed>, DataplaneError> {
+        let current = pending
             .tables
             .as_ref()
             .is_some_and(|tables| tables.changes == self.changes);
-        current.then(|| self.take(look)).transpose()
+        current.then(|| self.take(pending)).transpose()
     }
 
     fn apply(&mut self, plan: &Plan) -> Result<(), DataplaneError> {
@@ -230,7 +229,7 @@ impl Dataplane for Iptables {
             });
         }
         self.changes += 1;
-        self.drift.begin_change();
+        self.monitor.begin_change();
         let before = self.current_generation();
         let mut commits = Some(0);
         let mut errors = Vec::new();
@@ -246,7 +245,7 @@ impl Dataplane for Iptables {
         let more = self.forward.apply(self.is_in_use());
         commits = commits.map(|sum| sum + more);
         let after = self.current_generation();
-        self.drift.end_change(before, after, commits);
+        self.monitor.end_change(before, after, commits);
         DataplaneError::collect(errors)
     }
 
@@ -259,15 +258,21 @@ impl Dataplane for Iptables {
 
     fn preparations(&self) -> Preparations {
         let sides = [Some(&self.ipv4), self.ipv6.as_ref().ok()];
-        Preparations(sides.into_iter().flatten().map(Side::preparation).collect())
+        Preparations(
+            sides
+                .into_iter()
+                .flatten()
+                .map(FamilyRules::preparation)
+                .collect(),
+        )
     }
 
     fn has_ipv6(&self) -> bool {
         self.ipv6.is_ok()
     }
 
-    fn drift(&self) -> Drift {
-        self.drift.clone()
+    fn changes(&self) -> ChangeMonitor {
+        self.monitor.clone()
     }
 
     fn clear_failures(&self) -> u64 {
@@ -279,6 +284,6 @@ impl Dataplane for Iptables {
         if let Ok(ipv6) = &mut self.ipv6 {
             ipv6.forget();
         }
-        uninstall(&self.tools)
+        DataplaneError::collect(uninstall_flavour(self.flavour, &self.tools))
     }
 }

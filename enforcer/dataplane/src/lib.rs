@@ -8,26 +8,31 @@ use std::collections::BTreeSet;
 use portmapping_shared::{Mapping, Plan};
 
 mod bridges;
+pub mod change_monitor;
 pub mod conntrack;
 pub mod detect;
 mod error;
 mod exec;
+mod family;
 pub mod forward;
-pub mod generation;
-pub mod glimpse;
 pub mod iptables;
-mod look;
-pub mod moving;
+pub mod migration;
 pub mod netlink;
 pub mod nftables;
+mod pending_read;
 mod preparations;
+mod settings;
+pub mod snapshot;
+mod uninstall;
 
+use change_monitor::ChangeMonitor;
 pub use error::DataplaneError;
 pub use exec::{ExecError, Tools};
-use generation::Drift;
-use iptables::Subnet;
-pub use look::Look;
+pub use family::Family;
+pub use pending_read::PendingRead;
 pub use preparations::Preparations;
+pub use settings::{InvalidSubnet, Settings, Subnet};
+pub use uninstall::uninstall;
 
 /// What a driver found in the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -48,15 +53,15 @@ pub trait Dataplane: Send {
     fn observe(&mut self) -> Result<Observed, DataplaneError>;
 
     /// Begins an [`Dataplane::observe`] that no change has to wait for: what it returns is read
-    /// without the driver, and taken in by [`Dataplane::looked`]. A driver that reads quickly reads
+    /// without the driver, and taken in by [`Dataplane::finish_read`]. A driver that reads quickly reads
     /// nothing before that.
-    fn look(&mut self) -> Look {
-        Look::default()
+    fn begin_read(&mut self) -> PendingRead {
+        PendingRead::default()
     }
 
     /// Ends it. None: rules were changed meanwhile, and what was read says nothing.
-    fn looked(&mut self, look: Look) -> Result<Option<Observed>, DataplaneError> {
-        let Look { .. } = look;
+    fn finish_read(&mut self, pending: PendingRead) -> Result<Option<Observed>, DataplaneError> {
+        let PendingRead { .. } = pending;
         self.observe().map(Some)
     }
 
@@ -77,7 +82,7 @@ pub trait Dataplane: Send {
     fn has_ipv6(&self) -> bool;
 
     /// Where the driver reports its changes and looks, so that those of others are told from them.
-    fn drift(&self) -> Drift;
+    fn changes(&self) -> ChangeMonitor;
 
     /// How often stale flows of changed mappings could not be cleared so far.
     fn clear_failures(&self) -> u64 {

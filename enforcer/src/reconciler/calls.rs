@@ -111,9 +111,9 @@ impl Reconciler {
         let metrics = self.drivers.metrics.clone();
         self.tasks.spawn_blocking(move || {
             let begun = Instant::now();
-            let mut look = dataplane.lock().look();
-            look.read();
-            let observed = dataplane.lock().looked(look);
+            let mut pending = dataplane.lock().begin_read();
+            pending.read();
+            let observed = dataplane.lock().finish_read(pending);
             let us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
             tracing::debug!(us, "rules read back");
             metrics.record_call("observe", observed.is_ok());

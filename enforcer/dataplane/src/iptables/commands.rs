@@ -3,8 +3,9 @@
 use crate::DataplaneError;
 use crate::exec::{Finished, Spare, Tools};
 
-use super::family::{Family, Flavour, Programs};
+use super::flavour::{Flavour, Programs};
 use super::transaction::Transaction;
+use crate::family::Family;
 
 /// Seconds to wait for another iptables that holds the lock; legacy only, nft has none.
 pub(super) const LOCK_WAIT_SECONDS: &str = "5";

@@ -16,11 +16,11 @@ use std::net::{IpAddr, SocketAddr};
 use portmapping_shared::contract::CHAIN_PREFIX;
 use portmapping_shared::{HostPort, Mapping, Protocol};
 
-use super::family::Family;
 use super::notes;
 use super::rule::Route;
-use super::settings::{Settings, Subnet};
 use super::tree::{self, Place, Tree};
+use crate::family::Family;
+use crate::settings::{Settings, Subnet};
 
 /// The chain in which every packet to a local address begins.
 pub(super) const ENTRY: &str = CHAIN_PREFIX;

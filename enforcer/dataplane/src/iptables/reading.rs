@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use portmapping_shared::{Mapping, Protocol};
 
-use super::family::Family;
 use super::layout::{JUMP_COMMENT, JUMPS, Jump, Layout, Leaves, Pods, bucket, is_bucket};
 use super::notes::{self, Key, Notes, Owners};
 use super::rule::{self, Route, Rule};
 use super::save::{Reference, Saved};
 use super::tree::Tree;
+use crate::family::Family;
 
 /// What is in the kernel, as of the last look or change.
 #[derive(Clone, Debug, Default)]

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use portmapping_shared::contract::{CHAIN_PREFIX, RULE_COMMENT_PREFIX};
 use portmapping_shared::{ContainerPort, HostPort, Mapping, PodUid, Protocol};
 
-use super::family::Family;
+use crate::family::Family;
 
 /// A rule without its chain, in an order and spelling of our own, so that two ways to write the
 /// same rule compare equal.

@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use portmapping_shared::{ContainerPort, HostPort, Mapping, PortRange, Protocol};
 use proptest::prelude::*;
 
-use super::family::Family;
 use super::layout::mapping_rule;
+use crate::family::Family;
 
 pub(super) fn range(text: &str) -> PortRange {
     text.parse().unwrap()

@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
-use portmapping_dataplane::generation::Drift;
-use portmapping_dataplane::iptables::{Flavour, Settings};
-pub(crate) use portmapping_dataplane::moving::Backend;
-use portmapping_dataplane::moving::Moving;
-use portmapping_dataplane::{Dataplane, DataplaneError, Look, Observed, Tools};
+use portmapping_dataplane::Settings;
+use portmapping_dataplane::change_monitor::ChangeMonitor;
+use portmapping_dataplane::iptables::Flavour;
+pub(crate) use portmapping_dataplane::migration::Backend;
+use portmapping_dataplane::migration::BackendMigration;
+use portmapping_dataplane::{Dataplane, DataplaneError, Observed, PendingRead, Tools};
 use portmapping_shared::{ContainerPort, HostPort, Mapping, Plan, PortRange, Protocol};
 
 use crate::netns::Netns;
@@ -106,7 +107,7 @@ impl Lab {
             node: &self.node,
             driver: Box::new(
                 self.node
-                    .run(|| Moving::open(backend, settings, Tools::default()))
+                    .run(|| BackendMigration::open(backend, settings, Tools::default()))
                     .expect("open the driver"),
             ),
         }
@@ -170,16 +171,18 @@ impl<'a> Driver<'a> {
     }
 
     /// Reads without the driver.
-    pub(crate) fn look(&mut self) -> Look {
+    pub(crate) fn begin_read(&mut self) -> PendingRead {
         self.node.run(|| {
-            let mut look = self.driver.look();
-            look.read();
-            look
+            let mut pending = self.driver.begin_read();
+            pending.read();
+            pending
         })
     }
 
-    pub(crate) fn looked(&mut self, look: Look) -> Option<Observed> {
-        self.node.run(|| self.driver.looked(look)).expect("look")
+    pub(crate) fn finish_read(&mut self, pending: PendingRead) -> Option<Observed> {
+        self.node
+            .run(|| self.driver.finish_read(pending))
+            .expect("look")
     }
 
     pub(crate) fn prepare(&mut self) {
@@ -202,8 +205,8 @@ impl<'a> Driver<'a> {
         self.try_apply(&plan).expect("apply");
     }
 
-    pub(crate) fn drift(&self) -> Drift {
-        self.driver.drift()
+    pub(crate) fn changes(&self) -> ChangeMonitor {
+        self.driver.changes()
     }
 
     pub(crate) fn create(&mut self, mappings: &[Mapping]) {

@@ -257,6 +257,6 @@ fn finding_out_changes_nothing(flavour: Flavour) {
 
 /// How often anything was changed in nftables.
 fn generation(lab: &Lab) -> Option<u32> {
-    use portmapping_dataplane::generation::GenerationSocket;
+    use portmapping_dataplane::change_monitor::GenerationSocket;
     lab.node.run(|| GenerationSocket::default().current())
 }

@@ -26,7 +26,6 @@ mod faults;
 mod foreign;
 mod foreign_life;
 mod forward;
-mod glimpse;
 mod hairpin;
 mod host_ip;
 mod lab;
@@ -41,6 +40,7 @@ mod ready;
 mod removal;
 mod sctp;
 mod serve;
+mod snapshot;
 mod switch;
 
 /// Makes one test per kind of iptables out of a function that takes the kind.

@@ -4,7 +4,8 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::time::Duration;
 
-use portmapping_dataplane::iptables::{Flavour, Iptables, Settings};
+use portmapping_dataplane::Settings;
+use portmapping_dataplane::iptables::{Flavour, Iptables};
 use portmapping_dataplane::{DataplaneError, Tools};
 use tempfile::TempDir;
 

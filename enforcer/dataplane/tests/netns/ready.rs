@@ -110,16 +110,18 @@ fn takes_no_look_that_a_change_overtook(backend: Backend) {
     let mut driver = lab.driver(backend);
     let mappings = [map(Tcp, 20000, POD1, 9040), map(Tcp, 20001, POD2, 9040)];
     driver.reconcile(&mappings[..1]);
-    let before = driver.look();
+    let before = driver.begin_read();
     driver.create(&mappings[1..]);
-    match (driver.looked(before), backend) {
+    match (driver.finish_read(before), backend) {
         (None, Backend::Iptables(_)) => {}
         // read when it was taken in
         (Some(seen), Backend::Nftables) => assert_eq!(seen.mappings.len(), 2),
         (seen, _) => panic!("{seen:?}"),
     }
-    let after = driver.look();
-    let seen = driver.looked(after).expect("nothing was changed since");
+    let after = driver.begin_read();
+    let seen = driver
+        .finish_read(after)
+        .expect("nothing was changed since");
     assert!(seen.intact);
     assert_eq!(seen.mappings, mappings.into());
     // and what was believed stays true: single rules go in behind those that are there

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use portmapping_dataplane::iptables::{Flavour, Settings};
-use portmapping_dataplane::moving::{Moving, uninstall};
-use portmapping_dataplane::{Dataplane as _, Tools};
+use portmapping_dataplane::Settings;
+use portmapping_dataplane::iptables::Flavour;
+use portmapping_dataplane::migration::BackendMigration;
+use portmapping_dataplane::{Dataplane as _, Tools, uninstall};
 use portmapping_shared::Protocol::{Tcp, Udp};
 use portmapping_shared::{Mapping, Plan};
 
@@ -63,7 +64,8 @@ fn mappings_move_over(backend: Backend) {
         }
         assert_refused(&lab.client, at(NODE, 20001));
         let mut old = lab.node.run(|| {
-            Moving::open(from, &Settings::new(range("20000-29999")), Tools::default()).unwrap()
+            BackendMigration::open(from, &Settings::new(range("20000-29999")), Tools::default())
+                .unwrap()
         });
         assert_eq!(lab.node.run(|| old.observe()).unwrap().mappings, [].into());
     }
@@ -76,10 +78,14 @@ fn mappings_are_read_before_anything_changes(backend: Backend) {
         lab.driver(from).reconcile(&mappings);
         let before = ours(&lab);
         let settings = Settings::new(range("20000-29999"));
-        let open = || Moving::open(backend, &settings, Tools::default());
-        let moving = lab.node.run(open).unwrap();
+        let open = || BackendMigration::open(backend, &settings, Tools::default());
+        let migration = lab.node.run(open).unwrap();
         let expected: BTreeSet<Mapping> = mappings.into_iter().collect();
-        assert_eq!(*moving.elsewhere(), expected, "{from} to {backend}");
+        assert_eq!(
+            *migration.in_other_backends(),
+            expected,
+            "{from} to {backend}"
+        );
         assert_eq!(ours(&lab), before, "{from} to {backend}");
     }
 }
@@ -167,7 +173,7 @@ fn nftables_needs_no_programs_from_opening_to_uninstall() {
         ..Tools::default()
     };
     let settings = Settings::new(range("20000-29999"));
-    let open = || Moving::open(Backend::Nftables, &settings, tools.clone());
+    let open = || BackendMigration::open(Backend::Nftables, &settings, tools.clone());
     let mut driver = Driver::new(&lab.node, Box::new(lab.node.run(open).unwrap()));
     driver.reconcile(&[map(Tcp, 20000, POD1, 9040), map(Udp, 20000, POD1, 9040)]);
     assert!(ask_tcp(&lab.client, at(NODE, 20000)).is_ok());

@@ -15,8 +15,8 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::super::family::Family;
 use super::{Layout, MASQUERADE};
+use crate::family::Family;
 
 /// The chain that masquerades. Pods' rules lead here instead of doing it: iptables-nft has the
 /// kernel check every target of its own at each change, and a jump is checked in a third of the time.

@@ -1,8 +1,8 @@
 use proptest::prelude::*;
 
-use super::super::family::Family;
 use super::super::testing::{any_mapping, hostile_text, map};
 use super::*;
+use crate::family::Family;
 use portmapping_shared::Protocol;
 
 const CHAIN: &str = "PORTMAPPING-UID-TCP-20000";

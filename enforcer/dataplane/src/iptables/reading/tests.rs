@@ -1,7 +1,7 @@
 use super::super::layout::mapping_rule;
-use super::super::settings::Settings;
 use super::super::testing::{any_mapping, hostile_text, map, old_rule, range};
 use super::*;
+use crate::settings::Settings;
 use proptest::prelude::*;
 
 fn layout() -> Layout {

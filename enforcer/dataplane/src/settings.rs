@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use portmapping_shared::{PortRange, PortSet};
 
-use super::family::Family;
+use crate::family::Family;
 
 /// How the rules are laid out.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use portmapping_shared::Mapping;
 
-use super::super::family::Flavour;
+use super::super::flavour::Flavour;
 use super::super::layout::{bucket, leaf_rules, mapping_rule};
 use super::super::notes;
 use super::super::reading::{Damage, Known};
 use super::super::transaction::Transaction;
-use super::Side;
+use super::FamilyRules;
 
 /// The chains that a change touches.
 #[derive(Debug, Default)]
@@ -40,7 +40,7 @@ impl Touched {
 /// With more removals than this, leaves are written anew instead: each costs a search.
 const MAX_SINGLE: usize = 32;
 
-impl Side {
+impl FamilyRules {
     /// What will be there, and the transaction that leads there. Without damage and without a new
     /// protocol it costs no more than the change is large.
     ///

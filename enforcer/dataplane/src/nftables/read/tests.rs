@@ -4,8 +4,9 @@ use proptest::prelude::*;
 use super::super::element::write_mapping;
 use super::super::frame::Abilities;
 use super::*;
-use crate::iptables::{Family, Settings};
+use crate::family::Family;
 use crate::netlink::Encoder;
+use crate::settings::Settings;
 
 fn frame() -> Frame {
     let abilities = Abilities {

@@ -4,15 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use super::super::family::{Family, Flavour};
+use super::super::flavour::Flavour;
 use super::super::layout::{JUMPS, mapping_rule};
 use super::super::notes;
 use super::super::rule::Rule;
-use super::super::settings::Settings;
 use super::super::testing::{any_mapping, any_range, hostile_text, map, old_rule, range};
 use super::super::transaction::Transaction;
 use super::*;
 use crate::exec::Tools;
+use crate::family::Family;
+use crate::settings::Settings;
 use portmapping_shared::Protocol;
 
 /// Table nat: chains with their rules. Built-in chains are always there.
@@ -86,12 +87,12 @@ impl Table {
         }
     }
 
-    /// What [`Side::apply`] does, on this table.
-    fn apply(&mut self, side: &Side, desired: &BTreeSet<Mapping>) -> Known {
+    /// What [`FamilyRules::apply`] does, on this table.
+    fn apply(&mut self, side: &FamilyRules, desired: &BTreeSet<Mapping>) -> Known {
         self.apply_by(side, desired, true)
     }
 
-    fn apply_by(&mut self, side: &Side, desired: &BTreeSet<Mapping>, append: bool) -> Known {
+    fn apply_by(&mut self, side: &FamilyRules, desired: &BTreeSet<Mapping>, append: bool) -> Known {
         let known = side.read(&self.text());
         let present: BTreeSet<Mapping> = known.leaves.values().flatten().cloned().collect();
         let remove: Vec<&Mapping> = present.difference(desired).collect();
@@ -116,7 +117,7 @@ impl Table {
     }
 
     /// Our mappings are exactly these, the frame is whole, and foreign rules are where they were.
-    fn assert_is(&self, side: &Side, desired: &BTreeSet<Mapping>) {
+    fn assert_is(&self, side: &FamilyRules, desired: &BTreeSet<Mapping>) {
         let known = side.read(&self.text());
         let found: BTreeSet<Mapping> = known.leaves.values().flatten().cloned().collect();
         assert_eq!(&found, desired);
@@ -127,18 +128,22 @@ impl Table {
     }
 }
 
-fn side(range: portmapping_shared::PortRange) -> Side {
+fn side(range: portmapping_shared::PortRange) -> FamilyRules {
     side_by(range, Flavour::Nft, Hairpin::Compared)
 }
 
-fn side_by(range: portmapping_shared::PortRange, flavour: Flavour, hairpin: Hairpin) -> Side {
+fn side_by(
+    range: portmapping_shared::PortRange,
+    flavour: Flavour,
+    hairpin: Hairpin,
+) -> FamilyRules {
     let commands = Commands::new(Family::V4, flavour, Tools::default());
     let mut layout = Layout::new(Family::V4, Settings::new(range));
     layout.set_hairpin(hairpin);
-    Side::new(commands, layout)
+    FamilyRules::new(commands, layout)
 }
 
-fn any_side(range: &'static str) -> impl Strategy<Value = Side> {
+fn any_side(range: &'static str) -> impl Strategy<Value = FamilyRules> {
     let hairpins = vec![Hairpin::Compared, Hairpin::PerPod];
     (
         prop::sample::select(Flavour::ALL.to_vec()),

@@ -8,26 +8,27 @@ use std::thread;
 use portmapping_shared::{HostPort, Protocol};
 
 use super::exec::Tools;
+use super::family::Family;
+use super::iptables::Flavour;
 use super::iptables::commands::Commands;
 use super::iptables::noted;
 use super::iptables::save::ports_in;
-use super::iptables::{Family, Flavour};
 use super::netlink::{Options, Socket};
 use super::{DataplaneError, nftables};
 
 /// What both kinds of iptables carry.
 #[derive(Debug)]
-pub struct Glimpse {
+pub struct Snapshot {
     /// Of iptables-nft.
     pub nft: Saved,
     /// Of iptables-legacy.
     pub legacy: Saved,
 }
 
-impl Glimpse {
+impl Snapshot {
     /// Changes nothing.
     #[must_use]
-    pub fn take(tools: &Tools) -> Self {
+    pub fn read(tools: &Tools) -> Self {
         Self {
             nft: Saved::read(Flavour::Nft, tools),
             legacy: Saved::read(Flavour::Legacy, tools),

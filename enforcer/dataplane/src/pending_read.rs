@@ -9,14 +9,14 @@ use super::iptables::Tables;
 /// What a driver wants to read, and then what was read. It is done without the driver, which may
 /// change rules meanwhile; it takes the look for outdated then.
 #[derive(Debug, Default)]
-pub struct Look {
+pub struct PendingRead {
     /// Table nat of both families.
     pub(super) tables: Option<Tables>,
     /// The filter tables.
     pub(super) filters: Option<Filters>,
 }
 
-impl Look {
+impl PendingRead {
     /// Runs the programs, in the network namespace of the caller. Blocks.
     pub fn read(&mut self) {
         thread::scope(|scope| {

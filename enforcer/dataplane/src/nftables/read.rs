@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use portmapping_shared::{HostPort, Mapping, Protocol};
 use rustix::io::Errno;
 
-use crate::iptables::Family;
+use crate::family::Family;
 use crate::netlink::{Attributes, Message, NetlinkError, Socket};
 
 use super::element::{Foreign, Listed, Slot};
@@ -18,7 +18,7 @@ const ATTEMPTS: usize = 5;
 
 /// Reads the table as it was at one moment. What we knew before tells our elements that somebody
 /// changed from elements of others.
-pub(super) fn look(
+pub(super) fn read_table(
     socket: &mut Socket,
     frame: &Frame,
     before: &Content,

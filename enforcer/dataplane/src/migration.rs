@@ -11,12 +11,14 @@ use std::time::{Duration, Instant};
 use portmapping_shared::{Mapping, Plan};
 
 use super::bridges::Bridges;
-use super::exec::{ExecError, Tools};
+use super::change_monitor::ChangeMonitor;
+use super::exec::Tools;
 use super::forward::{Filters, Forward};
-use super::generation::Drift;
-use super::iptables::{self, Flavour, Iptables, Settings, Subnet};
+use super::iptables::{self, Flavour, Iptables};
 use super::nftables::{self, Nftables};
-use super::{Dataplane, DataplaneError, Look, Observed, Preparations};
+use super::settings::{Settings, Subnet};
+use super::uninstall;
+use super::{Dataplane, DataplaneError, Observed, PendingRead, Preparations};
 
 /// How long old rules wait for mappings that the new backend refuses; then those pods are without.
 const STRAGGLERS: Duration = Duration::from_mins(1);
@@ -117,12 +119,12 @@ impl fmt::Display for Backend {
 }
 
 /// A backend that takes over from the others.
-pub struct Moving {
+pub struct BackendMigration {
     to: Box<dyn Dataplane>,
     tools: Tools,
     opened: Instant,
     from: Vec<Backend>,
-    elsewhere: BTreeSet<Mapping>,
+    in_other_backends: BTreeSet<Mapping>,
     /// Those of them that could not be made here yet.
     refused: BTreeSet<Mapping>,
     /// Whether anything was applied since the opening.
@@ -134,7 +136,7 @@ pub struct Moving {
     in_use: bool,
 }
 
-impl Moving {
+impl BackendMigration {
     /// Opens a backend, and reads what an earlier run left in the others. Changes nothing.
     pub fn open(
         backend: Backend,
@@ -143,7 +145,7 @@ impl Moving {
     ) -> Result<Self, DataplaneError> {
         let to = backend.open(settings, &tools)?;
         let mut from = Vec::new();
-        let mut elsewhere = BTreeSet::new();
+        let mut in_other_backends = BTreeSet::new();
         for other in Backend::ALL.into_iter().filter(|other| *other != backend) {
             if let Some(mappings) = other.leftovers(settings, &tools) {
                 let (from_name, count) = (other.as_str(), mappings.len());
@@ -154,7 +156,7 @@ impl Moving {
                     "taking over"
                 );
                 from.push(other);
-                elsewhere.extend(mappings);
+                in_other_backends.extend(mappings);
             }
         }
         let forward = (backend == Backend::Nftables)
@@ -164,7 +166,7 @@ impl Moving {
             tools,
             opened: Instant::now(),
             from,
-            elsewhere,
+            in_other_backends,
             refused: BTreeSet::new(),
             begun: false,
             forward,
@@ -175,8 +177,8 @@ impl Moving {
 
     /// The mappings that other backends' rules have.
     #[must_use]
-    pub fn elsewhere(&self) -> &BTreeSet<Mapping> {
-        &self.elsewhere
+    pub fn in_other_backends(&self) -> &BTreeSet<Mapping> {
+        &self.in_other_backends
     }
 
     /// Looks for bridges whose packets pass no rules; whether something about them is new.
@@ -237,7 +239,7 @@ impl Moving {
     }
 }
 
-impl Dataplane for Moving {
+impl Dataplane for BackendMigration {
     fn name(&self) -> &'static str {
         self.to.name()
     }
@@ -253,18 +255,21 @@ impl Dataplane for Moving {
         Ok(self.seen(observed, filters))
     }
 
-    fn look(&mut self) -> Look {
-        let mut look = self.to.look();
+    fn begin_read(&mut self) -> PendingRead {
+        let mut pending = self.to.begin_read();
         if let Some(forward) = &self.forward {
-            look.filters = Some(forward.filters());
+            pending.filters = Some(forward.filters());
         }
-        look
+        pending
     }
 
-    fn looked(&mut self, mut look: Look) -> Result<Option<Observed>, DataplaneError> {
+    fn finish_read(
+        &mut self,
+        mut pending: PendingRead,
+    ) -> Result<Option<Observed>, DataplaneError> {
         let own = self.forward.is_some();
-        let filters = if own { look.filters.take() } else { None };
-        let Some(observed) = self.to.looked(look)? else {
+        let filters = if own { pending.filters.take() } else { None };
+        let Some(observed) = self.to.finish_read(pending)? else {
             return Ok(None);
         };
         let observed = self.with_neighbours(observed)?;
@@ -285,7 +290,7 @@ impl Dataplane for Moving {
             for mapping in &plan.to_create {
                 if applied.is_ok() {
                     self.refused.remove(mapping);
-                } else if self.elsewhere.contains(mapping) {
+                } else if self.in_other_backends.contains(mapping) {
                     self.refused.insert(mapping.clone());
                 }
             }
@@ -313,8 +318,8 @@ impl Dataplane for Moving {
         self.to.has_ipv6()
     }
 
-    fn drift(&self) -> Drift {
-        self.to.drift()
+    fn changes(&self) -> ChangeMonitor {
+        self.to.changes()
     }
 
     fn clear_failures(&self) -> u64 {
@@ -323,31 +328,7 @@ impl Dataplane for Moving {
 
     fn uninstall(&mut self) -> Result<(), DataplaneError> {
         let own = self.to.uninstall();
-        let others = uninstall(&self.tools);
+        let others = uninstall::uninstall(&self.tools);
         DataplaneError::collect(own.err().into_iter().chain(others.err()).collect())
-    }
-}
-
-/// Removes everything of ours, whichever backend put it there, going on past failures.
-pub fn uninstall(tools: &Tools) -> Result<(), DataplaneError> {
-    let table = nftables::uninstall();
-    let chains = match iptables::uninstall(tools) {
-        Err(error) if error.is_missing_programs() && !nftables::may_have_iptables_chains() => {
-            tracing::debug!(%error, "no iptables, and no chains of ours in the kernel");
-            Ok(())
-        }
-        chains => chains,
-    };
-    DataplaneError::collect(table.err().into_iter().chain(chains.err()).collect())
-}
-
-impl DataplaneError {
-    /// Whether all that failed is that programs are not installed.
-    fn is_missing_programs(&self) -> bool {
-        match self {
-            Self::Exec(ExecError::Missing { .. }) => true,
-            Self::Several(errors) => errors.iter().all(Self::is_missing_programs),
-            _ => false,
-        }
     }
 }

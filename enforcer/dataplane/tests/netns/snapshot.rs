@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use portmapping_dataplane::Tools;
-use portmapping_dataplane::glimpse::{Saved, ports_at_once};
 use portmapping_dataplane::iptables::Flavour;
+use portmapping_dataplane::snapshot::{Saved, ports_at_once};
 use portmapping_shared::Mapping;
 use portmapping_shared::Protocol::{Tcp, Udp};
 

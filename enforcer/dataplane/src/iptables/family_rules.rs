@@ -16,13 +16,13 @@ use super::jumps;
 use super::layout::{Hairpin, Layout};
 use super::probe;
 use super::reading::{Damage, Known};
-use super::settings::Subnet;
+use crate::settings::Subnet;
 
 mod change;
 
 /// One family's rules.
 #[derive(Debug)]
-pub(super) struct Side {
+pub(super) struct FamilyRules {
     commands: Commands,
     layout: Layout,
     /// Whether it was found out what this node can do.
@@ -37,7 +37,7 @@ pub(super) struct Side {
     hashing: RandomState,
 }
 
-impl Side {
+impl FamilyRules {
     pub(super) fn new(commands: Commands, layout: Layout) -> Self {
         Self {
             commands,

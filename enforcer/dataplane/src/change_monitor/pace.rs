@@ -1,4 +1,4 @@
-//! How often rules may be looked at because of somebody else's changes. Pure.
+//! How often rules are read because of somebody else's changes. Pure.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ const FORGIVEN: Duration = Duration::from_secs(30);
 pub(super) struct Pace {
     hinted: Option<Instant>,
     /// The end of the last look, and how long it took.
-    looked: Option<(Instant, Duration)>,
+    last_read: Option<(Instant, Duration)>,
     /// When damage was last found, and how often in a row.
     damaged: Option<(Instant, u32)>,
 }
@@ -26,8 +26,8 @@ impl Pace {
         self.hinted = Some(now);
     }
 
-    pub(super) fn looked(&mut self, now: Instant, took: Duration, damaged: bool) {
-        self.looked = Some((now, took));
+    pub(super) fn record_read(&mut self, now: Instant, took: Duration, damaged: bool) {
+        self.last_read = Some((now, took));
         if damaged {
             let before = self
                 .damaged
@@ -39,13 +39,13 @@ impl Pace {
     /// The earliest time for a look, not before `now`.
     pub(super) fn next(&self, now: Instant) -> Instant {
         let hinted = self.hinted.map(|at| at + BETWEEN);
-        let looked = self.looked.map(|(at, took)| at + took * REST);
+        let last_read = self.last_read.map(|(at, took)| at + took * REST);
         let damaged = self.damaged.and_then(|(at, times)| {
             // the first repetition is still met at once
             let doublings = times.checked_sub(2)?.min(10);
             Some(at + (BETWEEN * (1 << doublings)).min(LONGEST))
         });
-        [hinted, looked, damaged]
+        [hinted, last_read, damaged]
             .into_iter()
             .flatten()
             .fold(now, Instant::max)
@@ -64,10 +64,10 @@ mod tests {
         let mut pace = Pace::default();
         assert_eq!(pace.next(start), start);
         pace.hinted(start);
-        pace.looked(start + 10 * MS, 10 * MS, false);
+        pace.record_read(start + 10 * MS, 10 * MS, false);
         assert_eq!(pace.next(start + 11 * MS), start + 100 * MS);
         // a slow look is paid for with rest
-        pace.looked(start + 300 * MS, 200 * MS, false);
+        pace.record_read(start + 300 * MS, 200 * MS, false);
         assert_eq!(pace.next(start + 301 * MS), start + 2100 * MS);
     }
 
@@ -77,7 +77,7 @@ mod tests {
         let mut pace = Pace::default();
         let mut waits = Vec::new();
         for _ in 0..12 {
-            pace.looked(now, MS, true);
+            pace.record_read(now, MS, true);
             let next = pace.next(now);
             waits.push(next - now);
             now = next;
@@ -87,7 +87,7 @@ mod tests {
         assert_eq!(waits.last(), Some(&LONGEST));
         // after a time of peace all is forgiven
         now += FORGIVEN;
-        pace.looked(now, MS, true);
+        pace.record_read(now, MS, true);
         assert_eq!(pace.next(now), now + 9 * MS);
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use socket2::{SockFilter, SockRef};
 
-use super::{Drift, Shared};
+use super::{ChangeMonitor, Shared};
 use crate::netlink::{Header, Message, NetlinkError, Options, Socket};
 
 /// `NFT_MSG_NEWGEN` and `NFT_MSG_GETGEN` of `NFNL_SUBSYS_NFTABLES`.
@@ -27,7 +27,7 @@ const LOAD_HALF: u16 = 0x28;
 const JUMP_IF_EQUAL: u16 = 0x15;
 const RETURN: u16 = 0x06;
 
-impl Drift {
+impl ChangeMonitor {
     /// Begins to listen, in the network namespace of the caller, for as long as this or a clone of
     /// it is there.
     pub fn listen(&self) -> Result<(), NetlinkError> {
@@ -69,14 +69,14 @@ fn listen(mut socket: Socket, shared: &Weak<Shared>) {
         let Some(shared) = shared.upgrade() else {
             return;
         };
-        let drift = Drift(shared);
+        let monitor = ChangeMonitor(shared);
         for (generation, port) in heard {
-            drift.heard(generation, port);
+            monitor.heard(generation, port);
         }
         match outcome {
             Ok(()) | Err(NetlinkError::Deadline(_)) => {}
             Err(error) => {
-                drift.missed();
+                monitor.missed();
                 if !matches!(error, NetlinkError::Lost) {
                     tracing::warn!(%error, "changes of the packet filter are not heard");
                     // whatever it is, it is not to be met at full speed

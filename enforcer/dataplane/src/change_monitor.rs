@@ -30,7 +30,7 @@ const PENDING: usize = 256;
 
 /// What is known of changes; shared by the driver, which reports what it does, and the listener.
 #[derive(Clone, Debug, Default)]
-pub struct Drift(Arc<Shared>);
+pub struct ChangeMonitor(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
@@ -56,7 +56,7 @@ struct State {
     pace: Pace,
 }
 
-impl Drift {
+impl ChangeMonitor {
     /// Commits sent from this netlink port are ours.
     pub fn own_port(&self, port: u32) {
         self.0.state.lock().own_port = Some(port);
@@ -90,13 +90,13 @@ impl Drift {
 
     /// The rules were read: what `generation` and all before it did is seen. `took` is how long
     /// that lasted, `damaged` whether rules of ours were found altered.
-    pub fn looked(&self, generation: Option<u32>, took: Duration, damaged: bool) {
+    pub fn record_read(&self, generation: Option<u32>, took: Duration, damaged: bool) {
         let mut state = self.0.state.lock();
         state.seen = generation.or(state.seen);
         if state.foreign <= state.seen {
             state.foreign = None;
         }
-        state.pace.looked(Instant::now(), took, damaged);
+        state.pace.record_read(Instant::now(), took, damaged);
         drop(state);
         self.0.news.notify_one();
     }
