@@ -19,7 +19,7 @@ use crate::keeper_client::KeeperClient;
 use crate::metrics::Metrics;
 use crate::pods::PodUpdate;
 use crate::publish::Publisher;
-use portmapping_dataplane::{Dataplane, Observed, Preparations};
+use portmapping_dataplane::{Dataplane, Observed};
 use portmapping_keeper::wire::KeeperRole;
 
 /// Results on their way to the API server at once; more wait, none is lost.
@@ -114,17 +114,12 @@ enum KeeperAnswer {
 pub struct Reconciler {
     state: NodeState,
     drivers: Drivers,
-    preparations: Preparations,
     tasks: JoinSet<Finished>,
     publications: Arc<Semaphore>,
     events: Arc<Semaphore>,
     started: Instant,
     observing: bool,
     changing: bool,
-    /// Results on their way to the API server.
-    publishing: usize,
-    /// As of how many changes it was made ready for the next.
-    prepared: Option<u64>,
     /// When rules were found altered that are not back yet.
     damaged_since: Option<Instant>,
     /// Asked to look while a look or a change was under way: look once more after it.
@@ -138,10 +133,8 @@ impl Reconciler {
     /// A loop that goes on from `state`; time in the state counts from `started`.
     #[must_use]
     pub fn new(state: NodeState, drivers: Drivers, started: Instant) -> Self {
-        let preparations = drivers.dataplane.lock().preparations();
         Self {
             state,
-            preparations,
             drivers,
             tasks: JoinSet::new(),
             publications: Arc::new(Semaphore::new(MAX_PUBLICATIONS)),
@@ -149,8 +142,6 @@ impl Reconciler {
             started,
             observing: false,
             changing: false,
-            publishing: 0,
-            prepared: None,
             damaged_since: None,
             read_again: false,
             changes: 0,
@@ -184,7 +175,6 @@ impl Reconciler {
                     return wait_retired(&mut inputs.role, &token).await;
                 }
             }
-            self.prepare();
             let deadline = self.state.next_deadline();
             // each arm only takes a value out of a queue: all are cancel-safe
             tokio::select! {
@@ -306,7 +296,6 @@ impl Reconciler {
                 self.read_again_if_asked();
             }
             Finished::Published(uid, taken) => {
-                self.publishing -= 1;
                 self.state.published(now, &uid, taken);
             }
             Finished::Nothing => {}

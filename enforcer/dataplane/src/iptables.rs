@@ -14,7 +14,7 @@ use super::exec::Tools;
 use super::family::Family;
 use super::forward::Forward;
 use super::settings::{Settings, Subnet};
-use super::{Dataplane, DataplaneError, Observed, PendingRead, Preparations};
+use super::{Dataplane, DataplaneError, Observed, PendingRead};
 
 pub(crate) mod commands;
 mod family_rules;
@@ -254,17 +254,6 @@ impl Dataplane for Iptables {
         if let Ok(ipv6) = &mut self.ipv6 {
             ipv6.set_neighbours(neighbours);
         }
-    }
-
-    fn preparations(&self) -> Preparations {
-        let sides = [Some(&self.ipv4), self.ipv6.as_ref().ok()];
-        Preparations(
-            sides
-                .into_iter()
-                .flatten()
-                .map(FamilyRules::preparation)
-                .collect(),
-        )
     }
 
     fn has_ipv6(&self) -> bool {

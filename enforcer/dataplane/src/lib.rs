@@ -20,7 +20,6 @@ pub mod migration;
 pub mod netlink;
 pub mod nftables;
 mod pending_read;
-mod preparations;
 mod settings;
 pub mod snapshot;
 mod uninstall;
@@ -30,7 +29,6 @@ pub use error::DataplaneError;
 pub use exec::{ExecError, Tools};
 pub use family::Family;
 pub use pending_read::PendingRead;
-pub use preparations::Preparations;
 pub use settings::{InvalidSubnet, Settings, Subnet};
 pub use uninstall::uninstall;
 
@@ -71,12 +69,6 @@ pub trait Dataplane: Send {
 
     /// From the next call on, connections between pods of one of these subnets are masqueraded.
     fn set_neighbours(&mut self, neighbours: &[Subnet]);
-
-    /// What can be done before a change is known, so that it takes less time then. It is done
-    /// without the driver, which needs not wait for it.
-    fn preparations(&self) -> Preparations {
-        Preparations::default()
-    }
 
     /// Whether IPv6 mappings can be made.
     fn has_ipv6(&self) -> bool;

@@ -18,7 +18,7 @@ use super::iptables::{self, Flavour, Iptables};
 use super::nftables::{self, Nftables};
 use super::settings::{Settings, Subnet};
 use super::uninstall;
-use super::{Dataplane, DataplaneError, Observed, PendingRead, Preparations};
+use super::{Dataplane, DataplaneError, Observed, PendingRead};
 
 /// How long old rules wait for mappings that the new backend refuses; then those pods are without.
 const STRAGGLERS: Duration = Duration::from_mins(1);
@@ -308,10 +308,6 @@ impl Dataplane for BackendMigration {
     fn set_neighbours(&mut self, neighbours: &[Subnet]) {
         self.bridges = None;
         self.to.set_neighbours(neighbours);
-    }
-
-    fn preparations(&self) -> Preparations {
-        self.to.preparations()
     }
 
     fn has_ipv6(&self) -> bool {

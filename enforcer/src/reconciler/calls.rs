@@ -84,20 +84,6 @@ impl Reconciler {
         });
     }
 
-    /// Gets ready for the next change, once nobody waits for a result of the last one: programs that
-    /// start take their time from whoever carries it to the API server.
-    pub(super) fn prepare(&mut self) {
-        if self.changing || self.publishing > 0 || self.prepared == Some(self.changes) {
-            return;
-        }
-        self.prepared = Some(self.changes);
-        let preparations = self.preparations.clone();
-        self.tasks.spawn_blocking(move || {
-            preparations.make();
-            Finished::Nothing
-        });
-    }
-
     /// Reads the kernel back, one reading at a time; asked meanwhile, it reads once more afterwards.
     /// None is begun beside a change, but a change does not wait for one.
     pub(super) fn observe(&mut self) {
@@ -133,7 +119,6 @@ impl Reconciler {
         let publisher = self.drivers.publisher.clone();
         let metrics = self.drivers.metrics.clone();
         let writes = Arc::clone(&self.publications);
-        self.publishing += 1;
         self.tasks.spawn(async move {
             let _turn = writes.acquire_owned().await;
             tracing::debug!(pod = %publication.pod, "publishing");

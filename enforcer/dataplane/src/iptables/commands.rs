@@ -1,7 +1,7 @@
 //! iptables-save and iptables-restore, and what their complaints mean.
 
 use crate::DataplaneError;
-use crate::exec::{Finished, Spare, Tools};
+use crate::exec::{Finished, Tools};
 
 use super::flavour::{Flavour, Programs};
 use super::transaction::Transaction;
@@ -53,34 +53,17 @@ impl Commands {
         self.save(&[])
     }
 
-    /// Starts a program that waits for a transaction. It reads nothing of the kernel before.
-    pub(crate) fn spare(&self) -> Result<Spare, DataplaneError> {
-        let args = ["--noflush", "-w", LOCK_WAIT_SECONDS];
-        Ok(self.tools.spare(self.programs().restore, &args)?)
+    /// Carries the transaction out, wholly or not at all.
+    pub(super) fn restore(&self, transaction: &Transaction) -> Result<(), DataplaneError> {
+        transaction
+            .text()
+            .map_or(Ok(()), |text| self.restore_text(&text))
     }
 
-    /// Carries the transaction out, wholly or not at all, with the spare program if there is one.
-    pub(super) fn restore(
-        &self,
-        transaction: &Transaction,
-        spare: Option<Spare>,
-    ) -> Result<(), DataplaneError> {
-        let Some(text) = transaction.text() else {
-            return Ok(());
-        };
-        let waiting = spare.and_then(|mut spare| spare.waits().then_some(spare));
-        self.restore_with(waiting, &text)
-    }
-
-    /// The same with the text itself.
+    /// Carries the text of a transaction out, wholly or not at all.
     pub(crate) fn restore_text(&self, text: &str) -> Result<(), DataplaneError> {
-        self.restore_with(None, text)
-    }
-
-    /// Whether the program and the kernel would carry the text out. Nothing changes.
-    pub(super) fn rehearse(&self, text: &str) -> Result<(), DataplaneError> {
         let program = self.programs().restore;
-        let args = ["--test", "--noflush", "-w", LOCK_WAIT_SECONDS];
+        let args = ["--noflush", "-w", LOCK_WAIT_SECONDS];
         let finished = self.tools.run(program, &args, text.as_bytes())?;
         if finished.status.success() {
             return Ok(());
@@ -88,10 +71,11 @@ impl Commands {
         Err(refused(program, &finished, Some(text)))
     }
 
-    fn restore_with(&self, spare: Option<Spare>, text: &str) -> Result<(), DataplaneError> {
+    /// Whether the program and the kernel would carry the text out. Nothing changes.
+    pub(super) fn rehearse(&self, text: &str) -> Result<(), DataplaneError> {
         let program = self.programs().restore;
-        let spare = spare.map_or_else(|| self.spare(), Ok)?;
-        let finished = self.tools.finish(spare, text.as_bytes())?;
+        let args = ["--test", "--noflush", "-w", LOCK_WAIT_SECONDS];
+        let finished = self.tools.run(program, &args, text.as_bytes())?;
         if finished.status.success() {
             return Ok(());
         }

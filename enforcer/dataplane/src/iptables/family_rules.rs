@@ -8,7 +8,6 @@ use std::hash::{BuildHasher as _, Hash as _, Hasher as _, RandomState};
 
 use portmapping_shared::Mapping;
 
-use crate::preparations::Place;
 use crate::{DataplaneError, Observed};
 
 use super::commands::Commands;
@@ -31,8 +30,6 @@ pub(super) struct FamilyRules {
     known: Option<Known>,
     /// The jumps were there once: what is missing now goes back with all the rest.
     installed: bool,
-    /// The program for the next change.
-    spare: Place,
     /// Keyed at random: nobody can make a text that passes for another.
     hashing: RandomState,
 }
@@ -45,14 +42,8 @@ impl FamilyRules {
             probed: false,
             known: None,
             installed: false,
-            spare: Place::default(),
             hashing: RandomState::new(),
         }
-    }
-
-    /// The program for the next change, and where it is to wait.
-    pub(super) fn preparation(&self) -> (Commands, Place) {
-        (self.commands.clone(), Place::clone(&self.spare))
     }
 
     /// The programs to read the table with.
@@ -159,8 +150,7 @@ impl FamilyRules {
         let (mut next, transaction) = self.prepare(known, remove, create, single);
         next.text_read = None;
         let jumps = jumps::make(&self.commands, &missing_jumps)?;
-        let spare = self.spare.lock().take();
-        if let Err(error) = self.commands.restore(&transaction, spare) {
+        if let Err(error) = self.commands.restore(&transaction) {
             jumps.undo(&self.commands);
             return Err(error);
         }

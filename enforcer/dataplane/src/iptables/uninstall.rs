@@ -44,5 +44,5 @@ fn clean(commands: &Commands) -> Result<(), DataplaneError> {
             .collect(),
         ..Transaction::default()
     };
-    commands.restore(&transaction, None)
+    commands.restore(&transaction)
 }

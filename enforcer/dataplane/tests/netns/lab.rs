@@ -185,11 +185,6 @@ impl<'a> Driver<'a> {
             .expect("look")
     }
 
-    pub(crate) fn prepare(&mut self) {
-        let preparations = self.driver.preparations();
-        self.node.run(|| preparations.make());
-    }
-
     /// What the reconciler does: observe, plan, apply; then nothing is left to do.
     pub(crate) fn reconcile(&mut self, desired: &[Mapping]) {
         let desired: BTreeSet<Mapping> = desired.iter().cloned().collect();
