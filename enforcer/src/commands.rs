@@ -191,7 +191,7 @@ async fn take_up(
         mappings: observed.mappings,
         intact: observed.intact,
         held,
-        elsewhere: dataplane.elsewhere().clone(),
+        in_other_backends: dataplane.elsewhere().clone(),
     };
     Ok((dataplane, keeper, found))
 }

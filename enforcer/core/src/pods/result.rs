@@ -3,12 +3,12 @@
 use portmapping_shared::annotation;
 use portmapping_shared::{HostPort, LeasedPort, RequestedPort, ResultEntry};
 
-use super::{Tenant, Want, serves};
+use super::state::{PodState, Want, serves};
 
 /// Annotations remembered as written by us: more than a watch can be behind.
 const MAX_WRITTEN: usize = 8;
 
-impl Tenant {
+impl PodState {
     /// The result in spec order; None while a port or an address is missing.
     pub(crate) fn result(&self) -> Option<Vec<ResultEntry>> {
         let (Some(facts), Want::Ports(request)) = (&self.facts, &self.want) else {
@@ -38,18 +38,18 @@ impl Tenant {
     }
 
     /// Host ports an earlier result in the annotation claims, per (protocol, container port): a
-    /// wish to have the same again, worth nothing if the port is not free. Only beside our
+    /// preference to have the same again, worth nothing if the port is not free. Only beside our
     /// condition: a result that its creator wrote into the manifest chooses no port.
-    pub(crate) fn wish(&self, port: &RequestedPort) -> Option<HostPort> {
+    pub(crate) fn previous_port(&self, port: &RequestedPort) -> Option<HostPort> {
         HostPort::new(self.claim(port)?.host_port)
     }
 
     /// The same where the condition says it too, as it did while the pod was mapped: who can write
     /// annotations cannot write conditions.
-    pub(crate) fn confirmed_wish(&self, port: &RequestedPort) -> Option<HostPort> {
+    pub(crate) fn confirmed_previous_port(&self, port: &RequestedPort) -> Option<HostPort> {
         let entry = self.claim(port)?;
         let condition = self.facts.as_ref()?.record.condition.as_ref()?;
-        let confirmed = condition.status && condition.message.contains(&told(&entry));
+        let confirmed = condition.status && condition.message.contains(&describe_port(&entry));
         HostPort::new(entry.host_port).filter(|_| confirmed)
     }
 
@@ -72,7 +72,7 @@ impl Tenant {
         };
         let fixed = match &self.want {
             Want::Ports(request) => request.ports.as_slice(),
-            Want::Nothing | Want::Nonsense(_) => &[],
+            Want::Nothing | Want::Invalid(_) => &[],
         };
         let own = |entry: &&ResultEntry| {
             let key = (entry.protocol, entry.container_port, entry.host_port);
@@ -107,7 +107,7 @@ impl Tenant {
         let value = record.and_then(|record| record.annotation.as_deref());
         let entries = annotation::decode(value.unwrap_or_default()).unwrap_or_default();
         let message = &condition.message;
-        let named = |entry: &ResultEntry| message.contains(&told(entry));
+        let named = |entry: &ResultEntry| message.contains(&describe_port(entry));
         self.lease.is_empty()
             || !condition.status
             || entries.iter().all(named)
@@ -115,7 +115,7 @@ impl Tenant {
     }
 
     /// Remembers an annotation as ours.
-    pub(crate) fn note_written(&mut self, value: String) {
+    pub(crate) fn record_written(&mut self, value: String) {
         self.written.retain(|known| *known != value);
         self.written.push_back(value);
         if self.written.len() > MAX_WRITTEN {
@@ -125,7 +125,7 @@ impl Tenant {
 }
 
 /// `:23817 -> 9040/TCP`: how conditions and events name a port, behind its host.
-pub(crate) fn told(entry: &ResultEntry) -> String {
+pub(crate) fn describe_port(entry: &ResultEntry) -> String {
     format!(
         ":{} -> {}/{}",
         entry.host_port, entry.container_port, entry.protocol

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use portmapping_shared::{ContainerPort, PodRef, Protocol};
 
-use crate::allocator::PortKey;
+use crate::ports::PortKey;
 
 /// What a port was to a pod: a replica of a `StatefulSet` keeps its name, never its uid.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -17,14 +17,14 @@ struct Slot {
 
 /// The former use of resting ports. As many entries as ports rest, at most.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Former {
+pub(crate) struct PreviousPorts {
     by_port: BTreeMap<PortKey, Slot>,
     by_slot: BTreeMap<Slot, PortKey>,
     /// Ports that were found held and with no rule to say whose they are.
     unknown: BTreeSet<PortKey>,
 }
 
-impl Former {
+impl PreviousPorts {
     /// The pod lets go of the port; of two ports it had for one use the later counts.
     pub(crate) fn remember(&mut self, key: PortKey, pod: &PodRef, container_port: ContainerPort) {
         self.forget(key);

@@ -1,7 +1,5 @@
 //! What is known of one pod, and what follows from it.
 
-mod results;
-
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -15,10 +13,8 @@ use portmapping_shared::{
 
 use crate::action::{EventKind, Publication, Record};
 use crate::addresses::AddressSource;
-use crate::allocator::PortKey;
 use crate::limiter::Limiter;
-
-pub(crate) use results::told;
+use crate::ports::PortKey;
 
 /// A pod of this node as the API shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,7 +44,7 @@ pub(crate) enum Want {
     /// These ports.
     Ports(PortRequest),
     /// An annotation nobody can grant.
-    Nonsense(InvalidRequest),
+    Invalid(InvalidRequest),
 }
 
 /// How a leased port stands with the keeper.
@@ -90,7 +86,7 @@ pub(crate) struct StaticPort {
 
 /// One pod in the state machine.
 #[derive(Clone, Debug)]
-pub(crate) struct Tenant {
+pub(crate) struct PodState {
     /// Arrival, for first come first served.
     pub(crate) seq: u64,
     /// None: recovered from the kernel, not yet seen in the API.
@@ -103,7 +99,7 @@ pub(crate) struct Tenant {
     pub(crate) recovered: BTreeSet<Mapping>,
     pub(crate) refusal: Option<Refusal>,
     /// The last refusal told in an event.
-    pub(crate) told: Option<Refusal>,
+    pub(crate) last_event: Option<Refusal>,
     /// Its addresses, and where they come from.
     pub(crate) ips: Vec<IpAddr>,
     pub(crate) source: AddressSource,
@@ -131,7 +127,7 @@ pub(crate) struct Publish {
     pub(crate) failures: u32,
 }
 
-impl Tenant {
+impl PodState {
     pub(crate) fn new(seq: u64) -> Self {
         Self {
             seq,
@@ -141,7 +137,7 @@ impl Tenant {
             addressed: seq,
             recovered: BTreeSet::new(),
             refusal: None,
-            told: None,
+            last_event: None,
             ips: Vec::new(),
             source: AddressSource::Nowhere,
             publish: Publish::default(),
@@ -168,7 +164,7 @@ impl Tenant {
     pub(crate) fn surplus(&self) -> Vec<LeasedPort> {
         let asked = match &self.want {
             Want::Ports(request) => request.ports.as_slice(),
-            Want::Nothing | Want::Nonsense(_) => &[],
+            Want::Nothing | Want::Invalid(_) => &[],
         };
         let wanted = |lease: &LeasedPort| {
             asked
@@ -295,7 +291,7 @@ pub(crate) fn want(facts: &PodFacts, max_ports: usize) -> Want {
     match request {
         Ok(request) if request.ports.is_empty() => Want::Nothing,
         Ok(request) => Want::Ports(request),
-        Err(invalid) => Want::Nonsense(invalid),
+        Err(invalid) => Want::Invalid(invalid),
     }
 }
 
