@@ -2,7 +2,6 @@
 //! back. No decision is made here.
 
 mod calls;
-mod duty;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,14 +15,12 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::hold::Keeper;
+use crate::keeper_client::Keeper;
 use crate::metrics::Metrics;
 use crate::pods::PodNews;
 use crate::publish::Publisher;
 use portmapping_dataplane::{Dataplane, Observed, Preparations};
 use portmapping_keeper::wire::Duty;
-
-pub use duty::follow as follow_duty;
 
 /// Results on their way to the API server at once; more wait, none is lost.
 const MAX_PUBLICATIONS: usize = 16;

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use portmapping_enforcer::hold::Keeper;
+use portmapping_enforcer::keeper_client::Keeper;
 use portmapping_keeper::wire::{Outcome, Port};
 use portmapping_shared::{HostPort, Protocol};
 

@@ -192,3 +192,6 @@ fn too_long(length: usize) -> String {
 fn invalid(text: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, text)
 }
+
+#[cfg(test)]
+mod tests;

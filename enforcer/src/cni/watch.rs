@@ -18,10 +18,10 @@ use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use super::changes::{Change, Changes};
+use super::directory_watch::{Change, Changes};
 use super::file::{self, FileError};
-use super::known::{Known, Reading};
 use super::result;
+use super::result_files::{Known, Reading};
 use crate::metrics::Metrics;
 
 /// News that may wait for the reconciler. While the queue is full nothing is read; should the

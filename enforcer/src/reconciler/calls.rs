@@ -9,7 +9,7 @@ use portmapping_shared::Plan;
 use rustix::io::Errno;
 
 use super::{Done, KeeperAnswer, Reconciler, Seen};
-use crate::hold::{HoldError, Keeper};
+use crate::keeper_client::{HoldError, Keeper};
 use portmapping_keeper::wire::Outcome;
 
 impl Reconciler {

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use portmapping_enforcer::hold::Keeper;
+use portmapping_enforcer::keeper_client::Keeper;
 use portmapping_keeper::wire::Port;
 use portmapping_shared::{HostPort, Protocol};
 use socket2::{Domain, Socket, Type};

@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use portmapping_enforcer::hold::Keeper;
+use portmapping_enforcer::keeper_client::Keeper;
 use portmapping_keeper::wire::Port;
 use portmapping_shared::Protocol;
 

@@ -354,3 +354,36 @@ fn sockets_that_are_no_holds_are_not_adopted() {
     let file = std::fs::File::open("/dev/null").unwrap();
     assert!(HeldPort::adopt(tcp, file.into()).is_err());
 }
+
+#[test]
+fn messages_keep_the_bytes_of_version_1() {
+    let port = |protocol| (protocol, HostPort::new(20000).unwrap());
+    let batch = Message::Batch {
+        held: vec![port(Protocol::Tcp)],
+        noted: vec![port(Protocol::Sctp)],
+    };
+    let offer = Message::Offer {
+        ports: 2,
+        sockets: 1,
+    };
+    for (message, json) in [
+        (Message::Take { v: 1 }, r#"{"take":{"v":1}}"#),
+        (Message::Status { v: 1 }, r#"{"status":{"v":1}}"#),
+        (Message::Active, r#""active""#),
+        (Message::Retired, r#""retired""#),
+        (Message::Busy, r#""busy""#),
+        (offer, r#"{"offer":{"ports":2,"sockets":1}}"#),
+        (
+            batch,
+            r#"{"batch":{"held":[["TCP",20000]],"noted":[["SCTP",20000]]}}"#,
+        ),
+        (Message::Got, r#""got""#),
+        (Message::End, r#""end""#),
+        (Message::Confirm, r#""confirm""#),
+        (Message::Done, r#""done""#),
+        (Message::Error("no".into()), r#"{"error":"no"}"#),
+    ] {
+        assert_eq!(serde_json::to_string(&message).unwrap(), json);
+        assert_eq!(serde_json::from_str::<Message>(json).unwrap(), message);
+    }
+}

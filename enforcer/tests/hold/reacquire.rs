@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use portmapping_enforcer::hold::Keeper;
+use portmapping_enforcer::keeper_client::Keeper;
 use portmapping_shared::Protocol::{Tcp, Udp};
 
 use crate::world::{Node, SOON, bind_any, block_on, in_netns, ports};

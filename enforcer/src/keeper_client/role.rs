@@ -8,7 +8,7 @@ use portmapping_runtime::deadline::chain;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::hold::{HoldError, Watch};
+use crate::keeper_client::{HoldError, Watch};
 use portmapping_keeper::wire::Duty;
 
 /// How long one try to reach the keeper lasts.

@@ -14,11 +14,13 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use portmapping_keeper::wire::{Duty, MAX_PORTS, Outcome, Port, Reply, Request, VERSION};
 
-mod again;
 mod error;
+mod reacquire;
+mod role;
 mod stream;
 
 pub use error::HoldError;
+pub use role::follow as follow_duty;
 use stream::Stream;
 
 /// How long a keeper may take to answer; [`MAX_PORTS`] binds take it some milliseconds.
