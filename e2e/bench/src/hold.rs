@@ -1,4 +1,4 @@
-//! `e2e bench hold`: one process that holds as many host ports as fit into the usual limit of open
+//! `e2e-bench hold`: one process that holds as many host ports as fit into the usual limit of open
 //! files, ours against the way of a CNI daemon in Go (galaxy): a listener per port.
 
 use std::fs;
@@ -18,7 +18,7 @@ use super::netns::Netns;
 use super::report::{Report, Row};
 use super::stats::{median, ratio};
 use super::{Options, folder};
-use crate::artifacts::{go, rust};
+use e2e::artifacts::{go, rust};
 
 mod again;
 

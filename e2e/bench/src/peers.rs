@@ -39,12 +39,12 @@ impl Rules {
         let (mut command, text) = match self {
             Self::Iptables(kind, text) => {
                 let program = format!("iptables-{}-restore", kind.suffix());
-                let mut command = crate::process::command(program);
+                let mut command = e2e::process::command(program);
                 command.args(["--wait", "60"]);
                 (command, text)
             }
             Self::Nftables(text) => {
-                let mut command: Command = crate::process::command("nft");
+                let mut command: Command = e2e::process::command("nft");
                 command.args(["-f", "-"]);
                 (command, text)
             }

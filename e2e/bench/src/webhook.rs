@@ -1,4 +1,4 @@
-//! `e2e bench webhook`: our admission webhook beside one written with controller-runtime.
+//! `e2e-bench webhook`: our admission webhook beside one written with controller-runtime.
 //!
 //! Server on one core, client on the other, the same bodies, the same certificate. Each round runs
 //! every server once, in an order of its own; a row compares medians over the rounds.
@@ -25,9 +25,9 @@ use self::contestant::{Contestant, Kind, Stage, pin};
 use super::Options;
 use super::report::{Bar, Report, Row};
 use super::stats::{Rounds, median, percentile, ratio};
-use crate::artifacts::{go, rust};
-use crate::install::NAMESPACE;
-use crate::progress::say;
+use e2e::artifacts::{go, rust};
+use e2e::install::NAMESPACE;
+use e2e::progress::say;
 
 /// The core of the client; the servers have another.
 const CORE: usize = 1;
