@@ -5,7 +5,7 @@
 //! come with the pod's status, later.
 //!
 //! ```text
-//! /var/lib/cni/results/* --changes--> watch --names--> file --bytes--> result --readings--> known --SandboxNews-->
+//! /var/lib/cni/results/* --changes--> watch --names--> file --bytes--> result --readings--> known --SandboxUpdate-->
 //! ```
 
 pub mod directory_watch;

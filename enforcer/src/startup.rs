@@ -64,7 +64,7 @@ pub(crate) async fn recover(
         mappings: observed.mappings,
         intact: observed.intact,
         held,
-        elsewhere: dataplane.in_other_backends().clone(),
+        in_other_backends: dataplane.in_other_backends().clone(),
     };
     Ok((dataplane, keeper, found))
 }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::time::Duration;
 
-use portmapping_enforcer_core::{Sandbox, SandboxNews};
+use portmapping_enforcer_core::{Sandbox, SandboxUpdate};
 
 /// What the last reading of one file gave.
 #[derive(Debug, Default)]
@@ -40,7 +40,7 @@ pub struct ResultFiles {
 impl ResultFiles {
     /// A file was read: what is new. Files are told of in the order in which they were written, which is
     /// more than their times say: where the clock was set back, a later one has an earlier time.
-    pub fn read(&mut self, name: &OsStr, reading: Reading) -> Vec<SandboxNews> {
+    pub fn read(&mut self, name: &OsStr, reading: Reading) -> Vec<SandboxUpdate> {
         if reading == Reading::Gone {
             return Vec::new();
         }
@@ -57,20 +57,20 @@ impl ResultFiles {
         entry.warned = false;
         let before = std::mem::replace(&mut entry.sandbox, now.clone());
         let gone = before.filter(|before| now.as_ref().is_none_or(|now| now.id != before.id));
-        let gone = gone.map(|before| SandboxNews::Down(before.id));
-        gone.into_iter().chain(now.map(SandboxNews::Up)).collect()
+        let gone = gone.map(|before| SandboxUpdate::Down(before.id));
+        gone.into_iter().chain(now.map(SandboxUpdate::Up)).collect()
     }
 
     /// A file was removed: its sandbox is gone. Where two files tell of one sandbox (Multus writes
     /// one and the network that it delegates to another), the first removal counts: by then the
     /// address is free.
-    pub fn removed(&mut self, name: &OsStr) -> Option<SandboxNews> {
+    pub fn removed(&mut self, name: &OsStr) -> Option<SandboxUpdate> {
         let sandbox = self.files.remove(name)?.sandbox?;
-        Some(SandboxNews::Down(sandbox.id))
+        Some(SandboxUpdate::Down(sandbox.id))
     }
 
     /// All files there are: all sandboxes there are.
-    pub fn listed(&mut self, mut readings: Vec<(OsString, Reading)>) -> SandboxNews {
+    pub fn listed(&mut self, mut readings: Vec<(OsString, Reading)>) -> SandboxUpdate {
         // nothing else tells of their order
         readings.sort_by_key(|(_, reading)| match reading {
             Reading::Sandbox(sandbox) => sandbox.written,
@@ -85,7 +85,7 @@ impl ResultFiles {
             self.read(&name, reading);
         }
         let entries = self.files.values();
-        SandboxNews::Listed(entries.filter_map(|entry| entry.sandbox.clone()).collect())
+        SandboxUpdate::Listed(entries.filter_map(|entry| entry.sandbox.clone()).collect())
     }
 }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::sys::socket::SockaddrStorage;
-use portmapping_enforcer_core::SandboxNews;
+use portmapping_enforcer_core::SandboxUpdate;
 use portmapping_runtime::deadline::chain;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -64,7 +64,7 @@ enum WatchError {
 /// is missing or unreadable, pods are mapped by the addresses in their status.
 pub async fn watch(
     dir: PathBuf,
-    news: mpsc::Sender<SandboxNews>,
+    news: mpsc::Sender<SandboxUpdate>,
     metrics: Metrics,
     token: CancellationToken,
 ) {
@@ -84,7 +84,7 @@ pub async fn watch(
 struct Watcher {
     dir: Arc<Path>,
     files: ResultFiles,
-    news: mpsc::Sender<SandboxNews>,
+    news: mpsc::Sender<SandboxUpdate>,
     metrics: Metrics,
     /// Told already that there is nothing to follow.
     reported_missing: bool,
@@ -263,7 +263,7 @@ impl Watcher {
         self.send([news]).await
     }
 
-    async fn send(&self, all: impl IntoIterator<Item = SandboxNews>) -> Result<(), WatchError> {
+    async fn send(&self, all: impl IntoIterator<Item = SandboxUpdate>) -> Result<(), WatchError> {
         for news in all {
             // waits while the queue is full
             self.news.send(news).await.map_err(|_| WatchError::Closed)?;

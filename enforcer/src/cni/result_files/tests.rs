@@ -11,12 +11,12 @@ fn sandbox(id: &str) -> Sandbox {
     }
 }
 
-fn up(id: &str) -> SandboxNews {
-    SandboxNews::Up(sandbox(id))
+fn up(id: &str) -> SandboxUpdate {
+    SandboxUpdate::Up(sandbox(id))
 }
 
-fn down(id: &str) -> SandboxNews {
-    SandboxNews::Down(id.parse().unwrap())
+fn down(id: &str) -> SandboxUpdate {
+    SandboxUpdate::Down(id.parse().unwrap())
 }
 
 fn broken() -> Reading {
@@ -97,7 +97,7 @@ fn a_list_is_all_there_is() {
         (file("broken").to_owned(), broken()),
         (file("fleeting").to_owned(), Reading::Gone),
     ]);
-    let SandboxNews::Listed(mut sandboxes) = listed else {
+    let SandboxUpdate::Listed(mut sandboxes) = listed else {
         panic!("{listed:?}")
     };
     sandboxes.sort_by(|a, b| a.id.cmp(&b.id));
@@ -114,11 +114,11 @@ fn written_at(id: &str, second: u64) -> Reading {
     })
 }
 
-fn times(news: &SandboxNews) -> Vec<(String, Duration)> {
+fn times(news: &SandboxUpdate) -> Vec<(String, Duration)> {
     let all = match news {
-        SandboxNews::Up(sandbox) => std::slice::from_ref(sandbox),
-        SandboxNews::Listed(all) => all,
-        SandboxNews::Down(_) => &[],
+        SandboxUpdate::Up(sandbox) => std::slice::from_ref(sandbox),
+        SandboxUpdate::Listed(all) => all,
+        SandboxUpdate::Down(_) => &[],
     };
     let mut times: Vec<_> = all.iter().map(|s| (s.id.to_string(), s.written)).collect();
     times.sort_by_key(|(_, written)| *written);
