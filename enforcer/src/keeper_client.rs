@@ -10,6 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use portmapping_shared::Backoff;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use portmapping_keeper::wire::{HoldOutcome, KeeperRole, MAX_PORTS, Port, Reply, Request, VERSION};
@@ -27,11 +28,12 @@ use stream::Stream;
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a request waits for a keeper that is being restarted.
 pub const RECONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// First pause between two tries to connect; it doubles up to [`MAX_PAUSE`].
-const MIN_PAUSE: Duration = Duration::from_millis(2);
-/// Longest pause between two tries to connect. It is short: until the keeper is found, no ports are
+/// Waits between two tries to connect. They are short: until the keeper answers, no port may be
 /// held.
-const MAX_PAUSE: Duration = Duration::from_millis(20);
+const WAITS: Backoff = Backoff {
+    first: Duration::from_millis(2),
+    longest: Duration::from_millis(20),
+};
 
 /// A connection to a keeper. One request at a time.
 #[derive(Debug)]
@@ -239,8 +241,10 @@ impl RoleWatch {
 /// Connects and reads the greeting. Tries again until `within` is over.
 async fn open(path: &Path, within: Duration) -> Result<(Stream, u64), KeeperClientError> {
     let deadline = Instant::now() + within;
-    let mut pause = MIN_PAUSE;
+    let mut failures = 0;
     loop {
+        failures += 1;
+        let pause = WAITS.after(failures, 0.0);
         let tried = timeout_at(deadline, greet(path)).await;
         let failed = |source| KeeperClientError::Connect {
             path: path.to_owned(),
@@ -271,7 +275,6 @@ async fn open(path: &Path, within: Duration) -> Result<(Stream, u64), KeeperClie
             Ok(Err(_)) => sleep(pause).await,
             Err(_) => return Err(failed(io::ErrorKind::TimedOut.into())),
         }
-        pause = (pause * 2).min(MAX_PAUSE);
     }
 }
 

@@ -43,20 +43,20 @@ pub enum NodeFactsError {
         #[source]
         source: io::Error,
     },
-    /// Its text has another form than known.
-    #[error("{} says {found:?}, which is not {expected}", path.display())]
+    /// Its text has an unknown format.
+    #[error("{} contains {found:?}, which is not {expected}", path.display())]
     Parse {
         /// The file.
         path: PathBuf,
-        /// What it should say.
+        /// What it should contain.
         expected: &'static str,
-        /// The beginning of what it says.
+        /// The beginning of what it contains.
         found: String,
     },
 }
 
 impl NodeFacts {
-    /// Reads the facts below `root`, which is `/` but in tests.
+    /// Reads the facts below `root`: `/`, except in tests.
     pub fn read(root: &Path) -> Result<Self, NodeFactsError> {
         let mut notes = Vec::new();
         let mut fact = |file: &str| value(root, file, &mut notes);

@@ -5,6 +5,7 @@ mod watch_backoff;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::pin::pin;
+use std::time::Instant;
 
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::Pod;
@@ -135,7 +136,8 @@ where
                     "the watch on the node's pods failed; trying again"
                 );
                 // the watcher tries again when it is polled again
-                tokio::time::sleep(backoff.after(&error)).await;
+                let wait = backoff.after(&error, Instant::now(), rand::random());
+                tokio::time::sleep(wait).await;
                 continue;
             }
         };

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use portmapping_keeper::wire::KeeperRole;
 use portmapping_runtime::deadline::chain;
+use portmapping_shared::Backoff;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -14,6 +15,12 @@ use super::{KeeperClientError, RoleWatch};
 
 /// How long one try to connect to the keeper lasts.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Waits after a failure. Some come at once (no permission, another version); the first wait is short,
+/// because no port may be held until the keeper answers.
+const WAITS: Backoff = Backoff {
+    first: Duration::from_millis(20),
+    longest: Duration::from_secs(5),
+};
 
 /// Follows the keeper's role until the token is cancelled. Counts `connected` up whenever it has
 /// connected: after the first time the keeper may be a new process that holds nothing.
@@ -23,28 +30,35 @@ pub async fn follow(
     connected: watch::Sender<u64>,
     token: CancellationToken,
 ) {
-    loop {
-        let watched = tokio::select! {
-            () = token.cancelled() => return,
-            end = watch_once(&socket, &role, &connected) => end,
-        };
-        let Err(error) = watched;
-        tracing::warn!(
-            error = chain(&error),
-            "lost the connection to the keeper; connecting again"
-        );
-    }
+    let follow = async {
+        let mut failures = 0;
+        loop {
+            let error = match RoleWatch::connect(&socket, CONNECT_TIMEOUT).await {
+                Ok(watch) => {
+                    failures = 0;
+                    connected.send_modify(|count| *count += 1);
+                    let Err(error) = forward(watch, &role).await;
+                    error
+                }
+                Err(error) => error,
+            };
+            failures += 1;
+            tracing::warn!(
+                error = chain(&error),
+                "lost the connection to the keeper; connecting again"
+            );
+            tokio::time::sleep(WAITS.after(failures, 0.0)).await;
+        }
+    };
+    token.run_until_cancelled(follow).await;
 }
 
-async fn watch_once(
-    socket: &PathBuf,
+/// Forwards every role until the connection fails.
+async fn forward(
+    mut watch: RoleWatch,
     role: &watch::Sender<KeeperRole>,
-    connected: &watch::Sender<u64>,
 ) -> Result<Infallible, KeeperClientError> {
-    let mut keeper = RoleWatch::connect(socket, CONNECT_TIMEOUT).await?;
-    connected.send_modify(|count| *count += 1);
     loop {
-        let now = keeper.next().await?;
-        role.send_replace(now);
+        role.send_replace(watch.next().await?);
     }
 }
