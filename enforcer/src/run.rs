@@ -37,7 +37,7 @@ const STATE_QUEUE: usize = 4;
 /// Runs `enforcer run` until SIGTERM or SIGINT.
 pub fn run(args: RunArgs) -> anyhow::Result<()> {
     let config = RunConfig::try_from(args)?;
-    if let Err(error) = scheduling::take_short_turns(None) {
+    if let Err(error) = scheduling::use_short_slices(None) {
         tracing::info!(%error, "sched_setattr failed; pods may start more slowly on a busy node");
     }
     runtime()?.block_on(serve(config))
