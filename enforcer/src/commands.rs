@@ -9,11 +9,9 @@ use parking_lot::Mutex;
 use portmapping_enforcer_core::{NodeState, Recovered};
 use portmapping_runtime::client::Connections;
 use portmapping_runtime::deadline::chain;
-use portmapping_runtime::{Readiness, ReadyHandle, Shutdown, admin, client};
+use portmapping_runtime::{Readiness, ReadyHandle, Supervisor, admin, client};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
 use crate::args::{
     ADMIN_SOCKET, BackendChoice, HealthArgs, IptablesChoice, RunArgs, RunConfig, UninstallArgs,
@@ -63,8 +61,8 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 
 async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
     let started = Instant::now();
-    let shutdown = Shutdown::install().context("cannot take over signals")?;
-    let token = shutdown.token();
+    let mut tasks = Supervisor::install().context("cannot take over signals")?;
+    let token = tasks.token();
     let readiness = Readiness::default();
     let (kernel_ready, pods_ready) = (readiness.handle("kernel"), readiness.handle("pods"));
 
@@ -72,14 +70,16 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
     let metrics = Metrics::register(&mut registry);
     let (asking, questions) = mpsc::channel(QUESTION_QUEUE);
     let router = admin::router(readiness, Arc::new(registry)).merge(state::router(asking));
-    let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
     let unix = admin_listener(&config.admin_socket)?;
-    tasks.spawn(serve_admin(unix, router.clone(), token.clone()));
+    tasks.spawn(
+        "admin socket",
+        admin::serve(unix, router.clone(), token.clone()),
+    );
     if let Some(address) = config.metrics_listen {
         let tcp = TcpListener::bind(address)
             .await
             .with_context(|| format!("cannot listen on {address} (--metrics-listen)"))?;
-        tasks.spawn(serve_admin(tcp, router, token.clone()));
+        tasks.spawn("metrics", admin::serve(tcp, router, token.clone()));
     }
 
     note_facts(&mut config)?;
@@ -97,10 +97,7 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
     let (sandbox_news, sandboxes) = mpsc::channel(SANDBOX_QUEUE);
     if let Some(dir) = config.cni_results {
         let followed = cni::watch(dir, sandbox_news, metrics.clone(), token.clone());
-        tasks.spawn(async move {
-            followed.await;
-            Ok(())
-        });
+        tasks.spawn("CNI results", followed);
     } else {
         tracing::info!("--cni-results is empty: pods are mapped by the addresses in their status");
     }
@@ -121,27 +118,23 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
         on_listed: Box::new(move || pods_ready.ready()),
     };
     let watched_duty = follow_duty(config.keeper_socket, duty_news, keeper_news, token.clone());
-    tasks.spawn(async move {
-        watched_duty.await;
-        Ok(())
-    });
+    tasks.spawn("keeper", watched_duty);
     let ending = token.clone();
-    tasks.spawn(async move {
-        drift.hint(damage_news, ending).await;
-        Ok(())
-    });
+    tasks.spawn(
+        "damage",
+        async move { drift.hint(damage_news, ending).await },
+    );
     let node = config.node;
     let ending = token.clone();
-    tasks.spawn(async move {
+    tasks.try_spawn("pods", async move {
         tokio::select! {
             () = ending.cancelled() => Ok(()),
-            ended = pods::watch(watching, &node, news) => ended.map_err(Into::into),
+            ended = pods::watch(watching, &node, news) => ended,
         }
     });
     let reconciler = Reconciler::new(state, drivers, started);
-    let ending = token.clone();
-    tasks.spawn(async move { reconciler.run(inputs, ending).await.map_err(Into::into) });
-    supervise(tasks, shutdown, token).await
+    tasks.try_spawn("reconciler", reconciler.run(inputs, token));
+    Ok(tasks.run().await?)
 }
 
 /// Reads what is in the kernel, and has the ports held that are mapped. It needs no API server, which
@@ -201,27 +194,6 @@ async fn saved(flavour: Flavour, tools: &Tools) -> anyhow::Result<Saved> {
     let tools = tools.clone();
     let reading = tokio::task::spawn_blocking(move || Saved::read(flavour, &tools));
     reading.await.context("read the rules")
-}
-
-/// The first task to fail ends the process; the kernel and the keeper keep every mapping.
-async fn supervise(
-    mut tasks: JoinSet<anyhow::Result<()>>,
-    shutdown: Shutdown,
-    token: CancellationToken,
-) -> anyhow::Result<()> {
-    let work = async {
-        while let Some(ended) = tasks.join_next().await {
-            if let Err(error) = ended.context("a task ended badly").flatten() {
-                token.cancel();
-                return Err(error);
-            }
-        }
-        Ok(())
-    };
-    tokio::select! {
-        ended = work => ended,
-        () = shutdown.until_forced() => Ok(()),
-    }
 }
 
 /// Adds what the kernel says of its ports to the exclusions.
@@ -301,15 +273,6 @@ fn admin_listener(path: &Path) -> anyhow::Result<UnixListener> {
         .with_context(|| format!("cannot listen on {} (--admin-socket)", path.display()))
 }
 
-async fn serve_admin<L: axum::serve::Listener>(
-    listener: L,
-    router: axum::Router,
-    token: CancellationToken,
-) -> anyhow::Result<()> {
-    admin::serve(listener, router, token).await;
-    Ok(())
-}
-
 /// `enforcer uninstall`.
 pub fn uninstall(args: &UninstallArgs) -> anyhow::Result<()> {
     let begun = moving::uninstall(&Tools::default());
@@ -336,16 +299,18 @@ fn clear_run_dir(run_dir: &Path) {
 }
 
 async fn stay(socket: &Path) -> anyhow::Result<()> {
-    let shutdown = Shutdown::install().context("cannot take over signals")?;
-    let token = shutdown.token();
+    let mut tasks = Supervisor::install().context("cannot take over signals")?;
+    let token = tasks.token();
     let readiness = Readiness::default();
     let done: ReadyHandle = readiness.handle("uninstall");
     done.ready();
     let registry = Arc::new(portmapping_runtime::metrics::registry());
     let router = admin::router(readiness, registry);
-    let mut tasks = JoinSet::new();
-    tasks.spawn(serve_admin(admin_listener(socket)?, router, token.clone()));
-    supervise(tasks, shutdown, token).await
+    tasks.spawn(
+        "admin socket",
+        admin::serve(admin_listener(socket)?, router, token),
+    );
+    Ok(tasks.run().await?)
 }
 
 /// `enforcer health`.

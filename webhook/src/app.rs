@@ -1,18 +1,16 @@
-//! The program: three tasks that live and end together.
+//! The program: its tasks live and end together.
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use portmapping_certs::bundle::WebhookRegistration;
-use portmapping_certs::keeper::{Keeper, Reports};
 use portmapping_certs::secret::SecretStore;
-use portmapping_certs::{Files, Metrics as CertMetrics, Resolver};
+use portmapping_certs::{CertManager, Files, Metrics as CertMetrics, Reports, Resolver};
 use portmapping_runtime::client::Connections;
-use portmapping_runtime::{Readiness, ReadyHandle, Shutdown, admin, client, metrics as registry};
-use tokio::task::JoinSet;
+use portmapping_runtime::{Readiness, ReadyHandle, Supervisor, admin, client, metrics as registry};
 use tokio_util::sync::CancellationToken;
 
 use crate::args::Config;
@@ -25,8 +23,7 @@ const API_READ_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Runs until a signal; a second one, or the end of a task before its time, is an error.
 pub async fn run(config: Config) -> anyhow::Result<()> {
-    let shutdown = Shutdown::install().context("cannot take over the signals")?;
-    let asked_to_end = shutdown.token();
+    let mut tasks = Supervisor::install().context("cannot take over the signals")?;
 
     let readiness = Readiness::default();
     let accepting = readiness.handle("server");
@@ -51,16 +48,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tracing::info!(webhook = ?https.local_addr()?, admin = ?plain.local_addr()?, "listening");
     let ending = Ending::default();
 
-    let mut tasks = JoinSet::new();
     let routes = admin::router(readiness, Arc::new(names));
-    tasks.spawn(admin::serve(plain, routes, served.clone()));
-    tasks.spawn(certificates);
-    tasks.spawn(finish(
-        asked_to_end.clone(),
-        accepting,
-        ending.clone(),
-        config.drain_delay,
-    ));
+    tasks.spawn("health", admin::serve(plain, routes, served.clone()));
+    tasks.spawn("certificates", certificates);
+    let finish = finish(tasks.token(), accepting, ending.clone(), config.drain_delay);
+    tasks.spawn("drain", finish);
     let webhook = server::serve(
         https,
         server::tls_config(resolver),
@@ -69,20 +61,17 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         ending,
         metrics,
     );
-    tokio::select! {
-        () = webhook => {}
-        () = shutdown.until_forced() => bail!("ended by a second signal"),
-        // `finish` ends when draining begins, the others only when told
-        Some(ended) = first_failure(&mut tasks, &asked_to_end) => bail!("a task ended early: {ended}"),
-    }
-    served.cancel();
-    while tasks.join_next().await.is_some() {}
+    tasks.spawn("reviews", async move {
+        webhook.await;
+        served.cancel();
+    });
+    tasks.run().await?;
     tracing::info!("ended");
     Ok(())
 }
 
 /// What keeps a certificate served until the token is cancelled: files that something else renews,
-/// or a keeper of our own.
+/// or a manager of our own.
 fn certificates(
     config: &Config,
     readiness: &Readiness,
@@ -102,7 +91,7 @@ fn certificates(
         registration: readiness.handle("registration"),
         metrics,
     };
-    let keeper = Keeper::new(
+    let manager = CertManager::new(
         config.certificates.clone(),
         SecretStore::new(client.clone(), &config.namespace, &config.tls_secret),
         WebhookRegistration::new(
@@ -114,7 +103,7 @@ fn certificates(
         resolver,
         reports,
     );
-    Ok(Box::pin(keeper.run(token)))
+    Ok(Box::pin(manager.run(token)))
 }
 
 /// Readiness goes first, so that endpoints move while reviews are still accepted.
@@ -130,19 +119,4 @@ async fn finish(
     ending.closing.cancel();
     tokio::time::sleep(delay).await;
     ending.draining.cancel();
-}
-
-/// Waits for a task that ends without having been asked to; None once all have ended as asked.
-async fn first_failure(
-    tasks: &mut JoinSet<()>,
-    asked_to_end: &CancellationToken,
-) -> Option<String> {
-    while let Some(ended) = tasks.join_next().await {
-        match ended {
-            Err(error) => return Some(error.to_string()),
-            Ok(()) if !asked_to_end.is_cancelled() => return Some("no error".to_owned()),
-            Ok(()) => {}
-        }
-    }
-    None
 }

@@ -11,7 +11,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::bundle::{Registration, RegistrationError, Seen};
-use crate::issue::{self, IssueError, Lifetimes, Material, Names};
+use crate::issue::{self, IssueError};
+use crate::material::{self, Lifetimes, Material, Names};
 use crate::resolver::{Resolver, ResolverError};
 use crate::rotation::{self, Decision};
 use crate::secret::{Store, StoreError, Stored, Swap};
@@ -49,7 +50,7 @@ pub struct Config {
 
 /// Keeps the certificate; see the module.
 #[derive(Debug)]
-pub struct Keeper<S, R> {
+pub struct CertManager<S, R> {
     config: Config,
     store: S,
     registration: R,
@@ -95,7 +96,7 @@ pub enum Outcome {
 
 /// Why a pass did not come to its end. What is served stays served.
 #[derive(Debug, thiserror::Error)]
-pub enum KeeperError {
+pub enum ManagerError {
     /// The Secret.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -113,8 +114,8 @@ pub enum KeeperError {
     Contended(&'static str),
 }
 
-impl<S: Store, R: Registration> Keeper<S, R> {
-    /// A keeper that has not looked yet.
+impl<S: Store, R: Registration> CertManager<S, R> {
+    /// A manager that has not looked yet.
     pub fn new(
         mut config: Config,
         store: S,
@@ -170,7 +171,7 @@ impl<S: Store, R: Registration> Keeper<S, R> {
     }
 
     /// One look at everything, with whatever repair it takes.
-    pub async fn pass(&mut self) -> Result<Outcome, KeeperError> {
+    pub async fn pass(&mut self) -> Result<Outcome, ManagerError> {
         if let Some(step) = self.clock.step() {
             self.reports.clock_stepped(step);
         }
@@ -179,7 +180,7 @@ impl<S: Store, R: Registration> Keeper<S, R> {
         outcome
     }
 
-    async fn try_pass(&mut self) -> Result<Outcome, KeeperError> {
+    async fn try_pass(&mut self) -> Result<Outcome, ManagerError> {
         for _try in 0..SWAP_TRIES {
             // Before the Secret: a registration found unchanged when writing to it then proves
             // that no replica has put a newer Secret's bundle into it in between.
@@ -201,21 +202,21 @@ impl<S: Store, R: Registration> Keeper<S, R> {
                 return Ok(outcome);
             }
         }
-        Err(KeeperError::Contended("registration"))
+        Err(ManagerError::Contended("registration"))
     }
 
     /// What is served may have lost the API server's trust since the last look. Known before any
     /// repair, so that a repair that fails does not leave the program looking ready.
     fn note_trust(&mut self, seen: Option<&Seen>) {
         let Some(served) = &self.served else { return };
-        let signer = rotation::signing_authority(&served.material.ca_bundle);
+        let signer = material::signing_authority(&served.material.ca_bundle);
         let trusted = seen.is_some_and(|seen| {
             let mut bundles = seen.entries.iter().map(|entry| &entry.ca_bundle);
             !seen.entries.is_empty()
                 && bundles.all(|bundle| {
                     let authorities = String::from_utf8_lossy(bundle);
-                    rotation::authorities(&authorities)
-                        .any(|one| rotation::signing_authority(one) == signer)
+                    material::authorities(&authorities)
+                        .any(|one| material::signing_authority(one) == signer)
                 })
         });
         if self.standing.trusted && !trusted {
@@ -225,7 +226,7 @@ impl<S: Store, R: Registration> Keeper<S, R> {
     }
 
     /// Since when the registration has carried this bundle without a gap that was seen.
-    fn note_place(&mut self, bundle: &str, published: &Result<Option<Outcome>, KeeperError>) {
+    fn note_place(&mut self, bundle: &str, published: &Result<Option<Outcome>, ManagerError>) {
         match published {
             Ok(Some(Outcome::InPlace | Outcome::Published)) => {
                 if self.in_place.as_ref().is_none_or(|it| it.bundle != bundle) {
@@ -242,7 +243,7 @@ impl<S: Store, R: Registration> Keeper<S, R> {
     }
 
     /// Reads the Secret, and renews it as often as it takes to read something good.
-    async fn agree(&self) -> Result<Agreed, KeeperError> {
+    async fn agree(&self) -> Result<Agreed, ManagerError> {
         for _try in 0..SWAP_TRIES {
             let Stored { version, material } = match self.store.read().await? {
                 Some(stored) => stored,
@@ -271,7 +272,7 @@ impl<S: Store, R: Registration> Keeper<S, R> {
                 (_, None) => {}
             }
         }
-        Err(KeeperError::Contended("Secret"))
+        Err(ManagerError::Contended("Secret"))
     }
 
     /// The material, trusting also what signed the certificate being served: the other replicas
@@ -287,7 +288,7 @@ impl<S: Store, R: Registration> Keeper<S, R> {
     }
 
     /// None where somebody else wrote to the registration since it was seen.
-    async fn publish(&self, seen: &Seen, bundle: &str) -> Result<Option<Outcome>, KeeperError> {
+    async fn publish(&self, seen: &Seen, bundle: &str) -> Result<Option<Outcome>, ManagerError> {
         if seen.entries.is_empty() {
             return Ok(Some(Outcome::Unregistered));
         }
@@ -308,8 +309,8 @@ impl<S: Store, R: Registration> Keeper<S, R> {
         if served.material.leaf == material.leaf && served.material.leaf_key == material.leaf_key {
             return false;
         }
-        let same_authority = rotation::signing_authority(&served.material.ca_bundle)
-            == rotation::signing_authority(&material.ca_bundle);
+        let same_authority = material::signing_authority(&served.material.ca_bundle)
+            == material::signing_authority(&material.ca_bundle);
         let now = self.clock.now();
         same_authority
             || served.ends <= now
@@ -323,7 +324,7 @@ impl<S: Store, R: Registration> Keeper<S, R> {
         since.is_some_and(|since| since >= SETTLE.min(left / 4))
     }
 
-    fn serve(&mut self, agreed: Agreed) -> Result<(), KeeperError> {
+    fn serve(&mut self, agreed: Agreed) -> Result<(), ManagerError> {
         let Agreed {
             material,
             leaf_ends,

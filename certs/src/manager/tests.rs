@@ -1,4 +1,4 @@
-//! Keepers against one in-memory Secret and registration that enforce compare-and-swap.
+//! Managers against one in-memory Secret and registration that enforce compare-and-swap.
 
 mod cluster;
 mod renewal;
@@ -11,8 +11,8 @@ use portmapping_runtime::Readiness;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{Config, Keeper, KeeperError, Outcome, Reports, backoff};
-use crate::issue::{Lifetimes, Names};
+use super::{CertManager, Config, ManagerError, Outcome, Reports, backoff};
+use crate::material::{Lifetimes, Names};
 use crate::metrics::{CA, Damage, LEAF, Metrics};
 use crate::resolver::Resolver;
 
@@ -25,7 +25,7 @@ const LIFETIMES: Lifetimes = Lifetimes {
 const LIMIT: Duration = Duration::from_secs(10);
 
 struct Replica {
-    keeper: Keeper<Cluster, Cluster>,
+    manager: CertManager<Cluster, Cluster>,
     readiness: Readiness,
     metrics: Metrics,
 }
@@ -44,9 +44,9 @@ fn replica(cluster: &Cluster) -> Replica {
         metrics: metrics.clone(),
     };
     let resolver = Arc::new(Resolver::default());
-    let keeper = Keeper::new(config, cluster.clone(), cluster.clone(), resolver, reports);
+    let manager = CertManager::new(config, cluster.clone(), cluster.clone(), resolver, reports);
     Replica {
-        keeper,
+        manager,
         readiness,
         metrics,
     }
@@ -54,7 +54,7 @@ fn replica(cluster: &Cluster) -> Replica {
 
 impl Replica {
     fn serves(&self) -> Option<&str> {
-        Some(self.keeper.served.as_ref()?.material.leaf.as_str())
+        Some(self.manager.served.as_ref()?.material.leaf.as_str())
     }
 }
 
@@ -74,12 +74,12 @@ async fn the_first_pass_issues_publishes_and_serves() {
     let cluster = Cluster::registered();
     let mut replica = replica(&cluster);
     assert_eq!(replica.readiness.pending().len(), 2);
-    assert_eq!(replica.keeper.pass().await.unwrap(), Outcome::Published);
+    assert_eq!(replica.manager.pass().await.unwrap(), Outcome::Published);
     assert_eq!(replica.serves(), Some(cluster.material().leaf.as_str()));
     assert_eq!(cluster.bundle(), cluster.material().ca_bundle);
     assert!(replica.readiness.is_ready());
     let before = cluster.material();
-    assert_eq!(replica.keeper.pass().await.unwrap(), Outcome::InPlace);
+    assert_eq!(replica.manager.pass().await.unwrap(), Outcome::InPlace);
     assert_eq!(cluster.material(), before, "nothing to do is done");
     assert!(replica.metrics.expiry.get_or_create(&LEAF).get() > 0);
 }
@@ -93,11 +93,11 @@ async fn replicas_that_start_at_once_agree_on_one_certificate() {
         let mut seen = Vec::new();
         for _replica in 0..4 {
             let Replica {
-                keeper,
+                manager,
                 readiness,
                 metrics,
             } = replica(&cluster);
-            tasks.spawn(keeper.run(token.clone()));
+            tasks.spawn(manager.run(token.clone()));
             seen.push((readiness, metrics));
         }
         eventually("all ready", || {
@@ -119,13 +119,13 @@ async fn replicas_that_start_at_once_agree_on_one_certificate() {
 async fn replicas_serve_the_same_leaf() {
     let cluster = Cluster::registered();
     let (mut one, mut two) = (replica(&cluster), replica(&cluster));
-    let (first, second) = tokio::join!(one.keeper.pass(), two.keeper.pass());
+    let (first, second) = tokio::join!(one.manager.pass(), two.manager.pass());
     // one of them may have to look twice
     if first.is_err() {
-        one.keeper.pass().await.unwrap();
+        one.manager.pass().await.unwrap();
     }
     if second.is_err() {
-        two.keeper.pass().await.unwrap();
+        two.manager.pass().await.unwrap();
     }
     assert_eq!(one.serves(), two.serves());
     assert_eq!(one.serves(), Some(cluster.material().leaf.as_str()));
@@ -135,14 +135,14 @@ async fn replicas_serve_the_same_leaf() {
 async fn heals_a_secret_that_was_deleted_or_damaged_and_a_bundle_that_was_emptied() {
     let cluster = Cluster::registered();
     let Replica {
-        keeper,
+        manager,
         readiness,
         metrics,
     } = replica(&cluster);
     let repairs = |what| metrics.repairs.get_or_create(&Damage { what }).get();
     let token = CancellationToken::new();
     let mut tasks = JoinSet::new();
-    tasks.spawn(keeper.run(token.clone()));
+    tasks.spawn(manager.run(token.clone()));
     eventually("ready", || readiness.is_ready()).await;
     assert_eq!(repairs("secret"), 0, "the first certificate is no repair");
 
@@ -172,17 +172,17 @@ async fn an_api_server_that_is_down_changes_nothing_that_is_served() {
     let mut replica = replica(&cluster);
     cluster.down.store(true, Ordering::Relaxed);
     assert!(matches!(
-        replica.keeper.pass().await,
-        Err(KeeperError::Store(_))
+        replica.manager.pass().await,
+        Err(ManagerError::Store(_))
     ));
     let pending = replica.readiness.pending().join(" ");
     assert!(pending.contains("cannot read Secret test"), "{pending}");
 
     cluster.down.store(false, Ordering::Relaxed);
-    replica.keeper.pass().await.unwrap();
+    replica.manager.pass().await.unwrap();
     let served = replica.serves().map(str::to_owned);
     cluster.down.store(true, Ordering::Relaxed);
-    replica.keeper.pass().await.unwrap_err();
+    replica.manager.pass().await.unwrap_err();
     assert!(replica.readiness.is_ready(), "who was ready stays ready");
     assert_eq!(replica.serves().map(str::to_owned), served);
 }
@@ -191,14 +191,14 @@ async fn an_api_server_that_is_down_changes_nothing_that_is_served() {
 async fn waits_for_a_registration_and_serves_meanwhile() {
     let cluster = Cluster::default();
     let mut replica = replica(&cluster);
-    assert_eq!(replica.keeper.pass().await.unwrap(), Outcome::Unregistered);
+    assert_eq!(replica.manager.pass().await.unwrap(), Outcome::Unregistered);
     assert!(replica.serves().is_some());
     assert_eq!(
         replica.readiness.pending(),
         ["registration: no webhook of ours is registered"]
     );
     *cluster.registered.lock() = Some((1, Vec::new()));
-    assert_eq!(replica.keeper.pass().await.unwrap(), Outcome::Published);
+    assert_eq!(replica.manager.pass().await.unwrap(), Outcome::Published);
     assert!(replica.readiness.is_ready());
 }
 
@@ -206,22 +206,22 @@ async fn waits_for_a_registration_and_serves_meanwhile() {
 async fn ready_no_more_where_the_bundle_is_gone_and_cannot_be_put_back() {
     let cluster = Cluster::registered();
     let mut replica = replica(&cluster);
-    replica.keeper.pass().await.unwrap();
+    replica.manager.pass().await.unwrap();
     cluster.registered.lock().as_mut().unwrap().1.clear();
     cluster.read_only.store(true, Ordering::Relaxed);
     assert!(matches!(
-        replica.keeper.pass().await,
-        Err(KeeperError::Registration(_))
+        replica.manager.pass().await,
+        Err(ManagerError::Registration(_))
     ));
     let pending = replica.readiness.pending().join(" ");
     assert!(pending.contains("registration: cannot write"), "{pending}");
 
     cluster.read_only.store(false, Ordering::Relaxed);
-    assert_eq!(replica.keeper.pass().await.unwrap(), Outcome::Published);
+    assert_eq!(replica.manager.pass().await.unwrap(), Outcome::Published);
     assert!(replica.readiness.is_ready());
     *cluster.registered.lock() = Some((9, b"somebody else's".to_vec()));
     cluster.read_only.store(true, Ordering::Relaxed);
-    replica.keeper.pass().await.unwrap_err();
+    replica.manager.pass().await.unwrap_err();
     assert!(!replica.readiness.is_ready());
 }
 

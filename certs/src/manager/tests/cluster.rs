@@ -9,7 +9,7 @@ use portmapping_runtime::CallError;
 use tokio::task::yield_now;
 
 use crate::bundle::{Entry, Registration, RegistrationError, Seen};
-use crate::issue::Material;
+use crate::material::Material;
 use crate::secret::{Store, StoreError, Stored, Swap};
 
 /// (version, content); None where there is no such object.

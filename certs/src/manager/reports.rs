@@ -1,15 +1,15 @@
-//! Where the keeper tells how things stand: readiness, counters, log.
+//! Where the manager tells how things stand: readiness, counters, log.
 
 use portmapping_runtime::ReadyHandle;
 use portmapping_runtime::deadline::chain;
 use time::OffsetDateTime;
 
-use super::{KeeperError, Outcome};
+use super::{ManagerError, Outcome};
 use crate::metrics::{CA, Damage, LEAF, Metrics, Operation};
 use crate::rotation::{Decision, Flaw};
 use crate::secret::Swap;
 
-/// Where the keeper tells how things stand.
+/// Where the manager tells how things stand.
 #[derive(Debug)]
 pub struct Reports {
     /// Ready once a certificate is served.
@@ -101,7 +101,7 @@ impl Reports {
 
     /// A look ended. An error says nothing about what the API server trusts: who is ready stays
     /// ready.
-    pub(super) fn looked(&self, outcome: &Result<Outcome, KeeperError>, standing: &mut Standing) {
+    pub(super) fn looked(&self, outcome: &Result<Outcome, ManagerError>, standing: &mut Standing) {
         match outcome {
             Ok(Outcome::InPlace | Outcome::Published) => {
                 standing.trusted = true;
@@ -127,13 +127,13 @@ impl Reports {
     }
 }
 
-fn operation(error: &KeeperError) -> Operation {
+fn operation(error: &ManagerError) -> Operation {
     let operation = match error {
-        KeeperError::Store(_) => "secret",
-        KeeperError::Registration(_) => "registration",
-        KeeperError::Issue(_) => "issue",
-        KeeperError::Resolver(_) => "serve",
-        KeeperError::Contended(_) => "contended",
+        ManagerError::Store(_) => "secret",
+        ManagerError::Registration(_) => "registration",
+        ManagerError::Issue(_) => "issue",
+        ManagerError::Resolver(_) => "serve",
+        ManagerError::Contended(_) => "contended",
     };
     Operation { operation }
 }
