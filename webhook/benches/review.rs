@@ -18,10 +18,9 @@ use http_body_util::BodyExt;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use portmapping_certs::rotation::{Decision, Flaw};
 use portmapping_certs::{Lifetimes, Material, Names, Resolver, issue};
-use portmapping_runtime::conns::Silence;
 use portmapping_webhook::metrics::Metrics;
 use portmapping_webhook::review::{self, Answer, Subject};
-use portmapping_webhook::server::{self, Ending, Limits};
+use portmapping_webhook::server::{self, Ending, IdleTimeouts, Limits};
 use portmapping_webhook::{mutate, routes};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -141,14 +140,14 @@ fn start() -> Server {
                 deadline: HOUR,
                 max_ports: 64,
             };
-            let silence = Silence {
+            let timeouts = IdleTimeouts {
                 first: HOUR,
                 idle: HOUR,
                 busy: HOUR,
             };
             let limits = Limits {
                 handshake: HOUR,
-                silence,
+                timeouts,
                 connections: 512,
                 drain: HOUR,
             };

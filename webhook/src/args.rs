@@ -7,12 +7,12 @@ use std::time::Duration;
 use anyhow::ensure;
 use clap::Parser;
 use portmapping_certs::{Lifetimes, Names};
-use portmapping_runtime::conns::Silence;
 use portmapping_runtime::flags::duration;
 use portmapping_runtime::log::LogArgs;
 use portmapping_shared::contract;
 
-use crate::{routes, server};
+use crate::routes;
+use crate::server::{self, IdleTimeouts};
 
 /// Shortest lifetime of a certificate: X.509 counts whole seconds.
 const MIN_LIFETIME: Duration = Duration::from_secs(5);
@@ -60,7 +60,7 @@ pub struct Args {
     max_ports: usize,
     /// Longest review, in bytes
     #[arg(long, env = "PORTMAPPING_MAX_BODY_BYTES", default_value_t = 3 * 1024 * 1024)]
-    max_body_bytes: usize,
+    max_body_bytes: u32,
     /// Time for one review; keep it below the registration's timeoutSeconds
     #[arg(long, env = "PORTMAPPING_DEADLINE", value_parser = duration, default_value = "4s")]
     deadline: Duration,
@@ -144,7 +144,7 @@ impl Args {
         );
         ensure!(!cert_period.is_zero(), "--cert-period is zero");
         ensure!(max_connections > 0, "--max-connections is zero");
-        let silence = Silence {
+        let timeouts = IdleTimeouts {
             first: header_timeout,
             idle: IDLE,
             busy: deadline + Duration::from_secs(5),
@@ -172,7 +172,7 @@ impl Args {
             },
             server: server::Limits {
                 handshake: handshake_timeout,
-                silence,
+                timeouts,
                 connections: max_connections,
                 drain: drain_timeout,
             },

@@ -61,7 +61,7 @@ impl Reason {
 impl Verdict {
     /// The verdict on whatever is none of our business.
     #[must_use]
-    pub fn untouched() -> Self {
+    pub fn unchanged() -> Self {
         Self::Allow {
             reason: Reason::NotAsked,
             patch: Vec::new(),
@@ -76,7 +76,7 @@ pub fn judge(pod: &Pod, max_ports: usize) -> Verdict {
     let annotations = &pod.metadata.annotations;
     let Some(asked) = &annotations.asked else {
         // marks without a request are the policy's to refuse
-        return Verdict::untouched();
+        return Verdict::unchanged();
     };
     let request = match PortRequest::resolve(asked, &pod.spec, max_ports) {
         Ok(request) => request,

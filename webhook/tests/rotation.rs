@@ -18,11 +18,10 @@ use portmapping_certs::{
     CertManager, Config, Lifetimes, Material, Metrics as CertMetrics, Names, Reports, Resolver,
 };
 use portmapping_runtime::Readiness;
-use portmapping_runtime::conns::Silence;
 use portmapping_runtime::metrics as registry;
 use portmapping_webhook::metrics::Metrics;
 use portmapping_webhook::routes;
-use portmapping_webhook::server::{self, Ending, Limits};
+use portmapping_webhook::server::{self, Ending, IdleTimeouts, Limits};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -147,14 +146,14 @@ fn replica(cluster: &Cluster, tasks: &mut JoinSet<()>, token: &CancellationToken
         deadline: Duration::from_secs(4),
         max_ports: 64,
     };
-    let silence = Silence {
+    let timeouts = IdleTimeouts {
         first: WITHIN,
         idle: WITHIN * 3,
         busy: WITHIN,
     };
     let limits = Limits {
         handshake: Duration::from_secs(10),
-        silence,
+        timeouts,
         connections: 100,
         drain: Duration::from_secs(5),
     };

@@ -4,10 +4,10 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use http::Version;
-use portmapping_runtime::conns::{Connections, Peer, Silence};
+use portmapping_runtime::conns::{Connections, Peer};
 use portmapping_webhook::metrics::Metrics;
 use portmapping_webhook::routes;
-use portmapping_webhook::server::{Ending, Http, Limits};
+use portmapping_webhook::server::{Ending, Http, IdleTimeouts, Limits};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Nothing waits for anybody here: the client says all that it has to say, and hangs up.
@@ -46,7 +46,7 @@ async fn talk(version: Version, begin: &[u8], rest: &[u8]) {
         deadline: LONG,
         max_ports: 64,
     };
-    let silence = Silence {
+    let timeouts = IdleTimeouts {
         first: LONG,
         idle: LONG,
         busy: LONG,
@@ -55,7 +55,7 @@ async fn talk(version: Version, begin: &[u8], rest: &[u8]) {
         router: routes::router(reviews, metrics.clone()),
         limits: Limits {
             handshake: LONG,
-            silence,
+            timeouts,
             connections: 1,
             drain: LONG,
         },
@@ -63,7 +63,7 @@ async fn talk(version: Version, begin: &[u8], rest: &[u8]) {
         metrics,
     };
     let peer = Peer::from(IpAddr::from([10, 0, 0, 1]));
-    let (place, _evicted) = Connections::new(1).enter(peer).expect("a place");
+    let (slot, _evicted) = Connections::default().enter(peer, 1);
     let (client, stream) = tokio::io::duplex(64 * 1024);
     let (mut read, mut write) = tokio::io::split(client);
     let say = async {
@@ -77,7 +77,7 @@ async fn talk(version: Version, begin: &[u8], rest: &[u8]) {
         let _ = read.read_to_end(&mut answers).await;
         answers
     };
-    let serve = server.serve(stream, version, place, peer);
+    let serve = server.serve(stream, version, slot, peer);
     let ((), (), answers) = tokio::join!(serve, say, hear);
     if version == Version::HTTP_11 && !answers.is_empty() {
         assert!(answers.starts_with(b"HTTP/1."), "no HTTP answer");

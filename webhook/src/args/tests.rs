@@ -27,7 +27,7 @@ fn the_defaults_work_in_a_pod() {
     assert_eq!(config.reviews.deadline, Duration::from_secs(4));
     assert_eq!(config.reviews.body_bytes, 3 << 20);
     assert!(
-        config.server.silence.idle > Duration::from_secs(90),
+        config.server.timeouts.idle > Duration::from_secs(90),
         "a Go client closes first"
     );
 }

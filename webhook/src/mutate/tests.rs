@@ -64,9 +64,9 @@ fn a_pod_that_does_not_ask_is_left_alone() {
         (json!({ "a": "b" }), json!({})),
         (marks, one_port()),
     ] {
-        assert_eq!(verdict(&pod(&annotations, &spec)), Verdict::untouched());
+        assert_eq!(verdict(&pod(&annotations, &spec)), Verdict::unchanged());
     }
-    assert_eq!(verdict(&json!({})), Verdict::untouched());
+    assert_eq!(verdict(&json!({})), Verdict::unchanged());
 }
 
 #[test]

@@ -207,7 +207,7 @@ fn an_allowed_pod_is_answered_with_a_base64_patch() {
 
 #[test]
 fn nothing_to_change_is_answered_without_a_patch() {
-    let answer = answered("u", &Answer::Verdict(&Verdict::untouched()));
+    let answer = answered("u", &Answer::Verdict(&Verdict::unchanged()));
     let expected = json!({
         "uid": "u",
         "allowed": true,

@@ -10,7 +10,6 @@ use http_body_util::BodyExt;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use portmapping_certs::rotation::{Decision, Flaw};
 use portmapping_certs::{Lifetimes, Material, Names, Resolver, issue};
-use portmapping_runtime::conns::Silence;
 use portmapping_runtime::metrics as text;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -22,7 +21,7 @@ use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::{Ending, Limits, listen, serve, tls_config};
+use super::{Ending, IdleTimeouts, Limits, listen, serve, tls_config};
 use crate::metrics::Metrics;
 use crate::routes;
 
@@ -36,7 +35,7 @@ const LONG: Duration = Duration::from_mins(1);
 const SHORT: Duration = Duration::from_millis(30);
 const PATIENT: Limits = Limits {
     handshake: LONG,
-    silence: Silence {
+    timeouts: IdleTimeouts {
         first: LONG,
         idle: LONG,
         busy: LONG,

@@ -19,11 +19,14 @@ async fn a_client_that_never_shakes_hands_is_cut_off() {
 
 #[tokio::test]
 async fn a_client_that_never_ends_its_header_is_cut_off() {
-    let silence = Silence {
+    let timeouts = IdleTimeouts {
         first: SHORT * 10,
-        ..PATIENT.silence
+        ..PATIENT.timeouts
     };
-    let server = start(Limits { silence, ..PATIENT });
+    let server = start(Limits {
+        timeouts,
+        ..PATIENT
+    });
     let mut nothing = server.http1().await;
     let mut half = server.http1().await;
     half.write_all(b"POST /mutate HTTP/1.1\r\nHost:")
@@ -40,11 +43,14 @@ async fn a_client_that_never_ends_its_header_is_cut_off() {
 
 #[tokio::test]
 async fn an_idle_connection_is_kept_as_long_as_it_may_be() {
-    let silence = Silence {
+    let timeouts = IdleTimeouts {
         idle: SHORT * 10,
-        ..PATIENT.silence
+        ..PATIENT.timeouts
     };
-    let server = start(Limits { silence, ..PATIENT });
+    let server = start(Limits {
+        timeouts,
+        ..PATIENT
+    });
     let mut stream = server.http1().await;
     assert!(
         ask(&mut stream, NOT_ASKED)
