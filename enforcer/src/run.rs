@@ -8,8 +8,8 @@ use parking_lot::Mutex;
 use portmapping_dataplane::Dataplane as _;
 use portmapping_enforcer_core::NodeState;
 use portmapping_keeper::wire::KeeperRole;
-use portmapping_runtime::client::Connections;
-use portmapping_runtime::{Readiness, Supervisor, admin, client};
+use portmapping_runtime::client::ApiServer;
+use portmapping_runtime::{Readiness, Supervisor, admin};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
@@ -78,8 +78,10 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
     kernel_ready.ready();
     let state = NodeState::recover(config.core, rand::random(), started.elapsed(), found);
 
-    let client = client::connect(Connections::Kept, CALL_SILENCE)?;
-    let watching = client::connect(Connections::New, WATCH_SILENCE)?;
+    let api = ApiServer::in_cluster()?;
+    let client = api.client(CALL_SILENCE)?;
+    let watching = api.watch_client(WATCH_SILENCE)?;
+    tasks.spawn("cluster CA", api.end_on_new_ca(token.clone()));
     let (pod_sender, pods) = mpsc::channel(POD_QUEUE);
     let (role_sender, role) = watch::channel(KeeperRole::Active);
     let (keeper_lost_sender, keeper_lost) = watch::channel(0);
