@@ -16,10 +16,9 @@ use time::OffsetDateTime;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::issue::Names;
+use crate::material::{self, Names};
 use crate::metrics::{CA, LEAF, Metrics, Operation};
 use crate::resolver::{Resolver, ResolverError};
-use crate::rotation;
 
 /// Time between two looks; the kubelet itself takes up to a minute to bring a new Secret.
 const PERIOD: Duration = Duration::from_secs(2);
@@ -176,7 +175,7 @@ impl Files {
             return Ok(Look::Same);
         }
         let folder = || self.folder.clone();
-        let leaf = rotation::summary(&pair.chain)
+        let leaf = material::summary(&pair.chain)
             .ok_or_else(|| FilesError::NoCertificate { folder: folder() })?;
         let now = (self.clock)();
         if leaf.ends <= now && self.served.as_ref().is_some_and(|it| it.ends > now) {
@@ -210,7 +209,7 @@ impl Files {
         if let Some(end) = pair
             .authority
             .as_deref()
-            .and_then(rotation::end_of_authority)
+            .and_then(material::end_of_authority)
         {
             expiry.get_or_create(&CA).set(end.unix_timestamp());
         }

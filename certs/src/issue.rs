@@ -1,6 +1,5 @@
 //! Certificates from names, lifetimes and the time of day. No clock, no store.
 
-use std::fmt;
 use std::time::Duration;
 
 use rcgen::{
@@ -9,66 +8,13 @@ use rcgen::{
 };
 use time::OffsetDateTime;
 
-use crate::rotation::{self, Decision};
+use crate::material::{Lifetimes, Material, Names, end_of_authority, living_authorities};
+use crate::rotation::Decision;
 
 /// Certificates begin this much before they are made, for API servers whose clock is behind.
 const BACKDATE: Duration = Duration::from_mins(5);
 /// Certificate authorities kept in the bundle beside the current one while they are still valid.
 const OLD_AUTHORITIES: usize = 2;
-
-/// The names a certificate must cover, the first one also as its common name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Names(Vec<String>);
-
-impl Names {
-    /// What the API server calls a service by, and what people in the cluster do.
-    #[must_use]
-    pub fn of_service(service: &str, namespace: &str) -> Self {
-        Self(vec![
-            format!("{service}.{namespace}.svc"),
-            format!("{service}.{namespace}.svc.cluster.local"),
-            format!("{service}.{namespace}"),
-        ])
-    }
-
-    /// The names.
-    pub fn iter(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().map(String::as_str)
-    }
-}
-
-/// How long certificates live.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lifetimes {
-    /// Of the certificate authority.
-    pub ca: Duration,
-    /// Of the serving certificate; never longer than what is left of the authority.
-    pub leaf: Duration,
-}
-
-/// All that the Secret holds, as PEM text; a missing part is empty.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct Material {
-    /// Authorities to trust: the signing one first, then older ones whose leaves may still be
-    /// served somewhere. The caBundle.
-    pub ca_bundle: String,
-    /// Key of the signing authority.
-    pub ca_key: String,
-    /// The serving certificate.
-    pub leaf: String,
-    /// Its key.
-    pub leaf_key: String,
-}
-
-/// Without the keys: this may end up in a log.
-impl fmt::Debug for Material {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Material")
-            .field("ca_bundle", &self.ca_bundle)
-            .field("leaf", &self.leaf)
-            .finish_non_exhaustive()
-    }
-}
 
 /// Why nothing could be issued.
 #[derive(Debug, thiserror::Error)]
@@ -109,7 +55,7 @@ pub fn renew(
         Decision::IssueLeaf(_) => (held.ca_bundle.clone(), held.ca_key.clone()),
         Decision::RollCa(_) => {
             let (cert, key) = issue_authority(lifetimes.ca, now)?;
-            let old = rotation::living_authorities(&held.ca_bundle, now);
+            let old = living_authorities(&held.ca_bundle, now);
             let bundle = std::iter::once(cert).chain(old.into_iter().take(OLD_AUTHORITIES));
             (bundle.collect(), key)
         }
@@ -164,7 +110,7 @@ fn issue_leaf(
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     params.use_authority_key_identifier_extension = true;
     (params.not_before, params.not_after) = validity(lifetime, now)?;
-    if let Some(end) = rotation::end_of_authority(ca_bundle) {
+    if let Some(end) = end_of_authority(ca_bundle) {
         params.not_after = params.not_after.min(end);
     }
     let cert = params.signed_by(&key, &issuer).map_err(failed)?;

@@ -1,4 +1,4 @@
-//! What the keeper counts.
+//! What the manager counts.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -31,7 +31,7 @@ pub(crate) struct Damage {
     pub(crate) what: &'static str,
 }
 
-/// Counters and gauges of the keeper; cheap to clone.
+/// Counters and gauges of the manager; cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
     pub(crate) expiry: Family<Kind, Gauge>,

@@ -5,10 +5,8 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use time::OffsetDateTime;
 use x509_parser::certificate::X509Certificate;
-use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::FromDer;
 
-use crate::issue::{Material, Names};
+use crate::material::{Material, Names, dns_names, parse};
 
 /// What to do about the material.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,60 +63,6 @@ pub fn decide(held: &Material, names: &Names, now: OffsetDateTime) -> Decision {
             Ok(leaf_ends) => Decision::Keep { leaf_ends, ca_ends },
         },
     }
-}
-
-/// The parts of a bundle that look like certificates, one PEM text each.
-pub fn authorities(bundle: &str) -> impl Iterator<Item = &str> {
-    bundle
-        .split_inclusive("-----END CERTIFICATE-----\n")
-        .filter_map(|part| part.get(part.rfind("-----BEGIN CERTIFICATE-----")?..))
-}
-
-/// Every authority of a bundle that has not ended, once each, as PEM texts; what cannot be read is
-/// left out.
-#[must_use]
-pub fn living_authorities(bundle: &str, now: OffsetDateTime) -> Vec<String> {
-    let mut living: Vec<String> = Vec::new();
-    for part in authorities(bundle) {
-        let lives = end_of_authority(part).is_some_and(|end| end > now);
-        if lives && !living.iter().any(|other| other == part) {
-            living.push(part.to_owned());
-        }
-    }
-    living
-}
-
-/// The bundle's first authority, the one that signs.
-#[must_use]
-pub fn signing_authority(bundle: &str) -> Option<CertificateDer<'static>> {
-    CertificateDer::from_pem_slice(bundle.as_bytes()).ok()
-}
-
-/// When the bundle's first authority ends.
-#[must_use]
-pub fn end_of_authority(bundle: &str) -> Option<OffsetDateTime> {
-    let der = signing_authority(bundle)?;
-    Some(parse(&der)?.validity().not_after.to_datetime())
-}
-
-/// What a certificate says of itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Summary {
-    /// Its end.
-    pub ends: OffsetDateTime,
-    /// The names that it covers.
-    pub dns_names: Vec<String>,
-}
-
-/// What the chain's first certificate says of itself; None where there is none.
-#[must_use]
-pub fn summary(chain: &str) -> Option<Summary> {
-    let der = signing_authority(chain)?;
-    let cert = parse(&der)?;
-    Some(Summary {
-        ends: cert.validity().not_after.to_datetime(),
-        dns_names: dns_names(&cert).into_iter().map(str::to_owned).collect(),
-    })
 }
 
 fn check_authority(held: &Material, now: OffsetDateTime) -> Result<OffsetDateTime, Flaw> {
@@ -180,19 +124,6 @@ fn check_age(cert: &X509Certificate<'_>, now: OffsetDateTime) -> Result<OffsetDa
     Ok(end)
 }
 
-fn dns_names<'a>(cert: &'a X509Certificate<'_>) -> Vec<&'a str> {
-    let Ok(Some(extension)) = cert.subject_alternative_name() else {
-        return Vec::new();
-    };
-    let names = extension.value.general_names.iter();
-    names
-        .filter_map(|name| match name {
-            GeneralName::DNSName(name) => Some(*name),
-            _ => None,
-        })
-        .collect()
-}
-
 fn read_all(pem: &str) -> Result<Vec<CertificateDer<'static>>, Flaw> {
     if pem.is_empty() {
         return Err(Flaw::Missing);
@@ -200,12 +131,6 @@ fn read_all(pem: &str) -> Result<Vec<CertificateDer<'static>>, Flaw> {
     CertificateDer::pem_slice_iter(pem.as_bytes())
         .collect::<Result<_, _>>()
         .map_err(|_| Flaw::Unreadable)
-}
-
-fn parse<'a>(der: &'a CertificateDer<'_>) -> Option<X509Certificate<'a>> {
-    X509Certificate::from_der(der)
-        .ok()
-        .map(|(_rest, cert)| cert)
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use portmapping_runtime::{CallError, within};
 use portmapping_shared::contract::WEBHOOK_MANAGER;
 use serde_json::json;
 
-use crate::issue::Material;
+use crate::material::Material;
 
 /// Limit for one call to the API server.
 pub(crate) const CALL_LIMIT: Duration = Duration::from_secs(5);

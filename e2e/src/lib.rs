@@ -13,11 +13,9 @@
 //! ```
 //!
 //! Tests use [`Cluster`]; people use the `e2e` program, which is the same code. This crate knows
-//! nothing of the product's types: it sees the product as its users do. Only [`bench`] calls the
-//! enforcer's library, for a process around each call would be most of what it measures.
+//! nothing of the product's types: it sees the product as its users do.
 
 pub mod artifacts;
-pub mod bench;
 pub mod chaos;
 pub mod cli;
 pub mod cluster;

@@ -47,10 +47,11 @@ impl Step {
 }
 
 /// Like `println!`, but a reader who has left (`| head`) is no reason to panic.
+#[macro_export]
 macro_rules! out {
     ($($text:tt)*) => {{
         use std::io::Write as _;
         let _ = writeln!(std::io::stdout(), $($text)*);
     }};
 }
-pub(crate) use out;
+pub use out;

@@ -12,8 +12,8 @@ use portmapping_runtime::log::LogArgs;
 use portmapping_shared::contract::DEFAULT_MAX_PORTS;
 use portmapping_shared::{PortRange, PortSet};
 
-use crate::dataplane::iptables::Subnet;
-use crate::keeper::{DEFAULT_SOCKET, KeeperArgs};
+use portmapping_dataplane::iptables::Subnet;
+use portmapping_keeper::{DEFAULT_SOCKET, KeeperArgs};
 
 /// Where the enforcer answers health probes and metrics.
 pub const ADMIN_SOCKET: &str = "/run/enforcer/admin.sock";

@@ -5,13 +5,13 @@
 //! come with the pod's status, later.
 //!
 //! ```text
-//! /var/lib/cni/results/* --changes--> watch --names--> file --bytes--> result --readings--> known --SandboxNews-->
+//! /var/lib/cni/results/* --changes--> watch --names--> file --bytes--> result --readings--> known --SandboxUpdate-->
 //! ```
 
-pub mod changes;
+pub mod directory_watch;
 pub mod file;
-pub mod known;
 pub mod result;
+pub mod result_files;
 pub mod watch;
 
 pub use watch::{SANDBOX_QUEUE, watch};

@@ -3,14 +3,15 @@
 
 pub mod args;
 pub mod cni;
-pub mod commands;
-pub mod dataplane;
-pub mod hold;
-pub mod keeper;
+pub mod health;
+pub mod keeper_client;
 pub mod metrics;
 pub mod node_facts;
 pub mod pods;
-pub mod prompt;
 pub mod publish;
 pub mod reconciler;
+pub mod run;
+pub mod scheduling;
+mod startup;
 pub mod state;
+pub mod uninstall;

@@ -1,6 +1,6 @@
 //! The watch on this node's pods: what the API server sends, made into [`PodFacts`].
 
-mod again;
+mod watch_backoff;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -19,7 +19,7 @@ use portmapping_shared::{PodRef, PodSpec, PodUid};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use self::again::Again;
+use self::watch_backoff::Again;
 
 /// Pod events that may wait for the reconciler. A full queue makes the watch wait, nothing is lost.
 pub const POD_QUEUE: usize = 256;

@@ -2,28 +2,25 @@
 //! back. No decision is made here.
 
 mod calls;
-mod duty;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use portmapping_enforcer_core::{Action, NodeState, PortKey, SandboxNews, Status};
+use portmapping_enforcer_core::{Action, NodeState, PortKey, SandboxUpdate, Status};
 use portmapping_shared::{Plan, PodUid};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::dataplane::{Dataplane, Observed, Preparations};
-use crate::hold::Keeper;
-use crate::keeper::wire::Duty;
+use crate::keeper_client::Keeper;
 use crate::metrics::Metrics;
 use crate::pods::PodNews;
 use crate::publish::Publisher;
-
-pub use duty::follow as follow_duty;
+use portmapping_dataplane::{Dataplane, Observed, Preparations};
+use portmapping_keeper::wire::Duty;
 
 /// Results on their way to the API server at once; more wait, none is lost.
 const MAX_PUBLICATIONS: usize = 16;
@@ -72,7 +69,7 @@ pub struct Inputs {
     /// Changes whenever the keeper had to be found again.
     pub keeper_lost: watch::Receiver<u64>,
     /// What the container runtime's results say of sandboxes.
-    pub sandboxes: mpsc::Receiver<SandboxNews>,
+    pub sandboxes: mpsc::Receiver<SandboxUpdate>,
     /// Changes whenever something may have altered our rules: they are read back at once.
     pub damage_hints: watch::Receiver<u64>,
     /// Questions for the state.
@@ -243,13 +240,13 @@ impl Reconciler {
         }
     }
 
-    fn take_sandbox(&mut self, news: SandboxNews) {
+    fn take_sandbox(&mut self, news: SandboxUpdate) {
         let now = self.now();
         tracing::debug!(?news, "of a sandbox");
         match news {
-            SandboxNews::Up(sandbox) => self.state.sandbox_up(now, sandbox),
-            SandboxNews::Down(id) => self.state.sandbox_down(now, &id),
-            SandboxNews::Listed(sandboxes) => self.state.sandboxes_listed(now, sandboxes),
+            SandboxUpdate::Up(sandbox) => self.state.sandbox_up(now, sandbox),
+            SandboxUpdate::Down(id) => self.state.sandbox_down(now, &id),
+            SandboxUpdate::Listed(sandboxes) => self.state.sandboxes_listed(now, sandboxes),
         }
     }
 

@@ -1,10 +1,10 @@
-//! The annotation's value: what a user may ask, and the result byte for byte as galaxy writes it.
+//! The annotation's value: a request or a result, the result byte for byte as galaxy writes it.
 
 use serde::{Deserialize, Serialize};
 
+use crate::ask::{Ask, RequestError};
 use crate::contract::MAX_REQUEST_BYTES;
 use crate::port::Protocol;
-use crate::request::{Ask, AskedPort, Why};
 
 /// Longest result that is read, in bytes.
 const MAX_RESULT_BYTES: usize = 4 * MAX_REQUEST_BYTES;
@@ -55,34 +55,19 @@ pub enum Value {
     /// A published result: this pod's own, or one copied along with a manifest.
     Result,
     /// Neither.
-    Invalid(Why),
+    Invalid(RequestError),
 }
 
 /// Tells a request from a result from nonsense.
-///
-/// A request is read no more laxly than the admission policy matches it, else a pod would pass the
-/// webhook only to be refused by the policy after it.
 #[must_use]
 pub fn classify(value: &str) -> Value {
-    // RE2's \s, which the policy uses: a no-break space is no blank to it
-    let blank = |b| matches!(b, b' ' | b'\t' | b'\n' | b'\r' | b'\x0c');
-    if value.len() <= MAX_REQUEST_BYTES && value.bytes().all(blank) {
-        return Value::Request(Ask::All);
-    }
     // a result is longer than a request; neither is ever as long as what a body may bring
     if value.len() <= MAX_RESULT_BYTES && is_result(value) {
         return Value::Result;
     }
-    if value.len() > MAX_REQUEST_BYTES {
-        return Value::Invalid(Why::TooLong(value.len()));
-    }
-    if value.contains('\\') {
-        return Value::Invalid(Why::Escape);
-    }
-    match serde_json::from_str::<Vec<AskedPort>>(value) {
-        Ok(ports) if ports.is_empty() => Value::Invalid(Why::EmptyList),
-        Ok(ports) => Value::Request(Ask::These(ports)),
-        Err(error) => Value::Invalid(Why::Syntax(error.to_string())),
+    match Ask::parse(value) {
+        Ok(ask) => Value::Request(ask),
+        Err(error) => Value::Invalid(error),
     }
 }
 

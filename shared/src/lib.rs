@@ -5,14 +5,14 @@
 //! Kubernetes client, so that webhook and enforcer judge a pod by the very same code.
 //!
 //! ```text
-//! PodSpec + annotations --request::PortRequest::resolve--> PortRequest --(enforcer)--> PortLease
-//!                                                                          + pod IP --> Mapping
-//!                                                        annotation::encode <-- result entries
+//! annotation --annotation::classify--> Ask + PodSpec --> PortRequest --(enforcer)--> LeasedPort
+//!                                                                           + pod IP --> Mapping
+//!                                                         annotation::encode <-- result entries
 //! ```
 
 pub mod annotation;
+pub mod ask;
 pub mod contract;
-pub mod lease;
 pub mod mapping;
 pub mod plan;
 pub mod pod;
@@ -20,9 +20,9 @@ pub mod port;
 pub mod request;
 
 pub use annotation::ResultEntry;
-pub use lease::{LeasedPort, PortLease};
-pub use mapping::Mapping;
+pub use ask::{InvalidRequest, quoted};
+pub use mapping::{LeasedPort, Mapping};
 pub use plan::Plan;
-pub use pod::{PodRef, PodSpec, PodUid};
+pub use pod::{PodRef, PodSpec, PodUid, null_as_default};
 pub use port::{ContainerPort, HostPort, PortRange, PortSet, Protocol};
-pub use request::{InvalidRequest, PortRequest, RequestedPort};
+pub use request::{PortRequest, RequestedPort};

@@ -181,10 +181,11 @@ impl PodSpec {
     }
 }
 
-/// The API server writes `null` for empty lists here and there; serde's default covers absence only.
-fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+/// Reads `null` as the default, as the API server writes empty lists and maps here and there;
+/// serde's own default covers absence only.
+pub fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
-    D: serde::Deserializer<'de>,
+    D: Deserializer<'de>,
     T: Default + Deserialize<'de>,
 {
     Option::<T>::deserialize(deserializer).map(Option::unwrap_or_default)

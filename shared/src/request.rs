@@ -1,52 +1,16 @@
 //! Which ports a pod asks for: the user's words, resolved against the pod's spec.
 
-mod invalid;
-
-use std::fmt;
 use std::net::IpAddr;
 
-use serde::{Deserialize, Deserializer, Serialize, de};
+use serde::{Deserialize, Serialize};
 
 use crate::annotation::{self, Value};
+use crate::ask::{Ask, AskedPort, InvalidRequest, PortOrName, RequestError};
 use crate::pod::{DeclaredPort, PodSpec, canonical_ip};
-use crate::port::{ContainerPort, HostPort, NoPort, Protocol};
-
-pub use invalid::{InvalidRequest, Why};
+use crate::port::{ContainerPort, HostPort, Protocol};
 
 /// Declared ports that a request is held against; many times more than one pod may ask for.
 const MAX_DECLARED: usize = 4_096;
-
-/// A request before it is held against a spec.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ask {
-    /// Every declared port.
-    All,
-    /// Only these.
-    These(Vec<AskedPort>),
-}
-
-/// One entry of a user's request.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct AskedPort {
-    /// A number, or the name of a declared port.
-    pub container_port: PortOrName,
-    /// None: the declared one, else TCP.
-    #[serde(default, deserialize_with = "present")]
-    pub protocol: Option<Protocol>,
-    /// None: as declared, else all addresses of the node.
-    #[serde(rename = "hostIP", default, deserialize_with = "host_ip")]
-    pub host_ip: Option<IpAddr>,
-}
-
-/// A container port by number or by name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PortOrName {
-    /// Need not be declared.
-    Number(ContainerPort),
-    /// Must be declared.
-    Name(String),
-}
 
 /// One port that a pod asks for, resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,10 +53,10 @@ impl PortRequest {
     pub fn from_mark(mark: &str, spec: &PodSpec, max: usize) -> Result<Self, InvalidRequest> {
         let read = || {
             if mark.len() > crate::contract::MAX_REQUEST_BYTES {
-                return Err(Why::TooLong(mark.len()));
+                return Err(RequestError::TooLong(mark.len()));
             }
-            let ports: Vec<MarkedPort> =
-                serde_json::from_str(mark).map_err(|error| Why::Syntax(error.to_string()))?;
+            let ports: Vec<MarkedPort> = serde_json::from_str(mark)
+                .map_err(|error| RequestError::Syntax(error.to_string()))?;
             Self::from_marked(&ports, spec, max)
         };
         read().map_err(|why| InvalidRequest::new(mark, why))
@@ -100,7 +64,7 @@ impl PortRequest {
 
     /// A mark names single declared ports, which an ask by number does not where two containers
     /// declare the same one for different addresses.
-    fn from_marked(ports: &[MarkedPort], spec: &PodSpec, max: usize) -> Result<Self, Why> {
+    fn from_marked(ports: &[MarkedPort], spec: &PodSpec, max: usize) -> Result<Self, RequestError> {
         let declared: Vec<RequestedPort> = declared_ports(spec).take(MAX_DECLARED).collect();
         let mut marked = Vec::new();
         for port in ports {
@@ -150,7 +114,7 @@ impl PortRequest {
     }
 
     /// Holds an ask against a spec.
-    pub fn from_ask(ask: &Ask, spec: &PodSpec, max: usize) -> Result<Self, Why> {
+    pub fn from_ask(ask: &Ask, spec: &PodSpec, max: usize) -> Result<Self, RequestError> {
         let declared: Vec<RequestedPort> = declared_ports(spec).take(MAX_DECLARED).collect();
         let mut request = Self::default();
         match ask {
@@ -170,7 +134,7 @@ impl PortRequest {
                     let found = match_declared(port, &declared);
                     match (&port.container_port, found.is_empty()) {
                         (PortOrName::Name(name), true) => {
-                            return Err(Why::UnknownName(name.clone()));
+                            return Err(RequestError::UnknownName(name.clone()));
                         }
                         (PortOrName::Number(number), true) => {
                             let protocol = port.protocol.unwrap_or(Protocol::Tcp);
@@ -195,10 +159,10 @@ impl PortRequest {
         request.at_most(max)
     }
 
-    fn at_most(self, max: usize) -> Result<Self, Why> {
+    fn at_most(self, max: usize) -> Result<Self, RequestError> {
         let asked = self.ports.len();
         if asked > max {
-            return Err(Why::TooMany { asked, max });
+            return Err(RequestError::TooMany { asked, max });
         }
         Ok(self)
     }
@@ -211,7 +175,7 @@ impl PortRequest {
             .any(|port| port.static_host_port.is_none())
     }
 
-    fn add(&mut self, port: RequestedPort) -> Result<(), Why> {
+    fn add(&mut self, port: RequestedPort) -> Result<(), RequestError> {
         let twin = self
             .ports
             .iter()
@@ -219,7 +183,7 @@ impl PortRequest {
         match twin {
             None => self.ports.push(port),
             Some(twin) if twin.host_ip == port.host_ip || port.static_host_port.is_some() => {}
-            Some(_) => return Err(Why::TwoHostIps(port.container_port, port.protocol)),
+            Some(_) => return Err(RequestError::TwoHostIps(port.container_port, port.protocol)),
         }
         Ok(())
     }
@@ -230,14 +194,14 @@ fn select(
     slot: &mut Option<RequestedPort>,
     declared: &RequestedPort,
     host_ip: Option<IpAddr>,
-) -> Result<(), Why> {
+) -> Result<(), RequestError> {
     let mut port = declared.clone();
     if port.static_host_port.is_none() {
         port.host_ip = host_ip.or(port.host_ip);
     }
     match slot {
         Some(earlier) if earlier.host_ip != port.host_ip => {
-            Err(Why::TwoHostIps(port.container_port, port.protocol))
+            Err(RequestError::TwoHostIps(port.container_port, port.protocol))
         }
         _ => {
             *slot = Some(port);
@@ -321,58 +285,6 @@ struct MarkedPort {
     host_ip: Option<IpAddr>,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     name: String,
-}
-
-impl<'de> Deserialize<'de> for PortOrName {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl de::Visitor<'_> for Visitor {
-            type Value = PortOrName;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a port number from 1 to 65535 or the name of a declared port")
-            }
-
-            fn visit_i64<E: de::Error>(self, number: i64) -> Result<PortOrName, E> {
-                ContainerPort::try_from(number)
-                    .map(PortOrName::Number)
-                    .map_err(|error: NoPort| E::custom(format!("containerPort {error}")))
-            }
-
-            fn visit_u64<E: de::Error>(self, number: u64) -> Result<PortOrName, E> {
-                self.visit_i64(i64::try_from(number).unwrap_or(i64::MAX))
-            }
-
-            fn visit_str<E: de::Error>(self, name: &str) -> Result<PortOrName, E> {
-                // core/v1 ContainerPort.name is an IANA_SVC_NAME, RFC 6335 section 5.1
-                let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-                if (1..=15).contains(&name.len()) && name.bytes().all(plain) {
-                    Ok(PortOrName::Name(name.to_owned()))
-                } else {
-                    Err(E::custom(format!("containerPort {name:?} is no port name")))
-                }
-            }
-        }
-        deserializer.deserialize_any(Visitor)
-    }
-}
-
-/// A field that may be absent but not null: the admission policy knows no null.
-fn present<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
-where
-    D: Deserializer<'de>,
-    T: Deserialize<'de>,
-{
-    T::deserialize(deserializer).map(Some)
-}
-
-fn host_ip<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<IpAddr>, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    let ip: IpAddr = text
-        .parse()
-        .map_err(|_| de::Error::custom(format!("hostIP {text:?} is no IP address")))?;
-    // the unspecified address means what no hostIP means: all of them
-    Ok(Some(canonical_ip(ip)).filter(|ip| !ip.is_unspecified()))
 }
 
 #[cfg(test)]

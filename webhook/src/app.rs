@@ -7,9 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use portmapping_certs::bundle::WebhookRegistration;
-use portmapping_certs::keeper::{Keeper, Reports};
 use portmapping_certs::secret::SecretStore;
-use portmapping_certs::{Files, Metrics as CertMetrics, Resolver};
+use portmapping_certs::{CertManager, Files, Metrics as CertMetrics, Reports, Resolver};
 use portmapping_runtime::client::Connections;
 use portmapping_runtime::{Readiness, ReadyHandle, Shutdown, admin, client, metrics as registry};
 use tokio::task::JoinSet;
@@ -82,7 +81,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 }
 
 /// What keeps a certificate served until the token is cancelled: files that something else renews,
-/// or a keeper of our own.
+/// or a manager of our own.
 fn certificates(
     config: &Config,
     readiness: &Readiness,
@@ -102,7 +101,7 @@ fn certificates(
         registration: readiness.handle("registration"),
         metrics,
     };
-    let keeper = Keeper::new(
+    let manager = CertManager::new(
         config.certificates.clone(),
         SecretStore::new(client.clone(), &config.namespace, &config.tls_secret),
         WebhookRegistration::new(
@@ -114,7 +113,7 @@ fn certificates(
         resolver,
         reports,
     );
-    Ok(Box::pin(keeper.run(token)))
+    Ok(Box::pin(manager.run(token)))
 }
 
 /// Readiness goes first, so that endpoints move while reviews are still accepted.

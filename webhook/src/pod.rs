@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use portmapping_shared::PodSpec;
 use portmapping_shared::contract::{ANNOTATION, PER_PORT_PREFIX, REQUEST_MARK};
+use portmapping_shared::{PodSpec, null_as_default};
 use serde::de::{self, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
@@ -120,15 +120,6 @@ impl Visitor<'_> for KeyVisitor {
             _ => Key::Foreign,
         })
     }
-}
-
-/// The API server writes `null` for empty maps here and there.
-pub(crate) fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
-where
-    D: Deserializer<'de>,
-    T: Default + Deserialize<'de>,
-{
-    Option::<T>::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
 #[cfg(test)]

@@ -5,10 +5,11 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use portmapping_shared::{null_as_default, quoted};
 use serde::{Deserialize, Serialize};
 
 use crate::mutate::Verdict;
-use crate::pod::{Pod, null_as_default};
+use crate::pod::Pod;
 
 const API_VERSION: &str = "admission.k8s.io/v1";
 const KIND: &str = "AdmissionReview";
@@ -131,11 +132,11 @@ pub fn parse(body: &[u8]) -> Result<Review, Malformed> {
         }
         Err(error) => {
             let skipped = serde_json::from_slice::<Envelope<Skipped>>(body)
-                .map_err(|error| Malformed::Syntax(quoted(&error.to_string())))?;
+                .map_err(|error| Malformed::Syntax(quoted(&error.to_string(), MAX_QUOTED_CHARS)))?;
             let request = check(skipped)?;
             // an object of another kind need not look like a pod
             let subject = if request.creates_pod() {
-                Subject::Unreadable(quoted(&error.to_string()))
+                Subject::Unreadable(quoted(&error.to_string(), MAX_QUOTED_CHARS))
             } else {
                 Subject::Other
             };
@@ -152,7 +153,7 @@ pub fn parse(body: &[u8]) -> Result<Review, Malformed> {
 fn check<O>(envelope: Envelope<O>) -> Result<Request<O>, Malformed> {
     if (envelope.api_version.as_str(), envelope.kind.as_str()) != (API_VERSION, KIND) {
         let told = format!("{:?} of {:?}", envelope.kind, envelope.api_version);
-        return Err(Malformed::Kind(quoted(&told)));
+        return Err(Malformed::Kind(quoted(&told, MAX_QUOTED_CHARS)));
     }
     let request = envelope.request.ok_or(Malformed::NoRequest)?;
     if request.uid.is_empty() || request.uid.len() > MAX_UID_BYTES {
@@ -264,19 +265,6 @@ pub fn encode(uid: &str, answer: &Answer<'_>) -> Result<Vec<u8>, serde_json::Err
         kind: KIND,
         response,
     })
-}
-
-/// At most 200 characters, none of them a control character.
-pub(crate) fn quoted(text: &str) -> String {
-    let mut short: String = text
-        .chars()
-        .take(MAX_QUOTED_CHARS)
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect();
-    if text.chars().nth(MAX_QUOTED_CHARS).is_some() {
-        short.push_str("...");
-    }
-    short
 }
 
 #[cfg(test)]

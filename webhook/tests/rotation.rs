@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use portmapping_certs::bundle::{Entry, Registration, RegistrationError, Seen};
-use portmapping_certs::issue::Material;
-use portmapping_certs::keeper::{Keeper, Reports};
 use portmapping_certs::secret::{Store, StoreError, Stored, Swap};
-use portmapping_certs::{Config, Lifetimes, Metrics as CertMetrics, Names, Resolver};
+use portmapping_certs::{
+    CertManager, Config, Lifetimes, Material, Metrics as CertMetrics, Names, Reports, Resolver,
+};
 use portmapping_runtime::Readiness;
 use portmapping_runtime::conns::Silence;
 use portmapping_runtime::metrics as registry;
@@ -137,8 +137,8 @@ fn replica(cluster: &Cluster, tasks: &mut JoinSet<()>, token: &CancellationToken
     };
     let resolver = Arc::new(Resolver::default());
     let (store, registration) = (cluster.clone(), cluster.clone());
-    let keeper = Keeper::new(config, store, registration, Arc::clone(&resolver), reports);
-    tasks.spawn(keeper.run(token.clone()));
+    let manager = CertManager::new(config, store, registration, Arc::clone(&resolver), reports);
+    tasks.spawn(manager.run(token.clone()));
 
     let listener = server::listen("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = listener.local_addr().unwrap();

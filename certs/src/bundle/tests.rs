@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use super::{Entry, Registration, Seen, WebhookRegistration};
-use crate::scripted::{Call, Script};
 use crate::secret::Swap;
+use crate::tests::{Call, Script};
 
 const PATH: &str =
     "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/portmapping";

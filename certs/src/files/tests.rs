@@ -9,7 +9,8 @@ use rustls::sign::CertifiedKey;
 use tempfile::TempDir;
 
 use super::*;
-use crate::issue::{Lifetimes, Material, renew};
+use crate::issue::renew;
+use crate::material::{Lifetimes, Material};
 use crate::rotation::{Decision, Flaw};
 
 const FILES_FAILED: Operation = Operation { operation: "files" };

@@ -2,8 +2,9 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 
-use super::{IssueError, Lifetimes, Material, Names, renew};
-use crate::rotation::{Decision, Flaw, decide, living_authorities};
+use super::{IssueError, renew};
+use crate::material::{Lifetimes, Material, Names, living_authorities};
+use crate::rotation::{Decision, Flaw, decide};
 
 const LIFETIMES: Lifetimes = Lifetimes {
     ca: Duration::from_hours(87_600),

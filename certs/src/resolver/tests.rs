@@ -4,7 +4,8 @@ use std::time::Duration;
 use time::OffsetDateTime;
 
 use super::{Resolver, ResolverError};
-use crate::issue::{Lifetimes, Material, Names, renew};
+use crate::issue::renew;
+use crate::material::{Lifetimes, Material, Names};
 use crate::rotation::{Decision, Flaw};
 
 fn material() -> Material {

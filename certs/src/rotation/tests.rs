@@ -2,8 +2,9 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 
-use super::{Decision, Flaw, decide, living_authorities, signing_authority};
-use crate::issue::{Lifetimes, Material, Names, renew};
+use super::{Decision, Flaw, decide};
+use crate::issue::renew;
+use crate::material::{Lifetimes, Material, Names, living_authorities, signing_authority};
 
 const YEAR: Duration = Duration::from_hours(8_760);
 const LIFETIMES: Lifetimes = Lifetimes {

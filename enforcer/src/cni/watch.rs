@@ -11,17 +11,17 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::sys::socket::SockaddrStorage;
-use portmapping_enforcer_core::SandboxNews;
+use portmapping_enforcer_core::SandboxUpdate;
 use portmapping_runtime::deadline::chain;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use super::changes::{Change, Changes};
+use super::directory_watch::{Change, Changes};
 use super::file::{self, FileError};
-use super::known::{Known, Reading};
 use super::result;
+use super::result_files::{Known, Reading};
 use crate::metrics::Metrics;
 
 /// News that may wait for the reconciler. While the queue is full nothing is read; should the
@@ -64,7 +64,7 @@ enum WatchError {
 /// is missing or unreadable, pods are mapped by the addresses in their status.
 pub async fn watch(
     dir: PathBuf,
-    news: mpsc::Sender<SandboxNews>,
+    news: mpsc::Sender<SandboxUpdate>,
     metrics: Metrics,
     token: CancellationToken,
 ) {
@@ -84,7 +84,7 @@ pub async fn watch(
 struct Watcher {
     dir: Arc<Path>,
     known: Known,
-    news: mpsc::Sender<SandboxNews>,
+    news: mpsc::Sender<SandboxUpdate>,
     metrics: Metrics,
     /// Told already that there is nothing to follow.
     missed: bool,
@@ -260,7 +260,7 @@ impl Watcher {
         self.tell([news]).await
     }
 
-    async fn tell(&self, all: impl IntoIterator<Item = SandboxNews>) -> Result<(), WatchError> {
+    async fn tell(&self, all: impl IntoIterator<Item = SandboxUpdate>) -> Result<(), WatchError> {
         for news in all {
             // waits while the queue is full
             self.news.send(news).await.map_err(|_| WatchError::Closed)?;

@@ -9,8 +9,8 @@ use portmapping_shared::Plan;
 use rustix::io::Errno;
 
 use super::{Done, KeeperAnswer, Reconciler, Seen};
-use crate::hold::{HoldError, Keeper};
-use crate::keeper::wire::Outcome;
+use crate::keeper_client::{HoldError, Keeper};
+use portmapping_keeper::wire::Outcome;
 
 impl Reconciler {
     pub(super) fn hold(&mut self, keys: Vec<PortKey>) {

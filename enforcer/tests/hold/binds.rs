@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nix::errno::Errno as SystemErrno;
 use nix::unistd::gettid;
-use portmapping_enforcer::keeper::wire::{Errno, Outcome, Port};
+use portmapping_keeper::wire::{Errno, Outcome, Port};
 use portmapping_shared::Protocol::{self, Sctp, Tcp, Udp};
 use socket2::Domain;
 

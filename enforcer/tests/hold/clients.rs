@@ -8,8 +8,8 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use portmapping_enforcer::hold::{HoldError, Keeper, Watch};
-use portmapping_enforcer::keeper::wire::{Duty, MAX_FRAME, Outcome, Reply};
+use portmapping_enforcer::keeper_client::{HoldError, Keeper, Watch};
+use portmapping_keeper::wire::{Duty, MAX_FRAME, Outcome, Reply};
 use portmapping_shared::Protocol::{Tcp, Udp};
 
 use crate::world::{KeeperProcess, Node, SOON, block_on, eventually, in_netns, ports};

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use portmapping_enforcer::hold::{HoldError, Watch};
-use portmapping_enforcer::keeper::wire::{Duty, Errno, Outcome, Port};
+use portmapping_enforcer::keeper_client::{HoldError, Watch};
+use portmapping_keeper::wire::{Duty, Errno, Outcome, Port};
 use portmapping_shared::Protocol::{Sctp, Tcp, Udp};
 
 use crate::world::{

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use nix::sys::resource::{Resource, getrlimit};
-use portmapping_enforcer::keeper::wire::{Errno, Outcome};
+use portmapping_keeper::wire::{Errno, Outcome};
 use portmapping_shared::Protocol::Tcp;
 
 use crate::world::{Node, block_on, eventually, in_netns, ports};

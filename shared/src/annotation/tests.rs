@@ -136,7 +136,10 @@ fn what_is_longer_than_any_result_is_not_even_parsed() {
     let list = |entries: usize| format!("[{}]", vec![entry; entries].join(","));
     assert_eq!(classify(&list(700)), Value::Result);
     let long = list(900);
-    assert_eq!(classify(&long), Value::Invalid(Why::TooLong(long.len())));
+    assert_eq!(
+        classify(&long),
+        Value::Invalid(RequestError::TooLong(long.len()))
+    );
     let deep = format!("{}{}", "[{\"a\":".repeat(5_000), "}]".repeat(5_000));
     assert!(matches!(classify(&deep), Value::Invalid(_)));
 }

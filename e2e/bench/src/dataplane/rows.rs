@@ -1,0 +1,169 @@
+//! What was measured, as rows: ours against the limit, against ourselves, and against the peers.
+
+use portmapping_shared::Protocol::{self, Tcp, Udp};
+
+use super::{COUNTS, Carrier, Case, MOST, Measured, PEERS};
+use crate::ours::Backend;
+use crate::report::{Bar, Report, Row};
+use crate::stats::{median, ratio};
+
+/// All cases with their samples, and the rows so far.
+struct Tables<'a> {
+    all: &'a [Measured],
+    report: Report,
+}
+
+impl Tables<'_> {
+    fn find(
+        &self,
+        carrier: Carrier,
+        mappings: u16,
+        protocol: Protocol,
+        unmapped: bool,
+    ) -> Option<&Measured> {
+        let case = Case {
+            carrier,
+            mappings,
+            protocol,
+            unmapped,
+        };
+        self.all.iter().find(|measured| measured.case == case)
+    }
+
+    /// A row of ours against theirs at the percentile that `of` takes; none where either has not been
+    /// measured.
+    fn compare(
+        &mut self,
+        name: String,
+        ours: Case,
+        theirs: Case,
+        bar: Bar,
+        of: fn(&Measured) -> &[f64],
+    ) {
+        let samples =
+            |Case {
+                 carrier,
+                 mappings,
+                 protocol,
+                 unmapped,
+             }| { self.find(carrier, mappings, protocol, unmapped).map(of) };
+        let (Some(ours), Some(times)) = (samples(ours), samples(theirs)) else {
+            return;
+        };
+        let peer = match theirs.mappings {
+            1 => "1 mapping",
+            _ => theirs.carrier.name(),
+        };
+        let row = Row::new(name, "us", median(ours));
+        let row = row
+            .against(peer, median(times), ratio(ours, times))
+            .bar(bar);
+        self.report.push(row);
+    }
+}
+
+fn p50(measured: &Measured) -> &[f64] {
+    &measured.p50
+}
+
+fn p99(measured: &Measured) -> &[f64] {
+    &measured.p99
+}
+
+pub(super) fn report(all: &[Measured]) -> Report {
+    let report = Report::default();
+    let mut tables = Tables { all, report };
+    for backend in Backend::ALL {
+        rows(backend, &mut tables);
+    }
+    tables.report
+}
+
+fn rows(backend: Backend, tables: &mut Tables<'_>) {
+    let name = backend.name();
+    let case = |carrier, mappings, protocol, unmapped| Case {
+        carrier,
+        mappings,
+        protocol,
+        unmapped,
+    };
+    let ours =
+        |mappings, protocol, unmapped| case(Carrier::Ours(backend), mappings, protocol, unmapped);
+    let plain = |carrier, protocol| case(carrier, 0, protocol, false);
+    let limit = |protocol| plain(Carrier::RoutedAndTracked, protocol);
+    let (last, udp, unmapped) = (
+        ours(MOST, Tcp, false),
+        ours(MOST, Udp, false),
+        ours(MOST, Tcp, true),
+    );
+    let title = format!("{name}: connect p50, last of {MOST}");
+    tables.compare(title.clone(), last, limit(Tcp), backend.bars().connect, p50);
+    let unmapped_title = format!("{name}: connect p50, port not mapped");
+    tables.compare(
+        unmapped_title.clone(),
+        unmapped,
+        limit(Tcp),
+        Bar::AtMostRatio(1.10),
+        p50,
+    );
+    let growth = format!("{name}: connect p50, growth to {MOST}");
+    tables.compare(
+        growth,
+        last,
+        ours(1, Tcp, false),
+        Bar::AtMostRatio(1.05),
+        p50,
+    );
+    let udp_title = format!("{name}: UDP round trip p50, last of {MOST}");
+    tables.compare(
+        udp_title.clone(),
+        udp,
+        limit(Udp),
+        Bar::AtMostRatio(1.15),
+        p50,
+    );
+    let tail = format!("{name}: connect p99, last of {MOST}");
+    tables.compare(tail, last, limit(Tcp), Bar::None, p99);
+    for count in COUNTS.into_iter().filter(|count| *count != MOST) {
+        let title = format!("{name}: connect p50, last of {count}");
+        tables.compare(title, ours(count, Tcp, false), limit(Tcp), Bar::None, p50);
+    }
+    tables.compare(
+        title.clone(),
+        last,
+        plain(Carrier::Routed, Tcp),
+        Bar::None,
+        p50,
+    );
+    tables.compare(
+        udp_title.clone(),
+        udp,
+        plain(Carrier::Routed, Udp),
+        Bar::None,
+        p50,
+    );
+    for peer in PEERS {
+        let most = peer.counts(&COUNTS).into_iter().max().unwrap_or_default();
+        tables.compare(
+            title.clone(),
+            last,
+            case(peer, most, Tcp, false),
+            Bar::None,
+            p50,
+        );
+        tables.compare(
+            unmapped_title.clone(),
+            unmapped,
+            case(peer, most, Tcp, true),
+            Bar::None,
+            p50,
+        );
+        tables.compare(
+            udp_title.clone(),
+            udp,
+            case(peer, most, Udp, false),
+            Bar::None,
+            p50,
+        );
+    }
+}

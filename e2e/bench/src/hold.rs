@@ -1,0 +1,180 @@
+//! `e2e-bench hold`: one process that holds as many host ports as fit into the usual limit of open
+//! files, ours against the way of a CNI daemon in Go (galaxy): a listener per port.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use portmapping_enforcer::keeper_client::Keeper;
+use portmapping_keeper::wire::{Outcome, Port};
+use portmapping_shared::{HostPort, Protocol};
+
+use super::netns::Netns;
+use super::report::{Report, Row};
+use super::stats::{median, ratio};
+use super::{Options, folder};
+use e2e::artifacts::{go, rust};
+
+mod again;
+
+const FIRST: u16 = 20_000;
+/// All that fit into a limit of 20,000 open files beside the sockets of the holder itself.
+const PORTS: u16 = 19_900;
+const ROUNDS: u16 = 5;
+/// Longest time for all ports.
+const LIMIT: Duration = Duration::from_secs(30);
+const PEER: &str = "listeners in Go";
+
+/// Ours and theirs, a value per round.
+#[derive(Debug, Default)]
+struct Samples {
+    /// From the start of the process to the last port, in ms.
+    time: Vec<f64>,
+    /// Resident memory of the process, in MB.
+    resident: Vec<f64>,
+    /// What the kernel's slabs grew by, in MB: of the whole machine, so it holds others' noise.
+    slab: Vec<f64>,
+}
+
+pub(super) fn run(options: &Options) -> Result<Report> {
+    let keeper = rust::release(&["enforcer"])?.join("enforcer");
+    let holder = go::holder()?;
+    let folder = folder("hold")?;
+    let mut samples = [Samples::default(), Samples::default()];
+    options.rounds(ROUNDS).run(2, |_, who| {
+        let netns = Netns::new()?;
+        let slab = slab()?;
+        let start = Instant::now();
+        let holding = if who == 0 {
+            hold_ours(&netns, &keeper, &folder)
+        } else {
+            hold_theirs(&netns, &holder)
+        }?;
+        let samples = &mut samples[who];
+        samples.time.push(start.elapsed().as_secs_f64() * 1e3);
+        samples.resident.push(resident(&holding)?);
+        samples.slab.push(self::slab()? - slab);
+        drop(holding);
+        anyhow::Ok(())
+    })?;
+    let [ours, theirs] = samples;
+    let mut report = Report::default();
+    for (what, unit, ours, theirs) in [
+        ("time from process start", "ms", ours.time, theirs.time),
+        ("resident memory", "MB", ours.resident, theirs.resident),
+        ("kernel memory (slab)", "MB", ours.slab, theirs.slab),
+    ] {
+        report.push(
+            Row::new(
+                format!("hold {PORTS} TCP ports, {what}"),
+                unit,
+                median(&ours),
+            )
+            .against(PEER, median(&theirs), ratio(&ours, &theirs)),
+        );
+    }
+    again::run(options, &keeper, &mut report)?;
+    Ok(report)
+}
+
+/// A process that holds ports, until this is dropped.
+struct Holding(Child);
+
+impl Drop for Holding {
+    fn drop(&mut self) {
+        // Gone already, with its ports, is as good.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn start(command: &mut Command) -> Result<Holding> {
+    let child = command.spawn().context("start a holder")?;
+    Ok(Holding(child))
+}
+
+/// A keeper, and its socket.
+fn keep(netns: &Netns, program: &Path, folder: &Path) -> Result<(Holding, PathBuf)> {
+    let socket = folder.join("keeper.sock");
+    let mut command = netns.command(program);
+    command.arg("keep").arg("--socket").arg(&socket);
+    command.arg("--run-dir").arg(folder.join("run"));
+    command.args(["--range", &format!("{FIRST}-{}", FIRST + PORTS - 1)]);
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    Ok((start(&mut command)?, socket))
+}
+
+fn hold_ours(netns: &Netns, program: &Path, folder: &Path) -> Result<Holding> {
+    let (holding, socket) = keep(netns, program, folder)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start a runtime")?;
+    let ports: Vec<Port> = (FIRST..FIRST + PORTS)
+        .filter_map(HostPort::new)
+        .map(|port| (Protocol::Tcp, port))
+        .collect();
+    let outcomes = runtime.block_on(async {
+        let mut keeper = Keeper::connect(socket, LIMIT).await?;
+        keeper.hold(&ports).await
+    });
+    let outcomes = outcomes.context("ask the keeper to hold")?;
+    let refused = outcomes
+        .iter()
+        .filter(|outcome| !matches!(outcome, Outcome::Held))
+        .count();
+    if refused > 0 || outcomes.len() != ports.len() {
+        bail!("the keeper holds {refused} of {PORTS} ports not");
+    }
+    Ok(holding)
+}
+
+fn hold_theirs(netns: &Netns, program: &Path) -> Result<Holding> {
+    let mut command = netns.command(program);
+    command.args([FIRST.to_string(), PORTS.to_string()]);
+    // It ends when its input does, so the pipe stays open in the child's handle.
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut holding = start(&mut command)?;
+    let stdout = holding
+        .0
+        .stdout
+        .take()
+        .context("the holder has no output")?;
+    let (sender, line) = mpsc::channel();
+    thread::spawn(move || {
+        let mut line = String::new();
+        let read = BufReader::new(stdout).read_line(&mut line);
+        let _ = sender.send(read.map(|_| line));
+    });
+    let line = line.recv_timeout(LIMIT).context("wait for the holder")??;
+    if line.trim() != format!("held {PORTS}") {
+        bail!("the holder in Go says {line:?}");
+    }
+    Ok(holding)
+}
+
+fn resident(holding: &Holding) -> Result<f64> {
+    let path = format!("/proc/{}/status", holding.0.id());
+    kilobytes(&path, "VmRSS:")
+}
+
+fn slab() -> Result<f64> {
+    kilobytes("/proc/meminfo", "Slab:")
+}
+
+/// A field in kB, as MB.
+fn kilobytes(path: &str, field: &str) -> Result<f64> {
+    let text = fs::read_to_string(path).with_context(|| format!("read {path}"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(field));
+    let number = line.and_then(|line| line.split_whitespace().next());
+    let number = number.with_context(|| format!("no {field} in {path}"))?;
+    let number: f64 = number
+        .parse()
+        .with_context(|| format!("{field} in {path} is no number"))?;
+    Ok(number / 1e3)
+}

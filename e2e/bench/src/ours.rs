@@ -1,0 +1,199 @@
+//! Our drivers, on a node of the benchmark.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use portmapping_dataplane::generation::Drift;
+use portmapping_dataplane::iptables::{Flavour, Iptables, Settings};
+use portmapping_dataplane::nftables::Nftables;
+use portmapping_dataplane::{Dataplane, Tools};
+use portmapping_shared::{Mapping, Plan, PortRange};
+
+use super::lab::{FIRST_PORT, LAST_PORT};
+use super::netns::Netns;
+use super::peers::{self, portmap};
+use super::report::Bar;
+
+/// The drivers a node can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Backend {
+    Nftables,
+    IptablesNft,
+    IptablesLegacy,
+}
+
+/// What the drivers must reach, in ms where it is no ratio.
+pub(super) struct Bars {
+    /// A new connection over routing with conntrack.
+    pub(super) connect: Bar,
+    pub(super) add: Bar,
+    pub(super) delete: Bar,
+    pub(super) burst: Bar,
+    pub(super) read_back: Bar,
+    pub(super) restore: Bar,
+}
+
+impl Backend {
+    pub(super) const ALL: [Self; 3] = [Self::Nftables, Self::IptablesNft, Self::IptablesLegacy];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Nftables => "nftables",
+            Self::IptablesNft => "iptables-nft",
+            Self::IptablesLegacy => "iptables-legacy",
+        }
+    }
+
+    /// What `--backend` says where the kind of iptables is found by itself.
+    pub(super) fn flag(self) -> &'static str {
+        match self {
+            Self::Nftables => "nftables",
+            Self::IptablesNft | Self::IptablesLegacy => "iptables",
+        }
+    }
+
+    pub(super) fn bars(self) -> Bars {
+        let iptables = |add, delete, restore| Bars {
+            connect: Bar::AtMostRatio(1.30),
+            add: Bar::AtMost(add),
+            delete: Bar::AtMost(delete),
+            burst: Bar::AtMost(300.0),
+            read_back: Bar::AtMost(300.0),
+            restore,
+        };
+        match self {
+            Self::Nftables => Bars {
+                connect: Bar::AtMostRatio(1.15),
+                add: Bar::AtMost(0.1),
+                delete: Bar::AtMost(0.1),
+                burst: Bar::AtMost(60.0),
+                read_back: Bar::AtMost(30.0),
+                restore: Bar::AtMost(130.0),
+            },
+            Self::IptablesNft => iptables(8.0, 30.0, Bar::AtMost(1_200.0)),
+            Self::IptablesLegacy => iptables(150.0, 150.0, Bar::None),
+        }
+    }
+
+    /// The plugins that work through the same part of the kernel.
+    pub(super) fn rivals(self) -> &'static [portmap::Kind] {
+        match self {
+            Self::Nftables => &[portmap::Kind::NewestNftables],
+            Self::IptablesNft => &[
+                portmap::Kind::Debian(peers::Iptables::Nft),
+                portmap::Kind::NewestIptables,
+            ],
+            Self::IptablesLegacy => &[portmap::Kind::Debian(peers::Iptables::Legacy)],
+        }
+    }
+
+    /// A script that removes every rule on a node, ours and others'.
+    pub(super) fn flush(self) -> &'static str {
+        match self {
+            Self::Nftables | Self::IptablesNft => "nft flush ruleset",
+            Self::IptablesLegacy => {
+                "iptables-legacy -t nat -F; iptables-legacy -t nat -X
+                 iptables-legacy -t filter -F; iptables-legacy -t filter -X"
+            }
+        }
+    }
+
+    pub(super) fn open(self, node: &Netns) -> Result<Ours> {
+        let range: PortRange = format!("{FIRST_PORT}-{LAST_PORT}")
+            .parse()
+            .context("the range of host ports")?;
+        let settings = Settings::new(range);
+        let driver = node.run(|| {
+            let iptables = |flavour| Iptables::open(flavour, settings.clone(), Tools::default());
+            let driver: Box<dyn Dataplane> = match self {
+                Self::Nftables => {
+                    Box::new(Nftables::open(&settings).context("open the nftables driver")?)
+                }
+                Self::IptablesNft => {
+                    Box::new(iptables(Flavour::Nft).context("open the iptables driver")?)
+                }
+                Self::IptablesLegacy => {
+                    Box::new(iptables(Flavour::Legacy).context("open the iptables driver")?)
+                }
+            };
+            Ok(driver)
+        })?;
+        Ok(Ours(driver))
+    }
+}
+
+/// A driver. Times are in ms and those of the driver alone.
+pub(super) struct Ours(Box<dyn Dataplane>);
+
+impl Ours {
+    pub(super) fn create(&mut self, node: &Netns, mappings: &[Mapping]) -> Result<f64> {
+        let to_create = mappings.to_vec();
+        self.apply(
+            node,
+            &Plan {
+                to_create,
+                ..Plan::default()
+            },
+        )
+    }
+
+    pub(super) fn remove(&mut self, node: &Netns, mappings: &[Mapping]) -> Result<f64> {
+        let to_remove = mappings.to_vec();
+        self.apply(
+            node,
+            &Plan {
+                to_remove,
+                ..Plan::default()
+            },
+        )
+    }
+
+    pub(super) fn drift(&self) -> Drift {
+        self.0.drift()
+    }
+
+    fn apply(&mut self, node: &Netns, plan: &Plan) -> Result<f64> {
+        node.run(|| {
+            let start = Instant::now();
+            self.0.apply(plan).context("change mappings")?;
+            Ok(ms(start))
+        })
+    }
+
+    /// Reads everything back and compares it.
+    pub(super) fn verify(&mut self, node: &Netns, desired: &BTreeSet<Mapping>) -> Result<f64> {
+        node.run(|| {
+            let start = Instant::now();
+            let observed = self.0.observe().context("read mappings back")?;
+            let same = observed.intact && observed.mappings == *desired;
+            let time = ms(start);
+            if !same {
+                bail!(
+                    "{}: {} mappings in the kernel (frame whole: {}), not the {} wanted",
+                    self.0.name(),
+                    observed.mappings.len(),
+                    observed.intact,
+                    desired.len()
+                );
+            }
+            Ok(time)
+        })
+    }
+
+    /// What the enforcer does about a change by somebody else: read back, compare, repair.
+    pub(super) fn restore(&mut self, node: &Netns, desired: &BTreeSet<Mapping>) -> Result<f64> {
+        node.run(|| {
+            let start = Instant::now();
+            let observed = self.0.observe().context("read mappings back")?;
+            let plan = Plan::new(desired, &observed.mappings);
+            self.0.apply(&plan).context("repair mappings")?;
+            Ok(ms(start))
+        })
+    }
+}
+
+/// Milliseconds since then.
+pub(super) fn ms(start: Instant) -> f64 {
+    start.elapsed().as_secs_f64() * 1e3
+}

@@ -1,0 +1,54 @@
+//! Who else maps ports: their rules in bulk, exactly as they make them, and their programs.
+
+pub(super) mod kube_proxy;
+pub(super) mod portmap;
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use super::netns::Netns;
+
+/// Which of the two kinds of iptables a program is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Iptables {
+    Nft,
+    Legacy,
+}
+
+impl Iptables {
+    pub(super) fn suffix(self) -> &'static str {
+        match self {
+            Self::Nft => "nft",
+            Self::Legacy => "legacy",
+        }
+    }
+}
+
+/// Rules as text, and what reads it.
+#[derive(Clone, Debug)]
+pub(super) enum Rules {
+    Iptables(Iptables, String),
+    Nftables(String),
+}
+
+impl Rules {
+    /// Loads them into a node that has none. Beside others (`--noflush`) iptables-nft would take
+    /// minutes for 20,000: it searches all chains for each.
+    pub(super) fn load(&self, netns: &Netns) -> Result<()> {
+        let (mut command, text) = match self {
+            Self::Iptables(kind, text) => {
+                let program = format!("iptables-{}-restore", kind.suffix());
+                let mut command = e2e::process::command(program);
+                command.args(["--wait", "60"]);
+                (command, text)
+            }
+            Self::Nftables(text) => {
+                let mut command: Command = e2e::process::command("nft");
+                command.args(["-f", "-"]);
+                (command, text)
+            }
+        };
+        netns.feed(&mut command, text.as_bytes()).map(drop)
+    }
+}

@@ -1,0 +1,295 @@
+//! CNI's portmap plugin: Debian's build and the one of the newest Go module, as a container runtime
+//! runs them. 20,000 mappings made by the plugin itself would take hours, so its rules are also
+//! written in bulk; [`verify`] holds them against what the plugin makes.
+
+use std::fmt::Write as _;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs};
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+use sha2::{Digest, Sha512};
+
+use super::{Iptables, Rules};
+use crate::lab::{CONTAINER_PORT, pod, ports};
+use crate::netns::Netns;
+use e2e::artifacts::go;
+use e2e::process;
+
+const NETWORK: &str = "podnet";
+
+/// A build of the plugin with what it works through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Debian(Iptables),
+    NewestIptables,
+    NewestNftables,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Self; 4] = [
+        Self::Debian(Iptables::Nft),
+        Self::Debian(Iptables::Legacy),
+        Self::NewestIptables,
+        Self::NewestNftables,
+    ];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Debian(Iptables::Nft) => "portmap (Debian), iptables-nft",
+            Self::Debian(Iptables::Legacy) => "portmap (Debian), iptables-legacy",
+            Self::NewestIptables => "portmap (newest), iptables-nft",
+            Self::NewestNftables => "portmap (newest), nftables",
+        }
+    }
+
+    fn iptables(self) -> Iptables {
+        match self {
+            Self::Debian(kind) => kind,
+            Self::NewestIptables | Self::NewestNftables => Iptables::Nft,
+        }
+    }
+
+    /// The rules of these mappings, in the order in which the plugin would have made them.
+    pub(crate) fn rules(self, protocol: &str, host_ports: &[u16]) -> Rules {
+        match self {
+            Self::NewestNftables => Rules::Nftables(nftables(protocol, host_ports)),
+            _ => Rules::Iptables(self.iptables(), iptables(protocol, host_ports)),
+        }
+    }
+
+    /// How its rules read back, for a comparison.
+    fn dump(self, netns: &Netns) -> Result<String> {
+        let text = match self {
+            Self::NewestNftables => netns.sh("nft list ruleset")?,
+            _ => netns.sh(&format!(
+                "iptables-{}-save -t nat",
+                self.iptables().suffix()
+            ))?,
+        };
+        let mut lines: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        if self != Self::NewestNftables {
+            // chains stand in the order of their making, and that says nothing; rules of one do
+            lines.sort_by_key(|line| line.split(' ').take(2).collect::<Vec<_>>());
+        }
+        Ok(lines.join("\n"))
+    }
+}
+
+/// The plugins, and where they find the iptables they are to use.
+#[derive(Debug)]
+pub(crate) struct Plugins {
+    newest: PathBuf,
+    debian: PathBuf,
+    folder: PathBuf,
+}
+
+impl Plugins {
+    /// `folder` takes the links that decide which iptables a plugin finds.
+    pub(crate) fn find(folder: &Path) -> Result<Self> {
+        for kind in [Iptables::Nft, Iptables::Legacy] {
+            let folder = folder.join(kind.suffix());
+            fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+            for family in ["iptables", "ip6tables"] {
+                for rest in ["", "-save", "-restore"] {
+                    let program = find(&format!("{family}-{}{rest}", kind.suffix()))?;
+                    let link = folder.join(format!("{family}{rest}"));
+                    symlink(&program, &link).with_context(|| format!("link {}", link.display()))?;
+                }
+            }
+        }
+        Ok(Self {
+            newest: go::node_tools()?.join("portmap"),
+            debian: PathBuf::from("/usr/lib/cni/portmap"),
+            folder: folder.to_owned(),
+        })
+    }
+
+    /// Runs the plugin on a node for a pod with that host port, as ADD or DEL.
+    pub(crate) fn run(
+        &self,
+        kind: Kind,
+        operation: &str,
+        node: &Netns,
+        pods: &Netns,
+        pod_ports: &[u16],
+    ) -> Result<()> {
+        let (mut command, input) = self.command(kind, operation, pods, pod_ports)?;
+        node.feed(&mut command, &input).map(drop)
+    }
+
+    /// The plugin's process and its standard input: one pod with all these host ports, at the
+    /// address of the first of them.
+    pub(crate) fn command(
+        &self,
+        kind: Kind,
+        operation: &str,
+        pods: &Netns,
+        pod_ports: &[u16],
+    ) -> Result<(Command, Vec<u8>)> {
+        let first = *pod_ports.first().context("a pod without host ports")?;
+        let (program, version, backend) = match kind {
+            Kind::Debian(_) => (&self.debian, "0.4.0", None),
+            Kind::NewestIptables => (&self.newest, "1.0.0", Some("iptables")),
+            Kind::NewestNftables => (&self.newest, "1.0.0", Some("nftables")),
+        };
+        let mut command = process::command(program);
+        let own = self.folder.join(kind.iptables().suffix());
+        let path =
+            env::join_paths(std::iter::once(own).chain(env::split_paths(&process::search_path())))
+                .context("a folder with a colon in its name")?;
+        let netns = pods.path();
+        command
+            .env("PATH", path)
+            .env("CNI_COMMAND", operation)
+            .env("CNI_CONTAINERID", container(first))
+            .env("CNI_NETNS", &netns)
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_PATH", "/usr/lib/cni");
+        let mut address = json!({"address": format!("{}/24", pod(first)), "interface": 0});
+        if version == "0.4.0" {
+            address["version"] = json!("4");
+        }
+        let mappings: Vec<_> = pod_ports
+            .iter()
+            .map(|port| json!({"hostPort": port, "containerPort": CONTAINER_PORT, "protocol": "tcp"}))
+            .collect();
+        let mut config = json!({
+            "cniVersion": version, "name": NETWORK, "type": "portmap",
+            "capabilities": {"portMappings": true},
+            "runtimeConfig": {"portMappings": mappings},
+            "prevResult": {
+                "cniVersion": version,
+                "interfaces": [{"name": "eth0", "sandbox": netns}],
+                "ips": [address],
+                "routes": [],
+            },
+        });
+        if let Some(backend) = backend {
+            config["backend"] = json!(backend);
+        }
+        let input = serde_json::to_vec(&config).context("encode the plugin's configuration")?;
+        Ok((command, input))
+    }
+}
+
+fn find(program: &str) -> Result<PathBuf> {
+    env::split_paths(&process::search_path())
+        .map(|folder| folder.join(program))
+        .find(|path| path.is_file())
+        .with_context(|| format!("{program} is not on the PATH"))
+}
+
+/// Fails unless the plugin makes the very rules that are written in bulk.
+pub(crate) fn verify(plugins: &Plugins) -> Result<()> {
+    let three = ports(3);
+    for kind in Kind::ALL {
+        let (real, bulk, pods) = (Netns::new()?, Netns::new()?, Netns::new()?);
+        for port in &three {
+            plugins.run(kind, "ADD", &real, &pods, &[*port])?;
+        }
+        kind.rules("tcp", &three).load(&bulk)?;
+        let (real, bulk) = (kind.dump(&real)?, kind.dump(&bulk)?);
+        if real != bulk || !real.contains(&pod(three[0]).to_string()) {
+            bail!(
+                "{} makes other rules than this benchmark loads for it. The plugin:\n{real}\nThe benchmark:\n{bulk}",
+                kind.name()
+            );
+        }
+    }
+    Ok(())
+}
+
+fn container(host_port: u16) -> String {
+    format!("bench-{host_port:05}")
+}
+
+/// The chain of a container: as much of the hash as fits into a chain's name.
+fn chain(host_port: u16) -> String {
+    let mut text = "CNI-DN-".to_owned();
+    let hash = Sha512::digest(format!("{NETWORK}{}", container(host_port)));
+    for byte in &hash[..11] {
+        let _ = write!(text, "{byte:02x}");
+    }
+    text.truncate(28);
+    text
+}
+
+fn iptables(protocol: &str, host_ports: &[u16]) -> String {
+    let mut chains = String::new();
+    let mut entries = String::new();
+    let mut rules = String::new();
+    for port in host_ports {
+        let (chain, ip, id) = (chain(*port), pod(*port), container(*port));
+        let [a, b, c, _] = ip.octets();
+        let of_port = format!("-p {protocol} -m {protocol} --dport {port}");
+        let _ = writeln!(chains, ":{chain} - [0:0]");
+        let _ = writeln!(
+            entries,
+            "-A CNI-HOSTPORT-DNAT -p {protocol} -m comment --comment \"dnat name: \\\"{NETWORK}\\\" id: \\\"{id}\\\"\" -m multiport --dports {port} -j {chain}"
+        );
+        let _ = writeln!(
+            rules,
+            "-A {chain} -s {a}.{b}.{c}.0/24 {of_port} -j CNI-HOSTPORT-SETMARK\n\
+             -A {chain} -s 127.0.0.1/32 {of_port} -j CNI-HOSTPORT-SETMARK\n\
+             -A {chain} {of_port} -j DNAT --to-destination {ip}:{CONTAINER_PORT}"
+        );
+    }
+    format!(
+        "*nat\n\
+         :CNI-HOSTPORT-DNAT - [0:0]\n\
+         :CNI-HOSTPORT-MASQ - [0:0]\n\
+         :CNI-HOSTPORT-SETMARK - [0:0]\n\
+         {chains}\
+         -A PREROUTING -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT\n\
+         -A OUTPUT -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT\n\
+         -A POSTROUTING -m comment --comment \"CNI portfwd requiring masquerade\" -j CNI-HOSTPORT-MASQ\n\
+         -A CNI-HOSTPORT-MASQ -m mark --mark 0x2000/0x2000 -j MASQUERADE\n\
+         -A CNI-HOSTPORT-SETMARK -m comment --comment \"CNI portfwd masquerade mark\" -j MARK --set-xmark 0x2000/0x2000\n\
+         {entries}{rules}COMMIT\n"
+    )
+}
+
+fn nftables(protocol: &str, host_ports: &[u16]) -> String {
+    let mut translating = String::new();
+    let mut masquerading = String::new();
+    for port in host_ports {
+        let (ip, id) = (pod(*port), container(*port));
+        let _ = writeln!(
+            translating,
+            "{protocol} dport {port} dnat to {ip}:{CONTAINER_PORT} comment \"{id}\""
+        );
+        let _ = writeln!(
+            masquerading,
+            "ip saddr {ip} ip daddr {ip} masquerade comment \"{id}\"\n\
+             ip saddr 127.0.0.1 ip daddr {ip} masquerade comment \"{id}\""
+        );
+    }
+    format!(
+        "table ip cni_hostport {{
+comment \"CNI portmap plugin\"
+chain hostports {{
+{translating}}}
+chain hostip_hostports {{
+}}
+chain hostports_all {{
+jump hostip_hostports
+jump hostports
+}}
+chain prerouting {{
+type nat hook prerouting priority dstnat
+fib daddr type local jump hostports_all
+}}
+chain output {{
+type nat hook output priority -100
+fib daddr type local jump hostports_all
+}}
+chain masquerading {{
+type nat hook postrouting priority srcnat
+{masquerading}}}
+}}
+"
+    )
+}

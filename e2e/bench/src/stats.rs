@@ -1,0 +1,84 @@
+//! Order in the numbers: percentiles, and rounds in which everybody takes a turn in random order.
+
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+
+/// The middle of the values (the mean of the two in the middle); not a number without values.
+#[must_use]
+pub(crate) fn median(values: &[f64]) -> f64 {
+    let sorted = sorted(values);
+    let middle = sorted.len() / 2;
+    match (sorted.get(middle), sorted.len().is_multiple_of(2)) {
+        (Some(upper), true) => f64::midpoint(sorted[middle - 1], *upper),
+        (Some(value), false) => *value,
+        (None, _) => f64::NAN,
+    }
+}
+
+/// The smallest value that `percent` of all do not exceed (nearest rank); not a number without
+/// values.
+#[must_use]
+pub(crate) fn percentile(values: &[f64], percent: usize) -> f64 {
+    let sorted = sorted(values);
+    let rank = (sorted.len() * percent).div_ceil(100).max(1);
+    sorted
+        .get(rank - 1)
+        .or(sorted.last())
+        .copied()
+        .unwrap_or(f64::NAN)
+}
+
+/// The median of ours over theirs within each round: what the machine did to one round it did to
+/// both.
+#[must_use]
+pub(crate) fn ratio(ours: &[f64], theirs: &[f64]) -> f64 {
+    let ratios: Vec<_> = ours
+        .iter()
+        .zip(theirs)
+        .map(|(ours, theirs)| ours / theirs)
+        .collect();
+    median(&ratios)
+}
+
+fn sorted(values: &[f64]) -> Vec<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted
+}
+
+/// Who goes when: a new order in each round, the same for the same seed.
+#[derive(Debug)]
+pub(crate) struct Rounds {
+    rng: StdRng,
+    count: usize,
+}
+
+impl Rounds {
+    /// `count` rounds in the orders that follow from `seed`.
+    #[must_use]
+    pub(crate) fn new(count: usize, seed: u64) -> Self {
+        let rng = StdRng::seed_from_u64(seed);
+        Self { rng, count }
+    }
+
+    /// Calls `turn` once per round and participant with both their numbers, in shuffled order;
+    /// stops at the first error.
+    pub(crate) fn run<E>(
+        &mut self,
+        participants: usize,
+        mut turn: impl FnMut(usize, usize) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut order: Vec<_> = (0..participants).collect();
+        for round in 0..self.count {
+            order.shuffle(&mut self.rng);
+            for participant in &order {
+                turn(round, *participant)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

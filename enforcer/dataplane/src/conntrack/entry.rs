@@ -1,0 +1,177 @@
+//! Entries of the kernel's connection tracking as they come over netlink
+//! (`linux/netfilter/nfnetlink_conntrack.h`), and the messages that ask for and delete them.
+
+use std::net::IpAddr;
+
+use portmapping_shared::Protocol;
+
+use crate::iptables::Family;
+use crate::netlink::{Attributes, Encoder, Header, Message};
+
+/// `IPCTNL_MSG_CT_GET` and `IPCTNL_MSG_CT_DELETE` of `NFNL_SUBSYS_CTNETLINK`.
+const GET: u16 = 0x0101;
+const DELETE: u16 = 0x0102;
+/// `CTA_*`.
+const TUPLE_ORIG: u16 = 1;
+const TUPLE_REPLY: u16 = 2;
+const ID: u16 = 12;
+const ZONE: u16 = 18;
+const FILTER: u16 = 25;
+/// `CTA_TUPLE_*`.
+const IP: u16 = 1;
+const PROTO: u16 = 2;
+/// `CTA_IP_*`: source and destination of IPv4, then of IPv6.
+const ADDRESSES: [(u16, u16); 2] = [(1, 2), (3, 4)];
+/// `CTA_PROTO_*`.
+const NUMBER: u16 = 1;
+const SOURCE_PORT: u16 = 2;
+const DESTINATION_PORT: u16 = 3;
+/// `CTA_FILTER_*`, each a set of `CTA_FILTER_F_*` bits: what of that tuple must match.
+const ORIG_FLAGS: u16 = 1;
+const REPLY_FLAGS: u16 = 2;
+const MATCH_NUMBER: u32 = 8;
+const MATCH_DESTINATION_PORT: u32 = 32;
+/// Says of an attribute's kind that it holds attributes.
+const NESTED: u16 = 0x8000;
+
+/// Where a flow was sent, who answers it, and what names it to the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) dst: IpAddr,
+    pub(super) port: u16,
+    pub(super) answered_by: IpAddr,
+    pub(super) answering_port: u16,
+    name: Name,
+}
+
+/// What the kernel finds an entry by, as it came: the tuple, the zone, the id.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Name(Vec<(u16, Vec<u8>)>);
+
+/// Asks for the entries of a protocol, of one port if there is just one.
+///
+/// Kernels before 5.8 ignore the filter and send everything, so what comes is to be looked at.
+pub(super) fn list(
+    family: Family,
+    protocol: Protocol,
+    port: Option<u16>,
+) -> (Header, impl FnOnce(&mut Encoder)) {
+    let body = move |encoder: &mut Encoder| {
+        encoder.nest(TUPLE_ORIG, |tuple| {
+            tuple.nest(PROTO, |proto| {
+                proto.bytes(NUMBER, &[number(protocol)]);
+                if let Some(port) = port {
+                    proto.bytes(DESTINATION_PORT, &port.to_be_bytes());
+                }
+            });
+        });
+        let port = port.map_or(0, |_| MATCH_DESTINATION_PORT);
+        encoder.nest(FILTER, |filter| {
+            filter.bytes(ORIG_FLAGS, &(MATCH_NUMBER | port).to_ne_bytes());
+            filter.bytes(REPLY_FLAGS, &0_u32.to_ne_bytes());
+        });
+    };
+    (header(GET, family), body)
+}
+
+impl Entry {
+    /// Reads one message of a dump; None where it is no entry of that protocol.
+    pub(super) fn read(message: &Message<'_>, protocol: Protocol) -> Option<Self> {
+        let attributes = message.attributes();
+        let (mut sent, mut answered) = (None, None);
+        let mut name = Name::default();
+        for attribute in attributes {
+            match attribute.kind {
+                TUPLE_ORIG => sent = Tuple::read(attribute.attributes(), protocol),
+                TUPLE_REPLY => answered = Tuple::read(attribute.attributes(), protocol),
+                ID | ZONE => {}
+                _ => continue,
+            }
+            let nested = if attribute.nested { NESTED } else { 0 };
+            // the answers' tuple would do as a name as well, but one is enough
+            if attribute.kind != TUPLE_REPLY {
+                let value = attribute.value.to_vec();
+                name.0.push((attribute.kind | nested, value));
+            }
+        }
+        let (sent, answered) = (sent?, answered?);
+        Some(Self {
+            dst: sent.destination,
+            port: sent.destination_port,
+            answered_by: answered.source,
+            answering_port: answered.source_port,
+            name,
+        })
+    }
+
+    /// Asks for this entry to be deleted, and no other.
+    pub(super) fn delete(&self, family: Family) -> (Header, impl FnOnce(&mut Encoder)) {
+        let body = |encoder: &mut Encoder| {
+            for (kind, value) in &self.name.0 {
+                encoder.bytes(*kind, value);
+            }
+        };
+        (header(DELETE, family), body)
+    }
+}
+
+struct Tuple {
+    source: IpAddr,
+    destination: IpAddr,
+    source_port: u16,
+    destination_port: u16,
+}
+
+impl Tuple {
+    fn read(attributes: Attributes<'_>, protocol: Protocol) -> Option<Self> {
+        let ip = attributes.clone().find(IP)?.attributes();
+        let proto = attributes.find(PROTO)?.attributes();
+        if proto.clone().find(NUMBER)?.value != [number(protocol)] {
+            return None;
+        }
+        let address = |kind| address(ip.clone().find(kind)?.value);
+        let port = |kind| {
+            let value = proto.clone().find(kind)?.value;
+            Some(u16::from_be_bytes(value.try_into().ok()?))
+        };
+        let addresses = ADDRESSES
+            .into_iter()
+            .find_map(|(source, destination)| Some((address(source)?, address(destination)?)));
+        let (source, destination) = addresses?;
+        Some(Self {
+            source,
+            destination,
+            source_port: port(SOURCE_PORT)?,
+            destination_port: port(DESTINATION_PORT)?,
+        })
+    }
+}
+
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    let v4 = || Some(IpAddr::from(<[u8; 4]>::try_from(bytes).ok()?));
+    let v6 = || Some(IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?));
+    v4().or_else(v6)
+}
+
+fn header(kind: u16, family: Family) -> Header {
+    Header {
+        kind,
+        family: match family {
+            Family::V4 => 2,
+            Family::V6 => 10,
+        },
+        ..Header::default()
+    }
+}
+
+/// Assigned by IANA.
+fn number(protocol: Protocol) -> u8 {
+    match protocol {
+        Protocol::Tcp => 6,
+        Protocol::Udp => 17,
+        Protocol::Sctp => 132,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,120 @@
+//! Reads what iptables-save prints, in one pass: our chains, and the rules that lead into them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use portmapping_shared::contract::CHAIN_PREFIX;
+use portmapping_shared::{HostPort, Protocol};
+
+use super::rule::{Rule, is_our_chain};
+
+/// Our part of table nat, borrowed from the text.
+#[derive(Debug, Default)]
+pub(super) struct Saved<'a> {
+    /// Our chains and their rules, in order.
+    pub(super) chains: BTreeMap<&'a str, Vec<&'a str>>,
+    /// Rules in other people's chains that lead into ours.
+    pub(super) references: Vec<Reference<'a>>,
+}
+
+/// A rule of somebody else's (or a built-in) chain with one of our chains as its target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Reference<'a> {
+    /// The chain it stands in.
+    pub(super) chain: &'a str,
+    /// The rule, without its chain.
+    pub(super) rule: &'a str,
+    /// Its place in the chain; 0 is the first.
+    pub(super) position: usize,
+}
+
+impl<'a> Saved<'a> {
+    /// Lines that make no sense are somebody else's.
+    pub(super) fn parse(text: &'a str) -> Self {
+        let mut saved = Self::default();
+        let mut in_nat = false;
+        let mut current = Run::default();
+        for line in text.lines() {
+            if let Some(table) = line.strip_prefix('*') {
+                in_nat = table.trim_end() == "nat";
+            } else if !in_nat {
+            } else if let Some(declaration) = line.strip_prefix(':') {
+                let chain = declaration.split_whitespace().next().unwrap_or_default();
+                if is_our_chain(chain) {
+                    saved.chains.entry(chain).or_default();
+                }
+            } else if let Some(appended) = line.strip_prefix("-A ") {
+                let (chain, rule) = appended.split_once(' ').unwrap_or((appended, ""));
+                if current.chain != chain {
+                    saved.take(std::mem::replace(&mut current, Run::of(chain)));
+                }
+                current.rules.push(rule.trim_end());
+            }
+        }
+        saved.take(current);
+        saved
+    }
+
+    /// Whether anything of ours is there.
+    pub(super) fn is_empty(&self) -> bool {
+        self.chains.is_empty() && self.references.is_empty()
+    }
+
+    fn take(&mut self, mut run: Run<'a>) {
+        let Run { chain, .. } = run;
+        if is_our_chain(chain) {
+            let rules = self.chains.entry(chain).or_default();
+            rules.append(&mut run.rules);
+            return;
+        }
+        let leads_to_us = |rule: &str| {
+            rule.contains(CHAIN_PREFIX)
+                && Rule::parse(rule).is_some_and(|rule| rule.target().is_some_and(is_our_chain))
+        };
+        let rules = run.rules.into_iter().enumerate();
+        let ours = rules.filter(|(_, rule)| leads_to_us(rule));
+        self.references
+            .extend(ours.map(|(position, rule)| Reference {
+                chain,
+                rule,
+                position,
+            }));
+    }
+}
+
+/// Rules of one chain in a row; all of them, for they come sorted by chain.
+#[derive(Debug, Default)]
+struct Run<'a> {
+    chain: &'a str,
+    rules: Vec<&'a str>,
+}
+
+impl<'a> Run<'a> {
+    fn of(chain: &'a str) -> Self {
+        Self {
+            chain,
+            rules: Vec::new(),
+        }
+    }
+}
+
+/// The host ports of everything in our chains that leads to a pod, whatever else is wrong with it.
+pub(crate) fn ports_in(text: &str) -> BTreeSet<(Protocol, HostPort)> {
+    let saved = Saved::parse(text);
+    let rules = saved.chains.values().flatten();
+    rules.filter_map(|rule| port_of(rule)).collect()
+}
+
+fn port_of(rule: &str) -> Option<(Protocol, HostPort)> {
+    let after = |option| {
+        let mut words = rule.split_whitespace();
+        words.find(|word| *word == option).and(words.next())
+    };
+    after("--to-destination")?;
+    let protocol = after("-p")?;
+    let mut protocols = Protocol::ALL.into_iter();
+    let protocol = protocols.find(|known| known.as_kernel_str() == protocol)?;
+    Some((protocol, HostPort::new(after("--dport")?.parse().ok()?)?))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,163 @@
+//! A plan as one transaction, and what is known once it is done.
+
+use std::collections::BTreeSet;
+
+use portmapping_shared::{Mapping, Plan};
+
+use crate::DataplaneError;
+use crate::netlink::{Batch, Encoder, flags};
+
+use super::element::{Foreign, Slot, write_mapping};
+use super::frame::{Frame, NAME, OURS, TABLE, header, message};
+use super::sets::SetId;
+use super::table::{Content, FrameState};
+
+/// One transaction, and how it changes what is known. Its size is that of the plan, but where the
+/// whole table is made anew.
+#[derive(Debug)]
+pub(super) struct Change {
+    pub(super) batch: Batch,
+    removed: BTreeSet<Slot>,
+    created: Vec<Mapping>,
+}
+
+impl Change {
+    /// What leads from the content to the plan's end, in a whole frame. Bound, a table made anew
+    /// is refused once anybody has changed any table since the content was read.
+    pub(super) fn new(
+        content: &Content,
+        frame: &Frame,
+        plan: &Plan,
+        bound: bool,
+    ) -> Result<Self, DataplaneError> {
+        let mut removed: BTreeSet<Slot> = plan
+            .to_remove
+            .iter()
+            .map(|mapping| (Slot::of(mapping), mapping))
+            .filter(|(slot, mapping)| content.mappings.get(slot) == Some(*mapping))
+            .map(|(slot, _)| slot)
+            .collect();
+        let mut created = Vec::with_capacity(plan.to_create.len());
+        for mapping in &plan.to_create {
+            let slot = Slot::of(mapping);
+            if content.is_foreign(&slot) {
+                let mapping = Box::new(mapping.clone());
+                return Err(DataplaneError::ForeignElement { mapping });
+            }
+            match content.mappings.get(&slot) {
+                Some(there) if there == mapping && !removed.contains(&slot) => continue,
+                // neither target nor comment of an element can be changed
+                Some(_) => _ = removed.insert(slot),
+                None => {}
+            }
+            created.push(mapping.clone());
+        }
+        let mut change = Self {
+            batch: Batch::new(None),
+            removed,
+            created,
+        };
+        match content.frame {
+            FrameState::Whole => change.write_differences(content, frame),
+            FrameState::Missing if change.created.is_empty() => {}
+            FrameState::Missing | FrameState::Damaged => {
+                change.batch = Batch::new(bound.then_some(content.generation));
+                change.write_everything(content, frame);
+            }
+        }
+        Ok(change)
+    }
+
+    /// Deletions first: an element that is replaced has the same key.
+    fn write_differences(&mut self, content: &Content, frame: &Frame) {
+        let batch = &mut self.batch;
+        for set in frame.sets.iter().map(|set| set.id) {
+            let usurped = content.usurped.iter().filter(|(at, _)| *at == set);
+            delete(batch, set, usurped, |encoder, (_, key)| {
+                Foreign::write(encoder, key, None);
+            });
+            let removed = self.removed.iter().filter(|slot| slot.set() == set);
+            delete(batch, set, removed, |encoder, slot| slot.write_key(encoder));
+        }
+        self.write_created(frame);
+    }
+
+    fn write_created(&mut self, frame: &Frame) {
+        let batch = &mut self.batch;
+        for set in frame.sets.iter().map(|set| set.id) {
+            let created = self.created.iter();
+            let created = created.filter(|mapping| Slot::of(mapping).set() == set);
+            add(batch, set, flags::EXCL, created, write_mapping);
+        }
+    }
+
+    /// The table anew, in the very transaction that takes the old one away: no packet meets a
+    /// frame without mappings, and connection tracking never pauses.
+    fn write_everything(&mut self, content: &Content, frame: &Frame) {
+        let replace = content.frame == FrameState::Damaged;
+        let size = frame.room_for(content).next_power_of_two();
+        frame.make(&mut self.batch, OURS, replace, size);
+        let batch = &mut self.batch;
+        let stays = |slot: &Slot| !self.removed.contains(slot);
+        for set in &frame.sets {
+            let id = set.id;
+            let mappings = content.mappings.iter();
+            let mappings = mappings.filter(|(slot, _)| slot.set() == id && stays(slot));
+            add(batch, id, flags::EXCL, mappings, |encoder, (_, mapping)| {
+                write_mapping(encoder, mapping);
+            });
+            // what others put here is theirs, and goes back as it was
+            let foreign = content.foreign.iter();
+            let foreign =
+                foreign.filter(|((at, key), _)| *at == id && key.len() == set.key.1 as usize);
+            add(batch, id, 0, foreign, |encoder, ((_, key), foreign)| {
+                Foreign::write(encoder, key, Some(foreign));
+            });
+        }
+        self.write_created(frame);
+    }
+
+    /// What is known once the transaction is done.
+    pub(super) fn accept(self, content: &mut Content) {
+        if self.batch.is_empty() {
+            return;
+        }
+        content.frame = FrameState::Whole;
+        content.usurped.clear();
+        for slot in &self.removed {
+            content.mappings.remove(slot);
+        }
+        let created = self.created.into_iter();
+        let created = created.map(|mapping| (Slot::of(&mapping), mapping));
+        content.mappings.extend(created);
+    }
+}
+
+fn head(encoder: &mut Encoder, set: SetId) {
+    encoder.text(TABLE, OURS);
+    encoder.text(NAME, set.name());
+}
+
+fn add<T>(
+    batch: &mut Batch,
+    set: SetId,
+    exclusive: u16,
+    items: impl IntoIterator<Item = T>,
+    write: impl Fn(&mut Encoder, T),
+) {
+    let header = header(message::NEWSETELEM, flags::CREATE | exclusive);
+    batch.list(header, |encoder| head(encoder, set), 3, items, write);
+}
+
+fn delete<T>(
+    batch: &mut Batch,
+    set: SetId,
+    items: impl IntoIterator<Item = T>,
+    write: impl Fn(&mut Encoder, T),
+) {
+    let header = header(message::DELSETELEM, 0);
+    batch.list(header, |encoder| head(encoder, set), 3, items, write);
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,330 @@
+//! The expressions our rules are made of (`linux/netfilter/nf_tables.h`), and their comparison with
+//! what the kernel says of a rule.
+//!
+//! Registers are named the way the kernel names them when asked, so that a rule reads back as it
+//! was written.
+
+use std::net::IpAddr;
+
+use portmapping_shared::PortRange;
+
+use crate::netlink::{Attributes, Encoder};
+
+/// `NFTA_LIST_ELEM`.
+pub(super) const LIST_ELEM: u16 = 1;
+/// `NFTA_DATA_VALUE`.
+pub(super) const DATA_VALUE: u16 = 1;
+/// `NFTA_EXPR_NAME`, `NFTA_EXPR_DATA`.
+const EXPR: (u16, u16) = (1, 2);
+
+/// Registers of 16 bytes, and the second and third quarter of the first.
+const REG_1: u32 = 1;
+const REG_2: u32 = 2;
+const REG_3: u32 = 3;
+const REG_1B: u32 = 9;
+const REG_1C: u32 = 10;
+
+const EQUAL: u32 = 0;
+const NOT_EQUAL: u32 = 1;
+const AT_MOST: u32 = 3;
+const AT_LEAST: u32 = 5;
+
+const NETWORK: u32 = 1;
+const TRANSPORT: u32 = 2;
+
+const META_NFPROTO: u32 = 15;
+const META_L4PROTO: u32 = 16;
+const CT_STATE: u32 = 0;
+const CT_STATUS: u32 = 2;
+const CT_PROTO_DST: u32 = 12;
+const CT_DST_IP: u32 = 20;
+const CT_DST_IP6: u32 = 22;
+/// `NF_CT_STATE_BIT(IP_CT_NEW)`.
+const STATE_NEW: u32 = 8;
+/// `IPS_DST_NAT`.
+const STATUS_DNAT: u32 = 0x20;
+/// `RTN_LOCAL` (linux/rtnetlink.h).
+const ADDRESS_LOCAL: u32 = 2;
+/// `NF_NAT_RANGE_MAP_IPS | NF_NAT_RANGE_PROTO_SPECIFIED`: the kernel adds the first by itself.
+const NAT_ADDRESS_AND_PORT: u32 = 1 | 2;
+const VERDICT_RETURN: i32 = -5;
+
+/// One rule being written: its expressions, as the list the kernel takes.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Rule(Encoder);
+
+/// `NFPROTO_IPV4` and `NFPROTO_IPV6`, and what differs between them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ip {
+    pub(super) nfproto: u8,
+    /// Length of an address.
+    pub(super) length: u32,
+    /// Where the sender is in the header, and where the destination.
+    saddr: u32,
+    daddr: u32,
+    /// Where the port behind an address lies in the registers.
+    port_register: u32,
+    original_daddr: u32,
+}
+
+impl Ip {
+    pub(super) const V4: Self = Self {
+        nfproto: 2,
+        length: 4,
+        saddr: 12,
+        daddr: 16,
+        port_register: REG_1B,
+        original_daddr: CT_DST_IP,
+    };
+    pub(super) const V6: Self = Self {
+        nfproto: 10,
+        length: 16,
+        saddr: 8,
+        daddr: 24,
+        port_register: REG_2,
+        original_daddr: CT_DST_IP6,
+    };
+}
+
+/// The bytes of an address.
+pub(super) fn octets(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}
+
+impl Rule {
+    fn expression(mut self, name: &str, data: impl FnOnce(&mut Encoder)) -> Self {
+        self.0.nest(LIST_ELEM, |encoder| {
+            encoder.text(EXPR.0, name);
+            encoder.nest(EXPR.1, data);
+        });
+        self
+    }
+
+    fn numbers(self, name: &str, numbers: &[(u16, u32)]) -> Self {
+        self.expression(name, |encoder| {
+            for (kind, number) in numbers {
+                encoder.be32(*kind, *number);
+            }
+        })
+    }
+
+    fn meta(self, key: u32, register: u32) -> Self {
+        self.numbers("meta", &[(2, key), (1, register)])
+    }
+
+    fn payload(self, base: u32, offset: u32, length: u32, register: u32) -> Self {
+        self.numbers(
+            "payload",
+            &[(1, register), (2, base), (3, offset), (4, length)],
+        )
+    }
+
+    fn compare(self, register: u32, operator: u32, value: &[u8]) -> Self {
+        self.expression("cmp", |encoder| {
+            encoder.be32(1, register);
+            encoder.be32(2, operator);
+            encoder.nest(3, |encoder| encoder.bytes(DATA_VALUE, value));
+        })
+    }
+
+    fn mask(self, register: u32, mask: &[u8]) -> Self {
+        let length = u32::try_from(mask.len()).unwrap_or_default();
+        self.expression("bitwise", |encoder| {
+            encoder.be32(1, register);
+            encoder.be32(2, register);
+            encoder.be32(3, length);
+            encoder.nest(4, |encoder| encoder.bytes(DATA_VALUE, mask));
+            encoder.nest(5, |encoder| encoder.bytes(DATA_VALUE, &vec![0; mask.len()]));
+        })
+    }
+
+    fn lookup(self, set: &str, into: Option<u32>) -> Self {
+        self.expression("lookup", |encoder| {
+            encoder.text(1, set);
+            encoder.be32(2, REG_1);
+            if let Some(register) = into {
+                encoder.be32(3, register);
+            }
+            // not inverted
+            encoder.be32(5, 0);
+        })
+    }
+
+    fn connection(self, key: u32, mask: u32) -> Self {
+        self.numbers("ct", &[(2, key), (1, REG_1)])
+            .mask(REG_1, &mask.to_ne_bytes())
+            .compare(REG_1, NOT_EQUAL, &[0; 4])
+    }
+
+    fn original(self, key: u32, register: u32) -> Self {
+        self.expression("ct", |encoder| {
+            encoder.be32(2, key);
+            encoder.be32(1, register);
+            encoder.bytes(3, &[0]);
+        })
+    }
+
+    /// Packets of one IP version.
+    pub(super) fn version(self, ip: Ip) -> Self {
+        self.meta(META_NFPROTO, REG_1)
+            .compare(REG_1, EQUAL, &[ip.nfproto])
+    }
+
+    /// Packets whose protocol and port (and address) are in the map; what it says of them is then
+    /// in the registers.
+    pub(super) fn mapped(self, ip: Ip, bound: bool, map: &str) -> Self {
+        let key = self
+            .meta(META_L4PROTO, REG_1)
+            .payload(TRANSPORT, 2, 2, REG_1B);
+        let key = if bound {
+            key.payload(NETWORK, ip.daddr, ip.length, REG_1C)
+        } else {
+            key
+        };
+        key.lookup(map, Some(REG_1))
+    }
+
+    /// Packets whose connection was begun to a protocol and port (and address) in the map.
+    pub(super) fn begun_to_mapped(self, ip: Ip, bound: bool, map: &str) -> Self {
+        let key = self
+            .meta(META_L4PROTO, REG_1)
+            .original(CT_PROTO_DST, REG_1B);
+        let key = if bound {
+            key.original(ip.original_daddr, REG_1C)
+        } else {
+            key
+        };
+        key.lookup(map, Some(REG_1))
+    }
+
+    /// Packets to an address of this node; leaves the first two registers alone.
+    pub(super) fn for_this_node(self) -> Self {
+        self.numbers("fib", &[(1, REG_3), (2, 3), (3, 2)]).compare(
+            REG_3,
+            EQUAL,
+            &ADDRESS_LOCAL.to_ne_bytes(),
+        )
+    }
+
+    /// Ends: the connection goes to what the map said.
+    pub(super) fn dnat(self, ip: Ip) -> Self {
+        let numbers = [
+            (1, 1),
+            (2, ip.nfproto.into()),
+            (3, REG_1),
+            (5, ip.port_register),
+            (7, NAT_ADDRESS_AND_PORT),
+        ];
+        self.numbers("nat", &numbers)
+    }
+
+    /// Packets whose sender is their destination. The set has every byte beside itself; the last
+    /// bytes are the ones that differ, as a rule.
+    pub(super) fn between_equals(self, ip: Ip, set: &str) -> Self {
+        (0..ip.length).rev().fold(self, |rule, byte| {
+            rule.payload(NETWORK, ip.saddr + byte, 1, REG_1)
+                .payload(NETWORK, ip.daddr + byte, 1, REG_1B)
+                .lookup(set, None)
+        })
+    }
+
+    /// Packets between two addresses of a network.
+    pub(super) fn within(self, ip: Ip, network: IpAddr, netmask: IpAddr) -> Self {
+        let (network, netmask) = (octets(network), octets(netmask));
+        [ip.saddr, ip.daddr].into_iter().fold(self, |rule, offset| {
+            rule.payload(NETWORK, offset, ip.length, REG_1)
+                .mask(REG_1, &netmask)
+                .compare(REG_1, EQUAL, &network)
+        })
+    }
+
+    /// Packets of connections whose destination was changed.
+    pub(super) fn redirected(self) -> Self {
+        self.connection(CT_STATUS, STATUS_DNAT)
+    }
+
+    /// Ends: the answer comes back through this node.
+    pub(super) fn masquerade(self) -> Self {
+        self.expression("masq", |_| {})
+    }
+
+    /// First datagrams to a port of the range.
+    pub(super) fn new_datagram_to(self, range: PortRange) -> Self {
+        self.meta(META_L4PROTO, REG_1)
+            .compare(REG_1, EQUAL, &[17])
+            .payload(TRANSPORT, 2, 2, REG_1)
+            .compare(REG_1, AT_LEAST, &range.first().get().to_be_bytes())
+            .compare(REG_1, AT_MOST, &range.last().get().to_be_bytes())
+            .connection(CT_STATE, STATE_NEW)
+    }
+
+    /// Datagrams whose port is in the set.
+    pub(super) fn port_in(self, set: &str) -> Self {
+        self.payload(TRANSPORT, 2, 2, REG_1).lookup(set, None)
+    }
+
+    /// Packets that a socket waits for, seen from the device they came in by.
+    pub(super) fn awaited(self) -> Self {
+        // that there is an answer is what counts; it is 0 or 1
+        self.numbers("socket", &[(1, 0), (2, REG_1)])
+            .compare(REG_1, AT_MOST, &[1])
+    }
+
+    /// Ends: on to the next chain.
+    pub(super) fn leave(self) -> Self {
+        self.expression("immediate", |encoder| {
+            encoder.be32(1, 0);
+            encoder.nest(2, |encoder| {
+                encoder.nest(2, |encoder| {
+                    encoder.bytes(1, &VERDICT_RETURN.to_be_bytes());
+                });
+            });
+        })
+    }
+
+    /// Ends: "port unreachable", in either IP version.
+    pub(super) fn refuse(self) -> Self {
+        self.expression("reject", |encoder| {
+            encoder.be32(1, 2);
+            encoder.bytes(2, &[1]);
+        })
+    }
+
+    /// The list of expressions.
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+
+    /// Whether these are the expressions of this rule, as the kernel lists them.
+    pub(super) fn is(&self, found: Attributes<'_>) -> bool {
+        let expected = Attributes::new(self.as_bytes());
+        let mut found = found;
+        let same = expected.into_iter().all(|expected| {
+            Iterator::next(&mut found).is_some_and(|found| {
+                found.kind == expected.kind && covers(expected.value, found.value)
+            })
+        });
+        same && Iterator::next(&mut found).is_none()
+    }
+}
+
+/// Whether everything we wrote is there: the kernel adds what it took for granted, and newer
+/// kernels more of that.
+fn covers(expected: &[u8], found: &[u8]) -> bool {
+    Attributes::new(expected).all(|expected| {
+        let Some(found) = Attributes::new(found).find(expected.kind) else {
+            return expected.nested && expected.value.is_empty();
+        };
+        if expected.nested {
+            covers(expected.value, found.value)
+        } else {
+            expected.value == found.value
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,214 @@
+//! Damage done by others is seen, and repaired by the next reconciliation.
+
+use portmapping_dataplane::iptables::Flavour;
+use portmapping_shared::Mapping;
+use portmapping_shared::Protocol::{Tcp, Udp};
+
+use crate::lab::{Driver, Lab, NODE, NODE_V6, POD1, POD1_V6, POD2, at, map};
+use crate::serve::{Server, ask_tcp, ask_udp, serve};
+
+crate::for_each_flavour!(
+    everything_gone,
+    table_flushed,
+    jumps_removed,
+    jumps_doubled_moved_or_edited,
+    leaf_emptied,
+    rule_edited,
+    owners_edited,
+    rule_of_a_stranger_in_our_chains,
+    range_jump_removed,
+);
+
+struct Damaged {
+    lab: Lab,
+    flavour: Flavour,
+    _servers: [Server; 2],
+}
+
+impl Damaged {
+    fn new(flavour: Flavour) -> Self {
+        let lab = Lab::new();
+        let servers = [
+            serve(&lab.pod1, "pod1", 9040),
+            serve(&lab.pod2, "pod2", 9040),
+        ];
+        Self {
+            lab,
+            flavour,
+            _servers: servers,
+        }
+    }
+
+    fn mappings() -> Vec<Mapping> {
+        vec![
+            map(Tcp, 20000, POD1, 9040),
+            map(Udp, 20000, POD1, 9040),
+            map(Tcp, 20001, POD2, 9040),
+            map(Tcp, 20000, POD1_V6, 9040),
+        ]
+    }
+
+    fn driver(&self) -> Driver<'_> {
+        let mut driver = self.lab.driver(self.flavour);
+        driver.reconcile(&Self::mappings());
+        driver
+    }
+
+    fn iptables(&self, args: &str) {
+        self.lab.iptables(self.flavour, args);
+    }
+
+    /// The damage is seen; after a reconciliation all is as it was.
+    fn assert_repaired(&self, driver: &mut Driver<'_>, mappings_lost: usize, intact: bool) {
+        let observed = driver.observe();
+        assert_eq!(
+            observed.mappings.len(),
+            Self::mappings().len() - mappings_lost
+        );
+        assert_eq!(observed.intact, intact);
+        driver.reconcile(&Self::mappings());
+        let pod1 = |answer: std::io::Result<String>| assert!(answer.unwrap().starts_with("pod1"));
+        pod1(ask_tcp(&self.lab.client, at(NODE, 20000)));
+        pod1(ask_udp(&self.lab.client, at(NODE, 20000)));
+        pod1(ask_tcp(&self.lab.client, at(NODE_V6, 20000)));
+        pod1(ask_tcp(&self.lab.node, at(NODE, 20000)));
+        pod1(ask_tcp(&self.lab.pod1, at(NODE, 20000)));
+        assert!(
+            ask_tcp(&self.lab.client, at(NODE, 20001))
+                .unwrap()
+                .starts_with("pod2")
+        );
+    }
+}
+
+fn everything_gone(flavour: Flavour) {
+    let damaged = Damaged::new(flavour);
+    let mut driver = damaged.driver();
+    for program in [
+        flavour.to_string(),
+        flavour.to_string().replace("iptables", "ip6tables"),
+    ] {
+        damaged.lab.node.sh(&format!(
+            "{program} -w 30 -t nat -F; {program} -w 30 -t nat -X"
+        ));
+    }
+    // no trace is no damage: the mappings are missing, and that is enough
+    damaged.assert_repaired(&mut driver, 4, true);
+}
+
+fn table_flushed(flavour: Flavour) {
+    let damaged = Damaged::new(flavour);
+    let mut driver = damaged.driver();
+    damaged.iptables("-t nat -F");
+    damaged.assert_repaired(&mut driver, 3, false);
+}
+
+fn jumps_removed(flavour: Flavour) {
+    let damaged = Damaged::new(flavour);
+    let mut driver = damaged.driver();
+    for chain in ["PREROUTING", "OUTPUT", "POSTROUTING"] {
+        damaged.iptables(&format!("-t nat -F {chain}"));
+        damaged.assert_repaired(&mut driver, 0, false);
+    }
+}
+
+fn jumps_doubled_moved_or_edited(flavour: Flavour) {
+    const JUMP: &str = "-m comment --comment portmapping -j PORTMAPPING";
+    let damaged = Damaged::new(flavour);
+    let mut driver = damaged.driver();
+    for change in [
+        format!("-A PREROUTING -m addrtype --dst-type LOCAL {JUMP}"),
+        "-I PREROUTING -s 192.0.2.1 -j ACCEPT".to_owned(),
+        format!("-R OUTPUT 1 -m addrtype ! --dst-type LOCAL {JUMP}"),
+        "-I POSTROUTING -s 192.0.2.1 -j ACCEPT".to_owned(),
+    ] {
+        damaged.iptables(&format!("-t nat {change}"));
+        damaged.assert_repaired(&mut driver, 0, false);
+        assert_eq!(
+            damaged.lab.rules(flavour).matches("PORTMAPPING\n").count(),
+            4,
+            "{change}"
+        );
+    }
+}
+
+fn leaf_emptied(flavour: Flavour) {
+    let damaged = Damaged::new(flavour);
+    let mut driver = damaged.driver();
+    damaged.iptables("-t nat -F PORTMAPPING-TCP-20000-20021");
+    // an empty leaf is as whole as a full one
+    damaged.assert_repaired(&mut driver, 2, true);
+}
+
+fn rule_edited(flavour: Flavour) {
+    let damaged = Damaged::new(flavour);
+    let mut driver = damaged.driver();
+    let leaf = "PORTMAPPING-TCP-20000-20021";
+    // the rule of port 20000
+    damaged.iptables(&format!(
+        "-t nat -R {leaf} 1 -p tcp --dport 20000 -j DNAT --to {POD2}:9040"
+    ));
+    assert!(
+        ask_tcp(&damaged.lab.client, at(NODE, 20000))
+            .unwrap()
+            .starts_with("pod2")
+    );
+    // it can be read, as a mapping that nobody wants
+    damaged.assert_repaired(&mut driver, 0, false);
+    damaged.iptables(&format!("-t nat -D {leaf} 1"));
+    damaged.assert_repaired(&mut driver, 1, true);
+}
+
+fn owners_edited(flavour: Flavour) {
+    let damaged = Damaged::new(flavour);
+    let mut driver = damaged.driver();
+    let notes = "PORTMAPPING-UID-TCP-20000";
+    let save = format!("{flavour}-save -t nat | grep -c '^-A {notes} '");
+    assert_eq!(damaged.lab.node.sh(&save).trim(), "1");
+    // both mappings of the leaf are nobody's
+    damaged.iptables(&format!("-t nat -F {notes}"));
+    damaged.assert_repaired(&mut driver, 2, false);
+    damaged.iptables(&format!("-t nat -F {notes}"));
+    damaged.iptables(&format!("-t nat -X {notes}"));
+    damaged.assert_repaired(&mut driver, 2, false);
+    // one of them is said to be another's, beside what was said and instead of it
+    let lie = "-m comment --comment portmapping:20001=uid-of-another";
+    damaged.iptables(&format!("-t nat -A {notes} {lie}"));
+    damaged.assert_repaired(&mut driver, 1, false);
+    damaged.iptables(&format!("-t nat -R {notes} 1 {lie}"));
+    damaged.assert_repaired(&mut driver, 1, false);
+    // what is said of no rule is nothing
+    damaged.iptables(&format!(
+        "-t nat -A {notes} {}",
+        lie.replace("20001", "20007")
+    ));
+    damaged.assert_repaired(&mut driver, 0, true);
+    let more = [map(Tcp, 20007, POD2, 9040)];
+    driver.reconcile(&[&Damaged::mappings()[..], &more].concat());
+    driver.reconcile(&Damaged::mappings());
+    // and no packet comes there
+    damaged.iptables(&format!(
+        "-t nat -I {notes} -p tcp -j DNAT --to {POD2}:9040"
+    ));
+    damaged.assert_repaired(&mut driver, 0, false);
+}
+
+fn rule_of_a_stranger_in_our_chains(flavour: Flavour) {
+    let damaged = Damaged::new(flavour);
+    let mut driver = damaged.driver();
+    for chain in [
+        "PORTMAPPING",
+        "PORTMAPPING-TCP",
+        "PORTMAPPING-TCP-20000-20021",
+    ] {
+        damaged.iptables(&format!("-t nat -I {chain} -j ACCEPT"));
+        damaged.assert_repaired(&mut driver, 0, false);
+    }
+}
+
+fn range_jump_removed(flavour: Flavour) {
+    let damaged = Damaged::new(flavour);
+    let mut driver = damaged.driver();
+    damaged.iptables("-t nat -D PORTMAPPING-TCP-20000-20483 1");
+    damaged.assert_repaired(&mut driver, 0, false);
+}

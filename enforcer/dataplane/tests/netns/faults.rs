@@ -1,0 +1,237 @@
+//! Programs that are missing, complain, hang or wait for a lock: an error, and nothing half done.
+
+use std::fs::File;
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{Flock, FlockArg};
+use portmapping_dataplane::iptables::Flavour;
+use portmapping_dataplane::{Dataplane as _, DataplaneError, ExecError};
+use portmapping_shared::Protocol::{Sctp, Tcp, Udp};
+use portmapping_shared::{Mapping, Plan};
+
+use crate::lab::{Lab, NODE, POD1, POD1_V6, at, map};
+use crate::programs::Programs;
+use crate::serve::{ask_tcp, serve};
+
+crate::for_each_flavour!(
+    complaint_is_repeated,
+    hung_program_is_killed,
+    ipv4_alone_without_ip6tables,
+    killed_midway_is_all_or_nothing,
+    refused_sctp_is_explained,
+);
+
+/// A node with a rule of others: on a bare one, iptables-nft leaves empty built-in chains behind.
+fn lab(flavour: Flavour) -> Lab {
+    let lab = Lab::new();
+    lab.iptables(flavour, "-t nat -A PREROUTING -s 192.0.2.1 -j ACCEPT");
+    lab.iptables(flavour, "-t nat -A OUTPUT -s 192.0.2.1 -j ACCEPT");
+    lab.iptables(flavour, "-t nat -A POSTROUTING -s 192.0.2.1 -j ACCEPT");
+    lab
+}
+
+fn create(mappings: &[Mapping]) -> Plan {
+    Plan {
+        to_create: mappings.to_vec(),
+        ..Plan::default()
+    }
+}
+
+fn complaint_is_repeated(flavour: Flavour) {
+    let lab = lab(flavour);
+    let programs = Programs::new(flavour);
+    let mut driver = lab.node.run(|| programs.open(flavour)).unwrap();
+    let before = lab.rules(flavour);
+    let restore = format!("{flavour}-restore");
+    programs.replace(
+        &restore,
+        "cat >/dev/null; echo 'iptables-restore: line 3 failed' >&2; exit 1",
+    );
+    let plan = create(&[map(Tcp, 20000, POD1, 9040), map(Udp, 20000, POD1, 9040)]);
+    let error = lab
+        .node
+        .run(|| driver.apply(&plan))
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("line 3 failed"), "{error}");
+    assert!(error.contains("line was 3: \":PORTMAPPING-"), "{error}");
+    assert_eq!(lab.rules(flavour), before, "something was half done");
+    // it works again, and so does the driver
+    programs.restore_real(&restore);
+    let _pod1 = serve(&lab.pod1, "pod1", 9040);
+    lab.node.run(|| driver.apply(&plan)).unwrap();
+    assert!(
+        ask_tcp(&lab.client, at(NODE, 20000))
+            .unwrap()
+            .starts_with("pod1")
+    );
+}
+
+fn hung_program_is_killed(flavour: Flavour) {
+    let lab = lab(flavour);
+    let mut programs = Programs::new(flavour);
+    programs.deadline = Duration::from_secs(2);
+    let mut driver = lab.node.run(|| programs.open(flavour)).unwrap();
+    let before = lab.rules(flavour);
+    programs.replace(
+        &format!("{flavour}-restore"),
+        "echo thinking >&2; exec sleep 600",
+    );
+    let start = Instant::now();
+    let plan = create(&[map(Tcp, 20000, POD1, 9040)]);
+    let error = lab.node.run(|| driver.apply(&plan)).unwrap_err();
+    assert!(start.elapsed() < Duration::from_secs(20));
+    assert!(
+        matches!(error, DataplaneError::Exec(ExecError::Deadline { .. })),
+        "{error}"
+    );
+    assert!(error.to_string().contains("thinking"), "{error}");
+    assert_eq!(lab.rules(flavour), before, "something was half done");
+}
+
+fn killed_midway_is_all_or_nothing(flavour: Flavour) {
+    let lab = lab(flavour);
+    let programs = Programs::new(flavour);
+    let mut driver = lab.node.run(|| programs.open(flavour)).unwrap();
+    let restore = format!("{flavour}-restore");
+    let before = lab.rules(flavour);
+    let mappings: Vec<Mapping> = (20000..22000)
+        .map(|port| map(Tcp, port, POD1, 9040))
+        .collect();
+    let mut unchanged = 0;
+    for delay in ["0.000", "0.010", "0.020", "0.040", "0.080"] {
+        programs.replace(
+            &restore,
+            &format!(
+                "exec 3<&0; /usr/sbin/{restore} \"$@\" <&3 & pid=$!; sleep {delay}; \
+                 kill -9 $pid; wait $pid; echo killed >&2; exit 1"
+            ),
+        );
+        let error = lab
+            .node
+            .run(|| driver.apply(&create(&mappings)))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("killed"), "{error}");
+        let seen = lab.node.run(|| driver.observe()).unwrap().mappings.len();
+        assert!(
+            [0, mappings.len()].contains(&seen),
+            "{seen} mappings are there"
+        );
+        unchanged += usize::from(lab.rules(flavour) == before);
+    }
+    assert!(unchanged > 0, "no kill came before the end");
+    programs.restore_real(&restore);
+    let observed = lab.node.run(|| driver.observe()).unwrap();
+    let desired = mappings.iter().cloned().collect();
+    let plan = Plan::new(&desired, &observed.mappings);
+    lab.node.run(|| driver.apply(&plan)).unwrap();
+    let observed = lab.node.run(|| driver.observe()).unwrap();
+    assert_eq!(observed.mappings, desired);
+    assert!(observed.intact);
+}
+
+fn refused_sctp_is_explained(flavour: Flavour) {
+    let lab = lab(flavour);
+    let programs = Programs::new(flavour);
+    let mut driver = lab.node.run(|| programs.open(flavour)).unwrap();
+    programs.replace(
+        &format!("{flavour}-restore"),
+        "n=$(grep -n -e '-p sctp' | tail -n 1 | cut -d: -f1)
+         echo \"iptables-restore: line $n failed: No such file or directory\" >&2; exit 1",
+    );
+    let plan = create(&[map(Sctp, 20000, POD1, 9040)]);
+    let error = lab
+        .node
+        .run(|| driver.apply(&plan))
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("does not translate SCTP"), "{error}");
+}
+
+fn ipv4_alone_without_ip6tables(flavour: Flavour) {
+    let lab = Lab::new();
+    let _pod1 = serve(&lab.pod1, "pod1", 9040);
+    let programs = Programs::new(flavour);
+    programs.remove(&format!("{flavour}-save").replace("iptables", "ip6tables"));
+    let mut driver = lab.node.run(|| programs.open(flavour)).unwrap();
+    let both = create(&[map(Tcp, 20000, POD1, 9040), map(Tcp, 20000, POD1_V6, 9040)]);
+    let error = lab.node.run(|| driver.apply(&both)).unwrap_err();
+    assert!(matches!(error, DataplaneError::NoIpv6 { .. }), "{error}");
+    assert!(error.to_string().contains("not installed"), "{error}");
+    // IPv4 is not held back
+    assert!(
+        ask_tcp(&lab.client, at(NODE, 20000))
+            .unwrap()
+            .starts_with("pod1")
+    );
+    assert!(lab.node.run(|| driver.observe()).unwrap().intact);
+}
+
+#[test]
+fn says_what_is_not_installed() {
+    let lab = Lab::new();
+    let programs = Programs::new(Flavour::Nft);
+    programs.remove("iptables-nft-save");
+    let error = lab
+        .node
+        .run(|| programs.open(Flavour::Nft))
+        .unwrap_err()
+        .to_string();
+    assert_eq!(error, "iptables-nft-save is not installed (or not on PATH)");
+}
+
+#[test]
+fn says_which_program_is_of_another_version() {
+    let lab = Lab::new();
+    let programs = Programs::new(Flavour::Nft);
+    programs.replace(
+        "iptables-nft-save",
+        "echo \"iptables-save: unrecognized option '-t'\" >&2; exit 2",
+    );
+    let error = lab
+        .node
+        .run(|| programs.open(Flavour::Nft))
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("iptables-nft-save failed"), "{error}");
+    assert!(error.contains("unrecognized option"), "{error}");
+}
+
+/// iptables-legacy under a lock file of its own, so that no other test waits.
+#[test]
+fn legacy_lock_held_for_long_is_named_and_waited_out() {
+    let lab = lab(Flavour::Legacy);
+    let programs = Programs::new(Flavour::Legacy);
+    let path = programs.directory.path().join("lock");
+    programs.replace(
+        "iptables-legacy-restore",
+        &format!(
+            "XTABLES_LOCKFILE={} exec /usr/sbin/iptables-legacy-restore \"$@\"",
+            path.display()
+        ),
+    );
+    let mut driver = lab.node.run(|| programs.open(Flavour::Legacy)).unwrap();
+    let before = lab.rules(Flavour::Legacy);
+    let lock = Flock::lock(File::create(&path).unwrap(), FlockArg::LockExclusive).unwrap();
+    let holder = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_secs(10));
+        drop(lock);
+    });
+    let plan = create(&[map(Tcp, 20000, POD1, 9040)]);
+    let mut refusals = 0;
+    while let Err(error) = lab.node.run(|| driver.apply(&plan)) {
+        let error = error.to_string();
+        assert!(error.contains("xtables lock"), "{error}");
+        assert_eq!(
+            lab.rules(Flavour::Legacy),
+            before,
+            "something was half done"
+        );
+        refusals += 1;
+    }
+    assert!(refusals > 0, "the lock was not waited for");
+    holder.join().unwrap();
+    let observed = lab.node.run(|| driver.observe()).unwrap();
+    assert_eq!(observed.mappings, plan.to_create.iter().cloned().collect());
+}

@@ -1,0 +1,158 @@
+//! Nodes whose FORWARD chain drops what it does not know.
+
+use portmapping_dataplane::iptables::Flavour;
+use portmapping_shared::Mapping;
+use portmapping_shared::Protocol::{Tcp, Udp};
+
+use crate::lab::{Backend, Lab, NODE, NODE_V6, POD1, POD1_V6, POD2, at, beside, map};
+use crate::serve::{UdpClient, ask_tcp, serve};
+
+crate::for_each_backend!(
+    mapped_pods_are_reached_past_the_policy,
+    rule_follows_the_policy,
+    only_mapped_connections_pass,
+    rules_that_drop_before_the_end_stay,
+);
+
+/// As Docker leaves the tables.
+const DOCKER: &str = "*nat
+:DOCKER - [0:0]
+-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+-A OUTPUT -m addrtype --dst-type LOCAL -j DOCKER
+-A POSTROUTING ! -o docker0 -m mark --mark 0x77 -j MASQUERADE
+COMMIT
+*filter
+:INPUT ACCEPT [0:0]
+:FORWARD DROP [0:0]
+:OUTPUT ACCEPT [0:0]
+:DOCKER - [0:0]
+:DOCKER-ISOLATION-STAGE-1 - [0:0]
+:DOCKER-ISOLATION-STAGE-2 - [0:0]
+:DOCKER-USER - [0:0]
+-A FORWARD -j DOCKER-USER
+-A FORWARD -j DOCKER-ISOLATION-STAGE-1
+-A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A FORWARD -o docker0 -j DOCKER
+-A FORWARD -i docker0 ! -o docker0 -j ACCEPT
+-A DOCKER-ISOLATION-STAGE-1 -i docker0 ! -o docker0 -j DOCKER-ISOLATION-STAGE-2
+-A DOCKER-ISOLATION-STAGE-1 -j RETURN
+-A DOCKER-ISOLATION-STAGE-2 -o docker0 -j DROP
+-A DOCKER-ISOLATION-STAGE-2 -j RETURN
+-A DOCKER-USER -j RETURN
+COMMIT
+";
+
+fn docker_host(flavour: Flavour) -> Lab {
+    let lab = Lab::new();
+    let restore = format!("{flavour}-restore");
+    lab.node.feed(&restore, &[], DOCKER);
+    lab.node
+        .feed(&restore.replace("iptables", "ip6tables"), &[], DOCKER);
+    lab
+}
+
+fn mappings() -> Vec<Mapping> {
+    vec![
+        map(Tcp, 20000, POD1, 9040),
+        map(Udp, 20000, POD1, 9040),
+        map(Tcp, 20000, POD1_V6, 9040),
+        map(Udp, 20000, POD1_V6, 9040),
+    ]
+}
+
+fn assert_reached(lab: &Lab) {
+    for node in [NODE, NODE_V6] {
+        let answer = ask_tcp(&lab.client, at(node, 20000)).unwrap();
+        assert!(answer.starts_with("pod1"), "{node}: {answer}");
+        UdpClient::new(&lab.client, at(node, 20000)).hears("pod1");
+    }
+}
+
+fn dropped(lab: &Lab, node: &str, port: u16) -> bool {
+    let client = UdpClient::new(&lab.client, at(node, port));
+    client.ask(std::time::Duration::from_millis(300)).is_err()
+}
+
+fn ours(lab: &Lab, flavour: Flavour) -> usize {
+    let rules = lab.rules(flavour);
+    let ours = |line: &&str| line.starts_with("-A FORWARD") && line.contains("portmapping");
+    rules.lines().filter(ours).count()
+}
+
+fn mapped_pods_are_reached_past_the_policy(backend: Backend) {
+    let flavour = beside(backend);
+    let lab = docker_host(flavour);
+    let _pod1 = serve(&lab.pod1, "pod1", 9040);
+    let before = lab.rules(flavour);
+    let mut driver = lab.driver(backend);
+    driver.reconcile(&[]);
+    assert_eq!(lab.rules(flavour), before, "nothing is mapped yet");
+    driver.reconcile(&mappings());
+    assert_reached(&lab);
+    let rules = lab.rules(flavour);
+    let forward: Vec<&str> = rules
+        .lines()
+        .filter(|line| line.starts_with("-A FORWARD"))
+        .collect();
+    for chain in forward.chunks(6) {
+        assert!(chain[0].ends_with("DOCKER-USER"), "{chain:?}");
+        assert!(
+            chain[5].contains("--ctorigdstport"),
+            "it is not the last: {chain:?}"
+        );
+    }
+    assert_eq!(rules.matches(":FORWARD DROP").count(), 2);
+    driver.uninstall();
+    assert_eq!(lab.rules(flavour), before);
+}
+
+fn rule_follows_the_policy(backend: Backend) {
+    let flavour = beside(backend);
+    let lab = docker_host(flavour);
+    let _pod1 = serve(&lab.pod1, "pod1", 9040);
+    let mut driver = lab.driver(backend);
+    driver.reconcile(&mappings());
+    assert_eq!(ours(&lab, flavour), 2);
+    // somebody flushes the chain
+    lab.iptables(flavour, "-F FORWARD");
+    assert!(dropped(&lab, NODE, 20000));
+    assert!(!driver.observe().intact, "a closed FORWARD was not seen");
+    driver.reconcile(&mappings());
+    assert_reached(&lab);
+    lab.iptables(flavour, "-P FORWARD ACCEPT");
+    assert!(driver.observe().intact);
+    assert_eq!(ours(&lab, flavour), 1, "IPv6 alone needs it");
+    lab.iptables(flavour, "-P FORWARD DROP");
+    assert!(!driver.observe().intact);
+    driver.reconcile(&mappings());
+    assert_reached(&lab);
+}
+
+fn only_mapped_connections_pass(backend: Backend) {
+    let flavour = beside(backend);
+    let lab = docker_host(flavour);
+    let _pod1 = serve(&lab.pod1, "pod1", 9040);
+    let _pod2 = serve(&lab.pod2, "pod2", 9040);
+    lab.driver(backend).reconcile(&mappings());
+    assert_reached(&lab);
+    assert!(dropped(&lab, POD1, 9040), "the pod itself is open");
+    lab.iptables(
+        flavour,
+        &format!("-t nat -A PREROUTING -p udp --dport 7000 -j DNAT --to {POD2}:9040"),
+    );
+    assert!(
+        dropped(&lab, NODE, 7000),
+        "somebody else's translation is let through"
+    );
+}
+
+fn rules_that_drop_before_the_end_stay(backend: Backend) {
+    let flavour = beside(backend);
+    let lab = docker_host(flavour);
+    lab.iptables(flavour, "-A FORWARD -j REJECT");
+    let mut driver = lab.driver(backend);
+    driver.reconcile(&mappings());
+    // a rule of ours behind it would be of no use; only IPv6 gets one
+    assert_eq!(ours(&lab, flavour), 1);
+    assert!(driver.observe().intact);
+}

@@ -1,0 +1,151 @@
+//! Pods that use host ports of their own node, with and without iptables on bridged packets.
+
+use portmapping_dataplane::iptables::Settings;
+use portmapping_shared::Protocol::{Tcp, Udp};
+
+use crate::lab::{
+    Backend, CLIENT, Lab, NODE, NODE_V6, POD1, POD1_V6, POD2, POD2_V6, at, map, range,
+};
+use crate::serve::{ask_tcp, ask_udp, serve};
+
+crate::for_each_backend!(
+    pod_reaches_itself_through_the_bridge,
+    pod_reaches_itself_past_the_bridge,
+    neighbour_is_seen_as_itself_through_the_bridge,
+    neighbour_gets_through_past_the_bridge,
+    bridges_are_found,
+);
+
+fn pod_reaches_itself_through_the_bridge(backend: Backend) {
+    pod_reaches_itself(backend, "1");
+}
+
+fn pod_reaches_itself_past_the_bridge(backend: Backend) {
+    pod_reaches_itself(backend, "0");
+}
+
+fn pod_reaches_itself(backend: Backend, bridge_nf: &str) {
+    let lab = lab(bridge_nf);
+    let _pod1 = serve(&lab.pod1, "pod1", 9040);
+    lab.driver(backend).reconcile(&[
+        map(Tcp, 20000, POD1, 9040),
+        map(Udp, 20000, POD1, 9040),
+        map(Tcp, 20000, POD1_V6, 9040),
+    ]);
+    // its own address would send the answer past the node, so it sees the bridge's
+    assert_eq!(
+        ask_tcp(&lab.pod1, at(NODE, 20000)).unwrap(),
+        "pod1 10.88.0.1"
+    );
+    assert_eq!(
+        ask_udp(&lab.pod1, at(NODE, 20000)).unwrap(),
+        "pod1 10.88.0.1"
+    );
+    assert_eq!(
+        ask_tcp(&lab.pod1, at(NODE_V6, 20000)).unwrap(),
+        "pod1 fd88::1"
+    );
+}
+
+fn neighbour_is_seen_as_itself_through_the_bridge(backend: Backend) {
+    let lab = lab("1");
+    let _pod1 = serve(&lab.pod1, "pod1", 9040);
+    lab.driver(backend)
+        .reconcile(&[map(Tcp, 20000, POD1, 9040), map(Udp, 20000, POD1, 9040)]);
+    let seen = format!("pod1 {POD2}");
+    assert_eq!(ask_tcp(&lab.pod2, at(NODE, 20000)).unwrap(), seen);
+    assert_eq!(ask_udp(&lab.pod2, at(NODE, 20000)).unwrap(), seen);
+}
+
+fn neighbour_gets_through_past_the_bridge(backend: Backend) {
+    let lab = lab("0");
+    let _pod1 = serve(&lab.pod1, "pod1", 9040);
+    let neighbours = vec![
+        "10.88.0.0/24".parse().unwrap(),
+        "fd88::/64".parse().unwrap(),
+    ];
+    let settings = Settings {
+        neighbours,
+        ..Settings::new(range("20000-29999"))
+    };
+    let mut driver = lab.driver_with(backend, &settings);
+    driver.reconcile(&[
+        map(Tcp, 20000, POD1, 9040),
+        map(Udp, 20000, POD1, 9040),
+        map(Tcp, 20000, POD1_V6, 9040),
+    ]);
+    assert_eq!(
+        ask_tcp(&lab.pod2, at(NODE, 20000)).unwrap(),
+        "pod1 10.88.0.1"
+    );
+    assert_eq!(
+        ask_udp(&lab.pod2, at(NODE, 20000)).unwrap(),
+        "pod1 10.88.0.1"
+    );
+    assert_eq!(
+        ask_tcp(&lab.pod2, at(NODE_V6, 20000)).unwrap(),
+        "pod1 fd88::1"
+    );
+    assert_eq!(
+        ask_tcp(&lab.pod1, at(NODE, 20000)).unwrap(),
+        "pod1 10.88.0.1"
+    );
+}
+
+fn bridges_are_found(backend: Backend) {
+    let lab = lab("0");
+    let _pod1 = serve(&lab.pod1, "pod1", 9040);
+    let mappings = [
+        map(Tcp, 20000, POD1, 9040),
+        map(Udp, 20000, POD1, 9040),
+        map(Tcp, 20000, POD1_V6, 9040),
+    ];
+    let asks = |v4: &str, v6: &str| {
+        let seen = format!("pod1 {v4}");
+        assert_eq!(ask_tcp(&lab.pod2, at(NODE, 20000)).unwrap(), seen);
+        assert_eq!(ask_udp(&lab.pod2, at(NODE, 20000)).unwrap(), seen);
+        let seen = format!("pod1 {v6}");
+        assert_eq!(ask_tcp(&lab.pod2, at(NODE_V6, 20000)).unwrap(), seen);
+        // a client that needs no masquerading is seen as itself
+        let outside = ask_tcp(&lab.client, at(NODE, 20000)).unwrap();
+        assert_eq!(outside, format!("pod1 {CLIENT}"));
+    };
+    // the CNI makes its bridge for the first pod, when the driver is there already
+    lab.node.sh("ip link set br0 down; ip addr flush dev br0");
+    let mut driver = lab.driver(backend);
+    driver.observe();
+    lab.node.sh(
+        "ip addr add 10.88.0.1/24 dev br0; ip addr add fd88::1/64 dev br0 nodad; ip link set br0 up",
+    );
+    driver.reconcile(&mappings);
+    asks("10.88.0.1", "fd88::1");
+    // a restart finds everything as it should be
+    let rules = lab.rules(backend);
+    let mut driver = lab.driver(backend);
+    assert!(driver.observe().intact);
+    assert_eq!(lab.rules(backend), rules);
+    // the switch of the whole node, and then that of the one bridge
+    bridge_nf(&lab, "1");
+    assert!(driver.observe().intact, "no damage to be told of");
+    asks(POD2, POD2_V6);
+    bridge_nf(&lab, "0");
+    assert!(driver.observe().intact);
+    asks("10.88.0.1", "fd88::1");
+    lab.node
+        .sh("ip link set br0 type bridge nf_call_iptables 1 nf_call_ip6tables 1");
+    assert!(driver.observe().intact);
+    asks(POD2, POD2_V6);
+}
+
+fn lab(bridge_nf: &str) -> Lab {
+    let lab = Lab::new();
+    self::bridge_nf(&lab, bridge_nf);
+    lab
+}
+
+fn bridge_nf(lab: &Lab, value: &str) {
+    for table in ["iptables", "ip6tables"] {
+        lab.node
+            .set(&format!("net/bridge/bridge-nf-call-{table}"), value);
+    }
+}

@@ -1,0 +1,265 @@
+//! The topology all tests use, and the driver on its node.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+
+use portmapping_dataplane::generation::Drift;
+use portmapping_dataplane::iptables::{Flavour, Settings};
+pub(crate) use portmapping_dataplane::moving::Backend;
+use portmapping_dataplane::moving::Moving;
+use portmapping_dataplane::{Dataplane, DataplaneError, Look, Observed, Tools};
+use portmapping_shared::{ContainerPort, HostPort, Mapping, Plan, PortRange, Protocol};
+
+use crate::netns::Netns;
+
+/// A client, a node, and two pods on the node's bridge.
+pub(crate) struct Lab {
+    pub(crate) client: Netns,
+    pub(crate) node: Netns,
+    pub(crate) pod1: Netns,
+    pub(crate) pod2: Netns,
+}
+
+pub(crate) const NODE: &str = "172.30.0.1";
+pub(crate) const NODE_V6: &str = "fd30::1";
+pub(crate) const OTHER_NODE_ADDRESS: &str = "172.30.0.3";
+pub(crate) const CLIENT: &str = "172.30.0.2";
+pub(crate) const CLIENT_V6: &str = "fd30::2";
+pub(crate) const POD1: &str = "10.88.0.11";
+pub(crate) const POD1_V6: &str = "fd88::11";
+pub(crate) const POD2: &str = "10.88.0.12";
+pub(crate) const POD2_V6: &str = "fd88::12";
+
+impl Lab {
+    pub(crate) fn new() -> Self {
+        let lab = Self {
+            client: Netns::new(),
+            node: Netns::new(),
+            pod1: Netns::new(),
+            pod2: Netns::new(),
+        };
+        lab.node.sh(&format!(
+            "ip link add up0 type veth peer name eth0 netns {client}
+             ip addr add {NODE}/24 dev up0
+             ip addr add {OTHER_NODE_ADDRESS}/24 dev up0
+             ip addr add {NODE_V6}/64 dev up0 nodad
+             ip link set up0 up
+             ip link add br0 type bridge forward_delay 0 mcast_snooping 0
+             ip addr add 10.88.0.1/24 dev br0
+             ip addr add fd88::1/64 dev br0 nodad
+             ip link set br0 up
+             for pod in 1:{pod1} 2:{pod2}; do
+                 ip link add p${{pod%%:*}} type veth peer name eth0 netns ${{pod#*:}}
+                 ip link set p${{pod%%:*}} master br0 up
+                 ip link set p${{pod%%:*}} type bridge_slave hairpin on
+             done",
+            client = lab.client.path(),
+            pod1 = lab.pod1.path(),
+            pod2 = lab.pod2.path(),
+        ));
+        let ends = [
+            (
+                &lab.client,
+                format!("{CLIENT}/24"),
+                format!("{CLIENT_V6}/64"),
+                NODE,
+                NODE_V6,
+            ),
+            (
+                &lab.pod1,
+                format!("{POD1}/24"),
+                format!("{POD1_V6}/64"),
+                "10.88.0.1",
+                "fd88::1",
+            ),
+            (
+                &lab.pod2,
+                format!("{POD2}/24"),
+                format!("{POD2_V6}/64"),
+                "10.88.0.1",
+                "fd88::1",
+            ),
+        ];
+        for (end, v4, v6, gateway, gateway_v6) in ends {
+            end.sh(&format!(
+                "ip addr add {v4} dev eth0
+                 ip addr add {v6} dev eth0 nodad
+                 ip link set eth0 up
+                 ip route add default via {gateway}
+                 ip -6 route add default via {gateway_v6}"
+            ));
+        }
+        lab
+    }
+
+    pub(crate) fn driver(&self, backend: impl Into<Backend>) -> Driver<'_> {
+        self.driver_with(backend, &Settings::new(range("20000-29999")))
+    }
+
+    pub(crate) fn driver_with(
+        &self,
+        backend: impl Into<Backend>,
+        settings: &Settings,
+    ) -> Driver<'_> {
+        let backend = backend.into();
+        Driver {
+            node: &self.node,
+            driver: Box::new(
+                self.node
+                    .run(|| Moving::open(backend, settings, Tools::default()))
+                    .expect("open the driver"),
+            ),
+        }
+    }
+
+    /// Everything there is, as text without counters and dates: what iptables of the backend's
+    /// flavour shows, or all of nftables.
+    pub(crate) fn rules(&self, backend: impl Into<Backend>) -> String {
+        let flavour = match backend.into() {
+            Backend::Iptables(flavour) => flavour,
+            Backend::Nftables => return self.node.sh("nft --stateless list ruleset"),
+        };
+        let kind = flavour.as_str().trim_start_matches("iptables-");
+        let text = self
+            .node
+            .sh(&format!("iptables-{kind}-save; ip6tables-{kind}-save"));
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        let lines = lines.map(|line| line.split(" [").next().unwrap_or_default().to_owned() + "\n");
+        lines.collect()
+    }
+
+    /// Takes the rules of the backend away, as a restarted firewall would.
+    pub(crate) fn flush(&self, backend: Backend) {
+        match backend {
+            Backend::Iptables(flavour) => self.iptables(flavour, "-t nat -F"),
+            Backend::Nftables => _ = self.node.sh("nft delete table inet portmapping"),
+        }
+    }
+
+    /// Runs an iptables command of a flavour on the node.
+    pub(crate) fn iptables(&self, flavour: Flavour, args: &str) {
+        self.node.sh(&format!("{flavour} -w 30 {args}"));
+    }
+}
+
+/// The iptables for the rules of others beside a backend.
+pub(crate) fn beside(backend: Backend) -> Flavour {
+    match backend {
+        Backend::Iptables(flavour) => flavour,
+        Backend::Nftables => Flavour::Nft,
+    }
+}
+
+/// The driver under test, run inside the node.
+pub(crate) struct Driver<'a> {
+    node: &'a Netns,
+    driver: Box<dyn Dataplane>,
+}
+
+impl<'a> Driver<'a> {
+    pub(crate) fn new(node: &'a Netns, driver: Box<dyn Dataplane>) -> Self {
+        Self { node, driver }
+    }
+
+    pub(crate) fn try_apply(&mut self, plan: &Plan) -> Result<(), DataplaneError> {
+        self.node.run(|| self.driver.apply(plan))
+    }
+
+    pub(crate) fn observe(&mut self) -> Observed {
+        self.node.run(|| self.driver.observe()).expect("observe")
+    }
+
+    /// Reads without the driver.
+    pub(crate) fn look(&mut self) -> Look {
+        self.node.run(|| {
+            let mut look = self.driver.look();
+            look.read();
+            look
+        })
+    }
+
+    pub(crate) fn looked(&mut self, look: Look) -> Option<Observed> {
+        self.node.run(|| self.driver.looked(look)).expect("look")
+    }
+
+    pub(crate) fn prepare(&mut self) {
+        let preparations = self.driver.preparations();
+        self.node.run(|| preparations.make());
+    }
+
+    /// What the reconciler does: observe, plan, apply; then nothing is left to do.
+    pub(crate) fn reconcile(&mut self, desired: &[Mapping]) {
+        let desired: BTreeSet<Mapping> = desired.iter().cloned().collect();
+        let plan = Plan::new(&desired, &self.observe().mappings);
+        self.try_apply(&plan).expect("apply");
+        self.assert_is(&desired);
+    }
+
+    /// Observes and puts right what is not as it should be, without a look afterwards.
+    pub(crate) fn repair(&mut self, desired: &[Mapping]) {
+        let desired: BTreeSet<Mapping> = desired.iter().cloned().collect();
+        let plan = Plan::new(&desired, &self.observe().mappings);
+        self.try_apply(&plan).expect("apply");
+    }
+
+    pub(crate) fn drift(&self) -> Drift {
+        self.driver.drift()
+    }
+
+    pub(crate) fn create(&mut self, mappings: &[Mapping]) {
+        let to_create = mappings.to_vec();
+        self.try_apply(&Plan {
+            to_create,
+            ..Plan::default()
+        })
+        .expect("create");
+    }
+
+    pub(crate) fn remove(&mut self, mappings: &[Mapping]) {
+        let to_remove = mappings.to_vec();
+        self.try_apply(&Plan {
+            to_remove,
+            ..Plan::default()
+        })
+        .expect("remove");
+    }
+
+    pub(crate) fn uninstall(&mut self) {
+        self.node
+            .run(|| self.driver.uninstall())
+            .expect("uninstall");
+    }
+
+    pub(crate) fn assert_is(&mut self, desired: &BTreeSet<Mapping>) {
+        let observed = self.observe();
+        assert_eq!(&observed.mappings, desired);
+        assert!(observed.intact, "the frame is not whole");
+    }
+}
+
+pub(crate) fn range(text: &str) -> PortRange {
+    text.parse().expect("range")
+}
+
+pub(crate) fn ip(text: &str) -> IpAddr {
+    text.parse().expect("address")
+}
+
+/// The endpoint of a node.
+pub(crate) fn at(address: &str, port: u16) -> SocketAddr {
+    SocketAddr::new(ip(address), port)
+}
+
+/// A mapping of the pod with that address.
+pub(crate) fn map(protocol: Protocol, host_port: u16, pod: &str, container_port: u16) -> Mapping {
+    Mapping {
+        protocol,
+        host_port: HostPort::new(host_port).expect("host port"),
+        host_ip: None,
+        pod_ip: ip(pod),
+        container_port: ContainerPort::new(container_port).expect("container port"),
+        owner: format!("uid-{}", pod.replace(['.', ':'], "-"))
+            .parse()
+            .expect("uid"),
+    }
+}

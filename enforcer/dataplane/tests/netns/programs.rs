@@ -1,0 +1,61 @@
+//! Programs that a test may replace.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::time::Duration;
+
+use portmapping_dataplane::iptables::{Flavour, Iptables, Settings};
+use portmapping_dataplane::{DataplaneError, Tools};
+use tempfile::TempDir;
+
+use crate::lab::range;
+
+/// A directory of programs: the real ones, some of them replaced by scripts.
+pub(crate) struct Programs {
+    pub(crate) directory: TempDir,
+    pub(crate) deadline: Duration,
+}
+
+impl Programs {
+    pub(crate) fn new(flavour: Flavour) -> Self {
+        let programs = Self {
+            directory: tempfile::tempdir().unwrap(),
+            deadline: Duration::from_secs(20),
+        };
+        for family in ["iptables", "ip6tables"] {
+            for suffix in ["-save", "-restore"] {
+                let kind = flavour.as_str().trim_start_matches("iptables");
+                let name = format!("{family}{kind}{suffix}");
+                let real = format!("/usr/sbin/{name}");
+                symlink(real, programs.directory.path().join(name)).unwrap();
+            }
+        }
+        programs
+    }
+
+    pub(crate) fn replace(&self, name: &str, script: &str) {
+        let path = self.directory.path().join(name);
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+    }
+
+    pub(crate) fn restore_real(&self, name: &str) {
+        self.remove(name);
+        let real = format!("/usr/sbin/{name}");
+        symlink(real, self.directory.path().join(name)).unwrap();
+    }
+
+    pub(crate) fn remove(&self, name: &str) {
+        fs::remove_file(self.directory.path().join(name)).unwrap();
+    }
+
+    pub(crate) fn open(&self, flavour: Flavour) -> Result<Iptables, DataplaneError> {
+        let directory = Some(self.directory.path().to_owned());
+        let tools = Tools {
+            directory,
+            deadline: self.deadline,
+        };
+        Iptables::open(flavour, Settings::new(range("20000-29999")), tools)
+    }
+}

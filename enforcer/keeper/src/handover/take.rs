@@ -1,0 +1,228 @@
+//! The new keeper's side.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::super::bind::HeldPort;
+use super::super::run_dir::RunDir;
+use super::super::socket;
+use super::super::wire::{Port, VERSION};
+use super::{Channel, FIRST_ANSWER_TIMEOUT, HANDOVER_TIMEOUT, Message, left, unexpected};
+
+/// Pause before a peer is asked again.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
+
+/// Connections to the keepers taken over from. They must outlive this keeper's duty: a
+/// predecessor takes the end of its connection for our death.
+pub(crate) type Predecessors = Vec<Channel>;
+
+/// What a look at the peers brought.
+#[derive(Debug, Default)]
+pub(crate) struct Taken {
+    /// Ports that are held here from now on.
+    pub(crate) ports: Vec<(Port, HeldPort)>,
+    /// To be kept open.
+    pub(crate) predecessors: Predecessors,
+    /// How many peers live but did not hand over in time.
+    pub(crate) unfinished: usize,
+}
+
+/// A peer has more sockets than fit here.
+#[derive(Debug)]
+pub(crate) struct NoRoom {
+    pub(crate) sockets: usize,
+}
+
+enum Attempt {
+    Whole(Vec<(Port, HeldPort)>, Channel),
+    /// The connection broke off with this much here.
+    Partial(Vec<(Port, HeldPort)>),
+    Dead,
+    Retired,
+    /// Try again.
+    Busy,
+    Hung,
+    NoRoom(NoRoom),
+}
+
+/// Takes over from every living peer, within [`HANDOVER_TIMEOUT`] for all of them.
+pub(crate) fn take_over(run_dir: &RunDir, room: usize) -> Result<Taken, NoRoom> {
+    let deadline = Instant::now() + HANDOVER_TIMEOUT;
+    let mut taken = Taken::default();
+    let peers = run_dir.peers().unwrap_or_else(|error| {
+        tracing::error!(%error, "cannot look for other keepers");
+        Vec::new()
+    });
+    for peer in peers {
+        take_from(&peer, room, deadline, &mut taken)?;
+    }
+    Ok(taken)
+}
+
+fn take_from(peer: &Path, room: usize, deadline: Instant, taken: &mut Taken) -> Result<(), NoRoom> {
+    let mut partial = Vec::new();
+    let start = Instant::now();
+    loop {
+        match attempt(peer, room.saturating_sub(taken.ports.len()), deadline) {
+            Attempt::Whole(ports, channel) => {
+                let (count, took) = (ports.len(), start.elapsed());
+                tracing::info!(peer = %peer.display(), ports = count, ?took, "took over");
+                taken.ports.extend(ports);
+                taken.predecessors.push(channel);
+                return Ok(());
+            }
+            Attempt::Dead => {
+                if !partial.is_empty() {
+                    tracing::warn!(
+                        ports = partial.len(),
+                        "a peer died handing over; kept these"
+                    );
+                }
+                taken.ports.append(&mut partial);
+                return Ok(());
+            }
+            // its successor has them, and is a peer itself
+            Attempt::Retired => return Ok(()),
+            Attempt::NoRoom(error) => return Err(error),
+            // held on to: should the peer turn out to be dead, these are all that is left
+            Attempt::Partial(ports) if ports.len() > partial.len() => partial = ports,
+            Attempt::Partial(_) | Attempt::Busy => {}
+            Attempt::Hung => break,
+        }
+        if left(deadline).is_zero() {
+            break;
+        }
+        thread::sleep(RETRY_PAUSE.min(left(deadline)));
+    }
+    tracing::warn!(peer = %peer.display(), "peer lives but does not hand over; trying again later");
+    taken.unfinished += 1;
+    Ok(())
+}
+
+fn attempt(peer: &Path, room: usize, deadline: Instant) -> Attempt {
+    let first = deadline.min(Instant::now() + FIRST_ANSWER_TIMEOUT);
+    let channel = match open(peer, &Message::Take { v: VERSION }, first) {
+        Ok(Some(channel)) => channel,
+        Ok(None) => return Attempt::Dead,
+        Err(error) => return failed(&error),
+    };
+    match channel.recv(Some(first)) {
+        Ok(Some((Message::Offer { sockets, .. }, _))) if sockets > room => {
+            Attempt::NoRoom(NoRoom { sockets })
+        }
+        Ok(Some((Message::Offer { .. }, _))) => receive(channel, deadline),
+        Ok(Some((Message::Retired, _))) => Attempt::Retired,
+        Ok(Some((Message::Busy, _)) | None) => Attempt::Busy,
+        Ok(Some((message, _))) => {
+            tracing::error!(peer = %peer.display(), ?message, "peer cannot hand over");
+            Attempt::Hung
+        }
+        Err(error) => failed(&error),
+    }
+}
+
+fn receive(channel: Channel, deadline: Instant) -> Attempt {
+    let mut ports = Vec::new();
+    let whole = receive_all(&channel, deadline, &mut ports)
+        .and_then(|()| channel.send(&Message::Confirm, &[], deadline));
+    if let Err(error) = whole {
+        tracing::warn!(%error, ports = ports.len(), "handover broke off");
+        return Attempt::Partial(ports);
+    }
+    // the confirmation decided; a peer that hangs now reads it when it wakes
+    match channel.recv(Some(deadline)) {
+        Ok(Some((Message::Done, _))) => {}
+        other => tracing::warn!(?other, "predecessor did not say that it retired"),
+    }
+    Attempt::Whole(ports, channel)
+}
+
+fn receive_all(
+    channel: &Channel,
+    deadline: Instant,
+    ports: &mut Vec<(Port, HeldPort)>,
+) -> io::Result<()> {
+    loop {
+        match channel.recv(Some(deadline))? {
+            Some((Message::Batch { held, noted }, fds)) => {
+                if held.len() != fds.len() {
+                    return Err(unexpected(&Message::Batch { held, noted }));
+                }
+                ports.extend(
+                    held.into_iter()
+                        .zip(fds)
+                        .filter_map(|(port, fd)| adopt(port, fd)),
+                );
+                ports.extend(noted.into_iter().map(|port| (port, HeldPort::noted())));
+                channel.send(&Message::Got, &[], deadline)?;
+            }
+            Some((Message::End, _)) => return Ok(()),
+            Some((message, _)) => return Err(unexpected(&message)),
+            None => return Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+}
+
+fn adopt(port: Port, fd: OwnedFd) -> Option<(Port, HeldPort)> {
+    HeldPort::adopt(port, fd)
+        .inspect_err(|error| tracing::error!(?port, %error, "handed over is no hold of this port"))
+        .ok()
+        .map(|held| (port, held))
+}
+
+/// Whether another keeper answers for the node's ports. One that does not answer might.
+pub(crate) fn other_active(run_dir: &RunDir, deadline: Instant) -> bool {
+    let active = |peer: &Path| {
+        let first = deadline.min(Instant::now() + FIRST_ANSWER_TIMEOUT);
+        match open(peer, &Message::Status { v: VERSION }, first) {
+            Ok(None) => false,
+            Ok(Some(channel)) => {
+                !matches!(channel.recv(Some(first)), Ok(Some((Message::Retired, _))))
+            }
+            Err(_) => true,
+        }
+    };
+    run_dir
+        .peers()
+        .is_ok_and(|peers| peers.iter().any(|peer| active(peer)))
+}
+
+/// Connects and asks; None where nobody listens any more, whose socket file is then removed.
+fn open(peer: &Path, ask: &Message, deadline: Instant) -> io::Result<Option<Channel>> {
+    match Channel::connect(peer, deadline) {
+        Ok(channel) => {
+            match channel.send(ask, &[], deadline) {
+                // died between accepting and now: the next connection is refused
+                Err(error) if is_end(&error) => {}
+                other => other?,
+            }
+            Ok(Some(channel))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            // a keeper's file has its name only while it listens, so this one is dead
+            socket::remove_if_there(peer)?;
+            tracing::info!(peer = %peer.display(), "removed the socket of a dead keeper");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn failed(error: &io::Error) -> Attempt {
+    if is_end(error) {
+        return Attempt::Busy;
+    }
+    tracing::warn!(%error, "no answer from another keeper");
+    Attempt::Hung
+}
+
+fn is_end(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+    )
+}

@@ -1,0 +1,389 @@
+//! The protocol between keepers, with one side played by hand.
+
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use portmapping_shared::{HostPort, Protocol};
+use tempfile::TempDir;
+
+use super::super::bind::HeldPort;
+use super::super::run_dir::RunDir;
+use super::super::socket::Published;
+use super::super::table::Table;
+use super::super::wire::{Duty, VERSION};
+use super::*;
+
+/// A keeper with 300 ports that kernel tests need no namespace for, and one without socket.
+struct Old {
+    table: Arc<Table>,
+    run_dir: Arc<RunDir>,
+    dir: TempDir,
+}
+
+impl Old {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let run_dir = Arc::new(RunDir::open(dir.path()).unwrap());
+        let table = Arc::new(Table::new(1000, |_| unreachable!()));
+        table.adopt(
+            sockets()
+                .into_iter()
+                .map(|(port, fd)| (port, HeldPort::adopt(port, fd).unwrap())),
+        );
+        let noted = (Protocol::Sctp, HostPort::new(20000).unwrap());
+        table.adopt([(noted, HeldPort::noted())]);
+        Self {
+            table,
+            run_dir,
+            dir,
+        }
+    }
+
+    /// Answers on one end of a connection; the other end is the caller's.
+    fn answer(&self) -> (Channel, JoinHandle<()>) {
+        let (ours, theirs) = Channel::pair();
+        let (table, run_dir) = (Arc::clone(&self.table), Arc::clone(&self.run_dir));
+        (
+            ours,
+            thread::spawn(move || answer(&table, &run_dir, &theirs)),
+        )
+    }
+
+    fn whole(&self) -> bool {
+        self.table
+            .page(None)
+            .is_ok_and(|(ports, _)| ports.len() == 301)
+    }
+}
+
+/// Sockets at ports the kernel picks.
+fn sockets() -> Vec<(Port, OwnedFd)> {
+    let bind = |protocol| {
+        let kind = if protocol == Protocol::Tcp {
+            socket2::Type::STREAM
+        } else {
+            socket2::Type::DGRAM
+        };
+        let socket = socket2::Socket::new(socket2::Domain::IPV6, kind, None).unwrap();
+        let any = std::net::SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, 0));
+        socket.bind(&any.into()).unwrap();
+        let port = socket.local_addr().unwrap().as_socket().unwrap().port();
+        (
+            (protocol, HostPort::new(port).unwrap()),
+            OwnedFd::from(socket),
+        )
+    };
+    (0..300)
+        .map(|n| {
+            bind(if n % 2 == 0 {
+                Protocol::Tcp
+            } else {
+                Protocol::Udp
+            })
+        })
+        .collect()
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(10)
+}
+
+fn say(channel: &Channel, message: &Message) {
+    channel.send(message, &[], soon()).unwrap();
+}
+
+fn hear(channel: &Channel) -> Received {
+    channel.recv(Some(soon())).unwrap().expect("the end")
+}
+
+/// Takes all there is, short of the confirmation; answers how many came with a descriptor and
+/// how many without, by batch.
+fn take_all(new: &Channel) -> Vec<(usize, usize)> {
+    say(new, &Message::Take { v: VERSION });
+    assert_eq!(
+        hear(new).0,
+        Message::Offer {
+            ports: 301,
+            sockets: 300
+        }
+    );
+    let mut counts = Vec::new();
+    loop {
+        match hear(new) {
+            (Message::Batch { held, noted }, fds) => {
+                assert_eq!(held.len(), fds.len());
+                counts.push((held.len(), noted.len()));
+                for (port, fd) in held.into_iter().zip(fds) {
+                    HeldPort::adopt(port, fd).unwrap();
+                }
+                say(new, &Message::Got);
+            }
+            (Message::End, _) => return counts,
+            (message, _) => panic!("{message:?}"),
+        }
+    }
+}
+
+#[test]
+fn old_keeper_hands_everything_over_and_retires_on_confirm() {
+    let old = Old::new();
+    let (new, thread) = old.answer();
+    let counts = take_all(&new);
+    assert_eq!(
+        counts
+            .iter()
+            .map(|(held, noted)| held + noted)
+            .sum::<usize>(),
+        301
+    );
+    assert_eq!(counts.len(), 2);
+    assert_eq!(
+        old.table.duty(),
+        Duty::Frozen,
+        "not before the confirmation"
+    );
+    say(&new, &Message::Confirm);
+    assert_eq!(hear(&new).0, Message::Done);
+    drop(new);
+    thread.join().unwrap();
+    assert!(old.whole(), "the successor died at once");
+}
+
+#[test]
+fn old_keeper_thaws_wherever_the_new_one_dies() {
+    let deaths: [fn(&Channel); 6] = [
+        |_| {},
+        |new| say(new, &Message::Take { v: VERSION }),
+        |new| {
+            say(new, &Message::Take { v: VERSION });
+            hear(new);
+            hear(new);
+        },
+        |new| {
+            say(new, &Message::Take { v: VERSION });
+            hear(new);
+            hear(new);
+            say(new, &Message::Got);
+        },
+        |new| drop(take_all(new)),
+        |new| {
+            take_all(new);
+            say(new, &Message::Confirm);
+        },
+    ];
+    for (steps, die) in deaths.iter().enumerate() {
+        let old = Old::new();
+        let (new, thread) = old.answer();
+        die(&new);
+        drop(new);
+        thread.join().unwrap();
+        assert!(old.whole(), "died after {steps} steps");
+    }
+}
+
+#[test]
+fn confirmation_behind_a_reset_or_a_deadline_counts() {
+    let (new, old) = Channel::pair();
+    say(&new, &Message::Confirm);
+    assert!(
+        give::confirmed(&old, Instant::now()),
+        "past the deadline, but sent before"
+    );
+
+    let (new, old) = Channel::pair();
+    say(&old, &Message::End);
+    say(&new, &Message::Confirm);
+    drop(new); // with End unread, which resets the connection
+    assert!(give::confirmed(&old, soon()));
+
+    let (new, old) = Channel::pair();
+    assert!(!give::confirmed(&old, Instant::now()));
+    let late = new.send(&Message::Confirm, &[], soon()).unwrap_err();
+    assert_eq!(late.kind(), io::ErrorKind::BrokenPipe);
+}
+
+#[test]
+fn late_confirmation_fails_at_its_sender() {
+    let old = Old::new();
+    let (new, thread) = old.answer();
+    say(&new, &Message::Take { v: VERSION });
+    let start = Instant::now();
+    thread.join().unwrap(); // it waits for Got in vain
+    assert!(start.elapsed() < HANDOVER_TIMEOUT * 2);
+    assert!(new.send(&Message::Confirm, &[], soon()).is_err());
+    assert!(old.whole());
+}
+
+#[test]
+fn second_taker_is_told_to_wait_and_unknown_words_are_answered() {
+    let old = Old::new();
+    let (first, thread) = old.answer();
+    say(&first, &Message::Take { v: VERSION });
+    hear(&first);
+    for (ask, expected) in [
+        (Message::Take { v: VERSION }, Message::Busy),
+        (Message::Status { v: VERSION }, Message::Active),
+        (Message::Status { v: 99 }, Message::Active),
+    ] {
+        let (second, thread) = old.answer();
+        say(&second, &ask);
+        assert_eq!(hear(&second).0, expected);
+        thread.join().unwrap();
+    }
+    for ask in [Message::Take { v: 99 }, Message::Confirm] {
+        let (second, thread) = old.answer();
+        say(&second, &ask);
+        assert!(matches!(hear(&second).0, Message::Error(_)));
+        thread.join().unwrap();
+    }
+    drop(first);
+    thread.join().unwrap();
+    assert!(old.whole());
+}
+
+/// Plays an old keeper at a socket in the run directory.
+fn fake_peer(
+    old: &Old,
+    play: impl Fn(Channel) + Send + 'static,
+    connections: usize,
+) -> (PathBuf, JoinHandle<()>) {
+    let path = old.dir.path().join("keeper-0-1.sock");
+    let (listener, published): (_, Published) =
+        super::super::socket::listen(&path, rustix::net::SocketType::SEQPACKET).unwrap();
+    let thread = thread::spawn(move || {
+        for _ in 0..connections {
+            play(Channel::accept(&listener).unwrap());
+        }
+        // dies without removing its file
+        drop(listener);
+        std::mem::forget(published);
+    });
+    (path, thread)
+}
+
+#[test]
+fn new_keeper_keeps_what_came_from_a_peer_that_died() {
+    let old = Old::new();
+    let (path, thread) = fake_peer(
+        &old,
+        |peer| {
+            hear(&peer);
+            let some: Vec<_> = sockets().into_iter().take(10).collect();
+            let fds: Vec<_> = some.iter().map(|(_, fd)| fd.as_fd()).collect();
+            let held = some.iter().map(|(port, _)| *port).collect();
+            say(
+                &peer,
+                &Message::Offer {
+                    ports: 20,
+                    sockets: 20,
+                },
+            );
+            peer.send(
+                &Message::Batch {
+                    held,
+                    noted: vec![],
+                },
+                &fds,
+                soon(),
+            )
+            .unwrap();
+            hear(&peer);
+        },
+        1,
+    );
+    let taken = take_over(&old.run_dir, 1000).unwrap();
+    thread.join().unwrap();
+    assert_eq!((taken.ports.len(), taken.unfinished), (10, 0));
+    assert!(!path.exists(), "its socket is removed");
+}
+
+#[test]
+fn new_keeper_drops_what_came_from_a_peer_that_lives() {
+    let old = Old::new();
+    // breaks off each time; the deadline ends it
+    let (path, thread) = fake_peer(
+        &old,
+        |peer| {
+            hear(&peer);
+            let (port, fd) = sockets().pop().unwrap();
+            say(
+                &peer,
+                &Message::Offer {
+                    ports: 2,
+                    sockets: 2,
+                },
+            );
+            let _ = peer.send(
+                &Message::Batch {
+                    held: vec![port],
+                    noted: vec![],
+                },
+                &[fd.as_fd()],
+                soon(),
+            );
+            let _ = peer.recv(Some(soon()));
+        },
+        5,
+    );
+    let room = 1; // and five times one port is still one port
+    let taken = take_over(&old.run_dir, room);
+    assert!(matches!(taken, Err(NoRoom { sockets: 2 })));
+    // lets the fake run out of its connections
+    let taken = take_over(&old.run_dir, 1000).unwrap();
+    assert_eq!(
+        (taken.ports.len(), taken.unfinished),
+        (1, 0),
+        "dead in the end: kept"
+    );
+    thread.join().unwrap();
+    assert!(!path.exists());
+}
+
+#[test]
+fn sockets_that_are_no_holds_are_not_adopted() {
+    let mut some = sockets();
+    let (udp, socket) = some.pop().unwrap();
+    let (tcp, other) = some.pop().unwrap();
+    assert!(HeldPort::adopt((Protocol::Sctp, udp.1), socket.try_clone().unwrap()).is_err());
+    assert!(HeldPort::adopt((Protocol::Tcp, udp.1), socket.try_clone().unwrap()).is_err());
+    assert!(HeldPort::adopt(tcp, socket).is_err());
+    rustix::net::listen(&other, 1).unwrap();
+    assert!(HeldPort::adopt(tcp, other).is_err(), "listens");
+    let file = std::fs::File::open("/dev/null").unwrap();
+    assert!(HeldPort::adopt(tcp, file.into()).is_err());
+}
+
+#[test]
+fn messages_keep_the_bytes_of_version_1() {
+    let port = |protocol| (protocol, HostPort::new(20000).unwrap());
+    let batch = Message::Batch {
+        held: vec![port(Protocol::Tcp)],
+        noted: vec![port(Protocol::Sctp)],
+    };
+    let offer = Message::Offer {
+        ports: 2,
+        sockets: 1,
+    };
+    for (message, json) in [
+        (Message::Take { v: 1 }, r#"{"take":{"v":1}}"#),
+        (Message::Status { v: 1 }, r#"{"status":{"v":1}}"#),
+        (Message::Active, r#""active""#),
+        (Message::Retired, r#""retired""#),
+        (Message::Busy, r#""busy""#),
+        (offer, r#"{"offer":{"ports":2,"sockets":1}}"#),
+        (
+            batch,
+            r#"{"batch":{"held":[["TCP",20000]],"noted":[["SCTP",20000]]}}"#,
+        ),
+        (Message::Got, r#""got""#),
+        (Message::End, r#""end""#),
+        (Message::Confirm, r#""confirm""#),
+        (Message::Done, r#""done""#),
+        (Message::Error("no".into()), r#"{"error":"no"}"#),
+    ] {
+        assert_eq!(serde_json::to_string(&message).unwrap(), json);
+        assert_eq!(serde_json::from_str::<Message>(json).unwrap(), message);
+    }
+}
