@@ -28,5 +28,6 @@ pub mod starts;
 pub mod visit;
 pub mod wait;
 
+pub use artifacts::go::Minor;
 pub use cluster::Cluster;
-pub use cluster::config::{Config, Minor, ProxyMode};
+pub use cluster::config::{Config, ProxyMode};

@@ -15,7 +15,7 @@ use super::config::Spec;
 use super::mounts::RUN;
 use super::namespaces::Parent;
 use super::network::{self, Machine};
-use super::roles::Role;
+use super::role_name::RoleName;
 use super::{namespaces, pki, relay};
 use crate::process;
 use crate::wait::{self, Probe};
@@ -62,7 +62,7 @@ pub(crate) fn add_machine(spec: &Spec, machine: Machine) -> Result<()> {
     let name = machine.name();
     let log = create_log(spec, &name)?;
     let mut command = Command::new("/proc/self/exe");
-    command.args(Role::machine(machine).arguments(&spec.state));
+    command.args(RoleName::first_of(machine).arguments(&spec.state));
     command
         .stdin(Stdio::piped())
         .stderr(components::clone(&log)?)

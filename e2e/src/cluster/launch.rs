@@ -16,8 +16,8 @@ use super::api::Server;
 use super::components::tail;
 use super::config::{Config, Spec};
 use super::network::{MAX_NODES, Machine};
-use super::roles::RoleName;
-use super::{lookup, namespaces, owner, pid_of, pki, state};
+use super::role_name::RoleName;
+use super::{lookup, namespaces, owner, pki, state};
 use crate::artifacts::{cache, go, image, packages};
 use crate::progress::{Step, say};
 use crate::{paths, process};
@@ -216,7 +216,7 @@ const NOTE_LIMIT: Duration = Duration::from_millis(500);
 
 pub(crate) fn kill_node(spec: &Spec, index: u8) -> Result<()> {
     let name = Machine::Node(index).name();
-    let pid = i32::try_from(pid_of(spec, &name)?).context("pid out of range")?;
+    let pid = i32::try_from(lookup::pid_of(spec, &name)?).context("pid out of range")?;
     kill(Pid::from_raw(pid), Signal::SIGKILL)
         .with_context(|| format!("kill {name} (pid {pid})"))?;
     let end = Instant::now() + DEATH_LIMIT;
@@ -266,7 +266,7 @@ pub(crate) fn add_node(spec: &Spec, index: u8) -> Result<()> {
         Some(program) => program.clone(),
         None => std::env::current_exe().context("find this program")?,
     };
-    let mut command = namespaces::enter(pid_of(spec, "control-plane")?, program);
+    let mut command = namespaces::enter(lookup::pid_of(spec, "control-plane")?, program);
     command.args(RoleName("add-node", Some(index)).arguments(&spec.state));
     process::run(&mut command, Duration::from_mins(1)).with_context(|| format!("start {name}"))?;
     owner::nothing_missing(spec, &server, &[name], stale)?;
@@ -288,7 +288,7 @@ pub(crate) fn load_images(spec: &mut Spec, archives: &[PathBuf]) -> Result<Vec<P
         let name = Machine::Node(index).name();
         for archive in &new {
             let ctr = spec.node_tools.join("ctr");
-            let mut import = namespaces::enter(pid_of(spec, &name)?, ctr);
+            let mut import = namespaces::enter(lookup::pid_of(spec, &name)?, ctr);
             import
                 .args(["--namespace", "k8s.io", "images", "import"])
                 .arg(archive);

@@ -18,7 +18,7 @@ use super::components::{self, create_log};
 use super::config::Spec;
 use super::namespaces::Parent;
 use super::network::Machine;
-use super::roles::RoleName;
+use super::role_name::RoleName;
 use super::{cgroups, namespaces, pki, state};
 use crate::wait::{self, Probe};
 
