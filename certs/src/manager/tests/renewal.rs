@@ -123,9 +123,7 @@ async fn a_clock_that_is_set_back_and_forth_leads_to_valid_certificates() {
     let clock = || OffsetDateTime::from_unix_timestamp(SECONDS.load(Ordering::Relaxed)).unwrap();
     let cluster = Cluster::registered();
     let Replica {
-        manager,
-        readiness,
-        ..
+        manager, readiness, ..
     } = replica(&cluster);
     let mut manager = manager;
     manager.clock = clock;
