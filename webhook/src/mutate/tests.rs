@@ -210,7 +210,7 @@ fn nonsense_is_denied_in_words_that_help() {
         (r#"[{"containerPort":80,"protocol":"tcp"}]"#, "protocol"),
         (
             r#"[{"containerPort":80,"hostIP":"localhost"}]"#,
-            "is no IP address",
+            "is not an IP address",
         ),
         (r#"[{"containerPort":80,"extra":1}]"#, "unknown field"),
         (r#"[{"\u0063ontainerPort":80}]"#, "it contains a backslash"),

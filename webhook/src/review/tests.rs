@@ -241,7 +241,7 @@ fn warnings_and_refusals_reach_the_user() {
         status["message"]
             .as_str()
             .unwrap()
-            .contains("is no port request")
+            .contains("is not a port request")
     );
     assert_eq!(answer["response"]["patch"], Value::Null);
 }
