@@ -1,4 +1,4 @@
-//! The program: its tasks live and end together.
+//! Starts the program's tasks and ends them together.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -18,12 +18,12 @@ use crate::metrics::Metrics;
 use crate::routes;
 use crate::server::{self, Ending};
 
-/// Longest silence of the API server within a call.
+/// Longest wait for the next byte of the API server within a call.
 const API_READ_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Runs until a signal; a second one, or the end of a task before its time, is an error.
+/// Runs until a signal. A second signal, or a task that ends early, is an error.
 pub async fn run(config: Config) -> anyhow::Result<()> {
-    let mut tasks = Supervisor::install().context("cannot take over the signals")?;
+    let mut tasks = Supervisor::install().context("cannot install the signal handlers")?;
 
     let readiness = Readiness::default();
     let accepting = readiness.handle("server");
@@ -33,7 +33,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     cert_metrics.register(&mut names);
 
     let resolver = Arc::new(Resolver::default());
-    // health and metrics answer to the end
+    // health and metrics are served until the last review has its response
     let served = CancellationToken::new();
     let certificates = certificates(
         &config,
@@ -66,12 +66,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         served.cancel();
     });
     tasks.run().await?;
-    tracing::info!("ended");
+    tracing::info!("all tasks ended; exiting");
     Ok(())
 }
 
-/// What keeps a certificate served until the token is cancelled: files that something else renews,
-/// or a manager of our own.
+/// Returns the task that provides the certificate until the token is cancelled: from files that
+/// another program renews, or from our own manager.
 fn certificates(
     config: &Config,
     readiness: &Readiness,
@@ -106,7 +106,8 @@ fn certificates(
     Ok(Box::pin(manager.run(token)))
 }
 
-/// Readiness goes first, so that endpoints move while reviews are still accepted.
+/// Runs the shutdown. The program is not ready first, so that endpoints are updated while reviews
+/// are still accepted.
 async fn finish(
     asked_to_end: CancellationToken,
     accepting: ReadyHandle,
