@@ -73,7 +73,7 @@ impl Metrics {
         );
         registry.register(
             "certificate_repairs",
-            "Damage that this replica found: Secret, registration, clock",
+            "Damage that this replica found: Secret, registration",
             self.repairs.clone(),
         );
         registry.register(

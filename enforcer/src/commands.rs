@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use parking_lot::Mutex;
 use portmapping_enforcer_core::{NodeState, Recovered};
-use portmapping_runtime::client::Connections;
+use portmapping_runtime::client::ApiServer;
 use portmapping_runtime::deadline::chain;
-use portmapping_runtime::{Readiness, ReadyHandle, Supervisor, admin, client};
+use portmapping_runtime::{Readiness, ReadyHandle, Supervisor, admin};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, watch};
 
@@ -88,8 +88,10 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
     kernel_ready.ready();
     let state = NodeState::recover(config.core, rand::random(), started.elapsed(), found);
 
-    let client = client::connect(Connections::Kept, CALL_SILENCE)?;
-    let watching = client::connect(Connections::New, WATCH_SILENCE)?;
+    let api = ApiServer::in_cluster()?;
+    let client = api.client(CALL_SILENCE)?;
+    let watching = api.watch_client(WATCH_SILENCE)?;
+    tasks.spawn("cluster CA", api.end_on_new_ca(token.clone()));
     let (news, pods) = mpsc::channel(POD_QUEUE);
     let (duty_news, duty) = watch::channel(Duty::Active);
     let (keeper_news, keeper_lost) = watch::channel(0);

@@ -12,6 +12,7 @@
 
 pub mod annotation;
 pub mod ask;
+pub mod backoff;
 pub mod contract;
 pub mod mapping;
 pub mod plan;
@@ -21,6 +22,7 @@ pub mod request;
 
 pub use annotation::ResultEntry;
 pub use ask::{InvalidRequest, quoted};
+pub use backoff::Backoff;
 pub use mapping::{LeasedPort, Mapping};
 pub use plan::Plan;
 pub use pod::{PodRef, PodSpec, PodUid, null_as_default};

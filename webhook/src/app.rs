@@ -1,7 +1,5 @@
 //! Starts the program's tasks and ends them together.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,8 +7,8 @@ use anyhow::Context;
 use portmapping_certs::bundle::WebhookRegistration;
 use portmapping_certs::secret::SecretStore;
 use portmapping_certs::{CertManager, Files, Metrics as CertMetrics, Reports, Resolver};
-use portmapping_runtime::client::Connections;
-use portmapping_runtime::{Readiness, ReadyHandle, Supervisor, admin, client, metrics as registry};
+use portmapping_runtime::client::ApiServer;
+use portmapping_runtime::{Readiness, ReadyHandle, Supervisor, admin, metrics as registry};
 use tokio_util::sync::CancellationToken;
 
 use crate::args::Config;
@@ -35,7 +33,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let resolver = Arc::new(Resolver::default());
     // health and metrics are served until the last review has its response
     let served = CancellationToken::new();
-    let certificates = certificates(
+    certificates(
+        &mut tasks,
         &config,
         &readiness,
         Arc::clone(&resolver),
@@ -50,7 +49,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     let routes = admin::router(readiness, Arc::new(names));
     tasks.spawn("health", admin::serve(plain, routes, served.clone()));
-    tasks.spawn("certificates", certificates);
     let finish = finish(tasks.token(), accepting, ending.clone(), config.drain_delay);
     tasks.spawn("drain", finish);
     let webhook = server::serve(
@@ -70,22 +68,26 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Returns the task that provides the certificate until the token is cancelled: from files that
-/// another program renews, or from our own manager.
+/// Starts the task that provides the certificate until `served` is cancelled: from files that
+/// another program renews, or from our own manager, which needs the API server.
 fn certificates(
+    tasks: &mut Supervisor,
     config: &Config,
     readiness: &Readiness,
     resolver: Arc<Resolver>,
     metrics: CertMetrics,
-    token: CancellationToken,
-) -> anyhow::Result<Pin<Box<dyn Future<Output = ()> + Send>>> {
+    served: CancellationToken,
+) -> anyhow::Result<()> {
     let certificate = readiness.handle("certificate");
     if let Some(folder) = &config.tls_dir {
         let names = config.certificates.names.clone();
         let files = Files::new(folder.clone(), names, resolver, certificate, metrics);
-        return Ok(Box::pin(files.run(token)));
+        tasks.spawn("certificates", files.run(served));
+        return Ok(());
     }
-    let client = client::connect(Connections::Kept, API_READ_TIMEOUT)?;
+    let api = ApiServer::in_cluster()?;
+    let client = api.client(API_READ_TIMEOUT)?;
+    tasks.spawn("cluster CA", api.end_on_new_ca(tasks.token()));
     let reports = Reports {
         certificate,
         registration: readiness.handle("registration"),
@@ -103,7 +105,8 @@ fn certificates(
         resolver,
         reports,
     );
-    Ok(Box::pin(manager.run(token)))
+    tasks.spawn("certificates", manager.run(served));
+    Ok(())
 }
 
 /// Runs the shutdown. The program is not ready first, so that endpoints are updated while reviews

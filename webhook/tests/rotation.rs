@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use portmapping_certs::bundle::{Entry, Registration, RegistrationError, Seen};
+use portmapping_certs::bundle::{Registered, RegisteredWebhook, Registration, RegistrationError};
 use portmapping_certs::secret::{Store, StoreError, Stored, Swap};
 use portmapping_certs::{
     CertManager, Config, Lifetimes, Material, Metrics as CertMetrics, Names, Reports, Resolver,
@@ -89,17 +89,17 @@ impl Store for Cluster {
 }
 
 impl Registration for Cluster {
-    async fn read(&self) -> Result<Option<Seen>, RegistrationError> {
+    async fn read(&self) -> Result<Option<Registered>, RegistrationError> {
         tokio::task::yield_now().await;
         let (version, ca_bundle) = self.bundle.lock().clone();
         let name = "ours".to_owned();
-        Ok(Some(Seen {
+        Ok(Some(Registered {
             version: version.to_string(),
-            entries: vec![Entry { name, ca_bundle }],
+            webhooks: vec![RegisteredWebhook { name, ca_bundle }],
         }))
     }
 
-    async fn write(&self, seen: &Seen, bundle: &str) -> Result<Swap, RegistrationError> {
+    async fn write(&self, seen: &Registered, bundle: &str) -> Result<Swap, RegistrationError> {
         tokio::task::yield_now().await;
         let mut registered = self.bundle.lock();
         if registered.0.to_string() != seen.version {
@@ -254,7 +254,9 @@ async fn ten_rotations_in_a_minute_fail_no_client() {
     let (token, mut servers) = (CancellationToken::new(), JoinSet::new());
     let replicas = [0, 1].map(|_| replica(&cluster, &mut servers, &token));
     let start = Instant::now();
-    while !replicas.iter().all(|it| it.readiness.is_ready()) || cluster.bundle(LAG).is_none() {
+    while !replicas.iter().all(|it| it.readiness.pending().is_empty())
+        || cluster.bundle(LAG).is_none()
+    {
         assert!(start.elapsed() < WITHIN, "the replicas do not become ready");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -280,7 +282,7 @@ async fn ten_rotations_in_a_minute_fail_no_client() {
             Some(failed) = clients.join_next() => failed.expect("no client fails"),
             () = tokio::time::sleep(Duration::from_millis(50)) => {}
         }
-        assert!(replicas.iter().all(|it| it.readiness.is_ready()));
+        assert!(replicas.iter().all(|it| it.readiness.pending().is_empty()));
     }
     println!(
         "{} authorities, {} leaves, {} reviews, {} handshakes in {:?} without a failure",

@@ -101,9 +101,9 @@ async fn a_swapped_link_brings_the_next_certificate() {
     let mut it = fixture();
     let (one, two) = (year(), year());
     swap(it.path(), "..1", &files_of(&one));
-    assert!(!it.readiness.is_ready());
+    assert!(!it.readiness.pending().is_empty());
     assert_eq!(it.files.look().await.unwrap(), Look::Loaded);
-    assert!(it.readiness.is_ready());
+    assert!(it.readiness.pending().is_empty());
     let first = it.served().unwrap();
     assert_eq!(it.files.look().await.unwrap(), Look::Same);
 
@@ -152,7 +152,7 @@ async fn halves_of_two_pairs_and_rubbish_leave_the_old_pair_served() {
         swap(it.path(), &format!("..bad{round}"), files);
         it.files.look().await.unwrap_err();
         assert_eq!(it.served().unwrap().cert, served.cert, "{round}");
-        assert!(it.readiness.is_ready(), "who serves stays ready");
+        assert!(it.readiness.pending().is_empty(), "who serves stays ready");
     }
     assert_eq!(it.errors(), 7);
 
@@ -204,7 +204,7 @@ async fn looks_by_itself_until_told_to_end() {
     tokio::time::sleep(PERIOD * 3).await;
     swap(it.folder.path(), "..1", &files_of(&year()));
     let waiting = async {
-        while !it.readiness.is_ready() {
+        while !it.readiness.pending().is_empty() {
             tokio::time::sleep(PERIOD).await;
         }
     };
