@@ -12,12 +12,12 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::api::Server;
 use super::components::tail;
 use super::config::{Config, Spec};
 use super::network::{MAX_NODES, Machine};
 use super::role_name::RoleName;
-use super::{lookup, namespaces, owner, pki, state};
+use super::{lookup, namespaces, owner, pki, readiness, state};
+use crate::api::Api;
 use crate::artifacts::{cache, go, image, packages};
 use crate::progress::{Step, say};
 use crate::{paths, process};
@@ -258,8 +258,8 @@ pub(crate) fn add_node(spec: &Spec, index: u8) -> Result<()> {
     }
     let step = Step::start(format!("{name} joins"));
     // After a power cut the API calls the node Ready for a while yet.
-    let server = Server::connect(&spec.state.join(pki::HARNESS))?;
-    let stale = server.last_heard(&name)?;
+    let api = Api::new(&spec.state.join(pki::HARNESS))?;
+    let stale = readiness::heartbeat(&api, &name)?;
     // What ended before is no news.
     let _ = fs::remove_file(spec.state.join("log/ended"));
     let program = match &spec.config.program {
@@ -269,7 +269,7 @@ pub(crate) fn add_node(spec: &Spec, index: u8) -> Result<()> {
     let mut command = namespaces::enter(lookup::pid_of(spec, "control-plane")?, program);
     command.args(RoleName("add-node", Some(index)).arguments(&spec.state));
     process::run(&mut command, Duration::from_mins(1)).with_context(|| format!("start {name}"))?;
-    owner::nothing_missing(spec, &server, &[name], stale)?;
+    owner::nothing_missing(spec, &api, &[name], stale.as_deref())?;
     step.done("takes pods");
     Ok(())
 }
