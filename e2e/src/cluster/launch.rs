@@ -8,7 +8,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -83,12 +83,16 @@ pub(crate) fn detached(config: &Config) -> Result<Spec> {
 fn prepare(config: &Config) -> Result<Spec> {
     config.validate()?;
     packages::ensure()?;
-    let kubernetes = go::kubernetes(config.kubernetes)?;
-    let node_tools = go::node_tools()?;
-    let mut images = image::basic()?;
-    if config.product {
-        images.extend(image::product()?);
-    }
+    // Go and cargo side by side: each has long stretches in which it keeps one processor busy, and no
+    // more. The two Go builds share compiled packages, so one comes after the other.
+    let (kubernetes, node_tools, images) = thread::scope(|scope| {
+        let images = scope.spawn(|| image::archives(config.product).inspect_err(complain));
+        let kubernetes = go::kubernetes(config.kubernetes).inspect_err(complain)?;
+        let node_tools = go::node_tools().inspect_err(complain)?;
+        let images = images.join();
+        let images = images.map_err(|_| anyhow!("the thread that builds images panicked"))??;
+        anyhow::Ok((kubernetes, node_tools, images))
+    })?;
     Ok(Spec {
         config: config.clone(),
         state: state::folder(&config.name),
@@ -97,6 +101,13 @@ fn prepare(config: &Config) -> Result<Spec> {
         images,
         audit_policy: paths::sources().join("config/audit-policy.yaml"),
     })
+}
+
+/// Says at once what the end of the other build, minutes later, says again.
+fn complain(error: &anyhow::Error) {
+    say(format_args!(
+        "failed, and ends when the other builds do: {error:#}"
+    ));
 }
 
 fn lock(name: &str) -> Result<fs::File> {
