@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use axum::Router;
 use portmapping_keeper::DEFAULT_SOCKET;
 use portmapping_runtime::{Readiness, admin};
+use portmapping_shared::remedy;
 use prometheus_client::registry::Registry;
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
@@ -65,12 +66,16 @@ impl Routers {
 pub(crate) fn admin_listener(path: &Path) -> anyhow::Result<UnixListener> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("cannot replace {}", path.display()));
+            let text = format!("cannot replace {}{}", path.display(), remedy(&error));
+            return Err(error).context(text);
         }
         _ => {}
     }
-    UnixListener::bind(path)
-        .with_context(|| format!("cannot listen on {} (--admin-socket)", path.display()))
+    UnixListener::bind(path).map_err(|error| {
+        let (path, remedy) = (path.display(), remedy(&error));
+        let text = format!("cannot listen on {path} (--admin-socket){remedy}");
+        anyhow::Error::new(error).context(text)
+    })
 }
 
 #[cfg(test)]

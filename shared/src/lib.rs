@@ -24,6 +24,7 @@ pub mod mapping;
 pub mod plan;
 pub mod pod;
 pub mod port;
+pub mod remedy;
 pub mod request;
 
 pub use annotation::ResultEntry;
@@ -33,4 +34,5 @@ pub use mapping::{LeasedPort, Mapping};
 pub use plan::Plan;
 pub use pod::{PodRef, PodSpec, PodUid, null_as_default};
 pub use port::{ContainerPort, HostPort, PortRange, PortSet, Protocol};
+pub use remedy::remedy;
 pub use request::{PortRequest, RequestedPort};

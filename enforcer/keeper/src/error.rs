@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use portmapping_shared::remedy;
+
 /// Why a keeper cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum KeeperError {
@@ -41,7 +43,7 @@ pub enum KeeperError {
         source: io::Error,
     },
     /// The run directory cannot be used.
-    #[error("cannot use the run directory {} (--run-dir): mount it read-write", path.display())]
+    #[error("cannot use the run directory {} (--run-dir){}", path.display(), remedy(source))]
     RunDir {
         /// The directory.
         path: PathBuf,
@@ -70,7 +72,7 @@ pub enum KeeperError {
         path: PathBuf,
     },
     /// The enforcer's socket cannot be created.
-    #[error("cannot listen at {} (--socket)", path.display())]
+    #[error("cannot listen at {} (--socket){}", path.display(), remedy(source))]
     Listen {
         /// The socket.
         path: PathBuf,
@@ -79,7 +81,7 @@ pub enum KeeperError {
         source: io::Error,
     },
     /// A thread or signal could not be set up.
-    #[error("cannot set up {what}")]
+    #[error("cannot set up {what}{}", remedy(source))]
     Setup {
         /// Which one.
         what: &'static str,

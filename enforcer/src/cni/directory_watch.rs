@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use portmapping_shared::remedy;
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
@@ -30,6 +31,29 @@ pub enum DirectoryChange {
     Lost,
 }
 
+/// Why a directory cannot be watched.
+#[derive(Debug, thiserror::Error)]
+pub enum DirectoryWatchError {
+    /// `inotify_init1(2)`: EMFILE.
+    #[error(
+        "no inotify instance is left for this user: raise the sysctl fs.inotify.max_user_instances \
+         on the node (or the limit of open files, if this process has reached it)"
+    )]
+    NoInstance(#[source] std::io::Error),
+    /// `inotify_add_watch(2)`: ENOSPC.
+    #[error(
+        "no inotify watch is left for this user: raise the sysctl fs.inotify.max_user_watches on \
+         the node"
+    )]
+    NoWatch(#[source] std::io::Error),
+    /// Any other error.
+    #[error("the kernel refuses the watch{}", remedy(.source))]
+    Watch {
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+}
+
 /// A stream of changes.
 #[derive(Debug)]
 pub struct DirectoryWatch {
@@ -39,7 +63,7 @@ pub struct DirectoryWatch {
 
 impl DirectoryWatch {
     /// Watches the files in a directory, and the directory itself.
-    pub fn of_results(dir: &Path) -> std::io::Result<Self> {
+    pub fn of_results(dir: &Path) -> Result<Self, DirectoryWatchError> {
         let files = WatchFlags::CLOSE_WRITE
             | WatchFlags::MOVED_TO
             | WatchFlags::MOVED_FROM
@@ -48,17 +72,29 @@ impl DirectoryWatch {
     }
 
     /// Watches what is created in a directory or moved into it.
-    pub fn of_arrivals(dir: &Path) -> std::io::Result<Self> {
+    pub fn of_arrivals(dir: &Path) -> Result<Self, DirectoryWatchError> {
         Self::watch(dir, WatchFlags::CREATE | WatchFlags::MOVED_TO)
     }
 
-    fn watch(dir: &Path, flags: WatchFlags) -> std::io::Result<Self> {
-        let inotify = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
-        inotify::add_watch(&inotify, dir, flags | WatchFlags::ONLYDIR)?;
+    fn watch(dir: &Path, flags: WatchFlags) -> Result<Self, DirectoryWatchError> {
+        let failed = |source| DirectoryWatchError::Watch { source };
+        let inotify = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).map_err(
+            |errno| match errno {
+                Errno::MFILE => DirectoryWatchError::NoInstance(errno.into()),
+                other => failed(other.into()),
+            },
+        )?;
+        inotify::add_watch(&inotify, dir, flags | WatchFlags::ONLYDIR).map_err(
+            |errno| match errno {
+                Errno::NOSPC => DirectoryWatchError::NoWatch(errno.into()),
+                other => failed(other.into()),
+            },
+        )?;
         // SAFETY: an OwnedFd is open until it is dropped, and this one is never taken out of the AsyncFd
         // or replaced
         #[allow(unsafe_code)] // tokio has no safe way to wait for a descriptor of another kind
-        let inotify = unsafe { AsyncFd::register(inotify) }?;
+        let inotify = unsafe { AsyncFd::register(inotify) };
+        let inotify = inotify.map_err(|error| failed(error.into()))?;
         Ok(Self {
             inotify,
             buffer: vec![MaybeUninit::uninit(); BUFFER],

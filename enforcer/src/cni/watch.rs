@@ -13,12 +13,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use nix::sys::socket::SockaddrStorage;
 use portmapping_enforcer_core::SandboxUpdate;
 use portmapping_runtime::deadline::chain;
+use portmapping_shared::remedy;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use super::directory_watch::{DirectoryChange, DirectoryWatch};
+use super::directory_watch::{DirectoryChange, DirectoryWatch, DirectoryWatchError};
 use super::file::{self, FileError};
 use super::result;
 use super::result_files::{Reading, ResultFiles};
@@ -43,12 +44,14 @@ enum WatchError {
     Missing(PathBuf),
     #[error("{} was removed or replaced", .0.display())]
     Lost(PathBuf),
-    #[error("cannot watch {}", .path.display())]
+    #[error("cannot watch {}{}", .path.display(), remedy(.source))]
     Unwatchable {
         path: PathBuf,
         source: std::io::Error,
     },
-    #[error("cannot list {}", .path.display())]
+    #[error(transparent)]
+    Limit(DirectoryWatchError),
+    #[error("cannot list {}{}", .path.display(), remedy(.source))]
     Unlistable {
         path: PathBuf,
         source: std::io::Error,
@@ -124,8 +127,10 @@ impl Watcher {
     /// Sends updates of everything that happens in the directory, first the list of what is there.
     async fn follow(&mut self) -> Result<Infallible, WatchError> {
         // the watch starts before the list: a file written in between is seen twice, not missed
-        let mut changes =
-            DirectoryWatch::of_results(&self.dir).map_err(|source| self.watch_error(source))?;
+        let mut changes = DirectoryWatch::of_results(&self.dir).map_err(|error| match error {
+            DirectoryWatchError::Watch { source } => self.watch_error(source),
+            limit => WatchError::Limit(limit),
+        })?;
         let identity = self.identity()?;
         self.relist().await?;
         self.reported_missing = false;

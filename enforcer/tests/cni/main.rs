@@ -5,4 +5,5 @@
 mod directory;
 mod files;
 mod lab;
+mod limits;
 mod overflow;

@@ -69,3 +69,30 @@ fn all_ports_that_fit_into_the_limit_are_held_and_handed_over() {
         );
     });
 }
+
+/// Starts a keeper whose run directory is a mount of its own; returns its log after it has failed.
+fn log_with_run_dir(mount_options: &str) -> String {
+    in_netns(|| {
+        let node = Node::new();
+        std::fs::create_dir(node.run_dir()).unwrap();
+        let run_dir = node.run_dir().display().to_string();
+        let mount = format!("mount -t tmpfs -o {mount_options} tmpfs {run_dir} && exec \"$@\"");
+        let wrapper = ["unshare", "--mount", "sh", "-c", &mount, "sh"];
+        let mut keeper = node.spawn("a", &node.run_dir(), &wrapper);
+        assert!(!keeper.wait().success());
+        keeper.log()
+    })
+}
+
+#[test]
+fn a_read_only_run_directory_is_named_with_the_remedy() {
+    let log = log_with_run_dir("ro,mode=0700");
+    assert!(log.contains("mount it read-write"), "{log}");
+}
+
+#[test]
+fn a_full_file_system_is_named_with_the_remedy() {
+    // room for the root directory only
+    let log = log_with_run_dir("nr_inodes=1,mode=0700");
+    assert!(log.contains("free space or inodes"), "{log}");
+}
