@@ -1,6 +1,5 @@
 //! A running cluster, seen from a test or from the command line.
 
-mod api;
 mod cgroups;
 mod components;
 pub mod config;
@@ -14,6 +13,7 @@ mod network;
 mod node;
 mod owner;
 mod pki;
+mod readiness;
 mod relay;
 mod role_name;
 pub mod roles;

@@ -15,6 +15,7 @@
 //! Tests use [`Cluster`]; people use the `e2e` program, which is the same code. This crate knows
 //! nothing of the product's types: it sees the product as its users do.
 
+pub mod api;
 pub mod artifacts;
 pub mod chaos;
 pub mod cli;

@@ -1,4 +1,4 @@
-//! Health: the admin server, and the probe that asks it.
+//! `enforcer health`, and the unix socket that answers it.
 
 use std::path::Path;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::run::runtime;
 /// How long a health probe may take.
 const PROBE_LIMIT: Duration = Duration::from_secs(3);
 
-/// `enforcer health`.
+/// Runs `enforcer health`: fails if the program that it asks does not answer, or is not ready.
 pub fn health(args: &HealthArgs) -> anyhow::Result<()> {
     runtime()?.block_on(async {
         if args.keeper {
@@ -33,7 +33,7 @@ pub fn health(args: &HealthArgs) -> anyhow::Result<()> {
     })
 }
 
-/// A socket that an earlier process left behind in this pod is in the way.
+/// Listens on the admin socket. Replaces the file that an earlier process of this pod left.
 pub(crate) fn admin_listener(path: &Path) -> anyhow::Result<UnixListener> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

@@ -1,15 +1,16 @@
 //! Client of the keeper: hold, release, list.
 //!
-//! Every request may be repeated without harm, so one that fails with its connection is sent once
-//! more over a new one. Behind that connection there may be a keeper that has just started and
-//! holds nothing: [`KeeperClientError::Restarted`] says so once, and the caller asks for its ports anew.
-//! For news that comes without a request (the keeper died, or retired) there is [`RoleWatch`].
+//! Every request can be repeated safely. If the connection fails, the request is sent once more over a
+//! new connection. The keeper at its other end may have just started and hold nothing: [`KeeperClientError::Restarted`] says so once, and the caller
+//! asks for its ports again.
+//! [`RoleWatch`] reports what happens without a request: the keeper died, or retired.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use portmapping_shared::Backoff;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use portmapping_keeper::wire::{HoldOutcome, KeeperRole, MAX_PORTS, Port, Reply, Request, VERSION};
@@ -23,20 +24,22 @@ pub use error::KeeperClientError;
 pub use role::follow as follow_role;
 use stream::Stream;
 
-/// How long a keeper may take to answer; [`MAX_PORTS`] binds take it some milliseconds.
+/// How long a keeper may take to answer; [`MAX_PORTS`] binds take a few milliseconds.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a request waits for a keeper that is being restarted.
 pub const RECONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// First pause between two tries to connect; it doubles up to [`MAX_PAUSE`].
-const MIN_PAUSE: Duration = Duration::from_millis(2);
-/// Longest pause between two tries to connect: while a keeper is looked for, nobody holds its ports.
-const MAX_PAUSE: Duration = Duration::from_millis(20);
+/// Waits between two tries to connect. They are short: until the keeper answers, no port may be
+/// held.
+const WAITS: Backoff = Backoff {
+    first: Duration::from_millis(2),
+    longest: Duration::from_millis(20),
+};
 
-/// A keeper at the other end of a unix socket. One task asks at a time.
+/// A connection to a keeper. One request at a time.
 #[derive(Debug)]
 pub struct KeeperClient {
     path: PathBuf,
-    /// None while a request is under way, and after one was cancelled: its answer may still come.
+    /// None during a request, and after a cancelled one, whose reply may still arrive.
     stream: Option<Stream>,
     instance: u64,
 }
@@ -48,7 +51,7 @@ impl KeeperClient {
         within: Duration,
     ) -> Result<Self, KeeperClientError> {
         let path = path.into();
-        let (stream, instance) = reach(&path, within).await?;
+        let (stream, instance) = open(&path, within).await?;
         Ok(Self {
             path,
             stream: Some(stream),
@@ -56,7 +59,7 @@ impl KeeperClient {
         })
     }
 
-    /// Holds the ports; the outcomes stand in their order. Holding one twice is no error.
+    /// Holds the ports; returns one outcome per port, in order. Holding a port twice is no error.
     pub async fn hold(&mut self, ports: &[Port]) -> Result<Vec<HoldOutcome>, KeeperClientError> {
         let mut outcomes = Vec::with_capacity(ports.len());
         for chunk in ports.chunks(MAX_PORTS) {
@@ -68,7 +71,7 @@ impl KeeperClient {
         Ok(outcomes)
     }
 
-    /// Lets go of the ports; answers how many of them were held.
+    /// Releases the ports; returns how many of them were held.
     pub async fn release(&mut self, ports: &[Port]) -> Result<usize, KeeperClientError> {
         let mut released = 0;
         for chunk in ports.chunks(MAX_PORTS) {
@@ -83,13 +86,13 @@ impl KeeperClient {
         Ok(released)
     }
 
-    /// Every port the keeper holds.
+    /// Returns every port that the keeper holds.
     pub async fn list(&mut self) -> Result<BTreeSet<Port>, KeeperClientError> {
         let mut all = BTreeSet::new();
         loop {
             let after = all.last().copied();
             match self.ask("list", Request::List { after }).await? {
-                // a page that brings nothing new would go on for ever
+                // a page without a new port would make this loop endless
                 Reply::Held { ports, more } if !more || ports.last().copied() > after => {
                     all.extend(ports);
                     if !more {
@@ -108,7 +111,7 @@ impl KeeperClient {
     ) -> Result<Reply, KeeperClientError> {
         let reply = match self.try_ask(what, &request).await {
             Err(KeeperClientError::Lost { .. }) => {
-                let (stream, instance) = reach(&self.path, RECONNECT_TIMEOUT).await?;
+                let (stream, instance) = open(&self.path, RECONNECT_TIMEOUT).await?;
                 self.stream = Some(stream);
                 if std::mem::replace(&mut self.instance, instance) != instance {
                     return Err(KeeperClientError::Restarted {
@@ -178,8 +181,7 @@ impl KeeperClient {
     }
 }
 
-/// News of the keeper's duty, over a connection of its own. Only the newest watch of a keeper
-/// lives.
+/// Receives the keeper's role, over a connection of its own. A keeper serves only its newest watch.
 #[derive(Debug)]
 pub struct RoleWatch {
     path: PathBuf,
@@ -193,7 +195,7 @@ impl RoleWatch {
         within: Duration,
     ) -> Result<Self, KeeperClientError> {
         let path = path.into();
-        let (mut stream, _) = reach(&path, within).await?;
+        let (mut stream, _) = open(&path, within).await?;
         match timeout_at(
             Instant::now() + REQUEST_TIMEOUT,
             stream.send(Request::Watch),
@@ -214,11 +216,11 @@ impl RoleWatch {
         }
     }
 
-    /// The duty: at once the first time, then at each change. [`KeeperClientError::Lost`] means that the
-    /// keeper died, or another watch replaced this one. Cancel-safe.
+    /// Returns the role: at once the first time, then at each change. [`KeeperClientError::Lost`]
+    /// means that the keeper died, or that another watch replaced this one. Cancel-safe.
     pub async fn next(&mut self) -> Result<KeeperRole, KeeperClientError> {
         match self.stream.recv().await {
-            Ok(Reply::Role(duty)) => Ok(duty),
+            Ok(Reply::Role(role)) => Ok(role),
             Ok(reply) => {
                 let reply = format!("{reply:?}");
                 Err(KeeperClientError::UnexpectedReply {
@@ -236,11 +238,13 @@ impl RoleWatch {
     }
 }
 
-/// Connects and reads the greeting, again and again until `within` is over.
-async fn reach(path: &Path, within: Duration) -> Result<(Stream, u64), KeeperClientError> {
+/// Connects and reads the greeting. Tries again until `within` is over.
+async fn open(path: &Path, within: Duration) -> Result<(Stream, u64), KeeperClientError> {
     let deadline = Instant::now() + within;
-    let mut pause = MIN_PAUSE;
+    let mut failures = 0;
     loop {
+        failures += 1;
+        let pause = WAITS.after(failures, 0.0);
         let tried = timeout_at(deadline, greet(path)).await;
         let failed = |source| KeeperClientError::Connect {
             path: path.to_owned(),
@@ -263,7 +267,7 @@ async fn reach(path: &Path, within: Duration) -> Result<(Stream, u64), KeeperCli
                     reply,
                 });
             }
-            // connecting anew would not give us other rights
+            // another try would fail in the same way
             Ok(Err(source)) if source.kind() == io::ErrorKind::PermissionDenied => {
                 return Err(failed(source));
             }
@@ -271,7 +275,6 @@ async fn reach(path: &Path, within: Duration) -> Result<(Stream, u64), KeeperCli
             Ok(Err(_)) => sleep(pause).await,
             Err(_) => return Err(failed(io::ErrorKind::TimedOut.into())),
         }
-        pause = (pause * 2).min(MAX_PAUSE);
     }
 }
 

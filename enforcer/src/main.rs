@@ -1,4 +1,4 @@
-//! `enforcer`: parse, dispatch, exit code. Everything else is in the library.
+//! `enforcer`: parses the arguments, runs the subcommand, sets the exit code.
 
 use clap::Parser;
 use portmapping_enforcer::args::{Cli, Command};

@@ -1,5 +1,5 @@
-//! The loop between the world and the state machine: event or deadline in, actions out, outcomes
-//! back. No decision is made here.
+//! The loop around the state machine of the core crate: updates and deadlines in, actions out,
+//! results back. It makes no decisions.
 
 mod calls;
 
@@ -22,70 +22,74 @@ use crate::publish::Publisher;
 use portmapping_dataplane::{Dataplane, Observed};
 use portmapping_keeper::wire::KeeperRole;
 
-/// Results on their way to the API server at once; more wait, none is lost.
+/// Patches of pods in flight at once. More wait; none is lost.
 const MAX_PUBLICATIONS: usize = 16;
-/// Events on their way; no result waits for one.
+/// Events in flight at once. More wait; no patch waits for an event.
 const MAX_EVENTS: usize = 4;
-/// Pod events taken in before actions are carried out, so that a burst becomes one change set.
+/// Updates handled before actions are carried out, so that a burst becomes one change of the rules.
 const BATCH: usize = 64;
-/// After a handover the earlier enforcer may still finish a change it had begun: look again soon.
+/// First check of the rules after the start. After a handover the earlier enforcer may still finish a
+/// change, so it comes soon.
 const FIRST_CHECK: Duration = Duration::from_secs(1);
 
-/// A question for the current state, answered by the loop.
-pub type StateQuestion = oneshot::Sender<Status>;
+/// A request for the current state, answered by the loop.
+pub type StateRequest = oneshot::Sender<Status>;
 
-/// Why the loop ended although nobody asked it to.
+/// Why the loop ended before it was cancelled.
 #[derive(Debug, thiserror::Error)]
 pub enum ReconcileError {
-    /// A task of ours panicked.
-    #[error("a task of the reconciler ended badly")]
+    /// A task panicked.
+    #[error("a task of the reconciler panicked")]
     Task(#[source] JoinError),
-    /// The watch on pods is gone.
-    #[error("no more pod events can come")]
+    /// The watch on pods ended.
+    #[error("the watch on the node's pods ended")]
     NoPods,
-    /// The enforcer that took the node over is gone again.
-    #[error("this node's ports came back: starting afresh from what kernel and keeper have")]
+    /// The enforcer that had taken the node over ended.
+    #[error(
+        "the successor ended and the keeper is active again: restarting, to read the kernel and the \
+         keeper again"
+    )]
     RoleReturned,
 }
 
-/// What the loop talks to.
+/// What the loop calls.
 pub struct Drivers {
-    /// Holds ports; one question at a time.
+    /// Holds ports; one request at a time.
     pub keeper: Arc<tokio::sync::Mutex<KeeperClient>>,
-    /// The kernel's packet filter; one change at a time.
+    /// The packet filter; one change at a time.
     pub dataplane: Arc<Mutex<Box<dyn Dataplane>>>,
     /// The API server.
     pub publisher: Publisher,
-    /// Counts.
+    /// The counters and gauges.
     pub metrics: Metrics,
 }
 
-/// What the loop listens to.
+/// What the loop waits for.
 pub struct Inputs {
-    /// The node's pods.
+    /// Updates of the node's pods.
     pub pods: mpsc::Receiver<PodUpdate>,
-    /// Whether this enforcer's keeper still answers for the node.
+    /// The role of this enforcer's keeper.
     pub role: watch::Receiver<KeeperRole>,
-    /// Changes whenever the keeper had to be found again.
+    /// Changes whenever the connection to the keeper was lost: it may hold nothing any more.
     pub keeper_lost: watch::Receiver<u64>,
-    /// What the container runtime's results say of sandboxes.
+    /// Updates of sandboxes, from the runtime's CNI results.
     pub sandboxes: mpsc::Receiver<SandboxUpdate>,
-    /// Changes whenever something may have altered our rules: they are read back at once.
+    /// Changes whenever another process may have altered our rules: they are read back at once.
     pub damage_hints: watch::Receiver<u64>,
-    /// Questions for the state.
-    pub questions: mpsc::Receiver<StateQuestion>,
-    /// How often the kernel is read back.
+    /// Requests for the state.
+    pub state_requests: mpsc::Receiver<StateRequest>,
+    /// How often the rules are read back.
     pub check_every: Duration,
     /// Called once, after the first complete list of pods.
     pub on_listed: Box<dyn FnOnce() + Send>,
 }
 
-/// A call that has come back.
+/// The result of a finished call.
 enum Finished {
     Keeper(Vec<KeeperAnswer>),
     Programmed(Plan, Result<(), String>),
     Observed {
-        /// Changes begun when the reading began.
+        /// Changes started before the read started.
         before: u64,
         observed: ReadBack,
     },
@@ -93,16 +97,16 @@ enum Finished {
     Nothing,
 }
 
-/// What a look at the kernel brought.
+/// The result of a read of the rules.
 enum ReadBack {
     Complete(Observed),
-    /// A change came in between.
+    /// The rules were changed during the read.
     Outdated,
     /// It failed; the next check tries again.
     Failed,
 }
 
-/// What a call to the keeper has taught us; one call can teach several things.
+/// What a call to the keeper returned; one call can return several.
 enum KeeperAnswer {
     Held(Vec<(PortKey, Result<(), String>)>),
     Released(Vec<PortKey>),
@@ -120,17 +124,18 @@ pub struct Reconciler {
     started: Instant,
     observing: bool,
     changing: bool,
-    /// When rules were found altered that are not back yet.
+    /// When altered rules were found that are not repaired yet.
     damaged_since: Option<Instant>,
-    /// Asked to look while a look or a change was under way: look once more after it.
+    /// A read was asked for during a read or a change: read once more after it.
     read_again: bool,
-    /// Changes begun so far: a reading that one of them overlapped says nothing.
+    /// Changes started so far. A read during which a change started is not used.
     changes: u64,
+    /// Mappings that the rules should have; None before the first count.
     expected_mappings: Option<usize>,
 }
 
 impl Reconciler {
-    /// A loop that goes on from `state`; time in the state counts from `started`.
+    /// Returns a loop that continues from `state`. Times in the state count from `started`.
     #[must_use]
     pub fn new(state: NodeState, drivers: Drivers, started: Instant) -> Self {
         Self {
@@ -149,8 +154,8 @@ impl Reconciler {
         }
     }
 
-    /// Runs until the token is cancelled. An enforcer whose ports went to another one stops acting
-    /// and waits for its end.
+    /// Runs until the token is cancelled. After a handover it stops writing and waits to be
+    /// terminated.
     pub async fn run(
         mut self,
         mut inputs: Inputs,
@@ -170,28 +175,29 @@ impl Reconciler {
                 KeeperRole::Frozen => {}
                 KeeperRole::Retired => {
                     tracing::info!(
-                        "another enforcer has this node's ports now; waiting for the end"
+                        "another enforcer has taken this node over; this one writes nothing more and waits to be \
+                         terminated"
                     );
                     return wait_retired(&mut inputs.role, &token).await;
                 }
             }
             let deadline = self.state.next_deadline();
-            // each arm only takes a value out of a queue: all are cancel-safe
+            // every arm is cancel-safe: it only receives from a queue or waits
             tokio::select! {
                 () = token.cancelled() => return Ok(()),
-                news = inputs.pods.recv() => {
-                    self.apply_pod_update(news.ok_or(ReconcileError::NoPods)?, &mut on_listed);
+                update = inputs.pods.recv() => {
+                    self.apply_pod_update(update.ok_or(ReconcileError::NoPods)?, &mut on_listed);
                     for _ in 1..BATCH {
-                        let Ok(news) = inputs.pods.try_recv() else { break };
-                        self.apply_pod_update(news, &mut on_listed);
+                        let Ok(update) = inputs.pods.try_recv() else { break };
+                        self.apply_pod_update(update, &mut on_listed);
                     }
                 }
-                // a closed queue only ends this arm: without results status.podIP is all there is
-                Some(news) = inputs.sandboxes.recv() => {
-                    self.apply_sandbox_update(news);
+                // a closed queue only disables this arm: pods are then mapped by status.podIP
+                Some(update) = inputs.sandboxes.recv() => {
+                    self.apply_sandbox_update(update);
                     for _ in 1..BATCH {
-                        let Ok(news) = inputs.sandboxes.try_recv() else { break };
-                        self.apply_sandbox_update(news);
+                        let Ok(update) = inputs.sandboxes.try_recv() else { break };
+                        self.apply_sandbox_update(update);
                     }
                 }
                 Ok(()) = inputs.damage_hints.changed() => self.observe(),
@@ -200,9 +206,9 @@ impl Reconciler {
                 }
                 Ok(()) = inputs.role.changed() => {}
                 Ok(()) = inputs.keeper_lost.changed() => self.list_keeper(),
-                Some(question) = inputs.questions.recv() => {
-                    // whoever asked may have left
-                    let _ = question.send(self.state.status());
+                Some(request) = inputs.state_requests.recv() => {
+                    // the client may have closed its connection
+                    let _ = request.send(self.state.status());
                 }
                 _ = check.tick() => self.observe(),
                 () = sleep_until(started, deadline), if deadline.is_some() && role == KeeperRole::Active => {
@@ -218,11 +224,11 @@ impl Reconciler {
 
     fn apply_pod_update(
         &mut self,
-        news: PodUpdate,
+        update: PodUpdate,
         on_listed: &mut Option<Box<dyn FnOnce() + Send>>,
     ) {
         let now = self.now();
-        match news {
+        match update {
             PodUpdate::Applied(facts) => self.state.pod_applied(now, *facts),
             PodUpdate::Gone(uid) => self.state.pod_gone(now, &uid),
             PodUpdate::Relisted(living) => {
@@ -234,10 +240,10 @@ impl Reconciler {
         }
     }
 
-    fn apply_sandbox_update(&mut self, news: SandboxUpdate) {
+    fn apply_sandbox_update(&mut self, update: SandboxUpdate) {
         let now = self.now();
-        tracing::debug!(?news, "of a sandbox");
-        match news {
+        tracing::debug!(?update, "a sandbox changed");
+        match update {
             SandboxUpdate::Up(sandbox) => self.state.sandbox_up(now, sandbox),
             SandboxUpdate::Down(id) => self.state.sandbox_down(now, &id),
             SandboxUpdate::Listed(sandboxes) => self.state.sandboxes_listed(now, sandboxes),
@@ -276,7 +282,7 @@ impl Reconciler {
                 {
                     self.drivers.metrics.record_repair();
                     let ms = u64::try_from(found.elapsed().as_millis()).unwrap_or(u64::MAX);
-                    tracing::info!(ms, "altered rules are back");
+                    tracing::info!(ms, "altered rules are repaired");
                 }
                 self.state.programmed(now, &plan, outcome);
                 self.update_metrics();
@@ -308,17 +314,17 @@ impl Reconciler {
         }
     }
 
-    /// Logs and counts what somebody did to our rules.
+    /// Logs and counts rules that another process altered.
     fn report_damage(&mut self, observed: &Observed) {
-        let believed = self.expected_mappings.unwrap_or(observed.mappings.len());
-        if !observed.intact || observed.mappings.len() != believed {
+        let expected = self.expected_mappings.unwrap_or(observed.mappings.len());
+        if !observed.intact || observed.mappings.len() != expected {
             self.drivers.metrics.record_damage();
             self.damaged_since.get_or_insert_with(Instant::now);
             tracing::warn!(
                 intact = observed.intact,
                 found = observed.mappings.len(),
-                expected = believed,
-                "rules of ours were altered by somebody else; putting them back"
+                expected,
+                "another process altered our rules; repairing them"
             );
         }
     }
@@ -332,8 +338,8 @@ impl Reconciler {
     }
 }
 
-/// What a retired enforcer knows of the kernel is out of date: if its keeper is on role again (a
-/// new version that died, say), only a fresh start can go on.
+/// Waits for the token. Fails if the keeper becomes active again, because the successor ended: what
+/// this process knows of the kernel is out of date by then, so it must restart.
 async fn wait_retired(
     role: &mut watch::Receiver<KeeperRole>,
     token: &CancellationToken,
@@ -342,7 +348,7 @@ async fn wait_retired(
         () = token.cancelled() => Ok(()),
         active = role.wait_for(|role| *role == KeeperRole::Active) => match active {
             Ok(_) => Err(ReconcileError::RoleReturned),
-            // nobody follows the keeper any more: the program is ending
+            // the task that follows the keeper's role ended: the program is terminating
             Err(_) => Ok(()),
         },
     }

@@ -1,4 +1,4 @@
-//! `enforcer run`: wires the parts together.
+//! `enforcer run`: starts every part and connects them.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,41 +25,44 @@ use crate::scheduling;
 use crate::startup::{read_node_facts, recover};
 use crate::state;
 
-/// Longest silence on a watch: the API server sends bookmarks every minute.
+/// Longest silence on a watch before its connection is closed. The API server sends a bookmark every
+/// minute.
 const WATCH_SILENCE: Duration = Duration::from_secs(295);
-/// The same of a call: longer than each may take.
+/// Longest silence on the connection of a call: longer than the limit of every call.
 const CALL_SILENCE: Duration = Duration::from_secs(15);
-/// Questions for the state that may wait.
-const QUESTION_QUEUE: usize = 4;
+/// Requests for `/state` that may wait. When the queue is full, the next one waits for its own time
+/// limit.
+const STATE_QUEUE: usize = 4;
 
-/// `enforcer run`.
+/// Runs `enforcer run` until SIGTERM or SIGINT.
 pub fn run(args: RunArgs) -> anyhow::Result<()> {
     let config = RunConfig::try_from(args)?;
     if let Err(error) = scheduling::take_short_turns(None) {
-        tracing::info!(%error, "the scheduler takes no wishes: starts on a busy node take longer");
+        tracing::info!(%error, "sched_setattr failed; pods may start more slowly on a busy node");
     }
     runtime()?.block_on(serve(config))
 }
 
+/// Returns the tokio runtime of every subcommand.
 pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    // one thread: the work is waiting, and each further thread costs memory on every node
+    // one thread: the program mostly waits, and each further thread costs memory on every node
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .context("cannot start the runtime")
+        .context("cannot start the tokio runtime")
 }
 
 async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
     let started = Instant::now();
-    let mut tasks = Supervisor::install().context("cannot take over signals")?;
+    let mut tasks = Supervisor::install().context("cannot install the signal handlers")?;
     let token = tasks.token();
     let readiness = Readiness::default();
     let (kernel_ready, pods_ready) = (readiness.handle("kernel"), readiness.handle("pods"));
 
     let mut registry = portmapping_runtime::metrics::registry();
     let metrics = Metrics::register(&mut registry);
-    let (asking, questions) = mpsc::channel(QUESTION_QUEUE);
-    let router = admin::router(readiness, Arc::new(registry)).merge(state::router(asking));
+    let (state_requests, requests) = mpsc::channel(STATE_QUEUE);
+    let router = admin::router(readiness, Arc::new(registry)).merge(state::router(state_requests));
     let unix = admin_listener(&config.admin_socket)?;
     tasks.spawn(
         "admin socket",
@@ -74,13 +77,13 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
 
     read_node_facts(&mut config)?;
     let (dataplane, keeper, found) = recover(&mut config, started).await?;
-    let drift = dataplane.changes();
+    let changes = dataplane.changes();
     kernel_ready.ready();
     let state = NodeState::recover(config.core, rand::random(), started.elapsed(), found);
 
     let api = ApiServer::in_cluster()?;
     let client = api.client(CALL_SILENCE)?;
-    let watching = api.watch_client(WATCH_SILENCE)?;
+    let watch_client = api.watch_client(WATCH_SILENCE)?;
     tasks.spawn("cluster CA", api.end_on_new_ca(token.clone()));
     let (pod_sender, pods) = mpsc::channel(POD_QUEUE);
     let (role_sender, role) = watch::channel(KeeperRole::Active);
@@ -91,7 +94,7 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
         let followed = cni::watch(dir, sandbox_sender, metrics.clone(), token.clone());
         tasks.spawn("CNI results", followed);
     } else {
-        tracing::info!("--cni-results is empty: pods are mapped by the addresses in their status");
+        tracing::info!("--cni-results is empty: a pod is mapped once its status has an address");
     }
     let drivers = Drivers {
         keeper: Arc::new(tokio::sync::Mutex::new(keeper)),
@@ -105,27 +108,27 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
         keeper_lost,
         sandboxes,
         damage_hints,
-        questions,
+        state_requests: requests,
         check_every: config.check_every,
         on_listed: Box::new(move || pods_ready.ready()),
     };
-    let watched_role = follow_role(
+    let followed_role = follow_role(
         config.keeper_socket,
         role_sender,
         keeper_lost_sender,
         token.clone(),
     );
-    tasks.spawn("keeper", watched_role);
+    tasks.spawn("keeper role", followed_role);
     let ending = token.clone();
     tasks.spawn("damage", async move {
-        drift.hint(damage_sender, ending).await;
+        changes.hint(damage_sender, ending).await;
     });
     let node = config.node;
     let ending = token.clone();
     tasks.try_spawn("pods", async move {
         tokio::select! {
             () = ending.cancelled() => Ok(()),
-            ended = pods::watch(watching, &node, pod_sender) => ended,
+            ended = pods::watch(watch_client, &node, pod_sender) => ended,
         }
     });
     let reconciler = Reconciler::new(state, drivers, started);

@@ -1,5 +1,5 @@
-//! What is there already when the enforcer starts: rules in the kernel and ports that the keeper
-//! holds.
+//! Start-up: reads the rules in the kernel and the ports that the keeper holds, and holds every
+//! mapped port again.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -16,22 +16,23 @@ use crate::args::{BackendChoice, IptablesChoice, RunConfig};
 use crate::keeper_client::KeeperClient;
 use crate::node_facts::NodeFacts;
 
-/// How long a start waits for the keeper beside it.
+/// How long a start waits for the keeper of the same pod.
 const KEEPER_START: Duration = Duration::from_secs(30);
 
-/// Reads what is in the kernel, and has the ports held that are mapped. It needs no API server, which
-/// may be away.
+/// Reads the rules in the kernel and makes the keeper hold every mapped port. It makes no call to the
+/// API server, which may be unreachable.
 pub(crate) async fn recover(
     config: &mut RunConfig,
     started: Instant,
 ) -> anyhow::Result<(BackendMigration, KeeperClient, Recovered)> {
     let tools = Tools::default();
     let settings = settings(config);
-    let glancing = tokio::task::spawn_blocking(ports_at_once);
+    let reading = tokio::task::spawn_blocking(ports_at_once);
     let mut keeper = KeeperClient::connect(&config.keeper_socket, KEEPER_START).await?;
     let mut held = keeper.list().await?;
-    let mapped = glancing.await.context("read what the kernel tells")?;
-    // a predecessor that ended with its ports: those seen first are held before anybody looks on
+    let mapped = reading.await.context("read mapped ports over netlink")?;
+    // no keeper held the ports: hold those found so far before the slower reads, because until then
+    // another process can bind them
     let nothing_held = held.is_empty();
     if nothing_held {
         held = keeper.reacquire(mapped, held, started).await;
@@ -52,7 +53,7 @@ pub(crate) async fn recover(
         mappings,
         ports,
         intact = observed.intact,
-        "taking up what is there"
+        "read the rules and held ports of an earlier enforcer; continuing from them"
     );
     let mapped = observed
         .mappings
@@ -69,18 +70,18 @@ pub(crate) async fn recover(
     Ok((dataplane, keeper, found))
 }
 
-/// One kind of iptables as text; programs tell it, beside which nothing is to be in a hurry.
+/// Reads all rules of one kind of iptables as text. It runs programs, which take processor time.
 async fn saved(flavour: Flavour, tools: &Tools) -> anyhow::Result<Saved> {
     let tools = tools.clone();
     let reading = tokio::task::spawn_blocking(move || Saved::read(flavour, &tools));
     reading.await.context("read the rules")
 }
 
-/// Adds what the kernel says of its ports to the exclusions.
+/// Excludes the ports that the kernel reserves, and records whether the node has IPv6.
 pub(crate) fn read_node_facts(config: &mut RunConfig) -> anyhow::Result<()> {
     let facts = NodeFacts::read(Path::new("/"))?;
     for note in &facts.notes {
-        tracing::info!(note, "about this node");
+        tracing::info!(note, "a file of the kernel is missing");
     }
     for port in facts.reserved.iter() {
         config.core.excluded.insert(port);
@@ -92,8 +93,8 @@ pub(crate) fn read_node_facts(config: &mut RunConfig) -> anyhow::Result<()> {
     {
         tracing::warn!(
             range = %range, ephemeral = %ephemeral,
-            "the range overlaps the ports of outgoing connections: ports in use by one are skipped; \
-             a range outside net.ipv4.ip_local_port_range is better"
+            "--range overlaps net.ipv4.ip_local_port_range: ports of open outgoing connections are \
+             skipped; choose a range outside of it"
         );
     }
     config.core.ipv6 = facts.ipv6;
@@ -123,7 +124,7 @@ fn open_dataplane(
             tracing::info!(
                 iptables = detected.flavour.as_str(),
                 reason = detected.reason,
-                "chosen"
+                "iptables chosen (--iptables=auto)"
             );
             detected.flavour.into()
         }
@@ -135,7 +136,7 @@ fn open_dataplane(
     {
         tracing::warn!(
             error = chain(&error),
-            "changes of the packet filter are not announced: damage is seen every --check-every only"
+            "cannot subscribe to rule changes; altered rules are found every --check-every only"
         );
     }
     Ok(driver)

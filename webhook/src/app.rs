@@ -1,4 +1,4 @@
-//! The program: its tasks live and end together.
+//! Starts the program's tasks and ends them together.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,12 +16,12 @@ use crate::metrics::Metrics;
 use crate::routes;
 use crate::server::{self, Ending};
 
-/// Longest silence of the API server within a call.
+/// Longest wait for the next byte of the API server within a call.
 const API_READ_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Runs until a signal; a second one, or the end of a task before its time, is an error.
+/// Runs until a signal. A second signal, or a task that ends early, is an error.
 pub async fn run(config: Config) -> anyhow::Result<()> {
-    let mut tasks = Supervisor::install().context("cannot take over the signals")?;
+    let mut tasks = Supervisor::install().context("cannot install the signal handlers")?;
 
     let readiness = Readiness::default();
     let accepting = readiness.handle("server");
@@ -31,7 +31,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     cert_metrics.register(&mut names);
 
     let resolver = Arc::new(Resolver::default());
-    // health and metrics answer to the end
+    // health and metrics are served until the last review has its response
     let served = CancellationToken::new();
     certificates(
         &mut tasks,
@@ -64,12 +64,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         served.cancel();
     });
     tasks.run().await?;
-    tracing::info!("ended");
+    tracing::info!("all tasks ended; exiting");
     Ok(())
 }
 
-/// Starts what keeps a certificate served until `served` is cancelled: files that another program
-/// renews, or certificates of our own, for which the API server is needed.
+/// Starts the task that provides the certificate until `served` is cancelled: from files that
+/// another program renews, or from our own manager, which needs the API server.
 fn certificates(
     tasks: &mut Supervisor,
     config: &Config,
@@ -109,7 +109,8 @@ fn certificates(
     Ok(())
 }
 
-/// Readiness goes first, so that endpoints move while reviews are still accepted.
+/// Runs the shutdown. The program is not ready first, so that endpoints are updated while reviews
+/// are still accepted.
 async fn finish(
     asked_to_end: CancellationToken,
     accepting: ReadyHandle,

@@ -11,7 +11,7 @@ use portmapping_runtime::Readiness;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{CertManager, Config, ManagerError, Outcome, Reports, backoff};
+use super::{BundleState, CertManager, Config, ManagerError, Reports};
 use crate::material::{Lifetimes, Names};
 use crate::metrics::{CA, Damage, LEAF, Metrics};
 use crate::resolver::Resolver;
@@ -74,12 +74,15 @@ async fn the_first_pass_issues_publishes_and_serves() {
     let cluster = Cluster::registered();
     let mut replica = replica(&cluster);
     assert_eq!(replica.readiness.pending().len(), 2);
-    assert_eq!(replica.manager.pass().await.unwrap(), Outcome::Published);
+    assert_eq!(
+        replica.manager.pass().await.unwrap(),
+        BundleState::Published
+    );
     assert_eq!(replica.serves(), Some(cluster.material().leaf.as_str()));
     assert_eq!(cluster.bundle(), cluster.material().ca_bundle);
-    assert!(replica.readiness.is_ready());
+    assert!(replica.readiness.pending().is_empty());
     let before = cluster.material();
-    assert_eq!(replica.manager.pass().await.unwrap(), Outcome::InPlace);
+    assert_eq!(replica.manager.pass().await.unwrap(), BundleState::InPlace);
     assert_eq!(cluster.material(), before, "nothing to do is done");
     assert!(replica.metrics.expiry.get_or_create(&LEAF).get() > 0);
 }
@@ -101,7 +104,8 @@ async fn replicas_that_start_at_once_agree_on_one_certificate() {
             seen.push((readiness, metrics));
         }
         eventually("all ready", || {
-            seen.iter().all(|(readiness, _)| readiness.is_ready())
+            seen.iter()
+                .all(|(readiness, _)| readiness.pending().is_empty())
         })
         .await;
         let issued: u64 = seen
@@ -120,7 +124,7 @@ async fn replicas_serve_the_same_leaf() {
     let cluster = Cluster::registered();
     let (mut one, mut two) = (replica(&cluster), replica(&cluster));
     let (first, second) = tokio::join!(one.manager.pass(), two.manager.pass());
-    // one of them may have to look twice
+    // one of them may need a second pass
     if first.is_err() {
         one.manager.pass().await.unwrap();
     }
@@ -132,7 +136,7 @@ async fn replicas_serve_the_same_leaf() {
 }
 
 #[tokio::test]
-async fn heals_a_secret_that_was_deleted_or_damaged_and_a_bundle_that_was_emptied() {
+async fn repairs_a_secret_that_was_deleted_or_damaged_and_a_bundle_that_was_emptied() {
     let cluster = Cluster::registered();
     let Replica {
         manager,
@@ -143,7 +147,7 @@ async fn heals_a_secret_that_was_deleted_or_damaged_and_a_bundle_that_was_emptie
     let token = CancellationToken::new();
     let mut tasks = JoinSet::new();
     tasks.spawn(manager.run(token.clone()));
-    eventually("ready", || readiness.is_ready()).await;
+    eventually("ready", || readiness.pending().is_empty()).await;
     assert_eq!(repairs("secret"), 0, "the first certificate is no repair");
 
     let whole = || {
@@ -160,14 +164,14 @@ async fn heals_a_secret_that_was_deleted_or_damaged_and_a_bundle_that_was_emptie
     eventually("authority back", whole).await;
     *cluster.secret.lock() = None;
     eventually("secret back", whole).await;
-    eventually("ready again", || readiness.is_ready()).await;
+    eventually("ready again", || readiness.pending().is_empty()).await;
     assert_eq!((repairs("secret"), repairs("registration")), (3, 1));
     token.cancel();
     tasks.join_all().await;
 }
 
 #[tokio::test]
-async fn an_api_server_that_is_down_changes_nothing_that_is_served() {
+async fn an_api_server_that_is_down_does_not_change_what_is_served() {
     let cluster = Cluster::registered();
     let mut replica = replica(&cluster);
     cluster.down.store(true, Ordering::Relaxed);
@@ -183,27 +187,36 @@ async fn an_api_server_that_is_down_changes_nothing_that_is_served() {
     let served = replica.serves().map(str::to_owned);
     cluster.down.store(true, Ordering::Relaxed);
     replica.manager.pass().await.unwrap_err();
-    assert!(replica.readiness.is_ready(), "who was ready stays ready");
+    assert!(
+        replica.readiness.pending().is_empty(),
+        "what was ready stays ready"
+    );
     assert_eq!(replica.serves().map(str::to_owned), served);
 }
 
 #[tokio::test]
-async fn waits_for_a_registration_and_serves_meanwhile() {
+async fn serves_a_certificate_before_there_is_a_registration() {
     let cluster = Cluster::default();
     let mut replica = replica(&cluster);
-    assert_eq!(replica.manager.pass().await.unwrap(), Outcome::Unregistered);
+    assert_eq!(
+        replica.manager.pass().await.unwrap(),
+        BundleState::Unregistered
+    );
     assert!(replica.serves().is_some());
     assert_eq!(
         replica.readiness.pending(),
-        ["registration: no webhook of ours is registered"]
+        ["registration: no MutatingWebhookConfiguration names our service"]
     );
     *cluster.registered.lock() = Some((1, Vec::new()));
-    assert_eq!(replica.manager.pass().await.unwrap(), Outcome::Published);
-    assert!(replica.readiness.is_ready());
+    assert_eq!(
+        replica.manager.pass().await.unwrap(),
+        BundleState::Published
+    );
+    assert!(replica.readiness.pending().is_empty());
 }
 
 #[tokio::test]
-async fn ready_no_more_where_the_bundle_is_gone_and_cannot_be_put_back() {
+async fn not_ready_while_the_bundle_is_missing_and_cannot_be_set() {
     let cluster = Cluster::registered();
     let mut replica = replica(&cluster);
     replica.manager.pass().await.unwrap();
@@ -217,17 +230,13 @@ async fn ready_no_more_where_the_bundle_is_gone_and_cannot_be_put_back() {
     assert!(pending.contains("registration: cannot write"), "{pending}");
 
     cluster.read_only.store(false, Ordering::Relaxed);
-    assert_eq!(replica.manager.pass().await.unwrap(), Outcome::Published);
-    assert!(replica.readiness.is_ready());
-    *cluster.registered.lock() = Some((9, b"somebody else's".to_vec()));
+    assert_eq!(
+        replica.manager.pass().await.unwrap(),
+        BundleState::Published
+    );
+    assert!(replica.readiness.pending().is_empty());
+    *cluster.registered.lock() = Some((9, b"of another program".to_vec()));
     cluster.read_only.store(true, Ordering::Relaxed);
     replica.manager.pass().await.unwrap_err();
-    assert!(!replica.readiness.is_ready());
-}
-
-#[test]
-fn waits_grow_and_do_not_overflow() {
-    assert_eq!(backoff(1), Duration::from_millis(250));
-    assert_eq!(backoff(3), Duration::from_secs(1));
-    assert_eq!(backoff(u32::MAX), Duration::from_millis(250) * 65_536);
+    assert!(!replica.readiness.pending().is_empty());
 }

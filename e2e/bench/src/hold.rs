@@ -15,6 +15,7 @@ use portmapping_keeper::wire::{HoldOutcome, Port};
 use portmapping_shared::{HostPort, Protocol};
 
 use super::netns::Netns;
+use super::peers;
 use super::report::{Report, Row};
 use super::stats::{median, ratio};
 use super::{Options, folder};
@@ -43,7 +44,7 @@ struct Samples {
 
 pub(super) fn run(options: &Options) -> Result<Report> {
     let keeper = rust::release(&["enforcer"])?.join("enforcer");
-    let holder = go::holder()?;
+    let holder = go::program("holder", &peers::sources("holder"), &["go.mod", "main.go"])?;
     let folder = folder("hold")?;
     let mut samples = [Samples::default(), Samples::default()];
     options.rounds(ROUNDS).run(2, |_, who| {

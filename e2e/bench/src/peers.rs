@@ -3,6 +3,7 @@
 pub(super) mod kube_proxy;
 pub(super) mod portmap;
 
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::Result;
@@ -23,6 +24,11 @@ impl Iptables {
             Self::Legacy => "legacy",
         }
     }
+}
+
+/// The Go module of a peer that is built here.
+pub(super) fn sources(name: &str) -> PathBuf {
+    e2e::paths::root().join("e2e/bench/peers").join(name)
 }
 
 /// Rules as text, and what reads it.

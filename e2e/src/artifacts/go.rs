@@ -121,33 +121,18 @@ pub fn node_tools() -> Result<PathBuf> {
     })
 }
 
-/// The program that holds ports as a CNI daemon in Go does, for benchmarks.
-pub fn holder() -> Result<PathBuf> {
-    let module = paths::sources().join("peers/holder");
-    let inputs = inputs()?
-        .file(&module.join("go.mod"))?
-        .file(&module.join("main.go"))?;
-    let folder = cache::get("holder", inputs, |folder| {
-        let mut build = go_build(&module);
-        build.arg("-o").arg(folder.join("holder")).arg(".");
-        process::run_long("the holder in Go", &mut build, PATIENCE)
-    })?;
-    Ok(folder.join("holder"))
-}
-
-/// The admission webhook that ours is measured against.
-pub fn peer_webhook() -> Result<PathBuf> {
-    let module = paths::sources().join("peers/webhook");
-    let inputs = ["main.go", "go.mod", "go.sum"]
+/// A program of one module, built from these of the module's files; the path of the program.
+pub fn program(name: &str, module: &Path, files: &[&str]) -> Result<PathBuf> {
+    let inputs = files
         .iter()
         .try_fold(inputs()?, |inputs, file| inputs.file(&module.join(file)))?;
-    let folder = cache::get("peer-webhook", inputs, |folder| {
-        let mut build = go_build(&module);
+    let folder = cache::get(name, inputs, |folder| {
+        let mut build = go_build(module);
         build.arg("-ldflags=-s -w").arg("-o");
-        build.arg(folder.join("webhook")).arg(".");
-        process::run_long("the webhook of controller-runtime", &mut build, PATIENCE)
+        build.arg(folder.join(name)).arg(".");
+        process::run_long(name, &mut build, PATIENCE)
     })?;
-    Ok(folder.join("webhook"))
+    Ok(folder.join(name))
 }
 
 fn inputs() -> Result<Inputs> {

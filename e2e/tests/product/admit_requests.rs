@@ -17,11 +17,11 @@ const INVALID: [(&str, &str); 12] = [
         r#"[{"containerPort":"nope"}]"#,
         r#"no container of the pod declares a port named "nope""#,
     ),
-    (r#"[{"containerPort":70000}]"#, "70000 is no port"),
-    (r#"[{"containerPort":0}]"#, "0 is no port"),
+    (r#"[{"containerPort":70000}]"#, "70000 is not a port"),
+    (r#"[{"containerPort":0}]"#, "0 is not a port"),
     (
         r#"[{"containerPort":9040,"hostIP":"node1"}]"#,
-        "is no IP address",
+        "is not an IP address",
     ),
     (
         r#"[{"containerPort":9040,"protocol":"tcp"}]"#,
@@ -152,7 +152,7 @@ fn a_dry_run_shows_the_patched_pod_and_changes_nothing() -> Result<()> {
             ),
             &more,
         )?;
-        ensure!(!fine && said.contains("is no port request"), "{said}");
+        ensure!(!fine && said.contains("is not a port request"), "{said}");
         ensure!(
             space.get(&["pods"])?["items"] == json!([]),
             "a dry run made a pod"

@@ -1,4 +1,4 @@
-//! What inotify says of a directory.
+//! Changes in a directory, from inotify.
 
 use std::ffi::{OsStr, OsString};
 use std::mem::MaybeUninit;
@@ -10,22 +10,23 @@ use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
 
-/// Changes taken in at once; the kernel keeps the others, 16,384 by default.
+/// Changes read at once. The kernel queues the others, 16,384 by default.
 const BATCH: usize = 1024;
-/// Room for some hundred events of names as the runtime makes them; a name may have 255 bytes.
+/// Bytes for a few hundred events with names as the runtime makes them; a name has 255 bytes at
+/// most.
 const BUFFER: usize = 32 * 1024;
 
 /// One change in a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DirectoryChange {
-    /// A file was written and closed, or moved here. Nothing is said of a file being written: one
-    /// in twelve was found empty or cut off when it was read at its creation.
+    /// A file was written and closed, or moved in. Files that are still open for writing are not
+    /// reported: one in twelve was empty or incomplete when it was read at its creation.
     Written(OsString),
     /// A file was removed, or moved away.
     Removed(OsString),
-    /// The kernel's queue was full: anything may have changed.
+    /// The kernel's queue was full: any file may have changed.
     Overflow,
-    /// The directory itself is gone or elsewhere.
+    /// The directory itself was removed or moved.
     Lost,
 }
 
@@ -37,7 +38,7 @@ pub struct DirectoryWatch {
 }
 
 impl DirectoryWatch {
-    /// Changes of the files in a directory, and of the directory itself.
+    /// Watches the files in a directory, and the directory itself.
     pub fn of_results(dir: &Path) -> std::io::Result<Self> {
         let files = WatchFlags::CLOSE_WRITE
             | WatchFlags::MOVED_TO
@@ -46,7 +47,7 @@ impl DirectoryWatch {
         Self::watch(dir, files | WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF)
     }
 
-    /// Whatever comes into a directory.
+    /// Watches what is created in a directory or moved into it.
     pub fn of_arrivals(dir: &Path) -> std::io::Result<Self> {
         Self::watch(dir, WatchFlags::CREATE | WatchFlags::MOVED_TO)
     }
@@ -54,8 +55,8 @@ impl DirectoryWatch {
     fn watch(dir: &Path, flags: WatchFlags) -> std::io::Result<Self> {
         let inotify = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
         inotify::add_watch(&inotify, dir, flags | WatchFlags::ONLYDIR)?;
-        // SAFETY: an OwnedFd is open until it is dropped, and nobody here takes this one out or
-        // replaces it
+        // SAFETY: an OwnedFd is open until it is dropped, and this one is never taken out of the AsyncFd
+        // or replaced
         #[allow(unsafe_code)] // tokio has no safe way to wait for a descriptor of another kind
         let inotify = unsafe { AsyncFd::register(inotify) }?;
         Ok(Self {
@@ -64,7 +65,7 @@ impl DirectoryWatch {
         })
     }
 
-    /// The next changes, in the order in which they happened; at least one. Cancel-safe.
+    /// Waits for changes and returns them in the order in which they happened. Cancel-safe.
     pub async fn next(&mut self) -> std::io::Result<Vec<DirectoryChange>> {
         loop {
             let mut ready = self.inotify.readable().await?;
@@ -78,7 +79,7 @@ impl DirectoryWatch {
         }
     }
 
-    /// The changes that the kernel has queued by now; none is waited for.
+    /// Returns the changes that are queued now, without waiting.
     pub fn queued(&mut self) -> std::io::Result<Vec<DirectoryChange>> {
         match read_queued(self.inotify.get_ref(), &mut self.buffer) {
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(Vec::new()),
@@ -87,14 +88,14 @@ impl DirectoryWatch {
     }
 }
 
-/// Takes what is queued; `WouldBlock` only if nothing is.
+/// Reads queued changes; `WouldBlock` if there are none.
 fn read_queued(
     inotify: &OwnedFd,
     buffer: &mut [MaybeUninit<u8>],
 ) -> std::io::Result<Vec<DirectoryChange>> {
     let mut reader = Reader::new(inotify, buffer);
     let mut changes = Vec::new();
-    // an emptied buffer is not filled again past BATCH: events in it would be lost
+    // stops only with an empty buffer: events left in it would be lost
     while changes.len() < BATCH || !reader.is_buffer_empty() {
         match reader.next() {
             Ok(event) => {

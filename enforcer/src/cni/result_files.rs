@@ -1,5 +1,5 @@
-//! Which file tells of which sandbox, so that a removed file's sandbox is known; and which was written
-//! after which, whatever the clock did in between.
+//! Which file belongs to which sandbox, so that the sandbox of a removed file is known; and the order
+//! in which the files were written, also when the clock was set back in between.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -7,46 +7,46 @@ use std::time::Duration;
 
 use portmapping_enforcer_core::{Sandbox, SandboxUpdate};
 
-/// What the last reading of one file gave.
+/// The last reading of one file.
 #[derive(Debug, Default)]
 struct ResultFile {
     sandbox: Option<Sandbox>,
-    /// When the file says that it was written.
+    /// Modification time of the file.
     stamp: Duration,
     warned: bool,
 }
 
-/// What the reading of a file gave.
+/// The result of reading a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reading {
-    /// The sandbox of a pod.
+    /// It describes the sandbox of a pod.
     Sandbox(Sandbox),
-    /// A file that is none of our business: the loopback's, a further network's.
+    /// It describes another interface: the loopback's, or a further network's.
     Other,
-    /// A file that cannot be used, and why.
+    /// It cannot be used, and why.
     Unusable(String),
-    /// The file is gone again; its removal will be told.
+    /// It was removed; the directory watch reports that too.
     Gone,
 }
 
-/// All files that were seen and are still there.
+/// All files that were read and still exist.
 #[derive(Debug, Default)]
 pub struct ResultFiles {
     files: HashMap<OsString, ResultFile>,
-    /// When the latest of all sandboxes counts as written.
+    /// The latest write time given to a sandbox.
     latest: Duration,
 }
 
 impl ResultFiles {
-    /// A file was read: what is new. Files are told of in the order in which they were written, which is
-    /// more than their times say: where the clock was set back, a later one has an earlier time.
+    /// Records the reading of a file; returns the updates. Call it in the order in which the files were
+    /// written: if the clock was set back, a later file has an earlier time.
     pub fn read(&mut self, name: &OsStr, reading: Reading) -> Vec<SandboxUpdate> {
         if reading == Reading::Gone {
             return Vec::new();
         }
         let entry = self.files.entry(name.to_owned()).or_default();
         let now = match reading {
-            // it may be half written, with the rest to come; what it said before still holds
+            // it may still be incomplete; what it said before stays valid
             Reading::Unusable(reason) => {
                 entry.warn_once(name, &reason);
                 return Vec::new();
@@ -61,17 +61,17 @@ impl ResultFiles {
         gone.into_iter().chain(now.map(SandboxUpdate::Up)).collect()
     }
 
-    /// A file was removed: its sandbox is gone. Where two files tell of one sandbox (Multus writes
-    /// one and the network that it delegates to another), the first removal counts: by then the
-    /// address is free.
+    /// Records a removed file: its sandbox is gone. If two files describe one sandbox (Multus writes
+    /// one, and the network that it delegates to another), the first removal counts: the address is
+    /// free by then.
     pub fn removed(&mut self, name: &OsStr) -> Option<SandboxUpdate> {
         let sandbox = self.files.remove(name)?.sandbox?;
         Some(SandboxUpdate::Down(sandbox.id))
     }
 
-    /// All files there are: all sandboxes there are.
+    /// Records a complete list of files; returns the complete list of sandboxes.
     pub fn listed(&mut self, mut readings: Vec<(OsString, Reading)>) -> SandboxUpdate {
-        // nothing else tells of their order
+        // their order is known from their times only
         readings.sort_by_key(|(_, reading)| match reading {
             Reading::Sandbox(sandbox) => sandbox.written,
             _ => Duration::ZERO,
@@ -81,7 +81,7 @@ impl ResultFiles {
             if let Some(entry) = before.remove(&name) {
                 self.files.insert(name.clone(), entry);
             }
-            // one by one they would be news; together they are the list
+            // the single updates are not needed: together they are the list
             self.read(&name, reading);
         }
         let entries = self.files.values();
@@ -90,7 +90,8 @@ impl ResultFiles {
 }
 
 impl ResultFile {
-    /// Dates what was read of a file: as it was if it has not changed, else after all that was read before.
+    /// Sets the write time of what was read: unchanged if the file is unchanged, else later than every
+    /// file read before.
     fn date(&mut self, mut sandbox: Sandbox, latest: &mut Duration) -> Sandbox {
         let stamp = std::mem::replace(&mut self.stamp, sandbox.written);
         if let Some(before) = &self.sandbox
@@ -113,7 +114,7 @@ impl ResultFile {
         if !std::mem::replace(&mut self.warned, true) {
             tracing::warn!(
                 file = ?name, reason,
-                "a CNI result cannot be used; its pod is mapped when its status shows the address"
+                "cannot use a CNI result; its pod is mapped once its status has an address"
             );
         }
     }

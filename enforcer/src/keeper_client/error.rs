@@ -1,4 +1,4 @@
-//! What can go wrong between enforcer and keeper.
+//! Why a request to the keeper fails.
 
 use std::io;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ pub enum KeeperClientError {
     Connect {
         /// The keeper's socket.
         path: PathBuf,
-        /// How long it was tried.
+        /// How long the client tried.
         within: Duration,
         /// Why the last try failed.
         #[source]
@@ -24,7 +24,8 @@ pub enum KeeperClientError {
     },
     /// The keeper is older than this program.
     #[error(
-        "the keeper at {} speaks version {theirs} at most: run it from this enforcer's image",
+        "the keeper at {} understands protocol version {theirs} at most: run it from the same image as \
+         this enforcer",
         path.display()
     )]
     Version {
@@ -34,7 +35,7 @@ pub enum KeeperClientError {
         theirs: u32,
     },
     /// The connection ended. Ports stay held unless the keeper died.
-    #[error("lost the keeper at {} during {what}: connect again", path.display())]
+    #[error("the connection to the keeper at {} ended during {what}", path.display())]
     Lost {
         /// The request.
         what: &'static str,
@@ -44,13 +45,13 @@ pub enum KeeperClientError {
         #[source]
         source: io::Error,
     },
-    /// Another keeper process answers than before: it holds what it took over, if anything.
-    #[error("the keeper at {} was restarted: list its ports and hold the others", path.display())]
+    /// Another keeper process answers than before. It may hold nothing.
+    #[error("the keeper at {} was restarted: its ports are listed and the missing ones held again", path.display())]
     Restarted {
         /// The keeper's socket.
         path: PathBuf,
     },
-    /// The keeper did not answer. Whether it did what was asked is unknown; asking again is safe.
+    /// The keeper did not answer in time. It may have done what was asked; asking again is safe.
     #[error("the keeper at {} did not answer {what} within {after:?}", path.display())]
     Timeout {
         /// The request.
@@ -60,9 +61,9 @@ pub enum KeeperClientError {
         /// How long it had.
         after: Duration,
     },
-    /// Another keeper has the ports, or is taking them: stop writing rules and annotations.
+    /// Another keeper holds the ports, or is taking them over: write no more rules and annotations.
     #[error(
-        "the keeper at {} handed its ports to the keeper of another pod, whose enforcer has the \
+        "the keeper at {} handed its ports to the keeper of another pod; that pod's enforcer maps this \
          node now",
         path.display()
     )]
@@ -70,7 +71,7 @@ pub enum KeeperClientError {
         /// The keeper's socket.
         path: PathBuf,
     },
-    /// The keeper found the request wrong.
+    /// The keeper refused the request as invalid.
     #[error("the keeper at {} rejected {what}: {message}", path.display())]
     Rejected {
         /// The request.
@@ -80,8 +81,8 @@ pub enum KeeperClientError {
         /// What it said.
         message: String,
     },
-    /// The answer is none to the request.
-    #[error("the keeper at {} answered {what} with {reply}", path.display())]
+    /// The reply does not fit the request.
+    #[error("the keeper at {} answered {what} with an unexpected reply: {reply}", path.display())]
     UnexpectedReply {
         /// The request.
         what: &'static str,

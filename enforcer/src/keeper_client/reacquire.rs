@@ -1,4 +1,4 @@
-//! Ports that have rules and that nobody holds: a keeper that starts without a predecessor has none.
+//! Holds mapped ports again: a keeper that starts without a predecessor holds none.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -9,8 +9,9 @@ use super::KeeperClient;
 use portmapping_keeper::wire::{HoldOutcome, Port};
 
 impl KeeperClient {
-    /// Holds what is `mapped` and not yet `held`, and returns all that is held then. What another
-    /// process took in the meantime is logged; the state machine asks for it again and reports it.
+    /// Holds the ports of `mapped` that are not in `held`, and returns all held ports. A port that
+    /// another process has bound in the meantime is logged; the state machine asks for it again and
+    /// reports it on the pod.
     pub async fn reacquire(
         &mut self,
         mapped: BTreeSet<Port>,
@@ -24,7 +25,10 @@ impl KeeperClient {
         let outcomes = match self.hold(&unheld).await {
             Ok(outcomes) => outcomes,
             Err(error) => {
-                tracing::warn!(error = chain(&error), "mapped ports could not be held yet");
+                tracing::warn!(
+                    error = chain(&error),
+                    "cannot hold the mapped ports yet; trying again"
+                );
                 return held;
             }
         };
@@ -36,7 +40,7 @@ impl KeeperClient {
                 }
                 HoldOutcome::Refused(errno) => {
                     lost += 1;
-                    tracing::warn!(protocol = %port.0, port = %port.1, %errno, "lost while it was not held");
+                    tracing::warn!(protocol = %port.0, port = %port.1, %errno, "another process bound a mapped port while no keeper held it; trying again");
                 }
             }
         }

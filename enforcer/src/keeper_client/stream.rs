@@ -12,7 +12,7 @@ use portmapping_keeper::wire::{self, Envelope, Reply, Request, VERSION};
 #[derive(Debug)]
 pub(super) struct Stream {
     stream: UnixStream,
-    /// What came of the next frame so far, so that a cancelled read loses nothing.
+    /// The bytes of the next frame received so far, so that a cancelled read loses nothing.
     buffer: Vec<u8>,
 }
 
@@ -38,7 +38,7 @@ impl Stream {
         self.stream.write_all(&frame).await
     }
 
-    /// The next frame. Cancel-safe.
+    /// Receives the next frame. Cancel-safe.
     pub(super) async fn recv(&mut self) -> io::Result<Reply> {
         loop {
             if let Some((prefix, rest)) = self.buffer.split_first_chunk::<4>() {

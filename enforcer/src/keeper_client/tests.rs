@@ -7,6 +7,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use super::*;
 use portmapping_keeper::wire::{self, Envelope, Errno};
@@ -256,4 +257,23 @@ async fn long_path_is_an_error_of_its_own() {
         matches!(error, KeeperClientError::Connect { .. }),
         "{error:?}"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn follower_waits_longer_after_each_refusal() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("keeper.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let (role, _role) = tokio::sync::watch::channel(KeeperRole::Active);
+    let (connected, _connected) = tokio::sync::watch::channel(0);
+    let follower = tokio::spawn(follow_role(path, role, connected, CancellationToken::new()));
+    let start = Instant::now();
+    // an old keeper: every try fails at once
+    for _ in 0..10 {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        send(&mut stream, Reply::Hello { v: 0, instance: 1 }).await;
+    }
+    let waits: u64 = [20, 40, 80, 160, 320, 640, 1280, 2560, 5000].iter().sum();
+    assert!(start.elapsed() >= Duration::from_millis(waits));
+    follower.abort();
 }

@@ -1,61 +1,51 @@
-//! When a broken watch is tried backoff. Pods that start meanwhile are not mapped: so soon, but with
-//! every node of a cluster waiting for the same API server, not at once and not all together.
+//! How long to wait before a failed watch is started again. Pods that start in this time are not
+//! mapped, so the waits are short. All nodes of a cluster may wait for the same API server, so the
+//! waits grow and have jitter.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use backon::ExponentialBuilder;
-use kube::runtime::utils::{Backoff as _, ResetTimerBackoff};
-use kube::runtime::watcher::{self, ExponentialBackoff};
-use tokio::time::Instant;
+use kube::runtime::watcher;
+use portmapping_shared::Backoff;
 
-/// The first wait; each is twice the one before, and up to twice as long by chance.
-const FIRST: Duration = Duration::from_millis(200);
-/// The last one: an API server that starts refuses its clients for some seconds (it does not know
-/// their roles yet), and five thousand nodes come back within this time.
-const LAST: Duration = Duration::from_secs(2);
-/// What lasted this long was not broken.
+/// The longest wait: an API server that starts refuses its clients for a few seconds (it does not know
+/// their roles yet), and 5,000 nodes come back within this time.
+const WAITS: Backoff = Backoff {
+    first: Duration::from_millis(200),
+    longest: Duration::from_secs(2),
+};
+/// A watch that lasted this long had not failed, even if it brought no event.
 const SETTLED: Duration = Duration::from_secs(10);
-/// HTTP status of a history that is no longer kept: only a new list helps, and it may be asked for.
+/// HTTP status for a resource version that is too old. Only a new list helps, at once.
 const GONE: u16 = 410;
 
 /// The waits between attempts.
+#[derive(Debug, Default)]
 pub(super) struct WatchBackoff {
-    growing: ResetTimerBackoff<ExponentialBackoff>,
-    gone: Option<Instant>,
-}
-
-impl Default for WatchBackoff {
-    fn default() -> Self {
-        let growing = ExponentialBuilder::default()
-            .with_min_delay(FIRST)
-            .with_max_delay(LAST)
-            .with_factor(2.0)
-            .with_jitter()
-            .without_max_times();
-        Self {
-            growing: ResetTimerBackoff::new(growing.into(), SETTLED),
-            gone: None,
-        }
-    }
+    failures: u32,
+    last_failure: Option<Instant>,
+    last_gone: Option<Instant>,
 }
 
 impl WatchBackoff {
-    /// How long to wait after this error.
-    pub(super) fn after(&mut self, error: &watcher::Error) -> Duration {
+    /// Records an error and returns how long to wait. `jitter` is a share of the wait that is added.
+    pub(super) fn after(&mut self, error: &watcher::Error, now: Instant, jitter: f64) -> Duration {
+        let settled = |last: Option<Instant>| last.is_none_or(|last| now > last + SETTLED);
         if matches!(error, watcher::Error::WatchError(status) if status.code == GONE) {
-            let now = Instant::now();
-            let before = self.gone.replace(now);
-            // a list may come from a server that is behind: then asking at once again is no use
-            if before.is_none_or(|before| now > before + SETTLED) {
+            // a list may come from a server that lags behind: another list at once would not help
+            if settled(self.last_gone.replace(now)) {
                 return Duration::ZERO;
             }
         }
-        self.growing.next().unwrap_or(LAST)
+        if settled(self.last_failure.replace(now)) {
+            self.failures = 0;
+        }
+        self.failures = self.failures.saturating_add(1);
+        WAITS.after(self.failures, jitter)
     }
 
-    /// The watch brought something.
+    /// Records that the watch brought an event.
     pub(super) fn reset(&mut self) {
-        self.growing.reset();
+        self.failures = 0;
     }
 }
 

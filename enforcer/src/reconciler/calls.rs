@@ -1,4 +1,4 @@
-//! Carrying actions out: each becomes a task, and each task an outcome.
+//! Carries actions out: each is a task, whose result goes back to the loop.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -41,7 +41,7 @@ impl Reconciler {
         });
     }
 
-    /// Asks a keeper that was lost from sight what it holds.
+    /// Asks the keeper what it holds, after its connection was lost.
     pub(super) fn list_keeper(&mut self) {
         let keeper = Arc::clone(&self.drivers.keeper);
         self.tasks.spawn(async move {
@@ -78,14 +78,14 @@ impl Reconciler {
                     ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
                     "rules changed"
                 ),
-                Err(error) => tracing::error!(error, "rules could not be changed; trying again"),
+                Err(error) => tracing::error!(error, "cannot change the rules; trying again"),
             }
             Finished::Programmed(plan, outcome)
         });
     }
 
-    /// Reads the kernel back, one reading at a time; asked meanwhile, it reads once more afterwards.
-    /// None is begun beside a change, but a change does not wait for one.
+    /// Reads the rules back. Asked again during a read or a change, it reads once more after it. A
+    /// change does not wait for a read.
     pub(super) fn observe(&mut self) {
         if self.observing || self.changing {
             self.read_again = true;
@@ -107,7 +107,10 @@ impl Reconciler {
                 Ok(Some(observed)) => ReadBack::Complete(observed),
                 Ok(None) => ReadBack::Outdated,
                 Err(error) => {
-                    tracing::error!(error = chain(&error), "rules could not be read back");
+                    tracing::error!(
+                        error = chain(&error),
+                        "cannot read the rules back; the next check tries again"
+                    );
                     ReadBack::Failed
                 }
             };
@@ -120,14 +123,14 @@ impl Reconciler {
         let metrics = self.drivers.metrics.clone();
         let writes = Arc::clone(&self.publications);
         self.tasks.spawn(async move {
-            let _turn = writes.acquire_owned().await;
+            let _permit = writes.acquire_owned().await;
             tracing::debug!(pod = %publication.pod, "publishing");
             let outcome = publisher.publish(&publication).await;
             metrics.record_call("publish", outcome.is_ok());
             if let Err(error) = &outcome {
                 tracing::warn!(
                     error = chain(error),
-                    "a result could not be published; trying again"
+                    "cannot publish a result; trying again"
                 );
             } else {
                 tracing::info!(
@@ -147,18 +150,21 @@ impl Reconciler {
         let metrics = self.drivers.metrics.clone();
         let events = Arc::clone(&self.events);
         self.tasks.spawn(async move {
-            let _turn = events.acquire_owned().await;
+            let _permit = events.acquire_owned().await;
             let outcome = publisher.emit(&event).await;
             metrics.record_call("event", outcome.is_ok());
             if let Err(error) = outcome {
-                tracing::warn!(error = chain(&error), "an event was lost");
+                tracing::warn!(
+                    error = chain(&error),
+                    "cannot record an event; it is dropped"
+                );
             }
             Finished::Nothing
         });
     }
 }
 
-/// Only a port in use is the port's fault; anything else is the keeper's, and asked for again.
+/// Sorts the outcomes of a hold: a port in use is refused, any other error is asked for again.
 fn sort_outcomes(outcomes: impl Iterator<Item = (PortKey, HoldOutcome)>) -> Vec<KeeperAnswer> {
     let in_use = Errno::ADDRINUSE.raw_os_error();
     let mut settled = Vec::new();
@@ -167,11 +173,11 @@ fn sort_outcomes(outcomes: impl Iterator<Item = (PortKey, HoldOutcome)>) -> Vec<
         match outcome {
             HoldOutcome::Held | HoldOutcome::HeldWithoutSocket => settled.push((key, Ok(()))),
             HoldOutcome::Refused(errno) if errno.0 == in_use => {
-                tracing::warn!(port = %key.1, protocol = %key.0, "another process has this host port");
+                tracing::warn!(port = %key.1, protocol = %key.0, "another process uses this host port; it is quarantined");
                 settled.push((key, Err(errno.to_string())));
             }
             HoldOutcome::Refused(errno) => {
-                tracing::error!(port = %key.1, protocol = %key.0, %errno, "a host port could not be bound");
+                tracing::error!(port = %key.1, protocol = %key.0, %errno, "cannot bind a host port; trying again");
                 failed.push(key);
             }
         }
@@ -183,7 +189,7 @@ fn sort_outcomes(outcomes: impl Iterator<Item = (PortKey, HoldOutcome)>) -> Vec<
     answers
 }
 
-/// A restarted keeper is asked what it holds; any other failure is waited out.
+/// Returns the failed keys; if the keeper was restarted, also what it holds now.
 async fn after_failure(
     keeper: &mut KeeperClient,
     call: &'static str,
@@ -193,13 +199,16 @@ async fn after_failure(
     tracing::warn!(
         call,
         error = chain(error),
-        "the keeper could not be asked; trying again"
+        "a request to the keeper failed; trying again"
     );
     let mut answers = vec![KeeperAnswer::Failed(keys)];
     if matches!(error, KeeperClientError::Restarted { .. }) {
         match keeper.list().await {
             Ok(held) => answers.push(KeeperAnswer::Listed(held)),
-            Err(error) => tracing::warn!(error = chain(&error), "the keeper could not be listed"),
+            Err(error) => tracing::warn!(
+                error = chain(&error),
+                "cannot list the ports of the restarted keeper; the next request tries again"
+            ),
         }
     }
     answers

@@ -91,7 +91,6 @@ impl Connections {
 
 impl ConnectionSlot {
     /// Begins a request; it ends when the token is dropped.
-    #[must_use]
     pub fn begin_request(&self) -> TaskTrackerToken {
         *self.last_request.lock() = Some(Instant::now());
         self.requests.token()

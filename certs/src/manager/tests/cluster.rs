@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use portmapping_runtime::CallError;
 use tokio::task::yield_now;
 
-use crate::bundle::{Entry, Registration, RegistrationError, Seen};
+use crate::bundle::{Registered, RegisteredWebhook, Registration, RegistrationError};
 use crate::material::Material;
 use crate::secret::{Store, StoreError, Stored, Swap};
 
@@ -112,22 +112,22 @@ impl Store for Cluster {
 }
 
 impl Registration for Cluster {
-    async fn read(&self) -> Result<Option<Seen>, RegistrationError> {
+    async fn read(&self) -> Result<Option<Registered>, RegistrationError> {
         let name = "test".to_owned();
         self.call()
             .await
             .map_err(|source| RegistrationError::Read { name, source })?;
         let held = self.registered.lock().clone();
-        Ok(held.map(|(version, ca_bundle)| Seen {
+        Ok(held.map(|(version, ca_bundle)| Registered {
             version: version.to_string(),
-            entries: vec![Entry {
+            webhooks: vec![RegisteredWebhook {
                 name: "ours".to_owned(),
                 ca_bundle,
             }],
         }))
     }
 
-    async fn write(&self, seen: &Seen, bundle: &str) -> Result<Swap, RegistrationError> {
+    async fn write(&self, seen: &Registered, bundle: &str) -> Result<Swap, RegistrationError> {
         let name = "test".to_owned();
         self.write_call()
             .await

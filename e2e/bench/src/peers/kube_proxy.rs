@@ -14,8 +14,8 @@ use std::net::Ipv4Addr;
 use super::{Iptables, Rules};
 use crate::lab::{FIRST_PORT, pod};
 
-const IPTABLES: &str = include_str!("../../../cluster/peers/kube-proxy/iptables.rules");
-const NFTABLES: &str = include_str!("../../../cluster/peers/kube-proxy/nftables.rules");
+const IPTABLES: &str = include_str!("../../peers/kube-proxy/iptables.rules");
+const NFTABLES: &str = include_str!("../../peers/kube-proxy/nftables.rules");
 
 /// All that tells the rules of one Service from those of another.
 struct Service {

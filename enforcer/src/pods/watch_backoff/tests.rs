@@ -1,5 +1,4 @@
 use kube::core::Status;
-use tokio::time::advance;
 
 use super::*;
 
@@ -12,40 +11,39 @@ fn gone() -> watcher::Error {
     watcher::Error::WatchError(status.boxed())
 }
 
-/// A wait is as long as this, or up to twice as long.
-fn about(milliseconds: u64) -> std::ops::RangeInclusive<Duration> {
-    Duration::from_millis(milliseconds)..=Duration::from_millis(2 * milliseconds)
+fn ms(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds)
 }
 
-#[tokio::test(start_paused = true)]
-async fn waits_grow_to_a_limit_and_begin_anew_when_the_watch_works() {
-    let mut backoff = WatchBackoff::default();
+#[test]
+fn waits_grow_to_a_limit_and_start_again_when_the_watch_works() {
+    let (mut backoff, now) = (WatchBackoff::default(), Instant::now());
     for expected in [200, 400, 800, 1600, 2000, 2000] {
-        let wait = backoff.after(&broken());
-        assert!(about(expected).contains(&wait), "{expected}: {wait:?}");
+        assert_eq!(backoff.after(&broken(), now, 0.0), ms(expected));
     }
+    assert_eq!(backoff.after(&broken(), now, 1.0), ms(4000), "with jitter");
     backoff.reset();
-    assert!(about(200).contains(&backoff.after(&broken())));
+    assert_eq!(backoff.after(&broken(), now, 0.0), ms(200));
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_watch_that_lasted_was_not_broken_though_it_brought_nothing() {
-    let mut backoff = WatchBackoff::default();
+#[test]
+fn a_watch_that_lasted_had_not_failed_even_without_events() {
+    let (mut backoff, now) = (WatchBackoff::default(), Instant::now());
     for _ in 0..5 {
-        backoff.after(&broken());
+        backoff.after(&broken(), now, 0.0);
     }
-    advance(SETTLED + Duration::from_millis(1)).await;
-    assert!(about(200).contains(&backoff.after(&broken())));
+    let later = now + SETTLED + ms(1);
+    assert_eq!(backoff.after(&broken(), later, 0.0), ms(200));
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_history_that_is_gone_is_listed_anew_at_once_but_not_again_and_again() {
-    let mut backoff = WatchBackoff::default();
+#[test]
+fn a_resource_version_that_is_gone_is_listed_at_once_but_not_repeatedly() {
+    let (mut backoff, now) = (WatchBackoff::default(), Instant::now());
     for _ in 0..5 {
-        backoff.after(&broken());
+        backoff.after(&broken(), now, 0.0);
     }
-    assert_eq!(backoff.after(&gone()), Duration::ZERO);
-    assert!(about(2000).contains(&backoff.after(&gone())));
-    advance(SETTLED + Duration::from_millis(1)).await;
-    assert_eq!(backoff.after(&gone()), Duration::ZERO);
+    assert_eq!(backoff.after(&gone(), now, 0.0), Duration::ZERO);
+    assert_eq!(backoff.after(&gone(), now, 0.0), ms(2000));
+    let later = now + SETTLED + ms(1);
+    assert_eq!(backoff.after(&gone(), later, 0.0), Duration::ZERO);
 }
