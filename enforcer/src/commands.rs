@@ -30,8 +30,8 @@ use crate::state;
 use portmapping_dataplane::Settings;
 use portmapping_dataplane::iptables::Flavour;
 use portmapping_dataplane::migration::{Backend, BackendMigration};
-use portmapping_dataplane::snapshot::{Saved, Snapshot, ports_at_once};
-use portmapping_dataplane::{Dataplane as _, Tools, detect};
+use portmapping_dataplane::snapshot::Snapshot;
+use portmapping_dataplane::{Dataplane as _, Observed, Tools, detect};
 use portmapping_keeper::{DEFAULT_SOCKET, wire::Duty};
 
 /// How long a start waits for the keeper beside it.
@@ -153,28 +153,14 @@ async fn take_up(
 ) -> anyhow::Result<(BackendMigration, Keeper, Recovered)> {
     let tools = Tools::default();
     let settings = settings(config);
-    let glancing = tokio::task::spawn_blocking(ports_at_once);
+    let reading = tokio::task::spawn_blocking({
+        let tools = tools.clone();
+        move || Snapshot::read(&tools)
+    });
     let mut keeper = Keeper::connect(&config.keeper_socket, KEEPER_START).await?;
-    let mut held = keeper.list().await?;
-    let mapped = glancing.await.context("read what the kernel tells")?;
-    // a predecessor that ended with its ports: those seen first are held before anybody looks on
-    let bereft = held.is_empty();
-    if bereft {
-        held = keeper.hold_again(mapped, held, started).await;
-    }
-    let legacy = saved(Flavour::Legacy, &tools).await?;
-    if bereft {
-        held = keeper
-            .hold_again(legacy.mapped_ports(), held, started)
-            .await;
-    }
-    let nft = saved(Flavour::Nft, &tools).await?;
-    if bereft {
-        held = keeper.hold_again(nft.mapped_ports(), held, started).await;
-    }
-    let snapshot = Snapshot { nft, legacy };
-    let mut dataplane = open_dataplane(config, &settings, snapshot, tools)?;
-    let observed = dataplane.observe()?;
+    let held = keeper.list().await?;
+    let snapshot = reading.await.context("read the rules")?;
+    let (dataplane, observed) = open_dataplane(config, &settings, snapshot, tools)?;
     let (mappings, ports) = (observed.mappings.len(), held.len());
     tracing::info!(
         mappings,
@@ -182,26 +168,17 @@ async fn take_up(
         intact = observed.intact,
         "taking up what is there"
     );
-    let mapped = observed
-        .mappings
-        .iter()
-        .map(|mapping| (mapping.protocol, mapping.host_port))
-        .collect();
-    let held = keeper.hold_again(mapped, held, started).await;
+    let in_other_backends = dataplane.in_other_backends().clone();
+    let mapped = observed.mappings.iter().chain(&in_other_backends);
+    let mapped = mapped.map(|mapping| (mapping.protocol, mapping.host_port));
+    let held = keeper.hold_again(mapped.collect(), held, started).await;
     let found = Recovered {
         mappings: observed.mappings,
         intact: observed.intact,
         held,
-        elsewhere: dataplane.in_other_backends().clone(),
+        elsewhere: in_other_backends,
     };
     Ok((dataplane, keeper, found))
-}
-
-/// One kind of iptables as text; programs tell it, beside which nothing is to be in a hurry.
-async fn saved(flavour: Flavour, tools: &Tools) -> anyhow::Result<Saved> {
-    let tools = tools.clone();
-    let reading = tokio::task::spawn_blocking(move || Saved::read(flavour, &tools));
-    reading.await.context("read the rules")
 }
 
 /// The first task to fail ends the process; the kernel and the keeper keep every mapping.
@@ -262,13 +239,13 @@ fn open_dataplane(
     settings: &Settings,
     snapshot: Snapshot,
     tools: Tools,
-) -> anyhow::Result<BackendMigration> {
+) -> anyhow::Result<(BackendMigration, Observed)> {
     let backend = match (config.backend, config.iptables) {
         (BackendChoice::Nftables, _) => Backend::Nftables,
         (BackendChoice::Iptables, IptablesChoice::Nft) => Flavour::Nft.into(),
         (BackendChoice::Iptables, IptablesChoice::Legacy) => Flavour::Legacy.into(),
         (BackendChoice::Iptables, IptablesChoice::Auto) => {
-            let detected = detect::detect(snapshot)?;
+            let detected = detect::detect(&snapshot)?;
             tracing::info!(
                 iptables = detected.flavour.as_str(),
                 reason = detected.reason,
@@ -277,7 +254,7 @@ fn open_dataplane(
             detected.flavour.into()
         }
     };
-    let driver = BackendMigration::open(backend, settings, tools)?;
+    let (driver, observed) = BackendMigration::open(backend, settings, tools, snapshot)?;
     config.core.ipv6 &= driver.has_ipv6();
     if backend.announces()
         && let Err(error) = driver.changes().listen()
@@ -287,7 +264,7 @@ fn open_dataplane(
             "changes of the packet filter are not announced: damage is seen every --check-every only"
         );
     }
-    Ok(driver)
+    Ok((driver, observed))
 }
 
 /// A socket that an earlier process left behind in this pod is in the way.

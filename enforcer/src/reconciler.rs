@@ -90,18 +90,10 @@ enum Done {
     Observed {
         /// Changes begun when the reading began.
         before: u64,
-        observed: Seen,
+        /// None if it failed; the next check tries again.
+        observed: Option<Observed>,
     },
     Published(PodUid, bool),
-    Nothing,
-}
-
-/// What a look at the kernel brought.
-enum Seen {
-    As(Observed),
-    /// A change came in between.
-    Outdated,
-    /// It failed; the next check tries again.
     Nothing,
 }
 
@@ -284,12 +276,12 @@ impl Reconciler {
             Done::Observed { before, observed } => {
                 self.observing = false;
                 match observed {
-                    Seen::As(observed) if before == self.changes => {
+                    Some(observed) if before == self.changes => {
                         self.compare(&observed);
                         self.state.observed(now, observed.mappings, observed.intact);
                     }
-                    Seen::As(_) | Seen::Outdated => self.look_again = true,
-                    Seen::Nothing => {}
+                    Some(_) => self.look_again = true,
+                    None => {}
                 }
                 self.show();
                 self.look_once_more();

@@ -8,7 +8,7 @@ use portmapping_runtime::deadline::chain;
 use portmapping_shared::Plan;
 use rustix::io::Errno;
 
-use super::{Done, KeeperAnswer, Reconciler, Seen};
+use super::{Done, KeeperAnswer, Reconciler};
 use crate::hold::{HoldError, Keeper};
 use portmapping_keeper::wire::Outcome;
 
@@ -85,7 +85,7 @@ impl Reconciler {
     }
 
     /// Reads the kernel back, one reading at a time; asked meanwhile, it reads once more afterwards.
-    /// None is begun beside a change, but a change does not wait for one.
+    /// No reading begins while a change is under way.
     pub(super) fn observe(&mut self) {
         if self.observing || self.changing {
             self.look_again = true;
@@ -97,18 +97,15 @@ impl Reconciler {
         let metrics = self.drivers.metrics.clone();
         self.tasks.spawn_blocking(move || {
             let begun = Instant::now();
-            let mut pending = dataplane.lock().begin_read();
-            pending.read();
-            let observed = dataplane.lock().finish_read(pending);
+            let observed = dataplane.lock().observe();
             let us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
             tracing::debug!(us, "rules read back");
             metrics.call("observe", observed.is_ok());
             let observed = match observed {
-                Ok(Some(observed)) => Seen::As(observed),
-                Ok(None) => Seen::Outdated,
+                Ok(observed) => Some(observed),
                 Err(error) => {
                     tracing::error!(error = chain(&error), "rules could not be read back");
-                    Seen::Nothing
+                    None
                 }
             };
             Done::Observed { before, observed }
