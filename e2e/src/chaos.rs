@@ -132,9 +132,8 @@ impl Chaos {
             addresses.insert(node, address);
         }
         let nodes = addresses.keys().cloned().collect();
-        let kubeconfig = cluster.kubeconfig().to_owned();
-        let view = View::watch(kubeconfig.clone(), NAMESPACE, addresses)?;
-        let admin = Admin::new(&kubeconfig, NAMESPACE)?;
+        let view = View::watch(cluster.kubeconfig(), NAMESPACE, addresses)?;
+        let admin = Admin::new(cluster.kubeconfig(), NAMESPACE)?;
         let mut chaos = Self {
             cluster,
             admin,

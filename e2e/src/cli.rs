@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::cluster::roles::Role;
 use crate::cluster::{Cluster, state};
 use crate::progress::{Step, out, say};
-use crate::{Config, Minor, ProxyMode, bench, chaos, demo, install};
+use crate::{Config, Minor, ProxyMode, chaos, demo, install};
 
 /// A real Kubernetes cluster on this machine, with the product in it.
 #[derive(Debug, Parser)]
@@ -41,8 +41,6 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         kubeconfig: Option<PathBuf>,
     },
-    /// Measure us and the peers in one run; fails where a bar is missed.
-    Bench(bench::Options),
     /// Boot a cluster of its own and make everything go wrong in it that can, for some rounds.
     Chaos(chaos::Options),
     /// Take a cluster down and remove everything it left.
@@ -169,7 +167,6 @@ fn run(command: Command) -> Result<()> {
             out!("{}", export(&cluster));
         }
         Command::Test { kubeconfig } => suite::run(kubeconfig.as_deref())?,
-        Command::Bench(options) => bench::run(&options)?,
         Command::Chaos(options) => chaos::run(&options)?,
         Command::Down { name, all } => down(if all { state::all() } else { vec![name.name] })?,
         Command::Exec {

@@ -1,6 +1,5 @@
 //! A running cluster, seen from a test or from the command line.
 
-mod api;
 mod cgroups;
 mod components;
 pub mod config;
@@ -14,7 +13,9 @@ mod network;
 mod node;
 mod owner;
 mod pki;
+mod readiness;
 mod relay;
+mod role_name;
 pub mod roles;
 pub(crate) mod state;
 
@@ -31,7 +32,7 @@ pub use self::lookup::Process;
 
 use self::config::{Config, Spec};
 use self::network::Machine;
-use self::roles::RoleName;
+use self::role_name::machine;
 use crate::artifacts::image;
 use crate::process;
 
@@ -204,7 +205,7 @@ impl Cluster {
                 self.kubeconfig.display()
             );
         };
-        let pid = pid_of(spec, host)?;
+        let pid = lookup::pid_of(spec, host)?;
         let mut command = namespaces::enter(pid, program);
         command.env("PATH", components::search_path(spec));
         command.env("KUBECONFIG", spec.state.join(pki::INSIDE));
@@ -220,7 +221,7 @@ impl Cluster {
     /// The pid, as this machine sees it, of the first process of `host`. All others of that host
     /// descend from it.
     pub fn pid(&self, host: &str) -> Result<u32> {
-        pid_of(self.own_spec("look into a node")?, host)
+        lookup::pid_of(self.own_spec("look into a node")?, host)
     }
 
     /// The IPv4 and IPv6 address of `host` on the fabric.
@@ -349,26 +350,4 @@ impl Drop for Cluster {
             _ => {}
         }
     }
-}
-
-fn machine(host: &str) -> Result<Machine> {
-    let index = host
-        .strip_prefix("node")
-        .and_then(|index| index.parse().ok());
-    match (host, index) {
-        ("client", _) => Ok(Machine::Client),
-        (_, Some(index)) => Ok(Machine::Node(index)),
-        _ => bail!("no host {host:?}: it is client, control-plane, node1, node2, ..."),
-    }
-}
-
-fn pid_of(spec: &Spec, host: &str) -> Result<u32> {
-    let role = match host {
-        "control-plane" => RoleName("control-plane", None),
-        host => roles::Role::machine(machine(host)?),
-    };
-    lookup::find(role, &spec.state).with_context(|| {
-        let name = &spec.config.name;
-        format!("{host} is not running in the cluster {name} (see: e2e status)")
-    })
 }

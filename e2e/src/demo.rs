@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::cluster::Cluster;
 use crate::install::{self, picture, rolled_out};
 use crate::progress::{Step, out};
-use crate::{paths, process};
+use crate::{paths, process, progress};
 
 const ANNOTATION: &str = "tkestack.io/portmapping";
 const SELECTOR: &str = "app=hello";
@@ -151,5 +151,14 @@ fn footprint(cluster: &Cluster) -> Result<()> {
 /// Installs and shows, in this order; the command line's `demo`.
 pub(crate) fn install_and_run(cluster: &mut Cluster) -> Result<()> {
     install::install(cluster)?;
-    run(cluster)
+    run(cluster)?;
+    let (parts, total) = progress::parts();
+    out!(
+        "\nIt took {:.0} s. The longest parts, of which some ran at the same time:",
+        total.as_secs_f64()
+    );
+    for (name, took) in parts {
+        out!("{:6.1} s  {name}", took.as_secs_f64());
+    }
+    Ok(())
 }

@@ -13,11 +13,10 @@
 //! ```
 //!
 //! Tests use [`Cluster`]; people use the `e2e` program, which is the same code. This crate knows
-//! nothing of the product's types: it sees the product as its users do. Only [`bench`] calls the
-//! enforcer's library, for a process around each call would be most of what it measures.
+//! nothing of the product's types: it sees the product as its users do.
 
+pub mod api;
 pub mod artifacts;
-pub mod bench;
 pub mod chaos;
 pub mod cli;
 pub mod cluster;
@@ -30,5 +29,6 @@ pub mod starts;
 pub mod visit;
 pub mod wait;
 
+pub use artifacts::go::Minor;
 pub use cluster::Cluster;
-pub use cluster::config::{Config, Minor, ProxyMode};
+pub use cluster::config::{Config, ProxyMode};

@@ -2,10 +2,12 @@
 
 use std::fmt::Display;
 use std::io::Write;
-use std::sync::OnceLock;
-use std::time::Instant;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 static START: OnceLock<Instant> = OnceLock::new();
+/// The steps that are done; a process has some dozens.
+static DONE: Mutex<Vec<(String, Duration)>> = Mutex::new(Vec::new());
 
 /// Prints a line with the seconds since the first call.
 pub fn say(text: impl Display) {
@@ -38,19 +40,33 @@ impl Step {
 
     /// Prints the step's name, its outcome and its time.
     pub fn done(self, outcome: impl Display) {
+        let took = self.start.elapsed();
         say(format_args!(
             "{}: {outcome} ({:.1} s)",
             self.name,
-            self.start.elapsed().as_secs_f64()
+            took.as_secs_f64()
         ));
+        let mut all = DONE.lock().unwrap_or_else(PoisonError::into_inner);
+        all.push((self.name, took));
     }
 }
 
+/// The steps that took a second or more, longest first, and the time since the first step.
+#[must_use]
+pub fn parts() -> (Vec<(String, Duration)>, Duration) {
+    let all = DONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let long = all.iter().filter(|(_, took)| took.as_secs() > 0);
+    let mut long: Vec<_> = long.cloned().collect();
+    long.sort_by_key(|(_, took)| std::cmp::Reverse(*took));
+    (long, START.get_or_init(Instant::now).elapsed())
+}
+
 /// Like `println!`, but a reader who has left (`| head`) is no reason to panic.
+#[macro_export]
 macro_rules! out {
     ($($text:tt)*) => {{
         use std::io::Write as _;
         let _ = writeln!(std::io::stdout(), $($text)*);
     }};
 }
-pub(crate) use out;
+pub use out;

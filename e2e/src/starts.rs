@@ -10,7 +10,6 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::RecvTimeoutError::Disconnected;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
@@ -18,14 +17,10 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
-use futures::{StreamExt, pin_mut};
-use k8s_openapi::api::core::v1::Pod;
-use kube::api::Api;
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Client, Config};
 use nix::sched::{CloneFlags, setns};
+use serde_json::Value;
 
+use crate::api::{Api, Change};
 use crate::cluster::Cluster;
 use crate::wait::Patience;
 
@@ -36,8 +31,6 @@ const PUBLISHED_SOON: Duration = Duration::from_secs(50);
 const CALL: Duration = Duration::from_secs(3);
 /// How long to wait for a call before it is looked at how long that is by now.
 const SHORT: Duration = Duration::from_secs(1);
-/// Between two looks at whether the collector is still wanted.
-const LOOK: Duration = Duration::from_millis(100);
 
 /// The host that pods can dial: to the client their answers would find no way back, for it is no
 /// part of the cluster and knows no pod's address.
@@ -117,13 +110,9 @@ impl Collector {
             }
         });
         let address = bound.recv().context("the listening thread ended")??;
-        let (kubeconfig, namespace) = (cluster.kubeconfig().to_owned(), namespace.to_owned());
+        let (api, namespace) = (Api::new(cluster.kubeconfig())?, namespace.to_owned());
         let until = Arc::clone(&stop);
-        thread::spawn(move || {
-            if let Err(error) = watch(kubeconfig, &namespace, &nodes, &known, &until) {
-                eprintln!("the watch on {namespace} ended: {error:#}");
-            }
-        });
+        thread::spawn(move || watch(&api, &namespace, &nodes, &known, &until));
         Ok(Self {
             address,
             calls,
@@ -242,49 +231,40 @@ fn call(endpoint: SocketAddr) -> std::io::Result<String> {
     Ok(text.lines().next().unwrap_or_default().trim().to_owned())
 }
 
+/// Keeps `known` up until told to stop.
 fn watch(
-    kubeconfig: PathBuf,
+    api: &Api,
     namespace: &str,
     nodes: &BTreeMap<String, String>,
     known: &Known,
     stop: &AtomicBool,
-) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(async {
-        let config = Kubeconfig::read_from(kubeconfig)?;
-        let config = Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await?;
-        let api: Api<Pod> = Api::namespaced(Client::try_from(config)?, namespace);
-        let events = watcher(api, watcher::Config::default())
-            .default_backoff()
-            .applied_objects();
-        pin_mut!(events);
-        while !stop.load(Ordering::Relaxed) {
-            let Ok(Some(event)) = tokio::time::timeout(LOOK, events.next()).await else {
-                continue;
-            };
-            if let Some((name, endpoint)) = event.ok().and_then(|pod| mapped(&pod, nodes)) {
-                let mut endpoints = known
-                    .endpoints
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner);
-                endpoints.insert(name, endpoint);
-                known.more.notify_all();
-            }
-        }
-        Ok(())
-    })
+) {
+    let path = format!("/api/v1/namespaces/{namespace}/pods");
+    let is_over = || stop.load(Ordering::Relaxed);
+    api.follow(&path, is_over, |change| {
+        let pods = match change {
+            Change::All(pods) => pods,
+            Change::Applied(pod) => vec![pod],
+            Change::Deleted(_) => return,
+        };
+        let found = pods.iter().filter_map(|pod| mapped(pod, nodes));
+        let mut endpoints = known
+            .endpoints
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        endpoints.extend(found);
+        known.more.notify_all();
+    });
 }
 
 /// Where a pod's annotation says that its first port answers.
-fn mapped(pod: &Pod, nodes: &BTreeMap<String, String>) -> Option<(String, SocketAddr)> {
-    let value = pod.metadata.annotations.as_ref()?.get(ANNOTATION)?;
-    let entries: serde_json::Value = serde_json::from_str(value).ok()?;
+fn mapped(pod: &Value, nodes: &BTreeMap<String, String>) -> Option<(String, SocketAddr)> {
+    let value = pod["metadata"]["annotations"][ANNOTATION].as_str()?;
+    let entries: Value = serde_json::from_str(value).ok()?;
     let host_port = u16::try_from(entries.get(0)?["hostPort"].as_u64()?).ok()?;
-    let node = nodes.get(pod.spec.as_ref()?.node_name.as_ref()?)?;
+    let node = nodes.get(pod["spec"]["nodeName"].as_str()?)?;
     let endpoint = SocketAddr::new(node.parse().ok()?, host_port);
-    Some((pod.metadata.name.clone()?, endpoint))
+    Some((pod["metadata"]["name"].as_str()?.to_owned(), endpoint))
 }
 
 fn network_of(cluster: &Cluster, host: &str) -> Result<File> {

@@ -1,16 +1,18 @@
 //! Programs built from Go modules at pinned versions.
 
-use std::fmt::Write;
+use std::fmt::{self, Display, Write};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
+
+use serde::{Deserialize, Serialize};
 
 use super::cache::{self, Inputs};
-use crate::cluster::config::Minor;
 use crate::progress;
 use crate::{paths, process};
 
@@ -28,6 +30,37 @@ const COMPONENTS: [&str; 7] = [
 const FLAGS: &str = "-trimpath CGO_ENABLED=0 -s -w";
 const NODE_TAGS: &str = "no_btrfs no_devmapper no_zfs";
 const PATIENCE: Duration = Duration::from_mins(40);
+
+/// A minor version of Kubernetes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Minor {
+    /// The oldest supported here.
+    V1_33,
+    /// The newest.
+    #[default]
+    V1_36,
+}
+
+impl Display for Minor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V1_33 => "1.33",
+            Self::V1_36 => "1.36",
+        })
+    }
+}
+
+impl FromStr for Minor {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text.trim_start_matches('v') {
+            "1.33" => Ok(Self::V1_33),
+            "1.36" => Ok(Self::V1_36),
+            _ => Err(anyhow!("no Kubernetes {text:?} here: choose 1.33 or 1.36")),
+        }
+    }
+}
 
 /// A folder with etcd and every Kubernetes component.
 pub fn kubernetes(minor: Minor) -> Result<PathBuf> {
@@ -88,33 +121,18 @@ pub fn node_tools() -> Result<PathBuf> {
     })
 }
 
-/// The program that holds ports as a CNI daemon in Go does, for benchmarks.
-pub fn holder() -> Result<PathBuf> {
-    let module = paths::sources().join("peers/holder");
-    let inputs = inputs()?
-        .file(&module.join("go.mod"))?
-        .file(&module.join("main.go"))?;
-    let folder = cache::get("holder", inputs, |folder| {
-        let mut build = go_build(&module);
-        build.arg("-o").arg(folder.join("holder")).arg(".");
-        process::run_long("the holder in Go", &mut build, PATIENCE)
-    })?;
-    Ok(folder.join("holder"))
-}
-
-/// The admission webhook that ours is measured against.
-pub fn peer_webhook() -> Result<PathBuf> {
-    let module = paths::sources().join("peers/webhook");
-    let inputs = ["main.go", "go.mod", "go.sum"]
+/// A program of one module, built from these of the module's files; the path of the program.
+pub fn program(name: &str, module: &Path, files: &[&str]) -> Result<PathBuf> {
+    let inputs = files
         .iter()
         .try_fold(inputs()?, |inputs, file| inputs.file(&module.join(file)))?;
-    let folder = cache::get("peer-webhook", inputs, |folder| {
-        let mut build = go_build(&module);
+    let folder = cache::get(name, inputs, |folder| {
+        let mut build = go_build(module);
         build.arg("-ldflags=-s -w").arg("-o");
-        build.arg(folder.join("webhook")).arg(".");
-        process::run_long("the webhook of controller-runtime", &mut build, PATIENCE)
+        build.arg(folder.join(name)).arg(".");
+        process::run_long(name, &mut build, PATIENCE)
     })?;
-    Ok(folder.join("webhook"))
+    Ok(folder.join(name))
 }
 
 fn inputs() -> Result<Inputs> {
@@ -198,5 +216,13 @@ mod tests {
         let flags = ldflags("v1.36.3");
         assert!(flags.contains("-X k8s.io/component-base/version.gitVersion=v1.36.3"));
         assert!(flags.contains("-X k8s.io/client-go/pkg/version.gitMinor=36"));
+    }
+
+    #[test]
+    fn minors_read_as_they_print() {
+        for minor in [Minor::V1_33, Minor::V1_36] {
+            assert_eq!(minor.to_string().parse::<Minor>().ok(), Some(minor));
+        }
+        assert!("1.20".parse::<Minor>().is_err());
     }
 }

@@ -3,9 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread::{self, ScopedJoinHandle};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 
 use super::cache::{self, Inputs};
 use super::rust;
@@ -15,21 +16,45 @@ use crate::{paths, process};
 pub const PAUSE: &str = "localhost/pause:1";
 /// The test server.
 pub const ECHO: &str = "localhost/echo:1";
+/// The package and the binary of the test server.
+const TEST_SERVER: &str = "portmapping-echo";
 const WEBHOOK: &str = "localhost/portmapping-webhook:dev";
 const ENFORCER: &str = "localhost/portmapping-enforcer:dev";
 /// The Debian release the base's packages come from.
 const SUITE: &str = "bookworm";
 const PATIENCE: Duration = Duration::from_mins(5);
 
-/// The archives that every cluster needs: pause and the test server.
-pub fn basic() -> Result<Vec<PathBuf>> {
-    let binaries = rust::release(&["portmapping-echo"])?;
+/// The archives that every cluster needs (pause and the test server) and, if asked for, the product's.
+pub fn archives(with_product: bool) -> Result<Vec<PathBuf>> {
+    if !with_product {
+        return basic(&rust::release(&[TEST_SERVER])?);
+    }
+    // One cargo for all: it has both processors. The packages of the base come over the network meanwhile.
+    thread::scope(|scope| {
+        let base = scope.spawn(base);
+        let binaries = rust::release(&[TEST_SERVER, "webhook", "enforcer"])?;
+        let mut archives = basic(&binaries)?;
+        archives.extend(of_product(&binaries, &joined(base)?)?);
+        Ok(archives)
+    })
+}
+
+/// The archives of the product.
+pub fn product() -> Result<Vec<PathBuf>> {
+    of_product(&rust::release(&["webhook", "enforcer"])?, &base()?)
+}
+
+fn joined(thread: ScopedJoinHandle<'_, Result<PathBuf>>) -> Result<PathBuf> {
+    let ended = thread.join();
+    ended.map_err(|_| anyhow!("the thread that builds the enforcer's base panicked"))?
+}
+
+fn basic(binaries: &Path) -> Result<Vec<PathBuf>> {
     let file = paths::root().join("e2e/echo/Containerfile");
-    let binary = binaries.join("portmapping-echo");
-    ["pause", "echo"]
+    let binary = binaries.join(TEST_SERVER);
+    [("pause", PAUSE), ("echo", ECHO)]
         .into_iter()
-        .map(|stage| {
-            let name = if stage == "pause" { PAUSE } else { ECHO };
+        .map(|(stage, name)| {
             Recipe {
                 name,
                 file: &file,
@@ -42,10 +67,7 @@ pub fn basic() -> Result<Vec<PathBuf>> {
         .collect()
 }
 
-/// The archives of the product.
-pub fn product() -> Result<Vec<PathBuf>> {
-    let binaries = rust::release(&["webhook", "enforcer"])?;
-    let base = base()?;
+fn of_product(binaries: &Path, base: &Path) -> Result<Vec<PathBuf>> {
     let webhook = Recipe {
         name: WEBHOOK,
         file: &paths::root().join("webhook/Containerfile"),
@@ -58,7 +80,7 @@ pub fn product() -> Result<Vec<PathBuf>> {
         file: &paths::root().join("enforcer/Containerfile"),
         content: &binaries.join("enforcer"),
         stage: None,
-        base: Some(&base),
+        base: Some(base),
     };
     Ok(vec![webhook.archive()?, enforcer.archive()?])
 }

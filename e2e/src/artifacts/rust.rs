@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::progress::Step;
 use crate::{paths, process};
 
 const PATIENCE: Duration = Duration::from_mins(30);
@@ -36,7 +37,9 @@ pub fn release(packages: &[&str]) -> Result<PathBuf> {
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .env_remove("RUSTC_WRAPPER");
     let what = format!("static release binaries of {}", packages.join(", "));
+    let step = Step::start(&what);
     process::run_long(&what, &mut cargo, PATIENCE)?;
+    step.done("built");
     Ok(folder.join(target).join("release"))
 }
 

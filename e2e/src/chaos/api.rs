@@ -1,190 +1,145 @@
-//! What the driver asks of the API server. It may be down: every call has a limit.
+//! What the driver asks of the API server. It may be down: every call is tried again for a while.
 
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
-use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::{Node, Pod};
-use kube::api::{DeleteParams, EvictParams, ListParams, Patch, PatchParams, PostParams};
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Api, Client, Config};
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use tokio::runtime::{Builder, Runtime};
 
+use crate::api::{Api, Refused};
 use crate::install::NAMESPACE as SYSTEM;
 
-/// One call.
-const LIMIT: Duration = Duration::from_secs(5);
 /// All tries together.
 const PATIENCE: Duration = Duration::from_mins(1);
 const PAUSE: Duration = Duration::from_millis(100);
 
-pub(super) fn runtime() -> Result<Runtime> {
-    Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("start a runtime")
-}
-
-pub(super) async fn client(kubeconfig: &Path) -> Result<Client> {
-    let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
-    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-    Ok(Client::try_from(config)?)
-}
-
-/// The admin's hand, blocking.
+/// Acts as the cluster's admin.
 pub(super) struct Admin {
-    runtime: Runtime,
-    client: Client,
-    pods: Api<Pod>,
+    api: Api,
+    pods: String,
 }
 
 impl Admin {
     pub(super) fn new(kubeconfig: &Path, namespace: &str) -> Result<Self> {
-        let runtime = runtime()?;
-        let client = runtime.block_on(client(kubeconfig))?;
-        let pods = Api::namespaced(client.clone(), namespace);
         Ok(Self {
-            runtime,
-            client,
-            pods,
+            api: Api::new(kubeconfig)?,
+            pods: format!("/api/v1/namespaces/{namespace}/pods"),
         })
     }
 
-    /// Calls until there is an answer that another try would not change.
-    fn ask<T, C>(&self, what: &str, call: impl Fn() -> C) -> Result<T>
-    where
-        C: Future<Output = kube::Result<T>>,
-    {
-        let end = Instant::now() + PATIENCE;
-        loop {
-            let answer = self.runtime.block_on(async {
-                tokio::time::timeout(LIMIT, call())
-                    .await
-                    .map_err(|_| anyhow!("no answer within {LIMIT:?}"))
-            });
-            let error = match answer {
-                Ok(Ok(answer)) => return Ok(answer),
-                Ok(Err(error)) if is_final(&error) => {
-                    return Err(error).with_context(|| what.to_owned());
-                }
-                Ok(Err(error)) => error.into(),
-                Err(error) => error,
-            };
-            if Instant::now() > end {
-                return Err(error).with_context(|| what.to_owned());
-            }
-            thread::sleep(PAUSE);
-        }
-    }
-
     pub(super) fn create(&self, pod: &Value) -> Result<()> {
-        let pod: Pod = serde_json::from_value(pod.clone()).context("a manifest of ours")?;
-        let params = PostParams::default();
-        tolerate(
-            409,
-            self.ask("create a pod", || self.pods.create(&params, &pod)),
-        )
+        let create = || self.api.create(&self.pods, pod);
+        tolerate(409, retry("create a pod", create))
     }
 
     pub(super) fn delete(&self, name: &str) -> Result<()> {
-        let params = DeleteParams::default();
-        tolerate(
-            404,
-            self.ask("delete a pod", || self.pods.delete(name, &params)),
-        )
+        let path = format!("{}/{name}", self.pods);
+        tolerate(404, retry("delete a pod", || self.api.delete(&path)))
     }
 
     pub(super) fn evict(&self, name: &str) -> Result<()> {
-        let params = EvictParams::default();
+        let path = format!("{}/{name}/eviction", self.pods);
+        let eviction = json!({
+            "apiVersion": "policy/v1", "kind": "Eviction", "metadata": { "name": name },
+        });
         tolerate(
             404,
-            self.ask("evict a pod", || self.pods.evict(name, &params)),
+            retry("evict a pod", || self.api.create(&path, &eviction)),
         )
     }
 
     /// The living enforcer pods by node.
     pub(super) fn enforcers(&self) -> Result<Vec<(String, String)>> {
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), SYSTEM);
-        let selector = ListParams::default().labels("app.kubernetes.io/component=enforcer");
-        let pods = self.ask("list the enforcer's pods", || api.list(&selector))?;
-        let living = pods
-            .items
-            .into_iter()
-            .filter(|pod| pod.metadata.deletion_timestamp.is_none());
+        let label = "labelSelector=app.kubernetes.io/component=enforcer";
+        let path = format!("/api/v1/namespaces/{SYSTEM}/pods?{label}");
+        let pods = retry("list the enforcer's pods", || self.api.get(&path))?;
+        let living = items(&pods).filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
         Ok(living
-            .filter_map(|pod| Some((pod.spec?.node_name?, pod.metadata.name?)))
+            .filter_map(|pod| {
+                let node = pod["spec"]["nodeName"].as_str()?;
+                Some((
+                    node.to_owned(),
+                    pod["metadata"]["name"].as_str()?.to_owned(),
+                ))
+            })
             .collect())
     }
 
     pub(super) fn delete_enforcer(&self, name: &str) -> Result<()> {
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), SYSTEM);
-        let params = DeleteParams::default();
-        tolerate(
-            404,
-            self.ask("delete an enforcer's pod", || api.delete(name, &params)),
-        )
-    }
-
-    fn enforcer_set(&self) -> Api<DaemonSet> {
-        Api::namespaced(self.client.clone(), SYSTEM)
+        let path = format!("/api/v1/namespaces/{SYSTEM}/pods/{name}");
+        let delete = || self.api.delete(&path);
+        tolerate(404, retry("delete an enforcer's pod", delete))
     }
 
     /// What `kubectl rollout restart` does; `stamp` must be new each time.
     pub(super) fn roll(&self, stamp: &str) -> Result<()> {
         let key = "kubectl.kubernetes.io/restartedAt";
-        let body =
+        let patch =
             json!({ "spec": { "template": { "metadata": { "annotations": { key: stamp } } } } });
-        let patch = Patch::Strategic(&body);
-        let (set, params) = (self.enforcer_set(), PatchParams::default());
-        self.ask("restart the DaemonSet", || {
-            set.patch("enforcer", &params, &patch)
-        })
-        .map(drop)
+        let restart = || self.api.patch(&enforcer_set(), &patch);
+        retry("restart the DaemonSet", restart).map(drop)
     }
 
     /// What is missing until the DaemonSet is rolled out.
     pub(super) fn unrolled(&self) -> Result<Option<String>> {
-        let api = self.enforcer_set();
-        let set = self.ask("look at the DaemonSet", || api.get("enforcer"))?;
-        let status = set.status.unwrap_or_default();
-        let wanted = status.desired_number_scheduled;
-        let updated = status.updated_number_scheduled.unwrap_or_default();
-        let available = status.number_available.unwrap_or_default();
-        let seen = status.observed_generation == set.metadata.generation;
+        let set = retry("read the DaemonSet", || self.api.get(&enforcer_set()))?;
+        let status = &set["status"];
+        let count = |field: &str| status[field].as_i64().unwrap_or_default();
+        let (wanted, updated) = (
+            count("desiredNumberScheduled"),
+            count("updatedNumberScheduled"),
+        );
+        let available = count("numberAvailable");
+        let seen = status["observedGeneration"] == set["metadata"]["generation"];
         let done = seen && updated >= wanted && available >= wanted;
         Ok((!done).then(|| format!("{updated} of {wanted} updated, {available} available")))
     }
 
     /// The first node that is not Ready.
     pub(super) fn unready_node(&self) -> Result<Option<String>> {
-        let api: Api<Node> = Api::all(self.client.clone());
-        let all = ListParams::default();
-        let nodes = self.ask("list nodes", || api.list(&all))?;
-        let unready = nodes.items.into_iter().find(|node| {
-            let status = node.status.as_ref();
-            let conditions = status.and_then(|status| status.conditions.as_ref());
-            !conditions
-                .is_some_and(|all| all.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
+        let nodes = retry("list nodes", || self.api.get("/api/v1/nodes"))?;
+        let unready = items(&nodes).find(|node| {
+            let conditions = node["status"]["conditions"].as_array();
+            let mut conditions = conditions.into_iter().flatten();
+            !conditions.any(|one| one["type"] == "Ready" && one["status"] == "True")
         });
-        Ok(unready.and_then(|node| node.metadata.name))
+        Ok(unready.and_then(|node| node["metadata"]["name"].as_str().map(str::to_owned)))
     }
 }
 
+fn enforcer_set() -> String {
+    format!("/apis/apps/v1/namespaces/{SYSTEM}/daemonsets/enforcer")
+}
+
+fn items(list: &Value) -> impl Iterator<Item = &Value> {
+    list["items"].as_array().into_iter().flatten()
+}
+
+/// Calls until there is an answer that another try would not change.
+fn retry(what: &str, call: impl Fn() -> Result<Value>) -> Result<Value> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match call() {
+            Err(error) if !is_final(&error) && Instant::now() < end => thread::sleep(PAUSE),
+            answer => return answer.with_context(|| what.to_owned()),
+        }
+    }
+}
+
+fn refusal(error: &anyhow::Error) -> Option<u16> {
+    error.downcast_ref::<Refused>().map(|refused| refused.code)
+}
+
 /// Whether the API server has decided. A webhook without a living pod is no decision.
-fn is_final(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if (400..500).contains(&status.code) && status.code != 429)
+fn is_final(error: &anyhow::Error) -> bool {
+    refusal(error).is_some_and(|code| (400..500).contains(&code) && code != 429)
 }
 
 /// An earlier try may have done it, or another fault.
-fn tolerate<T>(code: u16, answer: Result<T>) -> Result<()> {
+fn tolerate(code: u16, answer: Result<Value>) -> Result<()> {
     match answer {
-        Ok(_) => Ok(()),
-        Err(error) => match error.downcast_ref::<kube::Error>() {
-            Some(kube::Error::Api(status)) if status.code == code => Ok(()),
-            _ => Err(error),
-        },
+        Err(error) if refusal(&error) != Some(code) => Err(error),
+        _ => Ok(()),
     }
 }

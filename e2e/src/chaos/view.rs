@@ -2,24 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::pin::pin;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
-use futures::StreamExt;
-use k8s_openapi::api::core::v1::Pod;
-use kube::Api;
-use kube::runtime::watcher::{self, Event};
 use serde::Deserialize;
+use serde_json::Value;
 
-use super::api;
+use crate::api::{Api, Change};
 
 const ANNOTATION: &str = "tkestack.io/portmapping";
-/// After a failed call; the API server may be meant to be down.
-const PAUSE: Duration = Duration::from_millis(100);
 
 /// A pod as the API server last told.
 #[derive(Clone, Debug, Default)]
@@ -56,51 +49,46 @@ impl Seen {
         self.ready && !self.deleting && !self.entries.is_empty()
     }
 
-    fn new(pod: Pod) -> Self {
-        let status = pod.status.unwrap_or_default();
-        let conditions = status.conditions.unwrap_or_default();
+    fn new(pod: &Value) -> Self {
+        let (metadata, status) = (&pod["metadata"], &pod["status"]);
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+        let conditions = list(&status["conditions"]);
         let is_true = |kind: &str| {
             conditions
                 .iter()
-                .any(|c| c.type_ == kind && c.status == "True")
+                .any(|one| one["type"] == kind && one["status"] == "True")
         };
-        let ours = conditions.iter().find(|c| c.type_ == ANNOTATION);
-        let annotations = pod.metadata.annotations.unwrap_or_default();
-        let value = annotations.get(ANNOTATION).map_or("", String::as_str);
+        let ours = conditions.iter().find(|one| one["type"] == ANNOTATION);
         let entries = if is_true(ANNOTATION) {
-            serde_json::from_str(value).unwrap_or_default()
+            let value = text(&metadata["annotations"][ANNOTATION]);
+            serde_json::from_str(&value).unwrap_or_default()
         } else {
             Vec::new()
         };
-        let containers = status.container_statuses.unwrap_or_default();
-        let running = containers.iter().all(|container| {
-            let state = container.state.as_ref();
-            state.is_some_and(|state| state.running.is_some())
-        });
+        let containers = list(&status["containerStatuses"]);
+        let running = containers
+            .iter()
+            .all(|container| container["state"]["running"].is_object());
         Self {
-            uid: pod.metadata.uid.unwrap_or_default(),
-            name: pod.metadata.name.unwrap_or_default(),
-            node: pod.spec.and_then(|spec| spec.node_name).unwrap_or_default(),
-            pod_ips: status
-                .pod_ips
-                .unwrap_or_default()
-                .into_iter()
-                .map(|one| one.ip)
+            uid: text(&metadata["uid"]),
+            name: text(&metadata["name"]),
+            node: text(&pod["spec"]["nodeName"]),
+            pod_ips: list(&status["podIPs"])
+                .iter()
+                .map(|one| text(&one["ip"]))
                 .collect(),
-            running: running && status.phase.as_deref() == Some("Running"),
+            running: running && status["phase"] == "Running",
             container: containers
-                .into_iter()
-                .filter_map(|c| c.container_id)
+                .iter()
+                .map(|container| text(&container["containerID"]))
                 .collect(),
             ready: is_true("Ready"),
-            deleting: pod.metadata.deletion_timestamp.is_some(),
-            condition: ours.map_or("no condition".to_owned(), |condition| {
-                let reason = condition.reason.as_deref().unwrap_or_default();
-                format!(
-                    "{} {reason} {}",
-                    condition.status,
-                    condition.message.as_deref().unwrap_or_default()
-                )
+            deleting: !metadata["deletionTimestamp"].is_null(),
+            condition: ours.map_or("no condition".to_owned(), |one| {
+                let [status, reason, message] =
+                    ["status", "reason", "message"].map(|field| text(&one[field]));
+                format!("{status} {reason} {message}")
             }),
             entries,
         }
@@ -117,7 +105,7 @@ pub(super) struct View {
 impl View {
     /// Begins to watch; the thread ends with the process.
     pub(super) fn watch(
-        kubeconfig: PathBuf,
+        kubeconfig: &Path,
         namespace: &str,
         addresses: BTreeMap<String, String>,
     ) -> Result<Self> {
@@ -125,11 +113,12 @@ impl View {
             pods: Arc::default(),
             addresses: Arc::new(addresses),
         };
-        let (pods, namespace) = (Arc::clone(&view.pods), namespace.to_owned());
-        let runtime = api::runtime()?;
+        let api = Api::new(kubeconfig)?;
+        let pods = Arc::clone(&view.pods);
+        let path = format!("/api/v1/namespaces/{namespace}/pods");
         thread::Builder::new()
             .name("watch".to_owned())
-            .spawn(move || runtime.block_on(follow(kubeconfig, namespace, pods)))
+            .spawn(move || api.follow(&path, || false, |change| update(&pods, change)))
             .context("start a thread")?;
         Ok(view)
     }
@@ -177,35 +166,15 @@ impl View {
     }
 }
 
-async fn follow(kubeconfig: PathBuf, namespace: String, pods: Arc<Mutex<BTreeMap<String, Seen>>>) {
-    loop {
-        if let Ok(client) = api::client(&kubeconfig).await {
-            let api: Api<Pod> = Api::namespaced(client, &namespace);
-            let mut events = pin!(watcher::watcher(api, watcher::Config::default()));
-            let mut listed = BTreeMap::new();
-            while let Some(event) = events.next().await {
-                let with = |change: &dyn Fn(&mut BTreeMap<String, Seen>)| {
-                    change(&mut pods.lock().unwrap_or_else(PoisonError::into_inner));
-                };
-                match event {
-                    Ok(Event::Apply(pod)) => {
-                        let seen = Seen::new(pod);
-                        with(&|pods| drop(pods.insert(seen.uid.clone(), seen.clone())));
-                    }
-                    Ok(Event::Delete(pod)) => {
-                        let uid = pod.metadata.uid.unwrap_or_default();
-                        with(&|pods| drop(pods.remove(&uid)));
-                    }
-                    Ok(Event::Init) => listed = BTreeMap::new(),
-                    Ok(Event::InitApply(pod)) => {
-                        let seen = Seen::new(pod);
-                        listed.insert(seen.uid.clone(), seen);
-                    }
-                    Ok(Event::InitDone) => with(&|pods| pods.clone_from(&listed)),
-                    Err(_) => tokio::time::sleep(PAUSE).await,
-                }
-            }
-        }
-        tokio::time::sleep(PAUSE).await;
+fn update(pods: &Mutex<BTreeMap<String, Seen>>, change: Change) {
+    let mut pods = pods.lock().unwrap_or_else(PoisonError::into_inner);
+    let seen = |pod: &Value| {
+        let seen = Seen::new(pod);
+        (seen.uid.clone(), seen)
+    };
+    match change {
+        Change::All(all) => *pods = all.iter().map(seen).collect(),
+        Change::Applied(pod) => pods.extend([seen(&pod)]),
+        Change::Deleted(pod) => drop(pods.remove(&seen(&pod).0)),
     }
 }

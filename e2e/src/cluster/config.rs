@@ -3,43 +3,12 @@
 use std::fmt::{self, Display};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::network;
-
-/// A minor version of Kubernetes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Minor {
-    /// The oldest supported here.
-    V1_33,
-    /// The newest.
-    #[default]
-    V1_36,
-}
-
-impl Display for Minor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::V1_33 => "1.33",
-            Self::V1_36 => "1.36",
-        })
-    }
-}
-
-impl FromStr for Minor {
-    type Err = anyhow::Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text.trim_start_matches('v') {
-            "1.33" => Ok(Self::V1_33),
-            "1.36" => Ok(Self::V1_36),
-            _ => Err(anyhow!("no Kubernetes {text:?} here: choose 1.33 or 1.36")),
-        }
-    }
-}
+use crate::artifacts::go::Minor;
 
 /// How kube-proxy programs Services.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -179,13 +148,5 @@ mod tests {
         for name in ["", "a/b", "..", "A", "a b", &"a".repeat(41)] {
             assert!(config(name).validate().is_err(), "{name:?} was accepted");
         }
-    }
-
-    #[test]
-    fn minors_read_as_they_print() {
-        for minor in [Minor::V1_33, Minor::V1_36] {
-            assert_eq!(minor.to_string().parse::<Minor>().ok(), Some(minor));
-        }
-        assert!("1.20".parse::<Minor>().is_err());
     }
 }

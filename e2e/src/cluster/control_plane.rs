@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::api::Server;
 use super::components::{self, Collects, create_log, start, wait_for_port};
 use super::config::Spec;
 use super::mounts::RUN;
 use super::namespaces::Parent;
 use super::network::{self, Machine};
-use super::roles::Role;
+use super::role_name::RoleName;
 use super::{namespaces, pki, relay};
+use crate::api::Api;
 use crate::process;
 use crate::wait::{self, Probe};
 
@@ -31,26 +31,25 @@ pub(crate) fn run(spec: &Spec, relayed: TcpListener) -> Result<()> {
     network::create_fabric()?;
     wait_for_port(ETCD, PATIENCE)?; // an API server that comes first backs off for a second
     start_api_server(spec)?;
-    relay::start(relayed)?;
+    relay::start(relayed);
     for index in 1..=spec.config.nodes {
         add_machine(spec, Machine::Node(index))?;
     }
     add_machine(spec, Machine::Client)?;
     // Controllers that start before the API server is ready are refused and back off for seconds.
     wait_for_port(network::API_SERVER_SOCKET, PATIENCE)?;
-    let server = Server::connect(&spec.state.join(pki::INSIDE))?;
+    let api = Api::new(&spec.state.join(pki::INSIDE))?;
     wait::until(
         "the API server to be ready",
         PATIENCE,
         Duration::from_millis(30),
         || {
-            Ok(match server.ready() {
+            Ok(match api.ready() {
                 Ok(()) => Probe::Done(()),
                 Err(error) => Probe::Missing(format!("{error:#}")),
             })
         },
     )?;
-    drop(server);
     start_controllers(spec)?;
     loop {
         thread::park();
@@ -62,7 +61,7 @@ pub(crate) fn add_machine(spec: &Spec, machine: Machine) -> Result<()> {
     let name = machine.name();
     let log = create_log(spec, &name)?;
     let mut command = Command::new("/proc/self/exe");
-    command.args(Role::machine(machine).arguments(&spec.state));
+    command.args(RoleName::first_of(machine).arguments(&spec.state));
     command
         .stdin(Stdio::piped())
         .stderr(components::clone(&log)?)

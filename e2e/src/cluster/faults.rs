@@ -56,7 +56,7 @@ impl Cluster {
     }
 
     /// The pid of such a program, as this machine sees it.
-    pub(crate) fn component(&self, host: &str, program: &str) -> Result<Pid> {
+    pub fn component(&self, host: &str, program: &str) -> Result<Pid> {
         let find = || {
             let found = self.processes(host)?.into_iter().find(|process| {
                 let path = process.arguments.first().map(Path::new);

@@ -8,16 +8,16 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::api::Server;
 use super::components::tail;
 use super::config::{Config, Spec};
 use super::network::{MAX_NODES, Machine};
-use super::roles::RoleName;
-use super::{lookup, namespaces, owner, pid_of, pki, state};
+use super::role_name::RoleName;
+use super::{lookup, namespaces, owner, pki, readiness, state};
+use crate::api::Api;
 use crate::artifacts::{cache, go, image, packages};
 use crate::progress::{Step, say};
 use crate::{paths, process};
@@ -83,12 +83,16 @@ pub(crate) fn detached(config: &Config) -> Result<Spec> {
 fn prepare(config: &Config) -> Result<Spec> {
     config.validate()?;
     packages::ensure()?;
-    let kubernetes = go::kubernetes(config.kubernetes)?;
-    let node_tools = go::node_tools()?;
-    let mut images = image::basic()?;
-    if config.product {
-        images.extend(image::product()?);
-    }
+    // Go and cargo side by side: each has long stretches in which it keeps one processor busy, and no
+    // more. The two Go builds share compiled packages, so one comes after the other.
+    let (kubernetes, node_tools, images) = thread::scope(|scope| {
+        let images = scope.spawn(|| image::archives(config.product).inspect_err(complain));
+        let kubernetes = go::kubernetes(config.kubernetes).inspect_err(complain)?;
+        let node_tools = go::node_tools().inspect_err(complain)?;
+        let images = images.join();
+        let images = images.map_err(|_| anyhow!("the thread that builds images panicked"))??;
+        anyhow::Ok((kubernetes, node_tools, images))
+    })?;
     Ok(Spec {
         config: config.clone(),
         state: state::folder(&config.name),
@@ -97,6 +101,13 @@ fn prepare(config: &Config) -> Result<Spec> {
         images,
         audit_policy: paths::sources().join("config/audit-policy.yaml"),
     })
+}
+
+/// Says at once what the end of the other build, minutes later, says again.
+fn complain(error: &anyhow::Error) {
+    say(format_args!(
+        "failed, and ends when the other builds do: {error:#}"
+    ));
 }
 
 fn lock(name: &str) -> Result<fs::File> {
@@ -216,7 +227,7 @@ const NOTE_LIMIT: Duration = Duration::from_millis(500);
 
 pub(crate) fn kill_node(spec: &Spec, index: u8) -> Result<()> {
     let name = Machine::Node(index).name();
-    let pid = i32::try_from(pid_of(spec, &name)?).context("pid out of range")?;
+    let pid = i32::try_from(lookup::pid_of(spec, &name)?).context("pid out of range")?;
     kill(Pid::from_raw(pid), Signal::SIGKILL)
         .with_context(|| format!("kill {name} (pid {pid})"))?;
     let end = Instant::now() + DEATH_LIMIT;
@@ -258,18 +269,18 @@ pub(crate) fn add_node(spec: &Spec, index: u8) -> Result<()> {
     }
     let step = Step::start(format!("{name} joins"));
     // After a power cut the API calls the node Ready for a while yet.
-    let server = Server::connect(&spec.state.join(pki::HARNESS))?;
-    let stale = server.last_heard(&name)?;
+    let api = Api::new(&spec.state.join(pki::HARNESS))?;
+    let stale = readiness::heartbeat(&api, &name)?;
     // What ended before is no news.
     let _ = fs::remove_file(spec.state.join("log/ended"));
     let program = match &spec.config.program {
         Some(program) => program.clone(),
         None => std::env::current_exe().context("find this program")?,
     };
-    let mut command = namespaces::enter(pid_of(spec, "control-plane")?, program);
+    let mut command = namespaces::enter(lookup::pid_of(spec, "control-plane")?, program);
     command.args(RoleName("add-node", Some(index)).arguments(&spec.state));
     process::run(&mut command, Duration::from_mins(1)).with_context(|| format!("start {name}"))?;
-    owner::nothing_missing(spec, &server, &[name], stale)?;
+    owner::nothing_missing(spec, &api, &[name], stale.as_deref())?;
     step.done("takes pods");
     Ok(())
 }
@@ -288,7 +299,7 @@ pub(crate) fn load_images(spec: &mut Spec, archives: &[PathBuf]) -> Result<Vec<P
         let name = Machine::Node(index).name();
         for archive in &new {
             let ctr = spec.node_tools.join("ctr");
-            let mut import = namespaces::enter(pid_of(spec, &name)?, ctr);
+            let mut import = namespaces::enter(lookup::pid_of(spec, &name)?, ctr);
             import
                 .args(["--namespace", "k8s.io", "images", "import"])
                 .arg(archive);

@@ -5,12 +5,23 @@ use std::fs;
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
-use super::roles::RoleName;
+use anyhow::{Context, Result};
+
+use super::config::Spec;
+use super::role_name::RoleName;
 
 /// The pid, as seen from here, of the process in this role.
 pub(crate) fn find(role: RoleName, state: &Path) -> Option<u32> {
     let wanted = role.arguments(state);
     pids().find(|pid| arguments(*pid).get(1..) == Some(&wanted))
+}
+
+/// The pid, as seen from here, of the first process of a host.
+pub(crate) fn pid_of(spec: &Spec, host: &str) -> Result<u32> {
+    find(RoleName::of_host(host)?, &spec.state).with_context(|| {
+        let name = &spec.config.name;
+        format!("{host} is not running in the cluster {name} (see: e2e status)")
+    })
 }
 
 /// Whether any process of the cluster is left.

@@ -13,13 +13,13 @@ use anyhow::{Context, Result, bail};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::api::Server;
 use super::components::{self, create_log};
 use super::config::Spec;
 use super::namespaces::Parent;
 use super::network::Machine;
-use super::roles::RoleName;
-use super::{cgroups, namespaces, pki, state};
+use super::role_name::RoleName;
+use super::{cgroups, namespaces, pki, readiness, state};
+use crate::api::Api;
 use crate::wait::{self, Probe};
 
 /// What a front end reads from the owner's standard output, a line each.
@@ -144,20 +144,20 @@ fn watch_boot(spec: &Spec, sender: &Sender<Event>) {
 
 /// Waits until the cluster takes pods on these nodes: Ready comes about a second before that.
 fn usable(spec: &Spec, nodes: &[u8]) -> Result<()> {
-    let server = Server::connect(&spec.state.join(pki::HARNESS))?;
+    let api = Api::new(&spec.state.join(pki::HARNESS))?;
     let names: Vec<_> = nodes
         .iter()
         .map(|index| Machine::Node(*index).name())
         .collect();
-    nothing_missing(spec, &server, &names, None)
+    nothing_missing(spec, &api, &names, None)
 }
 
-/// The same with a client at hand; see [`Server::missing`] for `stale`.
+/// The same with a client at hand; see [`readiness::missing`] for `stale`.
 pub(crate) fn nothing_missing(
     spec: &Spec,
-    server: &Server,
+    api: &Api,
     names: &[String],
-    stale: Option<i64>,
+    stale: Option<&str>,
 ) -> Result<()> {
     wait::until(
         "the cluster to be usable",
@@ -167,7 +167,7 @@ pub(crate) fn nothing_missing(
             if let Some(end) = components::first_end(spec) {
                 bail!("{end}");
             }
-            Ok(match server.missing(names, stale) {
+            Ok(match readiness::missing(api, names, stale) {
                 Ok(None) => Probe::Done(()),
                 Ok(Some(missing)) => Probe::Missing(missing),
                 Err(error) => Probe::Missing(format!("{error:#}")),

@@ -11,6 +11,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
 };
+use serde_json::json;
 use time::{Duration, OffsetDateTime};
 
 use super::config::Spec;
@@ -143,14 +144,16 @@ fn leaf(
 
 fn kubeconfig(spec: &Spec, file: &str, server: &str, token: &str) -> Result<()> {
     let (authority, name) = (spec.pki("ca.crt"), &spec.config.name);
-    let text = format!(
-        "apiVersion: v1\n\
-         kind: Config\n\
-         clusters: [{{name: {name}, cluster: {{server: \"{server}\", certificate-authority: \"{authority}\"}}}}]\n\
-         users: [{{name: {name}, user: {{token: {token}}}}}]\n\
-         contexts: [{{name: {name}, context: {{cluster: {name}, user: {name}}}}}]\n\
-         current-context: {name}\n"
-    );
+    // JSON is YAML, and needs no parser of its own.
+    let text = json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{ "name": name, "cluster": { "server": server, "certificate-authority": authority } }],
+        "users": [{ "name": name, "user": { "token": token } }],
+        "contexts": [{ "name": name, "context": { "cluster": name, "user": name } }],
+        "current-context": name,
+    });
+    let text = format!("{text:#}\n");
     private(&spec.state.join(file), &text)
 }
 

@@ -1,7 +1,6 @@
 //! The program re-executes itself in these roles. Namespaces are entered by a fresh, single-threaded
 //! process before it does anything else.
 
-use std::ffi::OsString;
 use std::io::Write;
 use std::net::TcpListener;
 use std::os::fd::AsFd;
@@ -15,6 +14,7 @@ use nix::sys::signal::Signal;
 
 use super::config::Spec;
 use super::network::Machine;
+use super::role_name::RoleName;
 use super::{cgroups, components, control_plane, mounts, namespaces, node, owner};
 
 /// What a process of the cluster is.
@@ -72,14 +72,6 @@ pub enum Role {
 }
 
 impl Role {
-    /// The first process of a machine.
-    pub(crate) fn machine(machine: Machine) -> RoleName {
-        match machine {
-            Machine::Node(index) => RoleName("node-init", Some(index)),
-            Machine::Client => RoleName("client-init", None),
-        }
-    }
-
     /// Runs the role to its end.
     pub fn run(self) -> Result<()> {
         match self {
@@ -102,18 +94,6 @@ impl Role {
                 control_plane::add_machine(&Spec::load(&state)?, Machine::Node(index))
             }
         }
-    }
-}
-
-/// A role as it stands on a command line: also what a process is recognised by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct RoleName(pub(crate) &'static str, pub(crate) Option<u8>);
-
-impl RoleName {
-    pub(crate) fn arguments(self, state: &Path) -> Vec<OsString> {
-        let mut arguments = vec!["internal".into(), self.0.into(), state.into()];
-        arguments.extend(self.1.map(|index| index.to_string().into()));
-        arguments
     }
 }
 

@@ -1,4 +1,4 @@
-//! `e2e bench burst`: 250 pods of two host ports at once on a node with 5,000 mappings, until a client
+//! `e2e-bench burst`: 250 pods of two host ports at once on a node with 5,000 mappings, until a client
 //! outside reaches every port. The plugin has no daemon: a runtime starts 250 of them.
 
 use std::io::Write as _;
@@ -18,7 +18,7 @@ use super::probe::Servers;
 use super::report::{Report, Row};
 use super::stats::{median, ratio};
 use super::{Options, folder};
-use crate::progress::say;
+use e2e::progress::say;
 
 const ROUNDS: u16 = 3;
 const PODS: u16 = 250;

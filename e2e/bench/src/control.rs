@@ -1,4 +1,4 @@
-//! `e2e bench control`: what a change costs with 20,000 mappings present: one more, one less, reading
+//! `e2e-bench control`: what a change costs with 20,000 mappings present: one more, one less, reading
 //! all back, and all of them again after somebody flushed the rules; and how long rules stay altered
 //! with 500.
 
@@ -14,7 +14,7 @@ use super::peers::portmap::{self, Kind, Plugins};
 use super::report::{Bar, Report, Row};
 use super::stats::{median, ratio};
 use super::{Options, folder};
-use crate::progress::{Step, say};
+use e2e::progress::{Step, say};
 
 mod repair;
 

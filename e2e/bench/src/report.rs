@@ -8,11 +8,11 @@ use anyhow::{Context, Result, bail};
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
-use crate::progress::out;
+use e2e::progress::out;
 
 /// What a row must reach.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Bar {
+pub(crate) enum Bar {
     /// Shown, not judged.
     None,
     /// Ours is at most this many times the peer's.
@@ -25,35 +25,35 @@ pub enum Bar {
 
 /// One thing measured.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Row {
+pub(crate) struct Row {
     /// What was measured, and on which of our kinds.
-    pub name: String,
+    pub(crate) name: String,
     /// Of `ours` and `peer`: us, ms, MB, ...
-    pub unit: &'static str,
+    pub(crate) unit: &'static str,
     /// Our figure, a median over the rounds unless the name says otherwise.
-    pub ours: f64,
+    pub(crate) ours: f64,
     /// The one it is compared with.
-    pub peer: Option<Peer>,
+    pub(crate) peer: Option<Peer>,
     /// What must be reached.
-    pub bar: Bar,
+    pub(crate) bar: Bar,
 }
 
 /// Somebody else's figure for the same thing, from the same run.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Peer {
+pub(crate) struct Peer {
     /// Who.
-    pub name: String,
+    pub(crate) name: String,
     /// Their figure, in the row's unit.
-    pub value: f64,
+    pub(crate) value: f64,
     /// Ours over theirs: the median of the ratios within each round, where there are rounds. It
     /// need not equal the ratio of the medians.
-    pub ratio: f64,
+    pub(crate) ratio: f64,
 }
 
 impl Row {
     /// A figure of ours alone.
     #[must_use]
-    pub fn new(name: impl Into<String>, unit: &'static str, ours: f64) -> Self {
+    pub(crate) fn new(name: impl Into<String>, unit: &'static str, ours: f64) -> Self {
         Self {
             name: name.into(),
             unit,
@@ -65,7 +65,7 @@ impl Row {
 
     /// Sets somebody beside us; `ratio` as [`Peer::ratio`] has it.
     #[must_use]
-    pub fn against(mut self, name: impl Into<String>, value: f64, ratio: f64) -> Self {
+    pub(crate) fn against(mut self, name: impl Into<String>, value: f64, ratio: f64) -> Self {
         let name = name.into();
         self.peer = Some(Peer { name, value, ratio });
         self
@@ -73,14 +73,14 @@ impl Row {
 
     /// Sets what must be reached.
     #[must_use]
-    pub fn bar(mut self, bar: Bar) -> Self {
+    pub(crate) fn bar(mut self, bar: Bar) -> Self {
         self.bar = bar;
         self
     }
 
     /// Whether the bar is reached; a row without one is in order, one that cannot be judged is not.
     #[must_use]
-    pub fn ok(&self) -> bool {
+    pub(crate) fn ok(&self) -> bool {
         match self.bar {
             Bar::None => true,
             Bar::AtMostRatio(limit) => self.peer.as_ref().is_some_and(|peer| peer.ratio <= limit),
@@ -109,17 +109,17 @@ impl Serialize for Row {
 
 /// All rows of a run, in the order in which they are shown.
 #[derive(Clone, Debug, Default)]
-pub struct Report(Vec<Row>);
+pub(crate) struct Report(Vec<Row>);
 
 impl Report {
     /// Adds a row.
-    pub fn push(&mut self, row: Row) {
+    pub(crate) fn push(&mut self, row: Row) {
         self.0.push(row);
     }
 
     /// Prints the table, and writes the rows to the file. An error names the bars that were missed,
     /// so that the program's exit code tells.
-    pub fn finish(&self, json: Option<&Path>) -> Result<()> {
+    pub(crate) fn finish(&self, json: Option<&Path>) -> Result<()> {
         out!("{self}");
         if let Some(path) = json {
             let mut text = serde_json::to_string_pretty(&self.0).context("encode the rows")?;

@@ -1,4 +1,4 @@
-//! `e2e bench webhook`: our admission webhook beside one written with controller-runtime.
+//! `e2e-bench webhook`: our admission webhook beside one written with controller-runtime.
 //!
 //! Server on one core, client on the other, the same bodies, the same certificate. Each round runs
 //! every server once, in an order of its own; a row compares medians over the rounds.
@@ -23,11 +23,12 @@ use tokio::runtime;
 use self::client::{Load, Target, Version};
 use self::contestant::{Contestant, Kind, Stage, pin};
 use super::Options;
+use super::peers;
 use super::report::{Bar, Report, Row};
 use super::stats::{Rounds, median, percentile, ratio};
-use crate::artifacts::{go, rust};
-use crate::install::NAMESPACE;
-use crate::progress::say;
+use e2e::artifacts::{go, rust};
+use e2e::install::NAMESPACE;
+use e2e::progress::say;
 
 /// The core of the client; the servers have another.
 const CORE: usize = 1;
@@ -42,7 +43,7 @@ const ROUNDS: u16 = 5;
 /// Starts per server and round.
 const STARTS: usize = 3;
 /// A review of a pod as a `ReplicaSet` makes it: 8 KB, four ports in two containers.
-const REVIEW: &[u8] = include_bytes!("../../cluster/peers/webhook/review.json");
+const REVIEW: &[u8] = include_bytes!("../peers/webhook/review.json");
 /// Annotations of the large review, in bytes; the API server refuses them only after admission.
 const LARGE_BYTES: usize = 1024 * 1024;
 
@@ -127,7 +128,11 @@ pub(super) fn run(options: &Options) -> Result<Report> {
     let authority = certificates(&folder)?;
     let stage = Stage {
         ours: rust::release(&["webhook"])?.join("webhook"),
-        peer: go::peer_webhook()?,
+        peer: go::program(
+            "peer-webhook",
+            &peers::sources("webhook"),
+            &["go.mod", "go.sum", "main.go"],
+        )?,
         tls: folder,
     };
     let figures = measure(&stage, &authority, &mut options.rounds(ROUNDS))?;

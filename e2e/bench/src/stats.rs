@@ -6,7 +6,7 @@ use rand::seq::SliceRandom;
 
 /// The middle of the values (the mean of the two in the middle); not a number without values.
 #[must_use]
-pub fn median(values: &[f64]) -> f64 {
+pub(crate) fn median(values: &[f64]) -> f64 {
     let sorted = sorted(values);
     let middle = sorted.len() / 2;
     match (sorted.get(middle), sorted.len().is_multiple_of(2)) {
@@ -19,7 +19,7 @@ pub fn median(values: &[f64]) -> f64 {
 /// The smallest value that `percent` of all do not exceed (nearest rank); not a number without
 /// values.
 #[must_use]
-pub fn percentile(values: &[f64], percent: usize) -> f64 {
+pub(crate) fn percentile(values: &[f64], percent: usize) -> f64 {
     let sorted = sorted(values);
     let rank = (sorted.len() * percent).div_ceil(100).max(1);
     sorted
@@ -32,7 +32,7 @@ pub fn percentile(values: &[f64], percent: usize) -> f64 {
 /// The median of ours over theirs within each round: what the machine did to one round it did to
 /// both.
 #[must_use]
-pub fn ratio(ours: &[f64], theirs: &[f64]) -> f64 {
+pub(crate) fn ratio(ours: &[f64], theirs: &[f64]) -> f64 {
     let ratios: Vec<_> = ours
         .iter()
         .zip(theirs)
@@ -49,7 +49,7 @@ fn sorted(values: &[f64]) -> Vec<f64> {
 
 /// Who goes when: a new order in each round, the same for the same seed.
 #[derive(Debug)]
-pub struct Rounds {
+pub(crate) struct Rounds {
     rng: StdRng,
     count: usize,
 }
@@ -57,14 +57,14 @@ pub struct Rounds {
 impl Rounds {
     /// `count` rounds in the orders that follow from `seed`.
     #[must_use]
-    pub fn new(count: usize, seed: u64) -> Self {
+    pub(crate) fn new(count: usize, seed: u64) -> Self {
         let rng = StdRng::seed_from_u64(seed);
         Self { rng, count }
     }
 
     /// Calls `turn` once per round and participant with both their numbers, in shuffled order;
     /// stops at the first error.
-    pub fn run<E>(
+    pub(crate) fn run<E>(
         &mut self,
         participants: usize,
         mut turn: impl FnMut(usize, usize) -> Result<(), E>,

@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use portmapping_dataplane::netlink::{Message, NetlinkError, Options, Socket};
 
 use super::priority;
-use crate::cluster::Cluster;
+use e2e::cluster::Cluster;
 
 /// `NFT_MSG_NEWRULE` of `NFNL_SUBSYS_NFTABLES` (`linux/netfilter/nf_tables.h`).
 const NEW_RULE: u16 = 0x0a06;

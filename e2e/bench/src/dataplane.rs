@@ -1,4 +1,4 @@
-//! `e2e bench dataplane`: what a packet pays. New connections to the last of N mappings, to a port of
+//! `e2e-bench dataplane`: what a packet pays. New connections to the last of N mappings, to a port of
 //! the node that nobody mapped, and datagrams; for us, the peers, and plain routing as the limit.
 
 mod rows;
@@ -15,7 +15,7 @@ use super::probe::{Client, Servers};
 use super::report::Report;
 use super::stats::percentile;
 use super::{Options, folder};
-use crate::progress::{Step, say};
+use e2e::progress::{Step, say};
 
 const ROUNDS: u16 = 15;
 const MOST: u16 = 20_000;

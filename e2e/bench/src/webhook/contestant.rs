@@ -12,7 +12,7 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, SysconfVar, sysconf};
 
-use crate::process;
+use e2e::process;
 
 /// The core of the servers; the client has another.
 const CORE: usize = 0;

@@ -13,30 +13,30 @@ use serde_json::json;
 use sha2::{Digest, Sha512};
 
 use super::{Iptables, Rules};
-use crate::artifacts::go;
-use crate::bench::lab::{CONTAINER_PORT, pod, ports};
-use crate::bench::netns::Netns;
-use crate::process;
+use crate::lab::{CONTAINER_PORT, pod, ports};
+use crate::netns::Netns;
+use e2e::artifacts::go;
+use e2e::process;
 
 const NETWORK: &str = "podnet";
 
 /// A build of the plugin with what it works through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::bench) enum Kind {
+pub(crate) enum Kind {
     Debian(Iptables),
     NewestIptables,
     NewestNftables,
 }
 
 impl Kind {
-    pub(in crate::bench) const ALL: [Self; 4] = [
+    pub(crate) const ALL: [Self; 4] = [
         Self::Debian(Iptables::Nft),
         Self::Debian(Iptables::Legacy),
         Self::NewestIptables,
         Self::NewestNftables,
     ];
 
-    pub(in crate::bench) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Debian(Iptables::Nft) => "portmap (Debian), iptables-nft",
             Self::Debian(Iptables::Legacy) => "portmap (Debian), iptables-legacy",
@@ -53,7 +53,7 @@ impl Kind {
     }
 
     /// The rules of these mappings, in the order in which the plugin would have made them.
-    pub(in crate::bench) fn rules(self, protocol: &str, host_ports: &[u16]) -> Rules {
+    pub(crate) fn rules(self, protocol: &str, host_ports: &[u16]) -> Rules {
         match self {
             Self::NewestNftables => Rules::Nftables(nftables(protocol, host_ports)),
             _ => Rules::Iptables(self.iptables(), iptables(protocol, host_ports)),
@@ -80,7 +80,7 @@ impl Kind {
 
 /// The plugins, and where they find the iptables they are to use.
 #[derive(Debug)]
-pub(in crate::bench) struct Plugins {
+pub(crate) struct Plugins {
     newest: PathBuf,
     debian: PathBuf,
     folder: PathBuf,
@@ -88,7 +88,7 @@ pub(in crate::bench) struct Plugins {
 
 impl Plugins {
     /// `folder` takes the links that decide which iptables a plugin finds.
-    pub(in crate::bench) fn find(folder: &Path) -> Result<Self> {
+    pub(crate) fn find(folder: &Path) -> Result<Self> {
         for kind in [Iptables::Nft, Iptables::Legacy] {
             let folder = folder.join(kind.suffix());
             fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
@@ -108,7 +108,7 @@ impl Plugins {
     }
 
     /// Runs the plugin on a node for a pod with that host port, as ADD or DEL.
-    pub(in crate::bench) fn run(
+    pub(crate) fn run(
         &self,
         kind: Kind,
         operation: &str,
@@ -122,7 +122,7 @@ impl Plugins {
 
     /// The plugin's process and its standard input: one pod with all these host ports, at the
     /// address of the first of them.
-    pub(in crate::bench) fn command(
+    pub(crate) fn command(
         &self,
         kind: Kind,
         operation: &str,
@@ -183,7 +183,7 @@ fn find(program: &str) -> Result<PathBuf> {
 }
 
 /// Fails unless the plugin makes the very rules that are written in bulk.
-pub(in crate::bench) fn verify(plugins: &Plugins) -> Result<()> {
+pub(crate) fn verify(plugins: &Plugins) -> Result<()> {
     let three = ports(3);
     for kind in Kind::ALL {
         let (real, bulk, pods) = (Netns::new()?, Netns::new()?, Netns::new()?);

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use portmapping_enforcer::prompt::take_short_turns;
 use rustix::process::{Pid, setpriority_process};
 
-use crate::cluster::Cluster;
+use e2e::cluster::Cluster;
 
 /// What a write waits for.
 const PROGRAMS: [&str; 2] = ["kube-apiserver", "etcd"];

@@ -1,4 +1,4 @@
-//! `e2e bench hold`: one process that holds as many host ports as fit into the usual limit of open
+//! `e2e-bench hold`: one process that holds as many host ports as fit into the usual limit of open
 //! files, ours against the way of a CNI daemon in Go (galaxy): a listener per port.
 
 use std::fs;
@@ -15,10 +15,11 @@ use portmapping_keeper::wire::{Outcome, Port};
 use portmapping_shared::{HostPort, Protocol};
 
 use super::netns::Netns;
+use super::peers;
 use super::report::{Report, Row};
 use super::stats::{median, ratio};
 use super::{Options, folder};
-use crate::artifacts::{go, rust};
+use e2e::artifacts::{go, rust};
 
 mod again;
 
@@ -43,7 +44,7 @@ struct Samples {
 
 pub(super) fn run(options: &Options) -> Result<Report> {
     let keeper = rust::release(&["enforcer"])?.join("enforcer");
-    let holder = go::holder()?;
+    let holder = go::program("holder", &peers::sources("holder"), &["go.mod", "main.go"])?;
     let folder = folder("hold")?;
     let mut samples = [Samples::default(), Samples::default()];
     options.rounds(ROUNDS).run(2, |_, who| {

@@ -1,4 +1,4 @@
-//! `e2e bench startup`: how long a pod's mapping takes, on a real cluster, from the container
+//! `e2e-bench startup`: how long a pod's mapping takes, on a real cluster, from the container
 //! runtime's CNI result on. Beside it the way without results, where the enforcer waits for the
 //! pod's status.
 //!
@@ -32,11 +32,11 @@ use self::trace::Trace;
 use super::Options;
 use super::report::{Bar, Report, Row};
 use super::stats::percentile;
-use crate::cluster::Cluster;
-use crate::progress::say;
-use crate::starts::Collector;
-use crate::wait::{Probe, until};
-use crate::{Config, install};
+use e2e::cluster::Cluster;
+use e2e::progress::say;
+use e2e::starts::Collector;
+use e2e::wait::{Probe, until};
+use e2e::{Config, install};
 
 const PODS: u16 = 200;
 const TOGETHER: u16 = 50;

@@ -16,7 +16,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
-use crate::process;
+use e2e::process;
 
 /// Longest time that setting something up may take.
 const LIMIT: Duration = Duration::from_mins(3);

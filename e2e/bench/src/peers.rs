@@ -3,6 +3,7 @@
 pub(super) mod kube_proxy;
 pub(super) mod portmap;
 
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::Result;
@@ -25,6 +26,11 @@ impl Iptables {
     }
 }
 
+/// The Go module of a peer that is built here.
+pub(super) fn sources(name: &str) -> PathBuf {
+    e2e::paths::root().join("e2e/bench/peers").join(name)
+}
+
 /// Rules as text, and what reads it.
 #[derive(Clone, Debug)]
 pub(super) enum Rules {
@@ -39,12 +45,12 @@ impl Rules {
         let (mut command, text) = match self {
             Self::Iptables(kind, text) => {
                 let program = format!("iptables-{}-restore", kind.suffix());
-                let mut command = crate::process::command(program);
+                let mut command = e2e::process::command(program);
                 command.args(["--wait", "60"]);
                 (command, text)
             }
             Self::Nftables(text) => {
-                let mut command: Command = crate::process::command("nft");
+                let mut command: Command = e2e::process::command("nft");
                 command.args(["-f", "-"]);
                 (command, text)
             }

@@ -12,10 +12,10 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::bench::lab::{LAST_PORT, Lab, mapping};
-use crate::bench::ours::{Backend, ms};
-use crate::bench::report::{Bar, Row};
-use crate::bench::stats::median;
+use crate::lab::{LAST_PORT, Lab, mapping};
+use crate::ours::{Backend, ms};
+use crate::report::{Bar, Row};
+use crate::stats::median;
 
 const SAMPLES: usize = 11;
 /// From the start of the program that does the damage, in ms.

@@ -1,4 +1,4 @@
-//! `e2e bench`: us and the peers in one run. Only ratios within a round are compared, so a busy
+//! Benchmarks: us and the peers in one run. Only ratios within a round are compared, so a busy
 //! machine is unfair to nobody.
 
 mod burst;
@@ -10,27 +10,51 @@ mod netns;
 mod ours;
 mod peers;
 mod probe;
-pub mod report;
+mod report;
 mod startup;
-pub mod stats;
+mod stats;
 mod webhook;
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use clap::ValueEnum;
+use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::artifacts::packages;
-use crate::paths;
-use crate::progress::say;
+use e2e::artifacts::packages;
+use e2e::cluster::roles::Role;
+use e2e::paths;
+use e2e::progress::say;
 use report::Report;
 use stats::Rounds;
 
+/// Measure us and the peers in one run; fails where a bar is missed.
+#[derive(Debug, Parser)]
+#[command(
+    name = "e2e-bench",
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
+struct Cli {
+    #[command(flatten)]
+    options: Option<Options>,
+    #[command(subcommand)]
+    internal: Option<Internal>,
+}
+
+/// This program owns the clusters that it boots.
+#[derive(Debug, Subcommand)]
+enum Internal {
+    #[command(subcommand, hide = true)]
+    Internal(Role),
+}
+
 /// What to measure, and how long.
 #[derive(Clone, Debug, clap::Args)]
-pub struct Options {
+struct Options {
     /// What to measure.
     #[arg(value_enum)]
     what: What,
@@ -80,7 +104,7 @@ impl Options {
 
     /// The rounds asked for, or `usual`. Says the seed that repeats their order.
     #[must_use]
-    pub fn rounds(&self, usual: u16) -> Rounds {
+    fn rounds(&self, usual: u16) -> Rounds {
         let seed = self.seed.unwrap_or_else(|| {
             let now = SystemTime::now().duration_since(UNIX_EPOCH);
             now.map_or(0, |now| u64::from(now.subsec_nanos()))
@@ -101,8 +125,24 @@ fn folder(name: &str) -> Result<PathBuf> {
     Ok(folder)
 }
 
+fn main() -> ExitCode {
+    let Cli { options, internal } = Cli::parse();
+    let done = match (internal, options) {
+        (Some(Internal::Internal(role)), _) => role.run(),
+        (None, Some(options)) => run(&options),
+        (None, None) => Ok(()), // clap refuses to run without either
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 /// Measures, prints the table, writes the file. A missed bar is an error.
-pub fn run(options: &Options) -> Result<()> {
+fn run(options: &Options) -> Result<()> {
     packages::ensure()?;
     packages::ensure_file("/usr/lib/cni/portmap", "containernetworking-plugins")?;
     let report: Report = match options.what {
@@ -114,4 +154,30 @@ pub fn run(options: &Options) -> Result<()> {
         What::Webhook => webhook::run(options)?,
     };
     report.finish(options.json.as_deref())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn measures_or_plays_a_role_but_never_both() {
+        let parse = |words: &str| Cli::try_parse_from(words.split(' '));
+        let options = parse("e2e-bench --rounds 3 hold")
+            .expect("a benchmark")
+            .options;
+        assert!(options.is_some_and(|options| options.what == What::Hold));
+        let internal = parse("e2e-bench internal owner /x")
+            .expect("a role")
+            .internal;
+        assert!(internal.is_some());
+        assert!(parse("e2e-bench").is_err());
+        assert!(parse("e2e-bench --rounds 3 internal owner /x").is_err());
+    }
 }

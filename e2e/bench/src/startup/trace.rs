@@ -9,8 +9,8 @@ use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
 
 use super::rules::{Family, Rule};
-use crate::cluster::Cluster;
-use crate::starts::Call;
+use e2e::cluster::Cluster;
+use e2e::starts::Call;
 
 /// When a write came in, and when it was done.
 type Patch = (SystemTime, SystemTime);

@@ -12,10 +12,10 @@ use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 
 use super::{Iptables, Rules};
-use crate::bench::lab::{FIRST_PORT, pod};
+use crate::lab::{FIRST_PORT, pod};
 
-const IPTABLES: &str = include_str!("../../../cluster/peers/kube-proxy/iptables.rules");
-const NFTABLES: &str = include_str!("../../../cluster/peers/kube-proxy/nftables.rules");
+const IPTABLES: &str = include_str!("../../peers/kube-proxy/iptables.rules");
+const NFTABLES: &str = include_str!("../../peers/kube-proxy/nftables.rules");
 
 /// All that tells the rules of one Service from those of another.
 struct Service {
@@ -89,7 +89,7 @@ fn service_of(line: &str) -> Option<usize> {
 }
 
 /// The rules in iptables mode. kube-proxy itself takes the kind of iptables that the node uses.
-pub(in crate::bench) fn iptables(host_ports: &[u16]) -> Rules {
+pub(crate) fn iptables(host_ports: &[u16]) -> Rules {
     let services: Vec<_> = host_ports.iter().map(|port| Service::new(*port)).collect();
     let mut text = String::new();
     for line in IPTABLES.lines() {
@@ -112,7 +112,7 @@ pub(in crate::bench) fn iptables(host_ports: &[u16]) -> Rules {
 }
 
 /// The rules in nftables mode, for a node that the client knows by `node_address`.
-pub(in crate::bench) fn nftables(host_ports: &[u16], node_address: Ipv4Addr) -> Rules {
+pub(crate) fn nftables(host_ports: &[u16], node_address: Ipv4Addr) -> Rules {
     let services: Vec<_> = host_ports.iter().map(|port| Service::new(*port)).collect();
     let mut text = nftables_frame(&services, node_address);
     let chains = nftables_chains("DRAZA5EJ");

@@ -3,9 +3,9 @@
 use portmapping_shared::Protocol::{self, Tcp, Udp};
 
 use super::{COUNTS, Carrier, Case, MOST, Measured, PEERS};
-use crate::bench::ours::Backend;
-use crate::bench::report::{Bar, Report, Row};
-use crate::bench::stats::{median, ratio};
+use crate::ours::Backend;
+use crate::report::{Bar, Report, Row};
+use crate::stats::{median, ratio};
 
 /// All cases with their samples, and the rows so far.
 struct Tables<'a> {
