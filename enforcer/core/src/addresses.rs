@@ -110,7 +110,7 @@ impl Addresses {
                 ..PodAddresses::default()
             };
         };
-        // the API goes on naming an address for a while after its sandbox ended
+        // the API still names an address for a while after its sandbox ended
         let stale = |ip: &IpAddr| self.has_ended(uid, *ip);
         if facts.pod_ips.is_empty() || facts.pod_ips.iter().any(stale) {
             return PodAddresses::default();

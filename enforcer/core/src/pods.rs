@@ -1,5 +1,5 @@
-//! What is known of each pod, and what it leads to: ports to ask for, rules to have, a result to
-//! write.
+//! What is known of each pod, and what follows from it: the ports to ask for, the rules that it
+//! needs, the result to write.
 
 mod forgery;
 mod publish;

@@ -29,7 +29,7 @@ pub type PortKey = (Protocol, HostPort);
 
 static NO_LEASES: BTreeSet<LeasedPort> = BTreeSet::new();
 
-/// The ledger, and what is derived from it so that no event has to read all of it.
+/// The ledger, and what is derived from it so that no event reads all of it.
 #[derive(Debug)]
 pub(crate) struct Ports {
     range: PortRange,
@@ -55,7 +55,7 @@ pub(crate) struct Ports {
 }
 
 impl Ports {
-    /// All ports are free, but for the excluded ones.
+    /// Every port is free, except the excluded ones.
     pub(crate) fn new(range: PortRange, excluded: PortSet) -> Self {
         let mut free = FreeList::new(range);
         for port in range.ports().filter(|port| !excluded.contains(*port)) {
@@ -89,11 +89,11 @@ impl Ports {
 
     /// Brings everything that is derived from a port's state up to date.
     fn index(&mut self, key: PortKey, before: &PortState) {
-        let Port { state, claims } = self.ledger.port(key);
-        let usable = self.range.contains(key.1) && !self.excluded.contains(key.1);
-        if *state != PortState::Free || !claims.is_empty() {
+        let grantable = self.is_grantable(key);
+        let state = self.ledger.state(key);
+        if *state != PortState::Free || !grantable {
             self.free.remove(key);
-        } else if usable && self.free.insert(key) {
+        } else if self.free.insert(key) {
             self.freed = true;
         }
         self.keeper_due.set(&key, state.keeper_due());
@@ -118,6 +118,12 @@ impl Ports {
             self.touched.insert(pod.clone());
             self.leases.entry(pod.clone()).or_default().insert(lease);
         }
+    }
+
+    /// Whether pods may have the port when it is Free.
+    fn is_grantable(&self, key: PortKey) -> bool {
+        let usable = self.range.contains(key.1) && !self.excluded.contains(key.1);
+        usable && self.ledger.port(key).claims.is_empty()
     }
 
     /// Takes over a lease that a rule in the kernel proves; false where the port is not free.

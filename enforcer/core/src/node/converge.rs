@@ -137,9 +137,8 @@ impl NodeState {
 
     pub(super) fn end_lease(&mut self, now: Duration, uid: &PodUid, lease: &LeasedPort) {
         let (rest, ruled) = (self.config.cooldown, self.kernel.is_ruled(key_of(lease)));
-        let pod = self.pods.get(uid).and_then(|pod| pod.facts.as_ref());
-        let pod = pod.map(|facts| &facts.pod);
-        self.ports.end_lease(now, lease, pod, rest, ruled);
+        let pod = self.facts(uid).map(|facts| facts.pod.clone());
+        self.ports.end_lease(now, lease, pod.as_ref(), rest, ruled);
     }
 
     /// Updates which host ports the pod's spec claims. A pod that leases one of them gets another

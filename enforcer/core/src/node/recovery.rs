@@ -41,7 +41,7 @@ impl NodeState {
             let (key, uid) = (key_of(&lease), mapping.owner.clone());
             let held = found.held.contains(&key);
             let fresh = state.ports.recover_lease(&uid, lease, held);
-            // two pods cannot have one host port: the first keeps it, and the other's rule goes
+            // two pods cannot have one host port: the first keeps it, the other's rule is removed
             if !fresh && state.ports.owner(key) != Some((&uid, lease)) {
                 continue;
             }

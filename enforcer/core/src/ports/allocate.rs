@@ -100,12 +100,6 @@ impl Ports {
         wanted.iter().map(choose).collect()
     }
 
-    /// Whether pods may have the port at all.
-    fn is_grantable(&self, key: PortKey) -> bool {
-        let usable = self.range.contains(key.1) && !self.excluded.contains(key.1);
-        usable && self.ledger.port(key).claims.is_empty()
-    }
-
     fn exhausted(&self, protocol: Protocol, needed: usize) -> Exhausted {
         let count = |of: &dyn Fn(PortKey, &Port) -> bool| {
             let ports = self.ledger.iter().filter(|(key, _)| key.0 == protocol);

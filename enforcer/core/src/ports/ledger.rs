@@ -33,26 +33,28 @@ impl Hold {
 /// What a host port is doing. A port is in one state, so it cannot be two things at once.
 ///
 /// ```text
-///            allocate               lease ends, a rule is or may be in the kernel
-///  +------+ ----------> +--------+ -----------------------------------> +----------+
-///  | Free |             | Leased | <------------- reclaim ------------- | Draining |
-///  +------+             +--------+                                      +----------+
-///   ^  ^  ^               |  |  ^                                         | last rule
-///   |  |  | bind refused, |  |  |                                         v removed
-///   |  |  |       no rule |  |  +------------- reclaim -------------- +---------+
-///   |  |  |               |  +------ lease ends, no rule -----------> | Cooling |
-///   |  |  |               v                                           +---------+
-///   |  |  |  over  +-------------+                           rest over |     ^ keeper failed,
-///   |  |  +------- | Quarantined |                                     v     | new keeper
-///   |  |           +-------------+ <--------- closed, early -------- +-----------+
-///   |  +------------------------------------- closed -------------- | Releasing |
-///   |                                                                +-----------+
-///   +-- a late "bound" makes Free and Quarantined Cooling again
+///              allocate              lease ends, a rule is or may be in the kernel
+///  +------+ -------------> +--------+ ------------------------------> +----------+
+///  | Free |                | Leased | <----------- reclaim ---------- | Draining |
+///  +------+                +--------+                                 +----------+
+///   ^    ^                  |  |  ^                                        |
+///   |    |                  |  |  |                      last rule removed |
+///   |    |    bind refused, |  |  |                                        v
+///   |    |          no rule |  |  +------------- reclaim ----------- +---------+
+///   |    |                  |  +----- lease ends, no rule ---------> | Cooling |
+///   |    |                  v                                        +---------+
+///   |    |  over     +-------------+                       rest over |     ^ keeper failed,
+///   |    +---------- | Quarantined |                                 v     | new keeper
+///   |                +-------------+ <----- closed, early ----- +-----------+
+///   +------------------------------------- closed ------------- | Releasing |
+///                                                               +-----------+
+///  A late "bound" turns Free and Quarantined into Cooling, early.
 ///
-///  hold of a leased port:  Missing --asked--> Asked --bound--> Held
-///                                    Asked, Held --refused, mapped--> Lost --asked--> Asked
-///                                    Asked --keeper failed--> Missing
-///                                    any --list of a new keeper--> Held, Missing
+///  The hold of a leased port:
+///    Missing --asked--> Asked --bound--> Held
+///    Asked --keeper failed--> Missing
+///    Asked, Held --bind refused, mapped--> Lost --asked--> Asked
+///    any --list of a new keeper--> Held, Missing
 /// ```
 ///
 /// | event | from | to |
@@ -131,7 +133,7 @@ impl PortState {
         }
     }
 
-    /// Clients reach the old pod while a rule is there, so the rest begins when the last one goes.
+    /// Clients reach the old pod while a rule is there, so the rest begins when the last one is removed.
     pub(super) fn end_lease(
         self,
         now: Duration,
@@ -184,7 +186,7 @@ impl PortState {
         }
     }
 
-    /// A mapped pod keeps the port, for its rules win over the other process's socket.
+    /// A mapped pod keeps the port, because its rules win over the other process's socket.
     pub(super) fn bind_refused(
         self,
         now: Duration,
