@@ -284,17 +284,13 @@ impl NodeState {
 
     /// Names are unique in the API: the pod that had this one is gone, even if no event said so.
     fn forget_namesake(&mut self, now: Duration, facts: &PodFacts) {
-        let PodRef {
-            namespace,
-            name,
-            uid,
-        } = &facts.pod;
-        if self.facts(uid).is_some() {
+        if self.facts(&facts.pod.uid).is_some() {
             return;
         }
-        let namesake = self.pods.iter().find(|(_, other)| {
-            let other = other.facts.as_ref().map(|facts| &facts.pod);
-            other.is_some_and(|pod| (&pod.namespace, &pod.name) == (namespace, name))
+        let same = |a: &PodRef, b: &PodRef| (&a.namespace, &a.name) == (&b.namespace, &b.name);
+        let namesake = self.pods.iter().find(|(_, pod)| {
+            let other = pod.facts.as_ref();
+            other.is_some_and(|other| same(&other.pod, &facts.pod))
         });
         if let Some(uid) = namesake.map(|(uid, _)| uid.clone()) {
             self.forget(now, &uid);

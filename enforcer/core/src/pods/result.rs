@@ -41,7 +41,7 @@ impl PodState {
         let value = record.and_then(|record| record.annotation.as_deref());
         let value = value.filter(|_| condition.is_some());
         let entries = value.and_then(annotation::decode).unwrap_or_default();
-        let wanted = |port: RequestedPort| {
+        let wanted = |port: &RequestedPort| {
             let earlier = entries.iter().find(|entry| {
                 Some(&entry.pod_name) == name
                     && entry.protocol == port.protocol
@@ -53,10 +53,10 @@ impl PodState {
             WantedPort {
                 previous: earlier.and_then(|entry| HostPort::new(entry.host_port)),
                 confirmed: earlier.is_some_and(confirms),
-                port,
+                port: port.clone(),
             }
         };
-        self.unleased(leases).into_iter().map(wanted).collect()
+        self.unleased(leases).map(wanted).collect()
     }
 
     /// The first port that a result names and the pod does not have, in words; None where the pod

@@ -154,16 +154,18 @@ impl PodState {
     }
 
     /// The ports still to be allocated: asked for, not static, not leased.
-    pub(crate) fn unleased(&self, leases: &BTreeSet<LeasedPort>) -> Vec<RequestedPort> {
+    pub(super) fn unleased(
+        &self,
+        leases: &BTreeSet<LeasedPort>,
+    ) -> impl Iterator<Item = &RequestedPort> {
         let served = |port: &RequestedPort| leases.iter().any(|lease| serves(lease, port));
         let ports = self.want.ports().iter();
-        let open = ports.filter(|port| port.static_host_port.is_none() && !served(port));
-        open.cloned().collect()
+        ports.filter(move |port| port.static_host_port.is_none() && !served(port))
     }
 
     /// Whether a port is still to be allocated.
     pub(crate) fn lacks_ports(&self, leases: &BTreeSet<LeasedPort>) -> bool {
-        !self.unleased(leases).is_empty()
+        self.unleased(leases).next().is_some()
     }
 
     /// The leases that the pod does not ask for any more.
