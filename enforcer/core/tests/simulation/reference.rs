@@ -1,5 +1,5 @@
-//! The reference: what the state machine was told, kept as plainly as possible, and what follows
-//! from it for whom an address belongs to.
+//! The reference: what the state machine was told, in the simplest form, and which pod owns an
+//! address because of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -8,8 +8,8 @@ use portmapping_enforcer_core::{PodFacts, Sandbox, SandboxId, SandboxUpdate};
 use portmapping_shared::{HostPort, Mapping, PodUid, Protocol};
 
 #[derive(Default)]
-pub(crate) struct Mirror {
-    /// Mappings found at the start, which count until the API speaks.
+pub(crate) struct Reference {
+    /// Mappings found at the start, which count until the API shows their pod.
     recovered: BTreeSet<Mapping>,
     shown: BTreeMap<PodUid, PodFacts>,
     /// When the API first named a pod's present addresses.
@@ -19,7 +19,7 @@ pub(crate) struct Mirror {
     count: u64,
 }
 
-impl Mirror {
+impl Reference {
     pub(crate) fn new(recovered: BTreeSet<Mapping>) -> Self {
         Self {
             recovered,
@@ -30,7 +30,7 @@ impl Mirror {
     pub(crate) fn shown(&mut self, facts: &PodFacts) {
         self.count += 1;
         let uid = &facts.pod.uid;
-        // of two pods of one name the earlier is gone
+        // of two pods with one name the earlier is gone
         let namesake =
             |other: &&PodFacts| other.pod.name == facts.pod.name && other.pod.uid != *uid;
         if let Some(gone) = self
@@ -69,8 +69,8 @@ impl Mirror {
         }
     }
 
-    pub(crate) fn told(&mut self, news: &SandboxUpdate) {
-        match news {
+    pub(crate) fn record(&mut self, update: &SandboxUpdate) {
+        match update {
             SandboxUpdate::Up(sandbox) => self.up(sandbox),
             SandboxUpdate::Down(id) => self.down(id),
             SandboxUpdate::Listed(all) => {
@@ -131,8 +131,8 @@ impl Mirror {
         facts.pod_ips.contains(&ip).then(|| (false, learned.into()))
     }
 
-    /// Whether a rule may lead there: I3, one owner per address, and the newest sandbox is it.
-    pub(crate) fn may_lead(&self, mapping: &Mapping) -> Result<(), String> {
+    /// I3: an address has one owner, the pod with the newest sandbox, and rules lead to no other.
+    pub(crate) fn check_mapping(&self, mapping: &Mapping) -> Result<(), String> {
         let (uid, ip) = (&mapping.owner, mapping.pod_ip);
         let own = self.claim(uid, ip);
         let found = self.recovered.contains(mapping) && self.newest(uid).is_none();
@@ -150,7 +150,7 @@ impl Mirror {
         }
     }
 
-    /// Whether a pod that the state machine knows of claims the port in its spec.
+    /// Whether the spec of a pod that the state machine knows claims the port.
     pub(crate) fn is_static(&self, key: (Protocol, HostPort)) -> bool {
         let living = self.shown.values().filter(|facts| !facts.finished);
         let mut ports = living

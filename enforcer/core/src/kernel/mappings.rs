@@ -1,4 +1,4 @@
-//! A set of mappings that can be asked by pod and by port.
+//! A set of mappings that can be searched by pod and by port.
 
 use std::collections::{BTreeMap, BTreeSet};
 
