@@ -1,4 +1,4 @@
-//! Flags of `enforcer`, and what they mean together.
+//! Flags of `enforcer` in two stages: the raw flags, and the validated [`RunConfig`].
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -15,31 +15,31 @@ use portmapping_shared::{PortRange, PortSet};
 use portmapping_dataplane::Subnet;
 use portmapping_keeper::{DEFAULT_SOCKET, KeeperArgs};
 
-/// Where the enforcer answers health probes and metrics.
+/// Default path of the unix socket for health, metrics and state.
 pub const ADMIN_SOCKET: &str = "/run/enforcer/admin.sock";
 
 /// Gives pods random host ports on their node
 #[derive(Debug, Parser)]
 #[command(version)]
 pub struct Cli {
-    /// The log
+    /// Flags of the log.
     #[command(flatten)]
     pub log: LogArgs,
-    /// What to do
+    /// The subcommand.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What the program can do.
+/// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Map the pods of this node
     Run(Box<RunArgs>),
-    /// Hold host ports for the enforcer beside it
+    /// Hold host ports for the enforcer of the same pod
     Keep(KeeperArgs),
-    /// Remove every trace from this node
+    /// Remove all rules of portmapping from this node
     Uninstall(UninstallArgs),
-    /// Ask a running enforcer how it is; for exec probes
+    /// Check a running enforcer or keeper; for exec probes
     Health(HealthArgs),
 }
 
@@ -49,29 +49,30 @@ pub struct RunArgs {
     /// Name of this node
     #[arg(long, env = "NODE_NAME")]
     node_name: String,
-    /// Host ports to allocate from; the same as the keeper's
+    /// Host ports to allocate from; set the keeper's --range to the same
     #[arg(long, env = "PORTMAPPING_RANGE", default_value = "20000-29999")]
     range: PortRange,
     /// Host ports never to allocate: ports and ranges, separated by commas
     #[arg(long, env = "PORTMAPPING_EXCLUDE", value_delimiter = ',')]
     exclude: Vec<PortRange>,
-    /// The cluster's --service-node-port-range: no socket shows that kube-proxy uses these
+    /// The cluster's --service-node-port-range; these ports are never allocated, because kube-proxy
+    /// may use them without a socket
     #[arg(
         long,
         env = "PORTMAPPING_NODE_PORT_RANGE",
         default_value = "30000-32767"
     )]
     node_port_range: PortRange,
-    /// How long a released port rests, still held, before another pod may get it
+    /// Cool-down: how long a released port stays held before another pod can get it
     #[arg(long, env = "PORTMAPPING_COOLDOWN", default_value = "30s", value_parser = duration)]
     cooldown: Duration,
-    /// How long a port found in another process's hands is left alone
+    /// Quarantine: how long a port that another process uses is not allocated
     #[arg(long, env = "PORTMAPPING_QUARANTINE", default_value = "60s", value_parser = duration)]
     quarantine: Duration,
-    /// Ports one pod may ask for
+    /// Most ports that one pod may ask for
     #[arg(long, env = "PORTMAPPING_MAX_PORTS", default_value_t = DEFAULT_MAX_PORTS)]
     max_ports: usize,
-    /// What carries the mappings; a change moves those of this node over
+    /// Packet filter that carries the mappings; a change migrates those of this node
     #[arg(
         long,
         env = "PORTMAPPING_BACKEND",
@@ -79,15 +80,15 @@ pub struct RunArgs {
         default_value = "iptables"
     )]
     backend: BackendChoice,
-    /// Which iptables to use; auto takes the one the node uses already
+    /// Which iptables to use; auto takes the one that the node already uses
     #[arg(long, env = "PORTMAPPING_IPTABLES", value_enum, default_value = "auto")]
     iptables: IptablesChoice,
-    /// Pod subnets of this node, where bridge-nf-call-iptables is 0; without it, those of the node's
+    /// Pod subnets of this node, where bridge-nf-call-iptables is 0; default: the subnets of the node's
     /// bridges
     #[arg(long, env = "PORTMAPPING_NEIGHBOURS", value_delimiter = ',')]
     neighbours: Vec<Subnet>,
-    /// Directory of the container runtime's CNI results, which name a pod's address before its
-    /// status does; empty for not looking there
+    /// Directory of the container runtime's CNI results, which have a pod's address before its status
+    /// has; empty: use the status only
     #[arg(
         long,
         value_name = "DIR",
@@ -95,8 +96,8 @@ pub struct RunArgs {
         default_value = "/var/lib/cni/results"
     )]
     cni_results: OsString,
-    /// How often the rules in the kernel are compared with what they should be, besides whenever
-    /// the kernel announces a change (iptables-legacy's are not announced)
+    /// How often the rules in the kernel are checked; the kernel also reports changes at once, except
+    /// those of iptables-legacy
     #[arg(long, env = "PORTMAPPING_CHECK_EVERY", default_value = "5s", value_parser = duration)]
     check_every: Duration,
     /// Unix socket of the keeper
@@ -105,25 +106,25 @@ pub struct RunArgs {
     /// Unix socket for health, metrics and state
     #[arg(long, value_name = "PATH", default_value = ADMIN_SOCKET)]
     admin_socket: PathBuf,
-    /// TCP address for health, metrics and state as well; a fixed port keeps the next version's
-    /// pod from starting beside this one
+    /// TCP address for health and metrics; with a fixed port, the pod of the next version cannot start
+    /// until this one has ended
     #[arg(long, value_name = "ADDRESS", env = "PORTMAPPING_METRICS_LISTEN")]
     metrics_listen: Option<SocketAddr>,
 }
 
-/// What carries the mappings.
+/// The packet filter that carries the mappings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum BackendChoice {
-    /// Chains, through the iptables programs.
+    /// Rules, through the iptables programs.
     Iptables,
     /// A table of maps, over netlink.
     Nftables,
 }
 
-/// Which of the two kinds of iptables.
+/// Which kind of iptables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum IptablesChoice {
-    /// The one the node uses already.
+    /// The one that the node already uses.
     Auto,
     /// iptables-nft.
     Nft,
@@ -134,13 +135,13 @@ pub enum IptablesChoice {
 /// Flags of `enforcer uninstall`.
 #[derive(Args, Clone, Debug)]
 pub struct UninstallArgs {
-    /// Stay afterwards, ready, until told to end: for a `DaemonSet` that cleans every node
+    /// Stay running and ready afterwards, until SIGTERM: for a `DaemonSet` that cleans every node
     #[arg(long)]
     pub stay: bool,
     /// Unix socket for the readiness probe of --stay
     #[arg(long, value_name = "PATH", default_value = ADMIN_SOCKET)]
     pub admin_socket: PathBuf,
-    /// Directory in which keepers find each other
+    /// Directory of the node in which keepers find each other; it is removed
     #[arg(long, value_name = "DIR", default_value = "/run/portmapping")]
     pub run_dir: PathBuf,
 }
@@ -148,10 +149,10 @@ pub struct UninstallArgs {
 /// Flags of `enforcer health`.
 #[derive(Args, Clone, Debug)]
 pub struct HealthArgs {
-    /// Succeed only if the enforcer has taken its node up
+    /// Succeed only if the enforcer is ready: it has read the kernel and the list of pods
     #[arg(long)]
     pub ready: bool,
-    /// Ask the keeper instead
+    /// Check the keeper instead
     #[arg(long, conflicts_with = "ready")]
     pub keeper: bool,
     /// Unix socket to ask
@@ -159,38 +160,40 @@ pub struct HealthArgs {
     pub socket: Option<PathBuf>,
 }
 
-/// Everything `enforcer run` was told, once.
+/// The validated flags of `enforcer run`.
 #[derive(Clone, Debug)]
 pub struct RunConfig {
     /// Name of the node.
     pub node: String,
-    /// The state machine's settings; node facts are still to be added.
+    /// The state machine's settings; the node's facts are added later.
     pub core: Config,
-    /// What carries the mappings.
+    /// The packet filter.
     pub backend: BackendChoice,
     /// Which iptables.
     pub iptables: IptablesChoice,
-    /// Pod subnets behind the node's bridge.
+    /// Pod subnets behind the node's bridges.
     pub neighbours: Vec<Subnet>,
-    /// Where the container runtime puts CNI results; None where nobody is to look.
+    /// Directory of the container runtime's CNI results; None to use the status only.
     pub cni_results: Option<PathBuf>,
-    /// Period of the comparison with the kernel.
+    /// Period of the check of the rules.
     pub check_every: Duration,
-    /// Keeper's socket.
+    /// The keeper's socket.
     pub keeper_socket: PathBuf,
-    /// Admin socket.
+    /// Unix socket for health, metrics and state.
     pub admin_socket: PathBuf,
-    /// Admin server on TCP.
+    /// TCP address for health and metrics.
     pub metrics_listen: Option<SocketAddr>,
 }
 
-/// Flags that cannot mean anything together.
+/// Why flags are refused.
 #[derive(Debug, thiserror::Error)]
 pub enum InvalidFlags {
-    /// Nothing is left to allocate.
-    #[error("--range {0} is excluded whole by --exclude and --node-port-range: nothing is left")]
+    /// No port is left to allocate.
+    #[error(
+        "--range {0} is excluded completely by --exclude and --node-port-range: choose another --range"
+    )]
     NothingLeft(PortRange),
-    /// The loop would never sleep.
+    /// The checks would take all of the processor.
     #[error("--check-every must be at least 1s")]
     TooOften,
 }
@@ -199,7 +202,7 @@ impl TryFrom<RunArgs> for RunConfig {
     type Error = InvalidFlags;
 
     fn try_from(args: RunArgs) -> Result<Self, InvalidFlags> {
-        // taken apart whole: a flag nobody reads does not compile
+        // no `..`: a flag that is not used does not compile
         let RunArgs {
             node_name,
             range,

@@ -1,16 +1,22 @@
 //! `enforcer health`, and the unix socket that answers it.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use axum::Router;
 use portmapping_keeper::DEFAULT_SOCKET;
-use portmapping_runtime::admin;
+use portmapping_runtime::{Readiness, admin};
+use prometheus_client::registry::Registry;
 use tokio::net::UnixListener;
+use tokio::sync::mpsc;
 
 use crate::args::{ADMIN_SOCKET, HealthArgs};
 use crate::keeper_client::KeeperClient;
+use crate::reconciler::StateRequest;
 use crate::run::runtime;
+use crate::state;
 
 /// How long a health probe may take.
 const PROBE_LIMIT: Duration = Duration::from_secs(3);
@@ -33,6 +39,28 @@ pub fn health(args: &HealthArgs) -> anyhow::Result<()> {
     })
 }
 
+/// What the enforcer answers on each of its listeners.
+pub(crate) struct Routers {
+    /// On the admin socket: health, metrics and state.
+    pub(crate) unix: Router,
+    /// On TCP: health and metrics. Not the state: it has the names and uids of pods.
+    pub(crate) tcp: Router,
+}
+
+impl Routers {
+    pub(crate) fn new(
+        readiness: Readiness,
+        registry: Registry,
+        state_requests: mpsc::Sender<StateRequest>,
+    ) -> Self {
+        let tcp = admin::router(readiness, Arc::new(registry));
+        Self {
+            unix: tcp.clone().merge(state::router(state_requests)),
+            tcp,
+        }
+    }
+}
+
 /// Listens on the admin socket. Replaces the file that an earlier process of this pod left.
 pub(crate) fn admin_listener(path: &Path) -> anyhow::Result<UnixListener> {
     match std::fs::remove_file(path) {
@@ -44,3 +72,6 @@ pub(crate) fn admin_listener(path: &Path) -> anyhow::Result<UnixListener> {
     UnixListener::bind(path)
         .with_context(|| format!("cannot listen on {} (--admin-socket)", path.display()))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,4 @@
-//! What Prometheus may ask the enforcer.
+//! The enforcer's metrics.
 
 use std::sync::atomic::AtomicU64;
 
@@ -10,7 +10,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-/// How a call to the outside ended.
+/// Labels of the counter of calls.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct CallLabels {
     /// `hold`, `release`, `apply`, `observe`, `publish` or `event`.
@@ -26,7 +26,7 @@ pub struct ByResult {
     pub result: &'static str,
 }
 
-/// Labels of a per-protocol gauge.
+/// Labels of a gauge per protocol.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ByProtocol {
     /// TCP, UDP or SCTP.
@@ -53,7 +53,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Registers all of them.
+    /// Registers all metrics.
     #[must_use]
     pub fn register(registry: &mut Registry) -> Self {
         // 1 ms to 4 s
@@ -76,17 +76,17 @@ impl Metrics {
         };
         registry.register(
             "calls",
-            "Calls to keeper, packet filter and API server",
+            "Calls to the keeper, the packet filter and the API server",
             metrics.calls.clone(),
         );
         registry.register(
             "apply_seconds",
-            "Time of one change set",
+            "Time of one change of the rules",
             metrics.apply_seconds.clone(),
         );
         registry.register(
             "mappings",
-            "Translations in the kernel",
+            "Mappings in the kernel, one for each port and address family",
             metrics.mappings.clone(),
         );
         registry.register("pods", "Pods that ask for host ports", metrics.pods.clone());
@@ -97,43 +97,47 @@ impl Metrics {
         );
         registry.register(
             "ports_cooling",
-            "Released ports at rest",
+            "Released ports in their cool-down, still held",
             metrics.cooling.clone(),
         );
         registry.register(
             "ports_quarantined",
-            "Ports held by other processes",
+            "Ports in quarantine, because another process used them",
             metrics.quarantined.clone(),
         );
-        registry.register("ports_free", "Ports free to allocate", metrics.free.clone());
+        registry.register(
+            "ports_free",
+            "Ports that can be allocated",
+            metrics.free.clone(),
+        );
         registry.register(
             "damage",
-            "Times the rules were found altered",
+            "How often altered rules were found",
             metrics.damaged.clone(),
         );
         registry.register(
             "repairs",
-            "Change sets that put altered rules back",
+            "Changes that repaired altered rules",
             metrics.repairs.clone(),
         );
         registry.register(
             "conntrack_failures",
-            "Changes whose stale flows could not be cleared",
+            "Failures to delete the conntrack entries of a changed mapping",
             metrics.clear_failures.clone(),
         );
         registry.register(
             "cni_results",
-            "CNI results read, by what they are",
+            "CNI result files read or removed, by kind",
             metrics.cni_results.clone(),
         );
         registry.register(
             "cni_results_watched",
-            "1 while CNI results are followed, 0 while pods are mapped by their status alone",
+            "1 while CNI results are followed, 0 while pods are mapped by their status only",
             metrics.cni_watched.clone(),
         );
         registry.register(
             "uptime_seconds",
-            "Time since the start",
+            "Seconds since the start of the enforcer",
             metrics.uptime.clone(),
         );
         metrics
@@ -147,22 +151,22 @@ impl Metrics {
             .inc();
     }
 
-    /// Notes how long a change set took, in seconds.
+    /// Records how long a change of the rules took, in seconds.
     pub fn record_apply(&self, seconds: f64) {
         self.apply_seconds.observe(seconds);
     }
 
-    /// Counts rules found altered.
+    /// Counts a read that found altered rules.
     pub fn record_damage(&self) {
         self.damaged.inc();
     }
 
-    /// Counts altered rules that are back.
+    /// Counts a repair of altered rules.
     pub fn record_repair(&self) {
         self.repairs.inc();
     }
 
-    /// Counts changes whose stale flows could not be cleared.
+    /// Counts failures to delete conntrack entries.
     pub fn record_clear_failures(&self, more: u64) {
         self.clear_failures.inc_by(more);
     }
@@ -172,12 +176,12 @@ impl Metrics {
         self.cni_results.get_or_create(&ByResult { result }).inc();
     }
 
-    /// Whether CNI results are followed.
+    /// Sets whether CNI results are followed.
     pub fn set_cni_watched(&self, watched: bool) {
         self.cni_watched.set(watched.into());
     }
 
-    /// Shows a snapshot.
+    /// Sets the gauges.
     pub fn update(&self, counts: &Counts, uptime_seconds: f64) {
         let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         self.mappings.set(gauge(counts.mappings));

@@ -3,15 +3,18 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ObjectReference, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
 use kube::api::{Api, ApiResource, Patch, PatchParams};
 use kube::core::PartialObjectMeta;
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use portmapping_enforcer_core::{PodEvent, Publication};
 use portmapping_runtime::{CallError, within};
 use portmapping_shared::contract::{ANNOTATION, CONDITION, ENFORCER_MANAGER, REQUEST_MARK};
 use serde_json::{Value, json};
+
+use self::events::Events;
+
+mod events;
 
 /// Longest wait for the API server's answer to one write.
 const WRITE_LIMIT: Duration = Duration::from_secs(10);
@@ -45,19 +48,15 @@ pub enum PublishError {
 #[derive(Clone)]
 pub struct Publisher {
     client: Client,
-    recorder: Recorder,
+    events: Events,
 }
 
 impl Publisher {
     /// A publisher that signs its events with the node's name.
     #[must_use]
     pub fn new(client: Client, node: &str) -> Self {
-        let reporter = Reporter {
-            controller: ENFORCER_MANAGER.to_owned(),
-            instance: Some(node.to_owned()),
-        };
         Self {
-            recorder: Recorder::new(client.clone(), reporter),
+            events: Events::new(client.clone(), node),
             client,
         }
     }
@@ -87,32 +86,11 @@ impl Publisher {
 
     /// Records an event on the pod.
     pub async fn emit(&self, event: &PodEvent) -> Result<(), PublishError> {
-        let reason = event.kind.reason();
-        let reference = ObjectReference {
-            api_version: Some("v1".to_owned()),
-            kind: Some("Pod".to_owned()),
-            namespace: Some(event.pod.namespace.clone()),
-            name: Some(event.pod.name.clone()),
-            uid: Some(event.pod.uid.to_string()),
-            ..Default::default()
-        };
-        let body = Event {
-            type_: if event.kind.is_warning() {
-                EventType::Warning
-            } else {
-                EventType::Normal
-            },
-            reason: reason.to_owned(),
-            note: Some(event.note.clone()),
-            action: "MapPorts".to_owned(),
-            secondary: None,
-        };
-        let call = self.recorder.publish(&body, &reference);
-        within(WRITE_LIMIT, "create event", call)
+        within(WRITE_LIMIT, "write event", self.events.write(event))
             .await
             .map_err(|source| PublishError::Event {
                 pod: event.pod.to_string(),
-                reason,
+                reason: event.kind.reason(),
                 source,
             })
     }

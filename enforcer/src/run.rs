@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::args::{RunArgs, RunConfig};
 use crate::cni::{self, SANDBOX_QUEUE};
-use crate::health::admin_listener;
+use crate::health::{Routers, admin_listener};
 use crate::keeper_client::follow_role;
 use crate::metrics::Metrics;
 use crate::pods::{self, POD_QUEUE};
@@ -23,7 +23,6 @@ use crate::publish::Publisher;
 use crate::reconciler::{Drivers, Inputs, Reconciler};
 use crate::scheduling;
 use crate::startup::{read_node_facts, recover};
-use crate::state;
 
 /// Longest silence on a watch before its connection is closed. The API server sends a bookmark every
 /// minute.
@@ -37,7 +36,7 @@ const STATE_QUEUE: usize = 4;
 /// Runs `enforcer run` until SIGTERM or SIGINT.
 pub fn run(args: RunArgs) -> anyhow::Result<()> {
     let config = RunConfig::try_from(args)?;
-    if let Err(error) = scheduling::take_short_turns(None) {
+    if let Err(error) = scheduling::use_short_slices(None) {
         tracing::info!(%error, "sched_setattr failed; pods may start more slowly on a busy node");
     }
     runtime()?.block_on(serve(config))
@@ -62,17 +61,17 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
     let mut registry = portmapping_runtime::metrics::registry();
     let metrics = Metrics::register(&mut registry);
     let (state_requests, requests) = mpsc::channel(STATE_QUEUE);
-    let router = admin::router(readiness, Arc::new(registry)).merge(state::router(state_requests));
+    let routers = Routers::new(readiness, registry, state_requests);
     let unix = admin_listener(&config.admin_socket)?;
     tasks.spawn(
         "admin socket",
-        admin::serve(unix, router.clone(), token.clone()),
+        admin::serve(unix, routers.unix, token.clone()),
     );
     if let Some(address) = config.metrics_listen {
         let tcp = TcpListener::bind(address)
             .await
             .with_context(|| format!("cannot listen on {address} (--metrics-listen)"))?;
-        tasks.spawn("metrics", admin::serve(tcp, router, token.clone()));
+        tasks.spawn("metrics", admin::serve(tcp, routers.tcp, token.clone()));
     }
 
     read_node_facts(&mut config)?;

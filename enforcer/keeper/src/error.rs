@@ -8,7 +8,7 @@ use std::path::PathBuf;
 pub enum KeeperError {
     /// The ranges have more ports than the process may have files.
     #[error(
-        "the range {ranges} has {ports} ports and each needs an open file, but the limit of {files} \
+        "the range {ranges} has {ports} ports, each costs an open file, and the limit of {files} \
          open files leaves room for {room}: use a smaller --range, or raise the container \
          runtime's limit (LimitNOFILE)"
     )]

@@ -5,10 +5,10 @@
 //! /run/portmapping/keeper-<start>-<pid>.sock  one per keeper, listening
 //! ```
 
-use std::fs::{self, DirBuilder, File, TryLockError};
+use std::fs::{self, DirBuilder, File, Permissions, TryLockError};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -72,7 +72,10 @@ impl RunDir {
             .write(true)
             .create(true)
             .truncate(false)
+            .mode(0o600)
             .open(self.path.join("lock"))?;
+        // flock(2) needs no write permission: a file that others can read is one that they can lock
+        file.set_permissions(Permissions::from_mode(0o600))?;
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(Some(file)),

@@ -12,12 +12,12 @@ fn config(more: &[&str]) -> Result<RunConfig, InvalidFlags> {
 }
 
 #[test]
-fn the_flags_are_sound() {
+fn flags_are_consistent() {
     Cli::command().debug_assert();
 }
 
 #[test]
-fn the_defaults_are_those_of_the_manifest() {
+fn defaults_are_those_of_the_manifest() {
     let config = config(&[]).unwrap();
     assert_eq!(config.core.range.to_string(), "20000-29999");
     assert_eq!(config.core.cooldown, Duration::from_secs(30));
@@ -46,7 +46,7 @@ fn the_defaults_are_those_of_the_manifest() {
 }
 
 #[test]
-fn cni_results_can_be_elsewhere_or_ignored() {
+fn cni_results_can_be_in_another_directory_or_unused() {
     let dir = |more: &[&str]| config(more).unwrap().cni_results;
     assert_eq!(dir(&[]), Some("/var/lib/cni/results".into()));
     assert_eq!(
@@ -64,14 +64,14 @@ fn exclusions_add_up() {
 }
 
 #[test]
-fn a_range_with_nothing_left_is_refused() {
+fn a_range_that_is_excluded_completely_is_refused() {
     let error = config(&["--range=30000-30010"]).unwrap_err().to_string();
     assert!(error.contains("30000-30010"), "{error}");
     assert!(config(&["--check-every=10ms"]).is_err());
 }
 
 #[test]
-fn nonsense_is_refused_with_an_example() {
+fn an_invalid_range_is_refused_with_an_example() {
     let words = ["enforcer", "run", "--node-name=n1", "--range=many"];
     let error = Cli::try_parse_from(words).unwrap_err().to_string();
     assert!(error.contains("write 20000-29999"), "{error}");

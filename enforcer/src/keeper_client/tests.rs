@@ -1,4 +1,4 @@
-//! The client against a keeper that misbehaves. Time is paused: a wait for nothing costs nothing.
+//! The client against keepers that misbehave. Time is paused, so that time limits pass at once.
 
 use std::os::unix::fs::PermissionsExt;
 
@@ -32,7 +32,7 @@ async fn request(stream: &mut UnixStream) -> Option<Request> {
     Some(wire::decode::<Envelope>(&json).unwrap().request)
 }
 
-/// Greets every connection as the instance of that number, then answers by `play`; None ends the
+/// Greets each connection with the next instance number, then answers with `play`; None closes the
 /// connection.
 fn keeper(
     instances: &[u64],
@@ -100,7 +100,7 @@ async fn reconnects_once_to_the_same_keeper() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn tells_of_another_instance_once() {
+async fn reports_another_instance_once() {
     let mut calls = 0;
     let (_dir, path, _) = keeper(&[7, 8], move |_| {
         calls += 1;
@@ -116,7 +116,7 @@ async fn tells_of_another_instance_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn keeper_that_is_silent_or_gone_costs_a_bounded_time() {
+async fn a_silent_or_missing_keeper_costs_a_bounded_time() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("keeper.sock");
     let start = Instant::now();
@@ -175,7 +175,7 @@ async fn unanswered_request_times_out() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn answers_that_fit_no_question_are_errors() {
+async fn replies_that_do_not_fit_the_request_are_errors() {
     type Play = fn(Request) -> Option<Reply>;
     let plays: [Play; 4] = [
         |_| Some(Reply::Holding(vec![])),
@@ -217,7 +217,7 @@ async fn answers_that_fit_no_question_are_errors() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn refusals_are_told_apart() {
+async fn retired_and_rejected_are_different_errors() {
     for (reply, retired) in [(Reply::Retired, true), (Reply::Error("no".into()), false)] {
         let (_dir, path, _) = keeper(&[1], move |_| Some(reply.clone()));
         let mut client = KeeperClient::connect(&path, NOW).await.unwrap();
@@ -232,7 +232,7 @@ async fn refusals_are_told_apart() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn older_keeper_is_named_as_such() {
+async fn an_older_keeper_is_an_error_of_its_own() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("keeper.sock");
     let listener = UnixListener::bind(&path).unwrap();

@@ -75,7 +75,7 @@ fn ipv6_needs_interfaces_and_must_not_be_disabled() {
 }
 
 #[test]
-fn reserved_ports_in_every_form() {
+fn reads_reserved_ports_in_every_form() {
     for (text, expected) in [
         ("", set([])),
         ("\n", set([])),
@@ -94,7 +94,7 @@ fn reserved_ports_in_every_form() {
 }
 
 #[test]
-fn other_text_is_an_error_that_quotes_it() {
+fn unexpected_text_is_an_error_that_quotes_it() {
     for (file, text) in [
         (RESERVED, "a"),
         (RESERVED, "1-"),

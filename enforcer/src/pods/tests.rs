@@ -37,7 +37,7 @@ fn a_pod_before_its_sandbox_has_no_address() {
 }
 
 #[test]
-fn a_mapped_dual_stack_pod_is_read_whole() {
+fn every_field_of_a_mapped_dual_stack_pod_is_read() {
     let facts = facts(&pod(&json!({
         "metadata": { "annotations": { ANNOTATION: "[]", REQUEST_MARK: "[1]", "other": "x" } },
         "status": {
@@ -63,7 +63,7 @@ fn a_mapped_dual_stack_pod_is_read_whole() {
 }
 
 #[test]
-fn a_pod_has_finished_when_its_phase_says_so_or_when_deleted_and_all_have_ended() {
+fn a_pod_is_finished_by_its_phase_or_when_deleted_with_all_containers_ended() {
     let ended = json!([{ "name": "c", "state": { "terminated": { "exitCode": 0 } } }]);
     let running = json!([{ "name": "c", "state": { "running": {} } }]);
     let deleted = json!({ "deletionTimestamp": "2026-11-20T00:00:00Z" });
@@ -100,13 +100,13 @@ fn a_pod_has_finished_when_its_phase_says_so_or_when_deleted_and_all_have_ended(
 }
 
 #[test]
-fn a_pod_with_an_unusable_uid_is_left_out() {
+fn a_pod_with_an_unusable_uid_is_ignored() {
     assert!(facts(&pod(&json!({ "metadata": { "uid": "a b" } }))).is_none());
     assert!(facts(&pod(&json!({ "metadata": { "uid": null } }))).is_none());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_list_is_told_pod_by_pod_and_then_as_a_whole() {
+async fn a_list_is_sent_pod_by_pod_and_then_as_a_whole() {
     let (sender, mut receiver) = mpsc::channel(POD_QUEUE);
     let other = pod(&json!({ "metadata": { "name": "b", "uid": "uid-b" } }));
     let events = vec![
@@ -135,7 +135,7 @@ async fn a_list_is_told_pod_by_pod_and_then_as_a_whole() {
 }
 
 #[tokio::test]
-async fn a_reconciler_that_is_gone_ends_the_watch() {
+async fn the_watch_ends_with_the_reconciler() {
     let (sender, receiver) = mpsc::channel(1);
     drop(receiver);
     let events = vec![Ok(watcher::Event::Apply(pod(&json!({}))))];

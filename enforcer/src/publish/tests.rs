@@ -51,7 +51,7 @@ fn annotation_mark_and_condition_go_in_one_patch_bound_to_the_uid() {
 }
 
 #[test]
-fn the_time_of_the_last_change_stays_while_the_status_does() {
+fn transition_time_changes_only_with_the_status() {
     let body = patch(&publication(record(true), record(true)), now());
     assert!(
         body["status"]["conditions"][0]
@@ -67,7 +67,7 @@ fn the_time_of_the_last_change_stays_while_the_status_does() {
 }
 
 #[test]
-fn what_is_not_wanted_is_taken_away() {
+fn unwanted_annotations_and_conditions_are_removed() {
     let body = patch(&publication(record(true), Record::default()), now());
     assert!(body["metadata"]["annotations"][ANNOTATION].is_null());
     assert!(
@@ -83,7 +83,7 @@ fn what_is_not_wanted_is_taken_away() {
 }
 
 #[test]
-fn an_annotation_that_stays_is_left_to_its_user() {
+fn unchanged_annotations_are_not_in_the_patch() {
     let body = patch(&publication(record(true), record(false)), now());
     assert_eq!(body["metadata"]["annotations"], json!({}));
     assert_eq!(body["status"]["conditions"][0]["status"], "False");

@@ -1,4 +1,4 @@
-//! The directory itself: missing, coming late, removed, replaced.
+//! The directory itself: missing, created late, removed, replaced.
 
 use std::fs;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use portmapping_enforcer_core::SandboxUpdate;
 use crate::lab::{Lab, good};
 
 #[tokio::test]
-async fn a_directory_that_comes_late_is_found() {
+async fn a_directory_created_later_is_found() {
     let mut lab = Lab::with(|_| {});
     lab.shows("cni_results_watched 0").await;
     // as libcni does it for the first pod of a node
@@ -26,7 +26,7 @@ async fn a_directory_that_comes_late_is_found() {
 }
 
 #[tokio::test]
-async fn a_missing_parent_is_waited_for_as_well() {
+async fn a_missing_parent_directory_is_waited_for() {
     let mut lab = Lab::with(|results| fs::remove_dir(results.parent().unwrap()).unwrap());
     lab.shows("cni_results_watched 0").await;
     fs::create_dir_all(lab.results()).unwrap();
@@ -35,7 +35,7 @@ async fn a_missing_parent_is_waited_for_as_well() {
 }
 
 #[tokio::test]
-async fn a_directory_removed_and_made_anew_is_followed_again() {
+async fn a_directory_removed_and_created_again_is_followed() {
     let mut lab = Lab::new();
     lab.listed().await;
     lab.write("f", good("a"));
@@ -50,13 +50,14 @@ async fn a_directory_removed_and_made_anew_is_followed_again() {
     lab.end().await;
 }
 
-/// Whether a look at the directory or what was queued before comes first is chance: several try.
+/// It depends on timing whether the check of the directory or the queued removals come first: several
+/// directories are tried.
 #[tokio::test]
-async fn what_was_removed_is_told_even_if_the_directory_is_found_gone_first() {
+async fn removed_sandboxes_are_reported_when_the_directory_is_removed() {
     let one = || async {
         let mut lab = Lab::new();
         lab.listed().await;
-        // more than may wait: from here on nothing is read
+        // more than the queue holds: from here on no file is read
         let files = SANDBOX_QUEUE + 1;
         for n in 0..files {
             lab.write(&format!("f{n}"), good(&format!("s{n}")));
@@ -108,7 +109,7 @@ async fn a_renamed_parent_is_noticed() {
 }
 
 #[tokio::test]
-async fn a_file_in_place_of_the_directory_is_not_the_end() {
+async fn a_file_in_place_of_the_directory_is_waited_out() {
     let mut lab = Lab::with(|results| fs::write(results, "no directory").unwrap());
     lab.shows("cni_results_watched 0").await;
     fs::remove_file(lab.results()).unwrap();
@@ -118,6 +119,6 @@ async fn a_file_in_place_of_the_directory_is_not_the_end() {
 }
 
 #[tokio::test]
-async fn it_ends_when_told_to_even_while_there_is_nothing() {
+async fn it_ends_when_cancelled_without_a_directory() {
     Lab::with(|_| {}).end().await;
 }

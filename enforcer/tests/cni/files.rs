@@ -1,4 +1,4 @@
-//! Files as they come, change and go.
+//! Files that are added, changed and removed.
 
 use std::fs::{self, File, FileTimes};
 use std::io::Write;
@@ -39,7 +39,7 @@ async fn nothing_is_read_before_it_is_closed() {
     let text = good("a");
     let mut file = File::create(lab.file("pods-a-eth0")).unwrap();
     file.write_all(&text.as_bytes()[..100]).unwrap();
-    // a file that comes after tells that the events before it were seen
+    // once this later file is reported, the earlier events were seen
     lab.write("pods-b-eth0", good("b"));
     assert_eq!(lab.up().await, "b");
     file.write_all(&text.as_bytes()[100..]).unwrap();
@@ -49,7 +49,7 @@ async fn nothing_is_read_before_it_is_closed() {
 }
 
 #[tokio::test]
-async fn a_file_closed_half_written_is_mended_later() {
+async fn a_file_closed_incomplete_is_used_once_it_is_complete() {
     let mut lab = Lab::new();
     lab.listed().await;
     let text = good("a");
@@ -60,12 +60,12 @@ async fn a_file_closed_half_written_is_mended_later() {
     lab.write("pods-a-eth0", "");
     lab.shows("cni_results_total{result=\"unusable\"} 2").await;
     lab.remove("pods-a-eth0");
-    assert_eq!(lab.down().await, "a", "what it said before still held");
+    assert_eq!(lab.down().await, "a", "its earlier content stayed valid");
     lab.end().await;
 }
 
 #[tokio::test]
-async fn a_file_rewritten_in_place_tells_what_it_says_now() {
+async fn a_file_rewritten_in_place_has_its_new_content() {
     let mut lab = Lab::new();
     lab.listed().await;
     lab.write("f", good("a"));
@@ -81,7 +81,7 @@ async fn a_file_rewritten_in_place_tells_what_it_says_now() {
 }
 
 #[tokio::test]
-async fn a_file_moved_in_counts_and_one_moved_out_is_gone() {
+async fn a_file_moved_in_is_added_and_one_moved_out_is_removed() {
     let mut lab = Lab::new();
     lab.listed().await;
     let elsewhere = lab.parent().join("elsewhere");
@@ -94,7 +94,7 @@ async fn a_file_moved_in_counts_and_one_moved_out_is_gone() {
 }
 
 #[tokio::test]
-async fn leftovers_are_listed_with_the_time_they_were_written() {
+async fn existing_files_are_listed_with_their_modification_time() {
     let mut lab = Lab::with(|results| {
         fs::create_dir(results).unwrap();
         for (name, seconds) in [("old", 1000), ("new", 2000)] {
@@ -127,14 +127,14 @@ async fn only_regular_files_are_opened() {
         symlink(&outside, dir.join("link")).unwrap();
         symlink("nowhere", dir.join("dangling")).unwrap();
         symlink("loop", dir.join("loop")).unwrap();
-        // to open a pipe without a writer would wait for ever
+        // opening a pipe without a writer blocks
         nix::unistd::mkfifo(&dir.join("pipe"), Mode::from_bits_truncate(0o600)).unwrap();
         fs::create_dir(dir.join("directory")).unwrap();
         std::os::unix::net::UnixListener::bind(dir.join("socket")).unwrap();
         fs::write(dir.join("large"), vec![b' '; 2 << 20]).unwrap();
         fs::write(dir.join("garbage"), [0xff; 4096]).unwrap();
         fs::write(dir.join("new\nline"), "{}").unwrap();
-        fs::write(dir.join("nobody"), good("x").replace("uid-x", "uid x")).unwrap();
+        fs::write(dir.join("no-uid"), good("x").replace("uid-x", "uid x")).unwrap();
         fs::write(dir.join("loopback"), result("l", "eth0", "127.0.0.1/8")).unwrap();
     };
     // there at the start
@@ -157,12 +157,12 @@ async fn only_regular_files_are_opened() {
         fs::rename(entry.path(), lab.results().join(entry.file_name())).unwrap();
     }
     lab.write("good", good("good"));
-    assert_eq!(lab.up().await, "good", "the others are no news");
+    assert_eq!(lab.up().await, "good", "the others cause no update");
     lab.end().await;
 }
 
 #[test]
-fn an_address_of_the_node_itself_is_no_pods() {
+fn an_address_of_the_node_is_not_a_pods() {
     assert!(nix::unistd::geteuid().is_root(), "this test needs root");
     let in_namespace = || {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();

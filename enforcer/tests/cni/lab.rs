@@ -1,4 +1,4 @@
-//! A directory of results, somebody who follows it, and results as the runtime writes them.
+//! A directory of results, its follower, and results as the runtime writes them.
 
 use std::fs;
 use std::future::Future;
@@ -38,12 +38,12 @@ pub(crate) struct Lab {
 }
 
 impl Lab {
-    /// Follows a directory that is there.
+    /// Follows a directory that exists.
     pub(crate) fn new() -> Self {
         Self::with(|results| fs::create_dir_all(results).unwrap())
     }
 
-    /// Follows a directory that is prepared first, or left missing.
+    /// Follows a directory that `prepare` creates, or does not.
     pub(crate) fn with(prepare: impl FnOnce(&Path)) -> Self {
         let root = TempDir::new().unwrap();
         let results = root.path().join("cni/results");
@@ -85,10 +85,10 @@ impl Lab {
 
     pub(crate) async fn next(&mut self) -> SandboxUpdate {
         let update = tokio::time::timeout(SOON, self.updates.recv()).await;
-        update.expect("news come soon").expect("somebody follows")
+        update.expect("an update comes").expect("the follower runs")
     }
 
-    /// The id of the sandbox that is up next; anything else is a mistake.
+    /// Receives an update of a new sandbox and returns its id; panics on any other update.
     pub(crate) async fn up(&mut self) -> String {
         match self.next().await {
             SandboxUpdate::Up(sandbox) => id(&sandbox),
@@ -96,7 +96,7 @@ impl Lab {
         }
     }
 
-    /// The id of the sandbox that is down next; anything else is a mistake.
+    /// Receives an update of a removed sandbox and returns its id; panics on any other update.
     pub(crate) async fn down(&mut self) -> String {
         match self.next().await {
             SandboxUpdate::Down(id) => id.to_string(),
@@ -104,7 +104,7 @@ impl Lab {
         }
     }
 
-    /// The ids in the list that comes next, sorted; anything else is a mistake.
+    /// Receives a list and returns its ids, sorted; panics on any other update.
     pub(crate) async fn listed(&mut self) -> Vec<String> {
         match self.next().await {
             SandboxUpdate::Listed(sandboxes) => {
@@ -116,7 +116,7 @@ impl Lab {
         }
     }
 
-    /// A line of the metrics, once it shows this value.
+    /// Waits until the metrics have this line.
     pub(crate) async fn shows(&self, line: &str) {
         wait_until(|| {
             let mut text = String::new();
@@ -126,11 +126,11 @@ impl Lab {
         .await;
     }
 
-    /// Ends the follower, which must not wait for anything.
+    /// Cancels the follower and waits for its end.
     pub(crate) async fn end(self) {
         self.token.cancel();
         let ended = tokio::time::timeout(SOON, self.follower).await;
-        ended.expect("it ends soon").expect("it ends well");
+        ended.expect("the follower ends").expect("without a panic");
     }
 }
 
@@ -138,19 +138,19 @@ fn id(sandbox: &Sandbox) -> String {
     sandbox.id.to_string()
 }
 
-/// Looks again and again until something is so.
-pub(crate) async fn wait_until(mut so: impl FnMut() -> bool) {
+/// Waits until a condition is true.
+pub(crate) async fn wait_until(mut condition: impl FnMut() -> bool) {
     let wait = async {
-        while !so() {
+        while !condition() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
     tokio::time::timeout(SOON, wait)
         .await
-        .expect("it is so soon");
+        .expect("the condition becomes true");
 }
 
-/// The runtime of the enforcer: one thread.
+/// Runs a future on one thread, as the enforcer does.
 pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     runtime.enable_all().build().unwrap().block_on(future)

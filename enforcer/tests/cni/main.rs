@@ -1,4 +1,4 @@
-//! Following a real directory with real inotify.
+//! The follower of CNI results with a real directory and inotify.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // also outside of #[test]
 

@@ -1,4 +1,4 @@
-//! More changes than anybody can follow.
+//! More changes than the kernel queues.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,7 +7,7 @@ use portmapping_enforcer_core::SandboxUpdate;
 
 use crate::lab::{Lab, good};
 
-/// The kernel keeps 16,384 events, and the follower and its queue some hundreds more.
+/// The kernel queues 16,384 events; the follower and its queue hold a few hundred more.
 const FILES: usize = 20_000;
 
 #[tokio::test]
@@ -15,7 +15,7 @@ async fn after_an_overflow_everything_is_listed() {
     let mut lab = Lab::new();
     assert!(lab.listed().await.is_empty());
     let results = lab.results();
-    // nobody takes news meanwhile
+    // updates are not received while the files are written
     let writing = tokio::task::spawn_blocking(move || {
         for n in 0..FILES {
             let id = format!("s{n}");
@@ -39,9 +39,9 @@ async fn after_an_overflow_everything_is_listed() {
     }
     assert!(
         lists > 0,
-        "{FILES} changes fit into the kernel's queue: no test"
+        "{FILES} changes fit into the kernel's queue: raise FILES"
     );
-    // and the next change is seen as ever
+    // later changes are still seen
     lab.remove("pods-s7-eth0");
     loop {
         match lab.next().await {
@@ -53,7 +53,7 @@ async fn after_an_overflow_everything_is_listed() {
 }
 
 #[tokio::test]
-async fn it_ends_when_told_to_even_while_nobody_takes_news() {
+async fn it_ends_when_cancelled_while_its_queue_is_full() {
     let lab = Lab::new();
     for n in 0..1000 {
         lab.write(&format!("f{n}"), good(&format!("s{n}")));

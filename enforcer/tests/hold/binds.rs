@@ -75,7 +75,7 @@ fn held_tcp_port_resets_connections() {
 }
 
 #[test]
-fn held_udp_port_is_unreachable_for_strangers() {
+fn held_udp_port_is_unreachable_from_other_hosts() {
     in_netns(|| {
         let node = Node::new();
         let keeper = node.keeper("a");
@@ -93,14 +93,18 @@ fn held_udp_port_is_unreachable_for_strangers() {
                     }
                 });
             });
-            let stranger = thread.recv().unwrap();
+            let peer_thread = thread.recv().unwrap();
             ip(&format!(
-                "link add va type veth peer name vb netns {stranger}"
+                "link add va type veth peer name vb netns {peer_thread}"
             ));
             // from here, because a namespace of a thread has no name
             for (addresses, link, enter) in [
                 (["10.98.0.1/24", "fd98::1/64"], "va", String::new()),
-                (["10.98.0.2/24", "fd98::2/64"], "vb", stranger.to_string()),
+                (
+                    ["10.98.0.2/24", "fd98::2/64"],
+                    "vb",
+                    peer_thread.to_string(),
+                ),
             ] {
                 for address in addresses {
                     let nodad = if address.contains(':') { "nodad" } else { "" };
@@ -170,21 +174,21 @@ fn released_port_binds_again() {
 }
 
 #[test]
-fn port_of_a_stranger_is_refused_until_it_leaves() {
+fn port_of_another_process_is_refused_until_it_closes_it() {
     in_netns(|| {
         let node = Node::new();
         let keeper = node.keeper("a");
         let mut client = keeper.client();
         for protocol in [Tcp, Udp] {
             let wanted = ports(protocol, 20000, 3);
-            let stranger = bind_any(wanted[1]).unwrap();
+            let other_process = bind_any(wanted[1]).unwrap();
             let outcomes = block_on(client.hold(&wanted)).unwrap();
             assert_eq!(outcomes, [HoldOutcome::Held, IN_USE, HoldOutcome::Held]);
             let HoldOutcome::Refused(errno) = outcomes[1] else {
                 unreachable!()
             };
             assert!(errno.to_string().contains("in use"), "{errno}");
-            drop(stranger);
+            drop(other_process);
             assert_eq!(
                 block_on(client.hold(&wanted)).unwrap(),
                 [HoldOutcome::Held; 3]
@@ -207,7 +211,7 @@ fn port_of_a_stranger_is_refused_until_it_leaves() {
 }
 
 #[test]
-fn hold_is_idempotent_and_takes_what_was_asked_alone() {
+fn hold_is_idempotent_and_holds_only_the_requested_ports() {
     in_netns(|| {
         let node = Node::new();
         let keeper = node.keeper("a");
@@ -237,7 +241,7 @@ fn hold_is_idempotent_and_takes_what_was_asked_alone() {
 }
 
 #[test]
-fn held_port_is_no_source_port() {
+fn held_port_is_not_used_as_source_port() {
     in_netns(|| {
         fs::write("/proc/sys/net/ipv4/ip_local_port_range", "30000\t30009").unwrap();
         let node = Node::new();

@@ -1,4 +1,4 @@
-//! What the keeper makes of enforcers that crash, stall or talk nonsense.
+//! The keeper with clients that crash, stall or send invalid requests.
 
 use std::fs::{self, Permissions};
 use std::io::{Read, Write};
@@ -14,7 +14,7 @@ use portmapping_shared::Protocol::{Tcp, Udp};
 
 use crate::world::{KeeperProcess, Node, SOON, block_on, eventually, in_netns, ports};
 
-/// A connection without manners, past the greeting.
+/// A raw connection, after the greeting.
 fn raw(keeper: &KeeperProcess) -> UnixStream {
     let mut stream = UnixStream::connect(&keeper.socket).unwrap();
     stream.set_read_timeout(Some(SOON)).unwrap();
@@ -36,7 +36,7 @@ fn frame(json: &str) -> Vec<u8> {
 }
 
 #[test]
-fn crashed_client_leaves_its_holds() {
+fn ports_stay_held_when_the_client_crashes() {
     in_netns(|| {
         let node = Node::new();
         let keeper = node.keeper("a");
@@ -58,8 +58,8 @@ fn other_users_are_not_served() {
         let keeper = node.keeper("a");
         let mode = fs::metadata(&keeper.socket).unwrap().mode() & 0o777;
         assert_eq!(mode, 0o600);
-        // open everything, so that only the check of credentials is left; and a copy of this
-        // program where another user reaches it
+        // all permissions are open, so that only the check of credentials is left; the copy of this
+        // program is one that another user can execute
         fs::set_permissions(node.path("."), Permissions::from_mode(0o755)).unwrap();
         fs::set_permissions(&keeper.socket, Permissions::from_mode(0o666)).unwrap();
         let copy = node.path("client");
@@ -101,7 +101,7 @@ fn client() {
 }
 
 #[test]
-fn nonsense_is_answered_and_ends_its_connection_only() {
+fn an_invalid_request_gets_an_error_and_closes_only_its_connection() {
     in_netns(|| {
         let node = Node::new();
         let keeper = node.keeper("a");
@@ -151,7 +151,7 @@ fn nonsense_is_answered_and_ends_its_connection_only() {
             assert!(matches!(stream.read(&mut [0; 1]), Ok(0) | Err(_)));
             assert_eq!(block_on(polite.list()).unwrap().len(), 1);
         }
-        // unknown fields are for versions to come
+        // unknown fields belong to later versions
         let mut stream = raw(&keeper);
         let newer = r#"{"v":1,"why":"later","request":{"hold":[["TCP",20001]]}}"#;
         stream.write_all(&frame(newer)).unwrap();
@@ -160,7 +160,7 @@ fn nonsense_is_answered_and_ends_its_connection_only() {
 }
 
 #[test]
-fn slow_client_is_cut_off_and_delays_nobody() {
+fn slow_client_is_disconnected_and_delays_no_other_client() {
     in_netns(|| {
         let node = Node::new();
         let keeper = node.keeper("a");
@@ -171,7 +171,7 @@ fn slow_client_is_cut_off_and_delays_nobody() {
         trickling.write_all(&100_u32.to_be_bytes()).unwrap();
         let mut writer = trickling.try_clone().unwrap();
         std::thread::scope(|scope| {
-            // a byte every now and then does not buy time
+            // single bytes do not extend the limit
             let trickle = scope.spawn(move || {
                 while writer.write_all(b" ").is_ok() {
                     std::thread::sleep(Duration::from_millis(100));
@@ -217,7 +217,7 @@ fn newest_connection_is_served_when_there_are_many() {
 }
 
 #[test]
-fn client_hears_of_a_restarted_keeper() {
+fn client_reports_a_restarted_keeper() {
     in_netns(|| {
         let node = Node::new();
         let first = node.keeper("a");
@@ -258,7 +258,7 @@ fn client_hears_of_a_restarted_keeper() {
 }
 
 #[test]
-fn cancelled_request_does_not_shift_the_answers() {
+fn cancelled_request_does_not_mix_up_replies() {
     in_netns(|| {
         let node = Node::new();
         let keeper = node.keeper("a");

@@ -1,4 +1,4 @@
-//! Facts of a node that has much to say.
+//! Facts of a node with long settings.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,7 @@ use portmapping_shared::HostPort;
 use crate::world::in_netns;
 
 #[test]
-fn long_list_of_reserved_ports_is_read_whole() {
+fn long_list_of_reserved_ports_is_read_completely() {
     in_netns(|| {
         // the longest list there can be, in writes that the kernel takes
         let reserved: Vec<u16> = (1..=65535).step_by(2).collect();

@@ -1,4 +1,4 @@
-//! Rolling updates: the ports go from keeper to keeper, and nobody else gets one.
+//! Rolling updates: the ports go from keeper to keeper, and no other process gets one.
 
 use std::fs;
 use std::os::unix::net::UnixListener;
@@ -25,7 +25,7 @@ fn many() -> Vec<Port> {
     .concat()
 }
 
-/// Those of them that somebody could steal.
+/// Those of them that another process could bind.
 fn bindable() -> Vec<Port> {
     many()
         .into_iter()
@@ -51,7 +51,7 @@ fn assert_retired(keeper: &KeeperProcess) {
 }
 
 #[test]
-fn rolling_updates_leave_no_moment_unheld() {
+fn ports_stay_held_during_rolling_updates() {
     in_netns(|| {
         let node = Node::new();
         let mut old = node.keeper("0");
@@ -70,11 +70,11 @@ fn rolling_updates_leave_no_moment_unheld() {
             old = new;
         }
         println!("0 thefts in {} tries over 10 handovers", prober.finish());
-        // the sockets that came along are held in earnest
+        // the received sockets can be released
         let mut client = old.client();
         assert_eq!(block_on(client.release(&many())).unwrap(), many().len());
         for port in bindable() {
-            // the process before it keeps its copies until it has ended
+            // the previous keeper keeps its copies until it has ended
             eventually("the port is free", || bind_any(port).ok());
         }
     });
@@ -114,7 +114,7 @@ fn a_keeper_without_ports_ends_at_once_and_one_without_successor_in_time() {
 }
 
 #[test]
-fn watcher_hears_that_its_keeper_retired() {
+fn watcher_receives_that_its_keeper_retired() {
     in_netns(|| {
         let node = Node::new();
         let old = node.keeper("old");
@@ -131,13 +131,13 @@ fn watcher_hears_that_its_keeper_retired() {
         assert_eq!(
             old.list().unwrap(),
             many(),
-            "dead right after its start: nothing was lost"
+            "the new keeper died right after the handover: all ports are back"
         );
     });
 }
 
 #[test]
-fn new_keeper_killed_at_any_moment_leaves_the_old_one_whole() {
+fn old_keeper_keeps_all_ports_when_the_new_one_is_killed_at_any_moment() {
     in_netns(|| {
         let node = Node::new();
         let old = node.keeper("old");
@@ -145,7 +145,7 @@ fn new_keeper_killed_at_any_moment_leaves_the_old_one_whole() {
         let prober = Prober::start(bindable());
         for round in 0..40 {
             let new = node.spawn("new", &node.run_dir(), &[]);
-            thread::sleep(Duration::from_millis(round)); // the moment, not a wait
+            thread::sleep(Duration::from_millis(round)); // varies the moment of the kill
             new.kill();
             let whole = || old.list().filter(|held| *held == many());
             eventually("the old keeper goes on", whole);
@@ -158,7 +158,7 @@ fn new_keeper_killed_at_any_moment_leaves_the_old_one_whole() {
 }
 
 #[test]
-fn old_keeper_resumes_when_its_successor_ends_later() {
+fn old_keeper_becomes_active_when_its_successor_ends_later() {
     in_netns(|| {
         let node = Node::new();
         let old = node.keeper("old");
@@ -197,7 +197,7 @@ fn old_keeper_stays_retired_while_a_later_one_lives() {
 }
 
 #[test]
-fn dead_and_foreign_files_in_the_run_directory_do_no_harm() {
+fn files_of_dead_keepers_and_other_programs_in_the_run_directory_do_no_harm() {
     in_netns(|| {
         let node = Node::new();
         let old = node.keeper("old");
@@ -208,7 +208,7 @@ fn dead_and_foreign_files_in_the_run_directory_do_no_harm() {
         let run_dir = node.run_dir();
         fs::write(run_dir.join("keeper-0-1.sock"), "no socket").unwrap();
         std::os::unix::fs::symlink("/nowhere", run_dir.join("keeper-2-2.sock")).unwrap();
-        // a stream socket, listening; and a living foreigner by another name
+        // a listening stream socket, and the socket of another program
         let _stream = UnixListener::bind(run_dir.join("keeper-3-3.sock")).unwrap();
         let _other = UnixListener::bind(run_dir.join("other.sock")).unwrap();
         let start = Instant::now();
@@ -258,10 +258,10 @@ fn hung_peer_delays_the_start_by_seconds_only_and_is_asked_again() {
 }
 
 #[test]
-fn several_peers_are_all_taken_over_from() {
+fn ports_of_several_peers_are_taken_over() {
     in_netns(|| {
         let node = Node::new();
-        // each alone in a directory of its own, then both in one
+        // each in its own directory, then both in one
         let (one, two) = (
             node.spawn("1", &node.run_dir(), &[]),
             node.path("elsewhere"),
@@ -282,7 +282,7 @@ fn several_peers_are_all_taken_over_from() {
 }
 
 #[test]
-fn keepers_that_start_together_end_up_with_one_owner() {
+fn one_of_several_keepers_that_start_together_gets_all_ports() {
     in_netns(|| {
         let node = Node::new();
         let old = node.keeper("old");
@@ -305,9 +305,9 @@ fn keepers_that_start_together_end_up_with_one_owner() {
 }
 
 #[test]
-fn keepers_in_pid_namespaces_of_their_own_hand_over_and_end_on_sigterm() {
+fn keepers_in_separate_pid_namespaces_hand_over_and_end_on_sigterm() {
     in_netns(|| {
-        // as in containers: process 1, to whom signals without a handler are not delivered
+        // as in containers: process 1 does not receive signals without a handler
         let isolate = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"];
         let node = Node::new();
         let mut old = node.spawn("old", &node.run_dir(), &isolate);

@@ -1,4 +1,4 @@
-//! Limits of open files, and as many ports as they allow.
+//! The limit of open files, and as many ports as it allows.
 
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use portmapping_shared::Protocol::Tcp;
 use crate::world::{Node, block_on, eventually, in_netns, ports};
 
 #[test]
-fn range_over_the_hard_limit_is_refused_with_the_numbers() {
+fn a_range_over_the_hard_limit_is_refused_with_numbers() {
     in_netns(|| {
         let node = Node::new();
         let limited = ["prlimit", "--nofile=5000:5000"];
@@ -23,7 +23,7 @@ fn range_over_the_hard_limit_is_refused_with_the_numbers() {
 }
 
 #[test]
-fn soft_limit_is_raised_and_the_hard_one_answered_as_a_refusal() {
+fn soft_limit_is_raised_and_ports_over_the_hard_limit_are_refused() {
     in_netns(|| {
         let node = Node::new();
         let limited = ["prlimit", "--nofile=100:10100"];
@@ -39,7 +39,7 @@ fn soft_limit_is_raised_and_the_hard_one_answered_as_a_refusal() {
         assert!(outcomes[held..].iter().all(|outcome| *outcome == full));
         // connections still get through
         assert_eq!(keeper.list().unwrap().len(), held);
-        // and a keeper with less room leaves them where they are
+        // a keeper with a lower limit takes nothing over
         let mut smaller = node.spawn("b", &node.run_dir(), &["prlimit", "--nofile=10064:10064"]);
         assert!(!smaller.wait().success());
         assert!(smaller.log().contains("10036 sockets"), "{}", smaller.log());
@@ -50,7 +50,7 @@ fn soft_limit_is_raised_and_the_hard_one_answered_as_a_refusal() {
 }
 
 #[test]
-fn as_many_ports_as_the_limit_allows_are_held_and_handed_over() {
+fn all_ports_that_fit_into_the_limit_are_held_and_handed_over() {
     in_netns(|| {
         let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
         let count = u16::try_from(hard.saturating_sub(100).min(19_900)).unwrap();

@@ -1,4 +1,4 @@
-//! A start after enforcer and keeper have died together: ports with rules, and nobody who holds them.
+//! A start after enforcer and keeper have died together: mapped ports that no process holds.
 
 use std::time::Instant;
 
@@ -8,13 +8,13 @@ use portmapping_shared::Protocol::{Tcp, Udp};
 use crate::world::{Node, SOON, bind_any, block_on, in_netns, ports};
 
 #[test]
-fn mapped_ports_are_held_again_but_for_those_a_stranger_took() {
+fn mapped_ports_are_held_again_except_those_another_process_bound() {
     in_netns(|| {
         let node = Node::new();
         let keeper = node.keeper("a");
         let mapped = [ports(Tcp, 20000, 3), ports(Udp, 20000, 3)].concat();
         let (lost, whole) = (mapped[1], [&mapped[..1], &mapped[2..]].concat());
-        let stranger = bind_any(lost).unwrap();
+        let other_process = bind_any(lost).unwrap();
         let held = block_on(async {
             let mut client = KeeperClient::connect(&keeper.socket, SOON).await.unwrap();
             let mapped = mapped.iter().copied().collect();
@@ -32,6 +32,6 @@ fn mapped_ports_are_held_again_but_for_those_a_stranger_took() {
         for port in whole {
             assert!(bind_any(port).is_err(), "{port:?} is free");
         }
-        drop(stranger);
+        drop(other_process);
     });
 }

@@ -1,4 +1,4 @@
-//! Network namespaces, keeper processes, and somebody who wants their ports.
+//! Network namespaces, keeper processes, and a process that tries to bind their ports.
 
 use std::fs::{self, File};
 use std::future::Future;
@@ -65,11 +65,11 @@ pub(crate) fn ip(arguments: &str) {
     assert!(status.success(), "ip {arguments}: {status}");
 }
 
-/// Waits until the value is there.
-pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+/// Waits until there is a value, and returns it.
+pub(crate) fn eventually<T>(what: &str, mut value: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + SOON;
     loop {
-        if let Some(value) = look() {
+        if let Some(value) = value() {
             return value;
         }
         assert!(Instant::now() < deadline, "timed out waiting until {what}");
@@ -94,7 +94,7 @@ pub(crate) fn socket(domain: Domain, protocol: Protocol) -> Socket {
     Socket::new(domain, kind, None).unwrap()
 }
 
-/// Binds like any program of the node would.
+/// Binds as any program of the node would.
 pub(crate) fn bind(ip: IpAddr, (protocol, port): Port) -> io::Result<Socket> {
     let socket = socket(Domain::for_address(SocketAddr::from((ip, 0))), protocol);
     socket.bind(&SocketAddr::from((ip, port.get())).into())?;
@@ -106,7 +106,7 @@ pub(crate) fn bind_any(port: Port) -> io::Result<Socket> {
     bind(Ipv6Addr::UNSPECIFIED.into(), port)
 }
 
-/// A directory for sockets and logs, as the kubelet would make them.
+/// A directory for sockets and logs, as the kubelet creates it.
 pub(crate) struct Node {
     dir: TempDir,
 }
@@ -193,7 +193,7 @@ impl KeeperProcess {
         }
     }
 
-    /// What it holds; None where it is not on duty.
+    /// Returns what it holds; None if it is not active.
     pub(crate) fn list(&self) -> Option<Vec<Port>> {
         block_on(self.client().list())
             .ok()
@@ -228,7 +228,7 @@ impl Drop for KeeperProcess {
     }
 }
 
-/// Tries to bind each port in turn, without pause, and counts how often that works.
+/// Tries to bind each port in turn, without pause, and records every success.
 pub(crate) struct Prober {
     stop: Arc<AtomicBool>,
     tries: Arc<AtomicU64>,
@@ -262,15 +262,15 @@ impl Prober {
         }
     }
 
-    /// Waits for one more round over `ports` many ports.
+    /// Waits until it has tried `ports` more ports.
     pub(crate) fn round(&self, ports: usize) {
         let enough = self.tries.load(Ordering::Relaxed) + ports as u64;
-        eventually("the prober went round", || {
+        eventually("the prober has tried every port", || {
             (self.tries.load(Ordering::Relaxed) >= enough).then_some(())
         });
     }
 
-    /// Ends; panics where a port could be taken. Answers the tries.
+    /// Stops; panics if it could bind a port. Returns the number of tries.
     pub(crate) fn finish(mut self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
         let thefts = self.thread.take().unwrap().join().unwrap();

@@ -1,7 +1,6 @@
 //! Which directories and files are accepted.
 
-use std::fs::Permissions;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 
 use super::*;
@@ -111,4 +110,20 @@ fn only_one_keeper_has_the_lock() {
     assert!(run_dir.lock(soon()).unwrap().is_none());
     drop(held);
     assert!(run_dir.lock(soon()).unwrap().is_some());
+}
+
+#[test]
+fn other_users_cannot_open_the_lock() {
+    let dir = tempfile::tempdir().unwrap();
+    let run_dir = RunDir::open(dir.path()).unwrap();
+    let path = dir.path().join("lock");
+    // one that an earlier version left, and a new one
+    fs::write(&path, "").unwrap();
+    fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+    for _ in 0..2 {
+        let lock = run_dir.lock(Instant::now()).unwrap();
+        assert!(lock.is_some());
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        fs::remove_file(&path).unwrap();
+    }
 }

@@ -61,7 +61,7 @@ fn with(pointer: &str, value: Value) -> Value {
 }
 
 #[test]
-fn a_result_names_pod_sandbox_address_and_time() {
+fn a_result_has_pod_sandbox_address_and_time() {
     let sandbox = read(&bridge()).unwrap().unwrap();
     assert_eq!(sandbox.uid.as_str(), UID);
     assert_eq!(sandbox.id.as_str(), ID);
@@ -135,7 +135,7 @@ fn only_the_addresses_of_eth0_are_the_pods() {
 }
 
 #[test]
-fn loopback_and_further_networks_are_no_business_of_ours() {
+fn loopback_and_further_networks_are_ignored() {
     for name in ["lo", "net1", "eth1", "", "ETH0"] {
         assert_eq!(read(&with("/ifName", json!(name))), Ok(None), "{name}");
     }
@@ -150,7 +150,7 @@ fn an_interface_that_is_not_listed_makes_the_file_unusable() {
 }
 
 #[test]
-fn addresses_no_pod_can_have_are_left_out() {
+fn addresses_that_no_pod_can_have_are_ignored() {
     let unfit = [
         "0.0.0.0/0",
         "0.1.2.3/8",
@@ -172,9 +172,9 @@ fn addresses_no_pod_can_have_are_left_out() {
     for address in unfit {
         let alone = json!({"ips": [{"address": address}]});
         assert_eq!(addresses(&alone), Err(Unusable::NoAddress), "{address}");
-        let beside = json!({"ips": [{"address": address}, {"address": "10.1.0.2/16"}]});
+        let with_another = json!({"ips": [{"address": address}, {"address": "10.1.0.2/16"}]});
         assert_eq!(
-            addresses(&beside),
+            addresses(&with_another),
             Ok(vec!["10.1.0.2".to_owned()]),
             "{address}"
         );
@@ -182,7 +182,7 @@ fn addresses_no_pod_can_have_are_left_out() {
 }
 
 #[test]
-fn what_is_no_address_makes_the_file_unusable() {
+fn an_invalid_address_makes_the_file_unusable() {
     let broken = [
         "",
         "/",
@@ -215,13 +215,13 @@ fn what_is_no_address_makes_the_file_unusable() {
 }
 
 #[test]
-fn an_address_counts_once_and_a_mapped_one_as_what_it_maps() {
+fn duplicate_addresses_count_once_and_ipv4_mapped_ones_as_ipv4() {
     let result = json!({"ips": [{"address": "::ffff:10.1.0.2/120"}, {"address": "10.1.0.2/16"}]});
     assert_eq!(addresses(&result), Ok(vec!["10.1.0.2".to_owned()]));
 }
 
 #[test]
-fn a_pod_and_a_sandbox_must_be_named() {
+fn a_result_without_pod_or_sandbox_is_unusable() {
     let long = "a".repeat(64);
     for uid in ["", "a b", "a\nb", "-A KUBE", long.as_str()] {
         let args = json!([["K8S_POD_UID", uid]]);
@@ -275,7 +275,7 @@ fn other_formats_are_refused() {
 }
 
 #[test]
-fn cut_off_anywhere_it_is_unusable() {
+fn a_truncated_file_is_unusable() {
     let whole = bridge().to_string();
     for end in 0..whole.len() {
         assert!(read_text(&whole[..end]).is_err(), "{end}");
@@ -303,7 +303,7 @@ fn size_depth_and_number_are_bounded() {
 }
 
 #[test]
-fn bytes_that_are_no_text_are_unusable() {
+fn bytes_that_are_not_text_are_unusable() {
     let mut bytes = bridge().to_string().into_bytes();
     let at = bytes.windows(4).position(|w| w == b"eth0").unwrap();
     bytes[at] = 0xff;

@@ -28,7 +28,7 @@ fn file(name: &str) -> &OsStr {
 }
 
 #[test]
-fn a_removed_file_takes_its_sandbox_along() {
+fn a_removed_file_removes_its_sandbox() {
     let mut known = ResultFiles::default();
     assert_eq!(
         known.read(file("f"), Reading::Sandbox(sandbox("a"))),
@@ -39,7 +39,7 @@ fn a_removed_file_takes_its_sandbox_along() {
 }
 
 #[test]
-fn files_of_no_interest_come_and_go_unheard() {
+fn files_of_other_interfaces_cause_no_update() {
     let mut known = ResultFiles::default();
     for reading in [Reading::Other, broken(), Reading::Gone] {
         assert_eq!(known.read(file("f"), reading), []);
@@ -49,7 +49,7 @@ fn files_of_no_interest_come_and_go_unheard() {
 }
 
 #[test]
-fn a_half_written_file_is_mended_by_the_next_reading() {
+fn an_incomplete_file_is_used_once_it_is_complete() {
     let mut known = ResultFiles::default();
     assert_eq!(known.read(file("f"), broken()), []);
     assert_eq!(
@@ -77,7 +77,7 @@ fn a_file_rewritten_for_another_sandbox_ends_the_first() {
 }
 
 #[test]
-fn of_two_files_for_one_sandbox_the_first_removal_counts() {
+fn the_first_removal_counts_when_two_files_describe_one_sandbox() {
     let mut known = ResultFiles::default();
     let _ = known.read(file("delegate"), Reading::Sandbox(sandbox("a")));
     let _ = known.read(file("multus"), Reading::Sandbox(sandbox("a")));
@@ -86,7 +86,7 @@ fn of_two_files_for_one_sandbox_the_first_removal_counts() {
 }
 
 #[test]
-fn a_list_is_all_there_is() {
+fn a_list_replaces_everything_known_before() {
     let mut known = ResultFiles::default();
     let _ = known.read(file("old"), Reading::Sandbox(sandbox("old")));
     let _ = known.read(file("kept"), Reading::Sandbox(sandbox("kept")));
@@ -126,7 +126,7 @@ fn times(news: &SandboxUpdate) -> Vec<(String, Duration)> {
 }
 
 #[test]
-fn a_file_written_after_the_clock_was_set_back_is_the_later_one() {
+fn a_file_written_after_the_clock_was_set_back_is_later() {
     let mut known = ResultFiles::default();
     let before = times(&known.read(file("1"), written_at("a", 1000))[0]);
     let after = times(&known.read(file("2"), written_at("b", 10))[0]);
@@ -161,7 +161,7 @@ fn a_file_read_again_unchanged_keeps_its_time_and_a_changed_one_is_the_latest() 
 }
 
 #[test]
-fn what_a_list_finds_new_is_later_than_what_was_known_and_else_ordered_by_its_time() {
+fn new_files_of_a_list_are_later_than_known_ones_and_ordered_by_time() {
     let mut known = ResultFiles::default();
     let found = known.listed(vec![
         (file("2").to_owned(), written_at("b", 30)),

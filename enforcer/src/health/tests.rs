@@ -1,0 +1,66 @@
+//! Which listener answers what.
+
+use portmapping_enforcer_core::{Config, NodeState, Recovered};
+use portmapping_shared::PortSet;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+fn config() -> Config {
+    Config {
+        range: "20000-20009".parse().unwrap(),
+        excluded: PortSet::default(),
+        cooldown: Duration::ZERO,
+        quarantine: Duration::ZERO,
+        max_ports: 1,
+        ipv6: false,
+    }
+}
+
+async fn get_over_tcp(address: std::net::SocketAddr, route: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {route} HTTP/1.0\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn state_is_served_on_the_unix_socket_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("admin.sock");
+    let (requests, mut received) = mpsc::channel::<StateRequest>(1);
+    let routers = Routers::new(Readiness::default(), Registry::default(), requests);
+    let token = CancellationToken::new();
+    let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = tcp.local_addr().unwrap();
+    let unix = admin_listener(&path).unwrap();
+    tokio::spawn(admin::serve(unix, routers.unix, token.clone()));
+    tokio::spawn(admin::serve(tcp, routers.tcp, token.clone()));
+    tokio::spawn(async move {
+        while let Some(request) = received.recv().await {
+            let state = NodeState::recover(config(), 1, Duration::ZERO, Recovered::default());
+            request.send(state.status()).unwrap();
+        }
+    });
+
+    assert_eq!(
+        admin::probe(&path, "/state", LIMIT).await.unwrap().status,
+        200
+    );
+    for (route, status) in [
+        ("/state", " 404 "),
+        ("/healthz", " 200 "),
+        ("/metrics", " 200 "),
+    ] {
+        let answer = get_over_tcp(address, route).await;
+        let first = answer.lines().next().unwrap_or_default();
+        assert!(first.contains(status), "{route}: {first}");
+    }
+    token.cancel();
+}
