@@ -18,12 +18,14 @@ mod relay;
 mod role_name;
 pub mod roles;
 pub(crate) mod state;
+mod verdict;
 
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -33,6 +35,7 @@ pub use self::lookup::Process;
 use self::config::{Config, Spec};
 use self::network::Machine;
 use self::role_name::machine;
+use self::verdict::Tests;
 use crate::artifacts::image;
 use crate::process;
 
@@ -53,7 +56,11 @@ pub struct Cluster {
 #[derive(Debug)]
 enum Home {
     /// Ends with this value.
-    Owned { spec: Box<Spec>, owner: Child },
+    Owned {
+        spec: Box<Spec>,
+        owner: Child,
+        tests: Mutex<Tests>,
+    },
     /// Outlives this process.
     Shared { spec: Box<Spec> },
     /// Known by its API server alone.
@@ -70,6 +77,7 @@ impl Cluster {
             home: Home::Owned {
                 spec: Box::new(spec),
                 owner,
+                tests: Mutex::default(),
             },
         })
     }
@@ -109,9 +117,7 @@ impl Cluster {
 
     /// Takes the cluster of this name down and removes everything it left. False when there was none.
     pub fn destroy(name: &str) -> Result<bool> {
-        let found = state::destroy(name)?;
-        launch::forget(name);
-        Ok(found)
+        state::destroy(name)
     }
 
     fn shared(spec: Spec) -> Self {
@@ -322,7 +328,7 @@ impl Cluster {
 
     /// The name of the cluster that was ended, if it was this value's to end.
     fn end(&mut self) -> Result<Option<String>> {
-        let Home::Owned { spec, owner } = &mut self.home else {
+        let Home::Owned { spec, owner, .. } = &mut self.home else {
             return Ok(None);
         };
         let name = spec.config.name.clone();

@@ -21,6 +21,7 @@ const NEED_OUR_CLUSTER: &[&str] = &[
     "map_start::",
     "survive_losses::",
     "survive_node::",
+    "survive_rotation::",
     "uninstall::",
     "webhook_service::no_creation_fails_while_replicas_are_replaced_and_ended",
 ];

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{Cluster, components, launch};
+use super::{Cluster, components, launch, pki};
 use crate::wait::{Probe, until};
 
 /// How long a program that has ended may take to be started anew.
@@ -53,6 +53,15 @@ impl Cluster {
                 Probe::Missing("not noticed yet".into())
             })
         })
+    }
+
+    /// Adds a certificate to the bundle of authorities that every pod gets, which is the first step of
+    /// a rotation. The controller manager reads the file when it starts, so it starts again.
+    pub fn add_authority(&self) -> Result<()> {
+        pki::add_authority(self.own_spec("add an authority")?)?;
+        let publisher = ("control-plane", "kube-controller-manager");
+        self.stop_component(publisher.0, publisher.1)?;
+        self.resume_component(publisher.0, publisher.1)
     }
 
     /// The pid of such a program, as this machine sees it.

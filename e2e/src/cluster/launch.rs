@@ -113,17 +113,7 @@ fn complain(error: &anyhow::Error) {
 fn lock(name: &str) -> Result<fs::File> {
     let folder = paths::clusters();
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
-    cache::lock(&lock_file(name), &format!("the cluster {name}"))
-}
-
-fn lock_file(name: &str) -> PathBuf {
-    paths::clusters().join(format!("{name}.lock"))
-}
-
-/// Removes the last trace of a cluster. Somebody who waits for this very file and gets it is stopped by
-/// the lock in the state folder.
-pub(crate) fn forget(name: &str) {
-    let _ = fs::remove_file(lock_file(name));
+    cache::lock(&state::lock_file(name), &format!("the cluster {name}"))
 }
 
 fn boot(spec: &Spec, attached: bool) -> Result<Child> {

@@ -25,11 +25,20 @@ use crate::wait::{self, Probe};
 /// What a front end reads from the owner's standard output, a line each.
 pub(crate) const UP: &str = "up";
 pub(crate) const FAILED: &str = "failed ";
+
+/// What a test process writes to the owner's standard input; the last byte counts when it ends.
+pub(crate) const KEEP: u8 = b'k';
+pub(crate) const REMOVE: u8 = b'r';
+
 const BOOT_LIMIT: Duration = Duration::from_mins(4);
 
 enum Event {
     /// Asked to end, with the reason.
     Stop(&'static str),
+    /// Standard input has ended; whether the folder is to be removed.
+    InputEnded {
+        remove: bool,
+    },
     Booted(Result<()>),
     InitEnded,
 }
@@ -52,6 +61,7 @@ pub(crate) fn run(spec: &Spec, attached: bool) -> Result<()> {
     watch_init(&mut init, &sender);
 
     let mut outcome = Ok(());
+    let mut unwanted = false;
     for event in events {
         match event {
             Event::Booted(Ok(())) => say(UP),
@@ -70,6 +80,11 @@ pub(crate) fn run(spec: &Spec, attached: bool) -> Result<()> {
                 eprintln!("ending: {reason}");
                 break;
             }
+            Event::InputEnded { remove } => {
+                eprintln!("ending: the process that started this cluster is gone");
+                unwanted = remove;
+                break;
+            }
         }
     }
     // Gone or not: wait returns when the last process of the namespace is gone.
@@ -78,6 +93,8 @@ pub(crate) fn run(spec: &Spec, attached: bool) -> Result<()> {
     let left = cgroups::sweep(&spec.cgroup(), Duration::from_secs(5));
     if !left.is_empty() {
         eprintln!("could not remove these cgroups: {left:?}");
+    } else if unwanted {
+        state::remove(&spec.config.name)?;
     }
     outcome
 }
@@ -118,8 +135,10 @@ fn watch_signals(sender: &Sender<Event>) -> Result<()> {
 fn watch_input(sender: &Sender<Event>) {
     let sender = sender.clone();
     thread::spawn(move || {
-        let _ = std::io::stdin().read_to_end(&mut Vec::new());
-        let _ = sender.send(Event::Stop("whoever started this cluster is gone"));
+        let mut words = Vec::new();
+        let _ = std::io::stdin().read_to_end(&mut words);
+        let remove = words.last() == Some(&REMOVE);
+        let _ = sender.send(Event::InputEnded { remove });
     });
 }
 

@@ -76,16 +76,29 @@ pub(crate) fn create(spec: &Spec, relay_port: u16) -> Result<()> {
     private(Path::new(&spec.pki("tokens.csv")), &tokens)
 }
 
-fn certificates(spec: &Spec) -> Result<()> {
-    let folder = spec.state.join("pki");
-    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
-    let authority_key = KeyPair::generate()?;
+/// Appends the certificate of a new authority, which has signed nothing yet, to the bundle.
+pub(crate) fn add_authority(spec: &Spec) -> Result<()> {
+    let certificate = authority(spec)?.self_signed(&KeyPair::generate()?)?;
+    let path = spec.pki("ca.crt");
+    let bundle = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    public(&path, &(bundle + &certificate.pem()))
+}
+
+fn authority(spec: &Spec) -> Result<CertificateParams> {
     let mut params = dated(Vec::new())?;
     params
         .distinguished_name
         .push(DnType::CommonName, format!("{} CA", spec.config.name));
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    Ok(params)
+}
+
+fn certificates(spec: &Spec) -> Result<()> {
+    let folder = spec.state.join("pki");
+    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    let authority_key = KeyPair::generate()?;
+    let params = authority(spec)?;
     let authority = params.self_signed(&authority_key)?;
     public(&spec.pki("ca.crt"), &authority.pem())?;
     let issuer = Issuer::new(params, authority_key);

@@ -112,8 +112,22 @@ pub(crate) fn destroy(name: &str) -> Result<bool> {
     if !left.is_empty() {
         bail!("could not remove the cgroups {left:?}: processes of the cluster still run in them");
     }
-    fs::remove_dir_all(&state).with_context(|| format!("remove {}", state.display()))?;
+    remove(name)?;
     Ok(true)
+}
+
+/// The file that whoever boots or removes the cluster locks.
+pub(crate) fn lock_file(name: &str) -> PathBuf {
+    paths::clusters().join(format!("{name}.lock"))
+}
+
+/// Removes the folder of a cluster that has ended, and the file of its lock. A process that waits for
+/// this very file and gets it is stopped by the lock in the folder.
+pub(crate) fn remove(name: &str) -> Result<()> {
+    let state = folder(name);
+    fs::remove_dir_all(&state).with_context(|| format!("remove {}", state.display()))?;
+    let _ = fs::remove_file(lock_file(name));
+    Ok(())
 }
 
 /// Removes the folders of clusters that ended by themselves more than a day ago. Best effort.

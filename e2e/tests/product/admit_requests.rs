@@ -37,156 +37,161 @@ const INVALID: [(&str, &str); 12] = [
 
 #[test]
 fn a_broken_request_is_refused_with_the_reason_and_a_way_out() -> Result<()> {
-    let cluster = shared();
-    Space::with(&cluster, "admit-invalid", |space| {
-        let plain = pod(
-            "broken",
-            &["--http", "9040"],
-            &json!([{ "containerPort": 9040 }]),
-        );
-        for (value, why) in INVALID {
-            let (fine, said) = space.try_create(&annotated(plain.clone(), value), &[])?;
-            ensure!(!fine, "{value} was accepted: {said}");
-            ensure!(
-                said.contains(why),
-                "{value} was refused without {why:?}: {said}"
+    shared(|cluster| {
+        Space::with(cluster, "admit-invalid", |space| {
+            let plain = pod(
+                "broken",
+                &["--http", "9040"],
+                &json!([{ "containerPort": 9040 }]),
             );
+            for (value, why) in INVALID {
+                let (fine, said) = space.try_create(&annotated(plain.clone(), value), &[])?;
+                ensure!(!fine, "{value} was accepted: {said}");
+                ensure!(
+                    said.contains(why),
+                    "{value} was refused without {why:?}: {said}"
+                );
+                ensure!(
+                    said.contains(value),
+                    "the refusal of {value} does not quote it: {said}"
+                );
+                let way_out = r#"[{"containerPort":9040,"protocol":"TCP"}]"#;
+                ensure!(
+                    said.contains(way_out),
+                    "the refusal of {value} shows no way out: {said}"
+                );
+            }
+            let many: Vec<_> = (1..=65).map(|n| json!({ "containerPort": n })).collect();
+            let many = annotated(plain, &json!(many).to_string());
+            let (fine, said) = space.try_create(&many, &[])?;
             ensure!(
-                said.contains(value),
-                "the refusal of {value} does not quote it: {said}"
+                !fine && said.contains("asks for 65 ports, more than the 64"),
+                "{said}"
             );
-            let way_out = r#"[{"containerPort":9040,"protocol":"TCP"}]"#;
+            let pods = space.get(&["pods"])?;
             ensure!(
-                said.contains(way_out),
-                "the refusal of {value} shows no way out: {said}"
+                pods["items"] == json!([]),
+                "a refused pod is there all the same"
             );
-        }
-        let many: Vec<_> = (1..=65).map(|n| json!({ "containerPort": n })).collect();
-        let many = annotated(plain, &json!(many).to_string());
-        let (fine, said) = space.try_create(&many, &[])?;
-        ensure!(
-            !fine && said.contains("asks for 65 ports, more than the 64"),
-            "{said}"
-        );
-        let pods = space.get(&["pods"])?;
-        ensure!(
-            pods["items"] == json!([]),
-            "a refused pod is there all the same"
-        );
-        Ok(())
+            Ok(())
+        })
     })
 }
 
 #[test]
 fn a_copied_result_counts_as_empty_and_warns() -> Result<()> {
-    let cluster = shared();
-    Space::with(&cluster, "admit-copied", |space| {
-        let copied = r#"[{"hostPort":22,"containerPort":9040,"protocol":"TCP","podName":"other","podIP":"10.99.99.99"}]"#;
-        let copy = pod(
-            "copy",
-            &["--http", "9040"],
-            &json!([{ "containerPort": 9040 }]),
-        );
-        let mut copy = annotated(copy, copied);
-        copy["metadata"]["annotations"]["host-port.tkestack.io/web"] = json!("22");
-        let said = space.create(&copy)?;
-        ensure!(
-            said.contains("Warning:") && said.contains("it was reset"),
-            "no warning: {said}"
-        );
-        let copy = space.ready("copy")?;
-        let mapped = entries(&copy)?;
-        ensure!(
-            mapped[0].pod_name == "copy" && mapped[0].host_port != 22,
-            "{mapped:?}"
-        );
-        let notes = copy["metadata"]["annotations"]
-            .as_object()
-            .context("no annotations")?;
-        ensure!(
-            !notes.contains_key("host-port.tkestack.io/web"),
-            "{notes:?}"
-        );
-        Ok(())
+    shared(|cluster| {
+        Space::with(cluster, "admit-copied", |space| {
+            let copied = r#"[{"hostPort":22,"containerPort":9040,"protocol":"TCP","podName":"other","podIP":"10.99.99.99"}]"#;
+            let copy = pod(
+                "copy",
+                &["--http", "9040"],
+                &json!([{ "containerPort": 9040 }]),
+            );
+            let mut copy = annotated(copy, copied);
+            copy["metadata"]["annotations"]["host-port.tkestack.io/web"] = json!("22");
+            let said = space.create(&copy)?;
+            ensure!(
+                said.contains("Warning:") && said.contains("it was reset"),
+                "no warning: {said}"
+            );
+            let copy = space.ready("copy")?;
+            let mapped = entries(&copy)?;
+            ensure!(
+                mapped[0].pod_name == "copy" && mapped[0].host_port != 22,
+                "{mapped:?}"
+            );
+            let notes = copy["metadata"]["annotations"]
+                .as_object()
+                .context("no annotations")?;
+            ensure!(
+                !notes.contains_key("host-port.tkestack.io/web"),
+                "{notes:?}"
+            );
+            Ok(())
+        })
     })
 }
 
 #[test]
 fn a_mark_of_the_users_own_is_written_over() -> Result<()> {
-    let cluster = shared();
-    Space::with(&cluster, "admit-mark", |space| {
-        let mut marked = mapped_pod("marked");
-        marked["metadata"]["annotations"][MARK] =
-            json!(r#"[{"containerPort":22,"protocol":"TCP"}]"#);
-        space.create(&marked)?;
-        let marked = space.ready("marked")?;
-        let mark = marked["metadata"]["annotations"][MARK]
-            .as_str()
-            .context("no mark")?;
-        ensure!(
-            mark == r#"[{"containerPort":9040,"protocol":"TCP"}]"#,
-            "{mark}"
-        );
-        ensure!(entries(&marked)?.len() == 1 && entries(&marked)?[0].container_port == 9040);
-        Ok(())
+    shared(|cluster| {
+        Space::with(cluster, "admit-mark", |space| {
+            let mut marked = mapped_pod("marked");
+            marked["metadata"]["annotations"][MARK] =
+                json!(r#"[{"containerPort":22,"protocol":"TCP"}]"#);
+            space.create(&marked)?;
+            let marked = space.ready("marked")?;
+            let mark = marked["metadata"]["annotations"][MARK]
+                .as_str()
+                .context("no mark")?;
+            ensure!(
+                mark == r#"[{"containerPort":9040,"protocol":"TCP"}]"#,
+                "{mark}"
+            );
+            ensure!(entries(&marked)?.len() == 1 && entries(&marked)?[0].container_port == 9040);
+            Ok(())
+        })
     })
 }
 
 #[test]
 fn a_dry_run_shows_the_patched_pod_and_changes_nothing() -> Result<()> {
-    let cluster = shared();
-    Space::with(&cluster, "admit-dry-run", |space| {
-        let more = ["--dry-run=server", "-o", "json"];
-        let (fine, said) = space.try_create(&mapped_pod("dry"), &more)?;
-        ensure!(fine, "{said}");
-        let dry: serde_json::Value = serde_json::from_str(&said).context("no JSON")?;
-        ensure!(
-            dry["spec"]["readinessGates"] == json!([{ "conditionType": ANNOTATION }]),
-            "{said}"
-        );
-        ensure!(annotation(&dry) == Some(""), "{said}");
-        let (fine, said) = space.try_create(
-            &annotated(
-                pod("dry", &["--http", "1"], &json!([{ "containerPort": 1 }])),
-                "broken",
-            ),
-            &more,
-        )?;
-        ensure!(!fine && said.contains("is no port request"), "{said}");
-        ensure!(
-            space.get(&["pods"])?["items"] == json!([]),
-            "a dry run made a pod"
-        );
-        Ok(())
+    shared(|cluster| {
+        Space::with(cluster, "admit-dry-run", |space| {
+            let more = ["--dry-run=server", "-o", "json"];
+            let (fine, said) = space.try_create(&mapped_pod("dry"), &more)?;
+            ensure!(fine, "{said}");
+            let dry: serde_json::Value = serde_json::from_str(&said).context("no JSON")?;
+            ensure!(
+                dry["spec"]["readinessGates"] == json!([{ "conditionType": ANNOTATION }]),
+                "{said}"
+            );
+            ensure!(annotation(&dry) == Some(""), "{said}");
+            let (fine, said) = space.try_create(
+                &annotated(
+                    pod("dry", &["--http", "1"], &json!([{ "containerPort": 1 }])),
+                    "broken",
+                ),
+                &more,
+            )?;
+            ensure!(!fine && said.contains("is no port request"), "{said}");
+            ensure!(
+                space.get(&["pods"])?["items"] == json!([]),
+                "a dry run made a pod"
+            );
+            Ok(())
+        })
     })
 }
 
 #[test]
 fn applying_the_manifests_again_keeps_certificate_and_registration() -> Result<()> {
-    let cluster = shared();
-    let system = e2e::install::NAMESPACE;
-    let look = || -> Result<_> {
-        let hook = get(&cluster, &["mutatingwebhookconfiguration", "portmapping"])?;
-        let secret = get(
-            &cluster,
-            &["-n", system, "secret", "portmapping-webhook-tls"],
-        )?;
-        let bundle = hook["webhooks"][0]["clientConfig"]["caBundle"].clone();
-        ensure!(bundle.is_string(), "there is no caBundle: {hook}");
-        ensure!(secret["data"].is_object(), "the Secret is empty");
-        Ok((bundle, secret["data"].clone()))
-    };
-    let before = look()?;
-    let base = e2e::paths::manifests().join("base");
-    for more in [&[][..], &["--server-side", "--force-conflicts"]] {
-        let mut apply = cluster.kubectl();
-        apply.arg("apply").args(more).arg("-k").arg(&base);
-        let output = apply.output().context("run kubectl apply")?;
-        ensure!(output.status.success(), "{output:?}");
-        ensure!(
-            look()? == before,
-            "certificate or caBundle changed after apply {more:?}"
-        );
-    }
-    Ok(())
+    shared(|cluster| {
+        let system = e2e::install::NAMESPACE;
+        let look = || -> Result<_> {
+            let hook = get(cluster, &["mutatingwebhookconfiguration", "portmapping"])?;
+            let secret = get(
+                cluster,
+                &["-n", system, "secret", "portmapping-webhook-tls"],
+            )?;
+            let bundle = hook["webhooks"][0]["clientConfig"]["caBundle"].clone();
+            ensure!(bundle.is_string(), "there is no caBundle: {hook}");
+            ensure!(secret["data"].is_object(), "the Secret is empty");
+            Ok((bundle, secret["data"].clone()))
+        };
+        let before = look()?;
+        let base = e2e::paths::manifests().join("base");
+        for more in [&[][..], &["--server-side", "--force-conflicts"]] {
+            let mut apply = cluster.kubectl();
+            apply.arg("apply").args(more).arg("-k").arg(&base);
+            let output = apply.output().context("run kubectl apply")?;
+            ensure!(output.status.success(), "{output:?}");
+            ensure!(
+                look()? == before,
+                "certificate or caBundle changed after apply {more:?}"
+            );
+        }
+        Ok(())
+    })
 }

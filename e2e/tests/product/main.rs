@@ -21,5 +21,6 @@ mod support;
 mod survive_faults;
 mod survive_losses;
 mod survive_node;
+mod survive_rotation;
 mod uninstall;
 mod webhook_service;

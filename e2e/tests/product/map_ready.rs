@@ -31,31 +31,31 @@ struct Seen {
 
 #[test]
 fn a_client_that_connects_when_ready_is_seen_gets_through() -> Result<()> {
-    let cluster = shared();
-    Space::with(&cluster, "ready", |space| {
-        let nodes = node_addresses(&cluster)?;
-        let (ready, seen) = mpsc::channel::<Seen>();
-        let asker = at(&cluster, "client", move || {
-            let ask = |pod: Seen| {
-                tcp(pod.endpoint)
-                    .with_context(|| format!("{} at {} was Ready", pod.name, pod.endpoint))
-                    .and_then(|answer| {
-                        ensure!(answer == pod.name, "{} answered {answer:?}", pod.name);
-                        Ok(())
-                    })
-            };
-            seen.iter().map(ask).collect::<Vec<Result<()>>>()
-        })?;
-        let template = pod(
-            "unused",
-            &["--tcp", "9040"],
-            &json!([{ "containerPort": 9040 }]),
-        );
-        let mut template = annotated(template, "");
-        // without a probe Ready says that a container runs, not that its program listens already
-        template["spec"]["containers"][0]["readinessProbe"] =
-            json!({ "tcpSocket": { "port": 9040 }, "periodSeconds": 1 });
-        space.create(&json!({
+    shared(|cluster| {
+        Space::with(cluster, "ready", |space| {
+            let nodes = node_addresses(cluster)?;
+            let (ready, seen) = mpsc::channel::<Seen>();
+            let asker = at(cluster, "client", move || {
+                let ask = |pod: Seen| {
+                    tcp(pod.endpoint)
+                        .with_context(|| format!("{} at {} was Ready", pod.name, pod.endpoint))
+                        .and_then(|answer| {
+                            ensure!(answer == pod.name, "{} answered {answer:?}", pod.name);
+                            Ok(())
+                        })
+                };
+                seen.iter().map(ask).collect::<Vec<Result<()>>>()
+            })?;
+            let template = pod(
+                "unused",
+                &["--tcp", "9040"],
+                &json!([{ "containerPort": 9040 }]),
+            );
+            let mut template = annotated(template, "");
+            // without a probe Ready says that a container runs, not that its program listens already
+            template["spec"]["containers"][0]["readinessProbe"] =
+                json!({ "tcpSocket": { "port": 9040 }, "periodSeconds": 1 });
+            space.create(&json!({
             "apiVersion": "apps/v1",
             "kind": "Deployment",
             "metadata": { "name": "crowd" },
@@ -68,22 +68,23 @@ fn a_client_that_connects_when_ready_is_seen_gets_through() -> Result<()> {
                 },
             },
         }))?;
-        watch(cluster.kubeconfig(), "ready", &nodes, &ready)?;
-        drop(ready);
-        let outcomes = asker.join().ok().context("the asking thread panicked")??;
-        let failed: Vec<String> = outcomes
-            .iter()
-            .filter_map(|o| o.as_ref().err())
-            .map(|e| format!("{e:#}"))
-            .collect();
-        ensure!(outcomes.len() == PODS, "{} pods were asked", outcomes.len());
-        footprint(&cluster)?;
-        ensure!(
-            failed.is_empty(),
-            "{} of {PODS} failed: {failed:?}",
-            failed.len()
-        );
-        Ok(())
+            watch(cluster.kubeconfig(), "ready", &nodes, &ready)?;
+            drop(ready);
+            let outcomes = asker.join().ok().context("the asking thread panicked")??;
+            let failed: Vec<String> = outcomes
+                .iter()
+                .filter_map(|o| o.as_ref().err())
+                .map(|e| format!("{e:#}"))
+                .collect();
+            ensure!(outcomes.len() == PODS, "{} pods were asked", outcomes.len());
+            footprint(cluster)?;
+            ensure!(
+                failed.is_empty(),
+                "{} of {PODS} failed: {failed:?}",
+                failed.len()
+            );
+            Ok(())
+        })
     })
 }
 

@@ -52,157 +52,161 @@ fn judge(calls: &[Call]) -> Result<usize> {
 
 #[test]
 fn a_pod_is_reached_at_its_first_words() -> Result<()> {
-    let cluster = shared();
-    Space::with(&cluster, "first-words", |space| {
-        let collector = Collector::start(&cluster, &space.name)?;
-        let mut known = 0;
-        for n in 0..ONE_BY_ONE {
-            space.create(&announcing(&format!("alone-{n}"), &collector))?;
-            known += judge(&collector.take(1, LIMIT)?)?;
-        }
-        let pods: Vec<Value> = (0..TOGETHER)
-            .map(|n| announcing(&format!("together-{n}"), &collector))
-            .collect();
-        space.create(&json!({ "apiVersion": "v1", "kind": "List", "items": pods }))?;
-        known += judge(&collector.take(TOGETHER, LIMIT)?)?;
-        let all = ONE_BY_ONE + TOGETHER;
-        println!(
-            "{all} of {all} pods answered at their first words; {known} were published by then"
-        );
-        Ok(())
+    shared(|cluster| {
+        Space::with(cluster, "first-words", |space| {
+            let collector = Collector::start(cluster, &space.name)?;
+            let mut known = 0;
+            for n in 0..ONE_BY_ONE {
+                space.create(&announcing(&format!("alone-{n}"), &collector))?;
+                known += judge(&collector.take(1, LIMIT)?)?;
+            }
+            let pods: Vec<Value> = (0..TOGETHER)
+                .map(|n| announcing(&format!("together-{n}"), &collector))
+                .collect();
+            space.create(&json!({ "apiVersion": "v1", "kind": "List", "items": pods }))?;
+            known += judge(&collector.take(TOGETHER, LIMIT)?)?;
+            let all = ONE_BY_ONE + TOGETHER;
+            println!(
+                "{all} of {all} pods answered at their first words; {known} were published by then"
+            );
+            Ok(())
+        })
     })
 }
 
 #[test]
 fn a_sandbox_made_anew_keeps_its_host_ports() -> Result<()> {
-    let cluster = alone();
-    Space::with(&cluster, "new-sandbox", |space| {
-        let node = "node1";
-        let web = pod(
-            "web",
-            &["--tcp", "9040"],
-            &json!([{ "containerPort": 9040 }]),
-        );
-        space.create(&on_node(annotated(web, ""), node))?;
-        let before = space.ready("web")?;
-        let entry = entries(&before)?.remove(0);
-        let endpoint = space.endpoint(&before, &entry)?;
-        space.answers(&before, &entry, Way::Tcp)?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let until = Arc::clone(&stop);
-        let caller = at(&cluster, "client", move || {
-            let mut answers = Vec::new();
-            while !until.load(Ordering::Relaxed) {
-                answers.extend(tcp(endpoint));
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            answers
-        })?;
-        let uid = before["metadata"]["uid"].as_str().context("no uid")?;
-        kill(pause_of(space, node, uid)?, Signal::SIGKILL).context("kill the sandbox")?;
-        // others want addresses, maybe the one that has just come free
-        for n in 0..10 {
-            space.create(&on_node(mapped_pod(&format!("other-{n}")), node))?;
-        }
-        let after = eventually("the pod to be back at a new address", || {
-            let after = space.pod("web")?;
-            ensure!(
-                after["status"]["podIP"] != before["status"]["podIP"],
-                "still at {}",
-                after["status"]["podIP"]
+    alone(|cluster| {
+        Space::with(cluster, "new-sandbox", |space| {
+            let node = "node1";
+            let web = pod(
+                "web",
+                &["--tcp", "9040"],
+                &json!([{ "containerPort": 9040 }]),
             );
+            space.create(&on_node(annotated(web, ""), node))?;
+            let before = space.ready("web")?;
+            let entry = entries(&before)?.remove(0);
+            let endpoint = space.endpoint(&before, &entry)?;
+            space.answers(&before, &entry, Way::Tcp)?;
+            let stop = Arc::new(AtomicBool::new(false));
+            let until = Arc::clone(&stop);
+            let caller = at(cluster, "client", move || {
+                let mut answers = Vec::new();
+                while !until.load(Ordering::Relaxed) {
+                    answers.extend(tcp(endpoint));
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                answers
+            })?;
+            let uid = before["metadata"]["uid"].as_str().context("no uid")?;
+            kill(pause_of(space, node, uid)?, Signal::SIGKILL).context("kill the sandbox")?;
+            // others want addresses, maybe the one that has just come free
+            for n in 0..10 {
+                space.create(&on_node(mapped_pod(&format!("other-{n}")), node))?;
+            }
+            let after = eventually("the pod to be back at a new address", || {
+                let after = space.pod("web")?;
+                ensure!(
+                    after["status"]["podIP"] != before["status"]["podIP"],
+                    "still at {}",
+                    after["status"]["podIP"]
+                );
+                let again = entries(&after)?.remove(0);
+                ensure!(
+                    after["status"]["podIP"] == json!(again.pod_ip),
+                    "published for {}",
+                    again.pod_ip
+                );
+                space.answers(&after, &again, Way::Tcp)?;
+                Ok(after)
+            })?;
+            stop.store(true, Ordering::Relaxed);
+            let answers = caller.join().ok().context("the caller panicked")??;
+            let wrong: Vec<&String> = answers.iter().filter(|name| *name != "web").collect();
+            ensure!(wrong.is_empty(), "other pods answered: {wrong:?}");
+            ensure!(!answers.is_empty(), "nothing was proven");
             let again = entries(&after)?.remove(0);
             ensure!(
-                after["status"]["podIP"] == json!(again.pod_ip),
-                "published for {}",
-                again.pod_ip
+                again.host_port == entry.host_port,
+                "the port moved to {}",
+                again.host_port
             );
-            space.answers(&after, &again, Way::Tcp)?;
-            Ok(after)
-        })?;
-        stop.store(true, Ordering::Relaxed);
-        let answers = caller.join().ok().context("the caller panicked")??;
-        let wrong: Vec<&String> = answers.iter().filter(|name| *name != "web").collect();
-        ensure!(wrong.is_empty(), "other pods answered: {wrong:?}");
-        ensure!(!answers.is_empty(), "nothing was proven");
-        let again = entries(&after)?.remove(0);
-        ensure!(
-            again.host_port == entry.host_port,
-            "the port moved to {}",
-            again.host_port
-        );
-        ensure!(
-            before["metadata"]["uid"] == after["metadata"]["uid"],
-            "it is another pod"
-        );
-        Ok(())
+            ensure!(
+                before["metadata"]["uid"] == after["metadata"]["uid"],
+                "it is another pod"
+            );
+            Ok(())
+        })
     })
 }
 
 #[test]
 fn a_mapping_ends_and_comes_back_with_the_runtimes_result() -> Result<()> {
-    let cluster = shared();
-    Space::with(&cluster, "result", |space| {
-        let node = "node1";
-        let ports = json!([{ "containerPort": 9040 }]);
-        let web = annotated(pod("web", &["--tcp", "9040"], &ports), "");
-        space.create(&on_node(web, node))?;
-        let web = space.ready("web")?;
-        let entry = entries(&web)?.remove(0);
-        let endpoint = space.endpoint(&web, &entry)?;
-        space.answers(&web, &entry, Way::Tcp)?;
-        let uid = web["metadata"]["uid"].as_str().context("no uid")?;
-        let result = result_of(&cluster, node, uid)?;
-        let text = fs::read(&result)?;
-        // as the runtime does when the address is given back; the pod itself lives on
-        fs::remove_file(&result)?;
-        eventually("the host port to lead nowhere", || {
-            ensure!(is_refused(&cluster, endpoint)?, "{endpoint} still answers");
-            Ok(())
-        })?;
-        fs::write(&result, text)?;
-        eventually("the pod to be reached again", || {
-            space.answers(&web, &entry, Way::Tcp)
+    shared(|cluster| {
+        Space::with(cluster, "result", |space| {
+            let node = "node1";
+            let ports = json!([{ "containerPort": 9040 }]);
+            let web = annotated(pod("web", &["--tcp", "9040"], &ports), "");
+            space.create(&on_node(web, node))?;
+            let web = space.ready("web")?;
+            let entry = entries(&web)?.remove(0);
+            let endpoint = space.endpoint(&web, &entry)?;
+            space.answers(&web, &entry, Way::Tcp)?;
+            let uid = web["metadata"]["uid"].as_str().context("no uid")?;
+            let result = result_of(cluster, node, uid)?;
+            let text = fs::read(&result)?;
+            // as the runtime does when the address is given back; the pod itself lives on
+            fs::remove_file(&result)?;
+            eventually("the host port to lead nowhere", || {
+                ensure!(is_refused(cluster, endpoint)?, "{endpoint} still answers");
+                Ok(())
+            })?;
+            fs::write(&result, text)?;
+            eventually("the pod to be reached again", || {
+                space.answers(&web, &entry, Way::Tcp)
+            })
         })
     })
 }
 
 #[test]
 fn a_result_left_behind_before_the_clock_was_set_back_misleads_nobody() -> Result<()> {
-    let cluster = alone();
-    Space::with(&cluster, "set-back", |space| {
-        let node = "node1";
-        let ports = json!([{ "containerPort": 9040 }]);
-        let web = annotated(pod("web", &["--tcp", "9040"], &ports), "");
-        space.create(&on_node(web, node))?;
-        let before = space.ready("web")?;
-        let entry = entries(&before)?.remove(0);
-        space.answers(&before, &entry, Way::Tcp)?;
-        let uid = before["metadata"]["uid"].as_str().context("no uid")?;
-        let result = result_of(&cluster, node, uid)?;
-        let left_behind = leave_behind(&result, SystemTime::now() + Duration::from_hours(1))?;
-        // by now it was read: what comes next is read later
-        space.create(&on_node(mapped_pod("next"), node))?;
-        space.ready("next")?;
-        kill(pause_of(space, node, uid)?, Signal::SIGKILL).context("kill the sandbox")?;
-        let outcome = eventually("the pod to be reached at its new address", || {
-            let after = space.pod("web")?;
-            let again = entries(&after)?.remove(0);
-            ensure!(
-                after["status"]["podIP"] != before["status"]["podIP"],
-                "still at {}",
-                after["status"]["podIP"]
-            );
-            ensure!(
-                after["status"]["podIP"] == json!(again.pod_ip),
-                "published for {}",
-                again.pod_ip
-            );
-            ensure!(again.host_port == entry.host_port, "the port moved");
-            space.answers(&after, &again, Way::Tcp)
-        });
-        fs::remove_file(left_behind)?;
-        outcome
+    alone(|cluster| {
+        Space::with(cluster, "set-back", |space| {
+            let node = "node1";
+            let ports = json!([{ "containerPort": 9040 }]);
+            let web = annotated(pod("web", &["--tcp", "9040"], &ports), "");
+            space.create(&on_node(web, node))?;
+            let before = space.ready("web")?;
+            let entry = entries(&before)?.remove(0);
+            space.answers(&before, &entry, Way::Tcp)?;
+            let uid = before["metadata"]["uid"].as_str().context("no uid")?;
+            let result = result_of(cluster, node, uid)?;
+            let left_behind = leave_behind(&result, SystemTime::now() + Duration::from_hours(1))?;
+            // by now it was read: what comes next is read later
+            space.create(&on_node(mapped_pod("next"), node))?;
+            space.ready("next")?;
+            kill(pause_of(space, node, uid)?, Signal::SIGKILL).context("kill the sandbox")?;
+            let outcome = eventually("the pod to be reached at its new address", || {
+                let after = space.pod("web")?;
+                let again = entries(&after)?.remove(0);
+                ensure!(
+                    after["status"]["podIP"] != before["status"]["podIP"],
+                    "still at {}",
+                    after["status"]["podIP"]
+                );
+                ensure!(
+                    after["status"]["podIP"] == json!(again.pod_ip),
+                    "published for {}",
+                    again.pod_ip
+                );
+                ensure!(again.host_port == entry.host_port, "the port moved");
+                space.answers(&after, &again, Way::Tcp)
+            });
+            fs::remove_file(left_behind)?;
+            outcome
+        })
     })
 }
 

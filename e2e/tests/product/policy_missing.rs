@@ -44,37 +44,38 @@ fn forge(cluster: &Cluster, namespace: &str, only_the_mark: bool) -> Result<Resu
 
 #[test]
 fn without_the_policies_a_forged_result_is_told_and_written_over() -> Result<()> {
-    let cluster = alone();
-    Space::with(&cluster, "policy-missing", |space| {
-        space.create(&mapped_pod("web"))?;
-        let web = space.ready("web")?;
-        let entry = entries(&web)?.remove(0);
-        without_policy(space, || {
-            eventually("the forgery to be let through", || {
-                let refusal = forge(&cluster, &space.name, false)?.err();
-                ensure!(refusal.is_none(), "{refusal:?}");
+    alone(|cluster| {
+        Space::with(cluster, "policy-missing", |space| {
+            space.create(&mapped_pod("web"))?;
+            let web = space.ready("web")?;
+            let entry = entries(&web)?.remove(0);
+            without_policy(space, || {
+                eventually("the forgery to be let through", || {
+                    let refusal = forge(cluster, &space.name, false)?.err();
+                    ensure!(refusal.is_none(), "{refusal:?}");
+                    Ok(())
+                })?;
+                eventually("the truth to be back", || {
+                    let now = space.pod("web")?;
+                    ensure!(
+                        annotation(&now) == annotation(&web),
+                        "{:?}",
+                        annotation(&now)
+                    );
+                    Ok(())
+                })?;
+                eventually("the event that tells of it", || {
+                    let events = space.events("web")?;
+                    let told = events.iter().any(|(reason, _)| reason == "ForgedResult");
+                    ensure!(told, "{events:?}");
+                    Ok(())
+                })?;
+                space.answers(&web, &entry, Way::Http)?;
+                let endpoint = space.endpoint(&web, &entry)?;
+                let forged = SocketAddr::new(endpoint.ip(), 29998);
+                ensure!(is_refused(cluster, forged)?, "{forged} leads somewhere");
                 Ok(())
-            })?;
-            eventually("the truth to be back", || {
-                let now = space.pod("web")?;
-                ensure!(
-                    annotation(&now) == annotation(&web),
-                    "{:?}",
-                    annotation(&now)
-                );
-                Ok(())
-            })?;
-            eventually("the event that tells of it", || {
-                let events = space.events("web")?;
-                let told = events.iter().any(|(reason, _)| reason == "ForgedResult");
-                ensure!(told, "{events:?}");
-                Ok(())
-            })?;
-            space.answers(&web, &entry, Way::Http)?;
-            let endpoint = space.endpoint(&web, &entry)?;
-            let forged = SocketAddr::new(endpoint.ip(), 29998);
-            ensure!(is_refused(&cluster, forged)?, "{forged} leads somewhere");
-            Ok(())
+            })
         })
     })
 }

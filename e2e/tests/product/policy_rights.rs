@@ -56,59 +56,62 @@ fn listed(cluster: &Cluster, user: &str, namespace: &str) -> Result<BTreeSet<Rig
 
 #[test]
 fn service_accounts_may_do_what_the_table_says_and_nothing_more() -> Result<()> {
-    let cluster = shared();
-    let file = paths::root().join("docs/rbac.md");
-    let table = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
-    for namespace in NAMESPACES {
-        let everybody = listed(&cluster, NOBODY, namespace)?;
-        for (what, _, verbs) in &everybody {
-            let own = what.starts_with("selfsubject") && verbs == &["create"];
-            let discovery = what.starts_with('/') && verbs == &["get"];
-            ensure!(own || discovery, "every account may {verbs:?} {what}");
+    shared(|cluster| {
+        let file = paths::root().join("docs/rbac.md");
+        let table =
+            fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+        for namespace in NAMESPACES {
+            let everybody = listed(cluster, NOBODY, namespace)?;
+            for (what, _, verbs) in &everybody {
+                let own = what.starts_with("selfsubject") && verbs == &["create"];
+                let discovery = what.starts_with('/') && verbs == &["get"];
+                ensure!(own || discovery, "every account may {verbs:?} {what}");
+            }
+            for account in ["enforcer", "webhook"] {
+                let user = format!("system:serviceaccount:{}:{account}", install::NAMESPACE);
+                let all = listed(cluster, &user, namespace)?;
+                ensure!(
+                    all.is_superset(&everybody),
+                    "{account} may less than everybody"
+                );
+                let beyond: BTreeSet<_> = all.difference(&everybody).cloned().collect();
+                let wanted = documented(&table, account, namespace);
+                ensure!(
+                    !wanted.is_empty(),
+                    "docs/rbac.md says nothing of {account} in {namespace}"
+                );
+                ensure!(
+                    beyond == wanted,
+                    "{account} may in {namespace}\n{beyond:#?}\nand docs/rbac.md says\n{wanted:#?}"
+                );
+            }
         }
-        for account in ["enforcer", "webhook"] {
-            let user = format!("system:serviceaccount:{}:{account}", install::NAMESPACE);
-            let all = listed(&cluster, &user, namespace)?;
-            ensure!(
-                all.is_superset(&everybody),
-                "{account} may less than everybody"
-            );
-            let beyond: BTreeSet<_> = all.difference(&everybody).cloned().collect();
-            let wanted = documented(&table, account, namespace);
-            ensure!(
-                !wanted.is_empty(),
-                "docs/rbac.md says nothing of {account} in {namespace}"
-            );
-            ensure!(
-                beyond == wanted,
-                "{account} may in {namespace}\n{beyond:#?}\nand docs/rbac.md says\n{wanted:#?}"
-            );
-        }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 /// The accounts of the running pods are the ones of the table.
 #[test]
 fn the_products_pods_run_under_these_accounts() -> Result<()> {
-    let cluster = shared();
-    let which = [
-        "-n",
-        install::NAMESPACE,
-        "pods",
-        "-l",
-        "app.kubernetes.io/name=portmapping",
-    ];
-    let pods = get(&cluster, &which)?;
-    let pods = pods["items"].as_array().context("no list of pods")?;
-    ensure!(!pods.is_empty(), "no pods");
-    for pod in pods {
-        let component = &pod["metadata"]["labels"]["app.kubernetes.io/component"];
-        ensure!(
-            &pod["spec"]["serviceAccountName"] == component,
-            "{component}: {}",
-            pod["spec"]["serviceAccountName"]
-        );
-    }
-    Ok(())
+    shared(|cluster| {
+        let which = [
+            "-n",
+            install::NAMESPACE,
+            "pods",
+            "-l",
+            "app.kubernetes.io/name=portmapping",
+        ];
+        let pods = get(cluster, &which)?;
+        let pods = pods["items"].as_array().context("no list of pods")?;
+        ensure!(!pods.is_empty(), "no pods");
+        for pod in pods {
+            let component = &pod["metadata"]["labels"]["app.kubernetes.io/component"];
+            ensure!(
+                &pod["spec"]["serviceAccountName"] == component,
+                "{component}: {}",
+                pod["spec"]["serviceAccountName"]
+            );
+        }
+        Ok(())
+    })
 }

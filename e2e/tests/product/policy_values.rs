@@ -31,54 +31,56 @@ fn printed(said: &str) -> Result<Value> {
 
 #[test]
 fn hostile_values_are_refused_or_reset_at_creation() -> Result<()> {
-    let cluster = shared();
-    Space::with(&cluster, "policy-hostile", |space| {
-        let mut reset = 0;
-        for value in HOSTILE
-            .iter()
-            .map(|value| (*value).to_owned())
-            .chain(long())
-        {
-            let (fine, said) = space.try_create(&annotated(named(), &value), &DRY)?;
-            let short: String = value.chars().take(90).collect();
-            if !fine {
-                ensure!(said.contains("tkestack.io/portmapping"), "{short}: {said}");
-                continue;
+    shared(|cluster| {
+        Space::with(cluster, "policy-hostile", |space| {
+            let mut reset = 0;
+            for value in HOSTILE
+                .iter()
+                .map(|value| (*value).to_owned())
+                .chain(long())
+            {
+                let (fine, said) = space.try_create(&annotated(named(), &value), &DRY)?;
+                let short: String = value.chars().take(90).collect();
+                if !fine {
+                    ensure!(said.contains("tkestack.io/portmapping"), "{short}: {said}");
+                    continue;
+                }
+                // a copied result: emptied, and its owner told
+                ensure!(
+                    said.contains("it was reset"),
+                    "{short} was accepted: {said}"
+                );
+                ensure!(
+                    annotation(&printed(&said)?) == Some(""),
+                    "{short} was kept: {said}"
+                );
+                reset += 1;
             }
-            // a copied result: emptied, and its owner told
-            ensure!(
-                said.contains("it was reset"),
-                "{short} was accepted: {said}"
-            );
-            ensure!(
-                annotation(&printed(&said)?) == Some(""),
-                "{short} was kept: {said}"
-            );
-            reset += 1;
-        }
-        ensure!(reset > 0, "the list has no copied result");
-        Ok(())
+            ensure!(reset > 0, "the list has no copied result");
+            Ok(())
+        })
     })
 }
 
 #[test]
 fn what_the_webhook_admits_the_policies_let_pass() -> Result<()> {
-    let cluster = shared();
-    Space::with(&cluster, "policy-good", |space| {
-        for value in GOOD
-            .iter()
-            .map(|value| (*value).to_owned())
-            .chain([sixty_four()])
-        {
-            let (fine, said) = space.try_create(&annotated(named(), &value), &DRY)?;
-            if !fine {
-                bail!("{value:?} was refused: {said}");
+    shared(|cluster| {
+        Space::with(cluster, "policy-good", |space| {
+            for value in GOOD
+                .iter()
+                .map(|value| (*value).to_owned())
+                .chain([sixty_four()])
+            {
+                let (fine, said) = space.try_create(&annotated(named(), &value), &DRY)?;
+                if !fine {
+                    bail!("{value:?} was refused: {said}");
+                }
+                ensure!(
+                    annotation(&printed(&said)?) == Some(&value),
+                    "{value:?}: {said}"
+                );
             }
-            ensure!(
-                annotation(&printed(&said)?) == Some(&value),
-                "{value:?}: {said}"
-            );
-        }
-        Ok(())
+            Ok(())
+        })
     })
 }

@@ -1,6 +1,7 @@
 //! The cluster under test, and what every test does with it.
 
 pub(crate) mod caller;
+pub(crate) mod load;
 pub(crate) mod outside;
 pub(crate) mod parts;
 pub(crate) mod pods;
@@ -8,7 +9,7 @@ pub(crate) mod space;
 pub(crate) mod streams;
 
 use std::collections::BTreeMap;
-use std::sync::{LazyLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{LazyLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -29,15 +30,17 @@ static WORLD: LazyLock<RwLock<Cluster>> = LazyLock::new(|| match start("product"
     Err(error) => panic!("the cluster under test did not start: {error:#}"),
 });
 
-/// The cluster, together with other tests.
-pub(crate) fn shared() -> RwLockReadGuard<'static, Cluster> {
+/// Runs a test on the cluster, at the same time as other tests.
+pub(crate) fn shared(test: impl FnOnce(&Cluster) -> Result<()>) -> Result<()> {
     // a test that failed while it had the cluster alone has put back what it stopped
-    WORLD.read().unwrap_or_else(PoisonError::into_inner)
+    let cluster = WORLD.read().unwrap_or_else(PoisonError::into_inner);
+    cluster.judged(|| test(&cluster))
 }
 
-/// The cluster, alone: for tests that stop a part of the product.
-pub(crate) fn alone() -> RwLockWriteGuard<'static, Cluster> {
-    WORLD.write().unwrap_or_else(PoisonError::into_inner)
+/// Runs a test that stops a part of the product: no other test runs at the same time.
+pub(crate) fn alone(test: impl FnOnce(&Cluster) -> Result<()>) -> Result<()> {
+    let cluster = WORLD.write().unwrap_or_else(PoisonError::into_inner);
+    cluster.judged(|| test(&cluster))
 }
 
 fn start(name: &str) -> Result<Cluster> {

@@ -13,8 +13,8 @@ use kube::api::{Api, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 
-use crate::support::pods::mapped_pod;
-use crate::support::{ANNOTATION, LIMIT, LOOK, MARK};
+use super::pods::mapped_pod;
+use super::{ANNOTATION, LIMIT, LOOK, MARK};
 
 /// Creations under way at once.
 const IN_FLIGHT: usize = 8;
