@@ -46,7 +46,7 @@ pub const STATIC_PODS: &str = "/run/cluster/static-pods";
 /// Set to a kubeconfig, it makes tests use that cluster.
 pub const KUBECONFIG_VARIABLE: &str = "E2E_KUBECONFIG";
 
-/// A cluster to work with: started by this process, started by another one, or somebody else's.
+/// A cluster to work with: started by this process, by another process, or not by this harness.
 #[derive(Debug)]
 pub struct Cluster {
     kubeconfig: PathBuf,
@@ -69,7 +69,7 @@ enum Home {
 
 impl Cluster {
     /// Builds what is missing and boots a cluster that ends when this value is dropped, or when this
-    /// process dies, however it dies. Returns when every node takes pods.
+    /// process ends in any way. Returns when every node takes pods.
     pub fn start(config: &Config) -> Result<Self> {
         let (spec, owner) = launch::attached(config)?;
         Ok(Self {
@@ -97,7 +97,7 @@ impl Cluster {
         Ok(Some(Self::shared(Spec::load(&folder)?)))
     }
 
-    /// A cluster that somebody already has. Its nodes cannot be entered; images are its owner's matter.
+    /// An existing cluster. Its nodes cannot be entered, and the images must be available in it already.
     pub fn attach(kubeconfig: &Path) -> Result<Self> {
         let kubeconfig = fs::canonicalize(kubeconfig)
             .with_context(|| format!("find the kubeconfig {}", kubeconfig.display()))?;
@@ -155,7 +155,7 @@ impl Cluster {
         &self.kubeconfig
     }
 
-    /// The choices the cluster was started with; `None` when it is somebody else's.
+    /// The choices the cluster was started with; `None` when this harness did not start it.
     #[must_use]
     pub fn config(&self) -> Option<&Config> {
         self.spec().map(|spec| &spec.config)
@@ -319,14 +319,14 @@ impl Cluster {
             .collect())
     }
 
-    /// Ends the cluster if it belongs to this value, and removes its folder. A cluster that is merely
-    /// dropped ends as well, but its logs stay: something may have gone wrong.
+    /// Ends the cluster if it belongs to this value, and removes its folder. A cluster that is only
+    /// dropped ends as well, but its logs stay: a test may have failed.
     pub fn stop(mut self) -> Result<()> {
         let name = self.end()?;
         name.map_or(Ok(()), |name| Self::destroy(&name).map(drop))
     }
 
-    /// The name of the cluster that was ended, if it was this value's to end.
+    /// The name of the cluster that was ended, if this value owned it.
     fn end(&mut self) -> Result<Option<String>> {
         let Home::Owned { spec, owner, .. } = &mut self.home else {
             return Ok(None);

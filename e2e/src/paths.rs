@@ -9,7 +9,7 @@ pub fn root() -> PathBuf {
     here.parent().unwrap_or(here).to_owned()
 }
 
-/// Built programs and images, by content.
+/// Built programs and images; each folder name has a hash of the inputs.
 #[must_use]
 pub fn cache() -> PathBuf {
     root().join("target/e2e/cache")

@@ -12,7 +12,7 @@ static DONE: Mutex<Vec<(String, Duration)>> = Mutex::new(Vec::new());
 /// Prints a line with the seconds since the first call.
 pub fn say(text: impl Display) {
     let start = START.get_or_init(Instant::now);
-    // Nobody left to read is no reason to stop.
+    // The reader may have gone; that is no reason to stop.
     let _ = writeln!(
         std::io::stderr(),
         "[{:6.1} s] {text}",

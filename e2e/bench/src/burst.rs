@@ -101,7 +101,7 @@ fn theirs(plugins: &Plugins, lab: &Lab, node: &Node, present: &[u16], new: &[u16
     })
 }
 
-/// A plugin under way, killed where nobody waited for it.
+/// A running plugin; killed on drop if it was not waited for.
 struct Plugin(Child);
 
 impl Drop for Plugin {

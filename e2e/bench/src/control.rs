@@ -1,5 +1,5 @@
 //! `e2e-bench control`: what a change costs with 20,000 mappings present: one more, one less, reading
-//! all back, and all of them again after somebody flushed the rules; and how long rules stay altered
+//! all back, and restoring all after the rules were flushed; and how long rules stay altered
 //! with 500.
 
 use std::collections::BTreeSet;
@@ -22,7 +22,7 @@ const ROUNDS: u16 = 5;
 const MOST: u16 = 20_000;
 /// Mappings of a busy node.
 const SOME: u16 = 500;
-/// Our changes are short beside a plugin's, so a turn has several.
+/// Our changes are much shorter than a plugin's, so a turn has several.
 const CHANGES: usize = 11;
 
 /// Times per round, in ms; those of the plugins end with `delete`.

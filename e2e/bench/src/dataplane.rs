@@ -1,5 +1,5 @@
 //! `e2e-bench dataplane`: what a packet pays. New connections to the last of N mappings, to a port of
-//! the node that nobody mapped, and datagrams; for us, the peers, and plain routing as the limit.
+//! the node without a mapping, and datagrams; for us, the peers, and plain routing as the lower limit.
 
 mod rows;
 
@@ -104,7 +104,7 @@ struct Case {
     carrier: Carrier,
     mappings: u16,
     protocol: Protocol,
-    /// The port that nobody mapped, not the last that is mapped.
+    /// A port without a mapping instead of the last mapped one.
     unmapped: bool,
 }
 

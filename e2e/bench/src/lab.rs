@@ -20,7 +20,7 @@ pub(super) const FIRST_PORT: u16 = 10_000;
 pub(super) const LAST_PORT: u16 = 29_999;
 /// Where pods listen.
 pub(super) const CONTAINER_PORT: u16 = 9_040;
-/// A port of the node itself, mapped by nobody.
+/// A port of the node itself, without a mapping.
 pub(super) const NODE_PORT: u16 = 9_999;
 
 /// Client and pods, which all nodes share.

@@ -181,7 +181,7 @@ impl Ours {
         })
     }
 
-    /// What the enforcer does about a change by somebody else: read back, compare, repair.
+    /// What the enforcer does after another program changed the rules: read back, compare, repair.
     pub(super) fn restore(&mut self, node: &Netns, desired: &BTreeSet<Mapping>) -> Result<f64> {
         node.run(|| {
             let start = Instant::now();

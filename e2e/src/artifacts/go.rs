@@ -146,7 +146,7 @@ fn inputs() -> Result<Inputs> {
 
 fn go_build(module: &Path) -> Command {
     let mut go = process::command("go");
-    // -v names each package as it is compiled: that is the progress a person sees.
+    // -v names each package as it is compiled: that is the progress that a user sees.
     go.current_dir(module)
         .env("CGO_ENABLED", "0")
         .args(["build", "-v", "-trimpath"]);
@@ -154,7 +154,7 @@ fn go_build(module: &Path) -> Command {
     go
 }
 
-/// Without these the components call themselves v0.0.0 and refuse to talk of their skew.
+/// Without these the components call themselves v0.0.0 and cannot check their version skew.
 fn ldflags(version: &str) -> String {
     let mut numbers = version.trim_start_matches('v').split('.');
     let (major, minor) = (

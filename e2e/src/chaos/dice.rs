@@ -1,4 +1,4 @@
-//! The one source of randomness: a seed gives the same faults in the same order, always.
+//! The only source of randomness: the same seed gives the same faults in the same order.
 
 /// splitmix64, which needs no crate and no state beyond a number.
 #[derive(Clone, Debug)]

@@ -1,4 +1,4 @@
-//! `e2e test`: the end-to-end tests, on a cluster of their own or on somebody else's.
+//! `e2e test`: the end-to-end tests, on a new cluster or on an existing one.
 
 use std::env;
 use std::os::unix::process::CommandExt;
@@ -41,7 +41,7 @@ pub(super) fn run(kubeconfig: Option<&Path>) -> Result<()> {
             .with_context(|| format!("find the kubeconfig {}", kubeconfig.display()))?;
         cargo.env(KUBECONFIG_VARIABLE, kubeconfig);
         say(format_args!(
-            "not run, for they enter nodes or boot clusters:"
+            "not run, because these tests enter nodes or boot clusters:"
         ));
         for test in NEED_OUR_CLUSTER {
             say(format_args!("  {test}"));

@@ -47,7 +47,7 @@ enum Event {
 pub(crate) fn run(spec: &Spec, attached: bool) -> Result<()> {
     let _lock = state::take(spec)?;
     if !attached {
-        // Another session: closing the terminal must not take the cluster along.
+        // A session of its own: the cluster must not end when the terminal closes.
         nix::unistd::setsid().context("start a session")?;
     }
     let (sender, events) = mpsc::channel();
@@ -66,7 +66,7 @@ pub(crate) fn run(spec: &Spec, attached: bool) -> Result<()> {
         match event {
             Event::Booted(Ok(())) => say(UP),
             Event::Booted(Err(error)) => {
-                // One line, whatever the error holds.
+                // As JSON, because an error may have several lines.
                 let text = serde_json::to_string(&format!("{error:#}")).unwrap_or_default();
                 say(&format!("{FAILED}{text}"));
                 outcome = Err(error);
@@ -87,7 +87,7 @@ pub(crate) fn run(spec: &Spec, attached: bool) -> Result<()> {
             }
         }
     }
-    // Gone or not: wait returns when the last process of the namespace is gone.
+    // An error means that it has ended. The wait returns when the last process of the namespace has ended.
     let _ = init.kill();
     let _ = init.wait();
     let left = cgroups::sweep(&spec.cgroup(), Duration::from_secs(5));
@@ -145,7 +145,7 @@ fn watch_input(sender: &Sender<Event>) {
 fn watch_init(init: &mut Child, sender: &Sender<Event>) {
     let (stdout, sender) = (init.stdout.take(), sender.clone());
     thread::spawn(move || {
-        // Only init has the other end, so this ends with it, however it ends.
+        // Only init has the other end of the pipe, so this read ends when init ends.
         if let Some(mut stdout) = stdout {
             let _ = stdout.read_to_end(&mut Vec::new());
         }

@@ -22,7 +22,7 @@ pub(crate) const ADMIN: &str = "admin.kubeconfig";
 /// The same rights, for programs on the fabric.
 pub(crate) const INSIDE: &str = "inside.kubeconfig";
 
-/// The harness's own, so that the audit log can tell it from the people.
+/// For the harness, so that the audit log shows its calls under another name.
 pub(crate) const HARNESS: &str = "harness.kubeconfig";
 
 /// Writes everything that the components are given by file.
@@ -170,7 +170,7 @@ fn kubeconfig(spec: &Spec, file: &str, server: &str, token: &str) -> Result<()> 
     private(&spec.state.join(file), &text)
 }
 
-/// The relay listens on 127.0.0.1, where every local user gets through: tokens must not be guessable.
+/// Every local user can connect to the relay on 127.0.0.1, so tokens must not be guessable.
 fn random_token() -> Result<String> {
     let mut bytes = [0_u8; 16];
     let mut source = fs::File::open("/dev/urandom").context("open /dev/urandom")?;

@@ -1,4 +1,4 @@
-//! What a user may do to the annotation of a pod that runs.
+//! How may a user change the annotation of a running pod?
 
 use anyhow::Result;
 use serde_json::{Value, json};

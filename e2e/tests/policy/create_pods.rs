@@ -1,4 +1,4 @@
-//! What a user may create, in which namespace.
+//! Which pods may a user create, and in which namespace?
 
 use anyhow::Result;
 use serde_json::json;

@@ -1,4 +1,4 @@
-//! Results, marks and conditions that are not the enforcer's: refused, whoever writes them, and by
+//! Results, marks and conditions that are not the enforcer's: refused for every writer, and by
 //! which way ever.
 
 use anyhow::Result;
@@ -63,7 +63,7 @@ fn rows(session: &Session<'_>) -> Result<Vec<Row>> {
         row(Admin,     "sets our condition",                         plain_status.patch(conditions("True")),              refused(NO_CONDITION)),
         row(Admin,     "changes our condition",                      mapped_status.patch(conditions("False")),            refused(NO_CONDITION)),
         row(Admin,     "removes our condition",                      mapped_status.patch(remove),                         refused(NO_CONDITION)),
-        // the API server copies a Binding's annotations into the pod, past every admission of pods
+        // the API server copies a Binding's annotations into the pod, without any admission of pods
         row(User,      "binds with a result",                        bind(&json!({ ANNOTATION: RESULT })),                refused(WAY_OUT)),
         row(User,      "binds with a mark",                          bind(&json!({ MARK: "[]" })),                        refused(NO_MARK)),
         row(User,      "binds with a per-port annotation",           bind(&json!({ PER_PORT: "1" })),                     refused(NO_PER_PORT)),

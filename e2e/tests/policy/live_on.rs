@@ -1,4 +1,4 @@
-//! What has nothing to do with ports is never affected: kubelets, the scheduler, and users of mapped pods.
+//! Do kubelets, the scheduler and users of mapped pods work as before?
 
 use anyhow::{Context, Result, ensure};
 use e2e::cluster::STATIC_PODS;
@@ -65,7 +65,7 @@ fn what_has_nothing_to_do_with_ports_is_not_affected() -> Result<()> {
     on_both(|session| session.check(&rows(session)?))
 }
 
-/// A pod's whole life in earnest, with the real scheduler and the real kubelet.
+/// The whole life of a pod, with the real scheduler and the real kubelet.
 #[test]
 fn a_pod_is_asked_for_mapped_changed_unmapped_and_evicted() -> Result<()> {
     on_both(|session| {
@@ -151,7 +151,7 @@ fn a_pod_is_asked_for_mapped_changed_unmapped_and_evicted() -> Result<()> {
     })
 }
 
-/// Static pods are the node's own: the real kubelet runs them whatever the policies say, and shows
+/// Static pods belong to the node: the kubelet runs them even where the policies refuse them, and shows
 /// them in the API where they are permitted.
 #[test]
 fn static_pods_are_mirrored_where_asking_is_permitted() -> Result<()> {
@@ -226,7 +226,7 @@ fn refusals_of_kubelets(session: &Session<'_>) -> Result<()> {
             continue;
         }
         match event["responseStatus"]["code"].as_i64() {
-            // a static pod that asks where it may not
+            // a static pod with a request where requests are refused
             Some(403) if event["objectRef"]["namespace"] == "static-strict" => {}
             Some(403 | 422) => refused.push(line.to_owned()),
             _ => accepted += 1,

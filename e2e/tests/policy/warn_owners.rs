@@ -1,4 +1,4 @@
-//! A broken value in a pod template is told to whoever applies it.
+//! A user who applies a pod template with a broken value gets a warning.
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};

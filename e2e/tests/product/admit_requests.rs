@@ -1,4 +1,4 @@
-//! What the annotation may say: every row of the table in the README.
+//! Which values may the annotation have? Every row of the table in the documents.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -7,7 +7,7 @@ use crate::support::pods::{annotated, annotation, entries, mapped_pod, pod};
 use crate::support::space::Space;
 use crate::support::{ANNOTATION, MARK, get, shared};
 
-/// A value, and what the refusal must say of it.
+/// A value, and what the refusal must say about it.
 const INVALID: [(&str, &str); 12] = [
     ("yes please", "expected value"),
     ("null", "null"),
@@ -114,7 +114,7 @@ fn a_copied_result_counts_as_empty_and_warns() -> Result<()> {
 }
 
 #[test]
-fn a_mark_of_the_users_own_is_written_over() -> Result<()> {
+fn a_request_mark_of_a_user_is_overwritten() -> Result<()> {
     shared(|cluster| {
         Space::with(cluster, "admit-mark", |space| {
             let mut marked = mapped_pod("marked");

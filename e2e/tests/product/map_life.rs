@@ -1,4 +1,4 @@
-//! A mapping's beginning and end: asked for late, taken back, deleted, completed.
+//! When does a mapping begin and end? Requested late, removed, pod deleted, pod completed.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;

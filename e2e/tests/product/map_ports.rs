@@ -1,4 +1,4 @@
-//! Which ports are mapped, and where they answer.
+//! Which ports are mapped, and where do they answer?
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -77,7 +77,7 @@ fn every_replica_of_a_deployment_answers_at_its_own_port() -> Result<()> {
     })
 }
 
-/// What a person sees: the mapping on one line, the gate, the event.
+/// What a user sees: the mapping on one line, the gate, the event.
 fn described(space: &Space<'_>, pod: &Value) -> Result<()> {
     let name = pod["metadata"]["name"].as_str().context("no name")?;
     let value = annotation(pod).context("no annotation")?;

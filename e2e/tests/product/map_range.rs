@@ -1,4 +1,4 @@
-//! A range of three ports: it is used up, a stranger has one of it, a static host port lies in it.
+//! A range of three ports: all are used, another process has one, a static host port is one of them.
 
 use std::net::TcpListener;
 
@@ -26,7 +26,7 @@ fn port(pod: &Value) -> Result<u16> {
         .host_port)
 }
 
-/// Waits until a pod is told that there is no port for it; the message.
+/// Waits until a pod's condition says that there is no port for it; returns the message.
 fn refused(space: &Space<'_>, name: &str) -> Result<String> {
     eventually(
         &format!("{name} to be told that the range is used up"),
@@ -44,13 +44,13 @@ fn refused(space: &Space<'_>, name: &str) -> Result<String> {
 }
 
 #[test]
-fn a_used_up_range_is_told_once_and_pods_are_mapped_as_ports_come_free() -> Result<()> {
+fn a_used_up_range_is_reported_once_and_pods_are_mapped_when_ports_come_free() -> Result<()> {
     alone(|cluster| {
         with_three_ports(cluster, || {
             Space::with(cluster, "range-full", |space| {
                 let (leave, left) = std::sync::mpsc::channel::<()>();
                 let (taken, has_it) = std::sync::mpsc::channel();
-                let stranger = at(cluster, "node1", move || {
+                let other_process = at(cluster, "node1", move || {
                     let socket = TcpListener::bind(("0.0.0.0", PORTS[0]));
                     let _ = taken.send(socket.is_ok());
                     let _ = left.recv();
@@ -65,7 +65,7 @@ fn a_used_up_range_is_told_once_and_pods_are_mapped_as_ports_come_free() -> Resu
                 mapped.sort_unstable();
                 ensure!(
                     mapped == PORTS[1..],
-                    "the stranger's port is not left alone: {mapped:?}"
+                    "a pod was mapped to the other process's port: {mapped:?}"
                 );
                 space.answers(&first, &entries(&first)?[0], Way::Http)?;
 
@@ -79,11 +79,14 @@ fn a_used_up_range_is_told_once_and_pods_are_mapped_as_ports_come_free() -> Resu
                     ensure!(message.contains(part), "{part:?} is not in {message:?}");
                 }
                 drop(leave);
-                stranger.join().ok().context("the stranger panicked")??;
+                other_process
+                    .join()
+                    .ok()
+                    .context("the other process panicked")??;
                 let third = space.ready("third")?;
                 ensure!(
                     port(&third)? == PORTS[0],
-                    "another port than the stranger's"
+                    "not the port of the other process"
                 );
                 space.answers(&third, &entries(&third)?[0], Way::Http)?;
 
@@ -155,7 +158,7 @@ fn a_static_host_port_in_the_range_stays_its_pods() -> Result<()> {
                     ensure!(answer == "fixed", "{endpoint} answered {answer:?}");
                     Ok(())
                 })?;
-                // its number is anybody's when the pod is gone
+                // its number is free when the pod is gone
                 space.kubectl(&["delete", "pod", "fixed"])?;
                 let freed = space.ready(last)?;
                 ensure!(port(&freed)? == PORTS[1], "not the port that came free");

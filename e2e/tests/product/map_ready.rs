@@ -1,4 +1,4 @@
-//! The readiness gate: Ready means reachable, from the very moment it is seen.
+//! Is a pod reachable as soon as it is Ready?
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -52,7 +52,7 @@ fn a_client_that_connects_when_ready_is_seen_gets_through() -> Result<()> {
                 &json!([{ "containerPort": 9040 }]),
             );
             let mut template = annotated(template, "");
-            // without a probe Ready says that a container runs, not that its program listens already
+            // without a probe, Ready means that the container runs, not that its program listens
             template["spec"]["containers"][0]["readinessProbe"] =
                 json!({ "tcpSocket": { "port": 9040 }, "periodSeconds": 1 });
             space.create(&json!({
@@ -91,7 +91,7 @@ fn a_client_that_connects_when_ready_is_seen_gets_through() -> Result<()> {
 /// Most resident memory of one process with 50 mapped pods per node, in KiB.
 const MEMORY: u64 = 25 * 1024;
 
-/// What webhook and enforcer cost while the crowd is there.
+/// The memory of webhook and enforcer while all these pods run.
 fn footprint(cluster: &Cluster) -> Result<()> {
     if !cluster.is_ours() {
         return Ok(());
@@ -105,7 +105,7 @@ fn footprint(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// Passes every pod on at the first event that shows it Ready.
+/// Sends every pod at the first event in which it is Ready.
 fn watch(
     kubeconfig: &std::path::Path,
     namespace: &str,
@@ -159,7 +159,7 @@ fn just_ready(pod: &Pod, nodes: &BTreeMap<String, String>) -> Result<Option<Seen
         .as_ref()
         .and_then(|all| all.get(ANNOTATION));
     let value = value.with_context(|| format!("{name} is Ready without an annotation"))?;
-    let entries: Vec<crate::support::pods::Entry> = serde_json::from_str(value)
+    let entries: Vec<crate::support::pods::MappedPort> = serde_json::from_str(value)
         .with_context(|| format!("{name} is Ready and its annotation is {value:?}"))?;
     let node = pod
         .spec

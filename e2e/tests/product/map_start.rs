@@ -1,4 +1,4 @@
-//! From a pod's first instruction on: its host port answers before its program can ask for it.
+//! Does the host port of a pod answer as soon as its program starts?
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -22,7 +22,7 @@ use crate::support::{LIMIT, alone, eventually, shared};
 const TOGETHER: usize = 20;
 const ONE_BY_ONE: usize = 5;
 
-/// A pod whose program's first words go to the collector.
+/// A pod whose program announces its start to the collector.
 fn announcing(name: &str, collector: &Collector) -> Value {
     let address = collector.address.to_string();
     let ports = json!([{ "containerPort": 9040 }]);
@@ -39,7 +39,9 @@ fn judge(calls: &[Call]) -> Result<usize> {
         .map(|call| {
             let took = call.answered.duration_since(call.begun).unwrap_or_default();
             let (pod, answer, known) = (&call.pod, &call.answer, call.known);
-            format!("{pod}: {answer:?} after {took:?}, published by its first words: {known}")
+            format!(
+                "{pod}: {answer:?} after {took:?}, published before its program started: {known}"
+            )
         })
         .collect();
     let (count, all) = (failed.len(), calls.len());
@@ -51,7 +53,7 @@ fn judge(calls: &[Call]) -> Result<usize> {
 }
 
 #[test]
-fn a_pod_is_reached_at_its_first_words() -> Result<()> {
+fn a_pod_is_reached_when_its_program_starts() -> Result<()> {
     shared(|cluster| {
         Space::with(cluster, "first-words", |space| {
             let collector = Collector::start(cluster, &space.name)?;
@@ -67,7 +69,7 @@ fn a_pod_is_reached_at_its_first_words() -> Result<()> {
             known += judge(&collector.take(TOGETHER, LIMIT)?)?;
             let all = ONE_BY_ONE + TOGETHER;
             println!(
-                "{all} of {all} pods answered at their first words; {known} were published by then"
+                "{all} of {all} pods answered when their programs started; {known} were published by then"
             );
             Ok(())
         })
@@ -75,7 +77,7 @@ fn a_pod_is_reached_at_its_first_words() -> Result<()> {
 }
 
 #[test]
-fn a_sandbox_made_anew_keeps_its_host_ports() -> Result<()> {
+fn a_new_sandbox_keeps_the_host_ports() -> Result<()> {
     alone(|cluster| {
         Space::with(cluster, "new-sandbox", |space| {
             let node = "node1";
@@ -101,7 +103,7 @@ fn a_sandbox_made_anew_keeps_its_host_ports() -> Result<()> {
             })?;
             let uid = before["metadata"]["uid"].as_str().context("no uid")?;
             kill(pause_of(space, node, uid)?, Signal::SIGKILL).context("kill the sandbox")?;
-            // others want addresses, maybe the one that has just come free
+            // other pods need addresses, perhaps the one that has just become free
             for n in 0..10 {
                 space.create(&on_node(mapped_pod(&format!("other-{n}")), node))?;
             }
@@ -156,9 +158,9 @@ fn a_mapping_ends_and_comes_back_with_the_runtimes_result() -> Result<()> {
             let uid = web["metadata"]["uid"].as_str().context("no uid")?;
             let result = result_of(cluster, node, uid)?;
             let text = fs::read(&result)?;
-            // as the runtime does when the address is given back; the pod itself lives on
+            // as the runtime does when the address is released; the pod itself still runs
             fs::remove_file(&result)?;
-            eventually("the host port to lead nowhere", || {
+            eventually("the host port to refuse connections", || {
                 ensure!(is_refused(cluster, endpoint)?, "{endpoint} still answers");
                 Ok(())
             })?;
@@ -171,7 +173,7 @@ fn a_mapping_ends_and_comes_back_with_the_runtimes_result() -> Result<()> {
 }
 
 #[test]
-fn a_result_left_behind_before_the_clock_was_set_back_misleads_nobody() -> Result<()> {
+fn a_stale_result_from_before_the_clock_was_set_back_is_ignored() -> Result<()> {
     alone(|cluster| {
         Space::with(cluster, "set-back", |space| {
             let node = "node1";
@@ -184,7 +186,7 @@ fn a_result_left_behind_before_the_clock_was_set_back_misleads_nobody() -> Resul
             let uid = before["metadata"]["uid"].as_str().context("no uid")?;
             let result = result_of(cluster, node, uid)?;
             let left_behind = leave_behind(&result, SystemTime::now() + Duration::from_hours(1))?;
-            // by now it was read: what comes next is read later
+            // the enforcer has read it by now, because it has mapped a later pod
             space.create(&on_node(mapped_pod("next"), node))?;
             space.ready("next")?;
             kill(pause_of(space, node, uid)?, Signal::SIGKILL).context("kill the sandbox")?;
@@ -210,7 +212,7 @@ fn a_result_left_behind_before_the_clock_was_set_back_misleads_nobody() -> Resul
     })
 }
 
-/// Writes a second result, of another sandbox, that says the same of the same pod.
+/// Writes a second result of the same pod, with another sandbox.
 fn leave_behind(result: &Path, written: SystemTime) -> Result<PathBuf> {
     let mut left: Value = serde_json::from_slice(&fs::read(result)?)?;
     left["containerId"] = json!("left-behind");
@@ -222,7 +224,7 @@ fn leave_behind(result: &Path, written: SystemTime) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// The file in which the runtime keeps where a pod is.
+/// The runtime's CNI result of a pod.
 fn result_of(cluster: &Cluster, node: &str, uid: &str) -> Result<PathBuf> {
     let folder = format!("/proc/{}/root/var/lib/cni/results", cluster.pid(node)?);
     for entry in fs::read_dir(&folder).with_context(|| format!("list {folder}"))? {
@@ -235,7 +237,7 @@ fn result_of(cluster: &Cluster, node: &str, uid: &str) -> Result<PathBuf> {
     bail!("no CNI result of pod {uid} on {node}")
 }
 
-/// The process that keeps a pod's sandbox alive.
+/// The pause process of a pod's sandbox.
 fn pause_of(space: &Space<'_>, node: &str, uid: &str) -> Result<Pid> {
     for pid in space
         .cluster

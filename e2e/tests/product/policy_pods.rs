@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::support::space::Space;
 use crate::support::{eventually, get, node_addresses, shared};
 
-/// What the restricted level has against the enforcer: the host's network and three of its paths, the one
+/// What the restricted level refuses of the enforcer: the host's network and three of its paths, the one
 /// capability, and user 0 without any other capability.
 const ENFORCER: [&str; 5] = [
     "host namespaces (hostNetwork=true)",
@@ -34,7 +34,7 @@ fn complaints(said: &str) -> Vec<String> {
     else {
         return Vec::new();
     };
-    // a comma within parentheses separates nothing
+    // a comma in parentheses is no separator
     let (mut depth, mut all, mut one) = (0, Vec::new(), String::new());
     for letter in list.lines().next().unwrap_or_default().chars() {
         match letter {

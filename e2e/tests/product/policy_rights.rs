@@ -1,4 +1,4 @@
-//! What the service accounts may do: docs/rbac.md, and nothing more.
+//! What may the service accounts do? What docs/rbac.md says, and nothing more.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,9 +11,9 @@ use crate::support::{get, shared};
 /// A right: resource, name, verbs.
 type Right = (String, String, Vec<String>);
 
-/// An account without any right of its own: what it may do, every account may.
-const NOBODY: &str = "system:serviceaccount:portmapping-system:default";
-/// Namespaces that are looked into, beside the product's own.
+/// An account without rights of its own: every account has the rights that it has.
+const NO_RIGHTS: &str = "system:serviceaccount:portmapping-system:default";
+/// Namespaces that are checked, besides the product's own.
 const NAMESPACES: [&str; 3] = [install::NAMESPACE, "default", "kube-system"];
 
 /// The rows of docs/rbac.md for an account in a namespace.
@@ -61,7 +61,7 @@ fn service_accounts_may_do_what_the_table_says_and_nothing_more() -> Result<()> 
         let table =
             fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
         for namespace in NAMESPACES {
-            let everybody = listed(cluster, NOBODY, namespace)?;
+            let everybody = listed(cluster, NO_RIGHTS, namespace)?;
             for (what, _, verbs) in &everybody {
                 let own = what.starts_with("selfsubject") && verbs == &["create"];
                 let discovery = what.starts_with('/') && verbs == &["get"];

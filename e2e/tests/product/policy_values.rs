@@ -1,5 +1,5 @@
-//! Webhook and policies judge the same values: what the webhook admits must not be refused after it, and
-//! what the policies would refuse must not get past them by way of the webhook.
+//! Webhook and policies check the same values. A policy must not refuse what the webhook admits, and the
+//! webhook must not turn a value that a policy refuses into one that passes.
 
 #[path = "../policy/hostile.rs"]
 mod hostile;
@@ -14,7 +14,7 @@ use crate::support::space::Space;
 
 const DRY: [&str; 3] = ["--dry-run=server", "-o", "json"];
 
-/// A pod whose ports have the names that the values speak of.
+/// A pod whose ports have the names that are in the values.
 fn named() -> Value {
     let ports = json!([{ "containerPort": 9040, "name": "web" }, { "containerPort": 53, "name": "dns", "protocol": "UDP" }]);
     pod("new", &["--http", "9040"], &ports)
@@ -45,7 +45,7 @@ fn hostile_values_are_refused_or_reset_at_creation() -> Result<()> {
                     ensure!(said.contains("tkestack.io/portmapping"), "{short}: {said}");
                     continue;
                 }
-                // a copied result: emptied, and its owner told
+                // a copied result: reset to "", with a warning
                 ensure!(
                     said.contains("it was reset"),
                     "{short} was accepted: {said}"
@@ -63,7 +63,7 @@ fn hostile_values_are_refused_or_reset_at_creation() -> Result<()> {
 }
 
 #[test]
-fn what_the_webhook_admits_the_policies_let_pass() -> Result<()> {
+fn the_policies_allow_what_the_webhook_admits() -> Result<()> {
     shared(|cluster| {
         Space::with(cluster, "policy-good", |space| {
             for value in GOOD

@@ -1,4 +1,4 @@
-//! Who may not write what: users no results, enforcers nothing of other nodes.
+//! Who may not write what? Users may write no results, enforcers nothing on other nodes.
 
 use anyhow::{Context, Result, ensure};
 use e2e::{Cluster, install};
@@ -11,7 +11,7 @@ use crate::support::{ANNOTATION, MARK, enforcer, node_addresses, shared};
 
 const FORGED: &str = r#"[{"hostPort":22,"containerPort":9040,"protocol":"TCP","podName":"x","podIP":"10.99.99.99"}]"#;
 
-/// Merge patches that a user with every right on pods must not get through.
+/// Merge patches that must be refused even for a user with every right on pods.
 fn forgeries() -> Vec<(&'static str, Value)> {
     let annotations = |all: Value| json!({ "metadata": { "annotations": all } });
     let condition = json!([{ "type": ANNOTATION, "status": "True", "message": "forged" }]);

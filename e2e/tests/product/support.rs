@@ -19,10 +19,10 @@ use serde_json::Value;
 
 pub(crate) const ANNOTATION: &str = "tkestack.io/portmapping";
 pub(crate) const MARK: &str = "tkestack.io/portmapping-request";
-/// How long anything that should happen may take on a loaded machine.
+/// How long any expected change may take on a loaded machine.
 pub(crate) const LIMIT: Duration = Duration::from_mins(3);
-/// Between two looks at something that should happen.
-pub(crate) const LOOK: Duration = Duration::from_millis(100);
+/// Between two polls.
+pub(crate) const POLL: Duration = Duration::from_millis(100);
 
 #[allow(clippy::panic, reason = "without a cluster there is nothing to test")]
 static WORLD: LazyLock<RwLock<Cluster>> = LazyLock::new(|| match start("product") {
@@ -32,7 +32,7 @@ static WORLD: LazyLock<RwLock<Cluster>> = LazyLock::new(|| match start("product"
 
 /// Runs a test on the cluster, at the same time as other tests.
 pub(crate) fn shared(test: impl FnOnce(&Cluster) -> Result<()>) -> Result<()> {
-    // a test that failed while it had the cluster alone has put back what it stopped
+    // a failed test has restored what it stopped, so a poisoned lock is no problem
     let cluster = WORLD.read().unwrap_or_else(PoisonError::into_inner);
     cluster.judged(|| test(&cluster))
 }
@@ -49,7 +49,7 @@ fn start(name: &str) -> Result<Cluster> {
     Ok(cluster)
 }
 
-/// A cluster's choices, run by this very build.
+/// The configuration of a cluster that this build runs.
 pub(crate) fn config(name: &str) -> Config {
     Config {
         name: format!("{name}-{}", std::process::id()),
@@ -64,9 +64,9 @@ pub(crate) fn get(cluster: &Cluster, arguments: &[&str]) -> Result<Value> {
     serde_json::from_str(&text).context("kubectl printed no JSON")
 }
 
-/// Looks again and again until `probe` finds what it wants; an error counts as not yet.
+/// Polls until `probe` succeeds; an error counts as not yet.
 pub(crate) fn eventually<T>(what: &str, mut probe: impl FnMut() -> Result<T>) -> Result<T> {
-    until(what, LIMIT, LOOK, || {
+    until(what, LIMIT, POLL, || {
         Ok(match probe() {
             Ok(found) => Probe::Done(found),
             Err(error) => Probe::Missing(format!("{error:#}")),
@@ -109,7 +109,7 @@ pub(crate) fn enforcer(cluster: &Cluster, node: &str) -> Result<Value> {
         .with_context(|| format!("no enforcer on {node}"))
 }
 
-/// Runs kubectl with something on its standard input: whether it was content, and all it said.
+/// Runs kubectl with this standard input; whether it succeeded, and its output.
 pub(crate) fn kubectl_with(
     cluster: &Cluster,
     arguments: &[&str],

@@ -1,4 +1,4 @@
-//! Parts of the product die, and what users have goes on.
+//! What do users notice when a part of the product ends?
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::support::outside::{Way, at, is_refused};
 use crate::support::parts::roll;
 use crate::support::pods::{
-    Entry, annotated, container, entries, is_true, mapped_pod, on_node, pod,
+    MappedPort, annotated, container, entries, is_true, mapped_pod, on_node, pod,
 };
 use crate::support::space::Space;
 use crate::support::streams::{follow, steal};
@@ -18,7 +18,7 @@ use crate::support::{alone, enforcer, eventually, kubectl_with, node_addresses};
 
 const SYSTEM: &str = install::NAMESPACE;
 
-/// How often the enforcer's container has been started anew.
+/// How often the enforcer's container has restarted.
 fn restarts(pod: &Value) -> i64 {
     pod["status"]["containerStatuses"][0]["restartCount"]
         .as_i64()
@@ -79,13 +79,16 @@ fn a_killed_enforcer_loses_no_port_no_byte_and_no_mapping() -> Result<()> {
                 })?;
                 space.answers(&streaming, &mapped[0], Way::Http)?;
             }
-            // a new pod is mapped by the enforcer that came back
+            // the restarted enforcer maps a new pod
             space.create(&on_node(mapped_pod("after"), &node))?;
             let after = space.ready("after")?;
             space.answers(&after, &entries(&after)?[0], Way::Http)?;
             stop.store(true, Ordering::Relaxed);
             let lines = reader.join().ok().context("the reader panicked")???;
-            let (stolen, tries) = thief.join().ok().context("the thief panicked")??;
+            let (stolen, tries) = thief
+                .join()
+                .ok()
+                .context("the process that binds ports panicked")??;
             println!("{lines} lines without a gap, {tries} tries to take a held port");
             ensure!(stolen.is_empty(), "held ports were taken: {stolen:?}");
             ensure!(
@@ -143,7 +146,7 @@ fn without_enforcer(cluster: &Cluster, act: impl FnOnce() -> Result<()>) -> Resu
 }
 
 #[test]
-fn what_happens_while_the_enforcer_is_down_is_made_up_for() -> Result<()> {
+fn changes_while_the_enforcer_is_down_are_applied_when_it_is_back() -> Result<()> {
     alone(|cluster| {
         Space::with(cluster, "survive-down", |space| {
             let node = first_node(cluster)?;
@@ -153,7 +156,7 @@ fn what_happens_while_the_enforcer_is_down_is_made_up_for() -> Result<()> {
             let (stays, goes) = (space.ready("stays")?, space.ready("goes")?);
             let (kept, lost) = (entries(&stays)?.remove(0), entries(&goes)?.remove(0));
             without_enforcer(cluster, || {
-                // the kernel goes on alone
+                // the kernel translates without the enforcer
                 space.answers(&stays, &kept, Way::Http)?;
                 space.kubectl(&["delete", "pod", "goes"])?;
                 space.create(&on_node(mapped_pod("comes"), &node))?;
@@ -182,13 +185,13 @@ fn flushed_rules_come_back() -> Result<()> {
             let node = first_node(cluster)?;
             space.create(&on_node(mapped_pod("web"), &node))?;
             let web = space.ready("web")?;
-            let entry: Entry = entries(&web)?.remove(0);
+            let entry: MappedPort = entries(&web)?.remove(0);
             let flush = cluster.exec(&node, &["iptables", "-t", "nat", "-F", "PORTMAPPING"])?;
             ensure!(flush.status.success(), "{flush:?}");
             eventually("the mapping to be repaired", || {
                 space.answers(&web, &entry, Way::Http)
             })?;
-            eventually("the event that tells of it", || {
+            eventually("the event about it", || {
                 let events = space.events("web")?;
                 ensure!(
                     events.iter().any(|(reason, _)| reason == "MappingRepaired"),
@@ -200,7 +203,7 @@ fn flushed_rules_come_back() -> Result<()> {
     })
 }
 
-/// Every rule of ours, and with them the names of their pods.
+/// Flushes every chain of ours.
 const FLUSH: &str = "for i in iptables ip6tables; do
     $i -t nat -S | sed -n 's/^-N \\(PORTMAPPING[^ ]*\\)$/\\1/p' | while read -r chain; do
         $i -t nat -F \"$chain\" || exit 1
@@ -215,7 +218,7 @@ fn rules_flushed_while_the_enforcer_is_down_come_back_with_the_same_ports() -> R
             space.create(&on_node(mapped_pod("web"), &node))?;
             let web = space.ready("web")?;
             let before = entries(&web)?;
-            // so that the next end is its first: the kubelet then starts it again at once
+            // after the first end of a container the kubelet restarts it at once
             roll(cluster)?;
             let restarts_before = restarts(&enforcer(cluster, &node)?);
             signal(cluster, &node, "-KILL")?;

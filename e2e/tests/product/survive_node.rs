@@ -1,4 +1,4 @@
-//! A node's own life: its enforcer upgraded, the node rebooted.
+//! What do users notice of an upgrade and of a reboot?
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -65,7 +65,10 @@ fn an_upgrade_loses_no_port_no_byte_and_no_connection() -> Result<()> {
             space.answers(&after, &entries(&after)?[0], Way::Http)?;
             stop.store(true, Ordering::Relaxed);
             let lines = reader.join().ok().context("the reader panicked")???;
-            let (stolen, tries) = thief.join().ok().context("the thief panicked")??;
+            let (stolen, tries) = thief
+                .join()
+                .ok()
+                .context("the process that binds ports panicked")??;
             let (calls, failures) = caller.join().ok().context("the caller panicked")??;
             println!("{lines} lines without a gap, {tries} tries to take a port, {calls} calls");
             ensure!(stolen.is_empty(), "held ports were taken: {stolen:?}");

@@ -1,4 +1,4 @@
-//! The authority of the cluster rotates: every pod gets another bundle, and users notice nothing.
+//! What do users notice when the cluster's CA rotates? Every pod gets another bundle of certificates.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ use crate::support::{alone, eventually, get};
 const SYSTEM: &str = install::NAMESPACE;
 /// The containers that talk to the API server.
 const PROGRAMS: [&str; 2] = ["enforcer", "webhook"];
-/// Pod creations without a failure that prove something.
+/// So many pod creations without a failure are a proof.
 const ENOUGH: u64 = 1_000;
 
 /// How often each program of each pod was restarted, and whether all of these pods are Ready.
@@ -41,7 +41,7 @@ fn restarts(cluster: &Cluster) -> Result<(BTreeMap<String, i64>, bool)> {
 #[test]
 fn a_new_bundle_of_authorities_refuses_no_pod_and_keeps_every_mapping() -> Result<()> {
     alone(|cluster| {
-        // pods that have never ended: the kubelet restarts what ends without waiting
+        // new pods, which have never crashed: the kubelet restarts their containers without back-off
         roll(cluster)?;
         cluster.kubectl_run(["-n", SYSTEM, "rollout", "restart", "deployment/webhook"])?;
         install::rolled_out(cluster, SYSTEM, "deployment/webhook")?;
@@ -71,7 +71,7 @@ fn a_new_bundle_of_authorities_refuses_no_pod_and_keeps_every_mapping() -> Resul
                 entries(&space.ready("web")?)? == mapped,
                 "the mapping changed"
             );
-            // what starts from now on is served by programs that trust the new bundle
+            // the programs work with the new bundle
             space.create(&on_node(mapped_pod("after"), "node2"))?;
             let after = space.ready("after")?;
             space.answers(&after, &entries(&after)?[0], Way::Http)

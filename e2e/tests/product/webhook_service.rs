@@ -1,5 +1,5 @@
-//! The webhook as a service that people bet their pod creations on: replaced, ended, rotated and
-//! damaged while pods are being created.
+//! Is a pod creation ever refused? The webhook is replaced, ended, rotated and damaged while pods are
+//! created.
 
 mod stand_in;
 
@@ -20,7 +20,7 @@ use crate::support::{ANNOTATION, alone, eventually, get};
 
 const SYSTEM: &str = install::NAMESPACE;
 const SECRET: &str = "portmapping-webhook-tls";
-/// Pod creations without a failure that prove something.
+/// So many pod creations without a failure are a proof.
 const ENOUGH: u64 = 5_000;
 
 /// The names of the webhook's living pods, with their nodes.
@@ -87,7 +87,7 @@ fn no_creation_fails_while_replicas_are_replaced_and_ended() -> Result<()> {
                 let before = restarts()?;
                 let ended = cluster.exec(&node, &["pkill", "-TERM", "-f", "^/webhook"])?;
                 ensure!(ended.status.success(), "no webhook on {node}: {ended:?}");
-                eventually("the webhook's container to be started anew", || {
+                eventually("the webhook's container to restart", || {
                     ensure!(restarts()? > before, "not yet");
                     Ok(())
                 })?;
@@ -249,7 +249,7 @@ fn with_failure_policy_ignore_pods_are_mapped_without_the_webhook() -> Result<()
                 let web = space.ready("web")?;
                 ensure!(
                     web["spec"]["readinessGates"].is_null(),
-                    "a gate that nobody added: {}",
+                    "an unexpected readiness gate: {}",
                     web["spec"]["readinessGates"]
                 );
                 space.answers(&web, &entries(&web)?[0], Way::Http)?;
@@ -261,7 +261,7 @@ fn with_failure_policy_ignore_pods_are_mapped_without_the_webhook() -> Result<()
                     ensure!(told, "{events:?}");
                     Ok(())
                 })?;
-                // the policies hold all the same
+                // the policies are in force all the same
                 let forged = annotation(&web).unwrap_or_default().to_owned();
                 let (fine, said) =
                     space.try_create(&annotated(mapped_pod("copy"), &forged), &[])?;

@@ -1,4 +1,4 @@
-//! Somebody alters our rules: how long until the kernel's announcement of it is heard, and until all
+//! Another program alters our rules: how long until the kernel's notification arrives, and until all
 //! is repaired. iptables-legacy announces nothing, and so has no part in this.
 
 use std::collections::BTreeSet;
@@ -59,8 +59,7 @@ pub(super) fn measure(count: u16) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Every sample has a node and a driver of its own: whoever is damaged again and again takes its
-/// time.
+/// Every sample has its own node and driver: a driver backs off after repeated damage.
 fn sample(backend: Backend, desired: &BTreeSet<Mapping>, damage: &str) -> Result<(f64, f64)> {
     let netns = Lab::new()?.node()?.netns;
     let mut driver = backend.open(&netns)?;
@@ -74,7 +73,7 @@ fn sample(backend: Backend, desired: &BTreeSet<Mapping>, damage: &str) -> Result
     let start = Instant::now();
     netns.sh(damage)?;
     if !hints.heard_within(PATIENCE) {
-        bail!("nobody heard of: {damage}");
+        bail!("no notification arrived after: {damage}");
     }
     let heard = ms(start);
     driver.restore(&netns, desired)?;

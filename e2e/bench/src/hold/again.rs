@@ -1,5 +1,5 @@
-//! What follows the loss of a whole enforcer pod: rules that lead to pods, and nobody who holds
-//! their ports. How long after the start of the next process is each of them held again?
+//! A whole enforcer pod is lost: its rules stay, and no process holds their ports. How long after the
+//! start of the next process is each port held again?
 
 use std::collections::BTreeSet;
 use std::path::Path;

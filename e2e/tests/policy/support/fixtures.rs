@@ -1,4 +1,4 @@
-//! The pods that the tables speak of.
+//! The pods of the tables.
 
 use anyhow::{Result, ensure};
 use e2e::paths;
@@ -48,7 +48,7 @@ impl Session<'_> {
             .map(drop)
     }
 
-    /// Policies bite a moment after they were applied: each is tried until it does.
+    /// Policies take effect a moment after they are applied: each is tried until it refuses.
     pub(super) fn wait_for_policies(&self) -> Result<()> {
         let forged = noted(pod("probe"), json!({ ANNOTATION: RESULT }));
         let mut deployment = json!({ "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": "probe" },
@@ -88,7 +88,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Namespaces and pods that tables speak of; no row changes them.
+    /// Namespaces and pods of the tables; no row changes them.
     pub(super) fn furnish(&self) -> Result<()> {
         for (name, labels) in NAMESPACES {
             self.namespace(name, labels)?;

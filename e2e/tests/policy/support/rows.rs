@@ -1,4 +1,4 @@
-//! Tables: who does what, and what comes of it.
+//! Tables: who does what, and what the answer is.
 
 use anyhow::{Result, bail};
 use serde_json::Value;
@@ -17,9 +17,9 @@ pub(crate) enum Outcome {
     NoEffect,
     /// 403 by this policy, which says this.
     Refused(Policy, &'static str),
-    /// 403 by RBAC, before any policy is asked.
+    /// 403 by RBAC, before any policy is evaluated.
     NoRight,
-    /// 422: the API server itself has no such thing.
+    /// 422: the API server itself refuses it.
     Invalid,
 }
 
@@ -65,8 +65,8 @@ pub(crate) fn refused(says: &'static str) -> Outcome {
 }
 
 impl Session<'_> {
-    /// Tries every row. What should be refused is sent in earnest; what should pass is sent as a dry
-    /// run, through the same admission, so that no row depends on another one.
+    /// Tries every row. A request that should be refused is sent as it is. One that should pass is sent as a
+    /// dry run, through the same admission, so that no row depends on another one.
     pub(crate) fn check(&self, rows: &[Row]) -> Result<()> {
         let mut wrong = Vec::new();
         for row in rows {

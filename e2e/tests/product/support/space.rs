@@ -1,4 +1,4 @@
-//! A namespace per test: made at its start, gone at its end, shown when the test fails.
+//! A namespace per test: created at its start, deleted at its end, printed when the test fails.
 
 use anyhow::Result;
 use e2e::{Cluster, install};

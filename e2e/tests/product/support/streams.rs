@@ -1,5 +1,5 @@
-//! A connection that must not lose a byte, new ones that must all be made, and a thief that must not
-//! get a port.
+//! A connection that must lose no byte, new connections that must all succeed, and a process that must
+//! not get a held port.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -39,7 +39,7 @@ pub(crate) fn follow(address: SocketAddr, stop: &AtomicBool) -> Result<u64> {
     Ok(lines)
 }
 
-/// What became of new connections.
+/// The result of many new connections.
 #[derive(Debug, Default)]
 pub(crate) struct Knocks {
     pub made: u64,
@@ -47,7 +47,7 @@ pub(crate) struct Knocks {
     pub slowest: Duration,
     /// The longest time from one that was made to the next.
     pub gap: Duration,
-    /// Those refused, reset, or answered by somebody else, and those whose first packet was lost.
+    /// Refused, reset, answered by another pod, or the first packet was lost.
     pub failed: Vec<String>,
 }
 
@@ -89,7 +89,7 @@ fn knock_once(address: SocketAddr) -> std::io::Result<(Duration, String)> {
     Ok((begun.elapsed(), answer))
 }
 
-/// Tries to bind each port, again and again; the ports it got.
+/// Tries to bind each port, again and again; returns the ports that it got, and the number of tries.
 pub(crate) fn steal(ports: &[u16], stop: &AtomicBool) -> (BTreeSet<u16>, u64) {
     let (mut stolen, mut tries) = (BTreeSet::new(), 0);
     while !stop.load(Ordering::Relaxed) {
