@@ -1,9 +1,9 @@
-# What people type. `just --list` shows it.
+# Short names for common commands. `just --list` shows them.
 
 # what CI runs
 default: fmt lint test
 
-# put the code in shape
+# format the code
 fmt:
     cargo fmt --all
 
@@ -11,14 +11,14 @@ fmt:
 lint:
     .ci/run check
 
-# all tests: unit, network namespaces, real cluster (root)
+# all tests: units, network namespaces, real cluster (root)
 test:
     cargo test --workspace
 
-# boot a cluster, install, map three pods, fetch them from outside (root)
+# start a cluster, install portmapping, map three pods, fetch a page from each (root)
 demo:
     cargo run --release -p e2e -- demo
 
-# take the cluster down
+# stop the cluster and remove it
 down:
     cargo run --release -p e2e -- down

@@ -1,65 +1,61 @@
-//! The caBundle of the webhook's registration: whom the API server trusts.
+//! The caBundle of the webhook's registration: the CAs that the API server trusts.
 //!
-//! Written by a strategic merge patch that names nothing but the caBundle of our own entries. The
-//! manifests do not mention the caBundle, so applying them again leaves it alone.
+//! It is written by a strategic merge patch that names only the caBundle of our own webhooks. The
+//! manifests do not mention the caBundle, so applying them again does not change it.
 
 use std::future::Future;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use k8s_openapi::api::admissionregistration::v1::{MutatingWebhook, MutatingWebhookConfiguration};
-use kube::api::{Patch, PatchParams};
+use kube::api::Patch;
 use kube::{Api, Client};
 use portmapping_runtime::{CallError, within};
-use portmapping_shared::contract::WEBHOOK_MANAGER;
 use serde_json::{Value, json};
 
-use crate::secret::{CALL_LIMIT, Swap, is_conflict, is_gone};
+use crate::secret::{CALL_LIMIT, Swap, patch_params, swapped};
 
-/// The registration as far as it is ours.
+/// The part of the registration that is ours.
 #[derive(Clone, Debug)]
-pub struct Seen {
-    /// Opaque; changes with every write.
+pub struct Registered {
+    /// The resourceVersion; changes with every write.
     pub version: String,
-    /// Our entries.
-    pub entries: Vec<Entry>,
+    /// The webhooks that call our service.
+    pub webhooks: Vec<RegisteredWebhook>,
 }
 
-/// One webhook that points at our service.
+/// One webhook that calls our service.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct RegisteredWebhook {
     /// Its name, unique in the registration.
     pub name: String,
-    /// Whom the API server trusts when calling it; PEM text, empty for the system's roots.
+    /// The CAs that the API server trusts for it, in PEM; empty for the roots of its system.
     pub ca_bundle: Vec<u8>,
 }
 
-impl Seen {
-    /// Whether the API server trusts exactly this bundle. No entry of ours is not in place: then
-    /// the API server calls somebody else.
+impl Registered {
+    /// Returns whether the API server trusts exactly this bundle. False without a webhook of ours,
+    /// because the API server then calls another service.
     #[must_use]
     pub fn carries(&self, bundle: &str) -> bool {
-        !self.entries.is_empty()
-            && self
-                .entries
-                .iter()
-                .all(|entry| entry.ca_bundle == bundle.as_bytes())
+        let carries = |webhook: &RegisteredWebhook| webhook.ca_bundle == bundle.as_bytes();
+        !self.webhooks.is_empty() && self.webhooks.iter().all(carries)
     }
 }
 
-/// The API server's knowledge of the webhook.
+/// Where the API server learns of the webhook.
 pub trait Registration: Send + Sync {
-    /// What is registered; None if nothing is.
-    fn read(&self) -> impl Future<Output = Result<Option<Seen>, RegistrationError>> + Send;
-    /// Sets the bundle of all our entries, if the version is still the one seen.
+    /// Reads the registration; None if there is none.
+    fn read(&self) -> impl Future<Output = Result<Option<Registered>, RegistrationError>> + Send;
+    /// Sets the bundle of all our webhooks, if the version is still the one that was read.
     fn write(
         &self,
-        seen: &Seen,
+        registered: &Registered,
         bundle: &str,
     ) -> impl Future<Output = Result<Swap, RegistrationError>> + Send;
 }
 
-/// Why the registration could not be used.
+/// Why a call for the registration failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistrationError {
     /// Reading.
@@ -82,7 +78,7 @@ pub enum RegistrationError {
     },
 }
 
-/// A `MutatingWebhookConfiguration`. Needs get and patch on it.
+/// A `MutatingWebhookConfiguration`. Needs the verbs get and patch on it.
 #[derive(Clone)]
 pub struct WebhookRegistration {
     api: Api<MutatingWebhookConfiguration>,
@@ -92,7 +88,7 @@ pub struct WebhookRegistration {
 }
 
 impl WebhookRegistration {
-    /// The configuration of this name; of its entries only those that call this service.
+    /// Returns the configuration of this name, and of its webhooks those that call this service.
     #[must_use]
     pub fn new(client: Client, name: &str, service: &str, namespace: &str) -> Self {
         Self {
@@ -110,20 +106,20 @@ impl WebhookRegistration {
 }
 
 impl Registration for WebhookRegistration {
-    async fn read(&self) -> Result<Option<Seen>, RegistrationError> {
+    async fn read(&self) -> Result<Option<Registered>, RegistrationError> {
         let found = within(CALL_LIMIT, "GET", self.api.get_opt(&self.name)).await;
         let found = found.map_err(|source| RegistrationError::Read {
             name: self.name.clone(),
             source,
         })?;
-        Ok(found.map(|configuration| Seen {
+        Ok(found.map(|configuration| Registered {
             version: configuration.metadata.resource_version.unwrap_or_default(),
-            entries: configuration
+            webhooks: configuration
                 .webhooks
                 .unwrap_or_default()
                 .into_iter()
                 .filter(|webhook| self.is_ours(webhook))
-                .map(|webhook| Entry {
+                .map(|webhook| RegisteredWebhook {
                     name: webhook.name,
                     ca_bundle: webhook.client_config.ca_bundle.unwrap_or_default().0,
                 })
@@ -131,39 +127,33 @@ impl Registration for WebhookRegistration {
         }))
     }
 
-    async fn write(&self, seen: &Seen, bundle: &str) -> Result<Swap, RegistrationError> {
-        let patch = Patch::Strategic(bundle_patch(seen, bundle));
-        let params = PatchParams {
-            field_manager: Some(WEBHOOK_MANAGER.to_owned()),
-            ..Default::default()
-        };
-        match within(
-            CALL_LIMIT,
-            "patch",
-            self.api.patch(&self.name, &params, &patch),
-        )
-        .await
-        {
-            Ok(_written) => Ok(Swap::Done),
-            Err(error) if is_conflict(&error) || is_gone(&error) => Ok(Swap::Conflict),
-            Err(source) => Err(RegistrationError::Write {
+    async fn write(
+        &self,
+        registered: &Registered,
+        bundle: &str,
+    ) -> Result<Swap, RegistrationError> {
+        let patch = Patch::Strategic(bundle_patch(registered, bundle));
+        let params = patch_params();
+        let call = self.api.patch(&self.name, &params, &patch);
+        swapped(within(CALL_LIMIT, "patch", call).await).map_err(|source| {
+            RegistrationError::Write {
                 name: self.name.clone(),
                 source,
-            }),
-        }
+            }
+        })
     }
 }
 
-/// The list `webhooks` merges by name, so entries and fields that are not mentioned stay as they are.
-fn bundle_patch(seen: &Seen, bundle: &str) -> Value {
+/// The list `webhooks` merges by name, so webhooks and fields that are not named do not change.
+fn bundle_patch(registered: &Registered, bundle: &str) -> Value {
     let bundle = STANDARD.encode(bundle);
-    let entries = seen
-        .entries
+    let webhooks = registered
+        .webhooks
         .iter()
-        .map(|entry| json!({ "name": entry.name, "clientConfig": { "caBundle": bundle } }));
+        .map(|webhook| json!({ "name": webhook.name, "clientConfig": { "caBundle": bundle } }));
     json!({
-        "metadata": { "resourceVersion": seen.version },
-        "webhooks": entries.collect::<Vec<_>>(),
+        "metadata": { "resourceVersion": registered.version },
+        "webhooks": webhooks.collect::<Vec<_>>(),
     })
 }
 

@@ -1,6 +1,5 @@
-//! Certificates from names, lifetimes and the time of day. No clock, no store.
+//! Issues certificates from names, lifetimes and the time of day. No clock, no store.
 
-use std::fmt;
 use std::time::Duration;
 
 use rcgen::{
@@ -9,81 +8,28 @@ use rcgen::{
 };
 use time::OffsetDateTime;
 
-use crate::rotation::{self, Decision};
+use crate::material::{Lifetimes, Material, Names, end_of_authority, living_authorities};
+use crate::rotation::Decision;
 
-/// Certificates begin this much before they are made, for API servers whose clock is behind.
+/// Certificates are valid from this long before they are issued, for API servers whose clock is behind.
 const BACKDATE: Duration = Duration::from_mins(5);
-/// Certificate authorities kept in the bundle beside the current one while they are still valid.
+/// Earlier CAs that stay in the bundle while they are valid.
 const OLD_AUTHORITIES: usize = 2;
 
-/// The names a certificate must cover, the first one also as its common name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Names(Vec<String>);
-
-impl Names {
-    /// What the API server calls a service by, and what people in the cluster do.
-    #[must_use]
-    pub fn of_service(service: &str, namespace: &str) -> Self {
-        Self(vec![
-            format!("{service}.{namespace}.svc"),
-            format!("{service}.{namespace}.svc.cluster.local"),
-            format!("{service}.{namespace}"),
-        ])
-    }
-
-    /// The names.
-    pub fn iter(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().map(String::as_str)
-    }
-}
-
-/// How long certificates live.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lifetimes {
-    /// Of the certificate authority.
-    pub ca: Duration,
-    /// Of the serving certificate; never longer than what is left of the authority.
-    pub leaf: Duration,
-}
-
-/// All that the Secret holds, as PEM text; a missing part is empty.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct Material {
-    /// Authorities to trust: the signing one first, then older ones whose leaves may still be
-    /// served somewhere. The caBundle.
-    pub ca_bundle: String,
-    /// Key of the signing authority.
-    pub ca_key: String,
-    /// The serving certificate.
-    pub leaf: String,
-    /// Its key.
-    pub leaf_key: String,
-}
-
-/// Without the keys: this may end up in a log.
-impl fmt::Debug for Material {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Material")
-            .field("ca_bundle", &self.ca_bundle)
-            .field("leaf", &self.leaf)
-            .finish_non_exhaustive()
-    }
-}
-
-/// Why nothing could be issued.
+/// Why nothing was issued.
 #[derive(Debug, thiserror::Error)]
 pub enum IssueError {
-    /// No key.
-    #[error("cannot make a key")]
+    /// Generating a key.
+    #[error("cannot generate a key")]
     Key(#[source] rcgen::Error),
-    /// The authority's own certificate.
-    #[error("cannot make the certificate authority")]
+    /// The certificate of the CA.
+    #[error("cannot create the CA")]
     Authority(#[source] rcgen::Error),
-    /// The stored authority cannot sign.
-    #[error("cannot sign with the stored certificate authority")]
+    /// The CA in the Secret cannot sign.
+    #[error("cannot sign with the CA of the Secret")]
     Signer(#[source] rcgen::Error),
     /// The serving certificate.
-    #[error("cannot make a certificate for {name}")]
+    #[error("cannot create a certificate for {name}")]
     Leaf {
         /// The first name.
         name: String,
@@ -92,11 +38,11 @@ pub enum IssueError {
         source: rcgen::Error,
     },
     /// A lifetime that ends after the year 9999.
-    #[error("a lifetime of {0:?} is too long")]
+    #[error("a lifetime of {0:?} is too long; it must end before the year 10000")]
     Lifetime(Duration),
 }
 
-/// Carries a decision out; None where nothing needs to change.
+/// Issues what a decision asks for; None if nothing has to change.
 pub fn renew(
     held: &Material,
     decision: &Decision,
@@ -109,7 +55,7 @@ pub fn renew(
         Decision::IssueLeaf(_) => (held.ca_bundle.clone(), held.ca_key.clone()),
         Decision::RollCa(_) => {
             let (cert, key) = issue_authority(lifetimes.ca, now)?;
-            let old = rotation::living_authorities(&held.ca_bundle, now);
+            let old = living_authorities(&held.ca_bundle, now);
             let bundle = std::iter::once(cert).chain(old.into_iter().take(OLD_AUTHORITIES));
             (bundle.collect(), key)
         }
@@ -124,14 +70,14 @@ pub fn renew(
     }))
 }
 
-/// A certificate authority that may sign leaves only: (certificate, key).
+/// Creates a CA that may sign serving certificates only: (certificate, key).
 fn issue_authority(
     lifetime: Duration,
     now: OffsetDateTime,
 ) -> Result<(String, String), IssueError> {
     let key = KeyPair::generate().map_err(IssueError::Key)?;
     let mut params = CertificateParams::default();
-    // a name of its own for every authority, so that old and new can be told apart in a bundle
+    // each CA has another name, so that old and new differ in a bundle
     params.distinguished_name =
         common_name(&format!("portmapping webhook CA {}", now.unix_timestamp()));
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -141,7 +87,7 @@ fn issue_authority(
     Ok((cert.pem(), key.serialize_pem()))
 }
 
-/// A serving certificate signed by the bundle's first authority: (certificate, key).
+/// Creates a serving certificate, signed by the first CA of the bundle: (certificate, key).
 fn issue_leaf(
     ca_bundle: &str,
     ca_key: &str,
@@ -164,7 +110,7 @@ fn issue_leaf(
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     params.use_authority_key_identifier_extension = true;
     (params.not_before, params.not_after) = validity(lifetime, now)?;
-    if let Some(end) = rotation::end_of_authority(ca_bundle) {
+    if let Some(end) = end_of_authority(ca_bundle) {
         params.not_after = params.not_after.min(end);
     }
     let cert = params.signed_by(&key, &issuer).map_err(failed)?;
@@ -177,8 +123,8 @@ fn common_name(name: &str) -> DistinguishedName {
     distinguished
 }
 
-/// A tenth of a short lifetime is the most it is backdated, so that two thirds of the validity
-/// stay about two thirds of the lifetime.
+/// Returns begin and end. A short lifetime is backdated by a tenth at most, so that two thirds of the
+/// validity are about two thirds of the lifetime.
 fn validity(
     lifetime: Duration,
     now: OffsetDateTime,

@@ -1,9 +1,9 @@
-//! The Secret that all replicas share: read, made empty, written by compare-and-swap.
+//! The Secret that all replicas share: read, created empty, written by compare-and-swap.
 //!
-//! It is made by a server-side apply without data, because that is the only way of creating that
-//! RBAC can tie to a name, and filled by a merge patch that carries the version seen: of two
-//! replicas one wins, the other gets a conflict and reads what the winner wrote. A late empty
-//! apply takes no data away: the patch's fields belong to another kind of manager (`Update`).
+//! It is created by a server-side apply without data, because RBAC can limit only that way of
+//! creation to one name. It is filled by a merge patch that carries the version that was read: of
+//! two replicas one wins, the other gets a conflict and reads again. A late empty apply removes no
+//! data, because the fields of the patch belong to another manager operation (`Update`).
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -19,23 +19,23 @@ use portmapping_runtime::{CallError, within};
 use portmapping_shared::contract::WEBHOOK_MANAGER;
 use serde_json::json;
 
-use crate::issue::Material;
+use crate::material::Material;
 
 /// Limit for one call to the API server.
 pub(crate) const CALL_LIMIT: Duration = Duration::from_secs(5);
 
-// the names that cert-manager gives them too
+// the names that cert-manager uses too
 const CA_BUNDLE: &str = "ca.crt";
 const CA_KEY: &str = "ca.key";
 const LEAF: &str = "tls.crt";
 const LEAF_KEY: &str = "tls.key";
 
-/// What the store holds, and the version to hand back when replacing it.
+/// What the store holds, and the version that replacing it needs.
 #[derive(Clone, Debug)]
 pub struct Stored {
-    /// Opaque; changes with every write.
+    /// The resourceVersion; changes with every write.
     pub version: String,
-    /// The certificates; parts that are not there are empty.
+    /// The certificates; missing parts are empty.
     pub material: Material,
 }
 
@@ -44,17 +44,17 @@ pub struct Stored {
 pub enum Swap {
     /// Written.
     Done,
-    /// Somebody else wrote or deleted it since it was read: read again.
+    /// Another program wrote or deleted it since it was read: read again.
     Conflict,
 }
 
 /// Where replicas agree on one certificate.
 pub trait Store: Send + Sync {
-    /// What is there; None if nothing is.
+    /// Reads the material; None if there is no Secret.
     fn read(&self) -> impl Future<Output = Result<Option<Stored>, StoreError>> + Send;
-    /// Makes an empty one if nothing is there, and returns what is there then.
+    /// Creates an empty Secret if there is none, and returns what is there then.
     fn create(&self) -> impl Future<Output = Result<Stored, StoreError>> + Send;
-    /// Replaces the material if the version is still the one seen.
+    /// Replaces the material if the version is still the one that was read.
     fn replace(
         &self,
         seen: &str,
@@ -62,7 +62,7 @@ pub trait Store: Send + Sync {
     ) -> impl Future<Output = Result<Swap, StoreError>> + Send;
 }
 
-/// Why the Secret could not be used.
+/// Why a call for the Secret failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Reading.
@@ -94,7 +94,7 @@ pub enum StoreError {
     },
 }
 
-/// A Secret of the cluster. Needs get, patch and create (by name) on it.
+/// A Secret of the cluster. Needs the verbs get, patch and create on it, by name.
 #[derive(Clone)]
 pub struct SecretStore {
     api: Api<Secret>,
@@ -103,7 +103,7 @@ pub struct SecretStore {
 }
 
 impl SecretStore {
-    /// The Secret of this name.
+    /// Returns the Secret of this name.
     #[must_use]
     pub fn new(client: Client, namespace: &str, name: &str) -> Self {
         let api = Api::namespaced(client, namespace);
@@ -142,13 +142,9 @@ impl Store for SecretStore {
         });
         let params = PatchParams::apply(WEBHOOK_MANAGER).force();
         let patch = Patch::Apply(&empty);
-        let made = within(
-            CALL_LIMIT,
-            "apply",
-            self.api.patch(&self.name, &params, &patch),
-        )
-        .await;
-        made.map(stored).map_err(|source| StoreError::Create {
+        let call = self.api.patch(&self.name, &params, &patch);
+        let created = within(CALL_LIMIT, "apply", call).await;
+        created.map(stored).map_err(|source| StoreError::Create {
             name: self.full_name(),
             source,
         })
@@ -162,35 +158,40 @@ impl Store for SecretStore {
             LEAF_KEY: STANDARD.encode(&material.leaf_key),
         });
         let patch = Patch::Merge(json!({ "metadata": { "resourceVersion": seen }, "data": data }));
-        let params = PatchParams {
-            field_manager: Some(WEBHOOK_MANAGER.to_owned()),
-            ..Default::default()
-        };
+        let params = patch_params();
         let call = self.api.patch(&self.name, &params, &patch);
-        match within(CALL_LIMIT, "patch", call).await {
-            Ok(_written) => Ok(Swap::Done),
-            Err(error) if is_conflict(&error) || is_gone(&error) => Ok(Swap::Conflict),
-            Err(source) => Err(StoreError::Write {
-                name: self.full_name(),
-                source,
-            }),
-        }
+        swapped(within(CALL_LIMIT, "patch", call).await).map_err(|source| StoreError::Write {
+            name: self.full_name(),
+            source,
+        })
     }
 }
 
-/// 409: the version seen is no longer the one there.
-pub(crate) fn is_conflict(error: &CallError<kube::Error>) -> bool {
-    matches!(error.answer(), Some(kube::Error::Api(status)) if status.code == 409)
+pub(crate) fn patch_params() -> PatchParams {
+    PatchParams {
+        field_manager: Some(WEBHOOK_MANAGER.to_owned()),
+        ..Default::default()
+    }
 }
 
-/// 404: there is no such object any more.
-pub(crate) fn is_gone(error: &CallError<kube::Error>) -> bool {
-    matches!(error.answer(), Some(kube::Error::Api(status)) if status.code == 404)
+/// Tells how a patch that carried a version ended: 409 means that there is another version, 404
+/// that the object is gone.
+pub(crate) fn swapped<T>(
+    answer: Result<T, CallError<kube::Error>>,
+) -> Result<Swap, CallError<kube::Error>> {
+    match answer {
+        Ok(_written) => Ok(Swap::Done),
+        Err(CallError::Failed {
+            source: kube::Error::Api(status),
+            ..
+        }) if matches!(status.code, 404 | 409) => Ok(Swap::Conflict),
+        Err(error) => Err(error),
+    }
 }
 
 fn stored(secret: Secret) -> Stored {
     let mut data: BTreeMap<String, ByteString> = secret.data.unwrap_or_default();
-    // bytes that are no text are no PEM either
+    // bytes that are not UTF-8 are not PEM either
     let mut part = |key| {
         data.remove(key)
             .and_then(|bytes| String::from_utf8(bytes.0).ok())

@@ -12,7 +12,7 @@ use portmapping_runtime::log::LogArgs;
 use portmapping_shared::contract::DEFAULT_MAX_PORTS;
 use portmapping_shared::{PortRange, PortSet};
 
-use portmapping_dataplane::iptables::Subnet;
+use portmapping_dataplane::Subnet;
 use portmapping_keeper::{DEFAULT_SOCKET, KeeperArgs};
 
 /// Where the enforcer answers health probes and metrics.

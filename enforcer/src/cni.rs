@@ -1,17 +1,19 @@
-//! The runtime's CNI result cache: it names a pod's addresses before the kubelet does.
+//! The container runtime's cache of CNI results: it has a pod's addresses before the pod's status
+//! has.
 //!
-//! libcni, which container runtimes are built with, writes one file per attachment when CNI ADD is
-//! done, and removes it after CNI DEL. A fast path, never needed: without it the same addresses
-//! come with the pod's status, later.
+//! libcni, which container runtimes are built with, writes one file per attachment after CNI ADD and
+//! removes it after CNI DEL. This is a fast path: without it the same addresses come with the pod's
+//! status, later.
 //!
 //! ```text
-//! /var/lib/cni/results/* --changes--> watch --names--> file --bytes--> result --readings--> known --SandboxNews-->
+//! /var/lib/cni/results/* --directory_watch--> watch --names--> file --bytes--> result
+//!                                                   Reading --> result_files --SandboxUpdate-->
 //! ```
 
-pub mod changes;
+pub mod directory_watch;
 pub mod file;
-pub mod known;
 pub mod result;
+pub mod result_files;
 pub mod watch;
 
 pub use watch::{SANDBOX_QUEUE, watch};

@@ -1,14 +1,29 @@
-//! The node daemon: watch the node's pods -> decide (pure core crate) -> act (keeper, dataplane,
-//! publish).
+//! The node daemon: it maps the pods of its node.
+//!
+//! It owns the drivers and the loop between them: the watch on pods, the runtime's CNI results, the
+//! client of the keeper, the writes to the API server. It must not decide anything: every decision is
+//! made in the core crate, every rule is written in the data plane crate, every port is bound in the
+//! keeper crate. It must not know the webhook.
+//!
+//! ```text
+//! pods (API server) --PodUpdate----+                  +--> keeper_client --> keeper: hold, release
+//! cni (CNI results) --SandboxUpdate+--> reconciler <--+--> dataplane: rules
+//! keeper_client::role --KeeperRole-+    (core crate)  +--> publish: annotation, condition, events
+//!
+//! startup: what kernel and keeper already have     run: starts all of this
+//! ```
 
 pub mod args;
 pub mod cni;
-pub mod commands;
-pub mod hold;
+pub mod health;
+pub mod keeper_client;
 pub mod metrics;
 pub mod node_facts;
 pub mod pods;
-pub mod prompt;
 pub mod publish;
 pub mod reconciler;
+pub mod run;
+pub mod scheduling;
+mod startup;
 pub mod state;
+pub mod uninstall;

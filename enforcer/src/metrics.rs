@@ -12,7 +12,7 @@ use prometheus_client::registry::Registry;
 
 /// How a call to the outside ended.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct Outcome {
+pub struct CallLabels {
     /// `hold`, `release`, `apply`, `observe`, `publish` or `event`.
     pub call: &'static str,
     /// `ok` or `error`.
@@ -36,7 +36,7 @@ pub struct ByProtocol {
 /// The enforcer's metrics.
 #[derive(Clone, Debug)]
 pub struct Metrics {
-    calls: Family<Outcome, Counter>,
+    calls: Family<CallLabels, Counter>,
     apply_seconds: Histogram,
     mappings: Gauge,
     pods: Gauge,
@@ -140,43 +140,45 @@ impl Metrics {
     }
 
     /// Counts a call.
-    pub fn call(&self, call: &'static str, ok: bool) {
+    pub fn record_call(&self, call: &'static str, ok: bool) {
         let outcome = if ok { "ok" } else { "error" };
-        self.calls.get_or_create(&Outcome { call, outcome }).inc();
+        self.calls
+            .get_or_create(&CallLabels { call, outcome })
+            .inc();
     }
 
     /// Notes how long a change set took, in seconds.
-    pub fn applied(&self, seconds: f64) {
+    pub fn record_apply(&self, seconds: f64) {
         self.apply_seconds.observe(seconds);
     }
 
     /// Counts rules found altered.
-    pub fn damage(&self) {
+    pub fn record_damage(&self) {
         self.damaged.inc();
     }
 
     /// Counts altered rules that are back.
-    pub fn repaired(&self) {
+    pub fn record_repair(&self) {
         self.repairs.inc();
     }
 
     /// Counts changes whose stale flows could not be cleared.
-    pub fn clear_failures(&self, more: u64) {
+    pub fn record_clear_failures(&self, more: u64) {
         self.clear_failures.inc_by(more);
     }
 
     /// Counts a CNI result: `sandbox`, `other`, `unusable` or `removed`.
-    pub fn cni_result(&self, result: &'static str) {
+    pub fn record_cni_result(&self, result: &'static str) {
         self.cni_results.get_or_create(&ByResult { result }).inc();
     }
 
     /// Whether CNI results are followed.
-    pub fn cni_watched(&self, watched: bool) {
+    pub fn set_cni_watched(&self, watched: bool) {
         self.cni_watched.set(watched.into());
     }
 
     /// Shows a snapshot.
-    pub fn show(&self, counts: &Counts, uptime_seconds: f64) {
+    pub fn update(&self, counts: &Counts, uptime_seconds: f64) {
         let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         self.mappings.set(gauge(counts.mappings));
         self.pods.set(gauge(counts.pods));

@@ -1,8 +1,8 @@
-//! What the node's kernel says about ports: which are reserved, which are handed out as source
-//! ports, and what else decides how a mapping must be programmed.
+//! Settings of the node's kernel: the reserved ports, the range of source ports, and whether there is
+//! IPv6.
 //!
-//! A fact whose file is absent counts as empty and leaves a note: kernels differ in what they
-//! have. A file that is there and says something else than expected is an error.
+//! A missing file counts as empty and leaves a note, because kernels differ. A file with unexpected
+//! content is an error.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use portmapping_shared::{PortRange, PortSet};
 
-/// More than the longest list of reserved ports: every second one, 6 characters each.
+/// Bytes; more than the longest list of reserved ports: every second port, 6 characters each.
 const MAX_VALUE: usize = 256 * 1024;
 
 const RESERVED: &str = "proc/sys/net/ipv4/ip_local_reserved_ports";
@@ -18,23 +18,23 @@ const EPHEMERAL: &str = "proc/sys/net/ipv4/ip_local_port_range";
 const INTERFACES_6: &str = "proc/net/if_inet6";
 const DISABLE_6: &str = "proc/sys/net/ipv6/conf/all/disable_ipv6";
 
-/// The facts, as of one moment.
+/// The settings at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeFacts {
-    /// `ip_local_reserved_ports`: the administrator keeps these for something else.
+    /// `ip_local_reserved_ports`: ports that an administrator reserves for other programs.
     pub reserved: PortSet,
-    /// `ip_local_port_range`: source ports of outgoing connections come from here.
+    /// `ip_local_port_range`: the source ports of outgoing connections.
     pub ephemeral: Option<PortRange>,
-    /// Whether this network namespace has IPv6 at all, and it is not disabled.
+    /// Whether this network namespace has IPv6, and it is not disabled.
     pub ipv6: bool,
-    /// One line for each file that is absent.
+    /// One line for each missing file.
     pub notes: Vec<String>,
 }
 
-/// A file of the kernel could not be understood.
+/// Why a file of the kernel cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeFactsError {
-    /// It is there, but cannot be read.
+    /// It exists and cannot be read.
     #[error("cannot read {}", path.display())]
     Read {
         /// The file.
@@ -43,20 +43,20 @@ pub enum NodeFactsError {
         #[source]
         source: io::Error,
     },
-    /// Its text has another form than known.
-    #[error("{} says {found:?}, which is not {expected}", path.display())]
+    /// Its text has an unknown format.
+    #[error("{} contains {found:?}, which is not {expected}", path.display())]
     Parse {
         /// The file.
         path: PathBuf,
-        /// What it should say.
+        /// What it should contain.
         expected: &'static str,
-        /// The beginning of what it says.
+        /// The beginning of what it contains.
         found: String,
     },
 }
 
 impl NodeFacts {
-    /// Reads the facts below `root`, which is `/` but in tests.
+    /// Reads the facts below `root`: `/`, except in tests.
     pub fn read(root: &Path) -> Result<Self, NodeFactsError> {
         let mut notes = Vec::new();
         let mut fact = |file: &str| value(root, file, &mut notes);
@@ -91,7 +91,7 @@ impl NodeFacts {
     }
 }
 
-/// The text of a file; None where it is absent.
+/// Returns the text of a file; None if it is missing.
 fn value(
     root: &Path,
     file: &str,
@@ -101,15 +101,15 @@ fn value(
     match read_at_once(&path) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            notes.push(format!("{} is absent", path.display()));
+            notes.push(format!("{} is missing", path.display()));
             Ok(None)
         }
         Err(source) => Err(NodeFactsError::Read { path, source }),
     }
 }
 
-/// One read with a large buffer: the kernel answers a second read of `ip_local_reserved_ports`
-/// with the end of the file, so reading in pieces, as std does, would cut the list short.
+/// Reads with one call and a large buffer: the kernel answers a second read of
+/// `ip_local_reserved_ports` with the end of the file, so std's reads in pieces would lose the rest.
 fn read_at_once(path: &Path) -> io::Result<String> {
     let mut bytes = vec![0; MAX_VALUE];
     let length = File::open(path)?.read(&mut bytes)?;
@@ -121,7 +121,7 @@ fn read_at_once(path: &Path) -> io::Result<String> {
 fn parse_reserved(text: &str) -> Option<PortSet> {
     let mut ports = PortSet::default();
     for part in text.split(',').filter(|part| !part.trim().is_empty()) {
-        // port 0 may be reserved, and a range may start there; neither concerns us
+        // port 0 may be reserved, and a range may start there; no pod gets it
         let part = part
             .trim()
             .strip_prefix("0-")

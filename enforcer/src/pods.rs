@@ -1,10 +1,11 @@
-//! The watch on this node's pods: what the API server sends, made into [`PodFacts`].
+//! The watch on this node's pods: turns what the API server sends into [`PodFacts`].
 
-mod again;
+mod watch_backoff;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::pin::pin;
+use std::time::Instant;
 
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::Pod;
@@ -19,15 +20,15 @@ use portmapping_shared::{PodRef, PodSpec, PodUid};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use self::again::Again;
+use self::watch_backoff::WatchBackoff;
 
-/// Pod events that may wait for the reconciler. A full queue makes the watch wait, nothing is lost.
+/// Updates that may wait for the reconciler. When the queue is full, the watch waits; none is lost.
 pub const POD_QUEUE: usize = 256;
 
-/// A pod with nothing decoded but what decides about ports.
+/// A pod of which only the fields that decide about ports are decoded.
 pub type SlimPod = Object<PodSpec, PodStatus>;
 
-/// The part of core/v1 `PodStatus` that decides about ports.
+/// The fields of core/v1 `PodStatus` that decide about ports.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PodStatus {
@@ -72,18 +73,18 @@ struct ContainerState {
     terminated: Option<serde_json::Value>,
 }
 
-/// What the watch tells the reconciler.
+/// What the watch sends to the reconciler.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PodNews {
+pub enum PodUpdate {
     /// A pod as it is now.
     Applied(Box<PodFacts>),
-    /// A pod is gone.
+    /// A pod was deleted.
     Gone(PodUid),
-    /// A complete list has come in: pods not in it are gone.
+    /// A list is complete: pods that are not in it were deleted.
     Relisted(BTreeSet<PodUid>),
 }
 
-/// The watch ended although it never should.
+/// The watch ended before the program was told to end.
 #[derive(Debug, thiserror::Error)]
 #[error("the watch on the node's pods ended")]
 pub struct WatchEnded;
@@ -92,28 +93,28 @@ pub struct WatchEnded;
 pub async fn watch(
     client: Client,
     node: &str,
-    news: mpsc::Sender<PodNews>,
+    updates: mpsc::Sender<PodUpdate>,
 ) -> Result<(), WatchEnded> {
     let api: Api<SlimPod> = Api::all_with(client, &ApiResource::erase::<Pod>(&()));
-    // any_semantic: a list from the API server's cache; what it misses the watch brings
+    // any_semantic: a list from the API server's cache; the watch then brings what it misses
     let config = watcher::Config::default()
         .fields(&format!("spec.nodeName={node}"))
         .any_semantic();
-    forward(watcher(api, config), news).await
+    forward(watcher(api, config), updates).await
 }
 
-/// Turns watch events into news; errors are logged, the watcher itself tries again.
-async fn forward<S>(events: S, news: mpsc::Sender<PodNews>) -> Result<(), WatchEnded>
+/// Turns watch events into updates; errors are logged, the watcher itself tries backoff.
+async fn forward<S>(events: S, updates: mpsc::Sender<PodUpdate>) -> Result<(), WatchEnded>
 where
     S: Stream<Item = Result<watcher::Event<SlimPod>, watcher::Error>>,
 {
     let mut events = pin!(events);
     let mut listed = BTreeSet::new();
-    let mut again = Again::default();
+    let mut backoff = WatchBackoff::default();
     while let Some(event) = events.next().await {
-        // it begins a list before it has asked for it
+        // Init comes before the list is asked for, so it is no sign of success
         if !matches!(event, Ok(watcher::Event::Init) | Err(_)) {
-            again.works();
+            backoff.reset();
         }
         let message = match event {
             Ok(watcher::Event::Init) => {
@@ -122,25 +123,26 @@ where
             }
             Ok(watcher::Event::InitApply(pod)) => facts(&pod).map(|facts| {
                 listed.insert(facts.pod.uid.clone());
-                PodNews::Applied(Box::new(facts))
+                PodUpdate::Applied(Box::new(facts))
             }),
-            Ok(watcher::Event::InitDone) => Some(PodNews::Relisted(std::mem::take(&mut listed))),
+            Ok(watcher::Event::InitDone) => Some(PodUpdate::Relisted(std::mem::take(&mut listed))),
             Ok(watcher::Event::Apply(pod)) => {
-                facts(&pod).map(|facts| PodNews::Applied(Box::new(facts)))
+                facts(&pod).map(|facts| PodUpdate::Applied(Box::new(facts)))
             }
-            Ok(watcher::Event::Delete(pod)) => uid(&pod).map(PodNews::Gone),
+            Ok(watcher::Event::Delete(pod)) => uid(&pod).map(PodUpdate::Gone),
             Err(error) => {
                 tracing::warn!(
                     error = portmapping_runtime::deadline::chain(&error),
-                    "the watch on the node's pods broke; trying again"
+                    "the watch on the node's pods failed; trying again"
                 );
-                // the watcher does nothing until it is asked again
-                tokio::time::sleep(again.after(&error)).await;
+                // the watcher tries again when it is polled again
+                let wait = backoff.after(&error, Instant::now(), rand::random());
+                tokio::time::sleep(wait).await;
                 continue;
             }
         };
         if let Some(message) = message
-            && news.send(message).await.is_err()
+            && updates.send(message).await.is_err()
         {
             return Ok(());
         }
@@ -153,13 +155,13 @@ fn uid(pod: &SlimPod) -> Option<PodUid> {
     match uid.parse() {
         Ok(uid) => Some(uid),
         Err(error) => {
-            tracing::error!(%error, pod = pod.name_any(), "ignoring a pod");
+            tracing::error!(%error, pod = pod.name_any(), "a pod has no usable uid; it is ignored");
             None
         }
     }
 }
 
-/// What the state machine needs to know of a pod; None where it has no usable uid.
+/// Returns what the state machine needs of a pod; None if it has no usable uid.
 #[must_use]
 pub fn facts(pod: &SlimPod) -> Option<PodFacts> {
     let uid = uid(pod)?;
@@ -195,8 +197,8 @@ pub fn facts(pod: &SlimPod) -> Option<PodFacts> {
     })
 }
 
-/// A deleted pod whose containers have all ended serves nobody, and its address may be reused
-/// before the API server says that it is gone.
+/// Returns whether all containers have ended. A deleted pod of which this is true serves no client,
+/// and its address may be reused before the API server reports its deletion.
 fn all_terminated(status: &PodStatus) -> bool {
     let containers = status.container_statuses.as_deref().unwrap_or_default();
     let terminated = |container: &ContainerStatus| {

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 /// Longest wait for the API server's answer to one write.
 const WRITE_LIMIT: Duration = Duration::from_secs(10);
 
-/// Why the API does not say what it should.
+/// Why a write failed.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
     /// The patch was refused, or never answered.
@@ -62,10 +62,11 @@ impl Publisher {
         }
     }
 
-    /// Sets annotation, mark and condition at once: nobody ever sees one without the other.
+    /// Sets annotation, request mark and condition in one patch, so that no client sees one without the
+    /// others.
     pub async fn publish(&self, publication: &Publication) -> Result<(), PublishError> {
         let pod = &publication.pod;
-        // the answer is a whole pod: only its metadata is decoded
+        // the response is a whole pod, of which only the metadata is decoded
         let resource = ApiResource::erase::<Pod>(&());
         let api: Api<PartialObjectMeta<kube::core::DynamicObject>> =
             Api::namespaced_with(self.client.clone(), &pod.namespace, &resource);
@@ -85,7 +86,7 @@ impl Publisher {
     }
 
     /// Records an event on the pod.
-    pub async fn tell(&self, event: &PodEvent) -> Result<(), PublishError> {
+    pub async fn emit(&self, event: &PodEvent) -> Result<(), PublishError> {
         let reason = event.kind.reason();
         let reference = ObjectReference {
             api_version: Some("v1".to_owned()),
@@ -117,7 +118,8 @@ impl Publisher {
     }
 }
 
-/// The strategic merge patch. The uid in it makes the write fail on a namesake of the pod.
+/// Returns the strategic merge patch. The uid in it makes the write fail on another pod of the same
+/// name.
 fn patch(publication: &Publication, now: Timestamp) -> Value {
     let Publication {
         pod,
@@ -141,13 +143,13 @@ fn patch(publication: &Publication, now: Timestamp) -> Value {
             body
         }
     };
-    // what stays is left out: the user may have changed it since we last looked
-    let notes = [
+    // unchanged annotations are left out: a user may have changed them in the meantime
+    let annotations = [
         (ANNOTATION, &current.annotation, &wanted.annotation),
         (REQUEST_MARK, &current.mark, &wanted.mark),
     ];
-    let changed = notes.into_iter().filter(|(_, now, then)| now != then);
-    // null takes an annotation away
+    let changed = annotations.into_iter().filter(|(_, now, then)| now != then);
+    // null removes an annotation
     let annotations = changed.map(|(key, _, then)| (key.to_owned(), json!(then)));
     json!({
         "metadata": {

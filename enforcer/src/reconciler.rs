@@ -1,111 +1,104 @@
-//! The loop between the world and the state machine: event or deadline in, actions out, outcomes
-//! back. No decision is made here.
+//! The loop around the state machine of the core crate: updates and deadlines in, actions out,
+//! results back. It makes no decisions.
 
 mod calls;
-mod duty;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use portmapping_enforcer_core::{Action, NodeState, PortKey, SandboxNews, Status};
+use portmapping_enforcer_core::{Action, NodeState, PortKey, SandboxUpdate, Status};
 use portmapping_shared::{Plan, PodUid};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::hold::Keeper;
+use crate::keeper_client::KeeperClient;
 use crate::metrics::Metrics;
-use crate::pods::PodNews;
+use crate::pods::PodUpdate;
 use crate::publish::Publisher;
-use portmapping_dataplane::{Dataplane, Observed, Preparations};
-use portmapping_keeper::wire::Duty;
+use portmapping_dataplane::{Dataplane, Observed};
+use portmapping_keeper::wire::KeeperRole;
 
-pub use duty::follow as follow_duty;
-
-/// Results on their way to the API server at once; more wait, none is lost.
+/// Patches of pods in flight at once. More wait; none is lost.
 const MAX_PUBLICATIONS: usize = 16;
-/// Events on their way; no result waits for one.
+/// Events in flight at once. More wait; no patch waits for an event.
 const MAX_EVENTS: usize = 4;
-/// Pod events taken in before actions are carried out, so that a burst becomes one change set.
+/// Updates handled before actions are carried out, so that a burst becomes one change of the rules.
 const BATCH: usize = 64;
-/// After a handover the earlier enforcer may still finish a change it had begun: look again soon.
+/// First check of the rules after the start. After a handover the earlier enforcer may still finish a
+/// change, so it comes soon.
 const FIRST_CHECK: Duration = Duration::from_secs(1);
 
-/// A question for the current state, answered by the loop.
-pub type StateQuestion = oneshot::Sender<Status>;
+/// A request for the current state, answered by the loop.
+pub type StateRequest = oneshot::Sender<Status>;
 
-/// Why the loop ended although nobody asked it to.
+/// Why the loop ended before it was cancelled.
 #[derive(Debug, thiserror::Error)]
 pub enum ReconcileError {
-    /// A task of ours panicked.
-    #[error("a task of the reconciler ended badly")]
+    /// A task panicked.
+    #[error("a task of the reconciler panicked")]
     Task(#[source] JoinError),
-    /// The watch on pods is gone.
-    #[error("no more pod events can come")]
+    /// The watch on pods ended.
+    #[error("the watch on the node's pods ended")]
     NoPods,
-    /// The enforcer that took the node over is gone again.
-    #[error("this node's ports came back: starting afresh from what kernel and keeper have")]
-    Reinstated,
+    /// The enforcer that had taken the node over ended.
+    #[error(
+        "the successor ended and the keeper is active again: restarting, to read the kernel and the \
+         keeper again"
+    )]
+    RoleReturned,
 }
 
-/// What the loop talks to.
+/// What the loop calls.
 pub struct Drivers {
-    /// Holds ports; one question at a time.
-    pub keeper: Arc<tokio::sync::Mutex<Keeper>>,
-    /// The kernel's packet filter; one change at a time.
+    /// Holds ports; one request at a time.
+    pub keeper: Arc<tokio::sync::Mutex<KeeperClient>>,
+    /// The packet filter; one change at a time.
     pub dataplane: Arc<Mutex<Box<dyn Dataplane>>>,
     /// The API server.
     pub publisher: Publisher,
-    /// Counts.
+    /// The counters and gauges.
     pub metrics: Metrics,
 }
 
-/// What the loop listens to.
+/// What the loop waits for.
 pub struct Inputs {
-    /// The node's pods.
-    pub pods: mpsc::Receiver<PodNews>,
-    /// Whether this enforcer's keeper still answers for the node.
-    pub duty: watch::Receiver<Duty>,
-    /// Changes whenever the keeper had to be found again.
+    /// Updates of the node's pods.
+    pub pods: mpsc::Receiver<PodUpdate>,
+    /// The role of this enforcer's keeper.
+    pub role: watch::Receiver<KeeperRole>,
+    /// Changes whenever the connection to the keeper was lost: it may hold nothing any more.
     pub keeper_lost: watch::Receiver<u64>,
-    /// What the container runtime's results say of sandboxes.
-    pub sandboxes: mpsc::Receiver<SandboxNews>,
-    /// Changes whenever something may have altered our rules: they are read back at once.
+    /// Updates of sandboxes, from the runtime's CNI results.
+    pub sandboxes: mpsc::Receiver<SandboxUpdate>,
+    /// Changes whenever another process may have altered our rules: they are read back at once.
     pub damage_hints: watch::Receiver<u64>,
-    /// Questions for the state.
-    pub questions: mpsc::Receiver<StateQuestion>,
-    /// How often the kernel is read back.
+    /// Requests for the state.
+    pub state_requests: mpsc::Receiver<StateRequest>,
+    /// How often the rules are read back.
     pub check_every: Duration,
     /// Called once, after the first complete list of pods.
     pub on_listed: Box<dyn FnOnce() + Send>,
 }
 
-/// A call that has come back.
-enum Done {
+/// The result of a finished call.
+enum Finished {
     Keeper(Vec<KeeperAnswer>),
     Programmed(Plan, Result<(), String>),
     Observed {
-        /// Changes begun when the reading began.
+        /// Changes started before the read started.
         before: u64,
-        observed: Seen,
+        /// None if it failed; the next check tries again.
+        observed: Option<Observed>,
     },
     Published(PodUid, bool),
     Nothing,
 }
 
-/// What a look at the kernel brought.
-enum Seen {
-    As(Observed),
-    /// A change came in between.
-    Outdated,
-    /// It failed; the next check tries again.
-    Nothing,
-}
-
-/// What a call to the keeper has taught us; one call can teach several things.
+/// What a call to the keeper returned; one call can return several.
 enum KeeperAnswer {
     Held(Vec<(PortKey, Result<(), String>)>),
     Released(Vec<PortKey>),
@@ -117,34 +110,28 @@ enum KeeperAnswer {
 pub struct Reconciler {
     state: NodeState,
     drivers: Drivers,
-    preparations: Preparations,
-    tasks: JoinSet<Done>,
+    tasks: JoinSet<Finished>,
     publications: Arc<Semaphore>,
     events: Arc<Semaphore>,
     started: Instant,
     observing: bool,
     changing: bool,
-    /// Results on their way to the API server.
-    publishing: usize,
-    /// As of how many changes it was made ready for the next.
-    prepared: Option<u64>,
-    /// When rules were found altered that are not back yet.
+    /// When altered rules were found that are not repaired yet.
     damaged_since: Option<Instant>,
-    /// Asked to look while a look or a change was under way: look once more after it.
-    look_again: bool,
-    /// Changes begun so far: a reading that one of them overlapped says nothing.
+    /// A read was asked for during a read or a change: read once more after it.
+    read_again: bool,
+    /// Changes started so far. A read during which a change started is not used.
     changes: u64,
-    mappings_seen: Option<usize>,
+    /// Mappings that the rules should have; None before the first count.
+    expected_mappings: Option<usize>,
 }
 
 impl Reconciler {
-    /// A loop that goes on from `state`; time in the state counts from `started`.
+    /// Returns a loop that continues from `state`. Times in the state count from `started`.
     #[must_use]
     pub fn new(state: NodeState, drivers: Drivers, started: Instant) -> Self {
-        let preparations = drivers.dataplane.lock().preparations();
         Self {
             state,
-            preparations,
             drivers,
             tasks: JoinSet::new(),
             publications: Arc::new(Semaphore::new(MAX_PUBLICATIONS)),
@@ -152,17 +139,15 @@ impl Reconciler {
             started,
             observing: false,
             changing: false,
-            publishing: 0,
-            prepared: None,
             damaged_since: None,
-            look_again: false,
+            read_again: false,
             changes: 0,
-            mappings_seen: None,
+            expected_mappings: None,
         }
     }
 
-    /// Runs until the token is cancelled. An enforcer whose ports went to another one stops acting
-    /// and waits for its end.
+    /// Runs until the token is cancelled. After a handover it stops writing and waits to be
+    /// terminated.
     pub async fn run(
         mut self,
         mut inputs: Inputs,
@@ -176,49 +161,49 @@ impl Reconciler {
         let mut on_listed = Some(inputs.on_listed);
         let started = self.started;
         loop {
-            let duty = *inputs.duty.borrow_and_update();
-            match duty {
-                Duty::Active => self.act(),
-                Duty::Frozen => {}
-                Duty::Retired => {
+            let role = *inputs.role.borrow_and_update();
+            match role {
+                KeeperRole::Active => self.carry_out(),
+                KeeperRole::Frozen => {}
+                KeeperRole::Retired => {
                     tracing::info!(
-                        "another enforcer has this node's ports now; waiting for the end"
+                        "another enforcer has taken this node over; this one writes nothing more and waits to be \
+                         terminated"
                     );
-                    return wait_retired(&mut inputs.duty, &token).await;
+                    return wait_retired(&mut inputs.role, &token).await;
                 }
             }
-            self.prepare();
             let deadline = self.state.next_deadline();
-            // each arm only takes a value out of a queue: all are cancel-safe
+            // every arm is cancel-safe: it only receives from a queue or waits
             tokio::select! {
                 () = token.cancelled() => return Ok(()),
-                news = inputs.pods.recv() => {
-                    self.take_news(news.ok_or(ReconcileError::NoPods)?, &mut on_listed);
+                update = inputs.pods.recv() => {
+                    self.apply_pod_update(update.ok_or(ReconcileError::NoPods)?, &mut on_listed);
                     for _ in 1..BATCH {
-                        let Ok(news) = inputs.pods.try_recv() else { break };
-                        self.take_news(news, &mut on_listed);
+                        let Ok(update) = inputs.pods.try_recv() else { break };
+                        self.apply_pod_update(update, &mut on_listed);
                     }
                 }
-                // a closed queue only ends this arm: without results status.podIP is all there is
-                Some(news) = inputs.sandboxes.recv() => {
-                    self.take_sandbox(news);
+                // a closed queue only disables this arm: pods are then mapped by status.podIP
+                Some(update) = inputs.sandboxes.recv() => {
+                    self.apply_sandbox_update(update);
                     for _ in 1..BATCH {
-                        let Ok(news) = inputs.sandboxes.try_recv() else { break };
-                        self.take_sandbox(news);
+                        let Ok(update) = inputs.sandboxes.try_recv() else { break };
+                        self.apply_sandbox_update(update);
                     }
                 }
                 Ok(()) = inputs.damage_hints.changed() => self.observe(),
-                Some(done) = self.tasks.join_next() => {
-                    self.take_outcome(done.map_err(ReconcileError::Task)?);
+                Some(finished) = self.tasks.join_next() => {
+                    self.finish_call(finished.map_err(ReconcileError::Task)?);
                 }
-                Ok(()) = inputs.duty.changed() => {}
+                Ok(()) = inputs.role.changed() => {}
                 Ok(()) = inputs.keeper_lost.changed() => self.list_keeper(),
-                Some(question) = inputs.questions.recv() => {
-                    // whoever asked may have left
-                    let _ = question.send(self.state.status());
+                Some(request) = inputs.state_requests.recv() => {
+                    // the client may have closed its connection
+                    let _ = request.send(self.state.status());
                 }
                 _ = check.tick() => self.observe(),
-                () = sleep_until(started, deadline), if deadline.is_some() && duty == Duty::Active => {
+                () = sleep_until(started, deadline), if deadline.is_some() && role == KeeperRole::Active => {
                     self.state.tick(self.now());
                 }
             }
@@ -229,12 +214,16 @@ impl Reconciler {
         self.started.elapsed()
     }
 
-    fn take_news(&mut self, news: PodNews, on_listed: &mut Option<Box<dyn FnOnce() + Send>>) {
+    fn apply_pod_update(
+        &mut self,
+        update: PodUpdate,
+        on_listed: &mut Option<Box<dyn FnOnce() + Send>>,
+    ) {
         let now = self.now();
-        match news {
-            PodNews::Applied(facts) => self.state.pod_applied(now, *facts),
-            PodNews::Gone(uid) => self.state.pod_gone(now, &uid),
-            PodNews::Relisted(living) => {
+        match update {
+            PodUpdate::Applied(facts) => self.state.pod_applied(now, *facts),
+            PodUpdate::Gone(uid) => self.state.pod_gone(now, &uid),
+            PodUpdate::Relisted(living) => {
                 self.state.relisted(now, &living);
                 if let Some(on_listed) = on_listed.take() {
                     on_listed();
@@ -243,32 +232,32 @@ impl Reconciler {
         }
     }
 
-    fn take_sandbox(&mut self, news: SandboxNews) {
+    fn apply_sandbox_update(&mut self, update: SandboxUpdate) {
         let now = self.now();
-        tracing::debug!(?news, "of a sandbox");
-        match news {
-            SandboxNews::Up(sandbox) => self.state.sandbox_up(now, sandbox),
-            SandboxNews::Down(id) => self.state.sandbox_down(now, &id),
-            SandboxNews::Listed(sandboxes) => self.state.sandboxes_listed(now, sandboxes),
+        tracing::debug!(?update, "a sandbox changed");
+        match update {
+            SandboxUpdate::Up(sandbox) => self.state.sandbox_up(now, sandbox),
+            SandboxUpdate::Down(id) => self.state.sandbox_down(now, &id),
+            SandboxUpdate::Listed(sandboxes) => self.state.sandboxes_listed(now, sandboxes),
         }
     }
 
-    fn act(&mut self) {
+    fn carry_out(&mut self) {
         for action in self.state.take_actions() {
             match action {
                 Action::Hold(keys) => self.hold(keys),
                 Action::Release(keys) => self.release(keys),
                 Action::Program(plan) => self.program(plan),
                 Action::Publish(publication) => self.publish(publication),
-                Action::Event(event) => self.tell(event),
+                Action::Event(event) => self.emit(event),
             }
         }
     }
 
-    fn take_outcome(&mut self, done: Done) {
+    fn finish_call(&mut self, finished: Finished) {
         let now = self.now();
-        match done {
-            Done::Keeper(answers) => {
+        match finished {
+            Finished::Keeper(answers) => {
                 for answer in answers {
                     match answer {
                         KeeperAnswer::Held(outcomes) => self.state.held(now, outcomes),
@@ -278,81 +267,80 @@ impl Reconciler {
                     }
                 }
             }
-            Done::Programmed(plan, outcome) => {
+            Finished::Programmed(plan, outcome) => {
                 self.changing = false;
                 if outcome.is_ok()
                     && let Some(found) = self.damaged_since.take()
                 {
-                    self.drivers.metrics.repaired();
+                    self.drivers.metrics.record_repair();
                     let ms = u64::try_from(found.elapsed().as_millis()).unwrap_or(u64::MAX);
-                    tracing::info!(ms, "altered rules are back");
+                    tracing::info!(ms, "altered rules are repaired");
                 }
                 self.state.programmed(now, &plan, outcome);
-                self.show();
-                self.look_once_more();
+                self.update_metrics();
+                self.read_again_if_asked();
             }
-            Done::Observed { before, observed } => {
+            Finished::Observed { before, observed } => {
                 self.observing = false;
                 match observed {
-                    Seen::As(observed) if before == self.changes => {
-                        self.compare(&observed);
+                    Some(observed) if before == self.changes => {
+                        self.report_damage(&observed);
                         self.state.observed(now, observed.mappings, observed.intact);
                     }
-                    Seen::As(_) | Seen::Outdated => self.look_again = true,
-                    Seen::Nothing => {}
+                    Some(_) => self.read_again = true,
+                    None => {}
                 }
-                self.show();
-                self.look_once_more();
+                self.update_metrics();
+                self.read_again_if_asked();
             }
-            Done::Published(uid, taken) => {
-                self.publishing -= 1;
+            Finished::Published(uid, taken) => {
                 self.state.published(now, &uid, taken);
             }
-            Done::Nothing => {}
+            Finished::Nothing => {}
         }
     }
 
-    fn look_once_more(&mut self) {
-        if std::mem::take(&mut self.look_again) {
+    fn read_again_if_asked(&mut self) {
+        if std::mem::take(&mut self.read_again) {
             self.observe();
         }
     }
 
-    /// Logs and counts what somebody did to our rules.
-    fn compare(&mut self, observed: &Observed) {
-        let believed = self.mappings_seen.unwrap_or(observed.mappings.len());
-        if !observed.intact || observed.mappings.len() != believed {
-            self.drivers.metrics.damage();
+    /// Logs and counts rules that another process altered.
+    fn report_damage(&mut self, observed: &Observed) {
+        let expected = self.expected_mappings.unwrap_or(observed.mappings.len());
+        if !observed.intact || observed.mappings.len() != expected {
+            self.drivers.metrics.record_damage();
             self.damaged_since.get_or_insert_with(Instant::now);
             tracing::warn!(
                 intact = observed.intact,
                 found = observed.mappings.len(),
-                expected = believed,
-                "rules of ours were altered by somebody else; putting them back"
+                expected,
+                "another process altered our rules; repairing them"
             );
         }
     }
 
-    fn show(&mut self) {
+    fn update_metrics(&mut self) {
         let counts = self.state.counts();
-        self.mappings_seen = Some(counts.mappings);
+        self.expected_mappings = Some(counts.mappings);
         self.drivers
             .metrics
-            .show(&counts, self.started.elapsed().as_secs_f64());
+            .update(&counts, self.started.elapsed().as_secs_f64());
     }
 }
 
-/// What a retired enforcer knows of the kernel is out of date: if its keeper is on duty again (a
-/// new version that died, say), only a fresh start can go on.
+/// Waits for the token. Fails if the keeper becomes active again, because the successor ended: what
+/// this process knows of the kernel is out of date by then, so it must restart.
 async fn wait_retired(
-    duty: &mut watch::Receiver<Duty>,
+    role: &mut watch::Receiver<KeeperRole>,
     token: &CancellationToken,
 ) -> Result<(), ReconcileError> {
     tokio::select! {
         () = token.cancelled() => Ok(()),
-        active = duty.wait_for(|duty| *duty == Duty::Active) => match active {
-            Ok(_) => Err(ReconcileError::Reinstated),
-            // nobody follows the keeper any more: the program is ending
+        active = role.wait_for(|role| *role == KeeperRole::Active) => match active {
+            Ok(_) => Err(ReconcileError::RoleReturned),
+            // the task that follows the keeper's role ended: the program is terminating
             Err(_) => Ok(()),
         },
     }

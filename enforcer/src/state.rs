@@ -1,4 +1,4 @@
-//! `/state`: what the enforcer believes, as JSON for a person at 3 a.m.
+//! `/state`: pods, ports and counts as JSON, for a person who debugs a node.
 
 use std::time::Duration;
 
@@ -12,20 +12,22 @@ use portmapping_enforcer_core::{AddressSource, Status};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::reconciler::StateQuestion;
+use crate::reconciler::StateRequest;
 
-/// How long the loop may take to answer.
+/// How long the reconciler may take to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
-/// The route; questions go to the loop.
-pub fn router(asking: mpsc::Sender<StateQuestion>) -> Router {
-    Router::new().route("/state", get(state)).with_state(asking)
+/// Returns the route `/state`; requests go to the reconciler.
+pub fn router(requests: mpsc::Sender<StateRequest>) -> Router {
+    Router::new()
+        .route("/state", get(state))
+        .with_state(requests)
 }
 
-async fn state(State(asking): State<mpsc::Sender<StateQuestion>>) -> impl IntoResponse {
-    let (question, answer) = oneshot::channel();
+async fn state(State(requests): State<mpsc::Sender<StateRequest>>) -> impl IntoResponse {
+    let (request, answer) = oneshot::channel();
     let status = async {
-        asking.send(question).await.ok()?;
+        requests.send(request).await.ok()?;
         answer.await.ok()
     };
     match tokio::time::timeout(ANSWER_LIMIT, status).await {
@@ -36,7 +38,7 @@ async fn state(State(asking): State<mpsc::Sender<StateQuestion>>) -> impl IntoRe
             .into_response(),
         _ => (
             StatusCode::SERVICE_UNAVAILABLE,
-            "the loop does not answer\n",
+            "the reconciler does not answer\n",
         )
             .into_response(),
     }

@@ -1,10 +1,23 @@
-//! One host endpoint translated to one pod endpoint.
+//! A host port that a pod has, and its translation to the pod's endpoint.
 
 use std::fmt;
 use std::net::IpAddr;
 
 use crate::pod::PodUid;
 use crate::port::{ContainerPort, HostPort, Protocol};
+
+/// One host port of a pod's lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LeasedPort {
+    /// Transport protocol of both ends.
+    pub protocol: Protocol,
+    /// Port on the node.
+    pub host_port: HostPort,
+    /// Port in the pod.
+    pub container_port: ContainerPort,
+    /// The only node address that answers; None for all of them.
+    pub host_ip: Option<IpAddr>,
+}
 
 /// A translation (DNAT) with its owner: numbers and addresses only, never text from an object.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -1,52 +1,16 @@
-//! Which ports a pod asks for: the user's words, resolved against the pod's spec.
+//! The ports that a pod asks for: what the user wrote, resolved against the pod's spec.
 
-mod invalid;
-
-use std::fmt;
 use std::net::IpAddr;
 
-use serde::{Deserialize, Deserializer, Serialize, de};
+use serde::{Deserialize, Serialize};
 
 use crate::annotation::{self, Value};
+use crate::ask::{Ask, AskedPort, InvalidRequest, PortOrName, RequestError};
 use crate::pod::{DeclaredPort, PodSpec, canonical_ip};
-use crate::port::{ContainerPort, HostPort, NoPort, Protocol};
+use crate::port::{ContainerPort, HostPort, Protocol};
 
-pub use invalid::{InvalidRequest, Why};
-
-/// Declared ports that a request is held against; many times more than one pod may ask for.
+/// Declared ports that a request is resolved against; many times more than a pod may ask for.
 const MAX_DECLARED: usize = 4_096;
-
-/// A request before it is held against a spec.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ask {
-    /// Every declared port.
-    All,
-    /// Only these.
-    These(Vec<AskedPort>),
-}
-
-/// One entry of a user's request.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct AskedPort {
-    /// A number, or the name of a declared port.
-    pub container_port: PortOrName,
-    /// None: the declared one, else TCP.
-    #[serde(default, deserialize_with = "present")]
-    pub protocol: Option<Protocol>,
-    /// None: as declared, else all addresses of the node.
-    #[serde(rename = "hostIP", default, deserialize_with = "host_ip")]
-    pub host_ip: Option<IpAddr>,
-}
-
-/// A container port by number or by name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PortOrName {
-    /// Need not be declared.
-    Number(ContainerPort),
-    /// Must be declared.
-    Name(String),
-}
 
 /// One port that a pod asks for, resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,12 +19,12 @@ pub struct RequestedPort {
     pub container_port: ContainerPort,
     /// Transport protocol.
     pub protocol: Protocol,
-    /// The only node address that shall answer; None for all.
+    /// The only node address that answers; None for all.
     pub host_ip: Option<IpAddr>,
     /// Name of the port in the spec, if it has one.
     pub name: Option<String>,
-    /// Set where the host port is given already (an explicit `hostPort`, a hostNetwork pod):
-    /// listed in the result, allocated and translated by somebody else.
+    /// The host port that the spec sets, by an explicit `hostPort` or by hostNetwork. The result lists
+    /// it; the enforcer neither allocates nor translates it.
     pub static_host_port: Option<HostPort>,
 }
 
@@ -72,8 +36,8 @@ pub struct PortRequest {
 }
 
 impl PortRequest {
-    /// Resolves an annotation's value against the pod's spec. A result in the annotation is
-    /// somebody else's, and counts as `""`.
+    /// Resolves the value of the annotation against the pod's spec. A result in it was copied from
+    /// another pod, and means the same as `""`.
     pub fn resolve(value: &str, spec: &PodSpec, max: usize) -> Result<Self, InvalidRequest> {
         let ask = match annotation::classify(value) {
             Value::Request(ask) => Ok(ask),
@@ -84,23 +48,23 @@ impl PortRequest {
             .map_err(|why| InvalidRequest::new(value, why))
     }
 
-    /// Reads the request mark. It may be forged where no policy guards it, so it gets the limits
-    /// of a user's annotation and nothing but port numbers, protocols and host IPs count.
+    /// Reads the request mark. Where no policy is installed, a user may have written it: so it has the
+    /// limits of a user's annotation, and only port numbers, protocols and host IPs count.
     pub fn from_mark(mark: &str, spec: &PodSpec, max: usize) -> Result<Self, InvalidRequest> {
         let read = || {
             if mark.len() > crate::contract::MAX_REQUEST_BYTES {
-                return Err(Why::TooLong(mark.len()));
+                return Err(RequestError::TooLong(mark.len()));
             }
-            let ports: Vec<MarkedPort> =
-                serde_json::from_str(mark).map_err(|error| Why::Syntax(error.to_string()))?;
+            let ports: Vec<MarkedPort> = serde_json::from_str(mark)
+                .map_err(|error| RequestError::Syntax(error.to_string()))?;
             Self::from_marked(&ports, spec, max)
         };
         read().map_err(|why| InvalidRequest::new(mark, why))
     }
 
-    /// A mark names single declared ports, which an ask by number does not where two containers
-    /// declare the same one for different addresses.
-    fn from_marked(ports: &[MarkedPort], spec: &PodSpec, max: usize) -> Result<Self, Why> {
+    /// Resolves a mark, whose every entry means one declared port. An ask by number may mean several,
+    /// where two containers declare the same port for different addresses.
+    fn from_marked(ports: &[MarkedPort], spec: &PodSpec, max: usize) -> Result<Self, RequestError> {
         let declared: Vec<RequestedPort> = declared_ports(spec).take(MAX_DECLARED).collect();
         let mut marked = Vec::new();
         for port in ports {
@@ -127,7 +91,7 @@ impl PortRequest {
             }
             marked.push((place, found));
         }
-        // spec order, whatever the order of the mark
+        // in the order of the spec, not of the mark
         marked.sort_by_key(|(place, _)| *place);
         let mut request = Self::default();
         for (_, port) in marked {
@@ -136,7 +100,7 @@ impl PortRequest {
         request.at_most(max)
     }
 
-    /// The request mark's value.
+    /// Returns the value of the request mark.
     #[must_use]
     pub fn to_mark(&self) -> String {
         let marked = self.ports.iter().map(|port| MarkedPort {
@@ -145,12 +109,11 @@ impl PortRequest {
             host_ip: port.host_ip,
             name: port.name.clone().unwrap_or_default(),
         });
-        // numbers and strings with string keys: nothing here can fail to serialise
+        // numbers and strings with string keys: this cannot fail
         serde_json::to_string(&marked.collect::<Vec<_>>()).unwrap_or_default()
     }
 
-    /// Holds an ask against a spec.
-    pub fn from_ask(ask: &Ask, spec: &PodSpec, max: usize) -> Result<Self, Why> {
+    fn from_ask(ask: &Ask, spec: &PodSpec, max: usize) -> Result<Self, RequestError> {
         let declared: Vec<RequestedPort> = declared_ports(spec).take(MAX_DECLARED).collect();
         let mut request = Self::default();
         match ask {
@@ -163,14 +126,14 @@ impl PortRequest {
                 let mut others = Vec::new();
                 let mut wanted = vec![None; declared.len()];
                 for (index, port) in asked.iter().enumerate() {
-                    // the same again adds nothing but work
+                    // a repeated entry changes nothing
                     if asked[..index].contains(port) {
                         continue;
                     }
                     let found = match_declared(port, &declared);
                     match (&port.container_port, found.is_empty()) {
                         (PortOrName::Name(name), true) => {
-                            return Err(Why::UnknownName(name.clone()));
+                            return Err(RequestError::UnknownName(name.clone()));
                         }
                         (PortOrName::Number(number), true) => {
                             let protocol = port.protocol.unwrap_or(Protocol::Tcp);
@@ -186,7 +149,7 @@ impl PortRequest {
                         }
                     }
                 }
-                // spec order, whatever the order of the asking
+                // in the order of the spec, not of the ask
                 for port in wanted.into_iter().flatten().chain(others) {
                     request.add(port)?;
                 }
@@ -195,23 +158,15 @@ impl PortRequest {
         request.at_most(max)
     }
 
-    fn at_most(self, max: usize) -> Result<Self, Why> {
+    fn at_most(self, max: usize) -> Result<Self, RequestError> {
         let asked = self.ports.len();
         if asked > max {
-            return Err(Why::TooMany { asked, max });
+            return Err(RequestError::TooMany { asked, max });
         }
         Ok(self)
     }
 
-    /// Whether any port is left to us, rather than given by the spec.
-    #[must_use]
-    pub fn needs_allocation(&self) -> bool {
-        self.ports
-            .iter()
-            .any(|port| port.static_host_port.is_none())
-    }
-
-    fn add(&mut self, port: RequestedPort) -> Result<(), Why> {
+    fn add(&mut self, port: RequestedPort) -> Result<(), RequestError> {
         let twin = self
             .ports
             .iter()
@@ -219,25 +174,25 @@ impl PortRequest {
         match twin {
             None => self.ports.push(port),
             Some(twin) if twin.host_ip == port.host_ip || port.static_host_port.is_some() => {}
-            Some(_) => return Err(Why::TwoHostIps(port.container_port, port.protocol)),
+            Some(_) => return Err(RequestError::TwoHostIps(port.container_port, port.protocol)),
         }
         Ok(())
     }
 }
 
-/// Marks a declared port as wanted; asked for again with another address, it is contradictory.
+/// Selects a declared port; an error if it was selected before with another address.
 fn select(
     slot: &mut Option<RequestedPort>,
     declared: &RequestedPort,
     host_ip: Option<IpAddr>,
-) -> Result<(), Why> {
+) -> Result<(), RequestError> {
     let mut port = declared.clone();
     if port.static_host_port.is_none() {
         port.host_ip = host_ip.or(port.host_ip);
     }
     match slot {
         Some(earlier) if earlier.host_ip != port.host_ip => {
-            Err(Why::TwoHostIps(port.container_port, port.protocol))
+            Err(RequestError::TwoHostIps(port.container_port, port.protocol))
         }
         _ => {
             *slot = Some(port);
@@ -246,8 +201,8 @@ fn select(
     }
 }
 
-/// Indices of the declared ports an entry means; without a protocol, all of that number. A name
-/// that two containers use means the first, as in a Service's targetPort.
+/// Returns the indices of the declared ports that an entry means; without a protocol, all of that
+/// number. A name that two containers use means the first, as in a Service's targetPort.
 fn match_declared(asked: &AskedPort, declared: &[RequestedPort]) -> Vec<usize> {
     let fits = |port: &RequestedPort| asked.protocol.is_none_or(|p| p == port.protocol);
     let indices = declared.iter().enumerate();
@@ -264,8 +219,8 @@ fn match_declared(asked: &AskedPort, declared: &[RequestedPort]) -> Vec<usize> {
     }
 }
 
-/// Every usable declared port in spec order. What is no port at all is skipped: the API server
-/// refuses such a pod itself, with a message of its own.
+/// Returns every valid declared port in the order of the spec. Invalid ones are skipped: the API
+/// server refuses such a pod with a message of its own.
 fn declared_ports(spec: &PodSpec) -> impl Iterator<Item = RequestedPort> {
     let declared = spec
         .lasting_containers()
@@ -285,7 +240,7 @@ fn declared_ports(spec: &PodSpec) -> impl Iterator<Item = RequestedPort> {
     })
 }
 
-/// A port that no container declares.
+/// Returns a port that no container declares.
 fn undeclared(port: ContainerPort, protocol: Protocol, spec: &PodSpec) -> RequestedPort {
     RequestedPort {
         container_port: port,
@@ -296,7 +251,7 @@ fn undeclared(port: ContainerPort, protocol: Protocol, spec: &PodSpec) -> Reques
     }
 }
 
-/// Protocol of a declared port; the API server's default where it has none yet.
+/// Returns the protocol of a declared port; without one, the API server's default.
 fn protocol_of(port: &DeclaredPort) -> Option<Protocol> {
     if port.protocol.is_empty() {
         Some(Protocol::Tcp)
@@ -305,7 +260,7 @@ fn protocol_of(port: &DeclaredPort) -> Option<Protocol> {
     }
 }
 
-/// A hostNetwork pod listens on the node itself, port by port.
+/// Returns the host port of a hostNetwork pod: the same number.
 fn on_the_node(spec: &PodSpec, port: ContainerPort) -> Option<HostPort> {
     spec.host_network
         .then(|| HostPort::new(port.get()))
@@ -321,58 +276,6 @@ struct MarkedPort {
     host_ip: Option<IpAddr>,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     name: String,
-}
-
-impl<'de> Deserialize<'de> for PortOrName {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl de::Visitor<'_> for Visitor {
-            type Value = PortOrName;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a port number from 1 to 65535 or the name of a declared port")
-            }
-
-            fn visit_i64<E: de::Error>(self, number: i64) -> Result<PortOrName, E> {
-                ContainerPort::try_from(number)
-                    .map(PortOrName::Number)
-                    .map_err(|error: NoPort| E::custom(format!("containerPort {error}")))
-            }
-
-            fn visit_u64<E: de::Error>(self, number: u64) -> Result<PortOrName, E> {
-                self.visit_i64(i64::try_from(number).unwrap_or(i64::MAX))
-            }
-
-            fn visit_str<E: de::Error>(self, name: &str) -> Result<PortOrName, E> {
-                // core/v1 ContainerPort.name is an IANA_SVC_NAME, RFC 6335 section 5.1
-                let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-                if (1..=15).contains(&name.len()) && name.bytes().all(plain) {
-                    Ok(PortOrName::Name(name.to_owned()))
-                } else {
-                    Err(E::custom(format!("containerPort {name:?} is no port name")))
-                }
-            }
-        }
-        deserializer.deserialize_any(Visitor)
-    }
-}
-
-/// A field that may be absent but not null: the admission policy knows no null.
-fn present<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
-where
-    D: Deserializer<'de>,
-    T: Deserialize<'de>,
-{
-    T::deserialize(deserializer).map(Some)
-}
-
-fn host_ip<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<IpAddr>, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    let ip: IpAddr = text
-        .parse()
-        .map_err(|_| de::Error::custom(format!("hostIP {text:?} is no IP address")))?;
-    // the unspecified address means what no hostIP means: all of them
-    Ok(Some(canonical_ip(ip)).filter(|ip| !ip.is_unspecified()))
 }
 
 #[cfg(test)]

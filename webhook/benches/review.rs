@@ -1,8 +1,8 @@
-//! What a review costs the server: `cargo bench -p webhook --bench review [-- FILE...]`, with bodies
-//! of one's own or a made one of 8 KB and one of 1.1 MB. Prints the processor time of the server's
-//! thread per review, TLS included, and of reading, judging and answering alone.
+//! Measures the server's cost of a review: `cargo bench -p webhook --bench review [-- FILE...]`. Files
+//! are bodies of reviews; the default is two generated ones of 8 KB and 1.1 MB. Prints the CPU time of
+//! the server's thread per review, TLS included, and that of parsing, judging and encoding alone.
 
-// a benchmark that cannot run says so and ends
+// a benchmark that cannot run panics with the reason
 #![allow(clippy::expect_used, clippy::panic)]
 
 use std::fs;
@@ -18,10 +18,9 @@ use http_body_util::BodyExt;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use portmapping_certs::rotation::{Decision, Flaw};
 use portmapping_certs::{Lifetimes, Material, Names, Resolver, issue};
-use portmapping_runtime::conns::Silence;
 use portmapping_webhook::metrics::Metrics;
 use portmapping_webhook::review::{self, Answer, Subject};
-use portmapping_webhook::server::{self, Ending, Limits};
+use portmapping_webhook::server::{self, Ending, IdleTimeouts, Limits};
 use portmapping_webhook::{mutate, routes};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -76,14 +75,14 @@ fn body(annotations: usize) -> Vec<u8> {
     review.to_string().into_bytes()
 }
 
-/// Processor time of the calling thread.
+/// CPU time of the calling thread.
 fn thread_time() -> Duration {
     let text = fs::read_to_string("/proc/thread-self/schedstat").expect("schedstat");
     let nanos = text.split(' ').next().expect("a number");
     Duration::from_nanos(nanos.parse().expect("a number"))
 }
 
-/// Reading, judging, answering.
+/// Parsing, judging and encoding.
 fn alone(body: &[u8]) -> Duration {
     let rounds = (200_000_000 / (body.len() + 20_000)).min(20_000);
     let start = Instant::now();
@@ -93,12 +92,12 @@ fn alone(body: &[u8]) -> Duration {
             panic!("no pod")
         };
         let verdict = mutate::judge(pod, 64);
-        black_box(review::encode(&review.uid, &Answer::Verdict(&verdict)).expect("an answer"));
+        black_box(review::encode(&review.uid, &Answer::Verdict(&verdict)).expect("a response"));
     }
     start.elapsed() / u32::try_from(rounds).expect("few")
 }
 
-/// A server in a thread of its own; asked for its processor time, it tells.
+/// A server in a thread of its own, which reports its CPU time on request.
 struct Server {
     address: SocketAddr,
     roots: Arc<RootCertStore>,
@@ -123,7 +122,7 @@ fn start() -> Server {
     let authority = CertificateDer::from_pem_slice(made.ca_bundle.as_bytes()).expect("PEM");
     roots.add(authority).expect("an authority");
 
-    let (tell, told) = mpsc::channel();
+    let (reply, replies) = mpsc::channel();
     let (ask, mut asked) = tokio::sync::mpsc::unbounded_channel::<mpsc::Sender<Duration>>();
     thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -133,22 +132,23 @@ fn start() -> Server {
         runtime.block_on(async {
             let listener = server::listen("127.0.0.1:0".parse().expect("an address"));
             let listener = listener.expect("a listener");
-            tell.send(listener.local_addr().expect("an address"))
-                .expect("somebody waits");
+            reply
+                .send(listener.local_addr().expect("an address"))
+                .expect("the client waits");
             let metrics = Metrics::default();
             let reviews = routes::Limits {
                 body_bytes: 3 << 20,
                 deadline: HOUR,
                 max_ports: 64,
             };
-            let silence = Silence {
+            let timeouts = IdleTimeouts {
                 first: HOUR,
                 idle: HOUR,
                 busy: HOUR,
             };
             let limits = Limits {
                 handshake: HOUR,
-                silence,
+                timeouts,
                 connections: 512,
                 drain: HOUR,
             };
@@ -161,12 +161,12 @@ fn start() -> Server {
                 metrics,
             ));
             while let Some(back) = asked.recv().await {
-                back.send(thread_time()).expect("somebody waits");
+                back.send(thread_time()).expect("the client waits");
             }
         });
     });
     Server {
-        address: told.recv().expect("an address"),
+        address: replies.recv().expect("an address"),
         roots: Arc::new(roots),
         ask,
     }
@@ -174,9 +174,9 @@ fn start() -> Server {
 
 impl Server {
     fn time(&self) -> Duration {
-        let (tell, told) = mpsc::channel();
-        self.ask.send(tell).expect("the server runs");
-        told.recv().expect("the server runs")
+        let (reply, replies) = mpsc::channel();
+        self.ask.send(reply).expect("the server runs");
+        replies.recv().expect("the server runs")
     }
 
     async fn sender(&self) -> hyper::client::conn::http2::SendRequest<Body> {
@@ -204,9 +204,9 @@ async fn ask(sender: &mut hyper::client::conn::http2::SendRequest<Body>, body: &
         .header("content-type", "application/json")
         .body(Body::from(body.clone()))
         .expect("a request");
-    let response = sender.send_request(request).await.expect("an answer");
+    let response = sender.send_request(request).await.expect("a response");
     assert_eq!(response.status(), StatusCode::OK);
-    response.into_body().collect().await.expect("an answer");
+    response.into_body().collect().await.expect("a response");
 }
 
 async fn over_tls(server: &Server, body: &[u8]) -> (Duration, f64, Duration) {
@@ -251,8 +251,8 @@ fn main() {
         .install_default()
         .expect("the first one");
     let mut bodies = vec![
-        ("made, small".to_owned(), body(0)),
-        ("made, large".to_owned(), body(1_100)),
+        ("generated, small".to_owned(), body(0)),
+        ("generated, large".to_owned(), body(1_100)),
     ];
     let files: Vec<_> = std::env::args()
         .skip(1)

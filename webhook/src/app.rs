@@ -1,18 +1,14 @@
-//! The program: three tasks that live and end together.
+//! Starts the program's tasks and ends them together.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use portmapping_certs::bundle::WebhookRegistration;
-use portmapping_certs::keeper::{Keeper, Reports};
 use portmapping_certs::secret::SecretStore;
-use portmapping_certs::{Files, Metrics as CertMetrics, Resolver};
-use portmapping_runtime::client::Connections;
-use portmapping_runtime::{Readiness, ReadyHandle, Shutdown, admin, client, metrics as registry};
-use tokio::task::JoinSet;
+use portmapping_certs::{CertManager, Files, Metrics as CertMetrics, Reports, Resolver};
+use portmapping_runtime::client::ApiServer;
+use portmapping_runtime::{Readiness, ReadyHandle, Supervisor, admin, metrics as registry};
 use tokio_util::sync::CancellationToken;
 
 use crate::args::Config;
@@ -20,13 +16,12 @@ use crate::metrics::Metrics;
 use crate::routes;
 use crate::server::{self, Ending};
 
-/// Longest silence of the API server within a call.
+/// Longest wait for the next byte of the API server within a call.
 const API_READ_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Runs until a signal; a second one, or the end of a task before its time, is an error.
+/// Runs until a signal. A second signal, or a task that ends early, is an error.
 pub async fn run(config: Config) -> anyhow::Result<()> {
-    let shutdown = Shutdown::install().context("cannot take over the signals")?;
-    let asked_to_end = shutdown.token();
+    let mut tasks = Supervisor::install().context("cannot install the signal handlers")?;
 
     let readiness = Readiness::default();
     let accepting = readiness.handle("server");
@@ -36,9 +31,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     cert_metrics.register(&mut names);
 
     let resolver = Arc::new(Resolver::default());
-    // health and metrics answer to the end
+    // health and metrics are served until the last review has its response
     let served = CancellationToken::new();
-    let certificates = certificates(
+    certificates(
+        &mut tasks,
         &config,
         &readiness,
         Arc::clone(&resolver),
@@ -51,16 +47,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tracing::info!(webhook = ?https.local_addr()?, admin = ?plain.local_addr()?, "listening");
     let ending = Ending::default();
 
-    let mut tasks = JoinSet::new();
     let routes = admin::router(readiness, Arc::new(names));
-    tasks.spawn(admin::serve(plain, routes, served.clone()));
-    tasks.spawn(certificates);
-    tasks.spawn(finish(
-        asked_to_end.clone(),
-        accepting,
-        ending.clone(),
-        config.drain_delay,
-    ));
+    tasks.spawn("health", admin::serve(plain, routes, served.clone()));
+    let finish = finish(tasks.token(), accepting, ending.clone(), config.drain_delay);
+    tasks.spawn("drain", finish);
     let webhook = server::serve(
         https,
         server::tls_config(resolver),
@@ -69,40 +59,41 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         ending,
         metrics,
     );
-    tokio::select! {
-        () = webhook => {}
-        () = shutdown.until_forced() => bail!("ended by a second signal"),
-        // `finish` ends when draining begins, the others only when told
-        Some(ended) = first_failure(&mut tasks, &asked_to_end) => bail!("a task ended early: {ended}"),
-    }
-    served.cancel();
-    while tasks.join_next().await.is_some() {}
-    tracing::info!("ended");
+    tasks.spawn("reviews", async move {
+        webhook.await;
+        served.cancel();
+    });
+    tasks.run().await?;
+    tracing::info!("all tasks ended; exiting");
     Ok(())
 }
 
-/// What keeps a certificate served until the token is cancelled: files that something else renews,
-/// or a keeper of our own.
+/// Starts the task that provides the certificate until `served` is cancelled: from files that
+/// another program renews, or from our own manager, which needs the API server.
 fn certificates(
+    tasks: &mut Supervisor,
     config: &Config,
     readiness: &Readiness,
     resolver: Arc<Resolver>,
     metrics: CertMetrics,
-    token: CancellationToken,
-) -> anyhow::Result<Pin<Box<dyn Future<Output = ()> + Send>>> {
+    served: CancellationToken,
+) -> anyhow::Result<()> {
     let certificate = readiness.handle("certificate");
     if let Some(folder) = &config.tls_dir {
         let names = config.certificates.names.clone();
         let files = Files::new(folder.clone(), names, resolver, certificate, metrics);
-        return Ok(Box::pin(files.run(token)));
+        tasks.spawn("certificates", files.run(served));
+        return Ok(());
     }
-    let client = client::connect(Connections::Kept, API_READ_TIMEOUT)?;
+    let api = ApiServer::in_cluster()?;
+    let client = api.client(API_READ_TIMEOUT)?;
+    tasks.spawn("cluster CA", api.end_on_new_ca(tasks.token()));
     let reports = Reports {
         certificate,
         registration: readiness.handle("registration"),
         metrics,
     };
-    let keeper = Keeper::new(
+    let manager = CertManager::new(
         config.certificates.clone(),
         SecretStore::new(client.clone(), &config.namespace, &config.tls_secret),
         WebhookRegistration::new(
@@ -114,10 +105,12 @@ fn certificates(
         resolver,
         reports,
     );
-    Ok(Box::pin(keeper.run(token)))
+    tasks.spawn("certificates", manager.run(served));
+    Ok(())
 }
 
-/// Readiness goes first, so that endpoints move while reviews are still accepted.
+/// Runs the shutdown. The program is not ready first, so that endpoints are updated while reviews
+/// are still accepted.
 async fn finish(
     asked_to_end: CancellationToken,
     accepting: ReadyHandle,
@@ -130,19 +123,4 @@ async fn finish(
     ending.closing.cancel();
     tokio::time::sleep(delay).await;
     ending.draining.cancel();
-}
-
-/// Waits for a task that ends without having been asked to; None once all have ended as asked.
-async fn first_failure(
-    tasks: &mut JoinSet<()>,
-    asked_to_end: &CancellationToken,
-) -> Option<String> {
-    while let Some(ended) = tasks.join_next().await {
-        match ended {
-            Err(error) => return Some(error.to_string()),
-            Ok(()) if !asked_to_end.is_cancelled() => return Some("no error".to_owned()),
-            Ok(()) => {}
-        }
-    }
-    None
 }

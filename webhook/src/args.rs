@@ -1,4 +1,4 @@
-//! Flags and environment -> Config, checked once.
+//! Turns flags and environment into a validated [`Config`].
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -7,16 +7,16 @@ use std::time::Duration;
 use anyhow::ensure;
 use clap::Parser;
 use portmapping_certs::{Lifetimes, Names};
-use portmapping_runtime::conns::Silence;
 use portmapping_runtime::flags::duration;
 use portmapping_runtime::log::LogArgs;
 use portmapping_shared::contract;
 
-use crate::{routes, server};
+use crate::routes;
+use crate::server::{self, IdleTimeouts};
 
-/// Shortest lifetime of a certificate: X.509 counts whole seconds.
+/// Shortest lifetime of a certificate: X.509 has a resolution of one second.
 const MIN_LIFETIME: Duration = Duration::from_secs(5);
-/// Longer than a Go client keeps an idle connection, which is 90 s.
+/// Longer than a Go client keeps an idle connection, which is 90 s: see [`IdleTimeouts::idle`].
 const IDLE: Duration = Duration::from_secs(150);
 
 /// Admission webhook of portmapping.
@@ -35,14 +35,14 @@ pub struct Args {
     /// Service in front of the webhook
     #[arg(long, env = "PORTMAPPING_SERVICE", default_value = contract::WEBHOOK_SERVICE)]
     service: String,
-    /// Folder with tls.crt and tls.key that something else renews (cert-manager): nothing is issued
-    /// or registered then
+    /// Folder with tls.crt and tls.key that another program renews, such as cert-manager; this
+    /// program then issues and registers nothing
     #[arg(long, env = "PORTMAPPING_TLS_DIR")]
     tls_dir: Option<PathBuf>,
-    /// Secret that the replicas share their certificate in
+    /// Secret through which the replicas share their certificate
     #[arg(long, env = "PORTMAPPING_TLS_SECRET", default_value = contract::TLS_SECRET)]
     tls_secret: String,
-    /// Registration (mutating webhook configuration) that the caBundle goes into
+    /// Name of the mutating webhook configuration whose caBundle this program maintains
     #[arg(long, env = "PORTMAPPING_REGISTRATION", default_value = contract::WEBHOOK_CONFIGURATION)]
     registration: String,
     /// Lifetime of the certificate authority
@@ -51,7 +51,7 @@ pub struct Args {
     /// Lifetime of the serving certificate, renewed after two thirds
     #[arg(long, env = "PORTMAPPING_LEAF_LIFETIME", value_parser = duration, default_value = "365d")]
     leaf_lifetime: Duration,
-    /// Time between two looks at Secret, registration and certificate; at most a tenth of
+    /// Time between two checks of Secret, registration and certificate; at most a tenth of
     /// --leaf-lifetime
     #[arg(long, env = "PORTMAPPING_CERT_PERIOD", value_parser = duration, default_value = "15s")]
     cert_period: Duration,
@@ -60,7 +60,7 @@ pub struct Args {
     max_ports: usize,
     /// Longest review, in bytes
     #[arg(long, env = "PORTMAPPING_MAX_BODY_BYTES", default_value_t = 3 * 1024 * 1024)]
-    max_body_bytes: usize,
+    max_body_bytes: u32,
     /// Time for one review; keep it below the registration's timeoutSeconds
     #[arg(long, env = "PORTMAPPING_DEADLINE", value_parser = duration, default_value = "4s")]
     deadline: Duration,
@@ -70,20 +70,20 @@ pub struct Args {
     /// Time from a connection's start to its first request
     #[arg(long, env = "PORTMAPPING_HEADER_TIMEOUT", value_parser = duration, default_value = "5s")]
     header_timeout: Duration,
-    /// Connections at once; beyond, the address that has the most gives up its idlest
+    /// Connections at once; one more closes the longest idle connection of the address with the most
     #[arg(long, env = "PORTMAPPING_MAX_CONNECTIONS", default_value_t = 512)]
     max_connections: usize,
-    /// Time after SIGTERM in which reviews are still accepted, while endpoints move
+    /// Time after SIGTERM during which new connections are accepted, while endpoints are updated
     #[arg(long, env = "PORTMAPPING_DRAIN_DELAY", value_parser = duration, default_value = "5s")]
     drain_delay: Duration,
-    /// Time after that for the answers that are still due
+    /// Time after that for reviews in progress
     #[arg(long, env = "PORTMAPPING_DRAIN_TIMEOUT", value_parser = duration, default_value = "10s")]
     drain_timeout: Duration,
     #[command(flatten)]
     log: LogArgs,
 }
 
-/// What the program works with.
+/// The validated configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Address of the webhook.
@@ -94,24 +94,24 @@ pub struct Config {
     pub namespace: String,
     /// Name of the service.
     pub service: String,
-    /// Where the certificate comes from; None: it is issued, shared and registered by the replicas.
+    /// Folder with the certificate. None: the replicas issue, share and register one.
     pub tls_dir: Option<PathBuf>,
     /// Name of the Secret.
     pub tls_secret: String,
     /// Name of the registration.
     pub registration: String,
-    /// What certificates are kept.
+    /// Names, lifetimes and check period of the certificates.
     pub certificates: portmapping_certs::Config,
     /// Limits of a review.
     pub reviews: routes::Limits,
     /// Limits of the server.
     pub server: server::Limits,
-    /// Time between readiness going and draining.
+    /// Time from "not ready" to the start of draining.
     pub drain_delay: Duration,
 }
 
 impl Args {
-    /// Checks what clap cannot, and sorts the flags by who needs them.
+    /// Checks what clap cannot check and groups the flags by component.
     pub fn into_config(self) -> anyhow::Result<(LogArgs, Config)> {
         let Self {
             listen,
@@ -136,15 +136,15 @@ impl Args {
         } = self;
         ensure!(
             leaf_lifetime >= MIN_LIFETIME,
-            "--leaf-lifetime is below {MIN_LIFETIME:?}"
+            "--leaf-lifetime must be at least {MIN_LIFETIME:?}"
         );
         ensure!(
             ca_lifetime >= leaf_lifetime,
-            "--ca-lifetime is below --leaf-lifetime"
+            "--ca-lifetime must be at least --leaf-lifetime"
         );
-        ensure!(!cert_period.is_zero(), "--cert-period is zero");
-        ensure!(max_connections > 0, "--max-connections is zero");
-        let silence = Silence {
+        ensure!(!cert_period.is_zero(), "--cert-period must not be zero");
+        ensure!(max_connections > 0, "--max-connections must not be zero");
+        let timeouts = IdleTimeouts {
             first: header_timeout,
             idle: IDLE,
             busy: deadline + Duration::from_secs(5),
@@ -172,7 +172,7 @@ impl Args {
             },
             server: server::Limits {
                 handshake: handshake_timeout,
-                silence,
+                timeouts,
                 connections: max_connections,
                 drain: drain_timeout,
             },

@@ -1,13 +1,14 @@
-//! Admission of pods that ask for host ports.
+//! The admission webhook: decides about pods that ask for host ports.
 //!
 //! ```text
-//! TCP --server (TLS, limits, drain)--> routes --bytes--> review --> pod --> mutate --> Verdict
-//!                                                          ^                            |
-//!                                                          +---- AdmissionReview <------+
+//! TCP --> server (TLS, limits, drain) --> routes (body, deadline) --> review --> mutate
+//!                                                                       |          |
+//!         response <-- review (AdmissionReview) <-------- Verdict <----------------+
 //! ```
 //!
-//! An answer depends on the request alone: nothing is read from the cluster, nothing is remembered.
-//! The only thing this program writes to the cluster is its own certificate (`portmapping-certs`).
+//! A response depends on the request alone: this crate reads nothing from the cluster and keeps no
+//! state between requests. It knows nothing of nodes, host port numbers or the enforcer. All that it
+//! writes to the cluster is its own certificate and caBundle, through `portmapping-certs`.
 
 pub mod app;
 pub mod args;

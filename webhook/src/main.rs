@@ -1,11 +1,11 @@
-//! The admission webhook of portmapping: see the library of this crate.
+//! The admission webhook of portmapping; the library of this crate does the work.
 
 use anyhow::anyhow;
 use clap::Parser;
 use dlmalloc::GlobalDlmalloc;
 use portmapping_webhook::{Args, app};
 
-// of a large review's processor time, half went into musl's own mapping and unmapping memory
+// musl's allocator maps and unmaps memory for each large buffer: half of a large review's CPU time
 #[global_allocator]
 static ALLOCATOR: GlobalDlmalloc = GlobalDlmalloc;
 
@@ -13,7 +13,9 @@ static ALLOCATOR: GlobalDlmalloc = GlobalDlmalloc;
 async fn main() -> anyhow::Result<()> {
     rustls::crypto::ring::default_provider()
         .install_default()
-        .map_err(|_| anyhow!("a cryptography provider is installed already"))?;
+        .map_err(|_| {
+            anyhow!("cannot install the cryptography provider: another one is installed")
+        })?;
     let (log, config) = Args::parse().into_config()?;
     portmapping_runtime::log::init(&log);
     app::run(config).await

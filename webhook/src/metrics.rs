@@ -1,4 +1,4 @@
-//! What the webhook counts.
+//! The webhook's metrics.
 
 use std::time::Duration;
 
@@ -9,24 +9,24 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-/// Upper bounds of the latency buckets, in seconds: from below one review's work to the deadline.
+/// Upper bounds of the latency buckets in seconds, from the fastest review to the deadline.
 const LATENCY_BUCKETS: [f64; 12] = [
     0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 4.0,
 ];
 
-/// How a review ended.
+/// The outcome of a review.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Outcome {
     outcome: &'static str,
 }
 
-/// Why something did not come to its end.
+/// Why the server ended something early.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Cause {
     reason: &'static str,
 }
 
-/// Counters of the webhook; cheap to clone.
+/// The webhook's metrics; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     reviews: Family<Outcome, Counter>,
@@ -49,7 +49,7 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Names the metrics.
+    /// Adds the metrics to a registry.
     pub fn register(&self, registry: &mut Registry) {
         registry.register(
             "reviews",
@@ -58,27 +58,27 @@ impl Metrics {
         );
         registry.register(
             "review_duration_seconds",
-            "Time from a review's header to its answer",
+            "Time from the header of a review to its response",
             self.latency.clone(),
         );
         registry.register(
             "handshake_failures",
-            "TLS handshakes that did not come to their end",
+            "TLS handshakes that failed or timed out",
             self.handshake_failures.clone(),
         );
         registry.register(
             "connections",
-            "Connections to the webhook",
+            "Open connections to the webhook",
             self.connections.clone(),
         );
         registry.register(
             "connections_closed",
-            "Connections that the webhook closed without being asked",
+            "Connections that the webhook closed because they were silent for too long or others needed room",
             self.closed.clone(),
         );
     }
 
-    /// A review was answered, one way or another.
+    /// Counts a review.
     pub fn reviewed(&self, outcome: &'static str, took: Duration) {
         self.reviews.get_or_create(&Outcome { outcome }).inc();
         self.latency.observe(took.as_secs_f64());

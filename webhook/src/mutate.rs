@@ -1,4 +1,4 @@
-//! What happens to a pod. Pure: a pod in, a verdict out.
+//! Decides about a pod. Pure: a pod in, a verdict out.
 
 use json_patch::jsonptr::PointerBuf;
 use json_patch::{AddOperation, PatchOperation, RemoveOperation, ReplaceOperation};
@@ -9,44 +9,44 @@ use serde_json::json;
 
 use crate::pod::{Annotations, Pod};
 
-/// Tells the one who copied a manifest along with the result of another pod.
+/// For a manifest that was copied from a mapped pod, result included.
 const COPIED_RESULT: &str = "tkestack.io/portmapping carried the host ports of another pod; \
                              it was reset to \"\", this pod gets ports of its own";
-/// Tells the one whose pod has nothing to map.
+/// For a pod that declares no port.
 const NO_PORTS: &str =
     "tkestack.io/portmapping: the pod declares no container port, nothing will be mapped";
 
-/// What to answer.
+/// The decision about a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Let it in.
+    /// Admit it.
     Allow {
-        /// What it is about, for answer, log and metrics.
+        /// Why, for response, log and metrics.
         reason: Reason,
-        /// Changes to make; may be empty.
+        /// Changes to the pod; may be empty.
         patch: Vec<PatchOperation>,
         /// Shown to the user.
         warnings: Vec<&'static str>,
     },
-    /// Keep it out.
+    /// Refuse it.
     Deny(InvalidRequest),
 }
 
-/// Why a pod is let in.
+/// Why a pod is admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
-    /// It asks for nothing, or it is no pod at all.
+    /// It asks for nothing, or it is not a pod.
     NotAsked,
     /// It asks for ports.
     PortsRequested,
-    /// It asks with somebody else's result, reset to a request.
+    /// Its annotation held another pod's result, which was reset to a request.
     ResultReset,
-    /// It asks, but has no ports.
+    /// It asks, but declares no port.
     NoPorts,
 }
 
 impl Reason {
-    /// One word of the contract with whoever reads answers and metrics.
+    /// The word in responses and metrics. Users' alerts depend on it: do not change it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -59,9 +59,9 @@ impl Reason {
 }
 
 impl Verdict {
-    /// The verdict on whatever is none of our business.
+    /// Admits an object unchanged.
     #[must_use]
-    pub fn untouched() -> Self {
+    pub fn unchanged() -> Self {
         Self::Allow {
             reason: Reason::NotAsked,
             patch: Vec::new(),
@@ -70,13 +70,13 @@ impl Verdict {
     }
 }
 
-/// Judges a pod that is being created. A pod patched as told is judged again with an empty patch.
+/// Judges a pod that is being created. Idempotent: the patched pod gets an empty patch.
 #[must_use]
 pub fn judge(pod: &Pod, max_ports: usize) -> Verdict {
     let annotations = &pod.metadata.annotations;
-    let Some(asked) = &annotations.asked else {
-        // marks without a request are the policy's to refuse
-        return Verdict::untouched();
+    let Some(asked) = &annotations.request else {
+        // the admission policy refuses a request mark without a request
+        return Verdict::unchanged();
     };
     let request = match PortRequest::resolve(asked, &pod.spec, max_ports) {
         Ok(request) => request,
@@ -92,7 +92,7 @@ pub fn judge(pod: &Pod, max_ports: usize) -> Verdict {
         reason = Reason::ResultReset;
     }
     if request.ports.is_empty() {
-        // perhaps only for now: another webhook may add a sidecar, and then this one runs again
+        // another webhook may still add a sidecar with ports; the API server then calls this one again
         patch.extend(
             annotations
                 .mark
@@ -118,10 +118,10 @@ pub fn judge(pod: &Pod, max_ports: usize) -> Verdict {
     }
 }
 
-/// The request mark is recomputed whatever was there.
+/// Sets the request mark, whatever its value was.
 fn set_mark(annotations: &Annotations, mark: &str) -> Option<PatchOperation> {
     match &annotations.mark {
-        Some(there) if there == mark => None,
+        Some(present) if present == mark => None,
         Some(_) => Some(replace_annotation(REQUEST_MARK, mark)),
         None => Some(PatchOperation::Add(AddOperation {
             path: annotation_path(REQUEST_MARK),
@@ -130,7 +130,7 @@ fn set_mark(annotations: &Annotations, mark: &str) -> Option<PatchOperation> {
     }
 }
 
-/// Absent, null and empty lists are all set to a list of one.
+/// Adds the readiness gate. An absent, null or empty list becomes a list of one.
 fn add_gate(spec: &PodSpec) -> Option<PatchOperation> {
     if spec.has_gate(CONDITION) {
         return None;
@@ -159,7 +159,7 @@ fn remove_annotation(key: &str) -> PatchOperation {
     })
 }
 
-/// Escapes the key's `/` (RFC 6901 section 3).
+/// The path of an annotation, with `/` and `~` of the key escaped (RFC 6901 section 3).
 fn annotation_path(key: &str) -> PointerBuf {
     PointerBuf::from_tokens(["metadata", "annotations", key])
 }

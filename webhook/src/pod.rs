@@ -1,51 +1,51 @@
-//! The part of a pod that the decision needs; everything else is skipped while decoding.
+//! The part of a pod that the decision needs. Decoding skips the rest.
 
 use std::collections::BTreeSet;
 use std::fmt;
 
-use portmapping_shared::PodSpec;
 use portmapping_shared::contract::{ANNOTATION, PER_PORT_PREFIX, REQUEST_MARK};
+use portmapping_shared::{PodSpec, null_as_default};
 use serde::de::{self, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
-/// Per-port annotations that are looked at: each of them costs a patch operation.
+/// Per-port annotations of one pod; each of them costs a patch operation.
 const MAX_PER_PORT: usize = 1024;
 
-/// A pod as far as it matters here.
+/// The part of core/v1 `Pod` that the decision needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Pod {
-    /// Marks and name.
+    /// Annotations and name.
     #[serde(deserialize_with = "null_as_default")]
     pub metadata: Metadata,
-    /// Ports and gates.
+    /// Ports and readiness gates.
     #[serde(deserialize_with = "null_as_default")]
     pub spec: PodSpec,
 }
 
-/// The pod's metadata as far as it matters here.
+/// The part of meta/v1 `ObjectMeta` that the decision needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Metadata {
-    /// Empty where the API server will make one.
+    /// Empty if the API server will generate one.
     #[serde(deserialize_with = "null_as_default")]
     pub name: String,
-    /// What the name will begin with.
+    /// Prefix of a generated name.
     #[serde(deserialize_with = "null_as_default")]
     pub generate_name: String,
-    /// Our own annotations.
+    /// The annotations of this project.
     #[serde(deserialize_with = "null_as_default")]
     pub annotations: Annotations,
 }
 
-/// The annotations of ours that a pod carries.
+/// The annotations of this project on a pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Annotations {
-    /// What the user asks for.
-    pub asked: Option<String>,
-    /// The request mark: made by an earlier pass, or by somebody who should not.
+    /// The user's request.
+    pub request: Option<String>,
+    /// The request mark, from an earlier call of this webhook or from a user.
     pub mark: Option<String>,
-    /// Keys of per-port annotations: leftovers of another pod.
+    /// Keys of per-port annotations, copied from another pod.
     pub per_port: BTreeSet<String>,
 }
 
@@ -67,20 +67,22 @@ impl<'de> Visitor<'de> for AnnotationsVisitor {
     fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Annotations, M::Error> {
         let mut found = Annotations::default();
         while let Some(key) = map.next_key::<Key>()? {
-            // null is the empty string, as in Go
+            // a null value is the empty string, as in Go
             match key {
-                Key::Asked => {
-                    found.asked = Some(map.next_value::<Option<_>>()?.unwrap_or_default());
+                Key::Request => {
+                    found.request = Some(map.next_value::<Option<_>>()?.unwrap_or_default());
                 }
                 Key::Mark => found.mark = Some(map.next_value::<Option<_>>()?.unwrap_or_default()),
                 Key::PerPort(_) if found.per_port.len() >= MAX_PER_PORT => {
-                    return Err(de::Error::custom("more per-port annotations than ports"));
+                    return Err(de::Error::custom(
+                        "more than 1024 annotations with the prefix host-port.tkestack.io/",
+                    ));
                 }
                 Key::PerPort(key) => {
                     found.per_port.insert(key);
                     map.next_value::<IgnoredAny>()?;
                 }
-                Key::Foreign => {
+                Key::Other => {
                     map.next_value::<IgnoredAny>()?;
                 }
             }
@@ -89,12 +91,12 @@ impl<'de> Visitor<'de> for AnnotationsVisitor {
     }
 }
 
-/// An annotation's key; foreign ones cost no allocation.
+/// The key of an annotation. Keys of other projects are not allocated.
 enum Key {
-    Asked,
+    Request,
     Mark,
     PerPort(String),
-    Foreign,
+    Other,
 }
 
 impl<'de> Deserialize<'de> for Key {
@@ -109,26 +111,17 @@ impl Visitor<'_> for KeyVisitor {
     type Value = Key;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an annotation's key")
+        f.write_str("the key of an annotation")
     }
 
     fn visit_str<E: de::Error>(self, key: &str) -> Result<Key, E> {
         Ok(match key {
-            ANNOTATION => Key::Asked,
+            ANNOTATION => Key::Request,
             REQUEST_MARK => Key::Mark,
             _ if key.starts_with(PER_PORT_PREFIX) => Key::PerPort(key.to_owned()),
-            _ => Key::Foreign,
+            _ => Key::Other,
         })
     }
-}
-
-/// The API server writes `null` for empty maps here and there.
-pub(crate) fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
-where
-    D: Deserializer<'de>,
-    T: Default + Deserialize<'de>,
-{
-    Option::<T>::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
 #[cfg(test)]

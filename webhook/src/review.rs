@@ -1,60 +1,61 @@
-//! `AdmissionReview` of admission.k8s.io/v1: bytes in, what to judge out; verdict in, bytes out.
+//! Reads and writes `AdmissionReview` of admission.k8s.io/v1.
 //!
-//! Own types rather than a client library's: decoding skips what the decision does not need, and
-//! the patch goes out as the base64 string that the API asks for.
+//! The types here hold only what the decision needs; a client library's types would decode and keep
+//! the whole pod. Text that another program wrote is quoted in part.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use portmapping_shared::{null_as_default, quoted};
 use serde::{Deserialize, Serialize};
 
 use crate::mutate::Verdict;
-use crate::pod::{Pod, null_as_default};
+use crate::pod::Pod;
 
 const API_VERSION: &str = "admission.k8s.io/v1";
 const KIND: &str = "AdmissionReview";
-/// Longest uid that is given back; the API server's are UUIDs of 36 characters.
+/// Longest uid that is copied into the response; the API server's have 36 characters.
 const MAX_UID_BYTES: usize = 200;
-/// How much of a parser's words an answer repeats, in characters: they may quote the input.
+/// Longest quotation of a parser's message, in characters: the message may repeat the input.
 const MAX_QUOTED_CHARS: usize = 200;
 
-/// A review that was read.
+/// A review, decoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Review {
-    /// Names the review; the answer carries it too.
+    /// Identifies the review; the response repeats it.
     pub uid: String,
     /// Namespace of the object.
     pub namespace: String,
-    /// Whether nothing will be stored.
+    /// Whether the API server will not store the object.
     pub dry_run: bool,
-    /// What is asked about.
+    /// The object under review.
     pub subject: Subject,
 }
 
-/// What a review asks about.
+/// The object under review.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Subject {
     /// A pod that is being created.
     Pod(Box<Pod>),
-    /// Anything else: none of our business.
+    /// Anything else; it is admitted unchanged.
     Other,
-    /// A pod that makes no sense, and why.
+    /// A pod that could not be decoded, and why.
     Unreadable(String),
 }
 
-/// A body that no answer with a uid can be given to.
+/// A body without a usable uid, so that no review can be sent back.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
-    /// No JSON, or not of the shape.
-    #[error("the body is no AdmissionReview: {0}")]
+    /// Not JSON, or not the schema.
+    #[error("the body is not an AdmissionReview: {0}")]
     Syntax(String),
-    /// A version or kind that this program does not know.
+    /// Another version or kind.
     #[error("the body is {0}, not an AdmissionReview of admission.k8s.io/v1")]
     Kind(String),
-    /// An answer of somebody else, or nothing.
+    /// A response, or an empty review.
     #[error("the AdmissionReview has no request")]
     NoRequest,
-    /// Without it the API server cannot tell what is being answered.
-    #[error("the AdmissionReview's request has no uid, or one of more than 200 bytes")]
+    /// Without the uid the API server cannot match the response to its request.
+    #[error("the request of the AdmissionReview has no uid, or one over {MAX_UID_BYTES} bytes")]
     Uid,
 }
 
@@ -93,7 +94,7 @@ struct Request<O> {
     namespace: String,
     #[serde(default, deserialize_with = "null_as_default")]
     dry_run: bool,
-    // not `default`: that would ask O for one
+    // without `#[serde(default)]`, which would require `O: Default`
     object: Option<O>,
 }
 
@@ -106,53 +107,49 @@ struct Resource {
     name: String,
 }
 
-/// Only what an answer needs when the object cannot be read.
+/// Stands for an object that cannot be decoded.
 type Skipped = serde::de::IgnoredAny;
 
-/// Reads a review in one pass; a second one, which skips the object, only where that fails.
+/// Decodes a review in one pass. If the pod cannot be decoded, a second pass skips it.
 pub fn parse(body: &[u8]) -> Result<Review, Malformed> {
     match serde_json::from_slice::<Envelope<Pod>>(body) {
-        Ok(envelope) => {
-            let request = check(envelope)?;
-            let subject = if request.creates_pod() {
-                match request.object {
-                    Some(pod) => Subject::Pod(Box::new(pod)),
-                    None => Subject::Unreadable("the review carries no object".to_owned()),
-                }
-            } else {
-                Subject::Other
-            };
-            Ok(Review {
-                uid: request.uid,
-                namespace: request.namespace,
-                dry_run: request.dry_run,
-                subject,
-            })
-        }
+        Ok(envelope) => review(envelope, |pod| match pod {
+            Some(pod) => Subject::Pod(Box::new(pod)),
+            None => Subject::Unreadable("the review contains no object".to_owned()),
+        }),
         Err(error) => {
             let skipped = serde_json::from_slice::<Envelope<Skipped>>(body)
-                .map_err(|error| Malformed::Syntax(quoted(&error.to_string())))?;
-            let request = check(skipped)?;
-            // an object of another kind need not look like a pod
-            let subject = if request.creates_pod() {
-                Subject::Unreadable(quoted(&error.to_string()))
-            } else {
-                Subject::Other
-            };
-            Ok(Review {
-                uid: request.uid,
-                namespace: request.namespace,
-                dry_run: request.dry_run,
-                subject,
+                .map_err(|error| Malformed::Syntax(quoted(&error.to_string(), MAX_QUOTED_CHARS)))?;
+            review(skipped, |_| {
+                Subject::Unreadable(quoted(&error.to_string(), MAX_QUOTED_CHARS))
             })
         }
     }
 }
 
+/// Checks the envelope. An object of another kind need not have a pod's schema.
+fn review<O>(
+    envelope: Envelope<O>,
+    pod: impl FnOnce(Option<O>) -> Subject,
+) -> Result<Review, Malformed> {
+    let request = check(envelope)?;
+    let creates_pod = request.creates_pod();
+    Ok(Review {
+        uid: request.uid,
+        namespace: request.namespace,
+        dry_run: request.dry_run,
+        subject: if creates_pod {
+            pod(request.object)
+        } else {
+            Subject::Other
+        },
+    })
+}
+
 fn check<O>(envelope: Envelope<O>) -> Result<Request<O>, Malformed> {
     if (envelope.api_version.as_str(), envelope.kind.as_str()) != (API_VERSION, KIND) {
-        let told = format!("{:?} of {:?}", envelope.kind, envelope.api_version);
-        return Err(Malformed::Kind(quoted(&told)));
+        let found = format!("{:?} of {:?}", envelope.kind, envelope.api_version);
+        return Err(Malformed::Kind(quoted(&found, MAX_QUOTED_CHARS)));
     }
     let request = envelope.request.ok_or(Malformed::NoRequest)?;
     if request.uid.is_empty() || request.uid.len() > MAX_UID_BYTES {
@@ -174,12 +171,12 @@ impl<O> Request<O> {
     }
 }
 
-/// An answer, ready to be sent.
+/// The content of a response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer<'a> {
-    /// The verdict on a pod, or on what is none of our business.
+    /// The verdict on an object that was decoded.
     Verdict(&'a Verdict),
-    /// The object could not be read, and why.
+    /// The object could not be decoded, and why.
     Unreadable(&'a str),
 }
 
@@ -205,7 +202,7 @@ struct Response<'a> {
     warnings: &'a [&'static str],
 }
 
-/// meta/v1 `Status`, the part that a refusal shows.
+/// The part of meta/v1 `Status` that a user sees of a denial.
 #[derive(Serialize)]
 struct Status {
     code: u16,
@@ -224,7 +221,7 @@ impl Status {
     }
 }
 
-/// Writes the answer to the review with this uid.
+/// Encodes the response to the review with this uid.
 pub fn encode(uid: &str, answer: &Answer<'_>) -> Result<Vec<u8>, serde_json::Error> {
     let mut response = Response {
         uid,
@@ -255,8 +252,8 @@ pub fn encode(uid: &str, answer: &Answer<'_>) -> Result<Vec<u8>, serde_json::Err
         Answer::Verdict(Verdict::Deny(invalid)) => {
             response.status = Status::bad_request(invalid.to_string());
         }
-        Answer::Unreadable(why) => {
-            response.status = Status::bad_request(format!("the pod cannot be read: {why}"));
+        Answer::Unreadable(reason) => {
+            response.status = Status::bad_request(format!("the pod cannot be read: {reason}"));
         }
     }
     serde_json::to_vec(&Reply {
@@ -264,19 +261,6 @@ pub fn encode(uid: &str, answer: &Answer<'_>) -> Result<Vec<u8>, serde_json::Err
         kind: KIND,
         response,
     })
-}
-
-/// At most 200 characters, none of them a control character.
-pub(crate) fn quoted(text: &str) -> String {
-    let mut short: String = text
-        .chars()
-        .take(MAX_QUOTED_CHARS)
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect();
-    if text.chars().nth(MAX_QUOTED_CHARS).is_some() {
-        short.push_str("...");
-    }
-    short
 }
 
 #[cfg(test)]

@@ -1,24 +1,25 @@
-//! `POST /mutate`: body limit, deadline, answer.
+//! `POST /mutate`: reads the body within its limits, judges the review, writes the response.
 
 use std::time::{Duration, Instant};
 
-use crate::body::{self, BodyError, Budget};
-use crate::metrics::Metrics;
-use crate::mutate::{self, Verdict};
-use crate::review::{self, Answer, Review, Subject};
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use http::{StatusCode, header};
 
+use crate::body::{BodyError, Budget};
+use crate::metrics::Metrics;
+use crate::mutate::{self, Verdict};
+use crate::review::{self, Answer, Review, Subject};
+
 /// Limits of a review.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Longest body, in bytes.
-    pub body_bytes: usize,
-    /// From the header to the answer; below the registration's timeoutSeconds, so that whoever
-    /// waits is told more than that nobody answered.
+    pub body_bytes: u32,
+    /// From the header to the response. Shorter than the registration's timeoutSeconds, so that the
+    /// API server can show this program's reason rather than its own timeout.
     pub deadline: Duration,
     /// Ports that one pod may ask for.
     pub max_ports: usize,
@@ -44,50 +45,41 @@ pub fn router(limits: Limits, metrics: Metrics) -> Router {
 
 async fn mutate(State(service): State<Service>, request: Request) -> Response {
     let start = Instant::now();
-    let answered = tokio::time::timeout(service.limits.deadline, service.answer(request)).await;
-    let (outcome, response) = answered.unwrap_or_else(|_elapsed| {
-        let text = "the review's body did not arrive in time\n";
-        (
-            "TimedOut",
-            (StatusCode::REQUEST_TIMEOUT, text).into_response(),
-        )
-    });
+    let limit = service.limits.deadline;
+    let (outcome, response) = tokio::time::timeout(limit, service.review(request))
+        .await
+        .unwrap_or_else(|_elapsed| {
+            let text = format!("the body of the review did not arrive within {limit:?}");
+            refused("TimedOut", StatusCode::REQUEST_TIMEOUT, &text)
+        });
     service.metrics.reviewed(outcome, start.elapsed());
     response
 }
 
+/// A response without a review in it, and its outcome for the metrics.
+fn refused(outcome: &'static str, status: StatusCode, text: &str) -> (&'static str, Response) {
+    (outcome, (status, format!("{text}\n")).into_response())
+}
+
 impl Service {
-    async fn answer(&self, request: Request) -> (&'static str, Response) {
+    async fn review(&self, request: Request) -> (&'static str, Response) {
         let peer = request.extensions().get().copied().unwrap_or_default();
-        let body = match body::collect(request.into_body(), peer, &self.budget).await {
-            Ok(body) => body,
-            Err(error @ BodyError::TooLong(_)) => {
-                return (
-                    "TooLarge",
-                    (StatusCode::PAYLOAD_TOO_LARGE, format!("{error}\n")).into_response(),
-                );
-            }
-            Err(error @ BodyError::Crowded) => {
-                return (
-                    "Crowded",
-                    (StatusCode::TOO_MANY_REQUESTS, format!("{error}\n")).into_response(),
-                );
-            }
-            Err(error @ BodyError::Broken) => {
-                return (
-                    "Malformed",
-                    (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response(),
-                );
+        let (bytes, _claims) = match self.budget.read(peer, request.into_body()).await {
+            Ok(received) => received,
+            Err(error) => {
+                let (outcome, status) = match error {
+                    BodyError::TooLong(_) => ("TooLarge", StatusCode::PAYLOAD_TOO_LARGE),
+                    BodyError::TooMany => ("Crowded", StatusCode::TOO_MANY_REQUESTS),
+                    BodyError::Incomplete => ("Malformed", StatusCode::BAD_REQUEST),
+                };
+                return refused(outcome, status, &error.to_string());
             }
         };
-        match review::parse(body.bytes()) {
+        match review::parse(&bytes) {
             Ok(review) => self.judge(&review),
             Err(malformed) => {
-                tracing::info!(why = %malformed, "malformed review");
-                (
-                    "Malformed",
-                    (StatusCode::BAD_REQUEST, format!("{malformed}\n")).into_response(),
-                )
+                tracing::info!(reason = %malformed, "malformed review refused");
+                refused("Malformed", StatusCode::BAD_REQUEST, &malformed.to_string())
             }
         }
     }
@@ -95,17 +87,17 @@ impl Service {
     fn judge(&self, review: &Review) -> (&'static str, Response) {
         let verdict;
         let (outcome, answer) = match &review.subject {
-            Subject::Unreadable(why) => {
+            Subject::Unreadable(reason) => {
                 tracing::info!(
-                    uid = review.uid,
-                    namespace = review.namespace,
-                    why,
-                    "unreadable pod"
+                    uid = ?review.uid,
+                    namespace = ?review.namespace,
+                    reason,
+                    "pod refused: it cannot be read"
                 );
-                ("Unreadable", Answer::Unreadable(why))
+                ("Unreadable", Answer::Unreadable(reason))
             }
             Subject::Other => {
-                verdict = Verdict::untouched();
+                verdict = Verdict::unchanged();
                 ("NotAPod", Answer::Verdict(&verdict))
             }
             Subject::Pod(pod) => {
@@ -123,19 +115,19 @@ impl Service {
             }
         };
         match review::encode(&review.uid, &answer) {
-            Ok(bytes) => (
-                outcome,
-                ([(header::CONTENT_TYPE, "application/json")], bytes).into_response(),
-            ),
+            Ok(bytes) => {
+                let json = [(header::CONTENT_TYPE, "application/json")];
+                (outcome, (json, bytes).into_response())
+            }
             Err(error) => {
-                tracing::error!(%error, "cannot write an answer");
+                tracing::error!(%error, uid = ?review.uid, "cannot encode the response to a review");
                 ("Failed", StatusCode::INTERNAL_SERVER_ERROR.into_response())
             }
         }
     }
 }
 
-/// Debug formatting escapes whatever names carry, so that no line can be forged.
+/// Debug formatting escapes control characters in names, so that no log line can be forged.
 fn log(review: &Review, name: &str, verdict: &Verdict) {
     let Review {
         uid,
@@ -151,10 +143,10 @@ fn log(review: &Review, name: &str, verdict: &Verdict) {
             dry_run,
             outcome = reason.as_str(),
             operations = patch.len(),
-            "review"
+            "pod admitted"
         ),
         Verdict::Deny(invalid) => {
-            tracing::info!(?uid, ?namespace, ?name, dry_run, why = %invalid, "denied");
+            tracing::info!(?uid, ?namespace, ?name, dry_run, reason = %invalid, "pod denied");
         }
     }
 }

@@ -1,9 +1,9 @@
-//! TLS connections: accept, handshake, serve, drain. Every stage has an end.
+//! TLS connections: accept, handshake, serve, drain. Every stage has a time limit.
 //!
 //! ```text
-//! closing cancelled   new connections are still accepted, every HTTP/1 answer ends its connection
-//! draining cancelled  no new connections; idle ones end, requests get their answers
-//! drain limit over    what is left is dropped
+//! closing cancelled   new connections are still accepted; every HTTP/1 response closes its connection
+//! draining cancelled  no new connections; idle ones are closed, requests get their responses
+//! drain limit over    the remaining connections are dropped
 //! ```
 
 use std::convert::Infallible;
@@ -22,11 +22,11 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
-use portmapping_runtime::conns::{Connections, Peer, Place, Silence};
+use portmapping_runtime::conns::{Activity, ConnectionSlot, Connections, Peer};
 use rustls::ServerConfig;
 use rustls::server::{NoServerSessionStorage, ResolvesServerCert};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -34,59 +34,83 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
-use self::ahead::Ahead;
 use crate::metrics::Metrics;
 
-mod ahead;
-
-/// Connections that the kernel keeps while the program is busy accepting others.
+/// Connections that wait in the kernel to be accepted; a full queue delays new clients by a
+/// retransmission.
 const BACKLOG: i32 = 1024;
-/// Wait after a failed accept: the usual cause, no free descriptors, does not pass at once.
+/// Wait after a failed accept: its usual cause, no free descriptors, needs time to pass.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Reviews that one HTTP/2 connection may have open; a client with more opens another connection.
+/// Bytes that one read from a socket may return. rustls reads 4 KiB at a time: without a buffer, a
+/// review of 1.1 MB costs 280 system calls.
+const READ_BUFFER_BYTES: usize = 16 * 1024;
+/// Reviews in progress on one HTTP/2 connection; a client with more opens another connection.
 const MAX_STREAMS: u32 = 16;
-/// Bytes that one HTTP/2 request may send ahead of their being read. A long body waits for a word
-/// of ours each half of it: with 32 KiB those words cost more than the body's decryption.
+/// Bytes that one HTTP/2 request may send before they are read. The server sends a window update
+/// for each half of it; at 32 KiB these updates cost more than decrypting the body.
 const STREAM_WINDOW: u32 = 128 * 1024;
-/// The same of a connection: enough for all requests, so that one that waits for memory does not
-/// hold up those that have it.
+/// The same for a connection. It holds all requests, so that one that waits for memory does not
+/// block those that have theirs.
 const CONNECTION_WINDOW: u32 = MAX_STREAMS * STREAM_WINDOW;
 /// Longest header of a request, in bytes; the API server's are below 1 KiB.
 const MAX_HEADER_BYTES: u32 = 16 * 1024;
-/// Most that one HTTP/1 connection buffers, in bytes; a header must fit.
+/// Bytes that one HTTP/1 connection may buffer; a header must fit.
 const MAX_BUFFER_BYTES: usize = 64 * 1024;
+
+/// How long a connection may stay open, by what it does.
+#[derive(Clone, Copy, Debug)]
+pub struct IdleTimeouts {
+    /// From accept to the end of the first request's header, TLS handshake included.
+    pub first: Duration,
+    /// From one request to the next. Longer than the 90 s after which a Go client closes an idle
+    /// connection: if the server closed first, a request could arrive after the close and fail.
+    pub idle: Duration,
+    /// From a request to its response; longer than the review's deadline.
+    pub busy: Duration,
+}
+
+impl IdleTimeouts {
+    /// When the connection must be closed, unless its activity changes before.
+    fn deadline(self, activity: Activity) -> Instant {
+        Instant::from_std(match activity {
+            Activity::NoRequestYet(since) => since + self.first,
+            Activity::Idle(since) => since + self.idle,
+            Activity::Busy(since) => since + self.busy,
+        })
+    }
+}
 
 /// Limits of the server.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// For a TLS handshake.
     pub handshake: Duration,
-    /// For a connection's silence.
-    pub silence: Silence,
+    /// For a connection.
+    pub timeouts: IdleTimeouts,
     /// Connections at once.
     pub connections: usize,
-    /// For the answers that are due when draining begins.
+    /// For the requests in progress when draining begins.
     pub drain: Duration,
 }
 
-/// The stages of an end; see the module.
+/// The stages of a shutdown; see the module.
 #[derive(Clone, Debug, Default)]
 pub struct Ending {
-    /// Clients should go elsewhere.
+    /// Cancelled when clients should use another replica.
     pub closing: CancellationToken,
-    /// Nobody else gets in.
+    /// Cancelled when no further connection is accepted.
     pub draining: CancellationToken,
 }
 
-/// Why there is no listener.
+/// The server cannot listen.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address}")]
+#[error("cannot listen on {address}; is the address free, and one of this host?")]
 pub struct ListenError {
     address: SocketAddr,
     source: io::Error,
 }
 
-/// Listens on an address; `[::]` means both families, and IPv4 alone on a machine without IPv6.
+/// Listens on an address. `[::]` means IPv4 and IPv6, or IPv4 only on a machine without IPv6.
 pub fn listen(address: SocketAddr) -> Result<TcpListener, ListenError> {
     let listener = try_listen(address).or_else(|error| match address {
         SocketAddr::V6(v6) if v6.ip().is_unspecified() => {
@@ -113,14 +137,14 @@ fn try_listen(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-/// TLS 1.2 and 1.3, HTTP/2 and HTTP/1.1, the certificate that the resolver has at the moment.
+/// TLS 1.2 and 1.3, HTTP/2 and HTTP/1.1, with the resolver's current certificate.
 #[must_use]
 pub fn tls_config(resolver: Arc<dyn ResolvesServerCert>) -> ServerConfig {
     let mut config = ServerConfig::builder()
         .with_no_client_auth()
         .with_cert_resolver(resolver);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    // API servers keep no sessions to resume: nobody asks for what would be kept for them
+    // API servers do not resume sessions, so storing them would only take memory
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config
@@ -132,20 +156,20 @@ struct Shared {
     http: Http,
 }
 
-/// What every connection needs once it has shaken hands.
+/// Serves HTTP on one connection after its TLS handshake.
 #[derive(Clone, Debug)]
 pub struct Http {
-    /// Who answers.
+    /// Handles the requests.
     pub router: Router,
     /// Limits of the server.
     pub limits: Limits,
-    /// The stages of its end.
+    /// The stages of its shutdown.
     pub ending: Ending,
     /// Its counters.
     pub metrics: Metrics,
 }
 
-/// Serves until `ending` says otherwise, then drains.
+/// Accepts and serves connections until `ending.draining` is cancelled, then drains.
 pub async fn serve(
     listener: TcpListener,
     tls: ServerConfig,
@@ -165,32 +189,28 @@ pub async fn serve(
             metrics: metrics.clone(),
         },
     });
-    let connections = Connections::new(limits.connections);
+    let mut connections = Connections::default();
     let mut tasks = JoinSet::new();
     loop {
         while tasks.try_join_next().is_some() {}
-        metrics.set_connections(connections.count());
+        metrics.set_connections(tasks.len());
         let accepted = tokio::select! {
             () = draining.cancelled() => break,
             accepted = listener.accept() => accepted,
-            // keeps the table of tasks and the gauge true while nobody comes
-            Some(_ended) = tasks.join_next() => continue,
+            // removes finished tasks and updates the gauge while no connection arrives
+            Some(_finished) = tasks.join_next() => continue,
         };
         match accepted {
             Ok((stream, address)) => {
                 let peer = Peer::from(address.ip());
-                match connections.enter(peer) {
-                    Some((place, evicted)) => {
-                        if evicted {
-                            metrics.closed("evicted");
-                        }
-                        tasks.spawn(connection(Arc::clone(&shared), stream, place, peer));
-                    }
-                    None => metrics.closed("refused"),
+                let (slot, evicted) = connections.enter(peer, limits.connections);
+                if evicted {
+                    metrics.closed("evicted");
                 }
+                tasks.spawn(connection(Arc::clone(&shared), stream, slot, peer));
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
+                tracing::warn!(%error, pause = ?ACCEPT_PAUSE, "cannot accept a connection; trying again");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -199,21 +219,23 @@ pub async fn serve(
     let all = async { while tasks.join_next().await.is_some() {} };
     if timeout(limits.drain, all).await.is_err() {
         tracing::warn!(
-            connections = connections.count(),
-            "dropping what did not end in time"
+            connections = tasks.len(),
+            limit = ?limits.drain,
+            "draining took too long; dropping the remaining connections"
         );
     }
 }
 
-async fn connection(shared: Arc<Shared>, stream: TcpStream, place: Place, peer: Peer) {
+async fn connection(shared: Arc<Shared>, stream: TcpStream, slot: Arc<ConnectionSlot>, peer: Peer) {
     let Shared { acceptor, http } = shared.as_ref();
-    // an answer is two small writes: without this the second waits for the first's acknowledgement
+    // a response is two small writes: with Nagle's algorithm, the second waits for an acknowledgement
     if let Err(error) = SockRef::from(&stream).set_tcp_nodelay(true) {
-        tracing::debug!(%error, "cannot set TCP_NODELAY");
+        tracing::debug!(%error, "cannot set TCP_NODELAY; responses may be slower");
     }
-    let handshake = timeout(http.limits.handshake, acceptor.accept(Ahead::new(stream)));
+    let stream = BufReader::with_capacity(READ_BUFFER_BYTES, stream);
+    let handshake = timeout(http.limits.handshake, acceptor.accept(stream));
     let stream = tokio::select! {
-        () = place.evicted() => return,
+        () = slot.evicted.cancelled() => return,
         done = handshake => match done {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
@@ -228,19 +250,18 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, place: Place, peer: 
         Some(b"h2") => Version::HTTP_2,
         _ => Version::HTTP_11,
     };
-    http.serve(stream, version, place, peer).await;
+    http.serve(stream, version, slot, peer).await;
 }
 
 impl Http {
-    /// Speaks HTTP over anything that carries bytes, until an end of the connection that the
-    /// client, a limit, an eviction or the server's own end brings about.
-    pub async fn serve<S>(&self, stream: S, version: Version, place: Place, peer: Peer)
+    /// Serves HTTP over a byte stream until the client closes it, a limit is exceeded, the
+    /// connection is evicted or the server shuts down.
+    pub async fn serve<S>(&self, stream: S, version: Version, slot: Arc<ConnectionSlot>, peer: Peer)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let stream = TokioIo::new(stream);
-        let place = Arc::new(place);
-        let service = service_fn(|request| self.answer(&place, peer, request));
+        let service = service_fn(|request| self.respond(&slot, peer, request));
         if version == Version::HTTP_2 {
             let connection = http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
@@ -249,46 +270,46 @@ impl Http {
                 .initial_stream_window_size(STREAM_WINDOW)
                 .max_header_list_size(MAX_HEADER_BYTES)
                 .serve_connection(stream, service);
-            // HTTP/2 has a way of saying "no new requests" that no request can cross
-            self.drive(&place, Box::pin(connection), &self.ending.closing)
+            // HTTP/2 can refuse new requests (GOAWAY) without losing one that is on its way
+            self.drive(&slot, Box::pin(connection), &self.ending.closing)
                 .await;
         } else {
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
-                // the place's silence limits are tighter
-                .header_read_timeout(self.limits.silence.idle)
+                // no shorter than the slot's own timeouts, which `drive` enforces
+                .header_read_timeout(self.limits.timeouts.idle)
                 .max_buf_size(MAX_BUFFER_BYTES)
                 .serve_connection(stream, service);
-            self.drive(&place, Box::pin(connection), &self.ending.draining)
+            self.drive(&slot, Box::pin(connection), &self.ending.draining)
                 .await;
         }
     }
 
-    /// Runs a connection until it ends, is silent for too long, must make place, or shall `finish`.
+    /// Runs a connection until it ends, times out or is evicted. Shuts it down gracefully when
+    /// `finish` is cancelled.
     async fn drive<C>(
         &self,
-        place: &Place,
-        // a connection in a box of its own, lest every one has room for both protocols
+        slot: &ConnectionSlot,
+        // boxed, so that the task of an HTTP/1 connection is not sized for HTTP/2
         mut connection: Pin<Box<C>>,
         finish: &CancellationToken,
     ) where
         C: GracefulConnection,
     {
         let mut finishing = false;
-        let silence = self.limits.silence;
         loop {
-            let silent_at = Instant::from_std(place.silent_at(silence));
+            let deadline = || self.limits.timeouts.deadline(slot.activity());
             tokio::select! {
-                // an error here is the client's: it left, or it does not speak HTTP
+                // an error here has its cause in the client: it disconnected or broke the protocol
                 _ended = connection.as_mut() => return,
                 () = finish.cancelled(), if !finishing => {
                     finishing = true;
                     connection.as_mut().graceful_shutdown();
                 }
-                () = place.evicted() => return,
-                () = sleep_until(silent_at) => {
-                    // things may have changed since the alarm was set
-                    if place.silent_at(silence) <= std::time::Instant::now() {
+                () = slot.evicted.cancelled() => return,
+                () = sleep_until(deadline()) => {
+                    // the activity may have changed since the timer was set
+                    if deadline() <= Instant::now() {
                         return self.metrics.closed("silent");
                     }
                 }
@@ -296,13 +317,13 @@ impl Http {
         }
     }
 
-    fn answer(
+    fn respond(
         &self,
-        place: &Arc<Place>,
+        slot: &ConnectionSlot,
         peer: Peer,
         mut request: Request<Incoming>,
     ) -> impl Future<Output = Result<Response<axum::body::Body>, Infallible>> + use<> {
-        let busy = place.busy();
+        let in_progress = slot.begin_request();
         let http1 = request.version() < Version::HTTP_2;
         let closing = self.ending.closing.clone();
         request.extensions_mut().insert(peer);
@@ -314,7 +335,7 @@ impl Http {
                     .headers_mut()
                     .insert(CONNECTION, HeaderValue::from_static("close"));
             }
-            drop(busy);
+            drop(in_progress);
             Ok(response)
         }
     }

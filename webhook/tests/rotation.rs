@@ -1,6 +1,6 @@
-//! Two replicas renew leaf and authority again and again under load. Clients trust what the
-//! registration says, one part of them what it said a moment ago, as an API server does whose watch
-//! lags. No review fails, no handshake does, and no connection is cut.
+//! Two replicas renew leaf and authority repeatedly under load. Clients trust the registered
+//! caBundle; some of them trust an earlier one, like an API server whose watch lags. No review and no
+//! handshake fails, and no connection is closed.
 
 // the helpers of a test may fail it
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -12,17 +12,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use portmapping_certs::bundle::{Entry, Registration, RegistrationError, Seen};
-use portmapping_certs::issue::Material;
-use portmapping_certs::keeper::{Keeper, Reports};
+use portmapping_certs::bundle::{Registered, RegisteredWebhook, Registration, RegistrationError};
 use portmapping_certs::secret::{Store, StoreError, Stored, Swap};
-use portmapping_certs::{Config, Lifetimes, Metrics as CertMetrics, Names, Resolver};
+use portmapping_certs::{
+    CertManager, Config, Lifetimes, Material, Metrics as CertMetrics, Names, Reports, Resolver,
+};
 use portmapping_runtime::Readiness;
-use portmapping_runtime::conns::Silence;
 use portmapping_runtime::metrics as registry;
 use portmapping_webhook::metrics::Metrics;
 use portmapping_webhook::routes;
-use portmapping_webhook::server::{self, Ending, Limits};
+use portmapping_webhook::server::{self, Ending, IdleTimeouts, Limits};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -33,21 +32,21 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 
-/// The shortest that X.509's whole seconds allow, so that ten rotations fit into a minute.
+/// The shortest lifetime in whole seconds with which ten rotations fit into a minute.
 const LIFETIME: Duration = Duration::from_secs(5);
 const ROTATIONS: u64 = 10;
 const WITHIN: Duration = Duration::from_mins(1);
-/// How old the lagging clients' knowledge of the registration is.
+/// Age of the caBundle that lagging clients trust.
 const LAG: Duration = Duration::from_millis(150);
 const REVIEW: &str = r#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u-1","resource":{"group":"","version":"v1","resource":"pods"},"operation":"CREATE","object":{"metadata":{"annotations":{"tkestack.io/portmapping":""}},"spec":{"containers":[{"ports":[{"containerPort":80}]}]}}}}"#;
 
 /// (version, content).
 type Object<T> = Arc<Mutex<(u64, T)>>;
 
-/// Bundles, and when they were registered.
+/// caBundles and the time of their registration.
 type History = Arc<Mutex<VecDeque<(Instant, Vec<u8>)>>>;
 
-/// Secret and registration with compare-and-swap, and the bundles that were registered.
+/// Secret and registration with compare-and-swap, and the history of caBundles.
 #[derive(Clone, Default)]
 struct Cluster {
     secret: Object<Material>,
@@ -56,7 +55,7 @@ struct Cluster {
 }
 
 impl Cluster {
-    /// What was registered this long ago.
+    /// The caBundle that was registered this long ago.
     fn bundle(&self, ago: Duration) -> Option<Vec<u8>> {
         let history = self.history.lock();
         let known = history.iter().rev().find(|(at, _)| at.elapsed() >= ago);
@@ -75,7 +74,7 @@ impl Store for Cluster {
     }
 
     async fn create(&self) -> Result<Stored, StoreError> {
-        unreachable!("it is there from the start")
+        unreachable!("the Secret exists from the start")
     }
 
     async fn replace(&self, seen: &str, material: &Material) -> Result<Swap, StoreError> {
@@ -90,17 +89,17 @@ impl Store for Cluster {
 }
 
 impl Registration for Cluster {
-    async fn read(&self) -> Result<Option<Seen>, RegistrationError> {
+    async fn read(&self) -> Result<Option<Registered>, RegistrationError> {
         tokio::task::yield_now().await;
         let (version, ca_bundle) = self.bundle.lock().clone();
         let name = "ours".to_owned();
-        Ok(Some(Seen {
+        Ok(Some(Registered {
             version: version.to_string(),
-            entries: vec![Entry { name, ca_bundle }],
+            webhooks: vec![RegisteredWebhook { name, ca_bundle }],
         }))
     }
 
-    async fn write(&self, seen: &Seen, bundle: &str) -> Result<Swap, RegistrationError> {
+    async fn write(&self, seen: &Registered, bundle: &str) -> Result<Swap, RegistrationError> {
         tokio::task::yield_now().await;
         let mut registered = self.bundle.lock();
         if registered.0.to_string() != seen.version {
@@ -137,8 +136,8 @@ fn replica(cluster: &Cluster, tasks: &mut JoinSet<()>, token: &CancellationToken
     };
     let resolver = Arc::new(Resolver::default());
     let (store, registration) = (cluster.clone(), cluster.clone());
-    let keeper = Keeper::new(config, store, registration, Arc::clone(&resolver), reports);
-    tasks.spawn(keeper.run(token.clone()));
+    let manager = CertManager::new(config, store, registration, Arc::clone(&resolver), reports);
+    tasks.spawn(manager.run(token.clone()));
 
     let listener = server::listen("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = listener.local_addr().unwrap();
@@ -147,14 +146,14 @@ fn replica(cluster: &Cluster, tasks: &mut JoinSet<()>, token: &CancellationToken
         deadline: Duration::from_secs(4),
         max_ports: 64,
     };
-    let silence = Silence {
+    let timeouts = IdleTimeouts {
         first: WITHIN,
         idle: WITHIN * 3,
         busy: WITHIN,
     };
     let limits = Limits {
         handshake: Duration::from_secs(10),
-        silence,
+        timeouts,
         connections: 100,
         drain: Duration::from_secs(5),
     };
@@ -180,7 +179,7 @@ async fn connect(address: SocketAddr, bundle: &[u8]) -> std::io::Result<TlsStrea
     for authority in CertificateDer::pem_slice_iter(bundle) {
         roots.add(authority.unwrap()).unwrap();
     }
-    // a configuration of its own: no session of an earlier handshake is taken up
+    // a new configuration each time, so that no TLS session is resumed
     let config = ClientConfig::builder()
         .with_root_certificates(roots)
         .with_no_client_auth();
@@ -193,17 +192,17 @@ async fn connect(address: SocketAddr, bundle: &[u8]) -> std::io::Result<TlsStrea
 
 async fn review(stream: &mut TlsStream<TcpStream>) -> std::io::Result<()> {
     let length = REVIEW.len();
-    let question = format!(
+    let request = format!(
         "POST /mutate HTTP/1.1\r\nHost: webhook\r\nContent-Length: {length}\r\n\r\n{REVIEW}"
     );
-    stream.write_all(question.as_bytes()).await?;
-    let mut answer = Vec::new();
-    while !answer.ends_with(b"}}") {
-        if stream.read_buf(&mut answer).await? == 0 {
-            return Err(std::io::Error::other("cut"));
+    stream.write_all(request.as_bytes()).await?;
+    let mut response = Vec::new();
+    while !response.ends_with(b"}}") {
+        if stream.read_buf(&mut response).await? == 0 {
+            return Err(std::io::Error::other("the server closed the connection"));
         }
     }
-    let text = String::from_utf8_lossy(&answer);
+    let text = String::from_utf8_lossy(&response);
     assert!(text.contains(r#""uid":"u-1","allowed":true"#), "{text}");
     Ok(())
 }
@@ -215,25 +214,25 @@ struct Tally {
 }
 
 impl Tally {
-    /// Connection after connection, each with the bundle that was registered `ago`.
+    /// Opens one connection after another, each with the caBundle that was registered `ago`.
     async fn reconnect(self, cluster: Cluster, addresses: [SocketAddr; 2], ago: Duration) {
         for round in 0.. {
             let address = addresses[round % 2];
             let bundle = cluster.bundle(ago).expect("a bundle is registered");
             let mut stream = connect(address, &bundle).await.expect("a handshake");
-            review(&mut stream).await.expect("an answer");
+            review(&mut stream).await.expect("a response");
             self.handshakes.fetch_add(1, Ordering::Relaxed);
             self.reviews.fetch_add(1, Ordering::Relaxed);
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
-    /// One connection from the beginning to the end.
+    /// Uses one connection from start to end.
     async fn stay(self, cluster: Cluster, address: SocketAddr) {
         let bundle = cluster.bundle(Duration::ZERO).unwrap();
         let mut stream = connect(address, &bundle).await.expect("a handshake");
         loop {
-            review(&mut stream).await.expect("an answer");
+            review(&mut stream).await.expect("a response");
             self.reviews.fetch_add(1, Ordering::Relaxed);
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -249,14 +248,16 @@ fn count(metrics: &CertMetrics, line: &str) -> u64 {
 }
 
 #[tokio::test]
-async fn ten_rotations_in_a_minute_fail_nobody() {
+async fn ten_rotations_in_a_minute_fail_no_client() {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let cluster = Cluster::default();
     let (token, mut servers) = (CancellationToken::new(), JoinSet::new());
     let replicas = [0, 1].map(|_| replica(&cluster, &mut servers, &token));
     let start = Instant::now();
-    while !replicas.iter().all(|it| it.readiness.is_ready()) || cluster.bundle(LAG).is_none() {
-        assert!(start.elapsed() < WITHIN, "never ready");
+    while !replicas.iter().all(|it| it.readiness.pending().is_empty())
+        || cluster.bundle(LAG).is_none()
+    {
+        assert!(start.elapsed() < WITHIN, "the replicas do not become ready");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 
@@ -281,10 +282,10 @@ async fn ten_rotations_in_a_minute_fail_nobody() {
             Some(failed) = clients.join_next() => failed.expect("no client fails"),
             () = tokio::time::sleep(Duration::from_millis(50)) => {}
         }
-        assert!(replicas.iter().all(|it| it.readiness.is_ready()));
+        assert!(replicas.iter().all(|it| it.readiness.pending().is_empty()));
     }
     println!(
-        "{} authorities, {} leaves, {} reviews, {} handshakes in {:?}: none failed",
+        "{} authorities, {} leaves, {} reviews, {} handshakes in {:?} without a failure",
         issued("ca"),
         issued("leaf"),
         tally.reviews.load(Ordering::Relaxed),

@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::{Entry, Registration, Seen, WebhookRegistration};
-use crate::scripted::{Call, Script};
+use super::{Registered, RegisteredWebhook, Registration, WebhookRegistration};
 use crate::secret::Swap;
+use crate::tests::{Call, Script};
 
 const PATH: &str =
     "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/portmapping";
@@ -48,22 +48,22 @@ fn configuration() -> Value {
 }
 
 #[tokio::test]
-async fn sees_only_entries_that_call_our_service() {
+async fn reads_only_webhooks_that_call_our_service() {
     let script = Script::new([(200, configuration()), Script::status(404)]);
     let seen = registration(&script).read().await.unwrap().unwrap();
     assert_eq!(seen.version, "7");
-    let entry = Entry {
+    let webhook = RegisteredWebhook {
         name: "a.tkestack.io".to_owned(),
         ca_bundle: b"hi".to_vec(),
     };
-    assert_eq!(seen.entries, [entry]);
+    assert_eq!(seen.webhooks, [webhook]);
     assert!(seen.carries("hi") && !seen.carries("ho"));
     assert!(registration(&script).read().await.unwrap().is_none());
     assert_eq!(script.calls()[0], Call::new("GET", PATH, "", Value::Null));
 }
 
 #[tokio::test]
-async fn patches_nothing_but_the_bundle_of_our_entries() {
+async fn patches_only_the_bundle_of_our_webhooks() {
     let script = Script::new([
         (200, configuration()),
         (200, configuration()),
@@ -92,10 +92,10 @@ async fn patches_nothing_but_the_bundle_of_our_entries() {
 }
 
 #[test]
-fn no_entry_of_ours_is_not_in_place() {
-    let nothing = Seen {
+fn without_a_webhook_of_ours_no_bundle_is_in_place() {
+    let nothing = Registered {
         version: String::new(),
-        entries: Vec::new(),
+        webhooks: Vec::new(),
     };
     assert!(!nothing.carries(""));
 }

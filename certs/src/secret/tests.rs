@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use super::{SecretStore, Store, StoreError, Swap};
-use crate::issue::Material;
-use crate::scripted::{Call, Script};
+use crate::material::Material;
+use crate::tests::{Call, Script};
 
 const PATH: &str = "/api/v1/namespaces/ns/secrets/tls";
 

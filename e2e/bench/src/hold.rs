@@ -10,8 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use portmapping_enforcer::hold::Keeper;
-use portmapping_keeper::wire::{Outcome, Port};
+use portmapping_enforcer::keeper_client::KeeperClient;
+use portmapping_keeper::wire::{HoldOutcome, Port};
 use portmapping_shared::{HostPort, Protocol};
 
 use super::netns::Netns;
@@ -121,13 +121,13 @@ fn hold_ours(netns: &Netns, program: &Path, folder: &Path) -> Result<Holding> {
         .map(|port| (Protocol::Tcp, port))
         .collect();
     let outcomes = runtime.block_on(async {
-        let mut keeper = Keeper::connect(socket, LIMIT).await?;
+        let mut keeper = KeeperClient::connect(socket, LIMIT).await?;
         keeper.hold(&ports).await
     });
     let outcomes = outcomes.context("ask the keeper to hold")?;
     let refused = outcomes
         .iter()
-        .filter(|outcome| !matches!(outcome, Outcome::Held))
+        .filter(|outcome| !matches!(outcome, HoldOutcome::Held))
         .count();
     if refused > 0 || outcomes.len() != ports.len() {
         bail!("the keeper holds {refused} of {PORTS} ports not");

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use portmapping_dataplane::generation::Drift;
-use portmapping_dataplane::iptables::{Flavour, Iptables, Settings};
+use portmapping_dataplane::Settings;
+use portmapping_dataplane::change_monitor::ChangeMonitor;
+use portmapping_dataplane::iptables::{Flavour, Iptables};
 use portmapping_dataplane::nftables::Nftables;
 use portmapping_dataplane::{Dataplane, Tools};
 use portmapping_shared::{Mapping, Plan, PortRange};
@@ -149,8 +150,8 @@ impl Ours {
         )
     }
 
-    pub(super) fn drift(&self) -> Drift {
-        self.0.drift()
+    pub(super) fn changes(&self) -> ChangeMonitor {
+        self.0.changes()
     }
 
     fn apply(&mut self, node: &Netns, plan: &Plan) -> Result<f64> {

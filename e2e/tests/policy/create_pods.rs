@@ -26,7 +26,7 @@ fn rows(session: &Session<'_>) -> Result<Vec<Row>> {
         row(User, "creates a pod with other annotations in restricted", create("restricted", noted(pod("new"), json!({ "x/y": "z" }))), Allowed),
         row(User, "asks for certain ports",                      with(json!({ ANNOTATION: REQUEST })), Allowed),
         row(User, "creates a pod with a result",                 with(json!({ ANNOTATION: RESULT })), refused(WAY_OUT)),
-        row(User, "creates a pod with a broken value",           with(json!({ ANNOTATION: "yes\nplease" })), refused("yes please is no request; only the enforcer writes a result. Ask with")),
+        row(User, "creates a pod with a broken value",           with(json!({ ANNOTATION: "yes\nplease" })), refused("yes please is not a valid request; only the enforcer writes a result. Write")),
         row(User, "creates a pod with a per-port annotation",    with(json!({ ANNOTATION: "", PER_PORT: "23817" })), refused("host-port.tkestack.io/* is written by the enforcer only")),
         row(User, "creates a pod with a mark and no annotation", with(json!({ MARK: "[]" })), refused("tkestack.io/portmapping-request is written by the webhook only")),
         row(User, "creates a pod with a mark and the annotation, past no webhook", with(json!({ ANNOTATION: "", MARK: MARKED })), Allowed),

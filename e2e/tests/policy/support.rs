@@ -12,7 +12,7 @@ pub(crate) const PER_PORT: &str = "host-port.tkestack.io/9040-tcp";
 /// What a refusal in a strict namespace tells the user to do.
 pub(crate) const LABEL: &str = "tkestack.io/portmapping: allowed";
 /// The example in every refusal: a value that works.
-pub(crate) const WAY_OUT: &str = r#"Ask with "" or [{"containerPort":9040,"protocol":"TCP"}]"#;
+pub(crate) const WAY_OUT: &str = r#"Write "" or [{"containerPort":9040,"protocol":"TCP"}]"#;
 
 /// A result, as only the enforcer writes it.
 pub(crate) const RESULT: &str = r#"[{"hostPort":23817,"containerPort":9040,"protocol":"TCP","podName":"p","podIP":"10.244.1.7"}]"#;

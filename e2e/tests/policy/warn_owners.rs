@@ -11,7 +11,7 @@ use crate::support::rows::{Row, row};
 use crate::support::world::on_both;
 use crate::support::{ANNOTATION, LABEL, RESULT};
 
-const NO_REQUEST: &str = "in the pod template is no request; ask with ";
+const NO_REQUEST: &str = "in the pod template is not a valid request; write ";
 
 fn template(value: Option<&str>, restart: &str) -> Value {
     let mut template = json!({ "metadata": { "labels": { "a": "b" } }, "spec": pod_spec() });

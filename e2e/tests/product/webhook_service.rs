@@ -270,7 +270,10 @@ fn with_failure_policy_ignore_pods_are_mapped_without_the_webhook() -> Result<()
                     "{said}"
                 );
                 let (fine, said) = space.try_create(&annotated(mapped_pod("bad"), "yes"), &[])?;
-                ensure!(!fine && said.contains("yes is no request"), "{said}");
+                ensure!(
+                    !fine && said.contains("yes is not a valid request"),
+                    "{said}"
+                );
                 let other = forged.replace("\"hostPort\":2", "\"hostPort\":1");
                 let body = json!({ "metadata": { "annotations": { ANNOTATION: other } } });
                 let at = (space.name.as_str(), "web", "");

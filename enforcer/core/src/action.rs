@@ -2,7 +2,7 @@
 
 use portmapping_shared::{Plan, PodRef};
 
-use crate::allocator::PortKey;
+use crate::ports::PortKey;
 
 /// One thing to do. Every action but an event is answered by an outcome.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -15,7 +15,7 @@ use portmapping_shared::pod::canonical_ip;
 use crate::sandbox::{Sandbox, SandboxId};
 
 /// Pods unknown to the API whose ended sandboxes are remembered: the watch is that late at most.
-const MAX_STRANGERS: usize = 1024;
+const MAX_UNKNOWN: usize = 1024;
 
 /// What gives a claim its weight; a later variant outweighs an earlier one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -85,7 +85,7 @@ impl Addresses {
         self.sandboxes
             .insert(sandbox.id.clone(), (sandbox, arrival));
         if let Some(before) = before {
-            self.note_ended(&before);
+            self.record_ended(&before);
             touched.insert(before.uid);
         }
         touched
@@ -98,10 +98,10 @@ impl Addresses {
         known: impl Fn(&PodUid) -> bool,
     ) -> Option<PodUid> {
         let sandbox = self.take(id)?;
-        self.note_ended(&sandbox);
+        self.record_ended(&sandbox);
         if !known(&sandbox.uid) && !self.strangers.contains(&sandbox.uid) {
             self.strangers.push_back(sandbox.uid.clone());
-            while self.strangers.len() > MAX_STRANGERS {
+            while self.strangers.len() > MAX_UNKNOWN {
                 let Some(oldest) = self.strangers.pop_front() else {
                     break;
                 };
@@ -203,7 +203,7 @@ impl Addresses {
         Some(sandbox)
     }
 
-    fn note_ended(&mut self, sandbox: &Sandbox) {
+    fn record_ended(&mut self, sandbox: &Sandbox) {
         let living = self.of_pod.get(&sandbox.uid).into_iter().flatten();
         let living: BTreeSet<IpAddr> = living
             .filter_map(|(_, _, id)| self.sandboxes.get(id))

@@ -18,20 +18,18 @@
 
 pub mod action;
 pub mod addresses;
-pub mod allocator;
-mod former;
 mod limiter;
 mod mappings;
 pub mod node;
 pub mod phase;
-pub mod pod;
-pub mod resting;
+pub mod pods;
+pub mod ports;
 pub mod sandbox;
 
 pub use action::{Action, Condition, EventKind, PodEvent, Publication, Record};
 pub use addresses::AddressSource;
-pub use allocator::{Exhausted, PortKey, PortPool};
 pub use node::{Config, Counts, NodeState, PodStatus, Recovered, Status};
 pub use phase::Phase;
-pub use pod::PodFacts;
-pub use sandbox::{InvalidSandboxId, Sandbox, SandboxId, SandboxNews};
+pub use pods::state::PodFacts;
+pub use ports::{Exhausted, PortKey, PortPool};
+pub use sandbox::{InvalidSandboxId, Sandbox, SandboxId, SandboxUpdate};

@@ -10,17 +10,17 @@ pub(crate) const PAUSE: Duration = Duration::from_mins(1);
 pub(crate) struct Limiter {
     /// Nothing is told before.
     open_at: Option<Duration>,
-    held_back: u32,
+    suppressed: u32,
 }
 
 impl Limiter {
     /// It happened; whether to tell it now.
-    pub(crate) fn note(&mut self, now: Duration) -> bool {
-        if self.held_back == 0 && self.open_at.is_none_or(|at| at <= now) {
+    pub(crate) fn record(&mut self, now: Duration) -> bool {
+        if self.suppressed == 0 && self.open_at.is_none_or(|at| at <= now) {
             self.open_at = Some(now + PAUSE);
             return true;
         }
-        self.held_back = self.held_back.saturating_add(1);
+        self.suppressed = self.suppressed.saturating_add(1);
         false
     }
 
@@ -30,11 +30,11 @@ impl Limiter {
             return None;
         }
         self.open_at = Some(now + PAUSE);
-        Some(std::mem::take(&mut self.held_back))
+        Some(std::mem::take(&mut self.suppressed))
     }
 
     /// When `due` will have something to tell.
     pub(crate) fn next(&self) -> Option<Duration> {
-        self.open_at.filter(|_| self.held_back > 0)
+        self.open_at.filter(|_| self.suppressed > 0)
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use portmapping_shared::{Mapping, PodUid};
 
-use crate::allocator::PortKey;
+use crate::ports::PortKey;
 
 static NONE: BTreeSet<Mapping> = BTreeSet::new();
 

@@ -24,11 +24,11 @@ use rand::rngs::StdRng;
 
 use crate::action::{Action, EventKind, PodEvent};
 use crate::addresses::Addresses;
-use crate::allocator::{PortKey, PortPool};
-use crate::former::Former;
 use crate::mappings::MappingTable;
-use crate::pod::{self, PodFacts, Refusal, StaticPort, Tenant, Want};
-use crate::resting::Resting;
+use crate::pods::state::{self, PodFacts, PodState, Refusal, StaticPort, Want};
+use crate::ports::previous::PreviousPorts;
+use crate::ports::timers::PortTimers;
+use crate::ports::{PortKey, PortPool};
 
 use programming::Kernel;
 
@@ -61,22 +61,22 @@ pub struct NodeState {
     config: Config,
     rng: StdRng,
     pool: PortPool,
-    cooling: Resting,
-    quarantined: Resting,
+    cooling: PortTimers,
+    quarantined: PortTimers,
     /// To rest for so long once their last rule is out of the kernel.
     draining: BTreeMap<PortKey, Duration>,
     /// Let go of by us, not yet by the keeper.
     releasing: BTreeSet<PortKey>,
-    /// Resting ports to let go of at once, and to give to nobody for as long as they would have
+    /// Ports to let go of at once, and to give to nobody for as long as they would have
     /// rested: a static port needs them, or the keeper has them for nobody.
-    yielded: BTreeSet<PortKey>,
+    release_early: BTreeSet<PortKey>,
     /// What resting ports were to whom.
-    former: Former,
-    tenants: BTreeMap<PodUid, Tenant>,
+    previous: PreviousPorts,
+    pods: BTreeMap<PodUid, PodState>,
     /// The pod of each namespace and name.
     names: BTreeMap<(String, String), PodUid>,
     /// The pod that leases each port.
-    lessees: BTreeMap<PortKey, PodUid>,
+    owners: BTreeMap<PortKey, PodUid>,
     /// Leased ports to ask the keeper for.
     missing: BTreeSet<PortKey>,
     /// Leased ports in strangers' hands.
@@ -107,7 +107,7 @@ pub struct NodeState {
     actions: Vec<Action>,
     /// Pods looked at so far.
     #[cfg(test)]
-    looked: usize,
+    processed: usize,
 }
 
 impl NodeState {
@@ -119,15 +119,15 @@ impl NodeState {
             config,
             rng: StdRng::seed_from_u64(seed),
             pool,
-            cooling: Resting::default(),
-            quarantined: Resting::default(),
+            cooling: PortTimers::default(),
+            quarantined: PortTimers::default(),
             draining: BTreeMap::new(),
             releasing: BTreeSet::new(),
-            yielded: BTreeSet::new(),
-            former: Former::default(),
-            tenants: BTreeMap::new(),
+            release_early: BTreeSet::new(),
+            previous: PreviousPorts::default(),
+            pods: BTreeMap::new(),
             names: BTreeMap::new(),
-            lessees: BTreeMap::new(),
+            owners: BTreeMap::new(),
             missing: BTreeSet::new(),
             lost: BTreeSet::new(),
             addresses: Addresses::default(),
@@ -145,7 +145,7 @@ impl NodeState {
             lost_retry: None,
             actions: Vec::new(),
             #[cfg(test)]
-            looked: 0,
+            processed: 0,
         }
     }
 
@@ -163,38 +163,38 @@ impl NodeState {
         if !facts.host_ips.is_empty() && self.host_ips != facts.host_ips {
             self.host_ips.clone_from(&facts.host_ips);
             // what is published names them
-            self.look_at_all();
+            self.mark_all();
         }
         let max_ports = self.config.max_ports;
-        let tenant = self
-            .tenants
+        let pod = self
+            .pods
             .entry(uid.clone())
-            .or_insert_with(|| Tenant::new(seq));
-        let before = tenant.facts.as_ref();
+            .or_insert_with(|| PodState::new(seq));
+        let before = pod.facts.as_ref();
         if before.is_none_or(|before| before.pod_ips != facts.pod_ips) {
-            tenant.addressed = seq;
+            pod.addressed = seq;
         }
         let first = before.is_none();
         if first {
             // a result found in the API was announced by whoever wrote it
-            tenant.announced.clone_from(&facts.record.annotation);
+            pod.announced.clone_from(&facts.record.annotation);
         }
-        tenant.want = pod::want(&facts, max_ports);
-        if tenant
+        pod.want = state::want(&facts, max_ports);
+        if pod
             .publish
             .echo
             .as_ref()
             .is_some_and(|(echo, _)| *echo == facts.record)
         {
-            tenant.publish.echo = None;
+            pod.publish.echo = None;
         }
-        let statics = pod::static_ports(&facts);
+        let statics = state::static_ports(&facts);
         self.addresses.api_says(&uid, &facts.pod_ips);
-        tenant.facts = Some(facts);
-        self.note_static_ports(now, &uid, &statics);
-        self.readdress(&uid);
+        pod.facts = Some(facts);
+        self.set_static_ports(now, &uid, &statics);
+        self.update_addresses(&uid);
         self.settle_lease(now, &uid);
-        self.judge_result(now, &uid, first);
+        self.check_result(now, &uid, first);
         self.dirty.insert(uid);
         self.converge(now);
     }
@@ -208,7 +208,7 @@ impl NodeState {
     /// A complete list of the node's pods has come in through `pod_applied`: all others are gone.
     pub fn relisted(&mut self, now: Duration, living: &BTreeSet<PodUid>) {
         let gone: Vec<PodUid> = self
-            .tenants
+            .pods
             .keys()
             .filter(|uid| !living.contains(*uid))
             .cloned()
@@ -216,11 +216,11 @@ impl NodeState {
         for uid in gone {
             self.forget(now, &uid);
         }
-        for tenant in self.tenants.values_mut() {
+        for pod in self.pods.values_mut() {
             // a list shows the present: there is no older event left to wait for
-            tenant.publish.echo = None;
+            pod.publish.echo = None;
         }
-        self.look_at_all();
+        self.mark_all();
         self.converge(now);
     }
 
@@ -255,25 +255,25 @@ impl NodeState {
         let dirty = std::mem::take(&mut self.dirty);
         #[cfg(test)]
         {
-            self.looked += dirty.len();
+            self.processed += dirty.len();
         }
         for uid in &dirty {
-            self.note_desired(uid);
-            self.judge_rules(uid);
+            self.update_desired(uid);
+            self.check_rules(uid);
         }
         self.ask_holds(now);
         self.program(now);
         for uid in &dirty {
             self.publish(now, uid);
-            self.tell_held_back(now, uid);
+            self.emit_suppressed(now, uid);
             self.schedule(uid);
         }
     }
 
     /// Everything that was missed is found by this: after a list, a reading of the kernel, a new
     /// keeper.
-    fn look_at_all(&mut self) {
-        self.dirty.extend(self.tenants.keys().cloned());
+    fn mark_all(&mut self) {
+        self.dirty.extend(self.pods.keys().cloned());
         self.dirty.extend(self.kernel.mappings.owners().cloned());
     }
 
@@ -284,31 +284,31 @@ impl NodeState {
 
     /// Drops what the pod asks for no more; refusals that depend on its words alone are renewed.
     fn settle_lease(&mut self, now: Duration, uid: &PodUid) {
-        let Some(tenant) = self.tenants.get_mut(uid) else {
+        let Some(pod) = self.pods.get_mut(uid) else {
             return;
         };
-        tenant.recovered.clear();
-        tenant.refusal = match &tenant.want {
+        pod.recovered.clear();
+        pod.refusal = match &pod.want {
             Want::Nothing => None,
-            Want::Nonsense(invalid) => Some(Refusal {
+            Want::Invalid(invalid) => Some(Refusal {
                 kind: EventKind::InvalidRequest,
                 message: invalid.to_string(),
             }),
-            Want::Ports(_) => tenant
+            Want::Ports(_) => pod
                 .refusal
                 .take()
                 .filter(|r| r.kind != EventKind::InvalidRequest),
         };
-        for lease in tenant.surplus() {
+        for lease in pod.surplus() {
             self.end_lease(now, uid, &lease, self.config.cooldown);
         }
-        self.note_waiting(uid);
+        self.update_waiting(uid);
     }
 
-    fn note_waiting(&mut self, uid: &PodUid) {
-        if let Some(tenant) = self.tenants.get(uid) {
-            let entry = (tenant.seq, uid.clone());
-            if tenant.unleased().is_empty() {
+    fn update_waiting(&mut self, uid: &PodUid) {
+        if let Some(pod) = self.pods.get(uid) {
+            let entry = (pod.seq, uid.clone());
+            if pod.unleased().is_empty() {
                 self.waiting.remove(&entry);
             } else {
                 self.waiting.insert(entry);
@@ -317,10 +317,7 @@ impl NodeState {
     }
 
     fn emit(&mut self, uid: &PodUid, kind: EventKind, note: String) {
-        let pod = self
-            .tenants
-            .get(uid)
-            .and_then(|tenant| tenant.facts.as_ref());
+        let pod = self.pods.get(uid).and_then(|pod| pod.facts.as_ref());
         if let Some(facts) = pod {
             self.actions.push(Action::Event(PodEvent {
                 pod: facts.pod.clone(),

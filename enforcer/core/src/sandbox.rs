@@ -59,7 +59,7 @@ pub struct Sandbox {
 
 /// What the runtime's results say.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SandboxNews {
+pub enum SandboxUpdate {
     /// A sandbox has addresses, or has changed.
     Up(Sandbox),
     /// A sandbox is gone; its addresses may be somebody else's soon.

@@ -6,8 +6,9 @@
 
 use std::net::IpAddr;
 
-use super::iptables::{Family, Subnet};
+use super::family::Family;
 use super::netlink::{Attributes, Encoder, Header, Message, NetlinkError, Options, Socket};
+use super::settings::Subnet;
 
 /// `RTM_NEWLINK` and `RTM_GETLINK` (linux/rtnetlink.h).
 const NEW_LINK: u16 = 16;

@@ -21,7 +21,7 @@ use std::net::{IpAddr, UdpSocket};
 use portmapping_shared::{Mapping, Protocol};
 use rustix::io::Errno;
 
-use super::iptables::Family;
+use super::family::Family;
 use super::netlink::{NetlinkError, Options, Socket};
 use entry::Entry;
 

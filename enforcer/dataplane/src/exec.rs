@@ -79,21 +79,11 @@ impl Tools {
         args: &[S],
         input: &[u8],
     ) -> Result<Finished, ExecError> {
-        let spare = self.spare(program, args)?;
-        self.finish(spare, input)
-    }
-
-    /// Starts a program that waits for its input.
-    pub(super) fn spare<S: AsRef<OsStr>>(
-        &self,
-        program: &'static str,
-        args: &[S],
-    ) -> Result<Spare, ExecError> {
         let path = self
             .directory
             .as_ref()
             .map_or(PathBuf::from(program), |dir| dir.join(program));
-        let child = Command::new(path)
+        let mut child = Command::new(path)
             .args(args)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -103,15 +93,8 @@ impl Tools {
                 io::ErrorKind::NotFound => ExecError::Missing { program },
                 _ => ExecError::Io { program, source },
             })?;
-        Ok(Spare { program, child })
-    }
-
-    /// Feeds a program that waits, and sees it to its end. Its time counts from now.
-    pub(super) fn finish(&self, mut spare: Spare, input: &[u8]) -> Result<Finished, ExecError> {
-        let program = spare.program;
-        let child = &mut spare.child;
         let mut pipes = Pipes::default();
-        let ended = pipes.carry(child, input, Instant::now() + self.deadline);
+        let ended = pipes.carry(&mut child, input, Instant::now() + self.deadline);
         if !matches!(ended, Ok(true)) {
             // fails only where the child has ended by itself; either way it is reaped below
             let _ = child.kill();
@@ -133,29 +116,6 @@ impl Tools {
                 stderr,
             })
         }
-    }
-}
-
-/// A program that was started and waits for its input. To start one takes longer than what most
-/// are started for, and much longer on a busy node.
-#[derive(Debug)]
-pub(super) struct Spare {
-    program: &'static str,
-    child: Child,
-}
-
-impl Spare {
-    /// Whether it still waits.
-    pub(super) fn waits(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
-    }
-}
-
-impl Drop for Spare {
-    fn drop(&mut self) {
-        // nothing was asked of it, or it has ended and been waited for, which these remember
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

@@ -8,26 +8,27 @@ use std::collections::BTreeSet;
 use portmapping_shared::{Mapping, Plan};
 
 mod bridges;
+pub mod change_monitor;
 pub mod conntrack;
 pub mod detect;
 mod error;
 mod exec;
+mod family;
 pub mod forward;
-pub mod generation;
-pub mod glimpse;
 pub mod iptables;
-mod look;
-pub mod moving;
+pub mod migration;
 pub mod netlink;
 pub mod nftables;
-mod preparations;
+mod settings;
+pub mod snapshot;
+mod uninstall;
 
+use change_monitor::ChangeMonitor;
 pub use error::DataplaneError;
 pub use exec::{ExecError, Tools};
-use generation::Drift;
-use iptables::Subnet;
-pub use look::Look;
-pub use preparations::Preparations;
+pub use family::Family;
+pub use settings::{InvalidSubnet, Settings, Subnet};
+pub use uninstall::uninstall;
 
 /// What a driver found in the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,6 +37,14 @@ pub struct Observed {
     pub mappings: BTreeSet<Mapping>,
     /// Whether the frame around them (base chains, jumps, range tree) is whole.
     pub intact: bool,
+}
+
+impl Observed {
+    /// Adds what was found in another table.
+    fn add(&mut self, other: Self) {
+        self.mappings.extend(other.mappings);
+        self.intact &= other.intact;
+    }
 }
 
 /// A packet filter that can carry mappings. Calls block for as long as the kernel takes; each
@@ -47,19 +56,6 @@ pub trait Dataplane: Send {
     /// Reads our mappings back. The next [`Dataplane::apply`] builds on what this saw.
     fn observe(&mut self) -> Result<Observed, DataplaneError>;
 
-    /// Begins an [`Dataplane::observe`] that no change has to wait for: what it returns is read
-    /// without the driver, and taken in by [`Dataplane::looked`]. A driver that reads quickly reads
-    /// nothing before that.
-    fn look(&mut self) -> Look {
-        Look::default()
-    }
-
-    /// Ends it. None: rules were changed meanwhile, and what was read says nothing.
-    fn looked(&mut self, look: Look) -> Result<Option<Observed>, DataplaneError> {
-        let Look { .. } = look;
-        self.observe().map(Some)
-    }
-
     /// Makes the frame whole and carries the plan out, one transaction per address family:
     /// all of it is in the kernel afterwards, or (on error) the family is as it was.
     fn apply(&mut self, plan: &Plan) -> Result<(), DataplaneError>;
@@ -67,22 +63,14 @@ pub trait Dataplane: Send {
     /// From the next call on, connections between pods of one of these subnets are masqueraded.
     fn set_neighbours(&mut self, neighbours: &[Subnet]);
 
-    /// What can be done before a change is known, so that it takes less time then. It is done
-    /// without the driver, which needs not wait for it.
-    fn preparations(&self) -> Preparations {
-        Preparations::default()
-    }
-
     /// Whether IPv6 mappings can be made.
     fn has_ipv6(&self) -> bool;
 
     /// Where the driver reports its changes and looks, so that those of others are told from them.
-    fn drift(&self) -> Drift;
+    fn changes(&self) -> ChangeMonitor;
 
     /// How often stale flows of changed mappings could not be cleared so far.
-    fn clear_failures(&self) -> u64 {
-        0
-    }
+    fn clear_failures(&self) -> u64;
 
     /// Removes every trace of ours, going on past failures.
     fn uninstall(&mut self) -> Result<(), DataplaneError>;

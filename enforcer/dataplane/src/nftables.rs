@@ -8,20 +8,21 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use portmapping_shared::contract::CHAIN_PREFIX;
-use portmapping_shared::{HostPort, Mapping, Plan, Protocol};
+use portmapping_shared::{Mapping, Plan};
 use rustix::io::Errno;
 
+use super::change_monitor::ChangeMonitor;
 use super::conntrack::Conntrack;
-use super::generation::Drift;
-use super::iptables::{Family, Settings, Subnet};
+use super::family::Family;
 use super::netlink::{Batch, Header, NetlinkError, Options, Socket, flags};
+use super::settings::{Settings, Subnet};
 use super::{Dataplane, DataplaneError, Observed};
 
 mod change;
 mod element;
 mod expression;
 mod frame;
-mod look;
+mod read;
 mod sets;
 mod table;
 
@@ -44,7 +45,7 @@ pub struct Nftables {
     /// Whether what is known is to be read again before it is built on.
     stale: bool,
     conntrack: Conntrack,
-    drift: Drift,
+    monitor: ChangeMonitor,
 }
 
 impl Nftables {
@@ -76,7 +77,7 @@ impl Nftables {
                         known: Content::default(),
                         stale: true,
                         conntrack: Conntrack::new(),
-                        drift: Drift::default(),
+                        monitor: ChangeMonitor::default(),
                     });
                 }
                 Err(error @ NetlinkError::Refused(_)) => reason = reason.or(Some(error)),
@@ -86,19 +87,14 @@ impl Nftables {
         Err(unusable(reason.unwrap_or(NetlinkError::Malformed)))
     }
 
-    /// Whether there is a table of ours, as of the last look.
-    #[must_use]
-    pub fn has_table(&self) -> bool {
-        self.known.frame != FrameState::Missing
-    }
-
-    fn look(&mut self) -> Result<(), NetlinkError> {
+    fn read(&mut self) -> Result<(), NetlinkError> {
         self.stale = true;
         let begun = Instant::now();
-        let found = look::look(&mut self.socket, &self.frame, &self.known)?;
+        let found = read::read_table(&mut self.socket, &self.frame, &self.known)?;
         let altered = !found.is_intact() || found.lacks_any_of(&self.known);
         let generation = Some(found.generation);
-        self.drift.looked(generation, begun.elapsed(), altered);
+        self.monitor
+            .record_read(generation, begun.elapsed(), altered);
         self.known = found;
         self.stale = false;
         Ok(())
@@ -111,13 +107,13 @@ impl Nftables {
         loop {
             let fresh = self.stale;
             if self.stale {
-                self.look()?;
+                self.read()?;
             }
             // on a node where tables change all the time, the last try takes its chance
             let mut change = Change::new(&self.known, &self.frame, plan, attempt < ATTEMPTS)?;
             // a socket that lost an answer is another one now
             self.socket.renew()?;
-            self.drift.own_port(self.socket.port());
+            self.monitor.own_port(self.socket.port());
             let error = match self.socket.commit(&mut change.batch) {
                 Ok(()) => {
                     change.accept(&mut self.known);
@@ -202,7 +198,7 @@ impl Dataplane for Nftables {
     }
 
     fn observe(&mut self) -> Result<Observed, DataplaneError> {
-        self.look()?;
+        self.read()?;
         Ok(Observed {
             mappings: self.known.mappings.values().cloned().collect(),
             intact: self.known.is_intact(),
@@ -232,8 +228,8 @@ impl Dataplane for Nftables {
         self.abilities.ipv6
     }
 
-    fn drift(&self) -> Drift {
-        self.drift.clone()
+    fn changes(&self) -> ChangeMonitor {
+        self.monitor.clone()
     }
 
     fn clear_failures(&self) -> u64 {
@@ -244,6 +240,19 @@ impl Dataplane for Nftables {
         self.stale = true;
         self.known = Content::default();
         remove_table(&mut self.socket)
+    }
+}
+
+/// The mappings in a table of ours; None without a table, or without `nf_tables`.
+pub(super) fn leftovers(settings: &Settings) -> Option<BTreeSet<Mapping>> {
+    let mut driver = Nftables::open(settings).ok()?;
+    match driver.observe() {
+        Ok(_) if driver.known.frame == FrameState::Missing => None,
+        Ok(observed) => Some(observed.mappings),
+        Err(error) => {
+            tracing::warn!(%error, "our nftables table of an earlier run cannot be read; it is removed");
+            Some(BTreeSet::new())
+        }
     }
 }
 
@@ -288,11 +297,6 @@ pub(super) fn may_have_iptables_chains() -> bool {
         tracing::debug!(%error, "chains could not be listed");
     }
     legacy || found
-}
-
-/// The host ports in our maps, without asking whether the table is as it should be.
-pub(super) fn ports(socket: &mut Socket) -> BTreeSet<(Protocol, HostPort)> {
-    look::ports(socket)
 }
 
 /// Whether the kernel has `nf_tables` at all. Where that does not show, it has.

@@ -1,4 +1,4 @@
-//! Binding one port so that nobody else can: the socket is the reservation.
+//! Binds one port, so that no other process can: the bound socket is the reservation.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -11,18 +11,19 @@ use socket2::{Domain, SockRef, Socket, Type};
 
 use super::wire::Port;
 
-/// A port held for as long as a clone of this lives.
+/// A held port. It is held until the last clone of this value is dropped.
 #[derive(Clone, Debug)]
 pub(super) struct HeldPort(Option<Arc<OwnedFd>>);
 
 impl HeldPort {
-    /// Binds the port for both address families: neither listening, nor sharing its address.
+    /// Binds the port for both address families. The socket does not listen and does not share its
+    /// address (no `SO_REUSEADDR`, no `SO_REUSEPORT`).
     pub(super) fn bind((protocol, port): Port) -> io::Result<Self> {
         let kind = match protocol {
             Protocol::Tcp => Type::STREAM,
             Protocol::Udp => Type::DGRAM,
-            // the kernels this was made for have no SCTP sockets (EPROTONOSUPPORT)
-            Protocol::Sctp => return Ok(Self::noted()),
+            // container kernels often lack SCTP sockets (EPROTONOSUPPORT)
+            Protocol::Sctp => return Ok(Self::without_socket()),
         };
         let socket = match bind_as(Domain::IPV6, kind, port) {
             // booted with ipv6.disable=1
@@ -32,12 +33,13 @@ impl HeldPort {
         Ok(Self(Some(Arc::new(socket.into()))))
     }
 
-    /// A port held by bookkeeping alone.
-    pub(super) fn noted() -> Self {
+    /// A port that is recorded as held and has no socket.
+    pub(super) fn without_socket() -> Self {
         Self(None)
     }
 
-    /// Takes on a socket from another keeper, if it is what it is said to be.
+    /// Takes a socket from another keeper. Fails unless it is bound to this port, of this protocol,
+    /// and not listening.
     pub(super) fn adopt((protocol, port): Port, fd: OwnedFd) -> io::Result<Self> {
         let socket = SockRef::from(&fd);
         let kind = match protocol {
@@ -55,13 +57,13 @@ impl HeldPort {
         Ok(Self(Some(Arc::new(fd))))
     }
 
-    /// Any descriptor as a hold.
+    /// Wraps any descriptor.
     #[cfg(test)]
     pub(super) fn for_tests(fd: OwnedFd) -> Self {
         Self(Some(Arc::new(fd)))
     }
 
-    /// The socket; None for a port that is noted only.
+    /// The socket; None for a port held without one.
     pub(super) fn socket(&self) -> Option<BorrowedFd<'_>> {
         self.0.as_ref().map(|fd| fd.as_fd())
     }
@@ -70,13 +72,14 @@ impl HeldPort {
 fn bind_as(domain: Domain, kind: Type, port: HostPort) -> io::Result<Socket> {
     let socket = Socket::new(domain, kind, None)?;
     if domain == Domain::IPV6 {
-        // one socket blocks both families; an IPv4 one alone would leave [::] to others
+        // one socket blocks both families; an IPv4 socket would leave [::] to other processes
         socket.set_only_v6(false)?;
     }
     if kind == Type::DGRAM {
-        // others still cannot bind the port, yet strangers get ICMP unreachable, not silence
+        // other processes still cannot bind the port, and clients from outside get ICMP port
+        // unreachable instead of no answer
         socket.bind_device(Some(b"lo"))?;
-        // nobody reads what this node sends to itself: let it queue as little as possible
+        // datagrams that this node sends to itself are never read: queue as few as possible
         socket.set_recv_buffer_size(0)?;
     }
     let address: SocketAddr = if domain == Domain::IPV6 {
@@ -103,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn holds_ipv4_alone_where_there_is_no_ipv6() {
+    fn binds_ipv4_where_ipv6_is_missing() {
         for (protocol, kind) in [(Protocol::Tcp, Type::STREAM), (Protocol::Udp, Type::DGRAM)] {
             let port = free_port();
             let socket = bind_as(Domain::IPV4, kind, port).unwrap();
@@ -113,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn udp_hold_takes_nothing_from_strangers_and_queues_little() {
+    fn udp_hold_receives_from_loopback_only_and_queues_little() {
         let held = HeldPort::bind((Protocol::Udp, free_port())).unwrap();
         let socket = SockRef::from(held.0.as_ref().unwrap());
         assert_eq!(socket.device().unwrap().as_deref(), Some(b"lo".as_slice()));

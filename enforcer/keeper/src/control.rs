@@ -1,4 +1,5 @@
-//! The enforcer's side door: one thread per connection, every one of them bounded.
+//! Serves the enforcer: one thread per connection, with a limit on connections and on the time of
+//! each frame.
 
 use std::collections::VecDeque;
 use std::io;
@@ -10,38 +11,39 @@ use std::thread;
 
 use parking_lot::Mutex;
 
-use super::table::Table;
+use super::table::PortTable;
 use super::wire::{self, Envelope, MAX_PORTS, Reply, Request, VERSION};
 use super::{ACCEPT_PAUSE, KeeperError, setup, socket, spawn};
 
-/// Most connections at a time; one more ends the oldest, so that none is locked out for good.
+/// Most connections at a time. One more closes the oldest, so that old connections cannot keep a
+/// new enforcer out.
 const MAX_CONNECTIONS: usize = 16;
 
-type Connections = Arc<Mutex<VecDeque<(u64, UnixStream)>>>;
+type OpenStreams = Arc<Mutex<VecDeque<(u64, UnixStream)>>>;
 
 /// Accepts connections for as long as the process lives.
-pub(super) fn serve(listener: &OwnedFd, table: &Arc<Table>, instance: u64) {
-    let connections = Connections::default();
+pub(super) fn serve(listener: &OwnedFd, table: &Arc<PortTable>, instance: u64) {
+    let connections = OpenStreams::default();
     for id in 0.. {
         match socket::accept(listener).map(UnixStream::from) {
             Ok(stream) => {
-                if let Err(error) = begin(id, stream, &connections, table, instance) {
-                    tracing::warn!(%error, "cannot serve a connection");
+                if let Err(error) = serve_connection(id, stream, &connections, table, instance) {
+                    tracing::warn!(%error, "cannot serve a connection; it is closed");
                 }
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
+                tracing::warn!(%error, "cannot accept a connection; trying again");
                 thread::sleep(ACCEPT_PAUSE);
             }
         }
     }
 }
 
-fn begin(
+fn serve_connection(
     id: u64,
     stream: UnixStream,
-    connections: &Connections,
-    table: &Arc<Table>,
+    connections: &OpenStreams,
+    table: &Arc<PortTable>,
     instance: u64,
 ) -> Result<(), KeeperError> {
     let copy = stream
@@ -63,8 +65,8 @@ fn begin(
     let serve = {
         let end = end.clone();
         move || {
-            if let Err(error) = converse(id, stream, &table, instance) {
-                tracing::debug!(%error, "connection ended");
+            if let Err(error) = answer_requests(id, stream, &table, instance) {
+                tracing::debug!(%error, "a connection ended with an error");
             }
             table.unwatch(id);
             end();
@@ -73,7 +75,12 @@ fn begin(
     spawn("connection", serve).inspect_err(|_| end())
 }
 
-fn converse(id: u64, mut stream: UnixStream, table: &Table, instance: u64) -> io::Result<()> {
+fn answer_requests(
+    id: u64,
+    mut stream: UnixStream,
+    table: &PortTable,
+    instance: u64,
+) -> io::Result<()> {
     wire::write(
         &mut stream,
         &Reply::Hello {
@@ -89,7 +96,7 @@ fn converse(id: u64, mut stream: UnixStream, table: &Table, instance: u64) -> io
                 request: Request::Watch,
             })) => {
                 table.watch(id, stream.try_clone()?);
-                // a watcher has no more to say; this waits for the end of its connection
+                // a watcher sends nothing more; this waits for the end of its connection
                 return wire::read::<Envelope>(&mut stream).map(drop);
             }
             Ok(Some(Envelope {
@@ -97,9 +104,9 @@ fn converse(id: u64, mut stream: UnixStream, table: &Table, instance: u64) -> io
                 request,
             })) => answer(table, request),
             Ok(Some(Envelope { v, .. })) => Reply::Error(format!(
-                "version {v} is unknown; this keeper speaks {VERSION}"
+                "version {v} is unknown; this keeper speaks version {VERSION}"
             )),
-            // an error of the connection itself cannot be answered, and the write fails as well
+            // after a connection error the write below fails too
             Err(error) => Reply::Error(error.to_string()),
         };
         wire::write(&mut stream, &reply)?;
@@ -109,12 +116,12 @@ fn converse(id: u64, mut stream: UnixStream, table: &Table, instance: u64) -> io
     }
 }
 
-fn answer(table: &Table, request: Request) -> Reply {
+fn answer(table: &PortTable, request: Request) -> Reply {
     let done = match request {
         Request::Hold(ports) | Request::Release(ports) if ports.len() > MAX_PORTS => {
             let count = ports.len();
             Ok(Reply::Error(format!(
-                "{count} ports in a request; at most {MAX_PORTS}"
+                "{count} ports in a request; at most {MAX_PORTS} are allowed"
             )))
         }
         Request::Hold(ports) => table.hold(&ports).map(Reply::Holding),
@@ -122,7 +129,7 @@ fn answer(table: &Table, request: Request) -> Reply {
         Request::List { after } => table
             .page(after)
             .map(|(ports, more)| Reply::Held { ports, more }),
-        Request::Watch => Ok(Reply::Error("watch is no request to answer".into())),
+        Request::Watch => Ok(Reply::Error("watch has no single reply".into())),
     };
     done.unwrap_or(Reply::Retired)
 }

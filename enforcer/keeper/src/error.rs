@@ -1,4 +1,4 @@
-//! Why a keeper cannot start, and what to do about it.
+//! Why a keeper cannot start, and what to do.
 
 use std::io;
 use std::path::PathBuf;
@@ -8,8 +8,8 @@ use std::path::PathBuf;
 pub enum KeeperError {
     /// The ranges have more ports than the process may have files.
     #[error(
-        "the range {ranges} has {ports} ports, each costs an open file, and the limit of {files} \
-         open files leaves room for {room}: take a smaller --range, or raise the container \
+        "the range {ranges} has {ports} ports and each needs an open file, but the limit of {files} \
+         open files leaves room for {room}: use a smaller --range, or raise the container \
          runtime's limit (LimitNOFILE)"
     )]
     RangeTooLarge {
@@ -22,10 +22,10 @@ pub enum KeeperError {
         /// Ports that fit.
         room: usize,
     },
-    /// A living keeper holds more than the process may have files.
+    /// A running keeper holds more sockets than this process may have open files.
     #[error(
         "another keeper of this node holds {sockets} sockets, but the limit of open files leaves \
-         room for {room}: raise it to what that keeper has; it goes on meanwhile"
+         room for {room}: raise it to that keeper's limit; until then that keeper keeps the ports"
     )]
     NoRoomToTakeOver {
         /// Sockets of the other keeper.
@@ -33,8 +33,8 @@ pub enum KeeperError {
         /// Sockets that fit here.
         room: usize,
     },
-    /// The soft limit of open files stayed where it was.
-    #[error("cannot raise the soft limit of open files to the hard one")]
+    /// The soft limit of open files could not be raised.
+    #[error("cannot raise the soft limit of open files to the hard limit")]
     RaiseLimit {
         /// What the kernel said.
         #[source]
@@ -49,10 +49,10 @@ pub enum KeeperError {
         #[source]
         source: io::Error,
     },
-    /// Somebody else could put sockets into the run directory.
+    /// Another user could put sockets into the run directory.
     #[error(
         "the run directory {} (--run-dir) has mode {mode:04o} and owner {uid}: it must be a \
-         directory of this keeper's user that nobody else can write to",
+         directory that this keeper's user owns and no other user can write to",
         path.display()
     )]
     UnsafeRunDir {
@@ -63,13 +63,13 @@ pub enum KeeperError {
         /// Its owner.
         uid: u32,
     },
-    /// A keeper answers at the enforcer's socket.
-    #[error("a keeper is listening at {} (--socket) already", path.display())]
+    /// Another keeper already listens on the enforcer's socket.
+    #[error("another keeper already listens at {} (--socket): only one may run in a pod", path.display())]
     AlreadyRunning {
         /// The socket.
         path: PathBuf,
     },
-    /// The enforcer's socket cannot be made.
+    /// The enforcer's socket cannot be created.
     #[error("cannot listen at {} (--socket)", path.display())]
     Listen {
         /// The socket.

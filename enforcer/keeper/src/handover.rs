@@ -1,21 +1,21 @@
-//! Handing every held socket from one keeper to the next, without a moment unheld.
+//! Passes every held socket from one keeper to the next. Each port stays held all the time.
 //!
 //! ```text
-//! new -> Take { v }                    old -> Retired | Busy | Error      (nothing to give)
-//!                                      old freezes: its enforcer is answered Retired
+//! new -> Take { v }                    old -> Retired | Busy | Error      (no handover)
+//!                                      old freezes: it answers its enforcer with Retired
 //!                                      old -> Offer { ports, sockets }
-//!                                      old -> Batch { held, noted } + one fd per held port
+//!                                      old -> Batch { held, without_socket } + one fd per held port
 //! new -> Got, after each Batch ...     old -> End
-//! new -> Confirm                       old -> Done, retires, lets go RETAIN later
-//! new keeps the connection: its end tells the old one that the new one died
+//! new -> Confirm                       old -> Done, retires, closes its sockets RETAIN later
+//! new keeps the connection open: when it ends, the old keeper knows that the new one died
 //! ```
 //!
-//! SEQPACKET keeps messages apart, so descriptors arrive with the message they were sent with.
-//! One batch is on its way at a time: descriptors in flight count against a limit of the user.
+//! SEQPACKET preserves message boundaries, so descriptors arrive with the message they were sent
+//! with. Only one batch is in flight at a time: the kernel limits a user's descriptors in flight.
 //!
-//! Confirm decides. Before it the old keeper may give up (timeout, end of connection) and go on;
-//! it then closes its receiving side first, so a Confirm that was sent is read, and one that
-//! comes too late fails at its sender, who drops what it got.
+//! Confirm decides. Before it the old keeper may give up (timeout, end of connection) and stay
+//! active. It then shuts down its receiving side first: a Confirm sent earlier is still read, and a
+//! later one fails at the new keeper, which then drops the sockets it received.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -34,16 +34,17 @@ pub(super) use give::answer;
 use take::other_active;
 pub(super) use take::{NoRoom, Predecessors, Taken, take_over};
 
-/// How long a handover may take, on either side: 20,000 sockets need some 50 ms.
+/// How long a handover may take, on either side: 20,000 sockets take about 50 ms.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a peer may take to say its first word before it counts as hung.
+/// How long a peer may take for its first message before it counts as hung.
 const FIRST_ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
-/// How long the old keeper keeps its copies: a new one that dies right after its start leaves
-/// everything as it was. A port released meanwhile is bound until then.
+/// How long the old keeper keeps its copies of the sockets. If the new keeper dies within this
+/// time, the old one is active again with all ports. A port that is released in this time stays
+/// bound until it is over.
 const RETAIN: Duration = Duration::from_secs(2);
 /// Most descriptors in one message (`SCM_MAX_FD` of the kernel).
 const BATCH: usize = 253;
-/// Longest message: a batch takes a quarter of it.
+/// Longest message, bytes; a batch takes a quarter of it.
 const MAX_MESSAGE: usize = 16 * 1024;
 
 /// One message between keepers.
@@ -54,25 +55,29 @@ enum Message {
     Take { v: u32 },
     /// Asks only whether the keeper is active.
     Status { v: u32 },
-    /// I answer for the node's ports.
+    /// This keeper holds the node's ports.
     Active,
-    /// I do not; another keeper does.
+    /// Another keeper holds them.
     Retired,
     /// Another handover is under way.
     Busy,
-    /// What is about to come.
+    /// How many ports and sockets follow.
     Offer { ports: usize, sockets: usize },
     /// Ports with a descriptor each, and ports held without.
-    Batch { held: Vec<Port>, noted: Vec<Port> },
-    /// The batch arrived.
+    Batch {
+        held: Vec<Port>,
+        #[serde(rename = "noted")]
+        without_socket: Vec<Port>,
+    },
+    /// The batch has arrived.
     Got,
-    /// That was all.
+    /// All batches were sent.
     End,
-    /// They are mine now.
+    /// The new keeper holds the ports from now on.
     Confirm,
-    /// I have retired.
+    /// The old keeper has retired.
     Done,
-    /// I cannot.
+    /// The request cannot be served, and why.
     Error(String),
 }
 

@@ -1,14 +1,20 @@
 //! The keeper: the one process that binds and holds host ports.
 //!
-//! It runs beside the enforcer and outlives it, so an enforcer that crashes leaves every port
-//! held. It knows nothing of pods and decides nothing: it holds what it is asked to hold, and
-//! hands all of it to the keeper that follows in a rolling update. It uses blocking calls and a
-//! few threads, and hardly ever changes.
+//! It runs in a container of its own in the enforcer's pod and outlives the enforcer: when the
+//! enforcer crashes, every port stays held. It holds the ports that the enforcer asks for, and in a
+//! rolling update it passes all of them to the keeper of the next pod.
+//!
+//! It owns the sockets, the protocol with the enforcer ([`wire`]) and the protocol between keepers.
+//! It must not know pods, rules or the API server, and it makes no decisions. It uses blocking calls
+//! and a few threads, without tokio and without kube: a change here interrupts every held port of a
+//! node, so this crate changes as rarely as possible.
 //!
 //! ```text
-//! enforcer --wire--> control --> table --> bind        one socket per held port
-//!                                  ^
-//! next keeper <--SCM_RIGHTS-- handover    found through run_dir
+//! enforcer <--wire: requests, replies--> control --> table --> bind    one socket per held port
+//!                                                      ^
+//! next keeper <--sockets (SCM_RIGHTS)-- handover ------+
+//!      |                                   |
+//!      +-----> run_dir <---- peers --------+    /run/portmapping: how keepers find each other
 //! ```
 
 use std::io;
@@ -37,34 +43,35 @@ pub use error::KeeperError;
 use bind::HeldPort;
 use run_dir::RunDir;
 use socket::Published;
-use table::Table;
+use table::PortTable;
 
-/// Where the enforcer finds its keeper.
+/// Default path of the unix socket on which the enforcer talks to its keeper.
 pub const DEFAULT_SOCKET: &str = "/run/enforcer/keeper.sock";
 
-/// How long a start waits for another keeper that is starting, too.
+/// How long a starting keeper waits for another keeper that is also starting.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a terminating keeper lets a handover finish.
-const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a keeper that is ended before its successor has come holds on for it. Kubernetes ends a pod
-/// whose enforcer is in back-off, or that somebody deleted, as soon as the next one is to start. Together
-/// with the above below the pod's grace period, of which the enforcer's own end takes a part.
-const LINGER: Duration = Duration::from_secs(6);
-/// Pause after a failed accept, which would fail again at once.
+/// How long a terminating keeper waits for a running handover to end.
+const HANDOVER_END_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a terminating keeper waits for a successor. Kubernetes ends a pod that was deleted, or
+/// whose enforcer is in back-off, before the next pod has started. This and
+/// [`HANDOVER_END_TIMEOUT`] together stay below the pod's grace period, part of which the
+/// enforcer's own termination takes.
+const SUCCESSOR_TIMEOUT: Duration = Duration::from_secs(6);
+/// Pause after a failed `accept`, so that a lasting failure does not become a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Stack of a thread; none of them goes deep.
+/// Stack size of a thread, bytes; no thread has deep calls.
 const STACK: usize = 256 * 1024;
 
 /// Flags of `enforcer keep`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct KeeperArgs {
-    /// Unix socket for the enforcer, in a directory of this pod alone
+    /// Unix socket for the enforcer, in a directory that only this pod mounts
     #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
     pub socket: PathBuf,
-    /// Directory of the node in which keepers find each other to hand over their ports
+    /// Directory of the node in which keepers find each other, to hand over their ports
     #[arg(long, value_name = "DIR", default_value = "/run/portmapping")]
     pub run_dir: PathBuf,
-    /// Host ports that must fit into the limit of open files; the enforcer's range
+    /// Host ports that must fit into the limit of open files; set it to the enforcer's --range
     #[arg(
         long,
         value_name = "PORTS",
@@ -74,11 +81,11 @@ pub struct KeeperArgs {
     pub range: Vec<PortRange>,
 }
 
-/// Keeps ports until SIGTERM or SIGINT, waits a little for somebody to hand them to, then removes its
-/// sockets and returns.
+/// Holds ports until SIGTERM or SIGINT, waits [`SUCCESSOR_TIMEOUT`] at most for a keeper that takes
+/// them over, then removes its socket files and returns.
 ///
-/// To be called from the main thread before there is any other: a signal that another thread
-/// does not block would end the process at once.
+/// Call it from the main thread before any other thread starts: threads inherit the blocked
+/// signals, and a thread that does not block them would end the process at once.
 pub fn run(args: KeeperArgs) -> Result<(), KeeperError> {
     let KeeperArgs {
         socket,
@@ -93,21 +100,21 @@ pub fn run(args: KeeperArgs) -> Result<(), KeeperError> {
     let run_dir = Arc::new(RunDir::open(&run_dir)?);
     refuse_second(&socket)?;
 
-    let table = Arc::new(Table::new(room, HeldPort::bind));
+    let table = Arc::new(PortTable::new(room, HeldPort::bind));
     let _published = start(&socket, &table, &run_dir)?;
     let signal = signals
         .wait()
         .map_err(|errno| setup("signals", errno.into()))?;
-    tracing::info!(%signal, "ending");
-    table.await_successor(LINGER);
-    table.settle(SETTLE_TIMEOUT);
+    tracing::info!(%signal, "the keeper ends; waiting for a successor first if ports are held");
+    table.await_successor(SUCCESSOR_TIMEOUT);
+    table.await_handover_end(HANDOVER_END_TIMEOUT);
     Ok(())
 }
 
-/// Takes over, then becomes visible: to the keepers after us, and to the enforcer.
+/// Takes over the ports of other keepers, then listens for later keepers and for the enforcer.
 fn start(
     control: &Path,
-    table: &Arc<Table>,
+    table: &Arc<PortTable>,
     run_dir: &Arc<RunDir>,
 ) -> Result<[Published; 2], KeeperError> {
     let lock = run_dir
@@ -139,11 +146,12 @@ fn start(
     spawn("control", move || {
         control::serve(&listener, &table, instance);
     })?;
-    tracing::info!(socket = %control.display(), "keeping");
+    tracing::info!(socket = %control.display(), "the keeper accepts requests");
     Ok([as_peer, as_keeper])
 }
 
-/// A leftover file is replaced; a living keeper in the same pod is a mistake.
+/// Fails if a keeper already listens at `path`. A socket file that a dead keeper left is replaced
+/// later.
 fn refuse_second(path: &Path) -> Result<(), KeeperError> {
     match socket::connect(path, SocketType::STREAM, LOCK_TIMEOUT) {
         Ok(_) => Err(KeeperError::AlreadyRunning {

@@ -1,4 +1,4 @@
-//! The limit of open files: each held port costs one.
+//! The limit of open files: each held TCP or UDP port needs one.
 
 use portmapping_shared::{PortRange, PortSet};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -8,8 +8,8 @@ use super::KeeperError;
 /// Descriptors kept free for connections, listeners and standard streams.
 pub(super) const SPARE_FILES: usize = 64;
 
-/// Raises the soft limit to the hard one and answers how many ports that leaves room for; an
-/// error where the ranges have more.
+/// Raises the soft limit to the hard limit and returns how many sockets fit. Fails if the ranges
+/// have more ports.
 pub(super) fn raise(ranges: &[PortRange]) -> Result<usize, KeeperError> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current != maximum {
@@ -30,7 +30,7 @@ pub(super) fn raise(ranges: &[PortRange]) -> Result<usize, KeeperError> {
     fit(ranges, files)
 }
 
-/// How many ports fit into so many files.
+/// Returns how many sockets fit into a limit of `files`.
 fn fit(ranges: &[PortRange], files: usize) -> Result<usize, KeeperError> {
     let mut ports = PortSet::default();
     for range in ranges {

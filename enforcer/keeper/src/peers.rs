@@ -1,4 +1,4 @@
-//! Dealing with the other keepers of the node, before and after the start.
+//! The other keepers of the node: takes over from them at the start, answers them later.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -8,18 +8,18 @@ use std::time::{Duration, Instant};
 
 use super::handover::{self, Channel, NoRoom, Predecessors, Taken};
 use super::run_dir::RunDir;
-use super::table::Table;
-use super::wire::Duty;
+use super::table::PortTable;
+use super::wire::KeeperRole;
 use super::{ACCEPT_PAUSE, KeeperError, spawn};
 
-/// How often a peer that lived but did not hand over is asked again.
+/// How often a running peer that did not hand over is asked again.
 const RETRY_PERIOD: Duration = Duration::from_secs(1);
 /// Most connections of other keepers at a time.
 const MAX_CONNECTIONS: usize = 8;
 
-/// Takes the ports of every living keeper into the table.
+/// Takes the ports of every running keeper into the table.
 pub(super) fn take_over(
-    table: &Table,
+    table: &PortTable,
     run_dir: &RunDir,
 ) -> Result<(Predecessors, usize), KeeperError> {
     let taken = handover::take_over(run_dir, table.room).map_err(|NoRoom { sockets }| {
@@ -37,17 +37,18 @@ pub(super) fn take_over(
     Ok((predecessors, unfinished))
 }
 
-/// Lives as long as the process, since predecessors take the end of their connection for its
-/// death. Meanwhile asks those again that did not hand over at the start.
+/// Keeps the connections to predecessors open until the process ends, because a predecessor whose
+/// connection ends assumes that this keeper died. Asks those again that did not hand over at the
+/// start.
 pub(super) fn keep_predecessors(
     mut predecessors: Predecessors,
     mut unfinished: usize,
-    table: &Table,
+    table: &PortTable,
     run_dir: &RunDir,
 ) {
-    while unfinished > 0 && table.duty() != Duty::Retired {
+    while unfinished > 0 && table.role() != KeeperRole::Retired {
         thread::sleep(RETRY_PERIOD);
-        // a keeper that takes over from this one meanwhile would miss what comes in here
+        // without the lock, a keeper that takes over from this one now would miss these ports
         let Ok(Some(_lock)) = run_dir.lock(Instant::now()) else {
             continue;
         };
@@ -56,7 +57,9 @@ pub(super) fn keep_predecessors(
                 predecessors.extend(more);
                 unfinished = still;
             }
-            Err(error) => tracing::error!(%error, "cannot take over"),
+            Err(error) => {
+                tracing::error!(%error, "cannot take over from another keeper; trying again");
+            }
         }
     }
     loop {
@@ -65,20 +68,20 @@ pub(super) fn keep_predecessors(
 }
 
 /// Answers other keepers for as long as the process lives.
-pub(super) fn serve_peers(listener: &OwnedFd, table: &Arc<Table>, run_dir: &Arc<RunDir>) {
+pub(super) fn serve_peers(listener: &OwnedFd, table: &Arc<PortTable>, run_dir: &Arc<RunDir>) {
     let open = Arc::new(AtomicUsize::new(0));
     loop {
         let peer = match Channel::accept(listener) {
             Ok(peer) => peer,
             Err(error) => {
-                tracing::warn!(%error, "cannot accept another keeper");
+                tracing::warn!(%error, "cannot accept a connection of another keeper; trying again");
                 thread::sleep(ACCEPT_PAUSE);
                 continue;
             }
         };
         if open.fetch_add(1, Ordering::Relaxed) >= MAX_CONNECTIONS {
             open.fetch_sub(1, Ordering::Relaxed);
-            continue; // it finds its connection closed, and asks again
+            continue; // its connection is closed, and it asks again
         }
         let (table, run_dir, count) = (Arc::clone(table), Arc::clone(run_dir), Arc::clone(&open));
         let spawned = spawn("peer", move || {
@@ -87,7 +90,7 @@ pub(super) fn serve_peers(listener: &OwnedFd, table: &Arc<Table>, run_dir: &Arc<
         });
         if let Err(error) = spawned {
             open.fetch_sub(1, Ordering::Relaxed);
-            tracing::warn!(%error, "cannot answer another keeper");
+            tracing::warn!(%error, "cannot answer another keeper; it asks again");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The directory in which the keepers of a node find each other.
 //!
 //! ```text
-//! /run/portmapping/lock                       held from looking for peers to being one
+//! /run/portmapping/lock                       locked while a keeper takes over and until it listens
 //! /run/portmapping/keeper-<start>-<pid>.sock  one per keeper, listening
 //! ```
 
@@ -18,14 +18,14 @@ use rustix::net::SocketType;
 use super::KeeperError;
 use super::socket::{self, Published};
 
-/// Most peers looked at; there is one in a rolling update, and none otherwise.
+/// Most peers that are asked. There is one in a rolling update, and none otherwise.
 const MAX_PEERS: usize = 8;
 /// Pause between two tries for the lock.
 const LOCK_PAUSE: Duration = Duration::from_millis(5);
-/// A name that never became final is a leftover after this long.
+/// After this long a temporary socket file belongs to a dead keeper and is removed.
 const TEMPORARY_AGE: Duration = Duration::from_mins(1);
 
-/// The directory, known to be ours alone to write.
+/// The directory; only this process's user can write to it.
 #[derive(Debug)]
 pub(super) struct RunDir {
     path: PathBuf,
@@ -33,7 +33,7 @@ pub(super) struct RunDir {
 }
 
 impl RunDir {
-    /// Makes the directory where it is missing, and refuses one that others could write to.
+    /// Creates the directory if it is missing. Fails if another user could write to it.
     pub(super) fn open(path: &Path) -> Result<Self, KeeperError> {
         let failed = |source| KeeperError::RunDir {
             path: path.to_owned(),
@@ -57,7 +57,7 @@ impl RunDir {
             .elapsed()
             .unwrap_or_default()
             .as_nanos();
-        // hexadecimal of fixed width, so that names sort by age
+        // a fixed width, so that names sort by age
         let own = format!("keeper-{start:020x}-{}.sock", std::process::id());
         Ok(Self {
             path: path.to_owned(),
@@ -65,8 +65,8 @@ impl RunDir {
         })
     }
 
-    /// Keeps other keepers from starting or resuming until the file is dropped; None where
-    /// somebody else has the lock at the deadline (a keeper that hangs while it starts).
+    /// Locks the directory: no other keeper starts or becomes active again until the file is
+    /// dropped. Returns None if another keeper still has the lock at the deadline.
     pub(super) fn lock(&self, deadline: Instant) -> io::Result<Option<File>> {
         let file = File::options()
             .write(true)
@@ -85,12 +85,12 @@ impl RunDir {
         }
     }
 
-    /// Becomes a peer to those that start later.
+    /// Listens for keepers that start later.
     pub(super) fn publish(&self) -> io::Result<(OwnedFd, Published)> {
         socket::listen(&self.path.join(&self.own), SocketType::SEQPACKET)
     }
 
-    /// Sockets of other keepers, the youngest first; dead ones among them.
+    /// Returns the socket files of other keepers, youngest first. Some keepers may be dead.
     pub(super) fn peers(&self) -> io::Result<Vec<PathBuf>> {
         let mut names = Vec::new();
         for entry in fs::read_dir(&self.path)? {

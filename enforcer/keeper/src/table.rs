@@ -1,4 +1,10 @@
-//! Which ports are held, and whether this keeper still answers for them.
+//! The held ports, and the keeper's role.
+//!
+//! ```text
+//! Active --freeze--> Frozen --retire--> Retired --resume--> Active
+//!                      |                   |
+//!                      +---- dropped ------+--> Active   the successor died during the handover
+//! ```
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -13,80 +19,80 @@ use portmapping_shared::Protocol;
 use rustix::net::SendFlags;
 
 use super::bind::HeldPort;
-use super::wire::{self, Duty, Errno, MAX_PORTS, Outcome, Port, Reply};
+use super::wire::{self, Errno, HoldOutcome, KeeperRole, MAX_PORTS, Port, Reply};
 
-/// A request came while the keeper was not [`Duty::Active`].
+/// The keeper is not [`KeeperRole::Active`], so the request was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct OffDuty(pub(super) Duty);
+pub(super) struct NotActive(pub(super) KeeperRole);
 
-/// The held ports, shared by all threads.
-pub(super) struct Table {
-    inner: Mutex<Inner>,
-    duty_changed: Condvar,
+/// The held ports and the role, shared by all threads.
+pub(super) struct PortTable {
+    inner: Mutex<TableState>,
+    role_changed: Condvar,
     bind: fn(Port) -> io::Result<HeldPort>,
     /// Most sockets that fit into the limit of open files.
     pub(super) room: usize,
 }
 
-struct Inner {
+struct TableState {
     held: BTreeMap<Port, HeldPort>,
     sockets: usize,
-    duty: Duty,
+    role: KeeperRole,
     watcher: Option<(u64, UnixStream)>,
 }
 
-impl Table {
+impl PortTable {
     /// An empty table that binds with `bind`, up to `room` sockets.
     pub(super) fn new(room: usize, bind: fn(Port) -> io::Result<HeldPort>) -> Self {
-        let (held, duty) = (BTreeMap::new(), Duty::Active);
-        let inner = Mutex::new(Inner {
+        let (held, role) = (BTreeMap::new(), KeeperRole::Active);
+        let inner = Mutex::new(TableState {
             held,
             sockets: 0,
-            duty,
+            role,
             watcher: None,
         });
         Self {
             inner,
-            duty_changed: Condvar::new(),
+            role_changed: Condvar::new(),
             bind,
             room,
         }
     }
 
-    /// Holds each port or says why not. Asking again changes nothing.
-    pub(super) fn hold(&self, ports: &[Port]) -> Result<Vec<Outcome>, OffDuty> {
+    /// Holds each port, or returns why not. A port that is already held stays as it is.
+    pub(super) fn hold(&self, ports: &[Port]) -> Result<Vec<HoldOutcome>, NotActive> {
         let mut inner = self.inner.lock();
-        inner.on_duty()?;
+        inner.require_active()?;
         Ok(ports
             .iter()
             .map(|port| self.hold_one(&mut inner, *port))
             .collect())
     }
 
-    fn hold_one(&self, inner: &mut Inner, port: Port) -> Outcome {
+    fn hold_one(&self, inner: &mut TableState, port: Port) -> HoldOutcome {
         let full = port.0 != Protocol::Sctp && inner.sockets >= self.room;
         let held = match inner.held.entry(port) {
-            Entry::Occupied(entry) => return outcome(entry.get()),
-            // said before the kernel does, so that descriptors for connections are left
+            Entry::Occupied(entry) => return outcome_of(entry.get()),
+            // refused before the kernel does, so that descriptors for connections are left
             Entry::Vacant(_) if full => {
-                return Outcome::Refused(Errno(rustix::io::Errno::MFILE.raw_os_error()));
+                return HoldOutcome::Refused(Errno(rustix::io::Errno::MFILE.raw_os_error()));
             }
             Entry::Vacant(entry) => match (self.bind)(port) {
                 Ok(held) => entry.insert(held),
                 Err(error) => {
                     let unknown = rustix::io::Errno::IO.raw_os_error();
-                    return Outcome::Refused(Errno(error.raw_os_error().unwrap_or(unknown)));
+                    return HoldOutcome::Refused(Errno(error.raw_os_error().unwrap_or(unknown)));
                 }
             },
         };
         inner.sockets += usize::from(held.socket().is_some());
-        outcome(held)
+        outcome_of(held)
     }
 
-    /// Lets go of the ports; answers how many were held.
-    pub(super) fn release(&self, ports: &[Port]) -> Result<usize, OffDuty> {
+    /// Closes the ports; returns how many were held.
+    pub(super) fn release(&self, ports: &[Port]) -> Result<usize, NotActive> {
         let mut inner = self.inner.lock();
-        inner.on_duty()?;
+        inner.require_active()?;
         let mut released = 0;
         for port in ports {
             if let Some(held) = inner.held.remove(port) {
@@ -97,10 +103,10 @@ impl Table {
         Ok(released)
     }
 
-    /// The next [`MAX_PORTS`] held ports above `after`, and whether there are more.
-    pub(super) fn page(&self, after: Option<Port>) -> Result<(Vec<Port>, bool), OffDuty> {
+    /// Returns the next [`MAX_PORTS`] held ports above `after`, and whether there are more.
+    pub(super) fn page(&self, after: Option<Port>) -> Result<(Vec<Port>, bool), NotActive> {
         let inner = self.inner.lock();
-        inner.on_duty()?;
+        inner.require_active()?;
         let above = (
             after.map_or(Bound::Unbounded, Bound::Excluded),
             Bound::Unbounded,
@@ -110,8 +116,8 @@ impl Table {
         Ok((page, rest.next().is_some()))
     }
 
-    /// Adds ports that came from another keeper; answers how many are held now.
-    pub(super) fn adopt(&self, ports: impl IntoIterator<Item = (Port, HeldPort)>) -> usize {
+    /// Adds ports that came from another keeper. A port that is already held stays as it is.
+    pub(super) fn adopt(&self, ports: impl IntoIterator<Item = (Port, HeldPort)>) {
         let mut inner = self.inner.lock();
         for (port, held) in ports {
             if let Entry::Vacant(entry) = inner.held.entry(port) {
@@ -119,22 +125,21 @@ impl Table {
                 inner.sockets += usize::from(socket);
             }
         }
-        inner.held.len()
     }
 
-    /// The keeper's duty now.
-    pub(super) fn duty(&self) -> Duty {
-        self.inner.lock().duty
+    /// Returns the current role.
+    pub(super) fn role(&self) -> KeeperRole {
+        self.inner.lock().role
     }
 
-    /// Tells this stream the duty from now on, instead of the watcher before.
+    /// Sends the role to this stream now and at every change. It replaces the previous watcher.
     pub(super) fn watch(&self, id: u64, stream: UnixStream) {
         let mut inner = self.inner.lock();
         inner.watcher = Some((id, stream));
-        inner.tell();
+        inner.notify_watcher();
     }
 
-    /// Forgets a watcher whose connection ended.
+    /// Removes a watcher whose connection ended.
     pub(super) fn unwatch(&self, id: u64) {
         let mut inner = self.inner.lock();
         if inner
@@ -146,12 +151,12 @@ impl Table {
         }
     }
 
-    /// Stops every change and lends the ports out for a handover. Dropping what this returns
-    /// thaws the keeper, unless it retired.
-    pub(super) fn freeze(&self) -> Result<Frozen<'_>, OffDuty> {
+    /// Refuses every request from now on, and returns the ports for a handover. Dropping the result
+    /// makes the keeper active again, unless its sockets were closed.
+    pub(super) fn freeze(&self) -> Result<Frozen<'_>, NotActive> {
         let mut inner = self.inner.lock();
-        inner.on_duty()?;
-        self.turn(&mut inner, Duty::Frozen);
+        inner.require_active()?;
+        self.set_role(&mut inner, KeeperRole::Frozen);
         let ports = inner
             .held
             .iter()
@@ -164,55 +169,56 @@ impl Table {
         })
     }
 
-    /// Back from retirement, once no other keeper answers for the ports.
+    /// Makes a retired keeper active again, once no other keeper is.
     pub(super) fn resume(&self) {
-        self.turn(&mut self.inner.lock(), Duty::Active);
+        self.set_role(&mut self.inner.lock(), KeeperRole::Active);
     }
 
-    /// Waits until another keeper answers for the ports, where there are any; false where none came in
-    /// time.
+    /// Waits until another keeper holds the ports; returns at once if none are held. False after
+    /// `within`.
     pub(super) fn await_successor(&self, within: Duration) -> bool {
         let mut inner = self.inner.lock();
-        let alone = |inner: &mut Inner| inner.duty != Duty::Retired && !inner.held.is_empty();
+        let alone =
+            |inner: &mut TableState| inner.role != KeeperRole::Retired && !inner.held.is_empty();
         !self
-            .duty_changed
+            .role_changed
             .wait_while_for(&mut inner, alone, within)
             .timed_out()
     }
 
-    /// Waits for a handover under way to end; false where it did not in time.
-    pub(super) fn settle(&self, within: Duration) -> bool {
+    /// Waits for a running handover to end; false after `within`.
+    pub(super) fn await_handover_end(&self, within: Duration) -> bool {
         let mut inner = self.inner.lock();
-        let frozen = |inner: &mut Inner| inner.duty == Duty::Frozen;
+        let frozen = |inner: &mut TableState| inner.role == KeeperRole::Frozen;
         !self
-            .duty_changed
+            .role_changed
             .wait_while_for(&mut inner, frozen, within)
             .timed_out()
     }
 
-    fn turn(&self, inner: &mut Inner, duty: Duty) {
-        inner.duty = duty;
-        inner.tell();
-        self.duty_changed.notify_all();
+    fn set_role(&self, inner: &mut TableState, role: KeeperRole) {
+        inner.role = role;
+        inner.notify_watcher();
+        self.role_changed.notify_all();
     }
 }
 
-impl Inner {
-    fn on_duty(&self) -> Result<(), OffDuty> {
-        if self.duty == Duty::Active {
+impl TableState {
+    fn require_active(&self) -> Result<(), NotActive> {
+        if self.role == KeeperRole::Active {
             Ok(())
         } else {
-            Err(OffDuty(self.duty))
+            Err(NotActive(self.role))
         }
     }
 
-    fn tell(&mut self) {
+    fn notify_watcher(&mut self) {
         let Some((_, stream)) = &self.watcher else {
             return;
         };
-        // a watcher that does not read must not stop the keeper: it loses the watch instead
+        // a watcher that does not read must not block the keeper: its connection is closed
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        let sent = wire::encode(&Reply::Duty(self.duty))
+        let sent = wire::encode(&Reply::Role(self.role))
             .and_then(|frame| Ok(rustix::net::send(stream, &frame, flags)? == frame.len()));
         if !matches!(sent, Ok(true)) {
             let _ = stream.shutdown(std::net::Shutdown::Both);
@@ -221,22 +227,23 @@ impl Inner {
     }
 }
 
-/// A keeper in the middle of a handover, with its ports.
+/// A running handover, with the ports to hand over.
 pub(super) struct Frozen<'a> {
-    table: &'a Table,
+    table: &'a PortTable,
     pub(super) ports: Vec<(Port, HeldPort)>,
     gone: bool,
 }
 
 impl Frozen<'_> {
-    /// From here on another keeper answers for the ports. They stay bound here as well until
-    /// [`Frozen::let_go`].
+    /// Records that another keeper holds the ports. This process's copies of the sockets stay open
+    /// until [`Frozen::close_sockets`].
     pub(super) fn retire(&self) {
-        self.table.turn(&mut self.table.inner.lock(), Duty::Retired);
+        self.table
+            .set_role(&mut self.table.inner.lock(), KeeperRole::Retired);
     }
 
     /// Closes this process's copies of the sockets; the keeper stays retired.
-    pub(super) fn let_go(mut self) {
+    pub(super) fn close_sockets(mut self) {
         let mut inner = self.table.inner.lock();
         inner.sockets = 0;
         let held = mem::take(&mut inner.held);
@@ -249,16 +256,17 @@ impl Frozen<'_> {
 impl Drop for Frozen<'_> {
     fn drop(&mut self) {
         if !self.gone {
-            self.table.turn(&mut self.table.inner.lock(), Duty::Active);
+            self.table
+                .set_role(&mut self.table.inner.lock(), KeeperRole::Active);
         }
     }
 }
 
-fn outcome(held: &HeldPort) -> Outcome {
+fn outcome_of(held: &HeldPort) -> HoldOutcome {
     if held.socket().is_some() {
-        Outcome::Held
+        HoldOutcome::Held
     } else {
-        Outcome::HeldWithoutSocket
+        HoldOutcome::HeldWithoutSocket
     }
 }
 

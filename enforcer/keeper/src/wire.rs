@@ -1,13 +1,13 @@
-//! What enforcer and keeper say to each other: length-prefixed JSON over a unix stream socket.
+//! The protocol between enforcer and keeper: length-prefixed JSON over a unix stream socket.
 //!
 //! ```text
 //! frame   = length (u32, big endian, at most MAX_FRAME) . JSON
-//! keeper  : Hello, at once on every connection (or Error)
+//! keeper  : Hello, first on every connection
 //! enforcer: Envelope { v, request }        keeper: one Reply per request, in order
-//! after Watch the keeper talks alone: a Duty now and at every change
+//! after Watch only the keeper sends: its role now and at every change
 //! ```
 //!
-//! Version 1 stays understood for ever: fields are only added, and unknown ones are ignored.
+//! Later versions still read version 1: fields are only added, and unknown fields are ignored.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -20,56 +20,56 @@ use serde::{Deserialize, Serialize};
 
 /// Version of this protocol and of the one between keepers.
 pub const VERSION: u32 = 1;
-/// Longest frame in either direction: [`MAX_PORTS`] take a third of it.
+/// Longest frame in either direction, bytes; [`MAX_PORTS`] ports take a third of it.
 pub const MAX_FRAME: usize = 64 * 1024;
-/// Most ports in one request or reply; more go in several.
+/// Most ports in one request or reply; more are sent in several.
 pub const MAX_PORTS: usize = 1024;
-/// How long the rest of a frame may take once its first byte is there.
+/// How long the rest of a frame may take after its first byte.
 pub(super) const FRAME_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What is held: a port of the node under one protocol.
+/// A host port of one protocol.
 pub type Port = (Protocol, HostPort);
 
-/// What the enforcer sends.
+/// A message from the enforcer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Envelope {
-    /// Version the request is written in.
+    /// Version of the protocol that the request uses.
     pub v: u32,
     /// The request.
     pub request: Request,
 }
 
-/// What an enforcer may ask.
+/// A request of the enforcer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
-    /// Bind these ports and no others; one held already stays as it is.
+    /// Hold these ports; a port that is already held stays as it is.
     Hold(Vec<Port>),
-    /// Let go of these; one not held is no error.
+    /// Release these ports; a port that is not held is no error.
     Release(Vec<Port>),
-    /// The held ports above `after`, in ascending order.
+    /// List the held ports above `after`, in ascending order.
     List {
-        /// Where the previous page ended.
+        /// Last port of the previous page.
         after: Option<Port>,
     },
-    /// Tell the duty now and at every change. The newest watcher replaces the one before.
+    /// Send the role now and at every change. A new watcher replaces the previous one.
     Watch,
 }
 
-/// What the keeper answers.
+/// A message from the keeper.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
     /// Greeting.
     Hello {
-        /// Highest version understood.
+        /// Highest version that the keeper understands.
         v: u32,
-        /// Another number after each start of the keeper.
+        /// A random number, different after each start of the keeper.
         instance: u64,
     },
-    /// One outcome per port asked for, in the order of the request.
-    Holding(Vec<Outcome>),
-    /// How many of the ports were held until now.
+    /// One outcome per port, in the order of the request.
+    Holding(Vec<HoldOutcome>),
+    /// How many of the ports were held before.
     Released(usize),
     /// A page of held ports.
     Held {
@@ -78,27 +78,28 @@ pub enum Reply {
         /// Whether there are ports after the last one.
         more: bool,
     },
-    /// The keeper's duty, to a watcher.
-    Duty(Duty),
-    /// Nothing was done: another keeper has the ports, or is about to take them.
+    /// The keeper's role, to a watcher. Version 1 calls it the duty.
+    #[serde(rename = "duty")]
+    Role(KeeperRole),
+    /// Nothing was done: another keeper holds the ports, or is taking them over.
     Retired,
-    /// Nothing was done: the request is wrong. The keeper closes the connection.
+    /// Nothing was done: the request is invalid. The keeper closes the connection.
     Error(String),
 }
 
-/// What became of one port of a hold.
+/// What a request to hold did for one port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Outcome {
-    /// Bound: no other process can have it.
+pub enum HoldOutcome {
+    /// Bound: no other process can bind it.
     Held,
-    /// Noted only. SCTP has no sockets here, so nothing keeps another process off.
+    /// Recorded without a socket (SCTP): another process may still bind it.
     HeldWithoutSocket,
     /// The kernel refused the bind.
     Refused(Errno),
 }
 
-/// Error number of a system call; displays as the kernel's text.
+/// Error number of a system call; displays as the system's text for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Errno(pub i32);
@@ -109,19 +110,19 @@ impl fmt::Display for Errno {
     }
 }
 
-/// Whether a keeper answers for the node's ports.
+/// Whether a keeper holds the node's ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Duty {
-    /// Yes.
+pub enum KeeperRole {
+    /// It holds them and serves requests.
     Active,
-    /// Its ports are on their way to another keeper; nothing may change meanwhile.
+    /// It is handing them over to another keeper, and refuses requests until that is done.
     Frozen,
-    /// Another keeper does.
+    /// Another keeper holds them.
     Retired,
 }
 
-/// The JSON of a message behind its length.
+/// Returns the frame of a message: its length, then its JSON.
 pub fn encode<T: Serialize>(message: &T) -> io::Result<Vec<u8>> {
     let mut frame = vec![0; 4];
     serde_json::to_writer(&mut frame, message)?;
@@ -132,7 +133,7 @@ pub fn encode<T: Serialize>(message: &T) -> io::Result<Vec<u8>> {
     Ok(frame)
 }
 
-/// The length a prefix announces, if a frame may be as long.
+/// Returns the length that a prefix announces. Fails if it is over [`MAX_FRAME`].
 pub fn length(prefix: [u8; 4]) -> io::Result<usize> {
     let length = u32::from_be_bytes(prefix) as usize;
     if length > MAX_FRAME {
@@ -141,13 +142,13 @@ pub fn length(prefix: [u8; 4]) -> io::Result<usize> {
     Ok(length)
 }
 
-/// The message a frame carries.
+/// Parses the JSON of a frame.
 pub fn decode<T: DeserializeOwned>(json: &[u8]) -> io::Result<T> {
     serde_json::from_slice(json).map_err(|error| invalid(&error.to_string()))
 }
 
-/// Waits without limit for a frame to begin, then [`FRAME_TIMEOUT`] for its end. None where the
-/// other side closed the connection between frames.
+/// Reads a frame: waits without limit for its first byte, then [`FRAME_TIMEOUT`] for the rest.
+/// Returns None if the other side closed the connection between frames.
 pub(super) fn read<T: DeserializeOwned>(stream: &mut UnixStream) -> io::Result<Option<T>> {
     let mut prefix = [0; 4];
     stream.set_read_timeout(None)?;
@@ -169,7 +170,7 @@ pub(super) fn write<T: Serialize>(stream: &mut UnixStream, message: &T) -> io::R
 
 fn fill(stream: &mut UnixStream, mut buffer: &mut [u8], deadline: Instant) -> io::Result<()> {
     while !buffer.is_empty() {
-        // a timeout per read alone would let a sender trickle bytes for ever
+        // one limit for the frame: with a limit per read, a slow sender could send for ever
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(io::ErrorKind::TimedOut.into());
@@ -186,9 +187,12 @@ fn fill(stream: &mut UnixStream, mut buffer: &mut [u8], deadline: Instant) -> io
 }
 
 fn too_long(length: usize) -> String {
-    format!("a frame of {length} bytes is over the limit of {MAX_FRAME}")
+    format!("a frame of {length} bytes is over the limit of {MAX_FRAME} bytes")
 }
 
 fn invalid(text: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, text)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,5 @@
-//! Reading files of a directory that others write to: regular files only, never waiting for one.
+//! Reads files of a directory that the runtime writes to. Opens regular files only, so that no read
+//! blocks.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -11,28 +12,28 @@ use rustix::io::Errno;
 
 use super::result::MAX_SIZE;
 
-/// Files of one directory that are looked at. A node has two per pod.
+/// Most files of the directory that are read. A node has two per pod.
 pub const MAX_FILES: usize = 65_536;
 
-/// What a file had in it, and when it was last written (since the Unix epoch).
+/// The content of a file and its modification time.
 #[derive(Debug)]
 pub struct Content {
-    /// At most one byte more than [`MAX_SIZE`].
+    /// At most [`MAX_SIZE`] bytes and one more, which shows that the file is too large.
     pub bytes: Vec<u8>,
-    /// Modification time.
+    /// Modification time, since the Unix epoch.
     pub written: Duration,
 }
 
 /// Why a file could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    /// It is gone again.
-    #[error("it is gone")]
+    /// It was removed.
+    #[error("it was removed")]
     Gone,
     /// A link, a pipe, a device: the runtime writes none of these.
-    #[error("it is no regular file")]
+    #[error("it is not a regular file")]
     NotRegular,
-    /// Anything else.
+    /// Any other error.
     #[error("it cannot be read")]
     Unreadable(#[source] std::io::Error),
 }
@@ -41,17 +42,17 @@ impl From<Errno> for FileError {
     fn from(errno: Errno) -> Self {
         match errno {
             Errno::NOENT => Self::Gone,
-            // what open(2) says of a link under NOFOLLOW
+            // open(2) of a symbolic link with O_NOFOLLOW
             Errno::LOOP => Self::NotRegular,
             other => Self::Unreadable(other.into()),
         }
     }
 }
 
-/// Reads a whole file, or the first byte too many of it.
+/// Reads a file, up to one byte more than [`MAX_SIZE`].
 pub fn read(dir: &Path, name: &OsStr) -> Result<Content, FileError> {
     let path = dir.join(name);
-    // looked at before it is opened: to open a device is to act on it
+    // checked before the open: opening a device can have effects
     require_regular(rustix::fs::lstat(&path)?.st_mode)?;
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::open(&path, flags, Mode::empty())?);
@@ -67,7 +68,7 @@ fn require_regular(mode: rustix::fs::RawMode) -> Result<(), FileError> {
 }
 
 fn read_open(file: File) -> std::io::Result<Content> {
-    // a clock before 1970 makes the oldest file of all
+    // a time before 1970 counts as 1970
     let written = file.metadata()?.modified()?;
     let written = written.duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut bytes = Vec::with_capacity(4096);
@@ -75,7 +76,7 @@ fn read_open(file: File) -> std::io::Result<Content> {
     Ok(Content { bytes, written })
 }
 
-/// The names in a directory, [`MAX_FILES`] at most.
+/// Returns the names in a directory, [`MAX_FILES`] at most.
 pub fn names(dir: &Path) -> std::io::Result<Vec<OsString>> {
     let entries = std::fs::read_dir(dir)?.take(MAX_FILES);
     entries.map(|entry| Ok(entry?.file_name())).collect()

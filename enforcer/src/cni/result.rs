@@ -1,8 +1,8 @@
-//! What a CNI result file says of a pod. Bytes in, values out.
+//! Parses a CNI result file. Pure: bytes in, values out.
 //!
 //! The format is libcni's `cachedInfo` (containernetworking/cni, libcni/api.go): JSON of kind
 //! `cniCacheV1`, around a result of any version of the CNI specification. Only the runtime writes
-//! there, but nothing in it is believed before it is checked: an address in it becomes a rule.
+//! there, but every field is checked, because an address in it becomes a rule.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
@@ -12,24 +12,24 @@ use portmapping_shared::PodUid;
 use portmapping_shared::pod::canonical_ip;
 use serde::Deserialize;
 
-/// Largest file worth reading, bytes; real ones have 1 to 4 KiB.
+/// Largest file that is parsed, bytes; real ones have 1 to 4 KiB.
 pub const MAX_SIZE: usize = 1 << 20;
-/// What libcni names its format.
+/// libcni's name of its format.
 const KIND: &str = "cniCacheV1";
-/// The interface whose addresses the kubelet reports as the pod's: containerd and CRI-O name it so,
-/// always. `lo` and further networks (Multus: net1, net2, ...) have files of their own.
+/// The interface whose addresses the kubelet reports as the pod's: containerd and CRI-O always use
+/// this name. `lo` and further networks (Multus: net1, net2, ...) have files of their own.
 const POD_INTERFACE: &str = "eth0";
-/// Addresses of one interface; two is usual, one of each family.
+/// Most addresses of one interface; two are usual, one of each family.
 const MAX_ADDRESSES: usize = 16;
 
-/// Why a file of the cache is of no use.
+/// Why a file of the cache cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unusable {
     /// More than [`MAX_SIZE`] bytes.
     #[error("it is larger than {MAX_SIZE} bytes")]
     TooLarge,
-    /// Empty, cut off, or no JSON of this shape.
-    #[error("it is no CNI result: {0}")]
+    /// Empty, incomplete, or not JSON of this format.
+    #[error("it is not a CNI result: {0}")]
     Malformed(String),
     /// Some other format, such as the bare results of libcni before 0.8.
     #[error("its kind is {0:?}, not {KIND}")]
@@ -37,23 +37,23 @@ pub enum Unusable {
     /// The runtime does not say which pod it is for.
     #[error("its cniArgs have no usable K8S_POD_UID")]
     NoPod,
-    /// Nothing a file name or a log line may carry.
-    #[error("{0:?} is no container id")]
+    /// Not a valid container id.
+    #[error("{0:?} is not a container id")]
     NoSandbox(String),
-    /// An address that is none.
-    #[error("{0:?} is no address with a prefix length")]
+    /// Not an address.
+    #[error("{0:?} is not an address with a prefix length")]
     NotAnAddress(String),
-    /// Points to an interface that the result does not have.
+    /// An address of an interface that the result does not list.
     #[error("an address belongs to interface {0}, which is not listed")]
     NoSuchInterface(i64),
-    /// Every address is one that no pod can have.
+    /// No address that a pod can have.
     #[error("none of its addresses can be a pod's")]
     NoAddress,
 }
 
-/// Reads a result. None: it is fine, and not about the pod's own interface.
+/// Parses a result. Returns None for a valid result of another interface than the pod's.
 ///
-/// `written` is when the file was last written (since the Unix epoch), `of_node` says whether an
+/// `written` is the file's modification time, since the Unix epoch. `of_node` returns whether an
 /// address is one of the node's own: a rule towards it would open the node itself.
 pub fn parse(
     bytes: &[u8],
@@ -64,7 +64,7 @@ pub fn parse(
         return Err(Unusable::TooLarge);
     }
     let cached: CachedInfo =
-        // its words repeat the text that it did not expect, however long
+        // serde's message quotes the unexpected text, however long it is
         serde_json::from_slice(bytes)
             .map_err(|error| Unusable::Malformed(shortened(&error.to_string())))?;
     if cached.kind != KIND {
@@ -89,7 +89,7 @@ pub fn parse(
     if ips.is_empty() {
         return Err(Unusable::NoAddress);
     }
-    // as containerd orders them, and so the kubelet where the node's first address is IPv4
+    // containerd's order, and the kubelet's on a node whose first address is IPv4
     ips.sort_by_key(IpAddr::is_ipv6);
     Ok(Some(Sandbox {
         uid,
@@ -99,7 +99,7 @@ pub fn parse(
     }))
 }
 
-/// Two different uids are as bad as none.
+/// Returns the pod's uid; two different ones are an error.
 fn pod_uid(args: &[(String, String)]) -> Result<PodUid, Unusable> {
     let mut uids = args
         .iter()
@@ -112,7 +112,7 @@ fn pod_uid(args: &[(String, String)]) -> Result<PodUid, Unusable> {
     first.parse().map_err(|_| Unusable::NoPod)
 }
 
-/// An address in CIDR notation, as every version of the specification has it.
+/// Parses an address in CIDR notation, as in every version of the specification.
 fn address(text: &str) -> Option<IpAddr> {
     let (ip, prefix) = text.split_once('/')?;
     let ip: IpAddr = ip.parse().ok()?;
@@ -121,7 +121,7 @@ fn address(text: &str) -> Option<IpAddr> {
     (prefix <= longest).then(|| canonical_ip(ip))
 }
 
-/// Whether packets to this address can leave the node's own stack and reach one interface.
+/// Returns whether a pod can have this address: unicast, and neither loopback nor link-local.
 fn fits_a_pod(ip: IpAddr) -> bool {
     let nowhere = ip.is_unspecified() || ip.is_loopback() || ip.is_multicast();
     let bound_to_link = match ip {
@@ -131,13 +131,13 @@ fn fits_a_pod(ip: IpAddr) -> bool {
     !nowhere && !bound_to_link
 }
 
-/// Strange text, short enough for a log line.
+/// Returns the first characters of a text, for a log line.
 fn shortened(text: &str) -> String {
     text.chars().take(80).collect()
 }
 
-/// libcni's `cachedInfo`; the network's configuration and everything else in it is skipped. Go may
-/// write null for an empty array or object.
+/// libcni's `cachedInfo`, without the network's configuration and other fields. Go may write null
+/// for an empty array or object.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct CachedInfo {
@@ -177,8 +177,8 @@ struct OldIpConfig {
 }
 
 impl CniResult {
-    /// The addresses of the pod's interface: those that name it and, as plugins with a single
-    /// interface leave that out, those that name none. The runtimes read results this way.
+    /// Returns the addresses of the pod's interface: those that name it, and those that name none,
+    /// because plugins with a single interface leave the name out. Runtimes read results this way.
     fn addresses(&self) -> Result<Vec<&str>, Unusable> {
         let mut found = Vec::new();
         for config in self.ips.iter().flatten() {

@@ -1,4 +1,4 @@
-//! Follows the directory of results, for as long as the enforcer runs.
+//! Follows the directory of CNI results while the enforcer runs.
 
 use std::collections::HashSet;
 use std::convert::Infallible;
@@ -11,69 +11,68 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::sys::socket::SockaddrStorage;
-use portmapping_enforcer_core::SandboxNews;
+use portmapping_enforcer_core::SandboxUpdate;
 use portmapping_runtime::deadline::chain;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use super::changes::{Change, Changes};
+use super::directory_watch::{DirectoryChange, DirectoryWatch};
 use super::file::{self, FileError};
-use super::known::{Known, Reading};
 use super::result;
+use super::result_files::{Reading, ResultFiles};
 use crate::metrics::Metrics;
 
-/// News that may wait for the reconciler. While the queue is full nothing is read; should the
-/// kernel's own queue fill up behind it, everything is read anew.
+/// Updates that may wait for the reconciler. While the queue is full no file is read. If the kernel's
+/// own queue fills up meanwhile, all files are read again.
 pub const SANDBOX_QUEUE: usize = 256;
-/// How long a missing directory is left alone, and how often a watched one is compared with what
-/// its path leads to.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How often a missing directory is looked for, and how often the path of a watched one is checked.
+const CHECK_PERIOD: Duration = Duration::from_secs(2);
 
-/// As many files are read without another thread, whose turn would come late on a busy node: they
-/// were written a moment ago, and are still in memory.
-const AT_ONCE: usize = 8;
+/// Up to this many files are read on this thread: they were just written and are still in the page
+/// cache, and another thread would be scheduled late on a busy node.
+const MAX_INLINE_READS: usize = 8;
 
 type OwnAddresses = nix::Result<HashSet<IpAddr>>;
 
-/// Why the directory cannot be followed, now or no longer.
+/// Why the directory cannot be followed.
 #[derive(Debug, thiserror::Error)]
 enum WatchError {
-    #[error("{} is not there", .0.display())]
+    #[error("{} does not exist", .0.display())]
     Missing(PathBuf),
     #[error("{} was removed or replaced", .0.display())]
     Lost(PathBuf),
-    #[error("{} cannot be watched", .path.display())]
+    #[error("cannot watch {}", .path.display())]
     Unwatchable {
         path: PathBuf,
         source: std::io::Error,
     },
-    #[error("{} cannot be listed", .path.display())]
+    #[error("cannot list {}", .path.display())]
     Unlistable {
         path: PathBuf,
         source: std::io::Error,
     },
-    #[error("a reading task ended badly")]
+    #[error("a task that reads files panicked")]
     Task(#[from] tokio::task::JoinError),
-    #[error("nobody wants news of sandboxes any more")]
+    #[error("the reconciler has ended")]
     Closed,
 }
 
-/// Follows a directory of CNI results, tells of the sandboxes in it, and never gives up: while it
-/// is missing or unreadable, pods are mapped by the addresses in their status.
+/// Follows a directory of CNI results and sends updates of sandboxes until the token is cancelled.
+/// While the directory is missing or unreadable, pods are mapped by the addresses in their status.
 pub async fn watch(
     dir: PathBuf,
-    news: mpsc::Sender<SandboxNews>,
+    updates: mpsc::Sender<SandboxUpdate>,
     metrics: Metrics,
     token: CancellationToken,
 ) {
     let watcher = Watcher {
         dir: dir.into(),
-        known: Known::default(),
-        news,
+        files: ResultFiles::default(),
+        updates,
         metrics,
-        missed: false,
+        reported_missing: false,
         own: Arc::new(Ok(HashSet::new())),
         stale: false,
         asking: None,
@@ -83,17 +82,17 @@ pub async fn watch(
 
 struct Watcher {
     dir: Arc<Path>,
-    known: Known,
-    news: mpsc::Sender<SandboxNews>,
+    files: ResultFiles,
+    updates: mpsc::Sender<SandboxUpdate>,
     metrics: Metrics,
-    /// Told already that there is nothing to follow.
-    missed: bool,
-    /// The node's own addresses, which no pod has. Asking for them waits for whoever changes the
-    /// node's interfaces, which is what starting pods do: it is done beforehand.
+    /// It was logged that the directory cannot be followed.
+    reported_missing: bool,
+    /// The node's own addresses, which no pod has. They are read ahead of time: the read waits for
+    /// every change of the node's interfaces, and starting pods change them.
     own: Arc<OwnAddresses>,
-    /// They are to be asked for again.
+    /// Pods have started since they were read: read them again.
     stale: bool,
-    /// They are being asked for.
+    /// The read that is running.
     asking: Option<JoinHandle<OwnAddresses>>,
 }
 
@@ -101,61 +100,61 @@ impl Watcher {
     async fn run(mut self) {
         loop {
             let Err(error) = self.follow().await;
-            self.metrics.cni_watched(false);
+            self.metrics.set_cni_watched(false);
             if matches!(error, WatchError::Closed) {
                 return;
             }
-            if std::mem::replace(&mut self.missed, true) {
-                tracing::debug!(error = chain(&error), "still no CNI results");
+            if std::mem::replace(&mut self.reported_missing, true) {
+                tracing::debug!(error = chain(&error), "still cannot follow CNI results");
             } else {
                 tracing::warn!(
                     error = chain(&error),
-                    "no CNI results to follow: pods are mapped once their status shows an address, \
-                     which is later; --cni-results names the directory that the container runtime \
-                     writes to"
+                    "cannot follow CNI results (--cni-results): a pod is mapped once its status has an \
+                     address, which is later; trying again"
                 );
             }
             match error {
                 WatchError::Lost(_) => {}
-                WatchError::Missing(_) => self.until_it_appears().await,
-                _ => tokio::time::sleep(LOOK_EVERY).await,
+                WatchError::Missing(_) => self.wait_for_directory().await,
+                _ => tokio::time::sleep(CHECK_PERIOD).await,
             }
         }
     }
 
-    /// Tells of everything that happens in the directory, beginning with what is there.
+    /// Sends updates of everything that happens in the directory, first the list of what is there.
     async fn follow(&mut self) -> Result<Infallible, WatchError> {
-        // watched before it is listed: what is written in between is seen twice rather than never
-        let mut changes = Changes::in_results(&self.dir).map_err(|source| self.refused(source))?;
+        // the watch starts before the list: a file written in between is seen twice, not missed
+        let mut changes =
+            DirectoryWatch::of_results(&self.dir).map_err(|source| self.watch_error(source))?;
         let identity = self.identity()?;
         self.relist().await?;
-        self.missed = false;
-        self.metrics.cni_watched(true);
+        self.reported_missing = false;
+        self.metrics.set_cni_watched(true);
         tracing::info!(dir = %self.dir.display(), "following CNI results");
-        let mut look = tokio::time::interval(LOOK_EVERY);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut check = tokio::time::interval(CHECK_PERIOD);
+        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             // both arms are cancel-safe
             tokio::select! {
                 batch = changes.next() => {
-                    let batch = batch.map_err(|source| self.refused(source))?;
-                    self.take(batch).await?;
+                    let batch = batch.map_err(|source| self.watch_error(source))?;
+                    self.read_changes(batch).await?;
                 }
-                // an open mount of a removed directory, a renamed parent: no event tells of these
-                _ = look.tick() => {
+                // inotify reports neither a renamed parent nor a removed directory that stays mounted
+                _ = check.tick() => {
                     let now = self.identity();
                     if !now.as_ref().is_ok_and(|now| *now == identity) {
-                        self.take_rest(&mut changes).await?;
+                        self.read_rest(&mut changes).await?;
                         return Err(now.err().unwrap_or_else(|| self.lost()));
                     }
-                    self.renew_own().await?;
+                    self.refresh_own_addresses().await?;
                 }
             }
         }
     }
 
-    /// Asks for the node's addresses anew if pods have come since, and waits for no answer.
-    async fn renew_own(&mut self) -> Result<(), WatchError> {
+    /// Reads the node's addresses again if pods have started since, without waiting for the result.
+    async fn refresh_own_addresses(&mut self) -> Result<(), WatchError> {
         if let Some(answered) = self.asking.take_if(|asking| asking.is_finished()) {
             self.own = Arc::new(answered.await?);
         }
@@ -165,50 +164,53 @@ impl Watcher {
         Ok(())
     }
 
-    async fn until_it_appears(&self) {
-        let arrivals = self.dir.parent().map(Changes::arrivals);
+    async fn wait_for_directory(&self) {
+        let arrivals = self.dir.parent().map(DirectoryWatch::of_arrivals);
         let arrived = async {
             match arrivals {
-                // the watch was there first: whatever the directory does now is told
+                // the watch exists already: a directory created after this check is reported
                 Some(Ok(mut arrivals)) if self.identity().is_err() => arrivals.next().await,
                 Some(Ok(_)) => Ok(Vec::new()),
                 Some(Err(_)) | None => std::future::pending().await,
             }
         };
-        // late or never: it is looked for again
-        let _ = tokio::time::timeout(LOOK_EVERY, arrived).await;
+        // after a time-out the directory is looked for again
+        let _ = tokio::time::timeout(CHECK_PERIOD, arrived).await;
     }
 
-    async fn take(&mut self, batch: Vec<Change>) -> Result<(), WatchError> {
+    async fn read_changes(&mut self, batch: Vec<DirectoryChange>) -> Result<(), WatchError> {
         let mut written = Vec::new();
         for change in batch {
             match change {
-                Change::Written(name) => written.push(name),
-                Change::Removed(name) => {
+                DirectoryChange::Written(name) => written.push(name),
+                DirectoryChange::Removed(name) => {
                     self.read(std::mem::take(&mut written)).await?;
-                    let gone = self.known.removed(&name);
-                    self.metrics.cni_result("removed");
-                    self.tell(gone).await?;
+                    let gone = self.files.removed(&name);
+                    self.metrics.record_cni_result("removed");
+                    self.send(gone).await?;
                 }
-                Change::Overflow => {
+                DirectoryChange::Overflow => {
                     written.clear();
-                    tracing::info!("more CNI results changed than could be followed; reading all");
+                    tracing::info!("the kernel dropped changes of CNI results; reading all files");
                     self.relist().await?;
                 }
-                Change::Lost => return Err(self.lost()),
+                DirectoryChange::Lost => return Err(self.lost()),
             }
         }
         self.read(written).await
     }
 
-    /// What happened in a directory before it went: addresses that were given back above all.
-    async fn take_rest(&mut self, changes: &mut Changes) -> Result<(), WatchError> {
+    /// Reads the changes that were queued before the directory was lost: among them removals, which
+    /// free addresses.
+    async fn read_rest(&mut self, changes: &mut DirectoryWatch) -> Result<(), WatchError> {
         loop {
-            let rest = changes.queued().map_err(|source| self.refused(source))?;
+            let rest = changes
+                .queued()
+                .map_err(|source| self.watch_error(source))?;
             if rest.is_empty() {
                 return Ok(());
             }
-            self.take(rest).await?;
+            self.read_changes(rest).await?;
         }
     }
 
@@ -216,13 +218,13 @@ impl Watcher {
         WatchError::Lost(self.dir.to_path_buf())
     }
 
-    /// Reads some files and tells what is new.
+    /// Reads some files and sends the updates.
     async fn read(&mut self, names: Vec<OsString>) -> Result<(), WatchError> {
         if names.is_empty() {
             return Ok(());
         }
         self.stale = true;
-        let readings = if names.len() <= AT_ONCE {
+        let readings = if names.len() <= MAX_INLINE_READS {
             read_files(&self.dir, &self.own, names)
         } else {
             let (dir, own) = (Arc::clone(&self.dir), Arc::clone(&self.own));
@@ -231,13 +233,13 @@ impl Watcher {
         };
         for (name, reading) in readings {
             self.count(&reading);
-            let news = self.known.read(&name, reading);
-            self.tell(news).await?;
+            let updates = self.files.read(&name, reading);
+            self.send(updates).await?;
         }
         Ok(())
     }
 
-    /// Reads all files and tells of all sandboxes.
+    /// Reads all files and sends the complete list of sandboxes.
     async fn relist(&mut self) -> Result<(), WatchError> {
         let dir = Arc::clone(&self.dir);
         let listing = move || {
@@ -256,38 +258,41 @@ impl Watcher {
         for (_, reading) in &readings {
             self.count(reading);
         }
-        let news = self.known.listed(readings);
-        self.tell([news]).await
+        let list = self.files.listed(readings);
+        self.send([list]).await
     }
 
-    async fn tell(&self, all: impl IntoIterator<Item = SandboxNews>) -> Result<(), WatchError> {
-        for news in all {
+    async fn send(&self, all: impl IntoIterator<Item = SandboxUpdate>) -> Result<(), WatchError> {
+        for update in all {
             // waits while the queue is full
-            self.news.send(news).await.map_err(|_| WatchError::Closed)?;
+            self.updates
+                .send(update)
+                .await
+                .map_err(|_| WatchError::Closed)?;
         }
         Ok(())
     }
 
     fn count(&self, reading: &Reading) {
         match reading {
-            Reading::Sandbox(_) => self.metrics.cni_result("sandbox"),
-            Reading::Other => self.metrics.cni_result("other"),
-            Reading::Unusable(_) => self.metrics.cni_result("unusable"),
+            Reading::Sandbox(_) => self.metrics.record_cni_result("sandbox"),
+            Reading::Other => self.metrics.record_cni_result("other"),
+            Reading::Unusable(_) => self.metrics.record_cni_result("unusable"),
             Reading::Gone => {}
         }
     }
 
-    /// Which directory the path leads to now: device and inode.
+    /// Returns the directory that the path leads to now, as device and inode.
     fn identity(&self) -> Result<(u64, u64), WatchError> {
         match std::fs::metadata(&self.dir) {
-            // a mount keeps a removed directory: it exists, and nobody can write to it
+            // a removed directory that is still mounted: no links
             Ok(found) if found.nlink() > 0 => Ok((found.dev(), found.ino())),
             Ok(_) => Err(WatchError::Missing(self.dir.to_path_buf())),
-            Err(error) => Err(self.refused(error)),
+            Err(error) => Err(self.watch_error(error)),
         }
     }
 
-    fn refused(&self, source: std::io::Error) -> WatchError {
+    fn watch_error(&self, source: std::io::Error) -> WatchError {
         let path = self.dir.to_path_buf();
         if source.kind() == ErrorKind::NotFound {
             WatchError::Missing(path)
@@ -297,13 +302,15 @@ impl Watcher {
     }
 }
 
-/// Reads and parses; blocks.
+/// Reads and parses files; blocks.
 fn read_files(dir: &Path, own: &OwnAddresses, names: Vec<OsString>) -> Vec<(OsString, Reading)> {
     let read = |name: OsString| {
         let reading = match (own, file::read(dir, &name)) {
             (_, Err(FileError::Gone)) => Reading::Gone,
             (_, Err(error)) => Reading::Unusable(chain(&error)),
-            (Err(error), _) => Reading::Unusable(format!("this node has no addresses: {error}")),
+            (Err(error), _) => {
+                Reading::Unusable(format!("cannot read the addresses of this node: {error}"))
+            }
             (Ok(own), Ok(content)) => {
                 tracing::debug!(file = ?name, age_us = age(content.written), "a CNI result was read");
                 match result::parse(&content.bytes, content.written, |ip| own.contains(&ip)) {
@@ -318,14 +325,14 @@ fn read_files(dir: &Path, own: &OwnAddresses, names: Vec<OsString>) -> Vec<(OsSt
     names.into_iter().map(read).collect()
 }
 
-/// Microseconds since a file was written.
+/// Returns the microseconds since a file was written.
 fn age(written: Duration) -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let age = now.unwrap_or_default().saturating_sub(written);
     u64::try_from(age.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// The addresses of this node's own interfaces.
+/// Returns the addresses of this node's own interfaces.
 fn own_addresses() -> OwnAddresses {
     let interfaces = nix::ifaddrs::getifaddrs()?;
     let address = |storage: SockaddrStorage| {

@@ -40,7 +40,7 @@ fn reads_an_ordinary_node() {
 }
 
 #[test]
-fn absent_files_are_noted() {
+fn missing_files_leave_a_note() {
     let facts = NodeFacts::read(node(&[]).path()).unwrap();
     assert_eq!(
         facts,
@@ -54,7 +54,7 @@ fn absent_files_are_noted() {
         facts
             .notes
             .iter()
-            .any(|note| note.contains("ip_local_port_range is absent"))
+            .any(|note| note.contains("ip_local_port_range is missing"))
     );
 }
 

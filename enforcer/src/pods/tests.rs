@@ -125,9 +125,9 @@ async fn a_list_is_told_pod_by_pod_and_then_as_a_whole() {
     let mut told = Vec::new();
     while let Some(news) = receiver.recv().await {
         told.push(match news {
-            PodNews::Applied(facts) => facts.pod.uid.to_string(),
-            PodNews::Gone(uid) => format!("gone {uid}"),
-            PodNews::Relisted(uids) => format!("all {}", uids.len()),
+            PodUpdate::Applied(facts) => facts.pod.uid.to_string(),
+            PodUpdate::Gone(uid) => format!("gone {uid}"),
+            PodUpdate::Relisted(uids) => format!("all {}", uids.len()),
         });
     }
     // the list that broke off says nothing about who is gone

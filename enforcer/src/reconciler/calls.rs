@@ -1,4 +1,4 @@
-//! Carrying actions out: each becomes a task, and each task an outcome.
+//! Carries actions out: each is a task, whose result goes back to the loop.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,9 +8,9 @@ use portmapping_runtime::deadline::chain;
 use portmapping_shared::Plan;
 use rustix::io::Errno;
 
-use super::{Done, KeeperAnswer, Reconciler, Seen};
-use crate::hold::{HoldError, Keeper};
-use portmapping_keeper::wire::Outcome;
+use super::{Finished, KeeperAnswer, Reconciler};
+use crate::keeper_client::{KeeperClient, KeeperClientError};
+use portmapping_keeper::wire::HoldOutcome;
 
 impl Reconciler {
     pub(super) fn hold(&mut self, keys: Vec<PortKey>) {
@@ -19,8 +19,8 @@ impl Reconciler {
         self.tasks.spawn(async move {
             let mut keeper = keeper.lock().await;
             let outcomes = keeper.hold(&keys).await;
-            metrics.call("hold", outcomes.is_ok());
-            Done::Keeper(match outcomes {
+            metrics.record_call("hold", outcomes.is_ok());
+            Finished::Keeper(match outcomes {
                 Ok(outcomes) => sort_outcomes(keys.into_iter().zip(outcomes)),
                 Err(error) => after_failure(&mut keeper, "hold", keys, &error).await,
             })
@@ -33,20 +33,20 @@ impl Reconciler {
         self.tasks.spawn(async move {
             let mut keeper = keeper.lock().await;
             let released = keeper.release(&keys).await;
-            metrics.call("release", released.is_ok());
-            Done::Keeper(match released {
+            metrics.record_call("release", released.is_ok());
+            Finished::Keeper(match released {
                 Ok(_) => vec![KeeperAnswer::Released(keys)],
                 Err(error) => after_failure(&mut keeper, "release", keys, &error).await,
             })
         });
     }
 
-    /// Asks a keeper that was lost from sight what it holds.
+    /// Asks the keeper what it holds, after its connection was lost.
     pub(super) fn list_keeper(&mut self) {
         let keeper = Arc::clone(&self.drivers.keeper);
         self.tasks.spawn(async move {
             let mut keeper = keeper.lock().await;
-            Done::Keeper(match keeper.list().await {
+            Finished::Keeper(match keeper.list().await {
                 Ok(held) => vec![KeeperAnswer::Listed(held)],
                 Err(error) => after_failure(&mut keeper, "list", Vec::new(), &error).await,
             })
@@ -64,11 +64,11 @@ impl Reconciler {
             let mut dataplane = dataplane.lock();
             let failures = dataplane.clear_failures();
             let outcome = dataplane.apply(&plan);
-            metrics.clear_failures(dataplane.clear_failures() - failures);
+            metrics.record_clear_failures(dataplane.clear_failures() - failures);
             drop(dataplane);
             let took = begun.elapsed();
-            metrics.call("apply", outcome.is_ok());
-            metrics.applied(took.as_secs_f64());
+            metrics.record_call("apply", outcome.is_ok());
+            metrics.record_apply(took.as_secs_f64());
             let outcome = outcome.map_err(|error| chain(&error));
             match &outcome {
                 Ok(()) => tracing::info!(
@@ -78,31 +78,17 @@ impl Reconciler {
                     ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
                     "rules changed"
                 ),
-                Err(error) => tracing::error!(error, "rules could not be changed; trying again"),
+                Err(error) => tracing::error!(error, "cannot change the rules; trying again"),
             }
-            Done::Programmed(plan, outcome)
+            Finished::Programmed(plan, outcome)
         });
     }
 
-    /// Gets ready for the next change, once nobody waits for a result of the last one: programs that
-    /// start take their time from whoever carries it to the API server.
-    pub(super) fn prepare(&mut self) {
-        if self.changing || self.publishing > 0 || self.prepared == Some(self.changes) {
-            return;
-        }
-        self.prepared = Some(self.changes);
-        let preparations = self.preparations.clone();
-        self.tasks.spawn_blocking(move || {
-            preparations.make();
-            Done::Nothing
-        });
-    }
-
-    /// Reads the kernel back, one reading at a time; asked meanwhile, it reads once more afterwards.
-    /// None is begun beside a change, but a change does not wait for one.
+    /// Reads the rules back, one read at a time. Asked again during a read or a change, it reads once
+    /// more after it.
     pub(super) fn observe(&mut self) {
         if self.observing || self.changing {
-            self.look_again = true;
+            self.read_again = true;
             return;
         }
         self.observing = true;
@@ -111,21 +97,21 @@ impl Reconciler {
         let metrics = self.drivers.metrics.clone();
         self.tasks.spawn_blocking(move || {
             let begun = Instant::now();
-            let mut look = dataplane.lock().look();
-            look.read();
-            let observed = dataplane.lock().looked(look);
+            let observed = dataplane.lock().observe();
             let us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
             tracing::debug!(us, "rules read back");
-            metrics.call("observe", observed.is_ok());
+            metrics.record_call("observe", observed.is_ok());
             let observed = match observed {
-                Ok(Some(observed)) => Seen::As(observed),
-                Ok(None) => Seen::Outdated,
+                Ok(observed) => Some(observed),
                 Err(error) => {
-                    tracing::error!(error = chain(&error), "rules could not be read back");
-                    Seen::Nothing
+                    tracing::error!(
+                        error = chain(&error),
+                        "cannot read the rules back; the next check tries again"
+                    );
+                    None
                 }
             };
-            Done::Observed { before, observed }
+            Finished::Observed { before, observed }
         });
     }
 
@@ -133,16 +119,15 @@ impl Reconciler {
         let publisher = self.drivers.publisher.clone();
         let metrics = self.drivers.metrics.clone();
         let writes = Arc::clone(&self.publications);
-        self.publishing += 1;
         self.tasks.spawn(async move {
-            let _turn = writes.acquire_owned().await;
+            let _permit = writes.acquire_owned().await;
             tracing::debug!(pod = %publication.pod, "publishing");
             let outcome = publisher.publish(&publication).await;
-            metrics.call("publish", outcome.is_ok());
+            metrics.record_call("publish", outcome.is_ok());
             if let Err(error) = &outcome {
                 tracing::warn!(
                     error = chain(error),
-                    "a result could not be published; trying again"
+                    "cannot publish a result; trying again"
                 );
             } else {
                 tracing::info!(
@@ -153,40 +138,43 @@ impl Reconciler {
                     "published"
                 );
             }
-            Done::Published(publication.pod.uid, outcome.is_ok())
+            Finished::Published(publication.pod.uid, outcome.is_ok())
         });
     }
 
-    pub(super) fn tell(&mut self, event: PodEvent) {
+    pub(super) fn emit(&mut self, event: PodEvent) {
         let publisher = self.drivers.publisher.clone();
         let metrics = self.drivers.metrics.clone();
         let events = Arc::clone(&self.events);
         self.tasks.spawn(async move {
-            let _turn = events.acquire_owned().await;
-            let outcome = publisher.tell(&event).await;
-            metrics.call("event", outcome.is_ok());
+            let _permit = events.acquire_owned().await;
+            let outcome = publisher.emit(&event).await;
+            metrics.record_call("event", outcome.is_ok());
             if let Err(error) = outcome {
-                tracing::warn!(error = chain(&error), "an event was lost");
+                tracing::warn!(
+                    error = chain(&error),
+                    "cannot record an event; it is dropped"
+                );
             }
-            Done::Nothing
+            Finished::Nothing
         });
     }
 }
 
-/// Only a port in use is the port's fault; anything else is the keeper's, and asked for again.
-fn sort_outcomes(outcomes: impl Iterator<Item = (PortKey, Outcome)>) -> Vec<KeeperAnswer> {
+/// Sorts the outcomes of a hold: a port in use is refused, any other error is asked for again.
+fn sort_outcomes(outcomes: impl Iterator<Item = (PortKey, HoldOutcome)>) -> Vec<KeeperAnswer> {
     let in_use = Errno::ADDRINUSE.raw_os_error();
     let mut settled = Vec::new();
     let mut failed = Vec::new();
     for (key, outcome) in outcomes {
         match outcome {
-            Outcome::Held | Outcome::HeldWithoutSocket => settled.push((key, Ok(()))),
-            Outcome::Refused(errno) if errno.0 == in_use => {
-                tracing::warn!(port = %key.1, protocol = %key.0, "another process has this host port");
+            HoldOutcome::Held | HoldOutcome::HeldWithoutSocket => settled.push((key, Ok(()))),
+            HoldOutcome::Refused(errno) if errno.0 == in_use => {
+                tracing::warn!(port = %key.1, protocol = %key.0, "another process uses this host port; it is quarantined");
                 settled.push((key, Err(errno.to_string())));
             }
-            Outcome::Refused(errno) => {
-                tracing::error!(port = %key.1, protocol = %key.0, %errno, "a host port could not be bound");
+            HoldOutcome::Refused(errno) => {
+                tracing::error!(port = %key.1, protocol = %key.0, %errno, "cannot bind a host port; trying again");
                 failed.push(key);
             }
         }
@@ -198,23 +186,26 @@ fn sort_outcomes(outcomes: impl Iterator<Item = (PortKey, Outcome)>) -> Vec<Keep
     answers
 }
 
-/// A restarted keeper is asked what it holds; any other failure is waited out.
+/// Returns the failed keys; if the keeper was restarted, also what it holds now.
 async fn after_failure(
-    keeper: &mut Keeper,
+    keeper: &mut KeeperClient,
     call: &'static str,
     keys: Vec<PortKey>,
-    error: &HoldError,
+    error: &KeeperClientError,
 ) -> Vec<KeeperAnswer> {
     tracing::warn!(
         call,
         error = chain(error),
-        "the keeper could not be asked; trying again"
+        "a request to the keeper failed; trying again"
     );
     let mut answers = vec![KeeperAnswer::Failed(keys)];
-    if matches!(error, HoldError::Restarted { .. }) {
+    if matches!(error, KeeperClientError::Restarted { .. }) {
         match keeper.list().await {
             Ok(held) => answers.push(KeeperAnswer::Listed(held)),
-            Err(error) => tracing::warn!(error = chain(&error), "the keeper could not be listed"),
+            Err(error) => tracing::warn!(
+                error = chain(&error),
+                "cannot list the ports of the restarted keeper; the next request tries again"
+            ),
         }
     }
     answers

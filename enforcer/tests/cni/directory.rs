@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use portmapping_enforcer::cni::SANDBOX_QUEUE;
-use portmapping_enforcer_core::SandboxNews;
+use portmapping_enforcer_core::SandboxUpdate;
 
 use crate::lab::{Lab, good};
 
@@ -66,9 +66,9 @@ async fn what_was_removed_is_told_even_if_the_directory_is_found_gone_first() {
         let (mut up, mut down) = (0, 0);
         while up < files || down < up {
             match lab.next().await {
-                SandboxNews::Up(_) => up += 1,
-                SandboxNews::Down(_) => down += 1,
-                other @ SandboxNews::Listed(_) => panic!("{other:?}"),
+                SandboxUpdate::Up(_) => up += 1,
+                SandboxUpdate::Down(_) => down += 1,
+                other @ SandboxUpdate::Listed(_) => panic!("{other:?}"),
             }
         }
         lab.end().await;

@@ -9,7 +9,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::Mode;
-use portmapping_enforcer_core::SandboxNews;
+use portmapping_enforcer_core::SandboxUpdate;
 
 use crate::lab::{Lab, block_on, good, result};
 
@@ -71,7 +71,7 @@ async fn a_file_rewritten_in_place_tells_what_it_says_now() {
     lab.write("f", good("a"));
     assert_eq!(lab.up().await, "a");
     lab.write("f", result("a", "eth0", "10.1.0.9/24"));
-    let SandboxNews::Up(sandbox) = lab.next().await else {
+    let SandboxUpdate::Up(sandbox) = lab.next().await else {
         panic!("it is up")
     };
     assert_eq!(sandbox.ips[0].to_string(), "10.1.0.9");
@@ -105,7 +105,7 @@ async fn leftovers_are_listed_with_the_time_they_were_written() {
             file.set_times(FileTimes::new().set_modified(time)).unwrap();
         }
     });
-    let SandboxNews::Listed(mut sandboxes) = lab.next().await else {
+    let SandboxUpdate::Listed(mut sandboxes) = lab.next().await else {
         panic!("the list comes first")
     };
     sandboxes.sort_by_key(|sandbox| sandbox.written);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use portmapping_enforcer::cni::{self, SANDBOX_QUEUE};
 use portmapping_enforcer::metrics::Metrics;
-use portmapping_enforcer_core::{Sandbox, SandboxNews};
+use portmapping_enforcer_core::{Sandbox, SandboxUpdate};
 use prometheus_client::registry::Registry;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -31,7 +31,7 @@ pub(crate) fn good(id: &str) -> String {
 
 pub(crate) struct Lab {
     root: TempDir,
-    pub(crate) news: mpsc::Receiver<SandboxNews>,
+    pub(crate) updates: mpsc::Receiver<SandboxUpdate>,
     token: CancellationToken,
     follower: JoinHandle<()>,
     registry: Registry,
@@ -49,14 +49,14 @@ impl Lab {
         let results = root.path().join("cni/results");
         fs::create_dir(root.path().join("cni")).unwrap();
         prepare(&results);
-        let (sender, news) = mpsc::channel(SANDBOX_QUEUE);
+        let (sender, updates) = mpsc::channel(SANDBOX_QUEUE);
         let token = CancellationToken::new();
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
         let follower = tokio::spawn(cni::watch(results, sender, metrics, token.clone()));
         Self {
             root,
-            news,
+            updates,
             token,
             follower,
             registry,
@@ -83,15 +83,15 @@ impl Lab {
         fs::remove_file(self.file(name)).unwrap();
     }
 
-    pub(crate) async fn next(&mut self) -> SandboxNews {
-        let news = tokio::time::timeout(SOON, self.news.recv()).await;
-        news.expect("news come soon").expect("somebody follows")
+    pub(crate) async fn next(&mut self) -> SandboxUpdate {
+        let update = tokio::time::timeout(SOON, self.updates.recv()).await;
+        update.expect("news come soon").expect("somebody follows")
     }
 
     /// The id of the sandbox that is up next; anything else is a mistake.
     pub(crate) async fn up(&mut self) -> String {
         match self.next().await {
-            SandboxNews::Up(sandbox) => id(&sandbox),
+            SandboxUpdate::Up(sandbox) => id(&sandbox),
             other => panic!("{other:?}"),
         }
     }
@@ -99,7 +99,7 @@ impl Lab {
     /// The id of the sandbox that is down next; anything else is a mistake.
     pub(crate) async fn down(&mut self) -> String {
         match self.next().await {
-            SandboxNews::Down(id) => id.to_string(),
+            SandboxUpdate::Down(id) => id.to_string(),
             other => panic!("{other:?}"),
         }
     }
@@ -107,7 +107,7 @@ impl Lab {
     /// The ids in the list that comes next, sorted; anything else is a mistake.
     pub(crate) async fn listed(&mut self) -> Vec<String> {
         match self.next().await {
-            SandboxNews::Listed(sandboxes) => {
+            SandboxUpdate::Listed(sandboxes) => {
                 let mut ids: Vec<String> = sandboxes.iter().map(id).collect();
                 ids.sort();
                 ids

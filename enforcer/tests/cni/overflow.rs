@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use portmapping_enforcer_core::SandboxNews;
+use portmapping_enforcer_core::SandboxUpdate;
 
 use crate::lab::{Lab, good};
 
@@ -27,11 +27,11 @@ async fn after_an_overflow_everything_is_listed() {
     let mut lists = 0;
     while known.len() < FILES {
         match lab.next().await {
-            SandboxNews::Up(sandbox) => {
+            SandboxUpdate::Up(sandbox) => {
                 known.insert(sandbox.id);
             }
-            SandboxNews::Down(id) => panic!("{id} is there"),
-            SandboxNews::Listed(sandboxes) => {
+            SandboxUpdate::Down(id) => panic!("{id} is there"),
+            SandboxUpdate::Listed(sandboxes) => {
                 lists += 1;
                 known = sandboxes.into_iter().map(|sandbox| sandbox.id).collect();
             }
@@ -45,8 +45,8 @@ async fn after_an_overflow_everything_is_listed() {
     lab.remove("pods-s7-eth0");
     loop {
         match lab.next().await {
-            SandboxNews::Down(id) => break assert_eq!(id.as_str(), "s7"),
-            SandboxNews::Up(_) | SandboxNews::Listed(_) => {}
+            SandboxUpdate::Down(id) => break assert_eq!(id.as_str(), "s7"),
+            SandboxUpdate::Up(_) | SandboxUpdate::Listed(_) => {}
         }
     }
     lab.end().await;

@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use nix::errno::Errno as SystemErrno;
 use nix::unistd::gettid;
-use portmapping_keeper::wire::{Errno, Outcome, Port};
+use portmapping_keeper::wire::{Errno, HoldOutcome, Port};
 use portmapping_shared::Protocol::{self, Sctp, Tcp, Udp};
 use socket2::Domain;
 
 use crate::world::{NODE_IP, Node, SOON, bind_any, block_on, in_netns, ip, ports, socket};
 
-const IN_USE: Outcome = Outcome::Refused(Errno(SystemErrno::EADDRINUSE as i32));
+const IN_USE: HoldOutcome = HoldOutcome::Refused(Errno(SystemErrno::EADDRINUSE as i32));
 
 /// Every way to bind that the kernel knows.
 fn challenge(port: Port) {
@@ -179,13 +179,16 @@ fn port_of_a_stranger_is_refused_until_it_leaves() {
             let wanted = ports(protocol, 20000, 3);
             let stranger = bind_any(wanted[1]).unwrap();
             let outcomes = block_on(client.hold(&wanted)).unwrap();
-            assert_eq!(outcomes, [Outcome::Held, IN_USE, Outcome::Held]);
-            let Outcome::Refused(errno) = outcomes[1] else {
+            assert_eq!(outcomes, [HoldOutcome::Held, IN_USE, HoldOutcome::Held]);
+            let HoldOutcome::Refused(errno) = outcomes[1] else {
                 unreachable!()
             };
             assert!(errno.to_string().contains("in use"), "{errno}");
             drop(stranger);
-            assert_eq!(block_on(client.hold(&wanted)).unwrap(), [Outcome::Held; 3]);
+            assert_eq!(
+                block_on(client.hold(&wanted)).unwrap(),
+                [HoldOutcome::Held; 3]
+            );
         }
         // a live outgoing connection owns its source port as well
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -214,11 +217,11 @@ fn hold_is_idempotent_and_takes_what_was_asked_alone() {
         wanted.extend(ports(Udp, 20001, 1));
         wanted.push(wanted[0]);
         let expected = [
-            Outcome::Held,
-            Outcome::Held,
-            Outcome::HeldWithoutSocket,
-            Outcome::Held,
-            Outcome::Held,
+            HoldOutcome::Held,
+            HoldOutcome::Held,
+            HoldOutcome::HeldWithoutSocket,
+            HoldOutcome::Held,
+            HoldOutcome::Held,
         ];
         for _ in 0..2 {
             assert_eq!(block_on(client.hold(&wanted)).unwrap(), expected);

@@ -8,8 +8,8 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use portmapping_enforcer::hold::{HoldError, Keeper, Watch};
-use portmapping_keeper::wire::{Duty, MAX_FRAME, Outcome, Reply};
+use portmapping_enforcer::keeper_client::{KeeperClient, KeeperClientError, RoleWatch};
+use portmapping_keeper::wire::{HoldOutcome, KeeperRole, MAX_FRAME, Reply};
 use portmapping_shared::Protocol::{Tcp, Udp};
 
 use crate::world::{KeeperProcess, Node, SOON, block_on, eventually, in_netns, ports};
@@ -93,7 +93,7 @@ fn client() {
     let Some(socket) = std::env::var_os("KEEPER_SOCKET") else {
         return;
     };
-    let mut client = block_on(Keeper::connect(socket, Duration::from_secs(2))).unwrap();
+    let mut client = block_on(KeeperClient::connect(socket, Duration::from_secs(2))).unwrap();
     block_on(client.hold(&ports(Tcp, 21000, 300))).unwrap();
     loop {
         std::thread::park(); // until killed
@@ -155,7 +155,7 @@ fn nonsense_is_answered_and_ends_its_connection_only() {
         let mut stream = raw(&keeper);
         let newer = r#"{"v":1,"why":"later","request":{"hold":[["TCP",20001]]}}"#;
         stream.write_all(&frame(newer)).unwrap();
-        assert_eq!(reply(&mut stream), Reply::Holding(vec![Outcome::Held]));
+        assert_eq!(reply(&mut stream), Reply::Holding(vec![HoldOutcome::Held]));
     });
 }
 
@@ -225,24 +225,27 @@ fn client_hears_of_a_restarted_keeper() {
         first.hold(&held);
         let mut client = first.client();
         block_on(async {
-            let mut watch = Watch::connect(&first.socket, SOON).await.unwrap();
-            assert_eq!(watch.next().await.unwrap(), Duty::Active);
+            let mut watch = RoleWatch::connect(&first.socket, SOON).await.unwrap();
+            assert_eq!(watch.next().await.unwrap(), KeeperRole::Active);
             assert_eq!(client.list().await.unwrap().len(), 5);
             first.kill();
-            assert!(matches!(watch.next().await, Err(HoldError::Lost { .. })));
+            assert!(matches!(
+                watch.next().await,
+                Err(KeeperClientError::Lost { .. })
+            ));
         });
         let second = node.keeper("a");
         block_on(async {
             let restarted = client.hold(&held).await;
             assert!(
-                matches!(restarted, Err(HoldError::Restarted { .. })),
+                matches!(restarted, Err(KeeperClientError::Restarted { .. })),
                 "{restarted:?}"
             );
             assert!(client.list().await.unwrap().is_empty());
-            assert_eq!(client.hold(&held).await.unwrap(), [Outcome::Held; 5]);
+            assert_eq!(client.hold(&held).await.unwrap(), [HoldOutcome::Held; 5]);
         });
         drop(second);
-        let gone = block_on(Keeper::connect(
+        let gone = block_on(KeeperClient::connect(
             node.path("a.sock"),
             Duration::from_millis(50),
         ));
@@ -266,7 +269,7 @@ fn cancelled_request_does_not_shift_the_answers() {
                 let limit = Duration::from_micros(microseconds);
                 let _ = tokio::time::timeout(limit, client.list()).await;
                 let outcomes = client.hold(&ports(Tcp, 20000, 1)).await.unwrap();
-                assert_eq!(outcomes, [Outcome::Held]);
+                assert_eq!(outcomes, [HoldOutcome::Held]);
             }
         });
     });

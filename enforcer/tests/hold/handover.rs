@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use portmapping_enforcer::hold::{HoldError, Watch};
-use portmapping_keeper::wire::{Duty, Errno, Outcome, Port};
+use portmapping_enforcer::keeper_client::{KeeperClientError, RoleWatch};
+use portmapping_keeper::wire::{Errno, HoldOutcome, KeeperRole, Port};
 use portmapping_shared::Protocol::{Sctp, Tcp, Udp};
 
 use crate::world::{
@@ -43,7 +43,7 @@ fn assert_retired(keeper: &KeeperProcess) {
             client.list().await.map(drop),
         ] {
             assert!(
-                matches!(refused, Err(HoldError::Retired { .. })),
+                matches!(refused, Err(KeeperClientError::Retired { .. })),
                 "{refused:?}"
             );
         }
@@ -120,13 +120,13 @@ fn watcher_hears_that_its_keeper_retired() {
         let old = node.keeper("old");
         old.hold(&many());
         block_on(async {
-            let mut watch = Watch::connect(&old.socket, SOON).await.unwrap();
-            assert_eq!(watch.next().await.unwrap(), Duty::Active);
+            let mut watch = RoleWatch::connect(&old.socket, SOON).await.unwrap();
+            assert_eq!(watch.next().await.unwrap(), KeeperRole::Active);
             let new = node.spawn("new", &node.run_dir(), &[]);
-            assert_eq!(watch.next().await.unwrap(), Duty::Frozen);
-            assert_eq!(watch.next().await.unwrap(), Duty::Retired);
+            assert_eq!(watch.next().await.unwrap(), KeeperRole::Frozen);
+            assert_eq!(watch.next().await.unwrap(), KeeperRole::Retired);
             new.kill();
-            assert_eq!(watch.next().await.unwrap(), Duty::Active);
+            assert_eq!(watch.next().await.unwrap(), KeeperRole::Active);
         });
         assert_eq!(
             old.list().unwrap(),
@@ -242,7 +242,7 @@ fn hung_peer_delays_the_start_by_seconds_only_and_is_asked_again() {
         let refused = block_on(new.client().hold(&ports(Tcp, 20000, 1))).unwrap();
         assert_eq!(
             refused,
-            [Outcome::Refused(Errno(
+            [HoldOutcome::Refused(Errno(
                 nix::errno::Errno::EADDRINUSE as i32
             ))]
         );

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use nix::sys::resource::{Resource, getrlimit};
-use portmapping_keeper::wire::{Errno, Outcome};
+use portmapping_keeper::wire::{Errno, HoldOutcome};
 use portmapping_shared::Protocol::Tcp;
 
 use crate::world::{Node, block_on, eventually, in_netns, ports};
@@ -32,10 +32,10 @@ fn soft_limit_is_raised_and_the_hard_one_answered_as_a_refusal() {
         let outcomes = block_on(keeper.client().hold(&wanted)).unwrap();
         let held = outcomes
             .iter()
-            .take_while(|outcome| **outcome == Outcome::Held)
+            .take_while(|outcome| **outcome == HoldOutcome::Held)
             .count();
         assert_eq!(held, 10036);
-        let full = Outcome::Refused(Errno(nix::errno::Errno::EMFILE as i32));
+        let full = HoldOutcome::Refused(Errno(nix::errno::Errno::EMFILE as i32));
         assert!(outcomes[held..].iter().all(|outcome| *outcome == full));
         // connections still get through
         assert_eq!(keeper.list().unwrap().len(), held);

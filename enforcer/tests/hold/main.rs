@@ -4,10 +4,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // also outside of #[test]
 
-mod again;
 mod binds;
 mod clients;
 mod facts;
 mod handover;
 mod limits;
+mod reacquire;
 mod world;

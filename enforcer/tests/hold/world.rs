@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use portmapping_enforcer::hold::Keeper;
+use portmapping_enforcer::keeper_client::KeeperClient;
 use portmapping_keeper::wire::Port;
 use portmapping_shared::{HostPort, Protocol};
 use socket2::{Domain, Socket, Type};
@@ -180,8 +180,8 @@ pub(crate) struct KeeperProcess {
 }
 
 impl KeeperProcess {
-    pub(crate) fn client(&self) -> Keeper {
-        block_on(Keeper::connect(&self.socket, SOON)).unwrap()
+    pub(crate) fn client(&self) -> KeeperClient {
+        block_on(KeeperClient::connect(&self.socket, SOON)).unwrap()
     }
 
     /// Holds everything, or panics.

@@ -1,23 +1,24 @@
-//! Bytes into the server's connection handler, by way of memory.
+//! Sends bytes to the server's connection handler through an in-memory stream.
 
 use std::net::IpAddr;
 use std::time::Duration;
 
 use http::Version;
-use portmapping_runtime::conns::{Connections, Peer, Silence};
+use portmapping_runtime::conns::{Connections, Peer};
 use portmapping_webhook::metrics::Metrics;
 use portmapping_webhook::routes;
-use portmapping_webhook::server::{Ending, Http, Limits};
+use portmapping_webhook::server::{Ending, Http, IdleTimeouts, Limits};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-/// Nothing waits for anybody here: the client says all that it has to say, and hangs up.
+/// Far longer than a connection takes: the client sends all its bytes at once and closes.
 const LIMIT: Duration = Duration::from_secs(10);
 const LONG: Duration = Duration::from_mins(1);
-/// The client's preface and empty settings, RFC 9113 section 3.4: without them no byte gets far.
+/// The client's preface and empty settings, RFC 9113 section 3.4. The server rejects a connection
+/// without them.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-/// A connection's bytes behind TLS. The first byte tells HTTP/1.1 (0), HTTP/2 (1), and HTTP/2 after
-/// a good beginning (2).
+/// Checks the bytes of a connection inside TLS. The first byte selects HTTP/1.1 (0), HTTP/2 (1), or
+/// HTTP/2 after a valid preface (2).
 pub fn http(data: &[u8]) {
     let Some((kind, rest)) = data.split_first() else {
         return;
@@ -32,21 +33,21 @@ pub fn http(data: &[u8]) {
         .build()
         .expect("a runtime");
     runtime.block_on(async {
-        let talk = talk(version, begin, rest);
-        tokio::time::timeout(LIMIT, talk)
+        let exchange = exchange(version, begin, rest);
+        tokio::time::timeout(LIMIT, exchange)
             .await
-            .expect("a connection that was hung up ends");
+            .expect("the handler of a closed connection ends");
     });
 }
 
-async fn talk(version: Version, begin: &[u8], rest: &[u8]) {
+async fn exchange(version: Version, begin: &[u8], rest: &[u8]) {
     let metrics = Metrics::default();
     let reviews = routes::Limits {
         body_bytes: 64 * 1024,
         deadline: LONG,
         max_ports: 64,
     };
-    let silence = Silence {
+    let timeouts = IdleTimeouts {
         first: LONG,
         idle: LONG,
         busy: LONG,
@@ -55,7 +56,7 @@ async fn talk(version: Version, begin: &[u8], rest: &[u8]) {
         router: routes::router(reviews, metrics.clone()),
         limits: Limits {
             handshake: LONG,
-            silence,
+            timeouts,
             connections: 1,
             drain: LONG,
         },
@@ -63,23 +64,23 @@ async fn talk(version: Version, begin: &[u8], rest: &[u8]) {
         metrics,
     };
     let peer = Peer::from(IpAddr::from([10, 0, 0, 1]));
-    let (place, _evicted) = Connections::new(1).enter(peer).expect("a place");
+    let (slot, _evicted) = Connections::default().enter(peer, 1);
     let (client, stream) = tokio::io::duplex(64 * 1024);
     let (mut read, mut write) = tokio::io::split(client);
-    let say = async {
-        // a server that has heard enough hangs up first
+    let send = async {
+        // the server may close the connection before it has read everything
         let _ = write.write_all(begin).await;
         let _ = write.write_all(rest).await;
         let _ = write.shutdown().await;
     };
-    let hear = async {
+    let receive = async {
         let mut answers = Vec::new();
         let _ = read.read_to_end(&mut answers).await;
         answers
     };
-    let serve = server.serve(stream, version, place, peer);
-    let ((), (), answers) = tokio::join!(serve, say, hear);
+    let serve = server.serve(stream, version, slot, peer);
+    let ((), (), answers) = tokio::join!(serve, send, receive);
     if version == Version::HTTP_11 && !answers.is_empty() {
-        assert!(answers.starts_with(b"HTTP/1."), "no HTTP answer");
+        assert!(answers.starts_with(b"HTTP/1."), "the answer is not HTTP");
     }
 }

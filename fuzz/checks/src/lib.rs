@@ -1,9 +1,9 @@
-//! What must hold for any bytes that a stranger may send. The fuzzer calls these functions with
-//! bytes of its own making; the tests call them with the corpus.
+//! What must hold for any bytes from outside. The fuzzer calls these functions with generated
+//! bytes; the tests call them with the corpus.
 //!
-//! Each returns if all is well, and panics if not.
+//! Each function returns if the check passes and panics if it fails.
 
-// a check that fails says so by a panic: that is what the fuzzer looks for
+// the fuzzer finds a failed check by its panic
 #![allow(clippy::panic, clippy::expect_used, clippy::missing_panics_doc)]
 
 mod http1and2;
@@ -21,7 +21,7 @@ use portmapping_webhook::review::{self, Answer, Subject};
 pub use http1and2::http;
 
 const MAX_PORTS: usize = 64;
-/// Far above the 200 quoted characters and our own words.
+/// Far above the 200 quoted characters and the text around them, in bytes.
 const MAX_MESSAGE_BYTES: usize = 2_000;
 const SPEC: &str = r#"{"containers":[{"ports":[{"containerPort":80,"name":"web"},
     {"containerPort":53,"protocol":"UDP","hostPort":53},{"containerPort":9}]}],
@@ -31,7 +31,7 @@ fn spec() -> PodSpec {
     serde_json::from_str(SPEC).expect("a spec")
 }
 
-/// A request that was granted is small, and its mark says the same.
+/// Checks that a valid request is small and that its mark reads back as the same request.
 fn granted(request: &PortRequest, spec: &PodSpec) {
     assert!(request.ports.len() <= MAX_PORTS);
     if !request.ports.is_empty() {
@@ -41,7 +41,7 @@ fn granted(request: &PortRequest, spec: &PodSpec) {
     }
 }
 
-/// The annotation's value, as a user or a thief of results may write it.
+/// Checks the value of the annotation: a request, a copied result, or anything else.
 pub fn annotation(data: &[u8]) {
     let Ok(value) = std::str::from_utf8(data) else {
         return;
@@ -61,7 +61,7 @@ pub fn annotation(data: &[u8]) {
     }
 }
 
-/// The request mark, forged where no policy guards it.
+/// Checks the request mark, which users can forge where the admission policy is missing.
 pub fn mark(data: &[u8]) {
     let Ok(value) = std::str::from_utf8(data) else {
         return;
@@ -73,8 +73,8 @@ pub fn mark(data: &[u8]) {
     }
 }
 
-/// The body of a review. Where it is one of a pod, the patch applies, and a second pass over its
-/// result has nothing to do.
+/// Checks the body of a review. For a pod the patch must apply, and a second review of the patched
+/// pod must change nothing.
 pub fn review(data: &[u8]) {
     let review = match review::parse(data) {
         Ok(review) => review,
@@ -90,7 +90,7 @@ pub fn review(data: &[u8]) {
     let Verdict::Allow { patch, .. } = verdict else {
         return;
     };
-    // numbers beyond what this type holds are skipped by ours
+    // review::parse skips numbers that this type cannot hold
     let Ok(mut body) = serde_json::from_slice::<serde_json::Value>(data) else {
         return;
     };
@@ -98,15 +98,15 @@ pub fn review(data: &[u8]) {
     json_patch::patch(object, &patch).expect("the patch applies");
     let after = serde_json::to_vec(&body).expect("JSON");
     let Subject::Pod(after) = review::parse(&after).expect("a review").subject else {
-        panic!("no pod any more")
+        panic!("the patched object is not a pod")
     };
     let Verdict::Allow { patch: again, .. } = mutate::judge(&after, MAX_PORTS) else {
-        panic!("denied at the second pass")
+        panic!("the second review denies the patched pod")
     };
     assert_eq!(again, Vec::<PatchOperation>::new());
 }
 
-/// A file of the runtime's CNI result cache: at most one pod, with addresses that a pod may have.
+/// Checks a CNI result of the container runtime: at most one pod, with addresses that a pod can have.
 pub fn cni(data: &[u8]) {
     let node = IpAddr::from([10, 0, 0, 11]);
     match result::parse(data, Duration::ZERO, |ip| ip == node) {
@@ -115,7 +115,7 @@ pub fn cni(data: &[u8]) {
             assert!(!sandbox.ips.is_empty());
             let odd = |ip: &IpAddr| *ip == node || ip.is_loopback() || ip.is_unspecified();
             assert!(!sandbox.ips.iter().any(odd));
-            // stands in the comment of a rule
+            // the uid becomes part of a rule's comment
             assert!(sandbox.uid.as_str().parse::<PodUid>().is_ok());
         }
         Err(unusable) => assert!(unusable.to_string().len() < MAX_MESSAGE_BYTES),

@@ -1,7 +1,7 @@
 use std::fs;
 use std::path::Path;
 
-/// Every file of a target's corpus; what the fuzzer once found is among them.
+/// Runs a check over every file of its corpus, which contains what the fuzzer found before.
 fn over_corpus(name: &str, check: fn(&[u8])) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../corpus")

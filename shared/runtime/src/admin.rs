@@ -3,7 +3,9 @@
 //! `/healthz` answers while the program runs, `/readyz` says 503 and names what is pending,
 //! `/metrics` is for Prometheus. Merge further routes (`/state`) into [`router`]'s result.
 
+use std::any::Any;
 use std::io;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -80,7 +82,7 @@ pub async fn serve<L>(mut listener: L, router: Router, token: CancellationToken)
 where
     L: Listener<Addr: 'static>,
 {
-    let places = Connections::new(MAX_CONNECTIONS);
+    let mut slots = Connections::default();
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
@@ -91,9 +93,7 @@ where
             // keeps the table of tasks small while nobody comes
             Some(_ended) = connections.join_next() => continue,
         };
-        let Some((place, _evicted)) = places.enter(Peer::of(&address)) else {
-            continue;
-        };
+        let (slot, _evicted) = slots.enter(peer_of(&address), MAX_CONNECTIONS);
         let service = TowerToHyperService::new(router.clone());
         connections.spawn(async move {
             let connection = http1::Builder::new()
@@ -104,12 +104,18 @@ where
             // a client that leaves early is its own affair
             let limited = tokio::time::timeout(CONNECTION_LIMIT, connection);
             tokio::select! {
-                () = place.evicted() => {}
+                () = slot.evicted.cancelled() => {}
                 _ended = limited => {}
             }
         });
     }
     while connections.join_next().await.is_some() {}
+}
+
+/// The peer of an accepted connection, whatever the listener's kind of address.
+fn peer_of(address: &dyn Any) -> Peer {
+    let address = address.downcast_ref::<SocketAddr>();
+    address.map_or_else(Peer::default, |address| address.ip().into())
 }
 
 /// What a probe was told.

@@ -1,37 +1,26 @@
-//! Which connections there are, and which one has to go when there are too many.
+//! The open connections of a server, and which one is closed when a new one finds the table full.
 //!
-//! Turning newcomers away would let whoever fills the table keep everybody else out; so a newcomer is
-//! let in, and the address with the most connections gives one up: one that never sent a request
-//! if there is any, else the one that has been idle longest. So an address gets its share of the
-//! table whatever the others do, however busily they do it.
+//! A new connection is always accepted. If the table is full, the peer with the most connections
+//! loses one: first one that never sent a request, then the one idle longest, and only then one in
+//! the middle of a request. So no peer can keep another one out, however many connections it opens.
 
-use std::any::Any;
-use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::cmp::Reverse;
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
-/// Limits of one connection's silence.
-#[derive(Clone, Copy, Debug)]
-pub struct Silence {
-    /// Before the first request's header is there, handshake included.
-    pub first: Duration,
-    /// Between requests. Longer than the 90 s after which a Go client drops an idle connection:
-    /// who closes first must be the client, else a request may cross the closing on its way.
-    pub idle: Duration,
-    /// Within a request, deadline included.
-    pub busy: Duration,
-}
-
-/// Who is at the other end, as far as shares go; the default for a socket without addresses.
+/// The other end of a connection, as the unit of fair sharing. The default stands for a socket
+/// without addresses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Peer(Option<IpAddr>);
 
 impl From<IpAddr> for Peer {
-    /// An IPv6 network of 64 bits is one peer: whoever has one address of it has them all.
+    /// An IPv6 network of 64 bits is one peer: a host usually controls all of its addresses.
     fn from(address: IpAddr) -> Self {
         Self(Some(match address.to_canonical() {
             IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)).into(),
@@ -40,182 +29,81 @@ impl From<IpAddr> for Peer {
     }
 }
 
-impl Peer {
-    /// The peer of an accepted connection, whatever the listener's kind of address.
-    pub fn of(address: &dyn Any) -> Self {
-        let address = address.downcast_ref::<SocketAddr>();
-        address.map_or_else(Self::default, |address| address.ip().into())
-    }
+/// What a connection does, and since when. Ordered: the smallest is closed first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Activity {
+    /// No request yet; accepted then.
+    NoRequestYet(Instant),
+    /// No request at present; the last one began then.
+    Idle(Instant),
+    /// At least one request is being answered; the newest began then.
+    Busy(Instant),
 }
 
-/// All connections; cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Connections {
-    table: Arc<Mutex<Table>>,
-    max: usize,
-}
-
-#[derive(Debug, Default)]
-struct Table {
-    next: u64,
-    rows: BTreeMap<u64, Row>,
-    /// How many rows each peer has; none with zero.
-    peers: HashMap<Peer, usize>,
-}
-
+/// The state of one open connection. Its row leaves the table when the last reference is dropped.
 #[derive(Debug)]
-struct Row {
+pub struct ConnectionSlot {
+    /// Cancelled when another connection needs the place: close this one.
+    pub evicted: CancellationToken,
     peer: Peer,
-    evict: CancellationToken,
-    /// Requests being answered.
-    busy: usize,
-    /// Whether a request ever came.
-    served: bool,
-    /// The last change of the above.
-    since: Instant,
+    accepted: Instant,
+    last_request: Mutex<Option<Instant>>,
+    requests: TaskTracker,
 }
 
-/// A connection's place in the table; leaves it when dropped.
-#[derive(Debug)]
-pub struct Place {
-    id: u64,
-    evict: CancellationToken,
-    connections: Connections,
-}
-
-/// A request being answered; ends when dropped.
-#[derive(Debug)]
-pub struct Busy {
-    id: u64,
-    connections: Connections,
-}
-
-impl Table {
-    fn remove(&mut self, id: u64) -> Option<Row> {
-        let row = self.rows.remove(&id)?;
-        if let Some(count) = self.peers.get_mut(&row.peer) {
-            *count -= 1;
-            if *count == 0 {
-                self.peers.remove(&row.peer);
-            }
-        }
-        Some(row)
-    }
-
-    /// Whose connection goes for this newcomer. None where the newcomer's own peer has as many as
-    /// anybody, and all of them are in the middle of a request.
-    fn victim(&self, newcomer: Peer) -> Option<u64> {
-        let count = |peer| self.peers.get(&peer).copied().unwrap_or_default();
-        let after = |peer| count(peer) + usize::from(peer == newcomer);
-        let most = self.peers.keys().map(|peer| after(*peer)).max()?;
-        // in the middle of a request only the greedy are interrupted
-        let greedy = most > count(newcomer) + 1;
-        let rows = self.rows.iter().filter(|(_, row)| after(row.peer) == most);
-        rows.filter(|(_, row)| row.busy == 0 || greedy)
-            .min_by_key(|(_, row)| (row.busy > 0, row.served, row.since))
-            .map(|(id, _)| *id)
-    }
-}
+/// The table of open connections.
+#[derive(Debug, Default)]
+pub struct Connections(Vec<Weak<ConnectionSlot>>);
 
 impl Connections {
-    /// A table for this many.
-    #[must_use]
-    pub fn new(max: usize) -> Self {
-        Self {
-            table: Arc::default(),
-            max,
-        }
-    }
-
-    /// How many there are.
-    #[must_use]
-    pub fn count(&self) -> usize {
-        self.table.lock().rows.len()
-    }
-
-    /// A place for a newcomer, and whether another connection had to go for it. None where no other
-    /// can be asked to.
-    #[must_use]
-    pub fn enter(&self, peer: Peer) -> Option<(Place, bool)> {
-        let mut table = self.table.lock();
-        let full = table.rows.len() >= self.max;
+    /// Adds a connection, so that there are at most `max`. Also returns whether another connection
+    /// was evicted for it.
+    pub fn enter(&mut self, peer: Peer, max: usize) -> (Arc<ConnectionSlot>, bool) {
+        let open = |slot: Arc<ConnectionSlot>| !slot.evicted.is_cancelled();
+        self.0.retain(|slot| slot.upgrade().is_some_and(open));
+        let full = self.0.len() >= max;
         if full {
-            let victim = table.victim(peer)?;
-            if let Some(row) = table.remove(victim) {
-                row.evict.cancel();
-            }
+            self.evict_one_for(peer);
         }
-        let id = table.next;
-        table.next += 1;
-        let evict = CancellationToken::new();
-        let row = Row {
+        let slot = Arc::new(ConnectionSlot {
+            evicted: CancellationToken::new(),
             peer,
-            evict: evict.clone(),
-            busy: 0,
-            served: false,
-            since: Instant::now(),
-        };
-        table.rows.insert(id, row);
-        *table.peers.entry(peer).or_default() += 1;
-        Some((
-            Place {
-                id,
-                evict,
-                connections: self.clone(),
-            },
-            full,
-        ))
-    }
-
-    fn change(&self, id: u64, change: impl FnOnce(&mut Row)) {
-        if let Some(row) = self.table.lock().rows.get_mut(&id) {
-            change(row);
-            row.since = Instant::now();
-        }
-    }
-}
-
-impl Place {
-    /// Returns when a newcomer needs the place.
-    pub async fn evicted(&self) {
-        self.evict.cancelled().await;
-    }
-
-    /// A request has begun.
-    #[must_use]
-    pub fn busy(&self) -> Busy {
-        self.connections.change(self.id, |row| {
-            row.busy += 1;
-            row.served = true;
+            accepted: Instant::now(),
+            last_request: Mutex::default(),
+            requests: TaskTracker::new(),
         });
-        Busy {
-            id: self.id,
-            connections: self.connections.clone(),
-        }
+        self.0.push(Arc::downgrade(&slot));
+        (slot, full)
     }
 
-    /// When the connection will have been silent for too long, as things stand now.
+    fn evict_one_for(&self, newcomer: Peer) {
+        let slots: Vec<_> = self.0.iter().filter_map(Weak::upgrade).collect();
+        let mut counts = HashMap::from([(newcomer, 1)]);
+        for slot in &slots {
+            *counts.entry(slot.peer).or_default() += 1;
+        }
+        let order = |it: &&Arc<ConnectionSlot>| (Reverse(counts.get(&it.peer)), it.activity());
+        if let Some(slot) = slots.iter().min_by_key(order) {
+            slot.evicted.cancel();
+        }
+    }
+}
+
+impl ConnectionSlot {
+    /// Begins a request; it ends when the token is dropped.
+    pub fn begin_request(&self) -> TaskTrackerToken {
+        *self.last_request.lock() = Some(Instant::now());
+        self.requests.token()
+    }
+
+    /// What the connection does at present.
     #[must_use]
-    pub fn silent_at(&self, silence: Silence) -> Instant {
-        match self.connections.table.lock().rows.get(&self.id) {
-            None => Instant::now(),
-            Some(row) if row.busy > 0 => row.since + silence.busy,
-            Some(row) if row.served => row.since + silence.idle,
-            Some(row) => row.since + silence.first,
+    pub fn activity(&self) -> Activity {
+        match *self.last_request.lock() {
+            None => Activity::NoRequestYet(self.accepted),
+            Some(begun) if self.requests.is_empty() => Activity::Idle(begun),
+            Some(begun) => Activity::Busy(begun),
         }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.connections.table.lock().remove(self.id);
-    }
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.connections
-            .change(self.id, |row| row.busy = row.busy.saturating_sub(1));
     }
 }
 

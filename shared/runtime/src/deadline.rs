@@ -25,16 +25,6 @@ pub enum CallError<E: std::error::Error + 'static> {
     },
 }
 
-impl<E: std::error::Error + 'static> CallError<E> {
-    /// The other side's error, where there was an answer.
-    pub fn answer(&self) -> Option<&E> {
-        match self {
-            Self::TimedOut { .. } => None,
-            Self::Failed { source, .. } => Some(source),
-        }
-    }
-}
-
 /// Runs a call to the outside, giving up after `limit`.
 pub async fn within<T, E>(
     limit: Duration,

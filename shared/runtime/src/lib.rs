@@ -5,7 +5,7 @@
 //! Readiness handles --+
 //! Registry -----------+--> admin::router --> admin::serve (TCP or unix socket) <-- admin::probe
 //! extra routes -------+
-//! signals --> Shutdown --> CancellationToken --> every task
+//! signals --> Supervisor --> CancellationToken --> every task
 //! ```
 //!
 //! It knows nothing of pods, ports or certificates.
@@ -18,8 +18,8 @@ pub mod flags;
 pub mod log;
 pub mod metrics;
 pub mod ready;
-pub mod shutdown;
+pub mod supervisor;
 
 pub use deadline::{CallError, within};
 pub use ready::{Readiness, ReadyHandle};
-pub use shutdown::Shutdown;
+pub use supervisor::Supervisor;

@@ -36,12 +36,6 @@ impl Readiness {
             .filter_map(|(name, waiting)| Some(format!("{name}: {}", waiting.as_ref()?)))
             .collect()
     }
-
-    /// Whether every part is ready.
-    #[must_use]
-    pub fn is_ready(&self) -> bool {
-        self.parts.lock().values().all(Option::is_none)
-    }
 }
 
 /// One part's say. Dropping it changes nothing: what was ready stays ready.
@@ -60,6 +54,13 @@ impl ReadyHandle {
     /// The part is not ready, and why: a few words for whoever reads `/readyz`.
     pub fn wait_for(&self, why: impl Into<String>) {
         self.set(Some(why.into()));
+    }
+
+    /// Returns whether the part is ready.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        let parts = self.readiness.parts.lock();
+        parts.get(self.name).is_some_and(Option::is_none)
     }
 
     fn set(&self, now: Waiting) {

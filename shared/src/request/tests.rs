@@ -46,7 +46,7 @@ fn an_empty_value_means_every_declared_port_in_spec_order() {
 }
 
 #[test]
-fn a_result_of_somebody_else_counts_as_empty() {
+fn a_copied_result_means_the_same_as_empty() {
     let copied =
         r#"[{"hostPort":1,"containerPort":2,"protocol":"TCP","podName":"x","podIP":"10.0.0.1"}]"#;
     assert_eq!(resolve(copied), resolve(""));
@@ -61,7 +61,7 @@ fn a_request_is_answered_in_spec_order_with_undeclared_ports_last() {
 }
 
 #[test]
-fn a_number_without_protocol_means_every_declared_one() {
+fn a_number_without_protocol_means_every_declared_port_of_it() {
     assert_eq!(resolve(r#"[{"containerPort":53}]"#), ["53/UDP", "53/TCP"]);
     assert_eq!(
         resolve(r#"[{"containerPort":53,"protocol":"UDP"}]"#),
@@ -105,7 +105,7 @@ fn a_static_host_port_stays_what_it_is() {
 }
 
 #[test]
-fn a_pod_on_the_host_network_has_its_ports_already() {
+fn a_pod_on_the_host_network_has_static_host_ports() {
     let spec = PodSpec {
         host_network: true,
         ..spec()
@@ -116,7 +116,6 @@ fn a_pod_on_the_host_network_has_its_ports_already() {
         MAX,
     );
     let request = request.unwrap();
-    assert!(!request.needs_allocation());
     assert_eq!(
         request.ports.iter().map(brief).collect::<Vec<_>>(),
         ["53/UDP=53", "5/TCP=5"]
@@ -134,7 +133,7 @@ fn a_pod_without_ports_asks_for_nothing() {
 }
 
 #[test]
-fn refusals_quote_explain_and_show_what_works() {
+fn a_refusal_quotes_the_value_explains_and_shows_a_valid_one() {
     let cases = [
         (
             r#"[{"containerPort":"nope"}]"#,
@@ -142,11 +141,11 @@ fn refusals_quote_explain_and_show_what_works() {
         ),
         (
             r#"[{"containerPort":70000}]"#,
-            "70000 is no port: ports are 1-65535",
+            "70000 is not a port: ports are 1-65535",
         ),
         (
             r#"[{"containerPort":80,"hostIP":"node1"}]"#,
-            r#"hostIP "node1" is no IP address"#,
+            r#"hostIP "node1" is not an IP address"#,
         ),
         (
             r#"[{"containerPort":80,"hostPrt":1}]"#,
@@ -197,7 +196,7 @@ fn too_many_ports_are_refused_with_the_numbers() {
 }
 
 #[test]
-fn the_mark_says_the_same_again() {
+fn a_request_survives_its_mark() {
     for value in [
         "",
         r#"[{"containerPort":"web","hostIP":"10.0.0.11"},{"containerPort":6}]"#,
@@ -235,7 +234,7 @@ fn a_forged_mark_asks_for_nothing_an_annotation_could_not() {
 
 proptest! {
     #[test]
-    fn no_spec_and_no_value_upset_resolution(
+    fn every_spec_and_value_can_be_resolved(
         value in r#"(\[\{"containerPort":[0-9]{1,6}(,"protocol":"(TCP|UDP|XXX)")?\}\])?"#,
         ports in prop::collection::vec((any::<i64>(), any::<i64>(), "(TCP|UDP|SCTP|x|)", "[a-z:.0-9]{0,12}"), 0..8),
         host_network: bool,
@@ -258,9 +257,9 @@ proptest! {
     }
 }
 
-/// Two containers declare 80 for different addresses; a name tells them apart, and so does the mark.
+/// Two containers declare 80 for different addresses. A name means one of them, and the mark too.
 #[test]
-fn a_mark_of_ours_is_always_read_back() {
+fn a_mark_names_one_of_two_ports_of_the_same_number() {
     let spec: PodSpec = serde_json::from_str(
         r#"{"containers":[{"ports":[{"containerPort":80,"name":"web"}]},
                           {"ports":[{"containerPort":80,"name":"in","hostIP":"10.0.0.1"}]}]}"#,

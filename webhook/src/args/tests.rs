@@ -27,19 +27,19 @@ fn the_defaults_work_in_a_pod() {
     assert_eq!(config.reviews.deadline, Duration::from_secs(4));
     assert_eq!(config.reviews.body_bytes, 3 << 20);
     assert!(
-        config.server.silence.idle > Duration::from_secs(90),
-        "a Go client closes first"
+        config.server.timeouts.idle > Duration::from_secs(90),
+        "a Go client closes an idle connection first"
     );
 }
 
 #[test]
-fn the_certificate_is_for_the_service_that_is_named() {
+fn the_certificate_is_for_the_configured_service() {
     let config = config(&["--namespace", "ns", "--service", "hook"]).unwrap();
     assert_eq!(config.certificates.names.iter().next(), Some("hook.ns.svc"));
 }
 
 #[test]
-fn nonsense_is_refused() {
+fn invalid_flags_are_refused() {
     for flags in [
         ["--leaf-lifetime", "1s"],
         ["--ca-lifetime", "1d"],

@@ -5,92 +5,106 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
 use axum::body::{Body, Bytes};
+use futures::stream;
+use http_body_util::StreamBody;
 use hyper::body::Frame;
-
 use portmapping_runtime::conns::Peer;
 
-use super::{BodyError, Budget, Collected, MAX_BODIES, SHARE_BYTES, SHARES};
+use super::{BodyError, Budget, FULL_PEERS, MAX_BODIES, PEER_BYTES};
 
-/// A body of pieces, as the network delivers it; its length is not announced.
-fn pieces(pieces: Vec<Bytes>) -> Body {
+/// A body in pieces, as the network delivers it; its length is not announced.
+fn pieces(pieces: &[&'static str]) -> Body {
     let frames = pieces
-        .into_iter()
-        .map(|piece| Ok::<_, Infallible>(Frame::data(piece)));
-    Body::new(http_body_util::StreamBody::new(futures::stream::iter(
-        frames.collect::<Vec<_>>(),
-    )))
+        .iter()
+        .map(|piece| Ok(Frame::data(Bytes::from(*piece))));
+    let frames = frames.collect::<Vec<Result<_, Infallible>>>();
+    Body::new(StreamBody::new(stream::iter(frames)))
 }
 
-async fn collect(
-    body: impl Into<Body>,
-    limit: usize,
-    budget: &Budget,
-) -> Result<Collected, BodyError> {
-    assert_eq!(budget.limit, limit);
-    super::collect(body.into(), Peer::default(), budget).await
+/// A body of which nothing arrives; its length is not announced, so it claims the longest.
+fn stalled() -> Body {
+    let nothing = stream::pending::<Result<Frame<Bytes>, Infallible>>();
+    Body::new(StreamBody::new(nothing))
 }
 
 fn peer(last: u8) -> Peer {
     IpAddr::from([10, 0, 0, last]).into()
 }
 
-#[tokio::test]
-async fn puts_pieces_together() {
-    let budget = Budget::new(9);
-    let empty = collect(Body::empty(), 9, &budget).await.unwrap();
-    assert_eq!(empty.bytes(), b"");
-    let one = collect("whole", 9, &budget).await.unwrap();
-    assert_eq!(one.bytes(), b"whole");
-    let body = pieces(vec!["a".into(), "".into(), "bc".into(), "d".into()]);
-    assert_eq!(collect(body, 9, &budget).await.unwrap().bytes(), b"abcd");
+async fn read(budget: &Budget, body: impl Into<Body>) -> Result<Vec<u8>, BodyError> {
+    let received = budget.read(peer(1), body.into()).await;
+    received.map(|(bytes, _claims)| bytes)
 }
 
 #[tokio::test]
-async fn refuses_what_is_too_long_announced_or_not() {
+async fn joins_the_pieces() {
+    let budget = Budget::new(9);
+    assert_eq!(read(&budget, Body::empty()).await.unwrap(), b"");
+    assert_eq!(read(&budget, "whole").await.unwrap(), b"whole");
+    let body = pieces(&["a", "", "bc", "d"]);
+    assert_eq!(read(&budget, body).await.unwrap(), b"abcd");
+}
+
+#[tokio::test]
+async fn refuses_a_body_over_the_limit_announced_or_not() {
     let budget = Budget::new(3);
     let too_long = Err(BodyError::TooLong(3));
-    assert_eq!(collect("four", 3, &budget).await.map(drop), too_long);
-    let body = pieces(vec!["ab".into(), "cd".into()]);
-    assert_eq!(collect(body, 3, &budget).await.map(drop), too_long);
-    assert_eq!(collect("abc", 3, &budget).await.unwrap().bytes(), b"abc");
+    assert_eq!(read(&budget, "four").await, too_long);
+    assert_eq!(read(&budget, pieces(&["ab", "cd"])).await, too_long);
+    assert_eq!(read(&budget, "abc").await.unwrap(), b"abc");
 }
 
 #[tokio::test]
-async fn the_bodies_of_a_peer_share_its_room_and_give_it_back() {
-    let budget = Budget::new(SHARE_BYTES);
-    let half = || Body::from(vec![0; SHARE_BYTES / 2]);
-    let first = collect(half(), SHARE_BYTES, &budget).await.unwrap();
-    let second = collect(half(), SHARE_BYTES, &budget).await.unwrap();
-    let mut third = pin!(collect(half(), SHARE_BYTES, &budget));
+async fn bodies_of_one_peer_wait_for_its_budget_and_give_it_back() {
+    let budget = Budget::new(PEER_BYTES);
+    let half = || Body::from(vec![0; PEER_BYTES as usize / 2]);
+    let first = budget.read(peer(1), half()).await.unwrap();
+    let _second = budget.read(peer(1), half()).await.unwrap();
+    let mut third = pin!(budget.read(peer(1), half()));
     let mut cx = Context::from_waker(Waker::noop());
-    assert!(third.as_mut().poll(&mut cx).is_pending(), "no room yet");
+    assert!(third.as_mut().poll(&mut cx).is_pending(), "no budget yet");
     drop(first);
     assert!(matches!(third.as_mut().poll(&mut cx), Poll::Ready(Ok(_))));
-    drop(second);
-    assert_eq!(budget.peers.lock().len(), 0, "nobody is remembered");
 }
 
 #[tokio::test]
-async fn a_peer_that_fills_its_room_leaves_the_others_theirs() {
-    let budget = Budget::new(SHARE_BYTES);
+async fn a_peer_with_too_many_stalled_bodies_is_refused_and_others_are_served() {
+    let budget = Budget::new(PEER_BYTES);
     let mut cx = Context::from_waker(Waker::noop());
-    // a body whose length is not announced may come to the limit
-    let endless = || {
-        Body::new(http_body_util::StreamBody::new(futures::stream::pending::<
-            Result<Frame<Bytes>, Infallible>,
-        >()))
-    };
     let mut waiting = Vec::new();
     for _body in 0..MAX_BODIES {
-        let mut body = Box::pin(super::collect(endless(), peer(66), &budget));
+        let mut body = Box::pin(budget.read(peer(66), stalled()));
         assert!(body.as_mut().poll(&mut cx).is_pending());
         waiting.push(body);
     }
-    let crowded = super::collect(endless(), peer(66), &budget).await;
-    assert_eq!(crowded.map(drop), Err(BodyError::Crowded));
-    let other = super::collect(Body::from("a review"), peer(1), &budget).await;
-    assert_eq!(other.unwrap().bytes(), b"a review");
+    let refused = budget.read(peer(66), stalled()).await;
+    assert_eq!(refused.map(drop), Err(BodyError::TooMany));
+    assert_eq!(read(&budget, "a review").await.unwrap(), b"a review");
     drop(waiting);
-    assert_eq!(budget.peers.lock().len(), 0);
-    assert_eq!(budget.all.available_permits(), SHARE_BYTES * SHARES);
+    assert_eq!(
+        budget.all.available_permits(),
+        PEER_BYTES as usize * FULL_PEERS
+    );
+    assert_eq!(read(&budget, "again").await.unwrap(), b"again");
+    assert_eq!(
+        budget.peers.lock().len(),
+        1,
+        "peers without a body are forgotten"
+    );
+}
+
+#[tokio::test]
+async fn all_peers_together_stay_within_the_budget_over_all() {
+    let budget = Budget::new(PEER_BYTES);
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut filling = Vec::new();
+    for last in 1..=u8::try_from(FULL_PEERS).unwrap() {
+        let mut body = Box::pin(budget.read(peer(last), stalled()));
+        assert!(body.as_mut().poll(&mut cx).is_pending());
+        filling.push(body);
+    }
+    let mut next = pin!(budget.read(peer(99), Body::from("a review")));
+    assert!(next.as_mut().poll(&mut cx).is_pending(), "no budget left");
+    filling.pop();
+    assert!(matches!(next.as_mut().poll(&mut cx), Poll::Ready(Ok(_))));
 }

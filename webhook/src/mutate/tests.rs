@@ -1,4 +1,4 @@
-//! Every row of the annotation's table, pod JSON in, patched pod JSON out.
+//! Every kind of annotation value: pod JSON in, patched pod JSON out.
 
 use portmapping_shared::contract::DEFAULT_MAX_PORTS;
 use serde_json::{Value, json};
@@ -23,7 +23,7 @@ fn verdict(pod: &Value) -> Verdict {
     )
 }
 
-/// The pod as it is stored, with what was said about it.
+/// The pod as it is stored, with reason and warnings.
 fn admitted(mut pod: Value) -> (Value, Reason, Vec<&'static str>) {
     let Verdict::Allow {
         reason,
@@ -35,9 +35,9 @@ fn admitted(mut pod: Value) -> (Value, Reason, Vec<&'static str>) {
     };
     json_patch::patch(&mut pod, &patch).unwrap();
     let Verdict::Allow { patch: again, .. } = verdict(&pod) else {
-        panic!("denied at last")
+        panic!("denied by the second pass")
     };
-    assert_eq!(again, [], "a second pass has nothing to do");
+    assert_eq!(again, [], "a second pass changes nothing");
     (pod, reason, warnings)
 }
 
@@ -56,7 +56,7 @@ fn gate() -> Value {
 }
 
 #[test]
-fn a_pod_that_does_not_ask_is_left_alone() {
+fn a_pod_without_the_annotation_is_unchanged() {
     let marks = json!({ "tkestack.io/portmapping-request": "x", "host-port.tkestack.io/1": "2" });
     for (annotations, spec) in [
         (Value::Null, one_port()),
@@ -64,13 +64,13 @@ fn a_pod_that_does_not_ask_is_left_alone() {
         (json!({ "a": "b" }), json!({})),
         (marks, one_port()),
     ] {
-        assert_eq!(verdict(&pod(&annotations, &spec)), Verdict::untouched());
+        assert_eq!(verdict(&pod(&annotations, &spec)), Verdict::unchanged());
     }
-    assert_eq!(verdict(&json!({})), Verdict::untouched());
+    assert_eq!(verdict(&json!({})), Verdict::unchanged());
 }
 
 #[test]
-fn a_pod_that_asks_gets_mark_and_gate() {
+fn a_pod_that_asks_gets_request_mark_and_readiness_gate() {
     let asking = pod(&json!({ "tkestack.io/portmapping": "" }), &one_port());
     let (stored, reason, warnings) = admitted(asking.clone());
     let mut expected = asking;
@@ -82,7 +82,7 @@ fn a_pod_that_asks_gets_mark_and_gate() {
 }
 
 #[test]
-fn a_request_of_the_users_own_stays_readable() {
+fn the_users_request_stays_in_the_annotation() {
     let spec = json!({ "containers": [
         { "ports": [{ "name": "web", "containerPort": 9040 }, { "containerPort": 1 }] },
     ] });
@@ -98,7 +98,7 @@ fn a_request_of_the_users_own_stays_readable() {
 }
 
 #[test]
-fn gates_of_others_stay_and_ours_is_added_once() {
+fn other_readiness_gates_stay_and_ours_is_added_once() {
     let other = json!({ "conditionType": "example.com/other" });
     for (there, expected) in [
         (Value::Null, json!([gate()])),
@@ -114,7 +114,7 @@ fn gates_of_others_stay_and_ours_is_added_once() {
 }
 
 #[test]
-fn the_mark_is_recomputed_whatever_a_user_put_there() {
+fn a_request_mark_written_by_a_user_is_replaced() {
     let annotations = json!({
         "tkestack.io/portmapping": "",
         "tkestack.io/portmapping-request": r#"[{"containerPort":22,"protocol":"TCP"}]"#,
@@ -125,7 +125,7 @@ fn the_mark_is_recomputed_whatever_a_user_put_there() {
 }
 
 #[test]
-fn a_copied_result_is_reset_and_so_are_its_companions() {
+fn a_copied_result_is_reset_and_its_per_port_annotations_are_removed() {
     let annotations = json!({
         "a/b~c": "d",
         "tkestack.io/portmapping": RESULT,
@@ -146,7 +146,7 @@ fn a_copied_result_is_reset_and_so_are_its_companions() {
 }
 
 #[test]
-fn a_pod_without_ports_is_admitted_with_a_warning_and_keeps_no_mark() {
+fn a_pod_without_ports_is_admitted_with_a_warning_and_loses_its_mark() {
     let annotations =
         json!({ "tkestack.io/portmapping": "", "tkestack.io/portmapping-request": "x" });
     for spec in [Value::Null, json!({}), json!({ "containers": [{}] })] {
@@ -168,7 +168,7 @@ fn a_pod_without_ports_is_admitted_with_a_warning_and_keeps_no_mark() {
 }
 
 #[test]
-fn ports_that_another_webhook_adds_are_seen_when_asked_again() {
+fn a_second_call_adds_ports_that_another_webhook_added() {
     let (mut stored, ..) = admitted(pod(&json!({ "tkestack.io/portmapping": "" }), &one_port()));
     stored["spec"]["initContainers"] =
         json!([{ "restartPolicy": "Always", "ports": [{ "containerPort": 15090 }] }]);
@@ -181,7 +181,7 @@ fn ports_that_another_webhook_adds_are_seen_when_asked_again() {
 }
 
 #[test]
-fn host_network_pods_and_static_host_ports_get_mark_and_gate_too() {
+fn host_network_pods_and_static_host_ports_get_mark_and_gate() {
     let static_port =
         json!({ "containers": [{ "ports": [{ "containerPort": 80, "hostPort": 8080 }] }] });
     let on_the_node =
@@ -195,8 +195,8 @@ fn host_network_pods_and_static_host_ports_get_mark_and_gate_too() {
 }
 
 #[test]
-fn nonsense_is_denied_in_words_that_help() {
-    for (annotation, hint) in [
+fn an_invalid_value_is_denied_with_a_message_that_helps() {
+    for (annotation, expected) in [
         ("yes please", "expected value"),
         ("{}", "expected"),
         ("[]", "it lists no port"),
@@ -210,13 +210,13 @@ fn nonsense_is_denied_in_words_that_help() {
         (r#"[{"containerPort":80,"protocol":"tcp"}]"#, "protocol"),
         (
             r#"[{"containerPort":80,"hostIP":"localhost"}]"#,
-            "is no IP address",
+            "is not an IP address",
         ),
         (r#"[{"containerPort":80,"extra":1}]"#, "unknown field"),
         (r#"[{"\u0063ontainerPort":80}]"#, "it contains a backslash"),
     ] {
         let message = denied(annotation, &one_port());
-        assert!(message.contains(hint), "{annotation}: {message}");
+        assert!(message.contains(expected), "{annotation}: {message}");
         assert!(
             message.contains(r#"write "" for every declared port"#),
             "{message}"

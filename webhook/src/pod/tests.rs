@@ -7,7 +7,7 @@ fn read(text: &str) -> Result<Pod, serde_json::Error> {
 }
 
 #[test]
-fn absent_and_null_mean_nothing() {
+fn absent_and_null_fields_are_empty() {
     for text in [
         "{}",
         r#"{"metadata":null,"spec":null}"#,
@@ -19,7 +19,7 @@ fn absent_and_null_mean_nothing() {
 }
 
 #[test]
-fn keeps_our_annotations_and_skips_the_rest() {
+fn keeps_our_annotations_and_skips_others() {
     let text = json!({
         "kind": "Pod",
         "future": [{}],
@@ -29,7 +29,7 @@ fn keeps_our_annotations_and_skips_the_rest() {
                 "tkestack.io/portmapping": "",
                 "tkestack.io/portmapping-request": "mark",
                 "host-port.tkestack.io/80-tcp": "1",
-                "tkestack.io/portmappings": "foreign",
+                "tkestack.io/portmappings": "another key",
                 "a": "b",
             },
         },
@@ -37,7 +37,7 @@ fn keeps_our_annotations_and_skips_the_rest() {
     });
     let pod = read(&text.to_string()).unwrap();
     let expected = Annotations {
-        asked: Some(String::new()),
+        request: Some(String::new()),
         mark: Some("mark".to_owned()),
         per_port: ["host-port.tkestack.io/80-tcp".to_owned()].into(),
     };
@@ -47,23 +47,23 @@ fn keeps_our_annotations_and_skips_the_rest() {
 }
 
 #[test]
-fn a_key_counts_as_it_is_spelt_not_as_it_is_escaped() {
+fn an_escaped_key_is_the_key_it_stands_for() {
     let pod =
         read(r#"{"metadata":{"annotations":{"tkestack.io\/\u0070ortmapping":"x"}}}"#).unwrap();
-    assert_eq!(pod.metadata.annotations.asked.as_deref(), Some("x"));
+    assert_eq!(pod.metadata.annotations.request.as_deref(), Some("x"));
 }
 
 #[test]
-fn of_two_equal_keys_the_last_counts_and_null_is_empty_as_in_go() {
+fn a_duplicate_key_overrides_and_null_is_empty_as_in_go() {
     let text = r#"{"metadata":{"annotations":{"tkestack.io/portmapping":"x","tkestack.io/portmapping":null}}}"#;
     assert_eq!(
-        read(text).unwrap().metadata.annotations.asked.as_deref(),
+        read(text).unwrap().metadata.annotations.request.as_deref(),
         Some("")
     );
 }
 
 #[test]
-fn what_is_no_pod_is_an_error() {
+fn another_schema_is_an_error() {
     for text in [
         "7",
         r#"{"metadata":"x"}"#,

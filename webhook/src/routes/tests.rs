@@ -70,7 +70,7 @@ async fn answers_a_review_as_json() {
 }
 
 #[tokio::test]
-async fn a_refusal_is_a_review_too() {
+async fn a_denial_is_a_review_with_status_200() {
     let (status, body) = post(review("nonsense").to_string()).await;
     let body: Value = serde_json::from_str(&body).unwrap();
     assert_eq!(
@@ -81,7 +81,7 @@ async fn a_refusal_is_a_review_too() {
 }
 
 #[tokio::test]
-async fn what_is_no_review_is_a_client_error_with_a_reason() {
+async fn a_body_that_is_not_a_review_is_a_client_error_with_a_reason() {
     for body in ["", "{", "{}", "[1]", "\u{0}"] {
         let (status, text) = post(body).await;
         assert_eq!(status, StatusCode::BAD_REQUEST, "{body}");
@@ -90,18 +90,18 @@ async fn what_is_no_review_is_a_client_error_with_a_reason() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_too_long_is_refused_unread() {
+async fn a_body_that_is_too_long_is_refused() {
     let (status, text) = post("x".repeat(10_001)).await;
     assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
     assert_eq!(text, "the body is longer than 10000 bytes\n");
 }
 
 #[tokio::test]
-async fn a_body_that_never_comes_ends_at_the_deadline() {
-    let never = http_body_util::StreamBody::new(futures::stream::pending::<
+async fn a_body_that_never_arrives_is_refused_at_the_deadline() {
+    let nothing = http_body_util::StreamBody::new(futures::stream::pending::<
         Result<hyper::body::Frame<axum::body::Bytes>, std::convert::Infallible>,
     >());
-    let (status, _) = post(Body::new(never)).await;
+    let (status, _) = post(Body::new(nothing)).await;
     assert_eq!(status, StatusCode::REQUEST_TIMEOUT);
 }
 
@@ -121,7 +121,7 @@ async fn other_paths_and_methods_are_refused() {
 }
 
 #[tokio::test]
-async fn counts_reviews_by_outcome_and_their_time() {
+async fn counts_reviews_by_outcome_and_measures_their_time() {
     let metrics = Metrics::default();
     for body in [
         review("").to_string(),

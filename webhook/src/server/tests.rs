@@ -1,4 +1,4 @@
-//! A real server on a real socket, with a certificate of its own making.
+//! A real server on a loopback socket, with a certificate from the library that issues them.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,7 +10,6 @@ use http_body_util::BodyExt;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use portmapping_certs::rotation::{Decision, Flaw};
 use portmapping_certs::{Lifetimes, Material, Names, Resolver, issue};
-use portmapping_runtime::conns::Silence;
 use portmapping_runtime::metrics as text;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -22,7 +21,7 @@ use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::{Ending, Limits, listen, serve, tls_config};
+use super::{Ending, IdleTimeouts, Limits, listen, serve, tls_config};
 use crate::metrics::Metrics;
 use crate::routes;
 
@@ -30,13 +29,14 @@ mod ending;
 mod hostile;
 mod limits;
 
-/// Nothing here takes that long; whatever does is stuck.
+/// Nothing in these tests takes this long unless it hangs.
 const LIMIT: Duration = Duration::from_secs(20);
 const LONG: Duration = Duration::from_mins(1);
 const SHORT: Duration = Duration::from_millis(30);
+/// Limits that no test reaches by accident.
 const PATIENT: Limits = Limits {
     handshake: LONG,
-    silence: Silence {
+    timeouts: IdleTimeouts {
         first: LONG,
         idle: LONG,
         busy: LONG,
@@ -112,19 +112,20 @@ impl Server {
         version: &'static SupportedProtocolVersion,
         alpn: &[u8],
     ) -> std::io::Result<TlsStream<TcpStream>> {
-        self.shake(self.tcp().await, version, alpn).await
+        self.shake_hands(self.tcp().await, version, alpn).await
     }
 
-    /// TLS 1.3 over a stream of the caller's.
+    /// A TLS 1.3 handshake over the caller's stream.
     async fn handshake(
         &self,
         stream: TcpStream,
         alpn: &[u8],
     ) -> std::io::Result<TlsStream<TcpStream>> {
-        self.shake(stream, &rustls::version::TLS13, alpn).await
+        self.shake_hands(stream, &rustls::version::TLS13, alpn)
+            .await
     }
 
-    async fn shake(
+    async fn shake_hands(
         &self,
         stream: TcpStream,
         version: &'static SupportedProtocolVersion,
@@ -152,7 +153,7 @@ impl Server {
         text::encode(&registry).unwrap()
     }
 
-    async fn ended(self) {
+    async fn end(self) {
         tokio::time::timeout(LIMIT, self.task)
             .await
             .expect("the server ends")
@@ -169,20 +170,20 @@ fn head(length: usize) -> String {
     format!("POST /mutate HTTP/1.1\r\nHost: webhook\r\nContent-Length: {length}\r\n\r\n")
 }
 
-/// Writes a whole review; returns the answer's header, having read the body too.
+/// Sends a whole review. Reads the whole response and returns its header.
 async fn ask(stream: &mut TlsStream<TcpStream>, body: &str) -> String {
-    let question = format!("{}{body}", head(body.len()));
-    stream.write_all(question.as_bytes()).await.unwrap();
-    answer(stream).await
+    let request = format!("{}{body}", head(body.len()));
+    stream.write_all(request.as_bytes()).await.unwrap();
+    response(stream).await
 }
 
-async fn answer(stream: &mut TlsStream<TcpStream>) -> String {
+async fn response(stream: &mut TlsStream<TcpStream>) -> String {
     let reading = async {
         let mut read = Vec::new();
         loop {
             let mut piece = [0; 4096];
             let length = stream.read(&mut piece).await.unwrap();
-            assert_ne!(length, 0, "no answer: {}", String::from_utf8_lossy(&read));
+            assert_ne!(length, 0, "no response: {}", String::from_utf8_lossy(&read));
             read.extend_from_slice(&piece[..length]);
             let text = String::from_utf8_lossy(&read).to_lowercase();
             let Some((head, body)) = text.split_once("\r\n\r\n") else {
@@ -202,20 +203,20 @@ async fn answer(stream: &mut TlsStream<TcpStream>) -> String {
     };
     tokio::time::timeout(LIMIT, reading)
         .await
-        .expect("an answer in time")
+        .expect("a response in time")
 }
 
-/// Waits until the other side closes, whatever it says before.
+/// Waits until the server closes the connection.
 async fn closed(stream: &mut (impl AsyncReadExt + Unpin)) {
     let mut rest = Vec::new();
-    // an error (reset, no close_notify) is an end too
+    // an error (reset, no close_notify) is a close as well
     let _ = tokio::time::timeout(LIMIT, stream.read_to_end(&mut rest))
         .await
         .expect("closed");
 }
 
 #[tokio::test]
-async fn answers_over_both_tls_versions_and_both_http_versions() {
+async fn serves_both_tls_versions_and_both_http_versions() {
     let server = start(PATIENT);
     for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
         let stream = server.tls(version, b"h2").await.unwrap();

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use portmapping_dataplane::generation::Drift;
+use portmapping_dataplane::change_monitor::ChangeMonitor;
 use portmapping_shared::{Mapping, Protocol};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
@@ -64,7 +64,7 @@ fn sample(backend: Backend, desired: &BTreeSet<Mapping>, damage: &str) -> Result
     let netns = Lab::new()?.node()?.netns;
     let mut driver = backend.open(&netns)?;
     driver.restore(&netns, desired)?;
-    let drift = driver.drift();
+    let drift = driver.changes();
     netns.run(|| drift.listen().context("listen to changes of rules"))?;
     let mut hints = Hints::of(drift)?;
     while hints.heard_within(QUIET) {
@@ -90,7 +90,7 @@ struct Hints {
 }
 
 impl Hints {
-    fn of(drift: Drift) -> Result<Self> {
+    fn of(drift: ChangeMonitor) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .build()

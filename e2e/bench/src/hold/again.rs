@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use portmapping_enforcer::hold::Keeper;
+use portmapping_enforcer::keeper_client::KeeperClient;
 use portmapping_keeper::wire::Port;
 use portmapping_shared::Protocol;
 
@@ -56,7 +56,7 @@ fn held_after(netns: &Netns, program: &Path, folder: &Path, backend: Backend) ->
         .build()
         .context("start a runtime")?;
     let mut watching = runtime
-        .block_on(Keeper::connect(socket.clone(), LIMIT))
+        .block_on(KeeperClient::connect(socket.clone(), LIMIT))
         .context("reach the keeper")?;
     let mut command = netns.command(program);
     command.args(["run", "--node-name", "bench", "--cni-results", ""]);

@@ -3,7 +3,7 @@
 use std::{fs, io};
 
 use anyhow::{Context, Result};
-use portmapping_enforcer::prompt::take_short_turns;
+use portmapping_enforcer::scheduling::take_short_turns;
 use rustix::process::{Pid, setpriority_process};
 
 use e2e::cluster::Cluster;

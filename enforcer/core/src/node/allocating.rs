@@ -6,16 +6,16 @@ use portmapping_shared::{HostPort, LeasedPort, PodUid, Protocol, RequestedPort};
 
 use super::NodeState;
 use crate::action::EventKind;
-use crate::allocator::{Exhausted, PortKey};
-use crate::pod::{Hold, Refusal, Tenant};
+use crate::pods::state::{Hold, PodState, Refusal};
+use crate::ports::{Exhausted, PortKey};
 
 /// Where one port of a pod shall come from.
 #[derive(Clone, Copy)]
 enum Choice {
     /// A free port that an earlier result of this pod names.
-    Wished(PortKey),
+    Named(PortKey),
     /// A resting port that a pod of this name had.
-    Former(PortKey),
+    Previous(PortKey),
     /// Any free one.
     Any,
 }
@@ -37,19 +37,19 @@ impl NodeState {
     }
 
     fn allocate(&mut self, uid: &PodUid) {
-        let Some(tenant) = self.tenants.get(uid) else {
+        let Some(pod) = self.pods.get(uid) else {
             return;
         };
-        let missing = tenant.unleased();
-        let choices = self.choices(tenant, &missing);
+        let missing = pod.unleased();
+        let choices = self.choices(pod, &missing);
         self.dirty.insert(uid.clone());
         if let Err(exhausted) = self.enough_for(&missing, &choices) {
             let message = self.exhaustion(exhausted);
-            if let Some(tenant) = self.tenants.get_mut(uid)
+            if let Some(pod) = self.pods.get_mut(uid)
                 // the numbers of the first refusal stay: a new text would be a new API write
-                && !tenant.refusal.as_ref().is_some_and(|r| r.kind == EventKind::NoFreePort)
+                && !pod.refusal.as_ref().is_some_and(|r| r.kind == EventKind::NoFreePort)
             {
-                tenant.refusal = Some(Refusal {
+                pod.refusal = Some(Refusal {
                     kind: EventKind::NoFreePort,
                     message,
                 });
@@ -58,18 +58,18 @@ impl NodeState {
         }
         // before any is picked: a pick must not take what another port of the pod wishes
         for choice in &choices {
-            if let Choice::Wished(key) = choice {
+            if let Choice::Named(key) = choice {
                 self.pool.take(*key);
             }
         }
         for (port, choice) in missing.iter().zip(choices) {
             let host_port = match choice {
-                Choice::Wished((_, host_port)) => Some(host_port),
-                Choice::Former(key) => {
+                Choice::Named((_, host_port)) => Some(host_port),
+                Choice::Previous(key) => {
                     // still held, and the keeper says so when it is asked again
                     self.cooling.remove(key);
                     self.draining.remove(&key);
-                    self.former.forget(key);
+                    self.previous.forget(key);
                     Some(key.1)
                 }
                 Choice::Any => self.pool.pick(port.protocol, &mut self.rng),
@@ -83,36 +83,40 @@ impl NodeState {
             };
             self.begin_lease(uid, lease, Hold::Missing);
         }
-        if let Some(tenant) = self.tenants.get_mut(uid)
-            && tenant
+        if let Some(pod) = self.pods.get_mut(uid)
+            && pod
                 .refusal
                 .as_ref()
                 .is_some_and(|r| r.kind == EventKind::NoFreePort)
         {
-            tenant.refusal = None;
+            pod.refusal = None;
         }
-        self.note_waiting(uid);
+        self.update_waiting(uid);
     }
 
     /// Where each port shall come from. No two choices name the same port.
-    fn choices(&self, tenant: &Tenant, missing: &[RequestedPort]) -> Vec<Choice> {
+    fn choices(&self, pod: &PodState, missing: &[RequestedPort]) -> Vec<Choice> {
         let mut named = BTreeSet::new();
         let choose = |port: &RequestedPort| {
-            let wish = tenant.wish(port).map(|wish| (port.protocol, wish));
-            if let Some(key) = wish.filter(|key| self.pool.is_free(*key) && named.insert(*key)) {
-                return Choice::Wished(key);
+            let previous_port = pod
+                .previous_port(port)
+                .map(|previous_port| (port.protocol, previous_port));
+            if let Some(key) =
+                previous_port.filter(|key| self.pool.is_free(*key) && named.insert(*key))
+            {
+                return Choice::Named(key);
             }
-            let confirmed = tenant.confirmed_wish(port);
-            let lost = confirmed.map(|wish| (port.protocol, wish));
-            let lost = lost.filter(|key| self.former.is_unknown(*key));
-            let facts = tenant.facts.as_ref();
+            let confirmed = pod.confirmed_previous_port(port);
+            let lost = confirmed.map(|previous_port| (port.protocol, previous_port));
+            let lost = lost.filter(|key| self.previous.is_unknown(*key));
+            let facts = pod.facts.as_ref();
             let former = facts.and_then(|facts| {
-                self.former
+                self.previous
                     .find(&facts.pod, port.protocol, port.container_port)
             });
             let former = lost.or(former);
             match former.filter(|key| self.pool.is_grantable(*key) && named.insert(*key)) {
-                Some(key) => Choice::Former(key),
+                Some(key) => Choice::Previous(key),
                 None => Choice::Any,
             }
         };
@@ -122,7 +126,7 @@ impl NodeState {
     fn enough_for(&self, missing: &[RequestedPort], choices: &[Choice]) -> Result<(), Exhausted> {
         let mut asked: BTreeMap<Protocol, usize> = BTreeMap::new();
         for (port, choice) in missing.iter().zip(choices) {
-            if !matches!(choice, Choice::Former(_)) {
+            if !matches!(choice, Choice::Previous(_)) {
                 *asked.entry(port.protocol).or_default() += 1;
             }
         }
@@ -143,7 +147,7 @@ impl NodeState {
     fn exhaustion(&self, exhausted: Exhausted) -> String {
         let Exhausted { protocol, .. } = exhausted;
         let of = |key: &(Protocol, HostPort)| key.0 == protocol;
-        let mapped = self.lessees.keys().filter(|key| of(key)).count();
+        let mapped = self.owners.keys().filter(|key| of(key)).count();
         let cooling = self.resting().filter(of).count();
         let quarantined = self.quarantined.keys().filter(of).count();
         let declared: BTreeSet<PortKey> = self.static_keys().filter(of).collect();

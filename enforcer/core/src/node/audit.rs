@@ -6,10 +6,10 @@ use std::fmt::Debug;
 use portmapping_shared::PodUid;
 
 use super::NodeState;
-use super::addressing::Place;
-use crate::allocator::PortKey;
+use super::addressing::PodAddresses;
 use crate::mappings::MappingTable;
-use crate::pod::{self, Hold, Want};
+use crate::pods::state::{self, Hold, Want};
+use crate::ports::PortKey;
 
 impl NodeState {
     /// Compares every index with what it is an index of, and every pod with what it would be asked
@@ -24,12 +24,12 @@ impl NodeState {
     }
 
     fn audit_ports(&self) -> Result<(), String> {
-        let mut lessees: BTreeMap<PortKey, PodUid> = BTreeMap::new();
+        let mut owners: BTreeMap<PortKey, PodUid> = BTreeMap::new();
         let (mut missing, mut lost) = (BTreeSet::new(), BTreeSet::new());
-        for (uid, tenant) in &self.tenants {
-            for (lease, hold) in &tenant.lease {
-                let key = pod::key(lease);
-                if let Some(other) = lessees.insert(key, uid.clone()) {
+        for (uid, pod) in &self.pods {
+            for (lease, hold) in &pod.lease {
+                let key = state::key(lease);
+                if let Some(other) = owners.insert(key, uid.clone()) {
                     return Err(format!("{key:?} is leased to {other} and {uid}"));
                 }
                 match hold {
@@ -39,13 +39,13 @@ impl NodeState {
                 };
             }
         }
-        same("lessees", &self.lessees, &lessees)?;
+        same("owners", &self.owners, &owners)?;
         same("missing holds", &self.missing, &missing)?;
         same("lost holds", &self.lost, &lost)?;
         let mut states: BTreeMap<PortKey, u32> = BTreeMap::new();
         let resting = self.cooling.keys().chain(self.quarantined.keys());
         let letting_go = self.draining.keys().chain(&self.releasing).copied();
-        for key in resting.chain(letting_go).chain(lessees.keys().copied()) {
+        for key in resting.chain(letting_go).chain(owners.keys().copied()) {
             *states.entry(key).or_default() += 1;
         }
         if let Some((key, _)) = states.iter().find(|(_, count)| **count > 1) {
@@ -59,10 +59,10 @@ impl NodeState {
         }
         let rests = |key: &PortKey| self.cooling.contains(*key) || self.draining.contains_key(key);
         let leaves = |key: &PortKey| rests(key) || self.releasing.contains(key);
-        if let Some(key) = self.yielded.iter().find(|key| !leaves(key)) {
-            return Err(format!("{key:?} was yielded and does not rest"));
+        if let Some(key) = self.release_early.iter().find(|key| !leaves(key)) {
+            return Err(format!("{key:?} is to be released early and does not rest"));
         }
-        match self.former.ports().find(|key| !rests(key)) {
+        match self.previous.ports().find(|key| !rests(key)) {
             Some(key) => Err(format!("{key:?} has a former use and does not rest")),
             None => Ok(()),
         }
@@ -72,27 +72,27 @@ impl NodeState {
         let mut desired = MappingTable::default();
         let mut waiting = BTreeSet::new();
         let mut wakes = BTreeSet::new();
-        for (uid, tenant) in &self.tenants {
+        for (uid, pod) in &self.pods {
             for mapping in self.desired_of(uid) {
                 desired.insert(mapping);
             }
-            let kept = Place {
-                ips: tenant.ips.clone(),
-                source: tenant.source.clone(),
+            let kept = PodAddresses {
+                ips: pod.ips.clone(),
+                source: pod.source.clone(),
                 claim: self.addresses.claim_of(uid),
             };
-            same("place", &kept, &self.place_of(uid))?;
-            if !tenant.unleased().is_empty() {
-                waiting.insert((tenant.seq, uid.clone()));
-                let refused = tenant.refusal.is_some();
-                if matches!(tenant.want, Want::Ports(_)) && !refused {
+            same("place", &kept, &self.addresses_of(uid))?;
+            if !pod.unleased().is_empty() {
+                waiting.insert((pod.seq, uid.clone()));
+                let refused = pod.refusal.is_some();
+                if matches!(pod.want, Want::Ports(_)) && !refused {
                     return Err(format!("{uid} waits for ports and is not told so"));
                 }
             }
-            wakes.extend(tenant.wake.map(|at| (at, uid.clone())));
-            let quiet = tenant.publish.in_flight.is_none() && tenant.publish.retry_at.is_none();
+            wakes.extend(pod.wake.map(|at| (at, uid.clone())));
+            let quiet = pod.publish.in_flight.is_none() && pod.publish.retry_at.is_none();
             let due = self.publication(uid).filter(|_| quiet);
-            let echo = tenant.publish.echo.as_ref().map(|(echo, _)| echo);
+            let echo = pod.publish.echo.as_ref().map(|(echo, _)| echo);
             if let Some(due) = due.filter(|due| echo != Some(&due.wanted)) {
                 return Err(format!("{uid} is due a write: {:?}", due.wanted));
             }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use portmapping_shared::{LeasedPort, PodUid};
 
 use super::NodeState;
-use crate::pod::PodFacts;
+use crate::pods::state::PodFacts;
 
 impl NodeState {
     /// Names are unique in the API: whoever had this one is gone, said or not.
@@ -21,23 +21,23 @@ impl NodeState {
 
     /// The pod is gone: its ports rest, and its rules are wanted no more.
     pub(super) fn forget(&mut self, now: Duration, uid: &PodUid) {
-        self.note_static_ports(now, uid, &BTreeSet::new());
+        self.set_static_ports(now, uid, &BTreeSet::new());
         let leases: Vec<LeasedPort> = self
-            .tenants
+            .pods
             .get(uid)
             .into_iter()
-            .flat_map(|tenant| tenant.lease.keys().copied())
+            .flat_map(|pod| pod.lease.keys().copied())
             .collect();
         for lease in leases {
             self.end_lease(now, uid, &lease, self.config.cooldown);
         }
         self.addresses.forget(uid);
-        if let Some(tenant) = self.tenants.remove(uid) {
-            self.waiting.remove(&(tenant.seq, uid.clone()));
-            if let Some(at) = tenant.wake {
+        if let Some(pod) = self.pods.remove(uid) {
+            self.waiting.remove(&(pod.seq, uid.clone()));
+            if let Some(at) = pod.wake {
                 self.wakes.remove(&(at, uid.clone()));
             }
-            if let Some(facts) = tenant.facts {
+            if let Some(facts) = pod.facts {
                 let name = (facts.pod.namespace, facts.pod.name);
                 if self.names.get(&name) == Some(uid) {
                     self.names.remove(&name);
@@ -45,6 +45,6 @@ impl NodeState {
             }
         }
         self.dirty.insert(uid.clone());
-        self.readdress(uid);
+        self.update_addresses(uid);
     }
 }

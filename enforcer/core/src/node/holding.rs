@@ -7,8 +7,8 @@ use portmapping_shared::PodUid;
 
 use super::NodeState;
 use crate::action::{Action, EventKind};
-use crate::allocator::PortKey;
-use crate::pod::{Hold, Refusal};
+use crate::pods::state::{Hold, Refusal};
+use crate::ports::PortKey;
 
 /// How long to wait before the keeper is asked again after a failure or a refusal.
 const KEEPER_RETRY: Duration = Duration::from_secs(2);
@@ -17,14 +17,14 @@ impl NodeState {
     /// The keeper answered: each port is bound, or why not.
     pub fn held(&mut self, now: Duration, outcomes: Vec<(PortKey, Result<(), String>)>) {
         for (key, outcome) in outcomes {
-            let lessee = self.lessee(key).map(|(uid, _)| uid.clone());
-            match (lessee, outcome) {
+            let owner = self.owner(key).map(|(uid, _)| uid.clone());
+            match (owner, outcome) {
                 (Some(uid), Ok(())) => {
                     self.set_hold(key, Hold::Held);
-                    if let Some(tenant) = self.tenants.get_mut(&uid)
-                        && tenant.all_held()
+                    if let Some(pod) = self.pods.get_mut(&uid)
+                        && pod.all_held()
                     {
-                        clear(&mut tenant.refusal, EventKind::PortConflict);
+                        clear(&mut pod.refusal, EventKind::PortConflict);
                     }
                 }
                 (Some(uid), Err(why)) => self.refused(now, &uid, key, &why),
@@ -32,7 +32,7 @@ impl NodeState {
                 // keeper would keep it for nobody
                 (None, Ok(())) if self.pool.is_idle(key) || self.quarantined.remove(key) => {
                     self.pool.seize(key);
-                    self.yielded.insert(key);
+                    self.release_early.insert(key);
                     self.rest(now, key, Duration::ZERO);
                 }
                 (None, _) => {}
@@ -61,7 +61,7 @@ impl NodeState {
             if !self.releasing.remove(key) {
                 continue;
             }
-            if self.yielded.remove(key) {
+            if self.release_early.remove(key) {
                 // its rest was cut short for the static port alone
                 let until = now + self.config.cooldown;
                 self.quarantined.insert(*key, until);
@@ -74,7 +74,7 @@ impl NodeState {
 
     /// A keeper's complete list, after it was started anew: whatever is missing is asked for again.
     pub fn keeper_listed(&mut self, now: Duration, held: &BTreeSet<PortKey>) {
-        let leased: Vec<PortKey> = self.lessees.keys().copied().collect();
+        let leased: Vec<PortKey> = self.owners.keys().copied().collect();
         for key in leased {
             let known = held.contains(&key);
             self.set_hold(key, if known { Hold::Held } else { Hold::Missing });
@@ -100,11 +100,11 @@ impl NodeState {
         for key in &wanted {
             self.missing.remove(key);
             self.lost.remove(key);
-            let lessee = self.lessee(*key).map(|(uid, lease)| (uid.clone(), lease));
-            if let Some((uid, lease)) = lessee
-                && let Some(tenant) = self.tenants.get_mut(&uid)
+            let owner = self.owner(*key).map(|(uid, lease)| (uid.clone(), lease));
+            if let Some((uid, lease)) = owner
+                && let Some(pod) = self.pods.get_mut(&uid)
             {
-                tenant.lease.insert(lease, Hold::Asked);
+                pod.lease.insert(lease, Hold::Asked);
             }
         }
         if !wanted.is_empty() {
@@ -114,7 +114,7 @@ impl NodeState {
         if !rested.is_empty() {
             for key in &rested {
                 self.cooling.remove(*key);
-                self.former.forget(*key);
+                self.previous.forget(*key);
             }
             self.releasing.extend(&rested);
             self.actions.push(Action::Release(rested));
@@ -161,8 +161,8 @@ impl NodeState {
     fn refused(&mut self, now: Duration, uid: &PodUid, key: PortKey, why: &str) {
         if self.kernel.ruled(key) {
             self.set_hold(key, Hold::Lost);
-            if let Some(tenant) = self.tenants.get_mut(uid) {
-                tenant.refusal = Some(Refusal {
+            if let Some(pod) = self.pods.get_mut(uid) {
+                pod.refusal = Some(Refusal {
                     kind: EventKind::PortConflict,
                     message: format!(
                         "host port {}/{} cannot be held: {why}; find the process that took it \
@@ -174,10 +174,10 @@ impl NodeState {
                 });
             }
             self.lost_retry = Some(now + KEEPER_RETRY);
-        } else if let Some((_, lease)) = self.lessee(key) {
+        } else if let Some((_, lease)) = self.owner(key) {
             self.drop_lease(uid, &lease);
             self.quarantined.insert(key, now + self.config.quarantine);
-            self.note_waiting(uid);
+            self.update_waiting(uid);
         }
     }
 }

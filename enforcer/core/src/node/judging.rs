@@ -7,7 +7,7 @@ use portmapping_shared::{PodUid, contract::ANNOTATION};
 
 use super::NodeState;
 use crate::action::EventKind;
-use crate::pod::Want;
+use crate::pods::state::Want;
 
 impl NodeState {
     /// Tells people of a result that names a host port which is not the pod's. It is overwritten
@@ -15,48 +15,48 @@ impl NodeState {
     ///
     /// A result that we wrote is never forged, however old; nor is one of an earlier enforcer,
     /// whose condition, written together with it, speaks of the same ports.
-    pub(super) fn judge_result(&mut self, now: Duration, uid: &PodUid, first: bool) {
-        let Some(tenant) = self.tenants.get_mut(uid) else {
+    pub(super) fn check_result(&mut self, now: Duration, uid: &PodUid, first: bool) {
+        let Some(pod) = self.pods.get_mut(uid) else {
             return;
         };
-        let Some(facts) = tenant.facts.as_ref() else {
+        let Some(facts) = pod.facts.as_ref() else {
             return;
         };
         let value = facts.record.annotation.as_deref().unwrap_or_default();
-        let wanted = matches!(tenant.want, Want::Ports(_)) && !facts.finished;
+        let wanted = matches!(pod.want, Want::Ports(_)) && !facts.finished;
         let result = annotation::classify(value) == Value::Result;
-        if !wanted || !result || tenant.written.iter().any(|ours| ours == value) {
-            tenant.forged = None;
+        if !wanted || !result || pod.written.iter().any(|ours| ours == value) {
+            pod.forged = None;
             return;
         }
-        if first && tenant.is_earlier_result() {
+        if first && pod.is_earlier_result() {
             let value = value.to_owned();
-            tenant.note_written(value);
+            pod.record_written(value);
             return;
         }
-        let Some(claim) = tenant.foreign_claim(value) else {
-            tenant.forged = None;
+        let Some(claim) = pod.foreign_claim(value) else {
+            pod.forged = None;
             return;
         };
-        if tenant.forged.as_deref() == Some(value) {
+        if pod.forged.as_deref() == Some(value) {
             return;
         }
-        tenant.forged = Some(value.to_owned());
+        pod.forged = Some(value.to_owned());
         // ours was overwritten since we last saw it: nothing is on its way that would heal this
-        tenant.publish.echo = None;
+        pod.publish.echo = None;
         let note = forged(&claim, 0);
-        if tenant.forgeries.note(now) {
+        if pod.forgeries.record(now) {
             self.emit(uid, EventKind::ForgedResult, note);
         }
     }
 
     /// Tells what happened too often to be told each time.
-    pub(super) fn tell_held_back(&mut self, now: Duration, uid: &PodUid) {
-        let Some(tenant) = self.tenants.get_mut(uid) else {
+    pub(super) fn emit_suppressed(&mut self, now: Duration, uid: &PodUid) {
+        let Some(pod) = self.pods.get_mut(uid) else {
             return;
         };
-        let repairs = tenant.repairs.due(now);
-        let forgeries = tenant.forgeries.due(now);
+        let repairs = pod.repairs.due(now);
+        let forgeries = pod.forgeries.due(now);
         if let Some(times) = repairs {
             self.emit(uid, EventKind::Repaired, repaired(times));
         }

@@ -5,31 +5,31 @@ use std::time::Duration;
 use portmapping_shared::{LeasedPort, PodUid};
 
 use super::NodeState;
-use crate::allocator::PortKey;
-use crate::pod::{self, Hold};
+use crate::pods::state::{self, Hold};
+use crate::ports::PortKey;
 
 impl NodeState {
     /// Finds the pod that leases a port.
-    pub(super) fn lessee(&self, key: PortKey) -> Option<(&PodUid, LeasedPort)> {
-        let uid = self.lessees.get(&key)?;
+    pub(super) fn owner(&self, key: PortKey) -> Option<(&PodUid, LeasedPort)> {
+        let uid = self.owners.get(&key)?;
         let lease = self
-            .tenants
+            .pods
             .get(uid)?
             .lease
             .keys()
-            .find(|lease| pod::key(lease) == key);
+            .find(|lease| state::key(lease) == key);
         lease.map(|lease| (uid, *lease))
     }
 
     /// How a leased port stands with the keeper; None where nobody leases it.
     pub(super) fn hold_of(&self, key: PortKey) -> Option<Hold> {
-        let (uid, lease) = self.lessee(key)?;
-        self.tenants.get(uid)?.lease.get(&lease).copied()
+        let (uid, lease) = self.owner(key)?;
+        self.pods.get(uid)?.lease.get(&lease).copied()
     }
 
     /// Notes how a leased port stands with the keeper.
     pub(super) fn set_hold(&mut self, key: PortKey, hold: Hold) {
-        let Some((uid, lease)) = self.lessee(key).map(|(uid, lease)| (uid.clone(), lease)) else {
+        let Some((uid, lease)) = self.owner(key).map(|(uid, lease)| (uid.clone(), lease)) else {
             return;
         };
         self.missing.remove(&key);
@@ -39,18 +39,18 @@ impl NodeState {
             Hold::Lost => self.lost.insert(key),
             Hold::Asked | Hold::Held => false,
         };
-        if let Some(tenant) = self.tenants.get_mut(&uid) {
-            tenant.lease.insert(lease, hold);
+        if let Some(pod) = self.pods.get_mut(&uid) {
+            pod.lease.insert(lease, hold);
         }
         self.dirty.insert(uid);
     }
 
     /// The pod has the port from now on.
     pub(super) fn begin_lease(&mut self, uid: &PodUid, lease: LeasedPort, hold: Hold) {
-        if let Some(tenant) = self.tenants.get_mut(uid) {
-            tenant.lease.insert(lease, hold);
-            self.lessees.insert(pod::key(&lease), uid.clone());
-            self.set_hold(pod::key(&lease), hold);
+        if let Some(pod) = self.pods.get_mut(uid) {
+            pod.lease.insert(lease, hold);
+            self.owners.insert(state::key(&lease), uid.clone());
+            self.set_hold(state::key(&lease), hold);
         }
     }
 
@@ -63,28 +63,27 @@ impl NodeState {
         lease: &LeasedPort,
         rest: Duration,
     ) {
-        let key = pod::key(lease);
+        let key = state::key(lease);
         self.drop_lease(uid, lease);
-        let tenant = self.tenants.get(uid);
-        if let Some(facts) = tenant.and_then(|tenant| tenant.facts.as_ref()) {
-            self.former.remember(key, &facts.pod, lease.container_port);
+        let pod = self.pods.get(uid);
+        if let Some(facts) = pod.and_then(|pod| pod.facts.as_ref()) {
+            self.previous
+                .remember(key, &facts.pod, lease.container_port);
         }
         self.rest(now, key, rest);
     }
 
     pub(super) fn drop_lease(&mut self, uid: &PodUid, lease: &LeasedPort) {
-        let key = pod::key(lease);
-        if let Some(tenant) = self.tenants.get_mut(uid) {
-            tenant.lease.remove(lease);
-            tenant
-                .recovered
-                .retain(|m| (m.protocol, m.host_port) != key);
+        let key = state::key(lease);
+        if let Some(pod) = self.pods.get_mut(uid) {
+            pod.lease.remove(lease);
+            pod.recovered.retain(|m| (m.protocol, m.host_port) != key);
         }
-        self.lessees.remove(&key);
+        self.owners.remove(&key);
         self.missing.remove(&key);
         self.lost.remove(&key);
         self.dirty.insert(uid.clone());
         // until the API speaks, its rules are where a pod is
-        self.readdress(uid);
+        self.update_addresses(uid);
     }
 }

@@ -10,9 +10,9 @@ use super::NodeState;
 use super::holding::clear;
 use super::judging::repaired;
 use crate::action::{Action, EventKind};
-use crate::allocator::PortKey;
 use crate::mappings::{MappingTable, port_of};
-use crate::pod::{Blocked, Refusal};
+use crate::pods::state::{Blocked, Refusal};
+use crate::ports::PortKey;
 
 /// First and longest wait between tries to change the kernel after several failures in a row.
 const RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(30));
@@ -74,7 +74,7 @@ impl NodeState {
 
     /// The rules a pod should have.
     pub(super) fn desired_of(&self, uid: &PodUid) -> BTreeSet<Mapping> {
-        let Some(tenant) = self.tenants.get(uid) else {
+        let Some(pod) = self.pods.get(uid) else {
             return BTreeSet::new();
         };
         let owns = |ip: IpAddr| {
@@ -82,11 +82,11 @@ impl NodeState {
             let ended = self.addresses.has_ended(uid, ip);
             family && !ended && self.addresses.owner(ip).is_none_or(|owner| owner == uid)
         };
-        tenant.desired(uid, owns, self.kernel.mappings.of(uid))
+        pod.desired(uid, owns, self.kernel.mappings.of(uid))
     }
 
     /// Finds anew what a pod should have.
-    pub(super) fn note_desired(&mut self, uid: &PodUid) {
+    pub(super) fn update_desired(&mut self, uid: &PodUid) {
         self.desired.replace(uid, self.desired_of(uid));
         let (desired, present) = (self.desired.of(uid), self.kernel.mappings.of(uid));
         if desired.is_subset(present) {
@@ -117,7 +117,7 @@ impl NodeState {
                 if !self.kernel.intact {
                     self.kernel.intact = true;
                     // nobody could be told of rules without a frame
-                    self.look_at_all();
+                    self.mark_all();
                 }
                 self.kernel.error = None;
                 self.kernel.retry_at = None;
@@ -126,7 +126,7 @@ impl NodeState {
                 for uid in creators(plan) {
                     self.kernel.blocked.remove(uid);
                 }
-                self.tell_repaired(now);
+                self.emit_repaired(now);
             }
             Err(error) => self.blame(now, plan, error),
         }
@@ -141,7 +141,7 @@ impl NodeState {
         let owners: BTreeSet<&PodUid> = creators(plan).collect();
         self.kernel.batch = (owners.len() / 2).max(1);
         if let (1, Some(uid)) = (owners.len(), owners.first())
-            && self.tenants.contains_key(*uid)
+            && self.pods.contains_key(*uid)
         {
             let blocked = self.kernel.blocked.get(*uid);
             let failures = blocked.map_or(0, |blocked| blocked.failures);
@@ -161,16 +161,16 @@ impl NodeState {
     }
 
     /// Tells the pods whose damaged rules are all back.
-    fn tell_repaired(&mut self, now: Duration) {
+    fn emit_repaired(&mut self, now: Duration) {
         let damaged = std::mem::take(&mut self.kernel.damaged);
         let lacks = |uid: &PodUid| !self.has_rules(uid);
         let (waiting, back): (BTreeSet<_>, BTreeSet<_>) = damaged.into_iter().partition(lacks);
         self.kernel.damaged = waiting;
         for uid in back {
-            let Some(tenant) = self.tenants.get_mut(&uid) else {
+            let Some(pod) = self.pods.get_mut(&uid) else {
                 continue;
             };
-            if tenant.repairs.note(now) {
+            if pod.repairs.record(now) {
                 self.emit(&uid, EventKind::Repaired, repaired(0));
             }
             self.dirty.insert(uid);
@@ -188,10 +188,10 @@ impl NodeState {
         let damaged: BTreeSet<PodUid> = missing.map(|mapping| mapping.owner.clone()).collect();
         self.kernel.damaged.extend(damaged);
         // before and after: a pod may have lost its last rule, or one of a pod long gone be back
-        self.look_at_all();
+        self.mark_all();
         self.kernel.mappings = mappings.into_iter().collect();
         self.kernel.intact = intact;
-        self.look_at_all();
+        self.mark_all();
         let draining: Vec<PortKey> = self.draining.keys().copied().collect();
         self.begin_rests(now, draining);
         self.converge(now);
@@ -254,17 +254,17 @@ impl NodeState {
     }
 
     /// Tells a pod whether the kernel stands in its way.
-    pub(super) fn judge_rules(&mut self, uid: &PodUid) {
+    pub(super) fn check_rules(&mut self, uid: &PodUid) {
         let ipv6 = self.config.ipv6;
-        let Some(tenant) = self.tenants.get_mut(uid) else {
+        let Some(pod) = self.pods.get_mut(uid) else {
             return;
         };
         // what stands in the way before the kernel is told first
         let other = |refusal: &Refusal| refusal.kind != EventKind::DataplaneError;
-        if tenant.refusal.as_ref().is_some_and(other) {
+        if pod.refusal.as_ref().is_some_and(other) {
             return;
         }
-        let message = match (tenant.unservable(ipv6), self.kernel.blocked.get(uid)) {
+        let message = match (pod.unservable(ipv6), self.kernel.blocked.get(uid)) {
             (Some(lease), _) => {
                 let at = lease
                     .host_ip
@@ -280,11 +280,11 @@ impl NodeState {
                 format!("the node's rules could not be changed: {}", blocked.error)
             }
             (None, None) => {
-                clear(&mut tenant.refusal, EventKind::DataplaneError);
+                clear(&mut pod.refusal, EventKind::DataplaneError);
                 return;
             }
         };
-        tenant.refusal = Some(Refusal {
+        pod.refusal = Some(Refusal {
             kind: EventKind::DataplaneError,
             message,
         });

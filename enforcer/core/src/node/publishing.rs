@@ -8,7 +8,7 @@ use portmapping_shared::{PodUid, ResultEntry, annotation};
 
 use super::NodeState;
 use crate::action::{Action, Condition, EventKind, Publication, Record};
-use crate::pod::{self, Tenant, Want};
+use crate::pods::state::{PodState, Want};
 
 /// First and longest wait between tries to write one pod.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
@@ -22,28 +22,28 @@ const UNGATED: &str = " (no readiness gate: Ready did not wait for this)";
 impl NodeState {
     /// The API server took a publication, or refused it.
     pub fn published(&mut self, now: Duration, uid: &PodUid, taken: bool) {
-        let Some(tenant) = self.tenants.get_mut(uid) else {
+        let Some(pod) = self.pods.get_mut(uid) else {
             return;
         };
-        let Some(publication) = tenant.publish.in_flight.take() else {
+        let Some(publication) = pod.publish.in_flight.take() else {
             return;
         };
         if taken {
-            tenant.publish.retry_at = None;
-            tenant.publish.failures = 0;
-            let seen = tenant
+            pod.publish.retry_at = None;
+            pod.publish.failures = 0;
+            let seen = pod
                 .facts
                 .as_ref()
                 .is_some_and(|f| f.record == publication.wanted);
             if !seen {
-                tenant.publish.echo = Some((publication.wanted.clone(), now + ECHO));
+                pod.publish.echo = Some((publication.wanted.clone(), now + ECHO));
             }
             self.announce(uid, &publication);
         } else {
-            let doublings = tenant.publish.failures.min(10);
+            let doublings = pod.publish.failures.min(10);
             let wait = RETRY.0.saturating_mul(1 << doublings).min(RETRY.1);
-            tenant.publish.failures += 1;
-            tenant.publish.retry_at = Some(now + wait);
+            pod.publish.failures += 1;
+            pod.publish.retry_at = Some(now + wait);
         }
         self.dirty.insert(uid.clone());
         self.converge(now);
@@ -51,19 +51,19 @@ impl NodeState {
 
     /// Asks for the pod's write, if one is due.
     pub(super) fn publish(&mut self, now: Duration, uid: &PodUid) {
-        let Some(tenant) = self.tenants.get(uid) else {
+        let Some(pod) = self.pods.get(uid) else {
             return;
         };
-        let publish = &tenant.publish;
+        let publish = &pod.publish;
         let free = publish.in_flight.is_none() && publish.retry_at.is_none_or(|at| at <= now);
         let publication = free.then(|| self.publication(uid)).flatten();
         // while our write is on its way back, only news is worth another one
         let echo = publish.echo.as_ref().filter(|(_, until)| now < *until);
         let due = publication.filter(|due| echo.is_none_or(|(echo, _)| *echo != due.wanted));
-        let Some(tenant) = self.tenants.get_mut(uid) else {
+        let Some(pod) = self.pods.get_mut(uid) else {
             return;
         };
-        let publish = &mut tenant.publish;
+        let publish = &mut pod.publish;
         if due.is_some()
             || publish
                 .echo
@@ -79,7 +79,7 @@ impl NodeState {
         if let Some(publication) = due {
             publish.in_flight = Some(publication.clone());
             if let Some(annotation) = &publication.wanted.annotation {
-                tenant.note_written(annotation.clone());
+                pod.record_written(annotation.clone());
             }
             self.actions.push(Action::Publish(publication));
         }
@@ -87,9 +87,9 @@ impl NodeState {
 
     /// The write a pod is due, if any.
     pub(super) fn publication(&self, uid: &PodUid) -> Option<Publication> {
-        let tenant = self.tenants.get(uid)?;
-        let facts = tenant.facts.as_ref()?;
-        let wanted = self.wanted_record(uid, tenant)?;
+        let pod = self.pods.get(uid)?;
+        let facts = pod.facts.as_ref()?;
+        let wanted = self.wanted_record(uid, pod)?;
         let gone = facts.deleting && facts.finished;
         (wanted != facts.record && !gone).then(|| Publication {
             pod: facts.pod.clone(),
@@ -100,10 +100,10 @@ impl NodeState {
 
     /// What the API shall say; None while that is still open. A mapped pod whose sandbox ended
     /// keeps its words until the next one: its containers hold Ready back, not we.
-    fn wanted_record(&self, uid: &PodUid, tenant: &Tenant) -> Option<Record> {
-        let facts = tenant.facts.as_ref()?;
+    fn wanted_record(&self, uid: &PodUid, pod: &PodState) -> Option<Record> {
+        let facts = pod.facts.as_ref()?;
         let current = &facts.record;
-        if let Some(refusal) = &tenant.refusal {
+        if let Some(refusal) = &pod.refusal {
             let condition = Condition {
                 status: false,
                 reason: refusal.kind.reason().to_owned(),
@@ -114,26 +114,26 @@ impl NodeState {
                 ..current.clone()
             });
         }
-        match &tenant.want {
-            Want::Nonsense(_) => None,
-            Want::Nothing => Some(released(tenant, current)),
+        match &pod.want {
+            Want::Invalid(_) => None,
+            Want::Nothing => Some(released(pod, current)),
             Want::Ports(request) => {
-                let complete = tenant.unleased().is_empty() && tenant.all_held();
+                let complete = pod.unleased().is_empty() && pod.all_held();
                 if !complete || !self.kernel.intact || !self.has_rules(uid) {
                     return None;
                 }
                 // an address that a newer pod owns by now has no rules of this one
-                if self.desired.of(uid).is_empty() && !tenant.lease.is_empty() {
+                if self.desired.of(uid).is_empty() && !pod.lease.is_empty() {
                     return None;
                 }
-                let entries = tenant.result()?;
+                let entries = pod.result()?;
                 Some(Record {
                     annotation: Some(annotation::encode(&entries)),
                     mark: Some(request.to_mark()),
                     condition: Some(Condition {
                         status: true,
                         reason: REASON_MAPPED.to_owned(),
-                        message: cut(&summary(&entries, self.node_ip(tenant))),
+                        message: cut(&summary(&entries, self.node_ip(pod))),
                     }),
                 })
             }
@@ -141,15 +141,15 @@ impl NodeState {
     }
 
     /// The node's address, of this pod or of any other: right after its start a pod has none yet.
-    fn node_ip(&self, tenant: &Tenant) -> Option<IpAddr> {
-        let facts = tenant.facts.as_ref();
+    fn node_ip(&self, pod: &PodState) -> Option<IpAddr> {
+        let facts = pod.facts.as_ref();
         let own = facts.and_then(|facts| facts.host_ips.first());
         own.or(self.host_ips.first()).copied()
     }
 
     /// Tells people what a write has just made true, once.
     fn announce(&mut self, uid: &PodUid, publication: &Publication) {
-        let Some(tenant) = self.tenants.get_mut(uid) else {
+        let Some(pod) = self.pods.get_mut(uid) else {
             return;
         };
         let wanted = &publication.wanted;
@@ -158,22 +158,22 @@ impl NodeState {
             .as_ref()
             .is_some_and(|condition| condition.status);
         let event = if mapped {
-            let fresh = tenant.announced != wanted.annotation || tenant.told.is_some();
-            tenant.told = None;
-            tenant.announced.clone_from(&wanted.annotation);
+            let fresh = pod.announced != wanted.annotation || pod.last_event.is_some();
+            pod.last_event = None;
+            pod.announced.clone_from(&wanted.annotation);
             let condition = wanted.condition.as_ref().filter(|_| fresh);
-            let gated = tenant
+            let gated = pod
                 .facts
                 .as_ref()
                 .is_some_and(|facts| facts.spec.has_gate(CONDITION));
             condition.map(|condition| (EventKind::Mapped, mapped_note(&condition.message, gated)))
-        } else if let Some(refusal) = tenant.refusal.clone() {
-            let news = tenant.told.as_ref() != Some(&refusal);
-            tenant.told = Some(refusal.clone());
+        } else if let Some(refusal) = pod.refusal.clone() {
+            let news = pod.last_event.as_ref() != Some(&refusal);
+            pod.last_event = Some(refusal.clone());
             news.then_some((refusal.kind, cut(&refusal.message)))
         } else {
-            tenant.told = None;
-            let before = tenant.announced.take();
+            pod.last_event = None;
+            let before = pod.announced.take();
             let mapped = before.is_some_and(|value| annotation::decode(&value).is_some());
             mapped.then(|| {
                 (
@@ -189,8 +189,8 @@ impl NodeState {
 }
 
 /// What is left of a pod that has ended or asks no more. Untouched where nothing of ours was there.
-fn released(tenant: &Tenant, current: &Record) -> Record {
-    let Some(facts) = &tenant.facts else {
+fn released(pod: &PodState, current: &Record) -> Record {
+    let Some(facts) = &pod.facts else {
         return current.clone();
     };
     let published = current.condition.is_some() || current.mark.is_some();
@@ -231,7 +231,7 @@ fn summary(entries: &[ResultEntry], node: Option<IpAddr>) -> String {
         } else {
             host
         };
-        format!("{host}{}", pod::told(entry))
+        format!("{host}{}", crate::pods::describe_port(entry))
     });
     lines.collect::<Vec<_>>().join(", ")
 }

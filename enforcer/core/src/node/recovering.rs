@@ -6,8 +6,8 @@ use std::time::Duration;
 use portmapping_shared::{LeasedPort, Mapping};
 
 use super::{Config, NodeState};
-use crate::allocator::PortKey;
-use crate::pod::{Hold, Tenant, key};
+use crate::pods::state::{Hold, PodState, key};
+use crate::ports::PortKey;
 
 /// What was found at the start, before the API server was asked anything.
 #[derive(Clone, Debug, Default)]
@@ -16,7 +16,7 @@ pub struct Recovered {
     pub mappings: BTreeSet<Mapping>,
     /// Mappings of ours in the rules of another backend than the chosen one: wanted likewise, but
     /// not in the kernel state that plans build on.
-    pub elsewhere: BTreeSet<Mapping>,
+    pub in_other_backends: BTreeSet<Mapping>,
     /// Whether the frame around them is whole.
     pub intact: bool,
     /// What the keeper holds.
@@ -32,32 +32,32 @@ impl NodeState {
         let mut state = Self::new(config, seed);
         let Recovered {
             mappings,
-            elsewhere,
+            in_other_backends,
             intact,
             held,
         } = found;
         state.kernel.mappings = mappings.iter().cloned().collect();
         state.kernel.intact = intact;
         // what the chosen backend has counts first where the two contradict each other
-        for mapping in mappings.into_iter().chain(elsewhere) {
+        for mapping in mappings.into_iter().chain(in_other_backends) {
             let lease = LeasedPort {
                 protocol: mapping.protocol,
                 host_port: mapping.host_port,
                 container_port: mapping.container_port,
                 host_ip: mapping.host_ip,
             };
-            let lessee = state.lessee(key(&lease));
+            let owner = state.owner(key(&lease));
             // two pods with one host port cannot be: the first keeps it, the other's rule goes
-            if lessee.is_some_and(|(uid, taken)| *uid != mapping.owner || taken != lease) {
+            if owner.is_some_and(|(uid, taken)| *uid != mapping.owner || taken != lease) {
                 continue;
             }
             let seq = state.arrival();
             let uid = mapping.owner.clone();
-            let tenant = state
-                .tenants
+            let pod = state
+                .pods
                 .entry(uid.clone())
-                .or_insert_with(|| Tenant::new(seq));
-            tenant.recovered.insert(mapping);
+                .or_insert_with(|| PodState::new(seq));
+            pod.recovered.insert(mapping);
             let hold = if held.contains(&key(&lease)) {
                 Hold::Held
             } else {
@@ -67,17 +67,17 @@ impl NodeState {
             state.pool.seize(key(&lease));
         }
         for port in held {
-            if state.lessee(port).is_none() {
+            if state.owner(port).is_none() {
                 state.pool.seize(port);
                 state.rest(now, port, state.config.cooldown);
                 // rules that were flushed just before take the names of their pods along
-                state.former.lose_track(port);
+                state.previous.lose_track(port);
             }
         }
-        for uid in state.tenants.keys().cloned().collect::<Vec<_>>() {
-            state.readdress(&uid);
+        for uid in state.pods.keys().cloned().collect::<Vec<_>>() {
+            state.update_addresses(&uid);
         }
-        state.look_at_all();
+        state.mark_all();
         state.converge(now);
         state
     }

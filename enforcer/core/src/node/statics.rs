@@ -7,13 +7,13 @@ use portmapping_shared::PodUid;
 
 use super::NodeState;
 use crate::action::EventKind;
-use crate::allocator::PortKey;
-use crate::pod::{self, StaticPort};
+use crate::pods::state::{self, StaticPort};
+use crate::ports::PortKey;
 
 impl NodeState {
     /// The pod's spec claims these host ports. They are given to nobody, and whoever leases one of
     /// them moves.
-    pub(super) fn note_static_ports(
+    pub(super) fn set_static_ports(
         &mut self,
         now: Duration,
         uid: &PodUid,
@@ -28,7 +28,7 @@ impl NodeState {
         };
         for port in ports.difference(&before) {
             self.pool.occupy(port.key);
-            self.yield_port(now, uid, *port);
+            self.make_way(now, uid, *port);
         }
         for port in before.difference(ports) {
             self.came_free |= self.pool.vacate(port.key);
@@ -37,21 +37,18 @@ impl NodeState {
 
     /// Our rules would win over those of the static port: its pod would lose traffic that its spec
     /// promises. So ours moves, and both pods are told.
-    fn yield_port(&mut self, now: Duration, claimant: &PodUid, port: StaticPort) {
+    fn make_way(&mut self, now: Duration, claimant: &PodUid, port: StaticPort) {
         let StaticPort { key, .. } = port;
-        self.hasten(now, key);
-        let lessee = self.lessee(key).map(|(uid, lease)| (uid.clone(), lease));
-        let Some((uid, lease)) = lessee.filter(|(_, lease)| port.clashes(lease)) else {
+        self.release_early(now, key);
+        let owner = self.owner(key).map(|(uid, lease)| (uid.clone(), lease));
+        let Some((uid, lease)) = owner.filter(|(_, lease)| port.clashes(lease)) else {
             return;
         };
         self.end_lease(now, &uid, &lease, Duration::ZERO);
-        self.hasten(now, key);
-        self.note_waiting(&uid);
+        self.release_early(now, key);
+        self.update_waiting(&uid);
         let name = |uid: &PodUid| {
-            let facts = self
-                .tenants
-                .get(uid)
-                .and_then(|tenant| tenant.facts.as_ref());
+            let facts = self.pods.get(uid).and_then(|pod| pod.facts.as_ref());
             facts.map_or_else(|| format!("with uid {uid}"), |facts| facts.pod.to_string())
         };
         let (keeper, mover) = (name(claimant), name(&uid));
@@ -73,7 +70,7 @@ impl NodeState {
 
     /// A resting port that a static one needs is let go of as soon as no rule uses it: a process of
     /// the static pod's own may have to bind it.
-    fn hasten(&mut self, now: Duration, key: PortKey) {
+    fn release_early(&mut self, now: Duration, key: PortKey) {
         if let Some(rest) = self.draining.get_mut(&key) {
             *rest = Duration::ZERO;
         } else if self.cooling.contains(key) {
@@ -81,8 +78,8 @@ impl NodeState {
         } else {
             return;
         }
-        self.former.forget(key);
-        self.yielded.insert(key);
+        self.previous.forget(key);
+        self.release_early.insert(key);
     }
 
     /// Every static port, counted as the pool counts them.
@@ -99,6 +96,6 @@ impl StaticPort {
             // 0.0.0.0 and no address at all were told apart before: both are every address here
             _ => false,
         };
-        pod::key(lease) == self.key && !apart
+        state::key(lease) == self.key && !apart
     }
 }

@@ -7,7 +7,7 @@ use portmapping_shared::{LeasedPort, PodUid, Protocol};
 use super::NodeState;
 use crate::addresses::AddressSource;
 use crate::phase::Phase;
-use crate::pod::{Tenant, Want};
+use crate::pods::state::{PodState, Want};
 
 /// All that is known at the moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,21 +60,18 @@ impl NodeState {
     /// A snapshot.
     #[must_use]
     pub fn status(&self) -> Status {
-        let pods = self.concerned().map(|(uid, tenant)| PodStatus {
+        let pods = self.concerned().map(|(uid, pod)| PodStatus {
             uid: uid.clone(),
-            name: tenant
+            name: pod
                 .facts
                 .as_ref()
                 .map(|facts| facts.pod.to_string())
                 .unwrap_or_default(),
-            phase: phase(tenant, self.kernel.intact && self.has_rules(uid)),
-            ips: tenant.ips.clone(),
-            source: tenant.source.clone(),
-            lease: tenant.lease.keys().copied().collect(),
-            refusal: tenant
-                .refusal
-                .as_ref()
-                .map(|refusal| refusal.message.clone()),
+            phase: phase(pod, self.kernel.intact && self.has_rules(uid)),
+            ips: pod.ips.clone(),
+            source: pod.source.clone(),
+            lease: pod.lease.keys().copied().collect(),
+            refusal: pod.refusal.as_ref().map(|refusal| refusal.message.clone()),
         });
         Status {
             pods: pods.collect(),
@@ -85,7 +82,7 @@ impl NodeState {
     /// The snapshot's numbers, for a fraction of its price.
     #[must_use]
     pub fn counts(&self) -> Counts {
-        let refused = |(_, tenant): &(&PodUid, &Tenant)| tenant.refusal.is_some();
+        let refused = |(_, pod): &(&PodUid, &PodState)| pod.refusal.is_some();
         Counts {
             pods: self.concerned().count(),
             refused: self.concerned().filter(refused).count(),
@@ -100,15 +97,15 @@ impl NodeState {
     }
 
     /// Pods that ask for ports or have some.
-    fn concerned(&self) -> impl Iterator<Item = (&PodUid, &Tenant)> {
-        let asks = |tenant: &Tenant| !matches!(tenant.want, Want::Nothing);
-        let tenants = self.tenants.iter();
-        tenants.filter(move |(_, tenant)| !tenant.lease.is_empty() || asks(tenant))
+    fn concerned(&self) -> impl Iterator<Item = (&PodUid, &PodState)> {
+        let asks = |pod: &PodState| !matches!(pod.want, Want::Nothing);
+        let pods = self.pods.iter();
+        pods.filter(move |(_, pod)| !pod.lease.is_empty() || asks(pod))
     }
 }
 
-fn phase(tenant: &Tenant, programmed: bool) -> Phase {
-    let Some(facts) = &tenant.facts else {
+fn phase(pod: &PodState, programmed: bool) -> Phase {
+    let Some(facts) = &pod.facts else {
         return Phase::Recovered;
     };
     let published = facts
@@ -116,12 +113,12 @@ fn phase(tenant: &Tenant, programmed: bool) -> Phase {
         .condition
         .as_ref()
         .is_some_and(|condition| condition.status);
-    match &tenant.want {
+    match &pod.want {
         Want::Nothing => Phase::Idle,
-        _ if tenant.refusal.is_some() => Phase::Refused,
-        Want::Nonsense(_) => Phase::Refused,
-        Want::Ports(_) if !tenant.unleased().is_empty() || !tenant.all_held() => Phase::Requested,
-        Want::Ports(_) if tenant.ips.is_empty() || !programmed => Phase::Held,
+        _ if pod.refusal.is_some() => Phase::Refused,
+        Want::Invalid(_) => Phase::Refused,
+        Want::Ports(_) if !pod.unleased().is_empty() || !pod.all_held() => Phase::Requested,
+        Want::Ports(_) if pod.ips.is_empty() || !programmed => Phase::Held,
         Want::Ports(_) if !published => Phase::Programmed,
         Want::Ports(_) => Phase::Published,
     }

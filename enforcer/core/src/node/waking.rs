@@ -15,8 +15,8 @@ impl NodeState {
             let Some((_, uid)) = self.wakes.pop_first() else {
                 return;
             };
-            if let Some(tenant) = self.tenants.get_mut(&uid) {
-                tenant.wake = None;
+            if let Some(pod) = self.pods.get_mut(&uid) {
+                pod.wake = None;
             }
             self.dirty.insert(uid);
         }
@@ -24,14 +24,14 @@ impl NodeState {
 
     /// Notes when a pod is to be looked at again.
     pub(super) fn schedule(&mut self, uid: &PodUid) {
-        let Some(tenant) = self.tenants.get_mut(uid) else {
+        let Some(pod) = self.pods.get_mut(uid) else {
             return;
         };
-        let next = tenant.next_wake();
-        if tenant.wake == next {
+        let next = pod.next_wake();
+        if pod.wake == next {
             return;
         }
-        if let Some(old) = std::mem::replace(&mut tenant.wake, next) {
+        if let Some(old) = std::mem::replace(&mut pod.wake, next) {
             self.wakes.remove(&(old, uid.clone()));
         }
         if let Some(at) = next {

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use portmapping_enforcer_core::{PodFacts, Sandbox, SandboxId, SandboxNews};
+use portmapping_enforcer_core::{PodFacts, Sandbox, SandboxId, SandboxUpdate};
 use portmapping_shared::{HostPort, Mapping, PodUid, Protocol};
 
 #[derive(Default)]
@@ -69,11 +69,11 @@ impl Mirror {
         }
     }
 
-    pub(crate) fn told(&mut self, news: &SandboxNews) {
+    pub(crate) fn told(&mut self, news: &SandboxUpdate) {
         match news {
-            SandboxNews::Up(sandbox) => self.up(sandbox),
-            SandboxNews::Down(id) => self.down(id),
-            SandboxNews::Listed(all) => {
+            SandboxUpdate::Up(sandbox) => self.up(sandbox),
+            SandboxUpdate::Down(id) => self.down(id),
+            SandboxUpdate::Listed(all) => {
                 for sandbox in all {
                     self.up(sandbox);
                 }

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use portmapping_enforcer_core::{Sandbox, SandboxId, SandboxNews};
+use portmapping_enforcer_core::{Sandbox, SandboxId, SandboxUpdate};
 use portmapping_shared::PodUid;
 use rand::RngExt;
 
@@ -64,14 +64,14 @@ impl World {
         for id in ended {
             self.tell(|| format!("no sandbox {id} of {uid}"));
             self.files.remove(&id);
-            self.news.push(SandboxNews::Down(id));
+            self.news.push(SandboxUpdate::Down(id));
         }
     }
 
     fn write_result(&mut self, sandbox: Sandbox) {
         if self.writes_results {
             self.files.insert(sandbox.id.clone(), sandbox.clone());
-            self.news.push(SandboxNews::Up(sandbox));
+            self.news.push(SandboxUpdate::Up(sandbox));
         }
     }
 
@@ -110,7 +110,7 @@ impl World {
             return;
         }
         let at = self.rng.random_range(0..self.news.len());
-        let list = |news: &SandboxNews| matches!(news, SandboxNews::Listed(_));
+        let list = |news: &SandboxUpdate| matches!(news, SandboxUpdate::Listed(_));
         let before = &self.news[..=at];
         // a list stands for all that came before it
         let at = match before.iter().position(list) {
@@ -123,9 +123,9 @@ impl World {
         let news = self.news.remove(at);
         self.mirror.told(&news);
         match news {
-            SandboxNews::Up(sandbox) => self.state.sandbox_up(self.now, sandbox),
-            SandboxNews::Down(id) => self.state.sandbox_down(self.now, &id),
-            SandboxNews::Listed(all) => self.state.sandboxes_listed(self.now, all),
+            SandboxUpdate::Up(sandbox) => self.state.sandbox_up(self.now, sandbox),
+            SandboxUpdate::Down(id) => self.state.sandbox_down(self.now, &id),
+            SandboxUpdate::Listed(all) => self.state.sandboxes_listed(self.now, all),
         }
     }
 
@@ -139,15 +139,15 @@ impl World {
     pub(crate) fn list_results(&mut self) {
         if self.writes_results {
             let all = self.files.values().cloned().collect();
-            self.news.push(SandboxNews::Listed(all));
+            self.news.push(SandboxUpdate::Listed(all));
         }
     }
 }
 
-fn id_of(news: &SandboxNews) -> Option<&SandboxId> {
+fn id_of(news: &SandboxUpdate) -> Option<&SandboxId> {
     match news {
-        SandboxNews::Up(sandbox) => Some(&sandbox.id),
-        SandboxNews::Down(id) => Some(id),
-        SandboxNews::Listed(_) => None,
+        SandboxUpdate::Up(sandbox) => Some(&sandbox.id),
+        SandboxUpdate::Down(id) => Some(id),
+        SandboxUpdate::Listed(_) => None,
     }
 }

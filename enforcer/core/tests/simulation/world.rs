@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use portmapping_enforcer_core::{
     Action, Config, EventKind, NodeState, PodFacts, PortKey, Publication, Recovered, Sandbox,
-    SandboxId, SandboxNews,
+    SandboxId, SandboxUpdate,
 };
 use portmapping_shared::{HostPort, Mapping, Plan, PodUid, PortSet, Protocol};
 use rand::rngs::StdRng;
@@ -35,7 +35,7 @@ pub(crate) struct Seen {
     pub(crate) reboots: u64,
     pub(crate) sandboxes_moved: u64,
     pub(crate) inherited: u64,
-    pub(crate) yielded: u64,
+    pub(crate) release_early: u64,
     pub(crate) forged: u64,
     pub(crate) repaired: u64,
     pub(crate) exhausted: u64,
@@ -50,7 +50,7 @@ impl Seen {
             &mut self.reboots,
             &mut self.sandboxes_moved,
             &mut self.inherited,
-            &mut self.yielded,
+            &mut self.release_early,
             &mut self.forged,
             &mut self.repaired,
             &mut self.exhausted,
@@ -87,7 +87,7 @@ pub(crate) struct World {
     /// Sandboxes that live, the results on disk, and the news of them under way.
     pub(crate) living: BTreeMap<PodUid, Sandbox>,
     pub(crate) files: BTreeMap<SandboxId, Sandbox>,
-    pub(crate) news: Vec<SandboxNews>,
+    pub(crate) news: Vec<SandboxUpdate>,
     /// Whether this runtime writes results at all.
     pub(crate) writes_results: bool,
     pub(crate) kernel: BTreeSet<Mapping>,
@@ -227,7 +227,7 @@ impl World {
                             }
                         }
                         EventKind::PortConflict if event.note.contains("static") => {
-                            self.seen.yielded += 1;
+                            self.seen.release_early += 1;
                         }
                         _ => {}
                     }
@@ -254,14 +254,14 @@ impl World {
         self.last.retain(|key, _| keeper.contains(key));
         let mut found = Recovered {
             mappings: self.kernel.clone(),
-            elsewhere: BTreeSet::new(),
+            in_other_backends: BTreeSet::new(),
             intact: self.intact,
             held: self.keeper.clone(),
         };
         if self.rng.random_range(0..5) == 0 {
             // another backend than before: its table is empty, the old one's rules are read once
             self.seen.backends += 1;
-            found.elsewhere = std::mem::take(&mut found.mappings);
+            found.in_other_backends = std::mem::take(&mut found.mappings);
             found.intact = false;
             self.kernel.clear();
             self.intact = false;
@@ -273,7 +273,7 @@ impl World {
                 self.forged.insert(uid.clone());
             }
         }
-        let known = found.mappings.iter().chain(&found.elsewhere);
+        let known = found.mappings.iter().chain(&found.in_other_backends);
         self.mirror = Mirror::new(known.cloned().collect());
         self.state = NodeState::recover(config(), seed, self.now, found);
         self.collect();

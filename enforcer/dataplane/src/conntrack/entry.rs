@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use portmapping_shared::Protocol;
 
-use crate::iptables::Family;
+use crate::family::Family;
 use crate::netlink::{Attributes, Encoder, Header, Message};
 
 /// `IPCTNL_MSG_CT_GET` and `IPCTNL_MSG_CT_DELETE` of `NFNL_SUBSYS_CTNETLINK`.

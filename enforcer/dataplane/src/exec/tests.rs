@@ -76,33 +76,3 @@ fn complaint_is_cut_at_a_bound() {
     let finished = Tools::default().run("sh", &args, b"").unwrap();
     assert!(finished.stderr.len() <= STDERR_BYTES);
 }
-
-#[test]
-fn a_spare_program_waits_for_its_input() {
-    let tools = Tools::default();
-    let mut spare = tools.spare("cat", &[] as &[&str]).unwrap();
-    assert!(spare.waits());
-    let finished = tools.finish(spare, b"something to do").unwrap();
-    assert!(finished.status.success());
-    assert_eq!(finished.stdout, b"something to do");
-}
-
-#[test]
-fn a_spare_program_that_ended_waits_no_more() {
-    let tools = Tools::default();
-    let mut spare = tools.spare("true", &[] as &[&str]).unwrap();
-    let end = Instant::now() + Duration::from_mins(1);
-    while spare.waits() {
-        assert!(Instant::now() < end);
-    }
-}
-
-#[test]
-fn a_spare_program_ends_with_its_owner() {
-    let tools = Tools::default();
-    let spare = tools.spare("cat", &[] as &[&str]).unwrap();
-    let process = PathBuf::from(format!("/proc/{}", spare.child.id()));
-    assert!(process.exists());
-    drop(spare);
-    assert!(!process.exists());
-}

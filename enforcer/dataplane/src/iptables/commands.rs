@@ -1,10 +1,11 @@
 //! iptables-save and iptables-restore, and what their complaints mean.
 
 use crate::DataplaneError;
-use crate::exec::{Finished, Spare, Tools};
+use crate::exec::{Finished, Tools};
 
-use super::family::{Family, Flavour, Programs};
+use super::flavour::{Flavour, Programs};
 use super::transaction::Transaction;
+use crate::family::Family;
 
 /// Seconds to wait for another iptables that holds the lock; legacy only, nft has none.
 pub(super) const LOCK_WAIT_SECONDS: &str = "5";
@@ -52,54 +53,22 @@ impl Commands {
         self.save(&[])
     }
 
-    /// Starts a program that waits for a transaction. It reads nothing of the kernel before.
-    pub(crate) fn spare(&self) -> Result<Spare, DataplaneError> {
-        let args = ["--noflush", "-w", LOCK_WAIT_SECONDS];
-        Ok(self.tools.spare(self.programs().restore, &args)?)
+    /// Carries the transaction out, wholly or not at all.
+    pub(super) fn restore(&self, transaction: &Transaction) -> Result<(), DataplaneError> {
+        transaction
+            .text()
+            .map_or(Ok(()), |text| self.restore_text(&text))
     }
 
-    /// Carries the transaction out, wholly or not at all, with the spare program if there is one.
-    pub(super) fn restore(
-        &self,
-        transaction: &Transaction,
-        spare: Option<Spare>,
-    ) -> Result<(), DataplaneError> {
-        let Some(text) = transaction.text() else {
-            return Ok(());
-        };
-        let waiting = spare.and_then(|mut spare| spare.waits().then_some(spare));
-        self.restore_with(waiting, &text)
-    }
-
-    /// The same with the text itself.
+    /// Carries the text of a transaction out, wholly or not at all.
     pub(crate) fn restore_text(&self, text: &str) -> Result<(), DataplaneError> {
-        self.restore_with(None, text)
-    }
-
-    /// Whether the program and the kernel would carry the text out. Nothing changes.
-    pub(super) fn rehearse(&self, text: &str) -> Result<(), DataplaneError> {
         let program = self.programs().restore;
-        let args = ["--test", "--noflush", "-w", LOCK_WAIT_SECONDS];
+        let args = ["--noflush", "-w", LOCK_WAIT_SECONDS];
         let finished = self.tools.run(program, &args, text.as_bytes())?;
         if finished.status.success() {
             return Ok(());
         }
         Err(refused(program, &finished, Some(text)))
-    }
-
-    fn restore_with(&self, spare: Option<Spare>, text: &str) -> Result<(), DataplaneError> {
-        let program = self.programs().restore;
-        let spare = spare.map_or_else(|| self.spare(), Ok)?;
-        let finished = self.tools.finish(spare, text.as_bytes())?;
-        if finished.status.success() {
-            return Ok(());
-        }
-        Err(refused(program, &finished, Some(text)))
-    }
-
-    /// Whether table nat can be looked at without making it.
-    pub(super) fn has_nat(&self) -> bool {
-        self.is_in_use("nat")
     }
 
     /// Whether iptables-legacy has a table in the network namespace of this thread; of the nft

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use portmapping_shared::contract::{CHAIN_PREFIX, RULE_COMMENT_PREFIX};
 use portmapping_shared::{ContainerPort, HostPort, Mapping, PodUid, Protocol};
 
-use super::family::Family;
+use crate::family::Family;
 
 /// A rule without its chain, in an order and spelling of our own, so that two ways to write the
 /// same rule compare equal.
@@ -61,14 +61,6 @@ impl Rule {
         }
     }
 
-    /// The comment of a rule that has nothing else.
-    pub(super) fn lone_comment(&self) -> Option<&str> {
-        if self.options.len() != 1 {
-            return None;
-        }
-        self.value("--comment")
-    }
-
     /// Where this rule leads a port; None where it differs from ours in anything.
     pub(super) fn route(&self, family: Family) -> Option<Route> {
         let known = ["--comment", "--dport", "--to-destination", "-d", "-j", "-p"];
@@ -113,7 +105,7 @@ pub(super) struct Route {
     pub(super) host_port: HostPort,
     pub(super) host_ip: Option<IpAddr>,
     pub(super) to: SocketAddr,
-    /// Whose it is, if the rule says so itself, as the rules of older versions do.
+    /// The owner. Version 0.1 wrote it elsewhere.
     pub(super) owner: Option<PodUid>,
 }
 
@@ -155,6 +147,18 @@ impl Route {
         let host_ip = self.host_ip.unwrap_or(self.to.ip());
         Family::of(self.to.ip()) == family && Family::of(host_ip) == family
     }
+}
+
+/// The DNAT rule of a mapping, which ends the packet's way through the table.
+pub(super) fn mapping_rule(mapping: &Mapping) -> String {
+    Route {
+        protocol: mapping.protocol,
+        host_port: mapping.host_port,
+        host_ip: mapping.host_ip,
+        to: SocketAddr::new(mapping.pod_ip, mapping.container_port.get()),
+        owner: Some(mapping.owner.clone()),
+    }
+    .rule()
 }
 
 /// The route of a rule that is spelled exactly as we spell it. Reading tens of thousands back is

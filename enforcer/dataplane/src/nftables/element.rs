@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use portmapping_shared::contract::RULE_COMMENT_PREFIX;
 use portmapping_shared::{ContainerPort, HostPort, Mapping, PodUid, Protocol};
 
-use crate::iptables::Family;
+use crate::family::Family;
 use crate::netlink::{Attribute, Encoder};
 
 use super::expression::{DATA_VALUE, LIST_ELEM};

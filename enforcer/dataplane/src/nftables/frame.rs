@@ -28,8 +28,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use portmapping_shared::contract::NFT_TABLE;
 use portmapping_shared::{PortRange, Protocol};
 
-use crate::iptables::{Family, Settings};
+use crate::family::Family;
 use crate::netlink::{Batch, Encoder, Header, flags};
+use crate::settings::Settings;
 
 use super::element::Foreign;
 use super::expression::{Ip, Rule};

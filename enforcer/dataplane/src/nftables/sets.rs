@@ -1,6 +1,6 @@
 //! The sets and maps of the table.
 
-use crate::iptables::Family;
+use crate::family::Family;
 
 /// `NFT_SET_MAP`.
 const MAP: u32 = 0x8;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use portmapping_dataplane::generation::Drift;
+use portmapping_dataplane::change_monitor::ChangeMonitor;
 use portmapping_dataplane::iptables::Flavour;
 use portmapping_shared::Mapping;
 use portmapping_shared::Protocol::{Tcp, Udp};
@@ -24,7 +24,7 @@ struct Hints {
 }
 
 impl Hints {
-    fn of(lab: &Lab, drift: Drift) -> Self {
+    fn of(lab: &Lab, drift: ChangeMonitor) -> Self {
         lab.node.run(|| drift.listen()).expect("listen");
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -81,7 +81,7 @@ fn own_changes_of_nftables_raise_no_hint() {
 fn own_changes_are_told_apart(backend: Backend) {
     let lab = Lab::new();
     let mut driver = lab.driver(backend);
-    let mut hints = Hints::of(&lab, driver.drift());
+    let mut hints = Hints::of(&lab, driver.changes());
     driver.reconcile(&mappings(1));
     hints.settle(&mut driver);
     for n in 0..5 {
@@ -107,7 +107,7 @@ fn own_changes_are_told_apart(backend: Backend) {
 fn damage_is_announced_and_repaired() {
     let damages = [
         "nft flush ruleset",
-        "iptables-nft -t nat -F PORTMAPPING-TCP-20000-20021",
+        "iptables-nft -t nat -F PORTMAPPING-TCP-0-0",
         "iptables-nft -t nat -D PREROUTING 1",
     ];
     damages_are_announced_and_repaired(Flavour::Nft.into(), &damages);
@@ -126,7 +126,7 @@ fn damage_of_nftables_is_announced_and_repaired() {
 fn damages_are_announced_and_repaired(backend: Backend, damages: &[&str]) {
     let lab = Lab::new();
     let mut driver = lab.driver(backend);
-    let mut hints = Hints::of(&lab, driver.drift());
+    let mut hints = Hints::of(&lab, driver.changes());
     let desired = mappings(500);
     driver.reconcile(&desired);
     hints.settle(&mut driver);
@@ -147,7 +147,7 @@ fn damages_are_announced_and_repaired(backend: Backend, damages: &[&str]) {
 fn repeated_damage_is_met_ever_later() {
     let lab = Lab::new();
     let mut driver = lab.driver(Flavour::Nft);
-    let mut hints = Hints::of(&lab, driver.drift());
+    let mut hints = Hints::of(&lab, driver.changes());
     let desired = mappings(3);
     driver.reconcile(&desired);
     hints.settle(&mut driver);

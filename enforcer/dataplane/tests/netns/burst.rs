@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use portmapping_dataplane::iptables::{Flavour, Settings};
+use portmapping_dataplane::Settings;
+use portmapping_dataplane::iptables::Flavour;
 use portmapping_shared::Mapping;
 use portmapping_shared::Protocol::{Tcp, Udp};
 

@@ -1,6 +1,6 @@
 //! Pods that use host ports of their own node, with and without iptables on bridged packets.
 
-use portmapping_dataplane::iptables::Settings;
+use portmapping_dataplane::Settings;
 use portmapping_shared::Protocol::{Tcp, Udp};
 
 use crate::lab::{

@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
-use portmapping_dataplane::generation::Drift;
-use portmapping_dataplane::iptables::{Flavour, Settings};
-pub(crate) use portmapping_dataplane::moving::Backend;
-use portmapping_dataplane::moving::Moving;
-use portmapping_dataplane::{Dataplane, DataplaneError, Look, Observed, Tools};
+use portmapping_dataplane::Settings;
+use portmapping_dataplane::change_monitor::ChangeMonitor;
+use portmapping_dataplane::iptables::Flavour;
+pub(crate) use portmapping_dataplane::migration::Backend;
+use portmapping_dataplane::migration::BackendMigration;
+use portmapping_dataplane::snapshot::Snapshot;
+use portmapping_dataplane::{Dataplane, DataplaneError, Observed, Tools};
 use portmapping_shared::{ContainerPort, HostPort, Mapping, Plan, PortRange, Protocol};
 
 use crate::netns::Netns;
@@ -106,7 +108,7 @@ impl Lab {
             node: &self.node,
             driver: Box::new(
                 self.node
-                    .run(|| Moving::open(backend, settings, Tools::default()))
+                    .run(|| open(backend, settings, &Tools::default()))
                     .expect("open the driver"),
             ),
         }
@@ -169,24 +171,6 @@ impl<'a> Driver<'a> {
         self.node.run(|| self.driver.observe()).expect("observe")
     }
 
-    /// Reads without the driver.
-    pub(crate) fn look(&mut self) -> Look {
-        self.node.run(|| {
-            let mut look = self.driver.look();
-            look.read();
-            look
-        })
-    }
-
-    pub(crate) fn looked(&mut self, look: Look) -> Option<Observed> {
-        self.node.run(|| self.driver.looked(look)).expect("look")
-    }
-
-    pub(crate) fn prepare(&mut self) {
-        let preparations = self.driver.preparations();
-        self.node.run(|| preparations.make());
-    }
-
     /// What the reconciler does: observe, plan, apply; then nothing is left to do.
     pub(crate) fn reconcile(&mut self, desired: &[Mapping]) {
         let desired: BTreeSet<Mapping> = desired.iter().cloned().collect();
@@ -202,8 +186,8 @@ impl<'a> Driver<'a> {
         self.try_apply(&plan).expect("apply");
     }
 
-    pub(crate) fn drift(&self) -> Drift {
-        self.driver.drift()
+    pub(crate) fn changes(&self) -> ChangeMonitor {
+        self.driver.changes()
     }
 
     pub(crate) fn create(&mut self, mappings: &[Mapping]) {
@@ -235,6 +219,16 @@ impl<'a> Driver<'a> {
         assert_eq!(&observed.mappings, desired);
         assert!(observed.intact, "the frame is not whole");
     }
+}
+
+/// As the enforcer opens it: from what is there.
+pub(crate) fn open(
+    backend: Backend,
+    settings: &Settings,
+    tools: &Tools,
+) -> Result<BackendMigration, DataplaneError> {
+    let snapshot = Snapshot::read(tools);
+    BackendMigration::open(backend, settings, tools.clone(), snapshot).map(|(driver, _)| driver)
 }
 
 pub(crate) fn range(text: &str) -> PortRange {

@@ -2,15 +2,16 @@
 //! does, to this thread and to the programs that it starts.
 
 use nix::libc;
+use portmapping_dataplane::Settings;
 use portmapping_dataplane::detect::detect;
-use portmapping_dataplane::glimpse::Glimpse;
-use portmapping_dataplane::iptables::{Flavour, Settings};
-use portmapping_dataplane::moving::{Moving, uninstall};
-use portmapping_dataplane::{Dataplane as _, DataplaneError, Tools};
+use portmapping_dataplane::iptables::Flavour;
+use portmapping_dataplane::migration::BackendMigration;
+use portmapping_dataplane::snapshot::Snapshot;
+use portmapping_dataplane::{Dataplane as _, DataplaneError, Tools, uninstall};
 use portmapping_shared::Plan;
 use portmapping_shared::Protocol::{Tcp, Udp};
 
-use crate::lab::{Backend, Lab, NODE, POD1, at, map, range};
+use crate::lab::{self, Backend, Lab, NODE, POD1, at, map, range};
 use crate::serve::{ask_tcp, serve};
 
 /// Runs a closure on a thread of a node that has no netlink to netfilter.
@@ -66,12 +67,9 @@ fn refuse_netfilter_netlink() {
     assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
 }
 
-fn open(backend: Backend) -> Result<Moving, DataplaneError> {
-    Moving::open(
-        backend,
-        &Settings::new(range("20000-29999")),
-        Tools::default(),
-    )
+fn open(backend: Backend) -> Result<BackendMigration, DataplaneError> {
+    let settings = Settings::new(range("20000-29999"));
+    lab::open(backend, &settings, &Tools::default())
 }
 
 #[test]
@@ -91,7 +89,7 @@ fn iptables_legacy_carries_on() {
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
     let mappings = [map(Tcp, 20000, POD1, 9040), map(Udp, 20000, POD1, 9040)];
     without_netfilter_netlink(&lab, || {
-        let detected = detect(Glimpse::take(&Tools::default())).expect("detect");
+        let detected = detect(&Snapshot::read(&Tools::default())).expect("detect");
         assert_eq!(detected.flavour, Flavour::Legacy, "{}", detected.reason);
         let mut driver = open(Flavour::Legacy.into()).expect("open");
         let to_create = mappings.to_vec();

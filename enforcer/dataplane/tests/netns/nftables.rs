@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::net::UdpSocket;
 use std::time::Duration;
 
-use portmapping_dataplane::iptables::Settings;
+use portmapping_dataplane::Settings;
 use portmapping_dataplane::netlink::Options;
 use portmapping_dataplane::nftables::{self, Nftables};
 use portmapping_shared::Protocol::{Sctp, Tcp, Udp};

@@ -1,6 +1,6 @@
 //! Ranges of any size, and a range that changes between two runs.
 
-use portmapping_dataplane::iptables::Settings;
+use portmapping_dataplane::Settings;
 use portmapping_shared::Protocol::{Tcp, Udp};
 
 use crate::lab::{Backend, Lab, NODE, POD1, POD2, at, map, range};

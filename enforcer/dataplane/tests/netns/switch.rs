@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use portmapping_dataplane::iptables::{Flavour, Settings};
-use portmapping_dataplane::moving::{Moving, uninstall};
-use portmapping_dataplane::{Dataplane as _, Tools};
+use portmapping_dataplane::Settings;
+use portmapping_dataplane::iptables::Flavour;
+use portmapping_dataplane::{Tools, uninstall};
 use portmapping_shared::Protocol::{Tcp, Udp};
 use portmapping_shared::{Mapping, Plan};
 
-use crate::lab::{Backend, Driver, Lab, NODE, NODE_V6, POD1, POD1_V6, POD2, at, map, range};
+use crate::lab::{self, Backend, Driver, Lab, NODE, NODE_V6, POD1, POD1_V6, POD2, at, map, range};
 use crate::serve::{Conversation, UdpClient, ask_tcp, assert_refused, serve};
 
 crate::for_each_backend!(
@@ -62,10 +62,7 @@ fn mappings_move_over(backend: Backend) {
             assert!(answer.starts_with("pod1"), "{from} to {backend}: {answer}");
         }
         assert_refused(&lab.client, at(NODE, 20001));
-        let mut old = lab.node.run(|| {
-            Moving::open(from, &Settings::new(range("20000-29999")), Tools::default()).unwrap()
-        });
-        assert_eq!(lab.node.run(|| old.observe()).unwrap().mappings, [].into());
+        assert_eq!(lab.driver(from).observe().mappings, [].into());
     }
 }
 
@@ -76,10 +73,14 @@ fn mappings_are_read_before_anything_changes(backend: Backend) {
         lab.driver(from).reconcile(&mappings);
         let before = ours(&lab);
         let settings = Settings::new(range("20000-29999"));
-        let open = || Moving::open(backend, &settings, Tools::default());
-        let moving = lab.node.run(open).unwrap();
+        let open = || lab::open(backend, &settings, &Tools::default());
+        let migration = lab.node.run(open).unwrap();
         let expected: BTreeSet<Mapping> = mappings.into_iter().collect();
-        assert_eq!(*moving.elsewhere(), expected, "{from} to {backend}");
+        assert_eq!(
+            *migration.in_other_backends(),
+            expected,
+            "{from} to {backend}"
+        );
         assert_eq!(ours(&lab), before, "{from} to {backend}");
     }
 }
@@ -167,7 +168,7 @@ fn nftables_needs_no_programs_from_opening_to_uninstall() {
         ..Tools::default()
     };
     let settings = Settings::new(range("20000-29999"));
-    let open = || Moving::open(Backend::Nftables, &settings, tools.clone());
+    let open = || lab::open(Backend::Nftables, &settings, &tools);
     let mut driver = Driver::new(&lab.node, Box::new(lab.node.run(open).unwrap()));
     driver.reconcile(&[map(Tcp, 20000, POD1, 9040), map(Udp, 20000, POD1, 9040)]);
     assert!(ask_tcp(&lab.client, at(NODE, 20000)).is_ok());

@@ -21,7 +21,7 @@ use super::{BATCH, MAX_MESSAGE, Message, Received, left};
 pub(crate) struct Channel(OwnedFd);
 
 impl Channel {
-    /// Connects to the keeper listening at `path`, if it runs as our user.
+    /// Connects to the keeper that listens at `path`. Fails if it runs as another user.
     pub(super) fn connect(path: &Path, deadline: Instant) -> io::Result<Self> {
         let fd = socket::connect(path, SocketType::SEQPACKET, left(deadline))?;
         if !socket::is_own_user(&fd)? {
@@ -30,7 +30,7 @@ impl Channel {
         Ok(Self(fd))
     }
 
-    /// Accepts the next keeper of our user.
+    /// Accepts the next connection of a keeper of this process's user.
     pub(crate) fn accept(listener: &OwnedFd) -> io::Result<Self> {
         socket::accept(listener).map(Self)
     }
@@ -56,8 +56,8 @@ impl Channel {
         Ok(())
     }
 
-    /// Waits for the next message until the deadline, for ever without one. None at the end of
-    /// the connection.
+    /// Waits for the next message until the deadline; without a deadline, for ever. Returns None at
+    /// the end of the connection.
     pub(super) fn recv(&self, deadline: Option<Instant>) -> io::Result<Option<Received>> {
         match deadline {
             Some(deadline) => socket::set_timeout(&self.0, Timeout::Recv, left(deadline))?,
@@ -68,7 +68,7 @@ impl Channel {
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let mut parts = [IoSliceMut::new(&mut json)];
         let flags = RecvFlags::CMSG_CLOEXEC;
-        // a wait with a limit is not taken up again after the process was stopped for a moment
+        // the kernel does not restart a timed receive after SIGSTOP and SIGCONT: EINTR
         let got =
             retry_on_intr(|| rustix::net::recvmsg(&self.0, &mut parts, &mut ancillary, flags))?;
         let mut fds = Vec::new();
@@ -87,15 +87,14 @@ impl Channel {
         {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                "message cut short",
+                "message or descriptors were truncated",
             ));
         }
         let message = serde_json::from_slice(&json[..got.bytes])?;
         Ok(Some((message, fds)))
     }
 
-    /// Makes every later message of the other side fail there. What it sent before can still be
-    /// received here.
+    /// Makes every later send of the other side fail. Messages sent before can still be received.
     pub(super) fn stop_receiving(&self) -> io::Result<()> {
         Ok(rustix::net::shutdown(&self.0, Shutdown::Read)?)
     }

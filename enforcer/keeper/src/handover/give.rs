@@ -1,4 +1,4 @@
-//! The old keeper's side.
+//! The old keeper's side of a handover.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -7,30 +7,30 @@ use std::time::{Duration, Instant};
 
 use super::super::bind::HeldPort;
 use super::super::run_dir::RunDir;
-use super::super::table::{Frozen, OffDuty, Table};
-use super::super::wire::{Duty, Port, VERSION};
+use super::super::table::{Frozen, NotActive, PortTable};
+use super::super::wire::{KeeperRole, Port, VERSION};
 use super::{
     BATCH, Channel, FIRST_ANSWER_TIMEOUT, HANDOVER_TIMEOUT, Message, RETAIN, other_active,
     unexpected,
 };
 
-/// How often a retired keeper whose successor ended looks for another one.
+/// How often a retired keeper whose successor ended checks for another active keeper.
 const SUCCESSOR_POLL: Duration = Duration::from_millis(500);
 
-/// Answers one peer. After a handover it stays for as long as this keeper is retired.
-pub(crate) fn answer(table: &Table, run_dir: &RunDir, peer: &Channel) {
+/// Answers one peer. After a handover it returns only when this keeper is no longer retired.
+pub(crate) fn answer(table: &PortTable, run_dir: &RunDir, peer: &Channel) {
     let deadline = Instant::now() + FIRST_ANSWER_TIMEOUT;
     let reply = |message: &Message| peer.send(message, &[], deadline);
     let done = match peer.recv(Some(deadline)) {
         Ok(Some((Message::Take { v: VERSION }, _))) => match table.freeze() {
             Ok(frozen) => return hand_over(frozen, table, run_dir, peer),
-            Err(OffDuty(Duty::Retired)) => reply(&Message::Retired),
-            Err(OffDuty(_)) => reply(&Message::Busy),
+            Err(NotActive(KeeperRole::Retired)) => reply(&Message::Retired),
+            Err(NotActive(_)) => reply(&Message::Busy),
         },
-        // one that is frozen answers for its ports until it has retired
-        Ok(Some((Message::Status { .. }, _))) => reply(match table.duty() {
-            Duty::Active | Duty::Frozen => &Message::Active,
-            Duty::Retired => &Message::Retired,
+        // a frozen keeper still holds the ports until it has retired
+        Ok(Some((Message::Status { .. }, _))) => reply(match table.role() {
+            KeeperRole::Active | KeeperRole::Frozen => &Message::Active,
+            KeeperRole::Retired => &Message::Retired,
         }),
         Ok(Some((message, _))) => reply(&Message::Error(format!(
             "version {VERSION} here; cannot answer {message:?}"
@@ -39,40 +39,43 @@ pub(crate) fn answer(table: &Table, run_dir: &RunDir, peer: &Channel) {
         Err(error) => Err(error),
     };
     if let Err(error) = done {
-        tracing::debug!(%error, "a peer got no answer");
+        tracing::debug!(%error, "another keeper could not be answered");
     }
 }
 
-fn hand_over(frozen: Frozen<'_>, table: &Table, run_dir: &RunDir, peer: &Channel) {
+fn hand_over(frozen: Frozen<'_>, table: &PortTable, run_dir: &RunDir, peer: &Channel) {
     let count = frozen.ports.len();
     let deadline = Instant::now() + HANDOVER_TIMEOUT;
     if let Err(error) = send_all(&frozen.ports, peer, deadline) {
-        tracing::warn!(%error, ports = count, "handover broke off; the ports stay here");
+        tracing::warn!(%error, ports = count, "the handover failed; this keeper keeps the ports");
         return;
     }
-    // a failing send means that the successor is dead already
+    // a failing send means that the successor is already dead
     if !confirmed(peer, deadline) || peer.send(&Message::Done, &[], deadline).is_err() {
         tracing::warn!(
             ports = count,
-            "handover was not confirmed; the ports stay here"
+            "the handover was not confirmed; this keeper keeps the ports"
         );
         return;
     }
     frozen.retire();
-    tracing::info!(ports = count, "handed over; retired");
+    tracing::info!(
+        ports = count,
+        "another keeper holds the ports now; this one is retired"
+    );
     if ended(peer, Some(Instant::now() + RETAIN)) && !successor_active(run_dir) {
         tracing::warn!(
             ports = count,
-            "the successor died at once; the ports stay here"
+            "the successor died right after the handover; this keeper keeps the ports"
         );
         return;
     }
-    frozen.let_go();
+    frozen.close_sockets();
     ended(peer, None);
     while successor_active(run_dir) {
         thread::sleep(SUCCESSOR_POLL);
     }
-    tracing::warn!("the successor is gone; answering again, with nothing held");
+    tracing::warn!("the successor has ended; this keeper is active again and holds no ports yet");
     table.resume();
 }
 
@@ -90,17 +93,24 @@ fn send_all(ports: &[(Port, HeldPort)], peer: &Channel, deadline: Instant) -> io
         deadline,
     )?;
     for batch in ports.chunks(BATCH) {
-        let (mut held, mut noted) = (Vec::new(), Vec::new());
+        let (mut held, mut without_socket) = (Vec::new(), Vec::new());
         let mut fds: Vec<BorrowedFd<'_>> = Vec::new();
         for (port, socket) in batch.iter().map(|(port, held)| (*port, held.socket())) {
             if let Some(fd) = socket {
                 held.push(port);
                 fds.push(fd);
             } else {
-                noted.push(port);
+                without_socket.push(port);
             }
         }
-        peer.send(&Message::Batch { held, noted }, &fds, deadline)?;
+        peer.send(
+            &Message::Batch {
+                held,
+                without_socket,
+            },
+            &fds,
+            deadline,
+        )?;
         match peer.recv(Some(deadline))? {
             Some((Message::Got, _)) => {}
             Some((message, _)) => return Err(unexpected(&message)),
@@ -110,7 +120,7 @@ fn send_all(ports: &[(Port, HeldPort)], peer: &Channel, deadline: Instant) -> io
     peer.send(&Message::End, &[], deadline)
 }
 
-/// Whether the successor confirmed. Where this says no, no confirmation can be sent any more.
+/// Returns whether the successor confirmed. After false, it can no longer send a confirmation.
 pub(super) fn confirmed(peer: &Channel, deadline: Instant) -> bool {
     if let Ok(Some((message, _))) = peer.recv(Some(deadline)) {
         return message == Message::Confirm;
@@ -118,11 +128,11 @@ pub(super) fn confirmed(peer: &Channel, deadline: Instant) -> bool {
     if peer.stop_receiving().is_err() {
         return false;
     }
-    // a second try, because the first may report a reset of the connection ahead of the queue
+    // twice, because the first receive may report a connection reset before the queued message
     (0..2).any(|_| matches!(peer.recv(Some(deadline)), Ok(Some((Message::Confirm, _)))))
 }
 
-/// Whether the connection ends before the deadline.
+/// Waits for the end of the connection; false if the deadline comes first.
 fn ended(peer: &Channel, deadline: Option<Instant>) -> bool {
     loop {
         match peer.recv(deadline) {
@@ -136,7 +146,7 @@ fn ended(peer: &Channel, deadline: Option<Instant>) -> bool {
 
 fn successor_active(run_dir: &RunDir) -> bool {
     let deadline = Instant::now() + HANDOVER_TIMEOUT;
-    // held while looking: a keeper that is just starting publishes itself before it unlocks
+    // a starting keeper holds the lock until its socket exists, so none is missed
     let _lock = run_dir.lock(deadline);
     other_active(run_dir, deadline + FIRST_ANSWER_TIMEOUT)
 }

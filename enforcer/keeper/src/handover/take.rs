@@ -1,4 +1,4 @@
-//! The new keeper's side.
+//! The new keeper's side of a handover.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -15,22 +15,22 @@ use super::{Channel, FIRST_ANSWER_TIMEOUT, HANDOVER_TIMEOUT, Message, left, unex
 /// Pause before a peer is asked again.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
-/// Connections to the keepers taken over from. They must outlive this keeper's duty: a
-/// predecessor takes the end of its connection for our death.
+/// Connections to the keepers that handed over. They must stay open while this process lives: a
+/// predecessor whose connection ends assumes that this keeper died.
 pub(crate) type Predecessors = Vec<Channel>;
 
-/// What a look at the peers brought.
+/// What the peers handed over.
 #[derive(Debug, Default)]
 pub(crate) struct Taken {
-    /// Ports that are held here from now on.
+    /// Ports that this keeper holds from now on.
     pub(crate) ports: Vec<(Port, HeldPort)>,
-    /// To be kept open.
+    /// Connections to keep open.
     pub(crate) predecessors: Predecessors,
-    /// How many peers live but did not hand over in time.
+    /// How many running peers did not hand over in time.
     pub(crate) unfinished: usize,
 }
 
-/// A peer has more sockets than fit here.
+/// A peer holds more sockets than this process may have open files.
 #[derive(Debug)]
 pub(crate) struct NoRoom {
     pub(crate) sockets: usize,
@@ -38,22 +38,22 @@ pub(crate) struct NoRoom {
 
 enum Attempt {
     Whole(Vec<(Port, HeldPort)>, Channel),
-    /// The connection broke off with this much here.
+    /// The connection failed after these ports had arrived.
     Partial(Vec<(Port, HeldPort)>),
     Dead,
     Retired,
-    /// Try again.
+    /// Another handover is running, or the connection ended early: try again.
     Busy,
     Hung,
     NoRoom(NoRoom),
 }
 
-/// Takes over from every living peer, within [`HANDOVER_TIMEOUT`] for all of them.
+/// Takes over from every running peer, within [`HANDOVER_TIMEOUT`] for all of them together.
 pub(crate) fn take_over(run_dir: &RunDir, room: usize) -> Result<Taken, NoRoom> {
     let deadline = Instant::now() + HANDOVER_TIMEOUT;
     let mut taken = Taken::default();
     let peers = run_dir.peers().unwrap_or_else(|error| {
-        tracing::error!(%error, "cannot look for other keepers");
+        tracing::error!(%error, "cannot list other keepers; starting without their ports");
         Vec::new()
     });
     for peer in peers {
@@ -69,7 +69,7 @@ fn take_from(peer: &Path, room: usize, deadline: Instant, taken: &mut Taken) -> 
         match attempt(peer, room.saturating_sub(taken.ports.len()), deadline) {
             Attempt::Whole(ports, channel) => {
                 let (count, took) = (ports.len(), start.elapsed());
-                tracing::info!(peer = %peer.display(), ports = count, ?took, "took over");
+                tracing::info!(peer = %peer.display(), ports = count, ?took, "took over ports of another keeper");
                 taken.ports.extend(ports);
                 taken.predecessors.push(channel);
                 return Ok(());
@@ -78,16 +78,16 @@ fn take_from(peer: &Path, room: usize, deadline: Instant, taken: &mut Taken) -> 
                 if !partial.is_empty() {
                     tracing::warn!(
                         ports = partial.len(),
-                        "a peer died handing over; kept these"
+                        "another keeper died during the handover; the ports that arrived are kept"
                     );
                 }
                 taken.ports.append(&mut partial);
                 return Ok(());
             }
-            // its successor has them, and is a peer itself
+            // its successor holds them, and is a peer too
             Attempt::Retired => return Ok(()),
             Attempt::NoRoom(error) => return Err(error),
-            // held on to: should the peer turn out to be dead, these are all that is left
+            // kept: if the peer turns out to be dead, no other process holds these ports
             Attempt::Partial(ports) if ports.len() > partial.len() => partial = ports,
             Attempt::Partial(_) | Attempt::Busy => {}
             Attempt::Hung => break,
@@ -97,7 +97,7 @@ fn take_from(peer: &Path, room: usize, deadline: Instant, taken: &mut Taken) -> 
         }
         thread::sleep(RETRY_PAUSE.min(left(deadline)));
     }
-    tracing::warn!(peer = %peer.display(), "peer lives but does not hand over; trying again later");
+    tracing::warn!(peer = %peer.display(), "another keeper runs but does not hand over its ports; trying again later");
     taken.unfinished += 1;
     Ok(())
 }
@@ -117,7 +117,7 @@ fn attempt(peer: &Path, room: usize, deadline: Instant) -> Attempt {
         Ok(Some((Message::Retired, _))) => Attempt::Retired,
         Ok(Some((Message::Busy, _)) | None) => Attempt::Busy,
         Ok(Some((message, _))) => {
-            tracing::error!(peer = %peer.display(), ?message, "peer cannot hand over");
+            tracing::error!(peer = %peer.display(), ?message, "another keeper refused to hand over; trying again later");
             Attempt::Hung
         }
         Err(error) => failed(&error),
@@ -129,13 +129,16 @@ fn receive(channel: Channel, deadline: Instant) -> Attempt {
     let whole = receive_all(&channel, deadline, &mut ports)
         .and_then(|()| channel.send(&Message::Confirm, &[], deadline));
     if let Err(error) = whole {
-        tracing::warn!(%error, ports = ports.len(), "handover broke off");
+        tracing::warn!(%error, ports = ports.len(), "the handover failed");
         return Attempt::Partial(ports);
     }
-    // the confirmation decided; a peer that hangs now reads it when it wakes
+    // the confirmation was sent: a peer that hangs now reads it when it continues
     match channel.recv(Some(deadline)) {
         Ok(Some((Message::Done, _))) => {}
-        other => tracing::warn!(?other, "predecessor did not say that it retired"),
+        other => tracing::warn!(
+            ?other,
+            "another keeper did not confirm that it retired; its ports are held here"
+        ),
     }
     Attempt::Whole(ports, channel)
 }
@@ -147,16 +150,29 @@ fn receive_all(
 ) -> io::Result<()> {
     loop {
         match channel.recv(Some(deadline))? {
-            Some((Message::Batch { held, noted }, fds)) => {
+            Some((
+                Message::Batch {
+                    held,
+                    without_socket,
+                },
+                fds,
+            )) => {
                 if held.len() != fds.len() {
-                    return Err(unexpected(&Message::Batch { held, noted }));
+                    return Err(unexpected(&Message::Batch {
+                        held,
+                        without_socket,
+                    }));
                 }
                 ports.extend(
                     held.into_iter()
                         .zip(fds)
                         .filter_map(|(port, fd)| adopt(port, fd)),
                 );
-                ports.extend(noted.into_iter().map(|port| (port, HeldPort::noted())));
+                ports.extend(
+                    without_socket
+                        .into_iter()
+                        .map(|port| (port, HeldPort::without_socket())),
+                );
                 channel.send(&Message::Got, &[], deadline)?;
             }
             Some((Message::End, _)) => return Ok(()),
@@ -168,12 +184,13 @@ fn receive_all(
 
 fn adopt(port: Port, fd: OwnedFd) -> Option<(Port, HeldPort)> {
     HeldPort::adopt(port, fd)
-        .inspect_err(|error| tracing::error!(?port, %error, "handed over is no hold of this port"))
+        .inspect_err(|error| tracing::error!(?port, %error, "a received socket is not bound to its port as announced; it is dropped"))
         .ok()
         .map(|held| (port, held))
 }
 
-/// Whether another keeper answers for the node's ports. One that does not answer might.
+/// Returns whether another keeper holds the node's ports. A keeper that does not answer counts as
+/// one that does.
 pub(crate) fn other_active(run_dir: &RunDir, deadline: Instant) -> bool {
     let active = |peer: &Path| {
         let first = deadline.min(Instant::now() + FIRST_ANSWER_TIMEOUT);
@@ -190,12 +207,12 @@ pub(crate) fn other_active(run_dir: &RunDir, deadline: Instant) -> bool {
         .is_ok_and(|peers| peers.iter().any(|peer| active(peer)))
 }
 
-/// Connects and asks; None where nobody listens any more, whose socket file is then removed.
+/// Connects and sends the request. Returns None for a dead keeper, and removes its socket file.
 fn open(peer: &Path, ask: &Message, deadline: Instant) -> io::Result<Option<Channel>> {
     match Channel::connect(peer, deadline) {
         Ok(channel) => {
             match channel.send(ask, &[], deadline) {
-                // died between accepting and now: the next connection is refused
+                // it died after the connect: the next connect is refused
                 Err(error) if is_end(&error) => {}
                 other => other?,
             }
@@ -203,7 +220,7 @@ fn open(peer: &Path, ask: &Message, deadline: Instant) -> io::Result<Option<Chan
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            // a keeper's file has its name only while it listens, so this one is dead
+            // a socket file gets its name only once its keeper listens, so this keeper is dead
             socket::remove_if_there(peer)?;
             tracing::info!(peer = %peer.display(), "removed the socket of a dead keeper");
             Ok(None)
@@ -216,7 +233,7 @@ fn failed(error: &io::Error) -> Attempt {
     if is_end(error) {
         return Attempt::Busy;
     }
-    tracing::warn!(%error, "no answer from another keeper");
+    tracing::warn!(%error, "another keeper does not answer; trying again later");
     Attempt::Hung
 }
 

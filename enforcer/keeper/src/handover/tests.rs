@@ -1,4 +1,4 @@
-//! The protocol between keepers, with one side played by hand.
+//! The protocol between keepers; the test plays one side.
 
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -11,13 +11,13 @@ use tempfile::TempDir;
 use super::super::bind::HeldPort;
 use super::super::run_dir::RunDir;
 use super::super::socket::Published;
-use super::super::table::Table;
-use super::super::wire::{Duty, VERSION};
+use super::super::table::PortTable;
+use super::super::wire::{KeeperRole, VERSION};
 use super::*;
 
-/// A keeper with 300 ports that kernel tests need no namespace for, and one without socket.
+/// A keeper with 300 bound ports that the kernel chose, and one without socket.
 struct Old {
-    table: Arc<Table>,
+    table: Arc<PortTable>,
     run_dir: Arc<RunDir>,
     dir: TempDir,
 }
@@ -26,14 +26,14 @@ impl Old {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let run_dir = Arc::new(RunDir::open(dir.path()).unwrap());
-        let table = Arc::new(Table::new(1000, |_| unreachable!()));
+        let table = Arc::new(PortTable::new(1000, |_| unreachable!()));
         table.adopt(
             sockets()
                 .into_iter()
                 .map(|(port, fd)| (port, HeldPort::adopt(port, fd).unwrap())),
         );
-        let noted = (Protocol::Sctp, HostPort::new(20000).unwrap());
-        table.adopt([(noted, HeldPort::noted())]);
+        let without_socket = (Protocol::Sctp, HostPort::new(20000).unwrap());
+        table.adopt([(without_socket, HeldPort::without_socket())]);
         Self {
             table,
             run_dir,
@@ -51,14 +51,14 @@ impl Old {
         )
     }
 
-    fn whole(&self) -> bool {
+    fn has_all_ports(&self) -> bool {
         self.table
             .page(None)
             .is_ok_and(|(ports, _)| ports.len() == 301)
     }
 }
 
-/// Sockets at ports the kernel picks.
+/// 300 sockets bound to ports that the kernel chooses.
 fn sockets() -> Vec<(Port, OwnedFd)> {
     let bind = |protocol| {
         let kind = if protocol == Protocol::Tcp {
@@ -90,20 +90,20 @@ fn soon() -> Instant {
     Instant::now() + Duration::from_secs(10)
 }
 
-fn say(channel: &Channel, message: &Message) {
+fn send(channel: &Channel, message: &Message) {
     channel.send(message, &[], soon()).unwrap();
 }
 
-fn hear(channel: &Channel) -> Received {
+fn receive(channel: &Channel) -> Received {
     channel.recv(Some(soon())).unwrap().expect("the end")
 }
 
-/// Takes all there is, short of the confirmation; answers how many came with a descriptor and
-/// how many without, by batch.
+/// Receives all batches and does not confirm. Returns for each batch how many ports came with a
+/// descriptor and how many without.
 fn take_all(new: &Channel) -> Vec<(usize, usize)> {
-    say(new, &Message::Take { v: VERSION });
+    send(new, &Message::Take { v: VERSION });
     assert_eq!(
-        hear(new).0,
+        receive(new).0,
         Message::Offer {
             ports: 301,
             sockets: 300
@@ -111,14 +111,20 @@ fn take_all(new: &Channel) -> Vec<(usize, usize)> {
     );
     let mut counts = Vec::new();
     loop {
-        match hear(new) {
-            (Message::Batch { held, noted }, fds) => {
+        match receive(new) {
+            (
+                Message::Batch {
+                    held,
+                    without_socket,
+                },
+                fds,
+            ) => {
                 assert_eq!(held.len(), fds.len());
-                counts.push((held.len(), noted.len()));
+                counts.push((held.len(), without_socket.len()));
                 for (port, fd) in held.into_iter().zip(fds) {
                     HeldPort::adopt(port, fd).unwrap();
                 }
-                say(new, &Message::Got);
+                send(new, &Message::Got);
             }
             (Message::End, _) => return counts,
             (message, _) => panic!("{message:?}"),
@@ -134,43 +140,43 @@ fn old_keeper_hands_everything_over_and_retires_on_confirm() {
     assert_eq!(
         counts
             .iter()
-            .map(|(held, noted)| held + noted)
+            .map(|(held, without_socket)| held + without_socket)
             .sum::<usize>(),
         301
     );
     assert_eq!(counts.len(), 2);
     assert_eq!(
-        old.table.duty(),
-        Duty::Frozen,
+        old.table.role(),
+        KeeperRole::Frozen,
         "not before the confirmation"
     );
-    say(&new, &Message::Confirm);
-    assert_eq!(hear(&new).0, Message::Done);
+    send(&new, &Message::Confirm);
+    assert_eq!(receive(&new).0, Message::Done);
     drop(new);
     thread.join().unwrap();
-    assert!(old.whole(), "the successor died at once");
+    assert!(old.has_all_ports(), "the successor died at once");
 }
 
 #[test]
-fn old_keeper_thaws_wherever_the_new_one_dies() {
+fn old_keeper_stays_active_wherever_the_new_one_dies() {
     let deaths: [fn(&Channel); 6] = [
         |_| {},
-        |new| say(new, &Message::Take { v: VERSION }),
+        |new| send(new, &Message::Take { v: VERSION }),
         |new| {
-            say(new, &Message::Take { v: VERSION });
-            hear(new);
-            hear(new);
+            send(new, &Message::Take { v: VERSION });
+            receive(new);
+            receive(new);
         },
         |new| {
-            say(new, &Message::Take { v: VERSION });
-            hear(new);
-            hear(new);
-            say(new, &Message::Got);
+            send(new, &Message::Take { v: VERSION });
+            receive(new);
+            receive(new);
+            send(new, &Message::Got);
         },
         |new| drop(take_all(new)),
         |new| {
             take_all(new);
-            say(new, &Message::Confirm);
+            send(new, &Message::Confirm);
         },
     ];
     for (steps, die) in deaths.iter().enumerate() {
@@ -179,22 +185,22 @@ fn old_keeper_thaws_wherever_the_new_one_dies() {
         die(&new);
         drop(new);
         thread.join().unwrap();
-        assert!(old.whole(), "died after {steps} steps");
+        assert!(old.has_all_ports(), "died after {steps} steps");
     }
 }
 
 #[test]
-fn confirmation_behind_a_reset_or_a_deadline_counts() {
+fn confirmation_sent_before_a_reset_or_a_deadline_counts() {
     let (new, old) = Channel::pair();
-    say(&new, &Message::Confirm);
+    send(&new, &Message::Confirm);
     assert!(
         give::confirmed(&old, Instant::now()),
         "past the deadline, but sent before"
     );
 
     let (new, old) = Channel::pair();
-    say(&old, &Message::End);
-    say(&new, &Message::Confirm);
+    send(&old, &Message::End);
+    send(&new, &Message::Confirm);
     drop(new); // with End unread, which resets the connection
     assert!(give::confirmed(&old, soon()));
 
@@ -208,39 +214,39 @@ fn confirmation_behind_a_reset_or_a_deadline_counts() {
 fn late_confirmation_fails_at_its_sender() {
     let old = Old::new();
     let (new, thread) = old.answer();
-    say(&new, &Message::Take { v: VERSION });
+    send(&new, &Message::Take { v: VERSION });
     let start = Instant::now();
-    thread.join().unwrap(); // it waits for Got in vain
+    thread.join().unwrap(); // it gets no Got and gives up at its deadline
     assert!(start.elapsed() < HANDOVER_TIMEOUT * 2);
     assert!(new.send(&Message::Confirm, &[], soon()).is_err());
-    assert!(old.whole());
+    assert!(old.has_all_ports());
 }
 
 #[test]
-fn second_taker_is_told_to_wait_and_unknown_words_are_answered() {
+fn second_taker_is_told_to_wait_and_unknown_messages_get_an_error() {
     let old = Old::new();
     let (first, thread) = old.answer();
-    say(&first, &Message::Take { v: VERSION });
-    hear(&first);
+    send(&first, &Message::Take { v: VERSION });
+    receive(&first);
     for (ask, expected) in [
         (Message::Take { v: VERSION }, Message::Busy),
         (Message::Status { v: VERSION }, Message::Active),
         (Message::Status { v: 99 }, Message::Active),
     ] {
         let (second, thread) = old.answer();
-        say(&second, &ask);
-        assert_eq!(hear(&second).0, expected);
+        send(&second, &ask);
+        assert_eq!(receive(&second).0, expected);
         thread.join().unwrap();
     }
     for ask in [Message::Take { v: 99 }, Message::Confirm] {
         let (second, thread) = old.answer();
-        say(&second, &ask);
-        assert!(matches!(hear(&second).0, Message::Error(_)));
+        send(&second, &ask);
+        assert!(matches!(receive(&second).0, Message::Error(_)));
         thread.join().unwrap();
     }
     drop(first);
     thread.join().unwrap();
-    assert!(old.whole());
+    assert!(old.has_all_ports());
 }
 
 /// Plays an old keeper at a socket in the run directory.
@@ -256,7 +262,7 @@ fn fake_peer(
         for _ in 0..connections {
             play(Channel::accept(&listener).unwrap());
         }
-        // dies without removing its file
+        // like a keeper that dies: its file stays
         drop(listener);
         std::mem::forget(published);
     });
@@ -269,11 +275,11 @@ fn new_keeper_keeps_what_came_from_a_peer_that_died() {
     let (path, thread) = fake_peer(
         &old,
         |peer| {
-            hear(&peer);
+            receive(&peer);
             let some: Vec<_> = sockets().into_iter().take(10).collect();
             let fds: Vec<_> = some.iter().map(|(_, fd)| fd.as_fd()).collect();
             let held = some.iter().map(|(port, _)| *port).collect();
-            say(
+            send(
                 &peer,
                 &Message::Offer {
                     ports: 20,
@@ -283,13 +289,13 @@ fn new_keeper_keeps_what_came_from_a_peer_that_died() {
             peer.send(
                 &Message::Batch {
                     held,
-                    noted: vec![],
+                    without_socket: vec![],
                 },
                 &fds,
                 soon(),
             )
             .unwrap();
-            hear(&peer);
+            receive(&peer);
         },
         1,
     );
@@ -300,15 +306,15 @@ fn new_keeper_keeps_what_came_from_a_peer_that_died() {
 }
 
 #[test]
-fn new_keeper_drops_what_came_from_a_peer_that_lives() {
+fn new_keeper_drops_what_came_from_a_peer_that_still_runs() {
     let old = Old::new();
-    // breaks off each time; the deadline ends it
+    // the peer closes each connection after one batch; the deadline ends the retries
     let (path, thread) = fake_peer(
         &old,
         |peer| {
-            hear(&peer);
+            receive(&peer);
             let (port, fd) = sockets().pop().unwrap();
-            say(
+            send(
                 &peer,
                 &Message::Offer {
                     ports: 2,
@@ -318,7 +324,7 @@ fn new_keeper_drops_what_came_from_a_peer_that_lives() {
             let _ = peer.send(
                 &Message::Batch {
                     held: vec![port],
-                    noted: vec![],
+                    without_socket: vec![],
                 },
                 &[fd.as_fd()],
                 soon(),
@@ -327,22 +333,22 @@ fn new_keeper_drops_what_came_from_a_peer_that_lives() {
         },
         5,
     );
-    let room = 1; // and five times one port is still one port
+    let room = 1;
     let taken = take_over(&old.run_dir, room);
     assert!(matches!(taken, Err(NoRoom { sockets: 2 })));
-    // lets the fake run out of its connections
+    // asks until the fake peer has used up its connections
     let taken = take_over(&old.run_dir, 1000).unwrap();
     assert_eq!(
         (taken.ports.len(), taken.unfinished),
         (1, 0),
-        "dead in the end: kept"
+        "the peer died, so its port is kept"
     );
     thread.join().unwrap();
     assert!(!path.exists());
 }
 
 #[test]
-fn sockets_that_are_no_holds_are_not_adopted() {
+fn sockets_not_bound_to_their_port_are_not_adopted() {
     let mut some = sockets();
     let (udp, socket) = some.pop().unwrap();
     let (tcp, other) = some.pop().unwrap();
@@ -353,4 +359,37 @@ fn sockets_that_are_no_holds_are_not_adopted() {
     assert!(HeldPort::adopt(tcp, other).is_err(), "listens");
     let file = std::fs::File::open("/dev/null").unwrap();
     assert!(HeldPort::adopt(tcp, file.into()).is_err());
+}
+
+#[test]
+fn messages_keep_the_bytes_of_version_1() {
+    let port = |protocol| (protocol, HostPort::new(20000).unwrap());
+    let batch = Message::Batch {
+        held: vec![port(Protocol::Tcp)],
+        without_socket: vec![port(Protocol::Sctp)],
+    };
+    let offer = Message::Offer {
+        ports: 2,
+        sockets: 1,
+    };
+    for (message, json) in [
+        (Message::Take { v: 1 }, r#"{"take":{"v":1}}"#),
+        (Message::Status { v: 1 }, r#"{"status":{"v":1}}"#),
+        (Message::Active, r#""active""#),
+        (Message::Retired, r#""retired""#),
+        (Message::Busy, r#""busy""#),
+        (offer, r#"{"offer":{"ports":2,"sockets":1}}"#),
+        (
+            batch,
+            r#"{"batch":{"held":[["TCP",20000]],"noted":[["SCTP",20000]]}}"#,
+        ),
+        (Message::Got, r#""got""#),
+        (Message::End, r#""end""#),
+        (Message::Confirm, r#""confirm""#),
+        (Message::Done, r#""done""#),
+        (Message::Error("no".into()), r#"{"error":"no"}"#),
+    ] {
+        assert_eq!(serde_json::to_string(&message).unwrap(), json);
+        assert_eq!(serde_json::from_str::<Message>(json).unwrap(), message);
+    }
 }

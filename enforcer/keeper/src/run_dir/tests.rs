@@ -1,4 +1,4 @@
-//! Which directories and files are trusted.
+//! Which directories and files are accepted.
 
 use std::fs::Permissions;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -7,7 +7,7 @@ use std::os::unix::net::UnixListener;
 use super::*;
 
 #[test]
-fn makes_the_directory_for_its_user_alone() {
+fn creates_the_directory_with_mode_0700() {
     let parent = tempfile::tempdir().unwrap();
     let path = parent.path().join("a/run");
     let one = RunDir::open(&path).unwrap();
@@ -42,7 +42,7 @@ fn refuses_a_directory_that_others_can_write_to() {
     symlink(parent.path(), &link).unwrap();
     assert!(
         RunDir::open(&link).is_err(),
-        "whoever owns the link could point it elsewhere"
+        "the owner of the link could point it to another directory"
     );
     fs::write(parent.path().join("file"), "").unwrap();
     assert!(matches!(
@@ -52,7 +52,7 @@ fn refuses_a_directory_that_others_can_write_to() {
 }
 
 #[test]
-fn peers_are_foreign_sockets_the_youngest_first() {
+fn peers_are_sockets_of_other_keepers_youngest_first() {
     let dir = tempfile::tempdir().unwrap();
     let run_dir = RunDir::open(dir.path()).unwrap();
     let (_listener, published) = run_dir.publish().unwrap();
@@ -72,7 +72,7 @@ fn peers_are_foreign_sockets_the_youngest_first() {
     assert_eq!(run_dir.peers().unwrap(), expected);
     assert!(
         at(".keeper-4-1.sock.tmp").exists(),
-        "may get its name in a moment"
+        "its keeper may still be starting"
     );
 
     let own = at(&run_dir.own);
@@ -82,7 +82,7 @@ fn peers_are_foreign_sockets_the_youngest_first() {
 }
 
 #[test]
-fn old_temporary_names_are_removed() {
+fn old_temporary_socket_files_are_removed() {
     let dir = tempfile::tempdir().unwrap();
     let run_dir = RunDir::open(dir.path()).unwrap();
     let path = dir.path().join(".keeper-1-1.sock.tmp");
@@ -102,7 +102,7 @@ fn old_temporary_names_are_removed() {
 }
 
 #[test]
-fn lock_is_for_one_at_a_time() {
+fn only_one_keeper_has_the_lock() {
     let dir = tempfile::tempdir().unwrap();
     let run_dir = RunDir::open(dir.path()).unwrap();
     let soon = || Instant::now() + Duration::from_millis(20);

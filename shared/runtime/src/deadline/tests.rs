@@ -21,5 +21,5 @@ async fn an_answer_that_is_an_error_is_its_cause() {
         .await
         .unwrap_err();
     assert_eq!(chain(&error), "reading failed: no such thing");
-    assert!(error.answer().is_some());
+    assert!(matches!(error, CallError::Failed { .. }));
 }

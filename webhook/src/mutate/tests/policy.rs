@@ -1,6 +1,6 @@
-//! One list of values through the webhook's parser and through the admission policy's expression,
-//! as it stands in the manifest. The API server applies the policy to what the webhook let through:
-//! a parser that is laxer would admit pods only for the policy to refuse them.
+//! Compares the webhook's parser with the expression of the admission policy in the manifest, on the
+//! same values. The API server applies the policy after the webhook: if the parser accepted more,
+//! the policy would refuse pods that the webhook has admitted.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,8 @@ use regex::Regex;
 
 const MANIFEST: &str = include_str!("../../../../manifests/base/policy-users.yaml");
 
-/// The policy's `asks`: its size limit and its expression, which RE2 and this crate read alike.
+/// The policy's variable `asks`: its size limit and its expression, in the common syntax of RE2 and the
+/// regex crate.
 struct Policy {
     max: usize,
     shape: Regex,
@@ -30,7 +31,7 @@ impl Policy {
         let shape = shape.split_once(".matches(").expect("an expression").1;
         let shape = concatenated(shape.trim().trim_end_matches(')'), &known);
         assert!(shape.starts_with('^') && shape.ends_with('$'), "{shape}");
-        // to RE2, \s is ASCII and $ the end of the text; so it is here with these flags
+        // in RE2, \s is ASCII and $ is the end of the text; these flags give the same here
         let shape = format!("(?-u:{})", shape.replace('$', r"\z"));
         Self {
             max: max.parse().expect("a number"),
@@ -44,7 +45,7 @@ impl Policy {
     }
 }
 
-/// The expression of a variable that has a line of its own.
+/// The expression of a variable whose expression is one line.
 fn expression(name: &str) -> &'static str {
     let mut lines = MANIFEST.lines();
     let head = format!("- name: {name}");
@@ -55,21 +56,21 @@ fn expression(name: &str) -> &'static str {
 
 /// `r'...' + variables.x + '...'` as one text.
 fn concatenated(mut text: &str, known: &HashMap<&str, String>) -> String {
-    let mut all = String::new();
+    let mut joined = String::new();
     loop {
         text = text.trim_start_matches([' ', '+', '\n']);
         if text.is_empty() {
-            return all;
+            return joined;
         }
         if let Some(rest) = text.strip_prefix("variables.") {
             let end = rest.find(' ').unwrap_or(rest.len());
-            all.push_str(&known[&rest[..end]]);
+            joined.push_str(&known[&rest[..end]]);
             text = &rest[end..];
         } else {
             let rest = text.strip_prefix('r').unwrap_or(text);
             let rest = rest.strip_prefix('\'').expect("a literal");
             let (literal, rest) = rest.split_once('\'').expect("its end");
-            all.push_str(literal);
+            joined.push_str(literal);
             text = rest;
         }
     }
@@ -97,7 +98,7 @@ fn good() -> Vec<String> {
     all
 }
 
-/// What facts and imagination offer against either reader.
+/// Values that one of the two readers could misread.
 fn hostile() -> Vec<String> {
     let entry = |inner: &str| format!(r#"[{{"containerPort":80{inner}}}]"#);
     let mut all: Vec<String> = [
@@ -199,7 +200,7 @@ fn hostile() -> Vec<String> {
 }
 
 #[test]
-fn both_accept_what_is_meant_to_be_asked() {
+fn parser_and_policy_accept_valid_requests() {
     let policy = Policy::read();
     for value in good() {
         assert!(parses(&value), "the parser refuses {value:?}");
@@ -208,21 +209,24 @@ fn both_accept_what_is_meant_to_be_asked() {
 }
 
 #[test]
-fn the_parser_is_no_laxer_than_the_policy() {
+fn the_parser_accepts_no_hostile_value_that_the_policy_refuses() {
     let policy = Policy::read();
     let mut refused = 0;
     for value in hostile() {
         let (parser, policy) = (parses(&value), policy.admits(&value));
         assert!(
             !parser || policy,
-            "the parser lets {value:?} through, the policy does not"
+            "the parser accepts {value:?}, the policy does not"
         );
         refused += usize::from(!parser);
     }
-    assert!(refused > 70, "{refused}: the list is no longer hostile");
+    assert!(
+        refused > 70,
+        "only {refused} values are refused: the list is not hostile"
+    );
 }
 
-/// Values near the border: pieces of good ones, put together anyhow.
+/// Pieces of valid values in a random order.
 fn pieces() -> impl Strategy<Value = String> {
     let piece = prop_oneof![
         4 => prop::sample::select(vec![
@@ -235,7 +239,7 @@ fn pieces() -> impl Strategy<Value = String> {
     prop::collection::vec(piece, 0..12).prop_map(|pieces| pieces.concat())
 }
 
-/// A good value with one character replaced.
+/// A valid value with one character replaced.
 fn damaged() -> impl Strategy<Value = String> {
     let value = prop::sample::select(good());
     (value, any::<prop::sample::Index>(), any::<char>()).prop_map(|(value, at, c)| {
@@ -249,7 +253,7 @@ fn damaged() -> impl Strategy<Value = String> {
 }
 
 #[test]
-fn no_value_passes_the_parser_and_not_the_policy() {
+fn the_parser_accepts_no_random_value_that_the_policy_refuses() {
     let policy = Policy::read();
     let config = ProptestConfig::with_cases(5_000);
     let values = prop_oneof![pieces(), damaged(), any::<String>()];

@@ -1,5 +1,5 @@
-//! For every pod: the patch applies, a second pass has nothing to do, nothing but our marks and
-//! the gate changes, and the answer is well-formed.
+//! For any pod: the patch applies, a second pass changes nothing, only our annotations and our
+//! readiness gate change, and the response is well-formed.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -34,7 +34,7 @@ fn annotation_value() -> impl Strategy<Value = String> {
             r#"[{{"hostPort":{port},"containerPort":80,"protocol":"TCP","podName":"p","podIP":"1.2.3.4"}}]"#
         )),
         1 => any::<String>(),
-        // letters that no message of ours has, plain or in a place that a parser repeats
+        // letters that our messages do not contain, plain or where a parser repeats them
         1 => "[\u{430}-\u{44f}\n]{0,500}",
         1 => "[\u{430}-\u{44f}]{1,500}".prop_map(|name| format!(r#"[{{"{name}":1}}]"#)),
         1 => "[\u{430}-\u{44f}]{1,500}".prop_map(|ip| format!(r#"[{{"containerPort":1,"hostIP":"{ip}"}}]"#)),
@@ -81,7 +81,7 @@ fn gates() -> impl Strategy<Value = Option<Value>> {
     ]
 }
 
-/// What a later Kubernetes may put anywhere.
+/// A field that a later Kubernetes version may add.
 fn foreign() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
@@ -151,8 +151,8 @@ fn verdict(pod: &Value) -> Verdict {
     judge(&pod, 64)
 }
 
-/// The pod without anything that is ours to change.
-fn foreign_part(mut pod: Value) -> Value {
+/// The pod without what this webhook may change.
+fn unchanged_part(mut pod: Value) -> Value {
     if let Some(annotations) = pod["metadata"]["annotations"].as_object_mut() {
         annotations.retain(|key, _| !OURS.contains(&key.as_str()) && !key.starts_with(PER_PORT));
     }
@@ -168,7 +168,8 @@ fn foreign_part(mut pod: Value) -> Value {
     pod
 }
 
-/// Uid, code and reason always; a patch in base64; little of the user's text, on one line.
+/// Uid, code and reason are always set, the patch is base64, and at most 200 characters of the user's
+/// text are repeated, on one line.
 fn well_formed(response: &Value, verdict: &Verdict) -> Result<(), TestCaseError> {
     prop_assert_eq!(&response["uid"], "u");
     let status = &response["status"];
@@ -180,10 +181,10 @@ fn well_formed(response: &Value, verdict: &Verdict) -> Result<(), TestCaseError>
         );
         prop_assert!(response.get("patch").is_none());
         let message = status["message"].as_str().unwrap();
-        let theirs = message
+        let repeated = message
             .chars()
             .filter(|c| ('\u{430}'..='\u{44f}').contains(c));
-        prop_assert!(theirs.count() <= 200, "{}", message);
+        prop_assert!(repeated.count() <= 200, "{}", message);
         prop_assert!(!message.contains(char::is_control), "{}", message);
         return Ok(());
     };
@@ -202,9 +203,8 @@ fn well_formed(response: &Value, verdict: &Verdict) -> Result<(), TestCaseError>
     Ok(())
 }
 
-/// A pod as large as pods get: 64 containers, 512 ports, a megabyte of annotations, deep nesting.
-fn huge(pods_own: Value, ask: &str) -> Value {
-    let mut pod = pods_own;
+/// A pod as large as they come: 64 containers, 512 ports, a megabyte of annotations, deep nesting.
+fn huge(mut pod: Value, ask: &str) -> Value {
     let ports = |container: i64| -> Vec<Value> {
         let number = |port| container * 8 + port + 1;
         let port =
@@ -214,7 +214,7 @@ fn huge(pods_own: Value, ask: &str) -> Value {
     let container = |it| json!({ "name": format!("c{it}"), "ports": ports(it), "env": [{ "value": "\u{1f600}" }] });
     pod["spec"]["initContainers"] = json!([]);
     pod["spec"]["containers"] = (0..64).map(container).collect();
-    let mut deep = json!("the end");
+    let mut deep = json!("innermost");
     for _level in 0..100 {
         deep = json!({ "deeper": [deep] });
     }
@@ -232,9 +232,9 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(8))]
 
     #[test]
-    fn huge_pods_are_judged_as_small_ones_are(
+    fn huge_pods_are_judged_like_small_ones(
         before in pod(),
-        (ask, fine) in prop_oneof![
+        (ask, valid) in prop_oneof![
             Just((r#"[{"containerPort":"p500"},{"containerPort":7}]"#, true)),
             Just(("", false)), // more ports than one pod may have
         ],
@@ -242,17 +242,17 @@ proptest! {
         let before = huge(before, ask);
         match verdict(&before) {
             Verdict::Allow { patch, .. } => {
-                prop_assert!(fine);
+                prop_assert!(valid);
                 let mut after = before.clone();
                 json_patch::patch(&mut after, &patch).expect("the patch applies");
                 let mark = &after["metadata"]["annotations"][OURS[1]];
                 let mark: Value = serde_json::from_str(mark.as_str().unwrap()).unwrap();
                 prop_assert_eq!(&mark[0]["containerPort"], 7);
                 prop_assert_eq!(&mark[1]["containerPort"], 500);
-                prop_assert_eq!(foreign_part(after), foreign_part(before));
+                prop_assert_eq!(unchanged_part(after), unchanged_part(before));
             }
             Verdict::Deny(invalid) => {
-                prop_assert!(!fine);
+                prop_assert!(!valid);
                 prop_assert!(invalid.to_string().contains("512 ports"), "{}", invalid);
             }
         }
@@ -263,12 +263,12 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
     #[test]
-    fn the_patch_applies_once_and_touches_only_what_is_ours(before in pod()) {
+    fn the_patch_applies_once_and_changes_only_what_is_ours(before in pod()) {
         let verdict_before = verdict(&before);
-        let answer = encode("u", &Answer::Verdict(&verdict_before)).unwrap();
-        let answer: Value = serde_json::from_slice(&answer).unwrap();
-        well_formed(&answer["response"], &verdict_before)?;
-        prop_assert_eq!(&verdict_before, &verdict(&before), "the same again");
+        let response = encode("u", &Answer::Verdict(&verdict_before)).unwrap();
+        let response: Value = serde_json::from_slice(&response).unwrap();
+        well_formed(&response["response"], &verdict_before)?;
+        prop_assert_eq!(&verdict_before, &verdict(&before), "the verdict is deterministic");
 
         let asks = before["metadata"]["annotations"].get(OURS[0]).is_some();
         let patch: Vec<PatchOperation> = match verdict_before {
@@ -280,13 +280,13 @@ proptest! {
             }
         };
         prop_assert!(asks || patch.is_empty());
-        prop_assert_eq!(answer["response"].get("patch").is_some(), !patch.is_empty());
+        prop_assert_eq!(response["response"].get("patch").is_some(), !patch.is_empty());
 
         let mut after = before.clone();
         json_patch::patch(&mut after, &patch).expect("the patch applies");
-        prop_assert_eq!(foreign_part(after.clone()), foreign_part(before));
+        prop_assert_eq!(unchanged_part(after.clone()), unchanged_part(before));
         let Verdict::Allow { patch: again, .. } = verdict(&after) else {
-            return Err(TestCaseError::fail("denied at the second pass"));
+            return Err(TestCaseError::fail("denied by the second pass"));
         };
         prop_assert_eq!(again, vec![]);
         if asks {
@@ -300,12 +300,12 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_make_it_panic(body in any::<Vec<u8>>()) {
+    fn any_bytes_are_parsed_without_a_panic(body in any::<Vec<u8>>()) {
         let _ = parse(&body);
     }
 
     #[test]
-    fn no_damage_to_a_review_makes_it_panic(pod in pod(), at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+    fn a_damaged_review_is_parsed_without_a_panic(pod in pod(), at in any::<prop::sample::Index>(), byte in any::<u8>()) {
         let review = json!({
             "kind": "AdmissionReview",
             "apiVersion": "admission.k8s.io/v1",

@@ -1,9 +1,9 @@
-//! The end of a server: told first, then what was accepted is answered.
+//! Shutdown: clients are told first, then accepted requests get their responses.
 
 use super::*;
 
 #[tokio::test]
-async fn an_end_is_announced_then_accepted_requests_are_answered() {
+async fn a_shutdown_is_announced_and_accepted_requests_get_responses() {
     let server = start(PATIENT);
     let mut old = server.http1().await;
     assert!(!ask(&mut old, NOT_ASKED).await.contains("connection: close"));
@@ -15,37 +15,37 @@ async fn an_end_is_announced_then_accepted_requests_are_answered() {
     server.ending.closing.cancel();
     assert!(
         ask(&mut old, NOT_ASKED).await.contains("connection: close"),
-        "go elsewhere"
+        "the client should use another replica"
     );
     closed(&mut old).await;
     let mut new = server.http1().await;
-    let told = ask(&mut new, NOT_ASKED).await;
+    let header = ask(&mut new, NOT_ASKED).await;
     assert!(
-        told.starts_with("http/1.1 200") && told.contains("connection: close"),
-        "{told}"
+        header.starts_with("http/1.1 200") && header.contains("connection: close"),
+        "{header}"
     );
 
     let (begin, end) = NOT_ASKED.split_at(20);
     let begin = format!("{}{begin}", head(NOT_ASKED.len()));
     halfway.write_all(begin.as_bytes()).await.unwrap();
-    // answered while `halfway` waits, so the server has seen its header by then
+    // the server reads in order of arrival: after this response it has read the header of `halfway`
     let mut probe = server.http1().await;
     ask(&mut probe, NOT_ASKED).await;
 
     server.ending.draining.cancel();
     closed(&mut idle).await;
     halfway.write_all(end.as_bytes()).await.unwrap();
-    assert!(answer(&mut halfway).await.starts_with("http/1.1 200"));
+    assert!(response(&mut halfway).await.starts_with("http/1.1 200"));
     let address = server.address;
-    server.ended().await;
+    server.end().await;
     assert!(
         TcpStream::connect(address).await.is_err(),
-        "nobody listens any more"
+        "the listener is closed"
     );
 }
 
 #[tokio::test]
-async fn an_http2_connection_is_told_to_finish() {
+async fn an_http2_client_gets_a_goaway() {
     let server = start(PATIENT);
     let stream = server.tls(&rustls::version::TLS13, b"h2").await.unwrap();
     let (mut sender, connection) =
@@ -58,15 +58,15 @@ async fn an_http2_connection_is_told_to_finish() {
     // GOAWAY ends the connection without an error
     tokio::time::timeout(LIMIT, driver)
         .await
-        .expect("told")
+        .expect("a GOAWAY")
         .unwrap()
         .unwrap();
     server.ending.draining.cancel();
-    server.ended().await;
+    server.end().await;
 }
 
 #[tokio::test]
-async fn what_does_not_end_in_time_is_dropped() {
+async fn connections_that_outlast_the_drain_limit_are_dropped() {
     let server = start(Limits {
         drain: SHORT,
         ..PATIENT
@@ -76,5 +76,5 @@ async fn what_does_not_end_in_time_is_dropped() {
     let _silent = server.tcp().await;
     server.ending.closing.cancel();
     server.ending.draining.cancel();
-    server.ended().await;
+    server.end().await;
 }

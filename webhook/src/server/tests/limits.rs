@@ -1,9 +1,9 @@
-//! What a client may take: time, silence, size, and a place.
+//! Limits of one client: handshake time, silence, body size, connections.
 
 use super::*;
 
 #[tokio::test]
-async fn a_client_that_never_shakes_hands_is_cut_off() {
+async fn a_client_without_a_handshake_is_disconnected() {
     let server = start(Limits {
         handshake: SHORT,
         ..PATIENT
@@ -18,12 +18,15 @@ async fn a_client_that_never_shakes_hands_is_cut_off() {
 }
 
 #[tokio::test]
-async fn a_client_that_never_ends_its_header_is_cut_off() {
-    let silence = Silence {
+async fn a_client_without_a_whole_header_is_disconnected() {
+    let timeouts = IdleTimeouts {
         first: SHORT * 10,
-        ..PATIENT.silence
+        ..PATIENT.timeouts
     };
-    let server = start(Limits { silence, ..PATIENT });
+    let server = start(Limits {
+        timeouts,
+        ..PATIENT
+    });
     let mut nothing = server.http1().await;
     let mut half = server.http1().await;
     half.write_all(b"POST /mutate HTTP/1.1\r\nHost:")
@@ -39,12 +42,15 @@ async fn a_client_that_never_ends_its_header_is_cut_off() {
 }
 
 #[tokio::test]
-async fn an_idle_connection_is_kept_as_long_as_it_may_be() {
-    let silence = Silence {
+async fn an_idle_connection_is_closed_after_its_timeout() {
+    let timeouts = IdleTimeouts {
         idle: SHORT * 10,
-        ..PATIENT.silence
+        ..PATIENT.timeouts
     };
-    let server = start(Limits { silence, ..PATIENT });
+    let server = start(Limits {
+        timeouts,
+        ..PATIENT
+    });
     let mut stream = server.http1().await;
     assert!(
         ask(&mut stream, NOT_ASKED)
@@ -59,12 +65,12 @@ async fn an_oversized_body_is_refused_before_it_is_sent() {
     let server = start(PATIENT);
     let mut stream = server.http1().await;
     stream.write_all(head(1 << 30).as_bytes()).await.unwrap();
-    assert!(answer(&mut stream).await.starts_with("http/1.1 413"));
+    assert!(response(&mut stream).await.starts_with("http/1.1 413"));
     closed(&mut stream).await;
 }
 
 #[tokio::test]
-async fn a_full_house_lets_the_next_one_in() {
+async fn a_full_table_evicts_connections_without_a_request() {
     let server = start(Limits {
         connections: 2,
         ..PATIENT
@@ -77,6 +83,6 @@ async fn a_full_house_lets_the_next_one_in() {
     closed(&mut second).await;
     assert!(
         ask(&mut third, NOT_ASKED).await.starts_with("http/1.1 200"),
-        "it asked, so it stays"
+        "it sent a request, so it stays"
     );
 }

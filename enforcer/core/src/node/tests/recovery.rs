@@ -72,7 +72,7 @@ fn mappings_of_another_backend_are_taken_over() {
     let before = recovered(&node);
     let found = Recovered {
         mappings: BTreeSet::new(),
-        elsewhere: before.mappings.clone(),
+        in_other_backends: before.mappings.clone(),
         intact: false,
         ..before
     };
@@ -100,7 +100,7 @@ fn after_a_reboot_a_pod_has_its_old_ports_if_they_are_free() {
     node.state = NodeState::new(config("20000-29999"), 77);
     node.applied(seen).settle();
     assert_eq!(node.host_ports("a"), ports);
-    // a port that is not of our range is no wish that counts
+    // a port that is not of our range is no preference that counts
     let mut forged = facts("b", Some("10.244.0.3"));
     forged.record.annotation = Some(
         r#"[{"hostPort":22,"containerPort":9040,"protocol":"TCP","podName":"b","podIP":"10.9.9.9"}]"#.into(),
@@ -187,7 +187,7 @@ fn two_pods_with_one_port_in_the_kernel_are_told_apart() {
             owner: "uid-z".parse().unwrap(),
             ..mapping.clone()
         });
-    found.elsewhere = copies.collect();
+    found.in_other_backends = copies.collect();
     node.state = NodeState::recover(config("20000-29999"), 9, NOW, found);
     node.settle();
     assert_eq!(node.leads_to("z"), BTreeSet::new());

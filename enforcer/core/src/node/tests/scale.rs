@@ -34,13 +34,13 @@ fn an_event_looks_at_its_own_pod_alone() {
     }
     assert_eq!(node.state.counts().mappings, 2 * PODS);
     assert_eq!(node.state.audit(), Ok(()));
-    let before = node.state.looked;
+    let before = node.state.processed;
     node.applied(facts("fresh", Some("10.1.1.1"))).settle();
     node.applied(facts("p17", Some("10.1.1.2"))).settle();
     node.up(sandbox("p18", "s18", "10.1.1.3", 1)).down("s18");
     node.gone("p19");
     // the three pods and their answers, and nobody else
-    let looked = node.state.looked - before;
+    let looked = node.state.processed - before;
     assert!(looked < 60, "{looked} pods were looked at");
     assert_eq!(node.state.audit(), Ok(()));
 }

@@ -1,9 +1,9 @@
 use portmapping_shared::{ContainerPort, HostPort, Protocol};
 
 use super::*;
-use crate::iptables::Settings;
 use crate::nftables::element::key_bytes;
 use crate::nftables::frame::Abilities;
+use crate::settings::Settings;
 
 fn frame() -> Frame {
     let abilities = Abilities {

@@ -1,0 +1,143 @@
+//! New authorities and leaves: when they are served, and what a clock does to them.
+
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use time::OffsetDateTime;
+
+use super::cluster::Cluster;
+use super::{LIFETIMES, Replica, replica};
+use crate::manager::{BundleState, SETTLE};
+use crate::material::{Names, living_authorities, signing_authority};
+use crate::metrics::{CA, LEAF};
+use crate::rotation::{Decision, decide};
+
+#[tokio::test(start_paused = true)]
+async fn a_leaf_of_a_new_authority_is_served_only_once_its_bundle_is_in_place() {
+    let cluster = Cluster::registered();
+    let (mut replica, mut other) = (replica(&cluster), replica(&cluster));
+    replica.manager.pass().await.unwrap();
+    other.manager.pass().await.unwrap();
+    let old = replica.serves().unwrap().to_owned();
+    let old_authority = signing_authority(&cluster.bundle());
+
+    cluster.secret.lock().as_mut().unwrap().1.ca_key.clear();
+    assert_eq!(
+        replica.manager.pass().await.unwrap(),
+        BundleState::Published
+    );
+    assert_eq!(replica.serves(), Some(old.as_str()), "the old one, for now");
+    let bundle = cluster.bundle();
+    assert_ne!(signing_authority(&bundle), old_authority);
+    let trusted = living_authorities(&bundle, OffsetDateTime::now_utc());
+    assert!(
+        trusted
+            .iter()
+            .any(|one| signing_authority(one) == old_authority),
+        "still trusted"
+    );
+
+    // the other replica finds the bundle in place, just now
+    assert_eq!(other.manager.pass().await.unwrap(), BundleState::InPlace);
+    assert_eq!(replica.manager.pass().await.unwrap(), BundleState::InPlace);
+    for replica in [&replica, &other] {
+        assert_eq!(
+            replica.serves(),
+            Some(old.as_str()),
+            "API servers may lag behind"
+        );
+    }
+
+    tokio::time::advance(SETTLE).await;
+    for replica in [&mut replica, &mut other] {
+        assert_eq!(replica.manager.pass().await.unwrap(), BundleState::InPlace);
+        assert_eq!(replica.serves(), Some(cluster.material().leaf.as_str()));
+        assert_ne!(replica.serves(), Some(old.as_str()));
+        assert!(replica.readiness.pending().is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deleted_secret_leaves_what_the_replicas_serve_trusted() {
+    let cluster = Cluster::registered();
+    let (mut one, mut two) = (replica(&cluster), replica(&cluster));
+    one.manager.pass().await.unwrap();
+    two.manager.pass().await.unwrap();
+    let old_authority = signing_authority(&cluster.bundle());
+
+    *cluster.secret.lock() = None;
+    assert_eq!(one.manager.pass().await.unwrap(), BundleState::Published);
+    let bundle = cluster.bundle();
+    assert_ne!(
+        signing_authority(&bundle),
+        old_authority,
+        "deleting it is asking for new ones"
+    );
+    let trusted = living_authorities(&bundle, OffsetDateTime::now_utc());
+    assert_eq!(trusted.len(), 2);
+    assert_eq!(
+        signing_authority(&trusted[1]),
+        old_authority,
+        "the other replica serves its leaf"
+    );
+
+    assert_eq!(two.manager.pass().await.unwrap(), BundleState::InPlace);
+    tokio::time::advance(SETTLE).await;
+    assert_eq!(two.manager.pass().await.unwrap(), BundleState::InPlace);
+    assert_eq!(one.manager.pass().await.unwrap(), BundleState::InPlace);
+    assert_eq!(one.serves(), two.serves());
+    assert_eq!(one.serves(), Some(cluster.material().leaf.as_str()));
+}
+
+#[tokio::test]
+async fn the_leaf_is_renewed_when_the_clock_says_so() {
+    static SECONDS: AtomicI64 = AtomicI64::new(1_800_000_000);
+    let clock = || OffsetDateTime::from_unix_timestamp(SECONDS.load(Ordering::Relaxed)).unwrap();
+    let cluster = Cluster::registered();
+    let Replica {
+        manager, metrics, ..
+    } = replica(&cluster);
+    let mut manager = manager;
+    manager.clock = clock;
+    manager.pass().await.unwrap();
+    let first = cluster.material();
+    SECONDS.fetch_add(
+        i64::try_from(LIFETIMES.leaf.as_secs()).unwrap(),
+        Ordering::Relaxed,
+    );
+    assert_eq!(manager.pass().await.unwrap(), BundleState::InPlace);
+    let second = cluster.material();
+    assert_eq!(second.ca_bundle, first.ca_bundle);
+    assert_ne!(second.leaf, first.leaf);
+    assert_eq!(
+        manager.served.unwrap().material.leaf,
+        second.leaf,
+        "same authority: at once"
+    );
+    assert_eq!(metrics.issued.get_or_create(&LEAF).get(), 2);
+    assert_eq!(metrics.issued.get_or_create(&CA).get(), 1);
+}
+
+#[tokio::test]
+async fn a_clock_that_is_set_back_and_forth_leads_to_valid_certificates() {
+    static SECONDS: AtomicI64 = AtomicI64::new(1_800_000_000);
+    let clock = || OffsetDateTime::from_unix_timestamp(SECONDS.load(Ordering::Relaxed)).unwrap();
+    let cluster = Cluster::registered();
+    let Replica {
+        manager, readiness, ..
+    } = replica(&cluster);
+    let mut manager = manager;
+    manager.clock = clock;
+    manager.pass().await.unwrap();
+    for years in [-20, 40, -20] {
+        SECONDS.fetch_add(years * 31_536_000, Ordering::Relaxed);
+        while manager.pass().await.unwrap() != BundleState::InPlace {}
+        let material = cluster.material();
+        let names = Names::of_service("webhook", "portmapping-system");
+        assert!(
+            matches!(decide(&material, &names, clock()), Decision::Keep { .. }),
+            "{years} years later"
+        );
+        assert_eq!(cluster.bundle(), material.ca_bundle);
+        assert!(readiness.pending().is_empty());
+    }
+}

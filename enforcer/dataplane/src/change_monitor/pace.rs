@@ -1,0 +1,93 @@
+//! How often rules are read because of somebody else's changes. Pure.
+
+use std::time::{Duration, Instant};
+
+/// Shortest time between two looks.
+const BETWEEN: Duration = Duration::from_millis(100);
+/// A look that took a second is followed by this many without one.
+const REST: u32 = 9;
+/// Longest wait while our rules are destroyed again and again.
+const LONGEST: Duration = Duration::from_secs(5);
+/// Damage later than this after the last is no repetition.
+const FORGIVEN: Duration = Duration::from_secs(30);
+
+/// When the next look may be.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    hinted: Option<Instant>,
+    /// The end of the last look, and how long it took.
+    last_read: Option<(Instant, Duration)>,
+    /// When damage was last found, and how often in a row.
+    damaged: Option<(Instant, u32)>,
+}
+
+impl Pace {
+    pub(super) fn hinted(&mut self, now: Instant) {
+        self.hinted = Some(now);
+    }
+
+    pub(super) fn record_read(&mut self, now: Instant, took: Duration, damaged: bool) {
+        self.last_read = Some((now, took));
+        if damaged {
+            let before = self
+                .damaged
+                .filter(|(last, _)| now.saturating_duration_since(*last) < FORGIVEN);
+            self.damaged = Some((now, before.map_or(1, |(_, times)| times.saturating_add(1))));
+        }
+    }
+
+    /// The earliest time for a look, not before `now`.
+    pub(super) fn next(&self, now: Instant) -> Instant {
+        let hinted = self.hinted.map(|at| at + BETWEEN);
+        let last_read = self.last_read.map(|(at, took)| at + took * REST);
+        let damaged = self.damaged.and_then(|(at, times)| {
+            // the first repetition is still met at once
+            let doublings = times.checked_sub(2)?.min(10);
+            Some(at + (BETWEEN * (1 << doublings)).min(LONGEST))
+        });
+        [hinted, last_read, damaged]
+            .into_iter()
+            .flatten()
+            .fold(now, Instant::max)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn first_look_is_at_once_and_the_others_are_spaced() {
+        let start = Instant::now();
+        let mut pace = Pace::default();
+        assert_eq!(pace.next(start), start);
+        pace.hinted(start);
+        pace.record_read(start + 10 * MS, 10 * MS, false);
+        assert_eq!(pace.next(start + 11 * MS), start + 100 * MS);
+        // a slow look is paid for with rest
+        pace.record_read(start + 300 * MS, 200 * MS, false);
+        assert_eq!(pace.next(start + 301 * MS), start + 2100 * MS);
+    }
+
+    #[test]
+    fn repeated_damage_is_met_ever_later_up_to_a_limit() {
+        let mut now = Instant::now();
+        let mut pace = Pace::default();
+        let mut waits = Vec::new();
+        for _ in 0..12 {
+            pace.record_read(now, MS, true);
+            let next = pace.next(now);
+            waits.push(next - now);
+            now = next;
+        }
+        assert_eq!(waits[0], 9 * MS);
+        assert!(waits.is_sorted(), "{waits:?}");
+        assert_eq!(waits.last(), Some(&LONGEST));
+        // after a time of peace all is forgiven
+        now += FORGIVEN;
+        pace.record_read(now, MS, true);
+        assert_eq!(pace.next(now), now + 9 * MS);
+    }
+}

@@ -1,0 +1,132 @@
+//! One address family of one node: what its table has, and the transactions that change it.
+//!
+//! What was read last is taken for true until the next read, so there must be one writer. A second
+//! one (an enforcer that is being terminated) can at most double a rule, which the next read finds.
+
+use portmapping_shared::Mapping;
+
+use super::commands::Commands;
+use super::jumps;
+use super::layout::Layout;
+use super::reading::{Damage, Known};
+use crate::settings::{Settings, Subnet};
+use crate::{DataplaneError, Observed};
+
+mod change;
+
+/// One family's rules.
+#[derive(Debug)]
+pub(super) struct FamilyRules {
+    commands: Commands,
+    layout: Layout,
+    /// None after a failure, and where the layout has changed: the table is read before it is used.
+    known: Option<Known>,
+    /// The jumps were there once: what is missing now goes back with everything else.
+    installed: bool,
+}
+
+impl FamilyRules {
+    pub(super) fn new(commands: Commands, settings: Settings) -> Self {
+        let layout = Layout::new(commands.family, settings);
+        Self {
+            commands,
+            layout,
+            known: None,
+            installed: false,
+        }
+    }
+
+    /// The programs to read the table with.
+    pub(super) fn commands(&self) -> &Commands {
+        &self.commands
+    }
+
+    /// What was read last, if that is known to be there still.
+    pub(super) fn observed(&self) -> Option<Observed> {
+        self.known.as_ref().map(|known| Observed {
+            mappings: known.mappings().cloned().collect(),
+            intact: known.untouched || known.damage == Damage::default(),
+        })
+    }
+
+    /// Takes in the table as iptables-save printed it. Returns whether another program changed it.
+    pub(super) fn take(&mut self, text: &str) -> (Observed, bool) {
+        let believed = self.known.take();
+        let known = self.parse(text);
+        // a rule that leads to another pod than it was made for can still be read
+        let strange = |believed: &Known| {
+            let mut leaves = known.leaves.iter();
+            leaves.any(|(leaf, mappings)| {
+                let there = believed.leaves.get(leaf);
+                !there.is_some_and(|there| mappings.is_subset(there))
+            })
+        };
+        let (altered, strange) = match &believed {
+            Some(believed) if believed.leaves == known.leaves => {
+                (believed.damage != known.damage, false)
+            }
+            Some(believed) => (true, strange(believed)),
+            None => (false, false),
+        };
+        // an earlier run of this program may have made the jumps
+        self.installed |= !known.untouched && known.damage.missing_jumps.is_empty();
+        self.known = Some(known);
+        let mut observed = self.observed().unwrap_or_default();
+        observed.intact &= !strange;
+        (observed, altered)
+    }
+
+    /// Repairs all chains and jumps and changes mappings, in one transaction; only the very first
+    /// jumps are made before it. Returns how many commits it took, where that is known.
+    pub(super) fn apply(
+        &mut self,
+        remove: &[&Mapping],
+        create: &[&Mapping],
+    ) -> Result<Option<u32>, DataplaneError> {
+        let mut known = match self.known.take() {
+            Some(known) => known,
+            None => self.parse(&self.commands.save_nat()?),
+        };
+        let nothing_to_do =
+            remove.is_empty() && create.is_empty() && known.damage == Damage::default();
+        if nothing_to_do || (known.untouched && create.is_empty()) {
+            self.known = Some(known);
+            return Ok(Some(0));
+        }
+        let mut missing_jumps = std::mem::take(&mut known.damage.missing_jumps);
+        if self.installed {
+            let gone = missing_jumps.drain(..).map(|jump| (jump, Vec::new()));
+            known.damage.misplaced_jumps.extend(gone);
+        }
+        let (next, transaction) = change::prepare(&self.layout, known, remove, create);
+        let jumps = jumps::make(&self.commands, &missing_jumps)?;
+        if let Err(error) = self.commands.restore(&transaction) {
+            jumps.undo(&self.commands);
+            return Err(error);
+        }
+        self.known = Some(next);
+        self.installed = true;
+        // jumps are made one by one, each in as many steps as it takes
+        Ok(missing_jumps
+            .is_empty()
+            .then(|| u32::from(!transaction.is_empty())))
+    }
+
+    /// Replaces the neighbours. The next change or read compares the table with the new layout.
+    pub(super) fn set_neighbours(&mut self, neighbours: &[Subnet]) {
+        self.layout.set_neighbours(neighbours);
+        self.known = None;
+    }
+
+    /// Forgets what was read.
+    pub(super) fn forget(&mut self) {
+        self.known = None;
+    }
+
+    fn parse(&self, text: &str) -> Known {
+        Known::read(text, self.commands.family, &self.layout)
+    }
+}
+
+#[cfg(test)]
+mod tests;

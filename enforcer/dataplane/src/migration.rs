@@ -1,0 +1,301 @@
+//! Changing from one backend to another on a live node.
+//!
+//! What an earlier run put into another backend's rules is read first, so that its pods keep their
+//! host ports. The new rules go in before the old ones are taken away: no new connection meets a
+//! node without either, and connection tracking keeps those that are under way.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use portmapping_shared::{Mapping, Plan};
+
+use super::bridges::Bridges;
+use super::change_monitor::ChangeMonitor;
+use super::exec::Tools;
+use super::forward::Forward;
+use super::iptables::{self, Flavour, Iptables};
+use super::nftables::{self, Nftables};
+use super::settings::{Settings, Subnet};
+use super::snapshot::{SavedTables, Snapshot};
+use super::uninstall;
+use super::{Dataplane, DataplaneError, Observed};
+
+/// How long old rules wait for mappings that the new backend refuses; then those pods are without.
+const STRAGGLERS: Duration = Duration::from_mins(1);
+
+/// What can carry mappings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// A tree of chains, through either kind of iptables.
+    Iptables(Flavour),
+    /// A table of maps.
+    Nftables,
+}
+
+impl Backend {
+    /// All of them.
+    pub const ALL: [Self; 3] = [
+        Self::Iptables(Flavour::Nft),
+        Self::Iptables(Flavour::Legacy),
+        Self::Nftables,
+    ];
+
+    /// Name for logs and metrics.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Iptables(flavour) => flavour.as_str(),
+            Self::Nftables => "nftables",
+        }
+    }
+
+    /// Whether changes of its rules are announced by the kernel.
+    #[must_use]
+    pub fn announces(self) -> bool {
+        self != Self::Iptables(Flavour::Legacy)
+    }
+
+    /// Starts with what was read, where that is of this backend, and returns the mappings.
+    fn open(
+        self,
+        settings: &Settings,
+        tools: &Tools,
+        saved: Option<SavedTables>,
+    ) -> Result<(Box<dyn Dataplane>, Observed), DataplaneError> {
+        if let (Self::Iptables(_), Some(saved)) = (self, saved) {
+            let (driver, observed) = Iptables::open(settings.clone(), tools.clone(), saved)?;
+            return Ok((Box::new(driver), observed));
+        }
+        let mut driver = Nftables::open(settings)?;
+        let observed = driver.observe()?;
+        Ok((Box::new(driver), observed))
+    }
+
+    fn sweep(self, tools: &Tools) -> Result<(), DataplaneError> {
+        match self {
+            Self::Iptables(flavour) => {
+                DataplaneError::collect(iptables::uninstall_flavour(flavour, tools))
+            }
+            Self::Nftables => nftables::uninstall(),
+        }
+    }
+}
+
+impl From<Flavour> for Backend {
+    fn from(flavour: Flavour) -> Self {
+        Self::Iptables(flavour)
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What an earlier run left in the rules of other backends, by backend.
+fn leftovers(
+    backend: Backend,
+    settings: &Settings,
+    saved: &[SavedTables],
+) -> Vec<(Backend, BTreeSet<Mapping>)> {
+    let mut found = Vec::new();
+    for saved in saved {
+        let mappings = iptables::leftovers(saved, settings);
+        found.extend(mappings.map(|mappings| (saved.flavour.into(), mappings)));
+    }
+    if backend != Backend::Nftables {
+        let mappings = nftables::leftovers(settings);
+        found.extend(mappings.map(|mappings| (Backend::Nftables, mappings)));
+    }
+    found
+}
+
+/// A backend that takes over from the others.
+pub struct BackendMigration {
+    to: Box<dyn Dataplane>,
+    tools: Tools,
+    opened: Instant,
+    from: Vec<Backend>,
+    in_other_backends: BTreeSet<Mapping>,
+    /// Those of them that could not be made here yet.
+    refused: BTreeSet<Mapping>,
+    /// Whether anything was applied since the opening.
+    begun: bool,
+    /// A FORWARD chain that drops concerns every backend.
+    forward: Forward,
+    /// None where a person has named the neighbours.
+    bridges: Option<Bridges>,
+    in_use: bool,
+}
+
+impl BackendMigration {
+    /// Opens a backend from what a start has read. Returns its mappings as well; those that other
+    /// backends have are in [`Self::in_other_backends`]. Changes nothing of ours, but for a FORWARD
+    /// rule that is no longer needed.
+    pub fn open(
+        backend: Backend,
+        settings: &Settings,
+        tools: Tools,
+        snapshot: Snapshot,
+    ) -> Result<(Self, Observed), DataplaneError> {
+        let mut forward = Forward::new(settings.range, &settings.excluded, &tools);
+        forward.take(&snapshot);
+        let Snapshot { nft, legacy } = snapshot;
+        let (own, others): (Vec<_>, Vec<_>) = [nft, legacy]
+            .into_iter()
+            .partition(|saved| backend == saved.flavour.into());
+        let (to, observed) = backend.open(settings, &tools, own.into_iter().next())?;
+        let mut from = Vec::new();
+        let mut in_other_backends = BTreeSet::new();
+        for (other, mappings) in leftovers(backend, settings, &others) {
+            tracing::info!(
+                from = other.as_str(),
+                to = to.name(),
+                mappings = mappings.len(),
+                "moving mappings of an earlier run to this backend"
+            );
+            from.push(other);
+            in_other_backends.extend(mappings);
+        }
+        let mut migration = Self {
+            to,
+            tools,
+            opened: Instant::now(),
+            from,
+            in_other_backends,
+            refused: BTreeSet::new(),
+            begun: false,
+            forward,
+            bridges: settings.neighbours.is_empty().then(Bridges::default),
+            in_use: false,
+        };
+        let observed = migration.complete(observed);
+        Ok((migration, observed))
+    }
+
+    /// The mappings that other backends' rules have.
+    #[must_use]
+    pub fn in_other_backends(&self) -> &BTreeSet<Mapping> {
+        &self.in_other_backends
+    }
+
+    /// Looks for bridges whose packets pass no rules; whether something about them is new.
+    fn find_neighbours(&mut self) -> bool {
+        let Some(found) = self.bridges.as_mut().and_then(Bridges::refresh) else {
+            return false;
+        };
+        let subnets: Vec<String> = found.iter().map(ToString::to_string).collect();
+        tracing::info!(
+            subnets = subnets.join(","),
+            "pods that share a bridge past the rules"
+        );
+        self.to.set_neighbours(found);
+        true
+    }
+
+    /// Where the node's bridges have changed, so do the rules. They were right until then, so this is
+    /// no damage to be told of.
+    fn with_neighbours(&mut self, observed: Observed) -> Result<Observed, DataplaneError> {
+        if !self.find_neighbours() || observed.mappings.is_empty() {
+            return Ok(observed);
+        }
+        self.to.apply(&Plan::default())?;
+        self.to.observe()
+    }
+
+    /// Adds to what the backend has read what is looked after here.
+    fn complete(&mut self, mut observed: Observed) -> Observed {
+        self.in_use = !observed.mappings.is_empty();
+        observed.intact &= self.forward.is_open(self.in_use);
+        // makes the reconciler act even if no pod wants anything
+        observed.intact &= self.begun || self.from.is_empty();
+        self.sweep();
+        observed
+    }
+
+    /// Takes the old rules away once everything is here. A failure is no failure of the mappings,
+    /// and is tried again.
+    fn sweep(&mut self) {
+        let waiting = !self.refused.is_empty() && self.opened.elapsed() < STRAGGLERS;
+        if self.from.is_empty() || !self.begun || waiting {
+            return;
+        }
+        let to = self.to.name();
+        self.from.retain(|old| match old.sweep(&self.tools) {
+            Ok(()) => {
+                tracing::info!(from = old.as_str(), to, "mappings moved over");
+                false
+            }
+            Err(error) => {
+                let from = old.as_str();
+                tracing::warn!(%error, from, "our rules of an earlier run are still there");
+                true
+            }
+        });
+    }
+}
+
+impl Dataplane for BackendMigration {
+    fn name(&self) -> &'static str {
+        self.to.name()
+    }
+
+    fn observe(&mut self) -> Result<Observed, DataplaneError> {
+        let observed = self.to.observe()?;
+        let observed = self.with_neighbours(observed)?;
+        self.forward.read();
+        Ok(self.complete(observed))
+    }
+
+    fn apply(&mut self, plan: &Plan) -> Result<(), DataplaneError> {
+        let mut pods = plan.to_create.iter().map(|mapping| mapping.pod_ip);
+        if self
+            .bridges
+            .as_ref()
+            .is_some_and(|known| !pods.all(|pod| known.cover(pod)))
+        {
+            self.find_neighbours();
+        }
+        let applied = self.to.apply(plan);
+        if !self.from.is_empty() {
+            for mapping in &plan.to_create {
+                if applied.is_ok() {
+                    self.refused.remove(mapping);
+                } else if self.in_other_backends.contains(mapping) {
+                    self.refused.insert(mapping.clone());
+                }
+            }
+        }
+        applied?;
+        self.begun = true;
+        self.in_use |= !plan.to_create.is_empty();
+        self.forward.apply(self.in_use);
+        self.sweep();
+        Ok(())
+    }
+
+    fn set_neighbours(&mut self, neighbours: &[Subnet]) {
+        self.bridges = None;
+        self.to.set_neighbours(neighbours);
+    }
+
+    fn has_ipv6(&self) -> bool {
+        self.to.has_ipv6()
+    }
+
+    fn changes(&self) -> ChangeMonitor {
+        self.to.changes()
+    }
+
+    fn clear_failures(&self) -> u64 {
+        self.to.clear_failures()
+    }
+
+    fn uninstall(&mut self) -> Result<(), DataplaneError> {
+        let own = self.to.uninstall();
+        let others = uninstall::uninstall(&self.tools);
+        DataplaneError::collect(own.err().into_iter().chain(others.err()).collect())
+    }
+}

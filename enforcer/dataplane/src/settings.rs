@@ -1,0 +1,121 @@
+//! What a person may decide about the rules.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use portmapping_shared::{PortRange, PortSet};
+
+use crate::family::Family;
+
+/// How the rules are laid out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The host ports the range tree is built for.
+    pub range: PortRange,
+    /// Ports of the range that are never mapped.
+    pub excluded: PortSet,
+    /// Subnets of pods that share a bridge whose packets pass no rules (bridge-nf-call-iptables is
+    /// 0): there a pod reaches its neighbour's host port only if it is masqueraded.
+    pub neighbours: Vec<Subnet>,
+}
+
+impl Settings {
+    /// Every port of the range, and no neighbours.
+    #[must_use]
+    pub fn new(range: PortRange) -> Self {
+        Self {
+            range,
+            excluded: PortSet::default(),
+            neighbours: Vec::new(),
+        }
+    }
+}
+
+/// A network written as `10.244.1.0/24`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Subnet {
+    network: IpAddr,
+    length: u8,
+}
+
+impl Subnet {
+    /// The network that an address lies in; None where the length is longer than an address.
+    #[must_use]
+    pub fn new(ip: IpAddr, length: u8) -> Option<Self> {
+        let longest = if ip.is_ipv4() { 32 } else { 128 };
+        // the kernel stores the masked form, and that is what is read back
+        (length <= longest).then(|| Self {
+            network: masked(ip, length),
+            length,
+        })
+    }
+
+    pub(crate) fn family(&self) -> Family {
+        Family::of(self.network)
+    }
+
+    /// Its first address.
+    #[must_use]
+    pub fn network(&self) -> IpAddr {
+        self.network
+    }
+
+    /// The bits that all its addresses share, as an address.
+    #[must_use]
+    pub fn netmask(&self) -> IpAddr {
+        let ones = if self.network.is_ipv4() {
+            IpAddr::V4(u32::MAX.into())
+        } else {
+            IpAddr::V6(u128::MAX.into())
+        };
+        masked(ones, self.length)
+    }
+
+    /// Whether the address lies in the network.
+    #[must_use]
+    pub fn contains(&self, ip: IpAddr) -> bool {
+        ip.is_ipv4() == self.network.is_ipv4()
+            && masked(ip, self.length) == masked(self.network, self.length)
+    }
+}
+
+impl FromStr for Subnet {
+    type Err = InvalidSubnet;
+
+    fn from_str(text: &str) -> Result<Self, InvalidSubnet> {
+        let parse = || {
+            let (network, length) = text.trim().split_once('/')?;
+            Self::new(network.parse().ok()?, length.parse().ok()?)
+        };
+        parse().ok_or_else(|| InvalidSubnet(text.chars().take(60).collect()))
+    }
+}
+
+impl fmt::Display for Subnet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.network, self.length)
+    }
+}
+
+/// Text that names no network.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no subnet: write 10.244.1.0/24 or fd00:10:244:1::/64")]
+pub struct InvalidSubnet(String);
+
+fn masked(ip: IpAddr, length: u8) -> IpAddr {
+    let length = u32::from(length);
+    match ip {
+        IpAddr::V4(ip) => {
+            let mask = u32::MAX.checked_shl(32 - length.min(32)).unwrap_or(0);
+            IpAddr::V4((ip.to_bits() & mask).into())
+        }
+        IpAddr::V6(ip) => {
+            let mask = u128::MAX.checked_shl(128 - length.min(128)).unwrap_or(0);
+            IpAddr::V6((ip.to_bits() & mask).into())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,77 @@
+//! Everything that both kinds of iptables have, read once at the start.
+//!
+//! The choice of the kind, the mappings of an earlier run, the first state of the driver and the
+//! FORWARD chains all come from this one read: four programs, which run at the same time.
+
+use std::panic::resume_unwind;
+use std::thread;
+
+use super::DataplaneError;
+use super::change_monitor::GenerationSocket;
+use super::exec::Tools;
+use super::family::Family;
+use super::iptables::Flavour;
+use super::iptables::commands::Commands;
+
+/// All tables of both kinds of iptables.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Of iptables-nft.
+    pub(super) nft: SavedTables,
+    /// Of iptables-legacy.
+    pub(super) legacy: SavedTables,
+}
+
+impl Snapshot {
+    /// Runs the programs in the network namespace of the caller. Changes nothing, and blocks.
+    #[must_use]
+    pub fn read(tools: &Tools) -> Self {
+        thread::scope(|scope| {
+            let nft = scope.spawn(|| SavedTables::read(Flavour::Nft, tools));
+            let legacy = SavedTables::read(Flavour::Legacy, tools);
+            let nft = nft.join().unwrap_or_else(|panic| resume_unwind(panic));
+            Self { nft, legacy }
+        })
+    }
+}
+
+/// All tables of one kind of iptables, as text.
+#[derive(Debug)]
+pub struct SavedTables {
+    pub(super) flavour: Flavour,
+    /// The generation of `nf_tables` before the read; None for iptables-legacy, which has none.
+    pub(super) generation: Option<u32>,
+    pub(super) ipv4: Result<String, DataplaneError>,
+    pub(super) ipv6: Result<String, DataplaneError>,
+}
+
+impl SavedTables {
+    /// Reads both address families at the same time. Changes nothing, and blocks.
+    #[must_use]
+    pub fn read(flavour: Flavour, tools: &Tools) -> Self {
+        let generation = (flavour == Flavour::Nft)
+            .then(|| GenerationSocket::default().current())
+            .flatten();
+        let read = |family| Commands::new(family, flavour, tools.clone()).save_all();
+        thread::scope(|scope| {
+            let ipv6 = scope.spawn(move || read(Family::V6));
+            let ipv4 = read(Family::V4);
+            let ipv6 = ipv6.join().unwrap_or_else(|panic| resume_unwind(panic));
+            Self {
+                flavour,
+                generation,
+                ipv4,
+                ipv6,
+            }
+        })
+    }
+
+    /// The text of one family; None where it could not be read.
+    pub(super) fn of(&self, family: Family) -> Option<&str> {
+        let text = match family {
+            Family::V4 => &self.ipv4,
+            Family::V6 => &self.ipv6,
+        };
+        text.as_deref().ok()
+    }
+}

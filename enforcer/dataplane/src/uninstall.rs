@@ -1,0 +1,56 @@
+//! Removes everything of ours from the node, whichever backend put it there.
+
+use super::DataplaneError;
+use super::exec::{ExecError, Tools};
+use super::iptables::{self, Flavour};
+use super::{forward, nftables};
+
+/// Removes everything of ours, whichever backend put it there, going on past failures.
+pub fn uninstall(tools: &Tools) -> Result<(), DataplaneError> {
+    let table = nftables::uninstall();
+    let chains = match uninstall_iptables(tools) {
+        Err(error) if error.is_missing_programs() && !nftables::may_have_iptables_chains() => {
+            tracing::debug!(%error, "no iptables, and no chains of ours in the kernel");
+            Ok(())
+        }
+        chains => chains,
+    };
+    DataplaneError::collect(table.err().into_iter().chain(chains.err()).collect())
+}
+
+/// Removes our jumps and chains, of both families and both flavours, going on past failures.
+///
+/// A flavour that is not installed has nothing of ours, unless neither is; nor has one that the
+/// kernel lacks.
+fn uninstall_iptables(tools: &Tools) -> Result<(), DataplaneError> {
+    let mut errors = forward::uninstall(tools);
+    let mut missing = Vec::new();
+    let nf_tables = nftables::is_in_kernel();
+    for flavour in Flavour::ALL {
+        for error in iptables::uninstall_flavour(flavour, tools) {
+            match error {
+                DataplaneError::Exec(ExecError::Missing { .. }) => missing.push((flavour, error)),
+                _ if flavour == Flavour::Nft && !nf_tables => missing.push((flavour, error)),
+                _ => errors.push(error),
+            }
+        }
+    }
+    if Flavour::ALL
+        .iter()
+        .all(|flavour| missing.iter().any(|(missing, _)| missing == flavour))
+    {
+        errors.extend(missing.into_iter().map(|(_, error)| error));
+    }
+    DataplaneError::collect(errors)
+}
+
+impl DataplaneError {
+    /// Whether all that failed is that programs are not installed.
+    fn is_missing_programs(&self) -> bool {
+        match self {
+            Self::Exec(ExecError::Missing { .. }) => true,
+            Self::Several(errors) => errors.iter().all(Self::is_missing_programs),
+            _ => false,
+        }
+    }
+}

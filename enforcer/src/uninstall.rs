@@ -1,0 +1,54 @@
+//! `enforcer uninstall`: removes everything of ours from the node.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context;
+use portmapping_dataplane::Tools;
+use portmapping_runtime::{Readiness, ReadyHandle, Supervisor, admin};
+
+use crate::args::UninstallArgs;
+use crate::health::admin_listener;
+use crate::run::runtime;
+
+/// Runs `enforcer uninstall`.
+pub fn uninstall(args: &UninstallArgs) -> anyhow::Result<()> {
+    let removed = portmapping_dataplane::uninstall(&Tools::default());
+    clear_run_dir(&args.run_dir);
+    removed.context("some rules could not be removed; run it again")?;
+    tracing::info!("removed every rule, chain and table of portmapping from this node");
+    if args.stay {
+        runtime()?.block_on(stay(&args.admin_socket))
+    } else {
+        Ok(())
+    }
+}
+
+/// Removes the files in the run directory, then the directory. The directory stays if it is a mount
+/// point of this pod.
+fn clear_run_dir(run_dir: &Path) {
+    for entry in std::fs::read_dir(run_dir).into_iter().flatten().flatten() {
+        if let Err(error) = std::fs::remove_file(entry.path()) {
+            tracing::warn!(%error, path = %entry.path().display(), "cannot remove a file of the run directory; it stays");
+        }
+    }
+    if let Err(error) = std::fs::remove_dir(run_dir) {
+        tracing::debug!(%error, path = %run_dir.display(), "cannot remove the run directory; it stays");
+    }
+}
+
+/// Answers the readiness probe until SIGTERM or SIGINT.
+async fn stay(socket: &Path) -> anyhow::Result<()> {
+    let mut tasks = Supervisor::install().context("cannot take over signals")?;
+    let token = tasks.token();
+    let readiness = Readiness::default();
+    let uninstalled: ReadyHandle = readiness.handle("uninstall");
+    uninstalled.ready();
+    let registry = Arc::new(portmapping_runtime::metrics::registry());
+    let router = admin::router(readiness, registry);
+    tasks.spawn(
+        "admin socket",
+        admin::serve(admin_listener(socket)?, router, token),
+    );
+    Ok(tasks.run().await?)
+}
