@@ -269,7 +269,7 @@ impl Chaos {
     }
 }
 
-/// A pod that says who it is, by name and uid.
+/// A pod that answers with its name and uid.
 fn pod(name: &str, node: &str) -> Value {
     let field = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
     json!({

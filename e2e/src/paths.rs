@@ -1,4 +1,4 @@
-//! Where things lie: everything the harness writes is below `target/e2e` of this workspace.
+//! Paths. Everything that the harness writes is below `target/e2e` of this workspace.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! What a person sees while the harness works: one line per step, with the time since the start.
+//! What a user sees while the harness works: one line per step, with the time since the start.
 
 use std::fmt::Display;
 use std::io::Write;
@@ -20,7 +20,7 @@ pub fn say(text: impl Display) {
     );
 }
 
-/// A step that says how long it took.
+/// A step, printed with its time when it is done.
 #[derive(Debug)]
 pub struct Step {
     name: String,

@@ -230,7 +230,7 @@ fn call(endpoint: SocketAddr) -> std::io::Result<String> {
     Ok(text.lines().next().unwrap_or_default().trim().to_owned())
 }
 
-/// Updates `endpoints` until told to stop.
+/// Updates `endpoints` until `stop` is set.
 fn watch(
     api: &Api,
     namespace: &str,

@@ -154,7 +154,7 @@ fn hold_theirs(netns: &Netns, program: &Path) -> Result<Holding> {
     });
     let line = line.recv_timeout(LIMIT).context("wait for the holder")??;
     if line.trim() != format!("held {PORTS}") {
-        bail!("the holder in Go says {line:?}");
+        bail!("the holder in Go printed {line:?}");
     }
     Ok(holding)
 }

@@ -150,7 +150,7 @@ impl Bench<'_> {
         })
     }
 
-    /// Starts pods, so many at once, says what was seen of them, and removes them.
+    /// Starts pods, so many at once, returns what was seen of them, and removes them.
     fn start(&self, way: &str, prefix: &str, pods: u16, at_once: u16) -> Result<Vec<Trace>> {
         let rules = Rules::watch(self.cluster, NODE)?;
         let mut calls = Vec::new();

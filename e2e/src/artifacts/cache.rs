@@ -85,7 +85,7 @@ pub fn lock(path: &Path, what: &str) -> Result<File> {
             .open(path)
     };
     let file = open().with_context(|| format!("open {}", path.display()))?;
-    let mut said = false;
+    let mut reply = false;
     let what = format!(
         "another process that works on {what} (lock {})",
         path.display()
@@ -94,9 +94,9 @@ pub fn lock(path: &Path, what: &str) -> Result<File> {
         match file.try_lock() {
             Ok(()) => Ok(Probe::Done(())),
             Err(TryLockError::WouldBlock) => {
-                if !said {
+                if !reply {
                     progress::say(format_args!("waiting for {what}"));
-                    said = true;
+                    reply = true;
                 }
                 Ok(Probe::Missing("it is still there".to_owned()))
             }

@@ -27,7 +27,7 @@ const COMPONENTS: [&str; 7] = [
     "kubectl",
 ];
 /// Part of each binary's inputs: change it when flags change.
-const FLAGS: &str = "-trimpath CGO_ENABLED=0 -s -w";
+const FLAGS: &str = "-trimpath CGO_ENABLED=0 -s -w -dwarf=false";
 const NODE_TAGS: &str = "no_btrfs no_devmapper no_zfs";
 const PATIENCE: Duration = Duration::from_mins(40);
 
@@ -150,7 +150,8 @@ fn go_build(module: &Path) -> Command {
     go.current_dir(module)
         .env("CGO_ENABLED", "0")
         .args(["build", "-v", "-trimpath"]);
-    go.arg("-buildvcs=false");
+    // Debug information is stripped when linking: making none saves a tenth of the time.
+    go.args(["-buildvcs=false", "-gcflags=all=-dwarf=false"]);
     go
 }
 

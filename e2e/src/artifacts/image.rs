@@ -157,7 +157,7 @@ impl Recipe<'_> {
             "policy.json",
             r#"{"default":[{"type":"insecureAcceptAnything"}]}"#,
         )?;
-        // Networks are not used, but their folder is made, in /etc unless told otherwise.
+        // Networks are not used, but their folder is made, in /etc by default.
         let networks = format!(
             "[network]\nnetwork_config_dir = \"{}\"\n",
             work.join("cni").display()

@@ -179,7 +179,9 @@ impl Stopped {
             match fs::read_to_string(&path) {
                 Ok(text) => {
                     let value = parse(&text);
-                    found.push(value.with_context(|| format!("{} says {text}", path.display()))?);
+                    found.push(
+                        value.with_context(|| format!("{} contains {text}", path.display()))?,
+                    );
                 }
                 // that thread has just ended
                 Err(_) if !path.exists() => {}
@@ -225,7 +227,7 @@ mod tests {
             Self(child.unwrap())
         }
 
-        /// How many seconds its real clock is before ours, and what its steady clock says.
+        /// How many seconds its real clock is ahead of ours, and the time of its monotonic clock.
         fn tell(&mut self) -> (i64, u64) {
             self.0.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
             let mut lines = BufReader::new(self.0.stdout.as_mut().unwrap()).lines();

@@ -259,7 +259,9 @@ impl Talk {
         }
         let answer = answer.trim_end();
         if !answer.ends_with(&format!(" {text}")) {
-            return Err(io::Error::other(format!("said {text:?}, heard {answer:?}")));
+            return Err(io::Error::other(format!(
+                "sent {text:?}, received {answer:?}"
+            )));
         }
         Ok(answer.to_owned())
     }

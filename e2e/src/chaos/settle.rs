@@ -132,7 +132,7 @@ impl Chaos {
             for pod in here {
                 if phases.get(&*pod.uid).copied() != Some("published") {
                     return Ok(Some(format!(
-                        "/state of {node} says {:?} of {}",
+                        "/state of {node} has the phase {:?} for {}",
                         phases.get(&*pod.uid),
                         pod.name
                     )));
@@ -178,7 +178,7 @@ impl Chaos {
         Ok(found)
     }
 
-    /// How many ports the enforcer says are leased or cooling, and how many are held.
+    /// How many ports are leased or in cool-down by /state, and how many are held.
     fn held(&self, node: &str) -> Result<(usize, usize)> {
         let range = (RANGE.0..).take(RANGE.1);
         let ports =
@@ -295,8 +295,8 @@ impl Chaos {
             "--tail=400",
         ];
         let selector = ["-l", "app.kubernetes.io/component=enforcer"];
-        let said = self.cluster.kubectl_run(arguments.iter().chain(&selector));
-        keep("log", said.unwrap_or_else(|error| format!("{error:#}")));
+        let reply = self.cluster.kubectl_run(arguments.iter().chain(&selector));
+        keep("log", reply.unwrap_or_else(|error| format!("{error:#}")));
     }
 }
 

@@ -32,7 +32,7 @@ pub(super) fn run(kubeconfig: Option<&Path>) -> Result<()> {
     cargo.current_dir(paths::root());
     cargo.args(["test", "-p", "e2e", "--test", "product"]);
     if kubeconfig.is_none() {
-        cargo.args(["--test", "policy"]); // boots its clusters itself: it wants the policies alone
+        cargo.args(["--test", "policy"]); // boots its own clusters, which have only the policies
     }
     cargo.args(["--", "--nocapture"]);
     if let Some(kubeconfig) = kubeconfig {

@@ -145,7 +145,7 @@ fn remove_tree(folder: &Path, left: &mut Vec<PathBuf>) {
     }
 }
 
-/// Best effort: kubelet says itself which controller it misses.
+/// Best effort: kubelet reports a missing controller itself.
 fn delegate(folder: &Path) {
     for controller in ["cpuset", "cpu", "io", "memory", "hugetlb", "pids"] {
         let _ = fs::write(

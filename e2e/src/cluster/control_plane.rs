@@ -71,7 +71,7 @@ pub(crate) fn add_machine(spec: &Spec, machine: Machine) -> Result<()> {
     if let Some(mut stdin) = child.stdin.take() {
         stdin
             .write_all(b"go")
-            .with_context(|| format!("tell {name} that it is plugged in"))?;
+            .with_context(|| format!("write to {name} that it is plugged in"))?;
     }
     let spec = spec.clone();
     thread::spawn(move || {

@@ -22,7 +22,7 @@ use crate::artifacts::{cache, go, image, packages};
 use crate::progress::{Step, say};
 use crate::{paths, process};
 
-/// The owner gives up earlier, and says why.
+/// The owner gives up earlier, with a reason.
 const BOOT_LIMIT: Duration = Duration::from_mins(5);
 const IMPORT_LIMIT: Duration = Duration::from_mins(3);
 
@@ -163,9 +163,9 @@ fn boot(spec: &Spec, attached: bool) -> Result<Child> {
             let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
         }
         let _ = process::wait(&mut owner, Duration::from_secs(20));
-        let said = tail(&log);
+        let reply = tail(&log);
         return Err(error.context(format!(
-            "cluster {name} did not come up; all logs are in {}, the owner's says:\n{said}\n",
+            "cluster {name} did not come up; all logs are in {}, the end of the owner's log:\n{reply}\n",
             logs.display()
         )));
     }
@@ -200,7 +200,7 @@ fn wait_until_up(owner: &mut Child) -> Result<()> {
             Err(RecvTimeoutError::Disconnected) => bail!("the owner ended early"),
             Err(RecvTimeoutError::Timeout) if start.elapsed() < BOOT_LIMIT => {
                 say(format_args!(
-                    "  still booting: {} s",
+                    "  the cluster boots: {} s",
                     start.elapsed().as_secs()
                 ));
             }

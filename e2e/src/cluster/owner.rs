@@ -43,7 +43,7 @@ enum Event {
     InitEnded,
 }
 
-/// Boots the cluster, says so, and keeps it until told to end.
+/// Boots the cluster, reports that it is up, and keeps it until it is asked to end.
 pub(crate) fn run(spec: &Spec, attached: bool) -> Result<()> {
     let _lock = state::take(spec)?;
     if !attached {

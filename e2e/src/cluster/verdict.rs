@@ -1,5 +1,5 @@
 //! Tests of one process that share a cluster. It ends with the process, when no test can remove its
-//! folder any more; so the owner is told beforehand whether the folder stays.
+//! folder any more; so the owner learns before that whether the folder stays.
 
 use std::io::Write;
 use std::process::Child;

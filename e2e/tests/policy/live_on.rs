@@ -56,7 +56,7 @@ fn rows(session: &Session<'_>) -> Result<Vec<Row>> {
         row(Kubelet,   "reports the status of a pod with nothing",     At("open", "plain", "status").patch(ready), Allowed),
         row(Kubelet,   "deletes a terminated pod",                     mapped.delete(),                         Allowed),
         row(Scheduler, "binds a pod that asks",                        At("open", "unscheduled", "binding").post(bind), Allowed),
-        row(Scheduler, "says that a pod that asks fits nowhere",       At("open", "unscheduled", "status").patch(unschedulable), Allowed),
+        row(Scheduler, "reports that a pod with a request fits nowhere",       At("open", "unscheduled", "status").patch(unschedulable), Allowed),
     ])
 }
 
@@ -179,14 +179,18 @@ fn static_pods_are_mirrored_where_asking_is_permitted() -> Result<()> {
             asks["metadata"]
         );
         session.running("static-strict", "plain-node1")?;
-        session.eventually("the kubelet to be told why it may not mirror", || {
-            let log = std::fs::read_to_string(session.cluster().logs()?.join("node1-kubelet.log"))?;
-            let told = log
-                .lines()
-                .any(|line| line.contains("asks-node1") && line.contains(LABEL));
-            ensure!(told, "nothing in its log");
-            Ok(())
-        })?;
+        session.eventually(
+            "the kubelet to log why it may not create the mirror pod",
+            || {
+                let log =
+                    std::fs::read_to_string(session.cluster().logs()?.join("node1-kubelet.log"))?;
+                let reported = log
+                    .lines()
+                    .any(|line| line.contains("asks-node1") && line.contains(LABEL));
+                ensure!(reported, "nothing in its log");
+                Ok(())
+            },
+        )?;
         let strict = session.call(Admin, &At("static-strict", "asks-node1", "").get())?;
         ensure!(strict.code == 404, "{} {}", strict.code, strict.body);
         let remove = format!("rm {STATIC_PODS}/*");

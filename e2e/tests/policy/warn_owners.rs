@@ -110,7 +110,7 @@ fn a_deployments_controller_meets_the_refusal_that_its_owner_was_warned_of() -> 
         };
         session.eventually("the event of a pod that could not be created", || {
             let events = session.done(Admin, &events)?;
-            let told = events["items"]
+            let reported = events["items"]
                 .as_array()
                 .into_iter()
                 .flatten()
@@ -120,7 +120,7 @@ fn a_deployments_controller_meets_the_refusal_that_its_owner_was_warned_of() -> 
                             .as_str()
                             .is_some_and(|text| text.contains(LABEL))
                 });
-            ensure!(told, "{events}");
+            ensure!(reported, "{events}");
             Ok(())
         })?;
         let new = Call {

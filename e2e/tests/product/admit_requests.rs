@@ -45,34 +45,31 @@ fn a_broken_request_is_refused_with_the_reason_and_a_way_out() -> Result<()> {
                 &json!([{ "containerPort": 9040 }]),
             );
             for (value, why) in INVALID {
-                let (fine, said) = space.try_create(&annotated(plain.clone(), value), &[])?;
-                ensure!(!fine, "{value} was accepted: {said}");
+                let (fine, reply) = space.try_create(&annotated(plain.clone(), value), &[])?;
+                ensure!(!fine, "{value} was accepted: {reply}");
                 ensure!(
-                    said.contains(why),
-                    "{value} was refused without {why:?}: {said}"
+                    reply.contains(why),
+                    "{value} was refused without {why:?}: {reply}"
                 );
                 ensure!(
-                    said.contains(value),
-                    "the refusal of {value} does not quote it: {said}"
+                    reply.contains(value),
+                    "the refusal of {value} does not quote it: {reply}"
                 );
                 let way_out = r#"[{"containerPort":9040,"protocol":"TCP"}]"#;
                 ensure!(
-                    said.contains(way_out),
-                    "the refusal of {value} shows no way out: {said}"
+                    reply.contains(way_out),
+                    "the refusal of {value} shows no value that works: {reply}"
                 );
             }
             let many: Vec<_> = (1..=65).map(|n| json!({ "containerPort": n })).collect();
             let many = annotated(plain, &json!(many).to_string());
-            let (fine, said) = space.try_create(&many, &[])?;
+            let (fine, reply) = space.try_create(&many, &[])?;
             ensure!(
-                !fine && said.contains("asks for 65 ports, more than the 64"),
-                "{said}"
+                !fine && reply.contains("asks for 65 ports, more than the 64"),
+                "{reply}"
             );
             let pods = space.get(&["pods"])?;
-            ensure!(
-                pods["items"] == json!([]),
-                "a refused pod is there all the same"
-            );
+            ensure!(pods["items"] == json!([]), "a refused pod exists");
             Ok(())
         })
     })
@@ -90,10 +87,10 @@ fn a_copied_result_counts_as_empty_and_warns() -> Result<()> {
             );
             let mut copy = annotated(copy, copied);
             copy["metadata"]["annotations"]["host-port.tkestack.io/web"] = json!("22");
-            let said = space.create(&copy)?;
+            let reply = space.create(&copy)?;
             ensure!(
-                said.contains("Warning:") && said.contains(ANNOTATION),
-                "no warning: {said}"
+                reply.contains("Warning:") && reply.contains(ANNOTATION),
+                "no warning: {reply}"
             );
             let copy = space.ready("copy")?;
             let mapped = entries(&copy)?;
@@ -140,22 +137,22 @@ fn a_dry_run_shows_the_patched_pod_and_changes_nothing() -> Result<()> {
     shared(|cluster| {
         Space::with(cluster, "admit-dry-run", |space| {
             let more = ["--dry-run=server", "-o", "json"];
-            let (fine, said) = space.try_create(&mapped_pod("dry"), &more)?;
-            ensure!(fine, "{said}");
-            let dry: serde_json::Value = serde_json::from_str(&said).context("no JSON")?;
+            let (fine, reply) = space.try_create(&mapped_pod("dry"), &more)?;
+            ensure!(fine, "{reply}");
+            let dry: serde_json::Value = serde_json::from_str(&reply).context("no JSON")?;
             ensure!(
                 dry["spec"]["readinessGates"] == json!([{ "conditionType": ANNOTATION }]),
-                "{said}"
+                "{reply}"
             );
-            ensure!(annotation(&dry) == Some(""), "{said}");
-            let (fine, said) = space.try_create(
+            ensure!(annotation(&dry) == Some(""), "{reply}");
+            let (fine, reply) = space.try_create(
                 &annotated(
                     pod("dry", &["--http", "1"], &json!([{ "containerPort": 1 }])),
                     "broken",
                 ),
                 &more,
             )?;
-            ensure!(!fine && said.contains("is not a port request"), "{said}");
+            ensure!(!fine && reply.contains("is not a port request"), "{reply}");
             ensure!(
                 space.get(&["pods"])?["items"] == json!([]),
                 "a dry run made a pod"

@@ -3,7 +3,7 @@
 //!
 //! One cluster serves all tests. Most share it; a test that stops a part of the product runs
 //! alone. `E2E_KUBECONFIG=FILE` runs the same tests against an existing cluster; those
-//! that have to enter a node say so and fail there.
+//! that have to enter a node fail there with that reason.
 
 mod admit_requests;
 mod map_life;

@@ -75,7 +75,7 @@ fn a_gated_pod_that_asks_no_more_says_why_it_is_not_ready() -> Result<()> {
             space.create(&mapped_pod("gated"))?;
             space.ready("gated")?;
             space.kubectl(&["annotate", "pod", "gated", &format!("{ANNOTATION}-")])?;
-            eventually("the condition to say why", || {
+            eventually("the condition to have the reason", || {
                 let gated = space.pod("gated")?;
                 let condition = condition(&gated, ANNOTATION).context("no condition")?;
                 ensure!(

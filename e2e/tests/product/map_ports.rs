@@ -91,8 +91,8 @@ fn described(space: &Space<'_>, pod: &Value) -> Result<()> {
         let gate = |l: &str| l.split_whitespace().eq([ANNOTATION, "True"]);
         ensure!(text.lines().any(gate), "no gate in:\n{text}");
         let entry = &entries(pod)?[0];
-        let told = format!(":{} -> 9040/TCP", entry.host_port);
-        let event = |l: &str| l.contains("PortsMapped") && l.contains(&told);
+        let reported = format!(":{} -> 9040/TCP", entry.host_port);
+        let event = |l: &str| l.contains("PortsMapped") && l.contains(&reported);
         ensure!(text.lines().any(event), "no event in:\n{text}");
         Ok(())
     })
@@ -255,10 +255,10 @@ fn a_pod_without_ports_stays_as_it_is() -> Result<()> {
     shared(|cluster| {
         Space::with(cluster, "map-no-ports", |space| {
             let none = annotated(pod("none", &["--pause"], &json!([])), "");
-            let said = space.create(&none)?;
+            let reply = space.create(&none)?;
             ensure!(
-                said.contains("Warning:") && said.contains("declares no container port"),
-                "no warning: {said}"
+                reply.contains("Warning:") && reply.contains("declares no container port"),
+                "no warning: {reply}"
             );
             let none = eventually("the pod to be Ready", || {
                 let none = space.pod("none")?;

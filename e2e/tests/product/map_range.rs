@@ -29,7 +29,7 @@ fn port(pod: &Value) -> Result<u16> {
 /// Waits until a pod's condition says that there is no port for it; returns the message.
 fn refused(space: &Space<'_>, name: &str) -> Result<String> {
     eventually(
-        &format!("{name} to be told that the range is used up"),
+        &format!("the condition of {name} to say that the range is used up"),
         || {
             let pod = space.pod(name)?;
             let condition = condition(&pod, ANNOTATION).context("no condition yet")?;
@@ -102,11 +102,14 @@ fn a_used_up_range_is_reported_once_and_pods_are_mapped_when_ports_come_free() -
                 space.answers(&fourth, &entries(&fourth)?[0], Way::Http)?;
                 for name in ["third", "fourth"] {
                     let events = space.events(name)?;
-                    let told = events
+                    let reported = events
                         .iter()
                         .filter(|(reason, _)| reason == "NoFreePort")
                         .count();
-                    ensure!(told == 1, "{name} was told {told} times: {events:?}");
+                    ensure!(
+                        reported == 1,
+                        "{name} has {reported} such events: {events:?}"
+                    );
                 }
                 Ok(())
             })
@@ -133,12 +136,12 @@ fn a_static_host_port_in_the_range_stays_its_pods() -> Result<()> {
                 let mut mapped = Vec::new();
                 let mut waiting = Vec::new();
                 for name in ["first", "second", "third"] {
-                    let told = eventually(&format!("{name} to be mapped or refused"), || {
+                    let reported = eventually(&format!("{name} to be mapped or refused"), || {
                         let pod = space.pod(name)?;
                         let condition = condition(&pod, ANNOTATION).context("no condition yet")?;
                         Ok(condition["reason"].as_str().unwrap_or_default().to_owned())
                     })?;
-                    match told.as_str() {
+                    match reported.as_str() {
                         "Mapped" => mapped.push(port(&space.ready(name)?)?),
                         _ => waiting.push(name),
                     }

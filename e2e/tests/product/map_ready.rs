@@ -23,7 +23,7 @@ use crate::support::{ANNOTATION, node_addresses, shared};
 const PODS: usize = 100;
 const LIMIT: Duration = Duration::from_mins(5);
 
-/// A pod that has just become Ready, and where its annotation says it answers.
+/// A pod that has just become Ready, and the endpoint in its annotation.
 struct Seen {
     name: String,
     endpoint: SocketAddr,

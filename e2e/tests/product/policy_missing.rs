@@ -66,8 +66,8 @@ fn without_the_policies_a_forged_result_is_reported_and_overwritten() -> Result<
                 })?;
                 eventually("the event about it", || {
                     let events = space.events("web")?;
-                    let told = events.iter().any(|(reason, _)| reason == "ForgedResult");
-                    ensure!(told, "{events:?}");
+                    let reported = events.iter().any(|(reason, _)| reason == "ForgedResult");
+                    ensure!(reported, "{events:?}");
                     Ok(())
                 })?;
                 space.answers(&web, &entry, Way::Http)?;

@@ -29,8 +29,8 @@ fn template(cluster: &Cluster, workload: &str) -> Result<Value> {
 }
 
 /// What Pod Security warns of.
-fn complaints(said: &str) -> Vec<String> {
-    let Some((_, list)) = said.split_once("would violate PodSecurity \"restricted:latest\": ")
+fn complaints(reply: &str) -> Vec<String> {
+    let Some((_, list)) = reply.split_once("would violate PodSecurity \"restricted:latest\": ")
     else {
         return Vec::new();
     };
@@ -61,14 +61,14 @@ fn the_webhook_passes_the_restricted_level_whole() -> Result<()> {
         Space::with_labels(cluster, "policy-webhook", &levels, |space| {
             space.kubectl(&["create", "serviceaccount", "webhook"])?;
             let pod = template(cluster, "deployment/webhook")?;
-            let (fine, said) = space.try_create(&pod, &["--dry-run=server"])?;
-            ensure!(fine && !said.contains("Warning"), "{said}");
+            let (fine, reply) = space.try_create(&pod, &["--dry-run=server"])?;
+            ensure!(fine && !reply.contains("Warning"), "{reply}");
             let mut broken = pod;
             broken["spec"]["hostNetwork"] = json!(true);
-            let (fine, said) = space.try_create(&broken, &["--dry-run=server"])?;
+            let (fine, reply) = space.try_create(&broken, &["--dry-run=server"])?;
             ensure!(
-                !fine && said.contains("violates PodSecurity"),
-                "the level is not in force: {said}"
+                !fine && reply.contains("violates PodSecurity"),
+                "the level is not in force: {reply}"
             );
             Ok(())
         })
@@ -82,10 +82,10 @@ fn the_enforcer_fails_the_restricted_level_where_it_must_and_nowhere_else() -> R
         Space::with_labels(cluster, "policy-enforcer", &[level], |space| {
             space.kubectl(&["create", "serviceaccount", "enforcer"])?;
             let pod = template(cluster, "daemonset/enforcer")?;
-            let (fine, said) = space.try_create(&pod, &["--dry-run=server"])?;
-            ensure!(fine, "{said}");
-            let found = complaints(&said);
-            ensure!(found == ENFORCER, "{found:#?}\nin {said}");
+            let (fine, reply) = space.try_create(&pod, &["--dry-run=server"])?;
+            ensure!(fine, "{reply}");
+            let found = complaints(&reply);
+            ensure!(found == ENFORCER, "{found:#?}\nin {reply}");
             Ok(())
         })
     })

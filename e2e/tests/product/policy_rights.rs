@@ -32,7 +32,7 @@ fn documented(table: &str, account: &str, namespace: &str) -> BTreeSet<Right> {
     rights
 }
 
-/// What `kubectl auth can-i --list` says, rights on URLs included.
+/// The output of `kubectl auth can-i --list`, rights on URLs included.
 fn listed(cluster: &Cluster, user: &str, namespace: &str) -> Result<BTreeSet<Right>> {
     let user = format!("--as={user}");
     let text = cluster.kubectl_run(["auth", "can-i", "--list", &user, "-n", namespace])?;
@@ -78,7 +78,7 @@ fn service_accounts_may_do_what_the_table_says_and_nothing_more() -> Result<()> 
                 let wanted = documented(&table, account, namespace);
                 ensure!(
                     !wanted.is_empty(),
-                    "docs/rbac.md says nothing of {account} in {namespace}"
+                    "docs/rbac.md has no row for {account} in {namespace}"
                 );
                 ensure!(
                     beyond == wanted,

@@ -21,12 +21,12 @@ fn named() -> Value {
 }
 
 /// The pod that kubectl printed among its warnings.
-fn printed(said: &str) -> Result<Value> {
-    let (start, end) = (said.find('{'), said.rfind('}'));
+fn printed(reply: &str) -> Result<Value> {
+    let (start, end) = (reply.find('{'), reply.rfind('}'));
     let text = start
         .zip(end)
-        .and_then(|(start, end)| said.get(start..=end));
-    serde_json::from_str(text.context("no JSON")?).with_context(|| said.to_owned())
+        .and_then(|(start, end)| reply.get(start..=end));
+    serde_json::from_str(text.context("no JSON")?).with_context(|| reply.to_owned())
 }
 
 #[test]
@@ -39,17 +39,20 @@ fn hostile_values_are_refused_or_reset_at_creation() -> Result<()> {
                 .map(|value| (*value).to_owned())
                 .chain(long())
             {
-                let (fine, said) = space.try_create(&annotated(named(), &value), &DRY)?;
+                let (fine, reply) = space.try_create(&annotated(named(), &value), &DRY)?;
                 let short: String = value.chars().take(90).collect();
                 if !fine {
-                    ensure!(said.contains("tkestack.io/portmapping"), "{short}: {said}");
+                    ensure!(
+                        reply.contains("tkestack.io/portmapping"),
+                        "{short}: {reply}"
+                    );
                     continue;
                 }
                 // a copied result: reset to "", with a warning
-                ensure!(said.contains("Warning:"), "{short} was accepted: {said}");
+                ensure!(reply.contains("Warning:"), "{short} was accepted: {reply}");
                 ensure!(
-                    annotation(&printed(&said)?) == Some(""),
-                    "{short} was kept: {said}"
+                    annotation(&printed(&reply)?) == Some(""),
+                    "{short} was kept: {reply}"
                 );
                 reset += 1;
             }
@@ -68,13 +71,13 @@ fn the_policies_allow_what_the_webhook_admits() -> Result<()> {
                 .map(|value| (*value).to_owned())
                 .chain([sixty_four()])
             {
-                let (fine, said) = space.try_create(&annotated(named(), &value), &DRY)?;
+                let (fine, reply) = space.try_create(&annotated(named(), &value), &DRY)?;
                 if !fine {
-                    bail!("{value:?} was refused: {said}");
+                    bail!("{value:?} was refused: {reply}");
                 }
                 ensure!(
-                    annotation(&printed(&said)?) == Some(&value),
-                    "{value:?}: {said}"
+                    annotation(&printed(&reply)?) == Some(&value),
+                    "{value:?}: {reply}"
                 );
             }
             Ok(())

@@ -141,7 +141,7 @@ fn vantages(space: &Space<'_>, target: &Target) -> Result<Vec<Vantage>> {
         ("a pod on another node", "remote", OTHER_NODE, false),
         ("a pod on the same node", "neighbour", NODE, true),
     ] {
-        // a port tells its process from the others
+        // the port identifies the process
         let port = if neighbour { "9101" } else { "9102" };
         space.create(&on_node(
             crate::support::pods::pod(pod, &["--tcp", port], &json!([])),

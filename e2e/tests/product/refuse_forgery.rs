@@ -66,12 +66,12 @@ fn a_user_with_every_right_on_pods_cannot_write_a_result() -> Result<()> {
             for who in [Caller::User("mallory"), Caller::Admin] {
                 for (subresource, body) in forgeries() {
                     let refusal = patch(space, &who, "target", subresource, &body)?.err();
-                    let said = refusal.with_context(|| {
+                    let reply = refusal.with_context(|| {
                         format!("{who:?} wrote {body} through pods/{subresource}")
                     })?;
                     ensure!(
-                        said.contains("denied request"),
-                        "refused for another reason: {said}"
+                        reply.contains("denied request"),
+                        "refused for another reason: {reply}"
                     );
                 }
                 let label = json!({ "metadata": { "labels": { "team": "a" }, "annotations": { "note": "b" } } });
@@ -152,14 +152,14 @@ fn an_enforcer_writes_its_own_nodes_results_and_nothing_else() -> Result<()> {
             ];
             for (pod, subresource, body) in foreign {
                 let refusal = patch(space, &who, pod, subresource, &body)?.err();
-                let said = refusal.with_context(|| {
+                let reply = refusal.with_context(|| {
                     format!(
                         "the enforcer of {own} wrote {body} to {pod} through pods/{subresource}"
                     )
                 })?;
                 ensure!(
-                    said.contains("forbidden"),
-                    "refused for another reason: {said}"
+                    reply.contains("forbidden"),
+                    "refused for another reason: {reply}"
                 );
             }
             let deleted = delete_pod(cluster, &who, (&space.name, "own"))?;
@@ -167,10 +167,10 @@ fn an_enforcer_writes_its_own_nodes_results_and_nothing_else() -> Result<()> {
             // a token that is bound to no pod carries no node
             let unbound = ["-n", "portmapping-system", "create", "token", "enforcer"];
             let unbound = Caller::Token(cluster.kubectl_run(unbound)?.trim().to_owned());
-            let said = patch(space, &unbound, "own", "status", &result)?
+            let reply = patch(space, &unbound, "own", "status", &result)?
                 .err()
                 .unwrap_or_default();
-            ensure!(said.contains("may not write a pod of node"), "{said:?}");
+            ensure!(reply.contains("may not write a pod of node"), "{reply:?}");
             ensure!(
                 entries(&space.pod("own")?)? == entries(&mine)?,
                 "the mapping changed"
@@ -185,10 +185,10 @@ fn a_namespace_that_forbids_host_ports_forbids_random_ones() -> Result<()> {
     shared(|cluster| {
         let level = "pod-security.kubernetes.io/enforce=baseline";
         Space::with_labels(cluster, "refuse-baseline", &[level], |space| {
-            let (fine, said) = space.try_create(&mapped_pod("web"), &[])?;
+            let (fine, reply) = space.try_create(&mapped_pod("web"), &[])?;
             ensure!(
-                !fine && said.contains("tkestack.io/portmapping: allowed"),
-                "{said}"
+                !fine && reply.contains("tkestack.io/portmapping: allowed"),
+                "{reply}"
             );
             space.cluster.kubectl_run([
                 "label",

@@ -130,9 +130,9 @@ pub(crate) fn kubectl_with(
             .context("write to kubectl")?;
     }
     let output = child.wait_with_output().context("wait for kubectl")?;
-    let said = [output.stdout, output.stderr].concat();
+    let reply = [output.stdout, output.stderr].concat();
     Ok((
         output.status.success(),
-        String::from_utf8_lossy(&said).into_owned(),
+        String::from_utf8_lossy(&reply).into_owned(),
     ))
 }

@@ -251,11 +251,11 @@ fn without_the_webhook_annotated_pods_are_refused_and_others_are_not() -> Result
             scale("0")?;
             let outcome = eventually("the webhook to be down", || {
                 let more = ["--dry-run=server"];
-                let (fine, said) = space.try_create(&mapped_pod("asks"), &more)?;
+                let (fine, reply) = space.try_create(&mapped_pod("asks"), &more)?;
                 ensure!(!fine, "still answered");
                 ensure!(
-                    said.contains("pods.portmapping.tkestack.io"),
-                    "unclear: {said}"
+                    reply.contains("pods.portmapping.tkestack.io"),
+                    "unclear: {reply}"
                 );
                 Ok(())
             })

@@ -84,7 +84,7 @@ fn an_enforcer_killed_into_back_off_leaves_every_port_held() -> Result<()> {
     })
 }
 
-/// Binds a port as soon as it is not held, and keeps it until told to stop.
+/// Binds a port as soon as it is not held, and keeps it until `stop` is set.
 fn rob(port: u16, stop: &AtomicBool) -> bool {
     let mut loot = None;
     while !stop.load(Ordering::Relaxed) {

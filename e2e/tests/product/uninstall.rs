@@ -68,7 +68,7 @@ fn uninstalling_leaves_every_node_as_it_was() -> Result<()> {
             let now = after.get(question).context("a question less")?;
             ensure!(
                 now == answer,
-                "{question:?} said\n{answer}\nand now says\n{now}"
+                "{question:?} printed\n{answer}\nand now prints\n{now}"
             );
         }
         Ok(())

@@ -255,39 +255,40 @@ fn with_failure_policy_ignore_pods_are_mapped_without_the_webhook() -> Result<()
                 space.answers(&web, &entries(&web)?[0], Way::Http)?;
                 eventually("an event that tells of the missing gate", || {
                     let events = space.events("web")?;
-                    let told = events.iter().any(|(reason, note)| {
+                    let reported = events.iter().any(|(reason, note)| {
                         reason == "PortsMapped" && note.contains("no readiness gate")
                     });
-                    ensure!(told, "{events:?}");
+                    ensure!(reported, "{events:?}");
                     Ok(())
                 })?;
                 // the policies are in force all the same
                 let forged = annotation(&web).unwrap_or_default().to_owned();
-                let (fine, said) =
+                let (fine, reply) =
                     space.try_create(&annotated(mapped_pod("copy"), &forged), &[])?;
                 ensure!(
-                    !fine && said.contains("only the enforcer writes a result"),
-                    "{said}"
+                    !fine && reply.contains("only the enforcer writes a result"),
+                    "{reply}"
                 );
-                let (fine, said) = space.try_create(&annotated(mapped_pod("bad"), "yes"), &[])?;
+                let (fine, reply) = space.try_create(&annotated(mapped_pod("bad"), "yes"), &[])?;
                 ensure!(
-                    !fine && said.contains("yes is not a valid request"),
-                    "{said}"
+                    !fine && reply.contains("yes is not a valid request"),
+                    "{reply}"
                 );
                 let other = forged.replace("\"hostPort\":2", "\"hostPort\":1");
                 let body = json!({ "metadata": { "annotations": { ANNOTATION: other } } });
                 let at = (space.name.as_str(), "web", "");
-                let said = patch_pod(cluster, &Caller::Admin, at, &body)?.err();
+                let reply = patch_pod(cluster, &Caller::Admin, at, &body)?.err();
                 ensure!(
-                    said.as_deref()
+                    reply
+                        .as_deref()
                         .is_some_and(|text| text.contains("only the enforcer")),
-                    "{said:?}"
+                    "{reply:?}"
                 );
                 Space::with_labels(cluster, "webhook-ignored-strict", &[level], |strict| {
-                    let (fine, said) = strict.try_create(&mapped_pod("web"), &[])?;
+                    let (fine, reply) = strict.try_create(&mapped_pod("web"), &[])?;
                     ensure!(
-                        !fine && said.contains("tkestack.io/portmapping: allowed"),
-                        "{said}"
+                        !fine && reply.contains("tkestack.io/portmapping: allowed"),
+                        "{reply}"
                     );
                     Ok(())
                 })

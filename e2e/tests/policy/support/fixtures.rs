@@ -73,15 +73,15 @@ impl Session<'_> {
             ("webhook", Who::Webhook, registration),
         ] {
             call.path.push_str("?dryRun=All");
-            let said = format!("ValidatingAdmissionPolicy 'portmapping-{policy}'");
+            let reply = format!("ValidatingAdmissionPolicy 'portmapping-{policy}'");
             self.eventually(&format!("the policy portmapping-{policy}"), || {
                 let answer = self.call(who, &call)?;
-                let told = answer
+                let reported = answer
                     .warnings
                     .iter()
                     .any(|text| text.contains("portmapping"));
-                let refused = answer.message().contains(&said);
-                ensure!(told || refused, "it does not bite yet: {answer:?}");
+                let refused = answer.message().contains(&reply);
+                ensure!(reported || refused, "it is not in force yet: {answer:?}");
                 Ok(())
             })?;
         }

@@ -96,7 +96,7 @@ impl Load {
     }
 }
 
-/// Creates pods until told to stop; returns what went wrong, and how often.
+/// Creates pods until it is stopped; returns each error, and how often it came.
 async fn create(
     kubeconfig: Kubeconfig,
     namespace: &str,

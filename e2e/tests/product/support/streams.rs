@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::outside::read;
 
-/// Reads the numbered lines of a stream until told to stop; an error if one is missing.
+/// Reads the numbered lines of a stream until `stop` is set; an error if one is missing.
 pub(crate) fn follow(address: SocketAddr, stop: &AtomicBool) -> Result<u64> {
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
@@ -27,7 +27,7 @@ pub(crate) fn follow(address: SocketAddr, stop: &AtomicBool) -> Result<u64> {
                 .trim()
                 .parse()
                 .context("a torn line")?;
-            // each line says how many bytes came before it: a lost byte shows at once
+            // each line is the number of bytes before it, so a lost byte shows at once
             ensure!(
                 number == received,
                 "{number} bytes were sent and {received} received"
@@ -54,7 +54,7 @@ pub(crate) struct Knocks {
 /// Less than the second after which the kernel sends a lost first packet again.
 const FIRST_PACKET: Duration = Duration::from_millis(900);
 
-/// Makes new connections one after the other until told to stop; each must be answered by `name`.
+/// Makes new connections one after the other until `stop` is set; each must be answered by `name`.
 pub(crate) fn knock(addresses: &[SocketAddr], name: &str, stop: &AtomicBool) -> Knocks {
     let mut knocks = Knocks::default();
     let mut last = Instant::now();
