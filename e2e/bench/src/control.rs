@@ -165,7 +165,7 @@ fn report(all: &[(Node, Participant, Samples)], most: u16, iptables: u16) -> Rep
                 _ => None,
             })
     };
-    let bare = |wanted: Backend| {
+    let floor = |wanted: Backend| {
         all.iter()
             .find_map(|(_, participant, samples)| match participant {
                 Participant::Bare(backend) if *backend == wanted => Some(("bare rules", samples)),
@@ -184,7 +184,7 @@ fn report(all: &[(Node, Participant, Samples)], most: u16, iptables: u16) -> Rep
             let rivals = backend.rivals().iter();
             let rivals = rivals.filter_map(|rival| Some((rival.name(), plugin(*rival)?)));
             let mut rows = Vec::new();
-            for (rival, theirs) in bare(*backend).into_iter().chain(rivals) {
+            for (rival, theirs) in floor(*backend).into_iter().chain(rivals) {
                 let theirs = of(theirs);
                 if !theirs.is_empty() {
                     let row = row.clone();
