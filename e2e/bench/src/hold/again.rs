@@ -23,7 +23,7 @@ use super::{LIMIT, keep, start};
 const MAPPED: u16 = 500;
 const ROUNDS: u16 = 9;
 /// From the start of the process, in ms.
-const BAR: Bar = Bar::AtMost(50.0);
+const BAR: Bar = Bar::AtMost(100.0);
 
 /// A row for each kind of rules.
 pub(super) fn run(options: &Options, program: &Path, report: &mut Report) -> Result<()> {
