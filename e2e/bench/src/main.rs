@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn measures_or_plays_a_role_but_never_both() {
+    fn the_program_measures_or_runs_a_role_but_not_both() {
         let parse = |words: &str| Cli::try_parse_from(words.split(' '));
         let options = parse("e2e-bench --rounds 3 hold")
             .expect("a benchmark")

@@ -146,9 +146,11 @@ fn inputs() -> Result<Inputs> {
 
 fn go_build(module: &Path) -> Command {
     let mut go = process::command("go");
-    // -v names each package as it is compiled: that is the progress that a user sees.
+    // -v names each package as it is compiled: that is the progress that a user sees. The compiler is
+    // written in Go: collecting garbage less often saves a tenth of its time.
     go.current_dir(module)
         .env("CGO_ENABLED", "0")
+        .env("GOGC", "400")
         .args(["build", "-v", "-trimpath"]);
     // Debug information is stripped when linking: making none saves a tenth of the time.
     go.args(["-buildvcs=false", "-gcflags=all=-dwarf=false"]);
@@ -213,14 +215,14 @@ mod tests {
     }
 
     #[test]
-    fn components_are_told_their_version() {
+    fn the_linker_sets_the_version_of_the_components() {
         let flags = ldflags("v1.36.3");
         assert!(flags.contains("-X k8s.io/component-base/version.gitVersion=v1.36.3"));
         assert!(flags.contains("-X k8s.io/client-go/pkg/version.gitMinor=36"));
     }
 
     #[test]
-    fn minors_read_as_they_print() {
+    fn minor_versions_parse_as_they_print() {
         for minor in [Minor::V1_33, Minor::V1_36] {
             assert_eq!(minor.to_string().parse::<Minor>().ok(), Some(minor));
         }

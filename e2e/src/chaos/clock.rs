@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_has_the_time_that_it_was_given_and_goes_on() {
+    fn a_program_reads_the_time_that_was_set_and_goes_on() {
         let mut teller = Teller::start();
         let near = |ahead: i64, wanted: i64| (ahead - wanted).abs() <= 1;
         let (ahead, _) = teller.tell();

@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_seed_repeats_itself_and_another_one_differs() {
+    fn a_seed_repeats_its_sequence_and_another_seed_does_not() {
         let throw = |seed| {
             let mut dice = Dice::new(seed);
             (0..32).map(|_| dice.below(1000)).collect::<Vec<_>>()

@@ -13,7 +13,7 @@ use crate::{paths, process};
 /// Tests that enter a node, read the API server's audit log, or boot a cluster themselves.
 const NEED_OUR_CLUSTER: &[&str] = &[
     "map_ports::a_mapping_costs_one_write_and_one_event",
-    "policy_pods::the_kernel_grants_no_process_more",
+    "policy_pods::no_process_has_more_rights_in_the_kernel",
     "survive_faults::a_killed_enforcer_loses_no_port_no_byte_and_no_mapping",
     "survive_faults::flushed_rules_come_back",
     "map_range::",

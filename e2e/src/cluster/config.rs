@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_are_no_file_or_cgroup_name_are_refused() {
+    fn invalid_cluster_names_are_refused() {
         let config = |name: &str| Config {
             name: name.to_owned(),
             ..Config::default()

@@ -112,12 +112,12 @@ fn old_bind(notes: &Value) -> Call {
 }
 
 #[test]
-fn nobody_but_the_enforcer_writes_results_marks_and_conditions() -> Result<()> {
+fn only_the_enforcer_writes_results_marks_and_conditions() -> Result<()> {
     on_both(|session| session.check(&rows(session)?))
 }
 
 #[test]
-fn no_disguise_of_a_result_passes_for_a_request() -> Result<()> {
+fn a_disguised_result_is_not_accepted_as_a_request() -> Result<()> {
     on_both(|session| {
         let note = |value: &str| At("open", "plain", "").note(ANNOTATION, value);
         let short = |value: &str| value.chars().take(90).collect::<String>();

@@ -61,13 +61,13 @@ fn rows(session: &Session<'_>) -> Result<Vec<Row>> {
 }
 
 #[test]
-fn what_has_nothing_to_do_with_ports_is_not_affected() -> Result<()> {
+fn writes_without_our_annotations_are_not_affected() -> Result<()> {
     on_both(|session| session.check(&rows(session)?))
 }
 
 /// The whole life of a pod, with the real scheduler and the real kubelet.
 #[test]
-fn a_pod_is_asked_for_mapped_changed_unmapped_and_evicted() -> Result<()> {
+fn a_pod_is_created_mapped_changed_unmapped_and_evicted() -> Result<()> {
     on_both(|session| {
         session.namespace("life", &[])?;
         let at = |subresource| At("life", "web", subresource);
@@ -154,7 +154,7 @@ fn a_pod_is_asked_for_mapped_changed_unmapped_and_evicted() -> Result<()> {
 /// Static pods belong to the node: the kubelet runs them even where the policies refuse them, and shows
 /// them in the API where they are permitted.
 #[test]
-fn static_pods_are_mirrored_where_asking_is_permitted() -> Result<()> {
+fn static_pods_are_mirrored_where_requests_are_permitted() -> Result<()> {
     on_both(|session| {
         session.namespace("static", &[])?;
         let strict = [("pod-security.kubernetes.io/enforce", "baseline")];

@@ -135,13 +135,13 @@ fn an_enforcer_writes_pods_of_the_node_that_its_token_names() -> Result<()> {
 }
 
 #[test]
-fn an_enforcer_has_no_other_way_to_a_pod() -> Result<()> {
+fn an_enforcer_cannot_write_a_pod_in_any_other_way() -> Result<()> {
     on_both(|session| session.check(&other_verbs(session)?))
 }
 
 /// Checks that the pods of the fixture are what the table above needs.
 #[test]
-fn the_tables_pods_are_what_they_are_called() -> Result<()> {
+fn the_pods_of_the_tables_are_as_their_names_say() -> Result<()> {
     on_both(|session| {
         for (pod, node, value) in [
             ("mapped", Some("node1"), Some(RESULT)),

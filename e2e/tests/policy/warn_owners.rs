@@ -83,12 +83,12 @@ fn path(group: &str, namespace: &str, plural: &str) -> String {
 }
 
 #[test]
-fn owners_of_workloads_are_warned_at_once() -> Result<()> {
+fn a_user_who_applies_a_broken_template_is_warned() -> Result<()> {
     on_both(|session| session.check(&rows()))
 }
 
 #[test]
-fn a_deployments_controller_meets_the_refusal_that_its_owner_was_warned_of() -> Result<()> {
+fn the_controller_of_a_deployment_gets_the_refusal_of_the_warning() -> Result<()> {
     on_both(|session| {
         let (kind, group, plural, mut spec) = kinds(Some(""))[0].clone();
         spec["replicas"] = json!(1);

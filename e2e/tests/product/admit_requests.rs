@@ -36,7 +36,7 @@ const INVALID: [(&str, &str); 12] = [
 ];
 
 #[test]
-fn a_broken_request_is_refused_with_the_reason_and_a_way_out() -> Result<()> {
+fn a_broken_request_is_refused_with_the_reason_and_a_value_that_works() -> Result<()> {
     shared(|cluster| {
         Space::with(cluster, "admit-invalid", |space| {
             let plain = pod(

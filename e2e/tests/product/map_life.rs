@@ -69,7 +69,7 @@ fn a_running_pod_is_mapped_when_annotated_and_unmapped_when_not() -> Result<()> 
 }
 
 #[test]
-fn a_gated_pod_that_asks_no_more_says_why_it_is_not_ready() -> Result<()> {
+fn a_gated_pod_without_a_request_has_the_reason_in_its_condition() -> Result<()> {
     shared(|cluster| {
         Space::with(cluster, "life-gated", |space| {
             space.create(&mapped_pod("gated"))?;

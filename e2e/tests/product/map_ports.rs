@@ -99,7 +99,7 @@ fn described(space: &Space<'_>, pod: &Value) -> Result<()> {
 }
 
 #[test]
-fn all_ports_of_all_lasting_containers_are_mapped_in_spec_order() -> Result<()> {
+fn all_ports_of_containers_and_sidecars_are_mapped_in_spec_order() -> Result<()> {
     shared(|cluster| {
         Space::with(cluster, "map-many", |space| {
             let mut many = pod(

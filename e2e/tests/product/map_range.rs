@@ -118,7 +118,7 @@ fn a_used_up_range_is_reported_once_and_pods_are_mapped_when_ports_come_free() -
 }
 
 #[test]
-fn a_static_host_port_in_the_range_stays_its_pods() -> Result<()> {
+fn a_static_host_port_in_the_range_is_never_allocated() -> Result<()> {
     alone(|cluster| {
         with_three_ports(cluster, || {
             Space::with(cluster, "range-static", |space| {

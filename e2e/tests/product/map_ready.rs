@@ -30,7 +30,7 @@ struct Seen {
 }
 
 #[test]
-fn a_client_that_connects_when_ready_is_seen_gets_through() -> Result<()> {
+fn a_client_that_connects_as_soon_as_a_pod_is_ready_succeeds() -> Result<()> {
     shared(|cluster| {
         Space::with(cluster, "ready", |space| {
             let nodes = node_addresses(cluster)?;

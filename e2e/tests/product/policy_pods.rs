@@ -53,7 +53,7 @@ fn complaints(reply: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_webhook_passes_the_restricted_level_whole() -> Result<()> {
+fn the_webhook_meets_the_restricted_level() -> Result<()> {
     shared(|cluster| {
         let levels =
             ["enforce", "warn"].map(|mode| format!("pod-security.kubernetes.io/{mode}=restricted"));
@@ -76,7 +76,7 @@ fn the_webhook_passes_the_restricted_level_whole() -> Result<()> {
 }
 
 #[test]
-fn the_enforcer_fails_the_restricted_level_where_it_must_and_nowhere_else() -> Result<()> {
+fn the_enforcer_violates_the_restricted_level_only_where_it_must() -> Result<()> {
     shared(|cluster| {
         let level = "pod-security.kubernetes.io/warn=restricted";
         Space::with_labels(cluster, "policy-enforcer", &[level], |space| {
@@ -92,7 +92,7 @@ fn the_enforcer_fails_the_restricted_level_where_it_must_and_nowhere_else() -> R
 }
 
 #[test]
-fn no_container_asks_for_more_than_it_needs() -> Result<()> {
+fn no_container_requests_more_than_it_needs() -> Result<()> {
     shared(|cluster| {
         for (workload, container, added) in [
             ("deployment/webhook", "webhook", json!(null)),
@@ -144,7 +144,7 @@ const NET_ADMIN: &str = "0000000000001000";
 const NOTHING: &str = "0000000000000000";
 
 #[test]
-fn the_kernel_grants_no_process_more() -> Result<()> {
+fn no_process_has_more_rights_in_the_kernel() -> Result<()> {
     shared(|cluster| {
         let nodes = node_addresses(cluster)?;
         for (command, user, capabilities) in [

@@ -27,16 +27,16 @@ const BRIDGE: [&str; 2] = ["10.244.1.1", "fd00:244:0:1::1"];
 const PORTS: u16 = 40;
 
 #[test]
-fn everybody_reaches_host_ports_beside_kube_proxy_with_iptables() -> Result<()> {
-    everybody_reaches_host_ports(ProxyMode::Iptables)
+fn every_client_reaches_host_ports_with_kube_proxy_with_iptables() -> Result<()> {
+    every_client_reaches_host_ports(ProxyMode::Iptables)
 }
 
 #[test]
-fn everybody_reaches_host_ports_beside_kube_proxy_with_nftables() -> Result<()> {
-    everybody_reaches_host_ports(ProxyMode::Nftables)
+fn every_client_reaches_host_ports_with_kube_proxy_with_nftables() -> Result<()> {
+    every_client_reaches_host_ports(ProxyMode::Nftables)
 }
 
-fn everybody_reaches_host_ports(proxy_mode: ProxyMode) -> Result<()> {
+fn every_client_reaches_host_ports(proxy_mode: ProxyMode) -> Result<()> {
     let mut cluster = Cluster::start(&Config {
         proxy_mode,
         ..config(&format!("reach-{proxy_mode}"))

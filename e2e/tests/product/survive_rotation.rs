@@ -39,7 +39,7 @@ fn restarts(cluster: &Cluster) -> Result<(BTreeMap<String, i64>, bool)> {
 }
 
 #[test]
-fn a_new_bundle_of_authorities_refuses_no_pod_and_keeps_every_mapping() -> Result<()> {
+fn a_new_ca_bundle_restarts_the_programs_and_no_pod_is_refused() -> Result<()> {
     alone(|cluster| {
         // new pods, which have never crashed: the kubelet restarts their containers without back-off
         roll(cluster)?;

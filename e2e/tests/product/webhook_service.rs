@@ -132,7 +132,7 @@ fn ten_rotations_of_certificate_and_authority_fail_no_review() -> Result<()> {
 }
 
 #[test]
-fn a_lost_or_damaged_secret_is_healed_without_a_failed_review() -> Result<()> {
+fn a_lost_or_damaged_secret_is_repaired_without_a_failed_review() -> Result<()> {
     alone(|cluster| {
         Space::with(cluster, "webhook-heals", |space| {
             let quick = ShortLived::quick(cluster)?;

@@ -126,7 +126,7 @@ impl Session<'_> {
             self.done(Who::User, &create(namespace, pod))?;
         }
         let mut unscheduled = noted(pod("unscheduled"), asks);
-        unscheduled["spec"]["schedulerName"] = json!("nobody");
+        unscheduled["spec"]["schedulerName"] = json!("no-such-scheduler");
         self.done(Who::User, &create("open", unscheduled))?;
         for namespace in ["open", "turned", SYSTEM] {
             let mapped = At(namespace, "mapped", "status");
