@@ -1,4 +1,4 @@
-//! A broken value in a pod template is told to whoever applies it.
+//! A user who applies a pod template with a broken value gets a warning.
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
@@ -83,12 +83,12 @@ fn path(group: &str, namespace: &str, plural: &str) -> String {
 }
 
 #[test]
-fn owners_of_workloads_are_warned_at_once() -> Result<()> {
+fn a_user_who_applies_a_broken_template_is_warned() -> Result<()> {
     on_both(|session| session.check(&rows()))
 }
 
 #[test]
-fn a_deployments_controller_meets_the_refusal_that_its_owner_was_warned_of() -> Result<()> {
+fn the_controller_of_a_deployment_gets_the_refusal_of_the_warning() -> Result<()> {
     on_both(|session| {
         let (kind, group, plural, mut spec) = kinds(Some(""))[0].clone();
         spec["replicas"] = json!(1);
@@ -110,7 +110,7 @@ fn a_deployments_controller_meets_the_refusal_that_its_owner_was_warned_of() -> 
         };
         session.eventually("the event of a pod that could not be created", || {
             let events = session.done(Admin, &events)?;
-            let told = events["items"]
+            let reported = events["items"]
                 .as_array()
                 .into_iter()
                 .flatten()
@@ -120,7 +120,7 @@ fn a_deployments_controller_meets_the_refusal_that_its_owner_was_warned_of() -> 
                             .as_str()
                             .is_some_and(|text| text.contains(LABEL))
                 });
-            ensure!(told, "{events}");
+            ensure!(reported, "{events}");
             Ok(())
         })?;
         let new = Call {

@@ -1,4 +1,4 @@
-//! Pods created again and again, as dry runs, past the webhook.
+//! Pods created all the time, as dry runs through the webhook.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,12 +13,12 @@ use kube::api::{Api, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 
-use crate::support::pods::mapped_pod;
-use crate::support::{ANNOTATION, LIMIT, LOOK, MARK};
+use super::pods::mapped_pod;
+use super::{ANNOTATION, LIMIT, MARK, POLL};
 
 /// Creations under way at once.
 const IN_FLIGHT: usize = 8;
-/// Each worker's pause between two: the machine has other things to do, too.
+/// Each worker's pause between two: the machine is shared with the cluster.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Creations in the background.
@@ -35,7 +35,7 @@ struct Shared {
 }
 
 impl Load {
-    /// Begins, and returns when the first pods were created.
+    /// Starts, and returns when the first pods were created.
     pub(crate) fn start(cluster: &Cluster, namespace: &str) -> Result<Self> {
         let shared = Arc::new(Shared::default());
         let kubeconfig = Kubeconfig::read_from(cluster.kubeconfig())?;
@@ -69,13 +69,13 @@ impl Load {
     }
 
     fn wait_for(&self, enough: u64) -> Result<()> {
-        let looks = LIMIT.as_millis() / LOOK.as_millis();
+        let looks = LIMIT.as_millis() / POLL.as_millis();
         for _ in 0..looks {
             let (done, failed) = self.count();
             if done + failed >= enough || self.thread.is_finished() {
                 return Ok(());
             }
-            thread::sleep(LOOK);
+            thread::sleep(POLL);
         }
         bail!("waited {} s for {enough} creations", LIMIT.as_secs())
     }
@@ -96,7 +96,7 @@ impl Load {
     }
 }
 
-/// Creates pods until told to stop; returns what went wrong, and how often.
+/// Creates pods until it is stopped; returns each error, and how often it came.
 async fn create(
     kubeconfig: Kubeconfig,
     namespace: &str,
