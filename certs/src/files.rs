@@ -1,8 +1,9 @@
-//! A certificate that something else renews (cert-manager, say), read from a mounted folder.
+//! A certificate that another program renews (cert-manager, for example), read from a mounted
+//! folder.
 //!
-//! The folder is looked at again and again by a monotonic tick: the kubelet swaps the symlink
-//! `..data` of a mounted Secret, which an inotify watch on the files does not see. Nothing found
-//! there ends the program, or takes away the certificate being served.
+//! The folder is read again in each period: the kubelet swaps the symlink `..data` of a mounted
+//! Secret, which an inotify watch on the files does not report. Whatever the folder holds, the
+//! program goes on and the certificate in use stays.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -20,39 +21,39 @@ use crate::material::{self, Names};
 use crate::metrics::{CA, LEAF, Metrics, Operation};
 use crate::resolver::{Resolver, ResolverError};
 
-/// Time between two looks; the kubelet itself takes up to a minute to bring a new Secret.
+/// Time between two reads; the kubelet itself takes up to a minute to update a Secret.
 const PERIOD: Duration = Duration::from_secs(2);
-/// Longest file that is read, in bytes: a chain of a few certificates is a few KiB.
+/// Longest file that is read, in bytes: a chain of a few certificates has a few KiB.
 const MAX_FILE_BYTES: u64 = 256 * 1024;
-/// Where the kubelet keeps the current version of a mounted Secret.
+/// The kubelet's link to the current version of a mounted Secret.
 const VERSION_LINK: &str = "..data";
 const CERTIFICATE: &str = "tls.crt";
 const KEY: &str = "tls.key";
 const AUTHORITY: &str = "ca.crt";
 
-/// A certificate and its key as PEM text, as they lie in the folder.
+/// A certificate and its key in PEM, as the folder holds them.
 #[derive(Clone, PartialEq, Eq)]
 struct Pair {
     chain: String,
     key: String,
-    /// Of the authority; None where the folder does not say.
+    /// The CA; None where the folder has no file of it.
     authority: Option<String>,
 }
 
-/// What a look found.
+/// What reading the folder changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Look {
-    /// The pair that is being served already.
-    Same,
-    /// Another pair, served from now on.
-    Loaded,
+pub enum Loaded {
+    /// Nothing: the folder holds the pair in use.
+    Unchanged,
+    /// Another pair is served from now on.
+    New,
 }
 
-/// Why what lies in the folder is not served. What is served stays served.
+/// Why the files of the folder are not served. The pair in use stays.
 #[derive(Debug, thiserror::Error)]
 pub enum FilesError {
     /// A file is missing or cannot be read.
-    #[error("cannot read {}; a Secret of type kubernetes.io/tls has it", path.display())]
+    #[error("cannot read {}; mount a Secret of type kubernetes.io/tls", path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -60,8 +61,8 @@ pub enum FilesError {
         #[source]
         source: io::Error,
     },
-    /// No pair that TLS could use: rubbish, or halves of two pairs.
-    #[error("cannot serve what is in {}", folder.display())]
+    /// rustls refuses the files, for example because the key belongs to another certificate.
+    #[error("cannot serve the certificate and the key in {}", folder.display())]
     Pair {
         /// The folder.
         folder: PathBuf,
@@ -69,26 +70,26 @@ pub enum FilesError {
         #[source]
         source: ResolverError,
     },
-    /// No certificate that can be judged.
-    #[error("{CERTIFICATE} in {} is no X.509 certificate", folder.display())]
+    /// The certificate cannot be parsed.
+    #[error("{CERTIFICATE} in {} is not an X.509 certificate", folder.display())]
     NoCertificate {
         /// The folder.
         folder: PathBuf,
     },
-    /// It is over, and the one being served is not.
-    #[error("{CERTIFICATE} in {} ended at {ended}; whoever renews it is late", folder.display())]
-    Ended {
+    /// It has expired, and the one in use has not.
+    #[error("{CERTIFICATE} in {} expired at {expired}; check the program that renews it", folder.display())]
+    Expired {
         /// The folder.
         folder: PathBuf,
-        /// Its end.
-        ended: OffsetDateTime,
+        /// When it expired.
+        expired: OffsetDateTime,
     },
-    /// The reading task died.
-    #[error("reading the certificate did not come to its end")]
+    /// The task that reads the files panicked.
+    #[error("the task that reads the certificate failed")]
     Task(#[from] tokio::task::JoinError),
 }
 
-/// Serves what lies in a folder; see the module.
+/// Serves the certificate of a folder; see the module.
 #[derive(Debug)]
 pub struct Files {
     folder: PathBuf,
@@ -97,10 +98,9 @@ pub struct Files {
     ready: ReadyHandle,
     metrics: Metrics,
     clock: fn() -> OffsetDateTime,
-    period: Duration,
     served: Option<Served>,
-    /// What the last look complained of; said once.
-    complaint: Option<String>,
+    /// The last error, so that each is logged once.
+    last_error: Option<String>,
 }
 
 struct Served {
@@ -108,7 +108,7 @@ struct Served {
     ends: OffsetDateTime,
 }
 
-/// Without the key: this may end up in a log.
+/// Leaves the key out, because the text may be logged.
 impl std::fmt::Debug for Served {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let chain = &self.pair.chain;
@@ -120,7 +120,7 @@ impl std::fmt::Debug for Served {
 }
 
 impl Files {
-    /// A folder that has not been looked at. `ready` once a pair of it is served.
+    /// Returns a reader that has read nothing yet. It makes `ready` ready once it serves a pair.
     #[must_use]
     pub fn new(
         folder: PathBuf,
@@ -136,55 +136,51 @@ impl Files {
             ready,
             metrics,
             clock: OffsetDateTime::now_utc,
-            period: PERIOD,
             served: None,
-            complaint: None,
+            last_error: None,
         }
     }
 
-    /// Looks until the token is cancelled. Never ends on an error.
+    /// Reads the folder until the token is cancelled. An error never ends it.
     pub async fn run(mut self, token: CancellationToken) {
-        let mut ticks = tokio::time::interval(self.period);
+        let mut ticks = tokio::time::interval(PERIOD);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                () = token.cancelled() => return,
-                _now = ticks.tick() => {}
+        let reading = async {
+            loop {
+                ticks.tick().await;
+                // a file system that hangs stops this loop, never the server
+                let _reported = self.load().await;
             }
-            // a hanging file system holds up the looks, never the server
-            tokio::select! {
-                () = token.cancelled() => return,
-                _said = self.look() => {}
-            }
-        }
+        };
+        token.run_until_cancelled(reading).await;
     }
 
-    /// One look at the folder.
-    pub async fn look(&mut self) -> Result<Look, FilesError> {
+    /// Reads the folder once, and serves what is new.
+    pub async fn load(&mut self) -> Result<Loaded, FilesError> {
         let folder = self.folder.clone();
         let found = tokio::task::spawn_blocking(move || read(&folder)).await;
-        let looked = found
+        let loaded = found
             .map_err(FilesError::from)
-            .and_then(|pair| self.take(pair?));
-        self.report(&looked);
-        looked
+            .and_then(|pair| self.serve(pair?));
+        self.report(&loaded);
+        loaded
     }
 
-    fn take(&mut self, pair: Pair) -> Result<Look, FilesError> {
+    fn serve(&mut self, pair: Pair) -> Result<Loaded, FilesError> {
         if self.served.as_ref().is_some_and(|it| it.pair == pair) {
-            return Ok(Look::Same);
+            return Ok(Loaded::Unchanged);
         }
         let folder = || self.folder.clone();
         let leaf = material::summary(&pair.chain)
             .ok_or_else(|| FilesError::NoCertificate { folder: folder() })?;
         let now = (self.clock)();
         if leaf.ends <= now && self.served.as_ref().is_some_and(|it| it.ends > now) {
-            return Err(FilesError::Ended {
+            return Err(FilesError::Expired {
                 folder: folder(),
-                ended: leaf.ends,
+                expired: leaf.ends,
             });
         }
-        // refuses a key that does not fit: the old pair stays
+        // the old pair stays where the key belongs to another certificate
         self.resolver
             .install(&pair.chain, &pair.key)
             .map_err(|source| FilesError::Pair {
@@ -196,11 +192,11 @@ impl Files {
         {
             tracing::warn!(
                 name,
-                "the certificate does not cover the service: the API server will refuse it"
+                "the certificate does not cover the name of the service; the API server will refuse it"
             );
         }
         if leaf.ends <= now {
-            tracing::warn!(ended = %leaf.ends, "serving a certificate that has ended: there is no other");
+            tracing::warn!(expired = %leaf.ends, "serving an expired certificate, because there is no other");
         }
         tracing::info!(until = %leaf.ends, "serving the certificate of the folder");
         self.metrics.loads.inc();
@@ -218,13 +214,13 @@ impl Files {
             pair,
             ends: leaf.ends,
         });
-        Ok(Look::Loaded)
+        Ok(Loaded::New)
     }
 
-    /// Counts each failed look, and says each complaint once.
-    fn report(&mut self, looked: &Result<Look, FilesError>) {
-        let Err(error) = looked else {
-            self.complaint = None;
+    /// Counts each error, and logs it once.
+    fn report(&mut self, loaded: &Result<Loaded, FilesError>) {
+        let Err(error) = loaded else {
+            self.last_error = None;
             return;
         };
         let operation = Operation { operation: "files" };
@@ -233,15 +229,15 @@ impl Files {
         if self.served.is_none() {
             self.ready.wait_for(text.as_str());
         }
-        if self.complaint.as_ref() != Some(&text) {
-            tracing::warn!(error = text, "certificate files: looking again");
-            self.complaint = Some(text);
+        if self.last_error.as_ref() != Some(&text) {
+            tracing::warn!(error = text, "certificate files: reading them again later");
+            self.last_error = Some(text);
         }
     }
 }
 
-/// Reads a pair of one version: by way of `..data`'s target where there is one, which the kubelet
-/// writes whole before it swaps the link, and removes only after.
+/// Reads the files of one version. The kubelet writes the target of `..data` completely before it
+/// swaps the link, and removes the old one afterwards.
 fn read(folder: &Path) -> Result<Pair, FilesError> {
     let version = fs::canonicalize(folder.join(VERSION_LINK));
     let version = version.unwrap_or_else(|_none| folder.to_owned());
@@ -257,16 +253,18 @@ fn read(folder: &Path) -> Result<Pair, FilesError> {
 }
 
 fn read_text(path: &Path) -> io::Result<String> {
-    // opening a FIFO would wait for its other end
+    // opening a FIFO would wait for a writer
     if !fs::metadata(path)?.is_file() {
-        return Err(io::Error::other("it is no plain file"));
+        return Err(io::Error::other("it is not a regular file"));
     }
     let mut text = String::new();
     let length = File::open(path)?
         .take(MAX_FILE_BYTES)
         .read_to_string(&mut text)?;
     if length as u64 == MAX_FILE_BYTES {
-        return Err(io::Error::other("it is far too long for a certificate"));
+        return Err(io::Error::other(
+            "it is longer than any chain of certificates",
+        ));
     }
     Ok(text)
 }

@@ -1,4 +1,4 @@
-//! Certificates from names, lifetimes and the time of day. No clock, no store.
+//! Issues certificates from names, lifetimes and the time of day. No clock, no store.
 
 use std::time::Duration;
 
@@ -11,25 +11,25 @@ use time::OffsetDateTime;
 use crate::material::{Lifetimes, Material, Names, end_of_authority, living_authorities};
 use crate::rotation::Decision;
 
-/// Certificates begin this much before they are made, for API servers whose clock is behind.
+/// Certificates are valid from this long before they are issued, for API servers whose clock is behind.
 const BACKDATE: Duration = Duration::from_mins(5);
-/// Certificate authorities kept in the bundle beside the current one while they are still valid.
+/// Earlier CAs that stay in the bundle while they are valid.
 const OLD_AUTHORITIES: usize = 2;
 
-/// Why nothing could be issued.
+/// Why nothing was issued.
 #[derive(Debug, thiserror::Error)]
 pub enum IssueError {
-    /// No key.
-    #[error("cannot make a key")]
+    /// Generating a key.
+    #[error("cannot generate a key")]
     Key(#[source] rcgen::Error),
-    /// The authority's own certificate.
-    #[error("cannot make the certificate authority")]
+    /// The certificate of the CA.
+    #[error("cannot create the CA")]
     Authority(#[source] rcgen::Error),
-    /// The stored authority cannot sign.
-    #[error("cannot sign with the stored certificate authority")]
+    /// The CA in the Secret cannot sign.
+    #[error("cannot sign with the CA of the Secret")]
     Signer(#[source] rcgen::Error),
     /// The serving certificate.
-    #[error("cannot make a certificate for {name}")]
+    #[error("cannot create a certificate for {name}")]
     Leaf {
         /// The first name.
         name: String,
@@ -38,11 +38,11 @@ pub enum IssueError {
         source: rcgen::Error,
     },
     /// A lifetime that ends after the year 9999.
-    #[error("a lifetime of {0:?} is too long")]
+    #[error("a lifetime of {0:?} is too long; it must end before the year 10000")]
     Lifetime(Duration),
 }
 
-/// Carries a decision out; None where nothing needs to change.
+/// Issues what a decision asks for; None if nothing has to change.
 pub fn renew(
     held: &Material,
     decision: &Decision,
@@ -70,14 +70,14 @@ pub fn renew(
     }))
 }
 
-/// A certificate authority that may sign leaves only: (certificate, key).
+/// Creates a CA that may sign serving certificates only: (certificate, key).
 fn issue_authority(
     lifetime: Duration,
     now: OffsetDateTime,
 ) -> Result<(String, String), IssueError> {
     let key = KeyPair::generate().map_err(IssueError::Key)?;
     let mut params = CertificateParams::default();
-    // a name of its own for every authority, so that old and new can be told apart in a bundle
+    // each CA has another name, so that old and new differ in a bundle
     params.distinguished_name =
         common_name(&format!("portmapping webhook CA {}", now.unix_timestamp()));
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -87,7 +87,7 @@ fn issue_authority(
     Ok((cert.pem(), key.serialize_pem()))
 }
 
-/// A serving certificate signed by the bundle's first authority: (certificate, key).
+/// Creates a serving certificate, signed by the first CA of the bundle: (certificate, key).
 fn issue_leaf(
     ca_bundle: &str,
     ca_key: &str,
@@ -123,8 +123,8 @@ fn common_name(name: &str) -> DistinguishedName {
     distinguished
 }
 
-/// A tenth of a short lifetime is the most it is backdated, so that two thirds of the validity
-/// stay about two thirds of the lifetime.
+/// Returns begin and end. A short lifetime is backdated by a tenth at most, so that two thirds of the
+/// validity are about two thirds of the lifetime.
 fn validity(
     lifetime: Duration,
     now: OffsetDateTime,

@@ -1,25 +1,31 @@
-//! The webhook's TLS identity: issue it, agree on it among replicas, have the API server trust it,
+//! The webhook's TLS certificate: issue it, agree on it among replicas, make the API server trust it,
 //! serve it.
 //!
+//! This crate owns the Secret with CA and certificate, the caBundle of the webhook's registration,
+//! and the certificate that a TLS handshake gets.
+//!
 //! ```text
-//! clock --> rotation::decide(what the Secret holds) --> Keep | IssueLeaf | RollCa
-//!                                                            | issue::renew
-//! Secret <== secret (compare-and-swap) ======================+
-//!    |  manager, every period and after every surprise
-//!    +--> bundle: caBundle of the MutatingWebhookConfiguration
-//!    +--> resolver: what the next TLS handshake is answered with
+//!                    Secret <-- compare-and-swap -- issue::renew
+//!                      | read                           ^
+//!                      v                                | IssueLeaf, RollCa
+//! clock ------> rotation::decide -----------------------+
+//!                      | Keep
+//!                      v
+//! bundle:   caBundle of the MutatingWebhookConfiguration
+//! resolver: the certificate of the next TLS handshake
 //! ```
 //!
-//! Or [`files`]: somebody else issues and registers, and only serving is left to do.
+//! [`CertManager`] runs all of this, once in each period. [`Files`] is the alternative: another
+//! program (cert-manager) issues and registers, and only serving is left.
 //!
-//! No HTTP server and no admission here, and no end of the program on an error of the API server:
-//! what is being served stays served while the manager tries again.
+//! It must not know HTTP, admission or pods. An error of the API server never ends the program: what
+//! is served stays in use while the manager tries again.
 
 pub mod bundle;
 pub mod files;
 pub mod issue;
 pub mod manager;
-pub mod material;
+mod material;
 pub mod metrics;
 pub mod resolver;
 pub mod rotation;

@@ -1,4 +1,4 @@
-//! What the Secret holds, and what certificates in PEM text say of themselves. No clock, no store.
+//! What the Secret holds, and what can be read from certificates in PEM. No clock, no store.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,12 +10,13 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 
-/// The names a certificate must cover, the first one also as its common name.
+/// The DNS names of the serving certificate; the first is also its common name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Names(pub(crate) Vec<String>);
 
 impl Names {
-    /// What the API server calls a service by, and what people in the cluster do.
+    /// Returns the name that the API server uses for a service, and those that clients in the
+    /// cluster use.
     #[must_use]
     pub fn of_service(service: &str, namespace: &str) -> Self {
         Self(vec![
@@ -25,28 +26,28 @@ impl Names {
         ])
     }
 
-    /// The names.
+    /// Returns the names.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(String::as_str)
     }
 }
 
-/// How long certificates live.
+/// How long certificates are valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lifetimes {
-    /// Of the certificate authority.
+    /// Of the CA.
     pub ca: Duration,
-    /// Of the serving certificate; never longer than what is left of the authority.
+    /// Of the serving certificate; it never ends after its CA.
     pub leaf: Duration,
 }
 
-/// All that the Secret holds, as PEM text; a missing part is empty.
+/// Everything that the Secret holds, in PEM; a missing part is empty.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Material {
-    /// Authorities to trust: the signing one first, then older ones whose leaves may still be
-    /// served somewhere. The caBundle.
+    /// The caBundle: the CA that signs, then earlier ones whose certificates a replica may still
+    /// serve.
     pub ca_bundle: String,
-    /// Key of the signing authority.
+    /// Key of the CA that signs.
     pub ca_key: String,
     /// The serving certificate.
     pub leaf: String,
@@ -54,7 +55,7 @@ pub struct Material {
     pub leaf_key: String,
 }
 
-/// Without the keys: this may end up in a log.
+/// Leaves the keys out, because the text may be logged.
 impl fmt::Debug for Material {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Material")
@@ -64,17 +65,15 @@ impl fmt::Debug for Material {
     }
 }
 
-/// The parts of a bundle that look like certificates, one PEM text each.
-pub fn authorities(bundle: &str) -> impl Iterator<Item = &str> {
+/// Returns the parts of a bundle that look like certificates, one PEM text each.
+pub(crate) fn authorities(bundle: &str) -> impl Iterator<Item = &str> {
     bundle
         .split_inclusive("-----END CERTIFICATE-----\n")
         .filter_map(|part| part.get(part.rfind("-----BEGIN CERTIFICATE-----")?..))
 }
 
-/// Every authority of a bundle that has not ended, once each, as PEM texts; what cannot be read is
-/// left out.
-#[must_use]
-pub fn living_authorities(bundle: &str, now: OffsetDateTime) -> Vec<String> {
+/// Returns the CAs of a bundle that have not expired, each once, in PEM; unreadable parts are left out.
+pub(crate) fn living_authorities(bundle: &str, now: OffsetDateTime) -> Vec<String> {
     let mut living: Vec<String> = Vec::new();
     for part in authorities(bundle) {
         let lives = end_of_authority(part).is_some_and(|end| end > now);
@@ -85,31 +84,28 @@ pub fn living_authorities(bundle: &str, now: OffsetDateTime) -> Vec<String> {
     living
 }
 
-/// The bundle's first authority, the one that signs.
-#[must_use]
-pub fn signing_authority(bundle: &str) -> Option<CertificateDer<'static>> {
+/// Returns the first CA of the bundle, the one that signs.
+pub(crate) fn signing_authority(bundle: &str) -> Option<CertificateDer<'static>> {
     CertificateDer::from_pem_slice(bundle.as_bytes()).ok()
 }
 
-/// When the bundle's first authority ends.
-#[must_use]
-pub fn end_of_authority(bundle: &str) -> Option<OffsetDateTime> {
+/// Returns when the first CA of the bundle expires.
+pub(crate) fn end_of_authority(bundle: &str) -> Option<OffsetDateTime> {
     let der = signing_authority(bundle)?;
     Some(parse(&der)?.validity().not_after.to_datetime())
 }
 
-/// What a certificate says of itself.
+/// The part of a certificate that decides whether it can be served.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Summary {
-    /// Its end.
-    pub ends: OffsetDateTime,
+pub(crate) struct Summary {
+    /// When it expires.
+    pub(crate) ends: OffsetDateTime,
     /// The names that it covers.
-    pub dns_names: Vec<String>,
+    pub(crate) dns_names: Vec<String>,
 }
 
-/// What the chain's first certificate says of itself; None where there is none.
-#[must_use]
-pub fn summary(chain: &str) -> Option<Summary> {
+/// Reads the first certificate of a chain; None if there is none.
+pub(crate) fn summary(chain: &str) -> Option<Summary> {
     let der = signing_authority(chain)?;
     let cert = parse(&der)?;
     Some(Summary {

@@ -1,4 +1,4 @@
-//! What the manager counts.
+//! Metrics of certificates.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -6,7 +6,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-/// A certificate's place in the chain.
+/// Which certificate of the chain.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct Kind {
     certificate: &'static str,
@@ -16,22 +16,22 @@ pub(crate) struct Kind {
 pub(crate) const LEAF: Kind = Kind {
     certificate: "leaf",
 };
-/// The certificate authority.
+/// The CA.
 pub(crate) const CA: Kind = Kind { certificate: "ca" };
 
-/// What failed.
+/// The operation that failed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct Operation {
     pub(crate) operation: &'static str,
 }
 
-/// What was found damaged by somebody else.
+/// What another program had damaged.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct Damage {
     pub(crate) what: &'static str,
 }
 
-/// Counters and gauges of the manager; cheap to clone.
+/// Counters and gauges of this crate; cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
     pub(crate) expiry: Family<Kind, Gauge>,
@@ -44,16 +44,16 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Names the metrics.
+    /// Registers the metrics under their names.
     pub fn register(&self, registry: &mut Registry) {
         registry.register(
             "certificate_expiry_timestamp_seconds",
-            "End of the certificate being served and of its authority",
+            "When the certificate in use and its CA expire",
             self.expiry.clone(),
         );
         registry.register(
             "certificate_issued",
-            "Certificates made by this replica",
+            "Certificates that this replica issued",
             self.issued.clone(),
         );
         registry.register(
@@ -63,12 +63,12 @@ impl Metrics {
         );
         registry.register(
             "certificate_conflicts",
-            "Writes that another replica was faster with",
+            "Writes that another replica did first",
             self.conflicts.clone(),
         );
         registry.register(
             "certificate_errors",
-            "Failed looks at Secret, registration or files",
+            "Failed passes over Secret, registration or files",
             self.errors.clone(),
         );
         registry.register(
@@ -78,7 +78,7 @@ impl Metrics {
         );
         registry.register(
             "certificate_loads",
-            "Certificates taken from files",
+            "Certificates loaded from files",
             self.loads.clone(),
         );
     }

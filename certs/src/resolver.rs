@@ -1,4 +1,4 @@
-//! The certificate that the next TLS handshake gets; swapped without touching running connections.
+//! The certificate of the next TLS handshake. Replacing it does not affect open connections.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
-/// Serves the latest certificate; none before the first.
+/// Serves the latest certificate, and none before the first.
 #[derive(Debug, Default)]
 pub struct Resolver {
     current: ArcSwapOption<CertifiedKey>,
@@ -18,22 +18,22 @@ pub struct Resolver {
 /// Why a certificate cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum ResolverError {
-    /// No certificate in it.
+    /// The chain is not PEM text of certificates.
     #[error("cannot read the serving certificate")]
     Certificate(#[source] pem::Error),
-    /// No key in it.
+    /// The key is not PEM text of a key.
     #[error("cannot read the serving certificate's key")]
     Key(#[source] pem::Error),
     /// rustls refuses the pair.
     #[error("cannot serve the certificate with its key")]
     Pair(#[source] rustls::Error),
-    /// The program did not install rustls' provider.
+    /// The program did not install a provider for rustls.
     #[error("no cryptography provider is installed")]
     NoProvider,
 }
 
 impl Resolver {
-    /// Serves this chain from the next handshake on. On an error the old one stays.
+    /// Serves this chain from the next handshake on. After an error the old one stays in use.
     pub fn install(&self, chain: &str, key: &str) -> Result<(), ResolverError> {
         let provider = CryptoProvider::get_default().ok_or(ResolverError::NoProvider)?;
         let chain = CertificateDer::pem_slice_iter(chain.as_bytes())
@@ -45,7 +45,7 @@ impl Resolver {
         Ok(())
     }
 
-    /// What the next handshake is answered with.
+    /// Returns the certificate of the next handshake.
     #[must_use]
     pub fn current(&self) -> Option<Arc<CertifiedKey>> {
         self.current.load_full()

@@ -1,4 +1,5 @@
-//! Whether what the Secret holds is good to serve, or what must be made anew. No clock, no store.
+//! Decides whether what the Secret holds can be served, or what must be issued again. No clock, no
+//! store.
 
 use rcgen::{KeyPair, PublicKeyData};
 use rustls::pki_types::CertificateDer;
@@ -11,49 +12,49 @@ use crate::material::{Material, Names, dns_names, parse};
 /// What to do about the material.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// It is good.
+    /// Everything is valid.
     Keep {
         /// End of the serving certificate.
         leaf_ends: OffsetDateTime,
         /// End of the signing authority.
         ca_ends: OffsetDateTime,
     },
-    /// The authority is good, its leaf is not.
+    /// The CA is valid, the serving certificate is not.
     IssueLeaf(Flaw),
-    /// The authority cannot go on signing.
+    /// The CA can no longer sign.
     RollCa(Flaw),
 }
 
 /// What is wrong with a certificate or its key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Flaw {
-    /// Nothing there.
+    /// It is empty.
     #[error("there is none")]
     Missing,
-    /// No certificate or no key in it.
+    /// It is not PEM text of a certificate or a key.
     #[error("it cannot be read")]
     Unreadable,
-    /// The key is another one's.
-    #[error("the key does not fit")]
+    /// The key belongs to another certificate.
+    #[error("the key belongs to another certificate")]
     WrongKey,
     /// It may not sign.
-    #[error("it is no certificate authority")]
+    #[error("it is not a CA")]
     NotAnAuthority,
-    /// Signed by somebody else.
-    #[error("the certificate authority did not sign it")]
+    /// Another CA signed it.
+    #[error("another CA signed it")]
     WrongSigner,
     /// The API server would refuse it under this name.
     #[error("it does not cover {0}")]
     NameMissing(String),
-    /// It begins in the future.
+    /// Its validity begins in the future.
     #[error("it is not valid yet")]
     NotYet,
-    /// Past two thirds of its life.
-    #[error("it is past two thirds of its life")]
+    /// Two thirds of its validity are over.
+    #[error("two thirds of its validity are over")]
     Old,
 }
 
-/// Judges the material.
+/// Returns what to do about the material.
 #[must_use]
 pub fn decide(held: &Material, names: &Names, now: OffsetDateTime) -> Decision {
     match check_authority(held, now) {
@@ -66,7 +67,7 @@ pub fn decide(held: &Material, names: &Names, now: OffsetDateTime) -> Decision {
 }
 
 fn check_authority(held: &Material, now: OffsetDateTime) -> Result<OffsetDateTime, Flaw> {
-    // the API server refuses a caBundle of which any part cannot be read
+    // the API server refuses a caBundle if it cannot parse one part of it
     let bundle = read_all(&held.ca_bundle)?;
     let authorities: Vec<_> = bundle
         .iter()
@@ -107,8 +108,8 @@ fn check_key(cert: &X509Certificate<'_>, key: &str) -> Result<(), Flaw> {
     }
 }
 
-/// Two thirds of the certificate's own life, not of a flag's: replicas with different flags must
-/// come to the same answer, else they would reissue in turns.
+/// Two thirds of the certificate's own validity, not of a flag's: replicas with different flags must
+/// decide alike, otherwise they would issue in turns.
 fn check_age(cert: &X509Certificate<'_>, now: OffsetDateTime) -> Result<OffsetDateTime, Flaw> {
     let validity = cert.validity();
     let (start, end) = (

@@ -9,7 +9,7 @@ use crate::port::Protocol;
 /// Longest result that is read, in bytes.
 const MAX_RESULT_BYTES: usize = 4 * MAX_REQUEST_BYTES;
 
-/// One published port; JSON schema and field order of `api/k8s.Port` in tkestack/galaxy v1.0.4.
+/// One published port. JSON schema and field order of `api/k8s.Port` in tkestack/galaxy v1.0.4.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ResultEntry {
@@ -19,7 +19,7 @@ pub struct ResultEntry {
     pub container_port: u16,
     /// Upper case, as in the pod's spec.
     pub protocol: Protocol,
-    /// The only node address that answers; left out where all do.
+    /// The only node address that answers; omitted where all do.
     #[serde(rename = "hostIP", default, skip_serializing_if = "String::is_empty")]
     pub host_ip: String,
     /// Name of the pod.
@@ -29,16 +29,17 @@ pub struct ResultEntry {
     pub pod_ip: String,
 }
 
-/// The compact JSON array that `kubectl describe` shows on one line.
+/// Returns the compact JSON array that `kubectl describe` shows on one line.
 #[must_use]
 pub fn encode(entries: &[ResultEntry]) -> String {
-    // numbers and strings with string keys: nothing here can fail to serialise
+    // numbers and strings with string keys: this cannot fail
     serde_json::to_string(entries).unwrap_or_default()
 }
 
-/// Reads a published result back; None for anything else.
+/// Reads a published result; None for anything else.
 ///
-/// What comes back is a wish ("these host ports were mine"), never a place to send traffic to.
+/// It only tells which host ports the pod had. Its addresses are never the destination of a rule:
+/// a user may have written them.
 #[must_use]
 pub fn decode(value: &str) -> Option<Vec<ResultEntry>> {
     if value.len() > MAX_RESULT_BYTES {
@@ -47,21 +48,21 @@ pub fn decode(value: &str) -> Option<Vec<ResultEntry>> {
     serde_json::from_str(value).ok()
 }
 
-/// What an annotation's value turns out to be.
+/// What the value of the annotation is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value {
     /// A user asks for ports.
     Request(Ask),
     /// A published result: this pod's own, or one copied along with a manifest.
     Result,
-    /// Neither.
+    /// Neither of the two.
     Invalid(RequestError),
 }
 
-/// Tells a request from a result from nonsense.
+/// Decides whether a value is a request, a result or neither.
 #[must_use]
 pub fn classify(value: &str) -> Value {
-    // a result is longer than a request; neither is ever as long as what a body may bring
+    // a result is longer than a request; an annotation may be much longer than both
     if value.len() <= MAX_RESULT_BYTES && is_result(value) {
         return Value::Result;
     }
@@ -71,7 +72,8 @@ pub fn classify(value: &str) -> Value {
     }
 }
 
-/// An array of objects of which at least one carries what only an enforcer can know.
+/// Returns whether the value is an array of objects and one of them has a key that only an enforcer
+/// writes.
 fn is_result(value: &str) -> bool {
     let Ok(entries) =
         serde_json::from_str::<Vec<serde_json::Map<String, serde_json::Value>>>(value)

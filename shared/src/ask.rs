@@ -1,4 +1,4 @@
-//! What a user may ask for, and why an ask is refused, in words that are safe to repeat.
+//! What a user may write into the annotation, and the errors that explain a refusal.
 
 mod explain;
 
@@ -11,12 +11,12 @@ use crate::contract::{ANNOTATION, MAX_REQUEST_BYTES};
 use crate::pod::canonical_ip;
 use crate::port::{ContainerPort, NoPort, Protocol};
 
-/// How much of a user's text an answer repeats, in characters.
+/// Longest quotation of a user's text in an error, in characters.
 const QUOTED_CHARS: usize = 200;
-/// The part of it that a parser's words may take: they repeat the user's.
+/// The share of it for the parser's message, which quotes the user's text too.
 const PARSER_CHARS: usize = 120;
 
-/// A request before it is held against a spec.
+/// A request as a user wrote it, before it is resolved against the pod's spec.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ask {
     /// Every declared port.
@@ -49,15 +49,15 @@ pub enum PortOrName {
 }
 
 impl Ask {
-    /// Reads what is no published result.
+    /// Reads a value that is not a published result.
     ///
-    /// A request is read no more laxly than the admission policy matches it, else a pod would pass
-    /// the webhook only to be refused by the policy after it.
+    /// It accepts nothing that the admission policy refuses: otherwise a pod would pass the webhook
+    /// and be refused by the policy after it.
     pub(crate) fn parse(value: &str) -> Result<Self, RequestError> {
         if value.len() > MAX_REQUEST_BYTES {
             return Err(RequestError::TooLong(value.len()));
         }
-        // RE2's \s, which the policy uses: a no-break space is no blank to it
+        // RE2's \s, which the policy uses: it does not match a no-break space
         let blank = |b| matches!(b, b' ' | b'\t' | b'\n' | b'\r' | b'\x0c');
         if value.bytes().all(blank) {
             return Ok(Self::All);
@@ -76,19 +76,20 @@ impl Ask {
 /// What is wrong with a request.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
-    /// Longer than the admission policy reads.
-    #[error("it has {0} bytes, more than the {max} that are read", max = MAX_REQUEST_BYTES)]
+    /// Longer than the admission policy allows.
+    #[error("it has {0} bytes; at most {max} are allowed", max = MAX_REQUEST_BYTES)]
     TooLong(usize),
-    /// Escapes could hide a key from one reader and show it to another.
+    /// JSON escapes could hide a key from the policy, which does not decode them.
     #[error("it contains a backslash")]
     Escape,
-    /// No list of entries with the known fields.
+    /// Not a JSON array of entries with the known fields.
     #[error("{0}")]
     Syntax(String),
     /// `[]`.
     #[error("it lists no port")]
     EmptyList,
-    /// A name that no lasting container declares, at least not with this protocol.
+    /// A name that no container declares, or not with this protocol; plain init containers do not
+    /// count.
     #[error(
         "no container of the pod declares a {}port named {name:?}",
         protocol.map(|it| format!("{it} ")).unwrap_or_default()
@@ -99,10 +100,10 @@ pub enum RequestError {
         /// The protocol asked for.
         protocol: Option<Protocol>,
     },
-    /// One container port on two node addresses would need two host ports.
+    /// One container port with two host IPs would need two host ports.
     #[error("port {0}/{1} is asked for with two different hostIPs")]
     TwoHostIps(ContainerPort, Protocol),
-    /// More than one pod may have.
+    /// More than the limit for one pod.
     #[error("it asks for {asked} ports, more than the {max} that one pod may have")]
     TooMany {
         /// Ports asked for.
@@ -112,9 +113,9 @@ pub enum RequestError {
     },
 }
 
-/// A request that cannot be granted, in words for the one who wrote it.
+/// A request that is refused, with a message for the user who wrote it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{ANNOTATION}: '{value}' is no port request: {why}; write {works}")]
+#[error("{ANNOTATION}: '{value}' is not a port request: {why}; write {works}")]
 pub struct InvalidRequest {
     value: String,
     /// Values that work for the same pod.
@@ -143,8 +144,8 @@ impl InvalidRequest {
     }
 }
 
-/// At most so many characters, control characters escaped, so that no log line can be forged with
-/// it; dots where something was left out.
+/// Returns at most so many characters of a text, and dots where it was longer. Control characters
+/// are escaped, so that the text cannot forge a log line.
 #[must_use]
 pub fn quoted(text: &str, max: usize) -> String {
     let mut short = String::new();
@@ -196,7 +197,9 @@ impl<'de> Deserialize<'de> for PortOrName {
                 if PortOrName::is_name(name) {
                     Ok(PortOrName::Name(name.to_owned()))
                 } else {
-                    Err(E::custom(format!("containerPort {name:?} is no port name")))
+                    Err(E::custom(format!(
+                        "containerPort {name:?} is not a port name"
+                    )))
                 }
             }
         }
@@ -204,7 +207,7 @@ impl<'de> Deserialize<'de> for PortOrName {
     }
 }
 
-/// A field that may be absent but not null: the admission policy knows no null.
+/// Reads a field that may be absent but not null: the admission policy refuses null.
 fn present<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
@@ -217,8 +220,8 @@ fn host_ip<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<IpAddr>,
     let text = String::deserialize(deserializer)?;
     let ip: IpAddr = text
         .parse()
-        .map_err(|_| de::Error::custom(format!("hostIP {text:?} is no IP address")))?;
-    // the unspecified address means what no hostIP means: all of them
+        .map_err(|_| de::Error::custom(format!("hostIP {text:?} is not an IP address")))?;
+    // as in core/v1, the unspecified address means all addresses, as no hostIP does
     Ok(Some(canonical_ip(ip)).filter(|ip| !ip.is_unspecified()))
 }
 

@@ -1,9 +1,9 @@
-//! Every string that another program reads. Changing one of them breaks somebody.
+//! Every string that other programs read. A change of one breaks users, policies or manifests.
 
 /// The annotation a pod asks with and reads its result from; schema of tkestack/galaxy v1.0.4.
 pub const ANNOTATION: &str = "tkestack.io/portmapping";
-/// The resolved request: which container ports a pod asks for, kept once the result has replaced
-/// the user's own words.
+/// The resolved request: which container ports a pod asks for. It stays after the result has
+/// replaced the user's text.
 pub const REQUEST_MARK: &str = "tkestack.io/portmapping-request";
 /// Prefix of annotations with one host port each.
 pub const PER_PORT_PREFIX: &str = "host-port.tkestack.io/";
@@ -14,20 +14,20 @@ pub const CONDITION: &str = ANNOTATION;
 pub const REASON_MAPPED: &str = "Mapped";
 /// Condition reason while the range has too few free ports for the pod.
 pub const REASON_NO_FREE_PORT: &str = "NoFreePort";
-/// Condition reason while a port of the pod is in a stranger's hands.
+/// Condition reason while another process has a host port of the pod.
 pub const REASON_PORT_CONFLICT: &str = "PortConflict";
 /// Condition reason while the kernel refuses the pod's rules.
 pub const REASON_DATAPLANE_ERROR: &str = "DataplaneError";
-/// Condition reason when the annotation of a gated pod makes no sense to the enforcer.
+/// Condition reason when the enforcer cannot read the annotation of a pod with a readiness gate.
 pub const REASON_INVALID_REQUEST: &str = "InvalidRequest";
-/// Condition reason of a pod that has ended or asks no more.
+/// Condition reason of a pod that has ended or no longer asks.
 pub const REASON_RELEASED: &str = "Released";
 
 /// Event: the pod answers at its host ports.
 pub const EVENT_MAPPED: &str = "PortsMapped";
-/// Event: the pod's host ports are gone.
+/// Event: the pod's host ports were released.
 pub const EVENT_RELEASED: &str = "PortsReleased";
-/// Event: the enforcer put back what somebody else had damaged.
+/// Event: the enforcer repaired what another program had damaged.
 pub const EVENT_REPAIRED: &str = "MappingRepaired";
 /// Event: the annotation held a result that the enforcer did not write.
 pub const EVENT_FORGED_RESULT: &str = "ForgedResult";
@@ -36,7 +36,7 @@ pub const EVENT_FORGED_RESULT: &str = "ForgedResult";
 pub const NAMESPACE: &str = "portmapping-system";
 /// Name of the `MutatingWebhookConfiguration`.
 pub const WEBHOOK_CONFIGURATION: &str = "portmapping";
-/// Secret with the certificate authority and the serving certificate of the webhook.
+/// Secret with the CA and the serving certificate of the webhook.
 pub const TLS_SECRET: &str = "portmapping-webhook-tls";
 /// Service in front of the webhook.
 pub const WEBHOOK_SERVICE: &str = "webhook";
@@ -47,16 +47,16 @@ pub const WEBHOOK_MANAGER: &str = "portmapping-webhook";
 /// Prefix of every metric.
 pub const METRIC_PREFIX: &str = "portmapping";
 
-/// Prefix of every iptables chain of ours.
+/// Prefix of the name of our iptables chains.
 pub const CHAIN_PREFIX: &str = "PORTMAPPING";
-/// Name of the nftables table of ours, of family inet.
+/// Name of our nftables table, of family inet.
 pub const NFT_TABLE: &str = "portmapping";
-/// What precedes a pod's uid in the comment of each of its rules and elements.
+/// Text before a pod's uid in the comment of each of its rules and elements.
 pub const RULE_COMMENT_PREFIX: &str = "portmapping:";
 
-/// Ports a pod may ask for unless a flag says otherwise.
+/// Ports that a pod may ask for, unless a flag sets another limit.
 pub const DEFAULT_MAX_PORTS: usize = 64;
-/// Longest annotation value that is read at all, in bytes; the admission policy has the same bound.
+/// Longest request that is read, in bytes; the admission policy has the same limit.
 pub const MAX_REQUEST_BYTES: usize = 16_384;
 
 #[cfg(test)]

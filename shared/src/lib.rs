@@ -1,13 +1,19 @@
-//! The words every room of portmapping speaks: the contract's strings, ports, requests, leases,
-//! mappings and the published annotation.
+//! The contract of portmapping: the strings, values and formats that all its programs share.
 //!
-//! Values in, values out. This crate knows no clock, no file, no log, no async runtime and no
-//! Kubernetes client, so that webhook and enforcer judge a pod by the very same code.
+//! This crate owns what a user may write into the annotation, how it is resolved against a pod's
+//! spec, and the format of the published result. Webhook and enforcer use the same code, so they
+//! decide alike about every pod.
+//!
+//! Pure: it must not know a clock, randomness, files, logs, an async runtime or a Kubernetes client.
 //!
 //! ```text
-//! annotation --annotation::classify--> Ask + PodSpec --> PortRequest --(enforcer)--> LeasedPort
-//!                                                                           + pod IP --> Mapping
-//!                                                         annotation::encode <-- result entries
+//! annotation --annotation::classify--> Ask --+
+//!                                   PodSpec --+--> PortRequest --(enforcer)--> LeasedPort
+//!                                                      |                           | + pod IP
+//!                                                      v                           v
+//!                                            request mark (to_mark)             Mapping --> Plan
+//!                                                                                  |
+//!                                       annotation <--annotation::encode-- ResultEntry
 //! ```
 
 pub mod annotation;

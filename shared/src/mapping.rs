@@ -1,4 +1,4 @@
-//! A host port granted to a pod, and its translation to the pod's endpoint.
+//! A host port that a pod has, and its translation to the pod's endpoint.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use crate::pod::PodUid;
 use crate::port::{ContainerPort, HostPort, Protocol};
 
-/// One host port granted to a pod.
+/// One host port of a pod's lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LeasedPort {
     /// Transport protocol of both ends.

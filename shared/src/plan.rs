@@ -1,22 +1,23 @@
-//! Desired against observed mappings: the difference, as one change set.
+//! The difference between desired and observed mappings, as one change set.
 
 use std::collections::BTreeSet;
 
 use crate::Mapping;
 
-/// What must change in the kernel. Foreign rules never appear here: no one reads them in.
+/// What must change in the kernel. It holds only our own mappings: rules of other programs are never
+/// read as mappings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// How many mappings stay as they are.
     pub unchanged: usize,
-    /// Mappings in the kernel that nobody wants.
+    /// Mappings in the kernel that are not desired.
     pub to_remove: Vec<Mapping>,
-    /// Mappings wanted that the kernel lacks.
+    /// Desired mappings that the kernel does not have.
     pub to_create: Vec<Mapping>,
 }
 
 impl Plan {
-    /// The difference between what should be and what is.
+    /// Computes the difference.
     #[must_use]
     pub fn new(desired: &BTreeSet<Mapping>, observed: &BTreeSet<Mapping>) -> Self {
         Self {

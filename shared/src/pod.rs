@@ -1,4 +1,4 @@
-//! Who a pod is, and the part of its spec this project reads.
+//! The identity of a pod, and the part of its spec that this project reads.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -9,20 +9,20 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use crate::contract::CONDITION;
 
-/// Containers of each kind that are looked at; no node runs as many in one pod.
+/// Containers of each kind that are read; no node runs as many in one pod.
 const MAX_CONTAINERS: usize = 512;
-/// Ports of one container that are looked at.
+/// Ports of one container that are read.
 const MAX_PORTS: usize = 4_096;
-/// Readiness gates that are looked at.
+/// Readiness gates that are read.
 const MAX_GATES: usize = 1_024;
 
 /// A pod's uid: 1-63 letters, digits and dashes, so that it may stand in a kernel rule's comment.
 ///
-/// The API server makes RFC 9562 UUIDs; mirror pods of static pods carry a 32-digit hash. Kept in
-/// place: a uid stands in each of thousands of mappings, which are copied and compared all the time.
+/// The API server creates RFC 9562 UUIDs; mirror pods of static pods have a 32-digit hash. The text
+/// is stored inline: thousands of mappings hold a uid, and are copied and compared often.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PodUid {
-    /// Zeroes behind the uid, and so in the order of the text.
+    /// The uid, then zeroes, so that the order is that of the text.
     bytes: [u8; MAX_UID],
     length: u8,
 }
@@ -31,11 +31,11 @@ pub struct PodUid {
 const MAX_UID: usize = 63;
 
 impl PodUid {
-    /// The uid as text.
+    /// Returns the uid as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         let bytes = self.bytes.get(..usize::from(self.length));
-        // ASCII by construction
+        // from_str accepts ASCII only
         bytes
             .and_then(|bytes| std::str::from_utf8(bytes).ok())
             .unwrap_or_default()
@@ -76,17 +76,17 @@ impl Serialize for PodUid {
     }
 }
 
-/// Text that is no pod uid.
+/// Text that is not a pod uid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no pod uid: 1-63 letters, digits and dashes are")]
+#[error("{0:?} is not a pod uid: 1-63 letters, digits and dashes are needed")]
 pub struct InvalidUid(String);
 
-/// A pod, named for people (namespace/name) and for programs (uid).
+/// A pod, by namespace and name for people, by uid for programs.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PodRef {
     /// Namespace of the pod.
     pub namespace: String,
-    /// Name of the pod; reused by `StatefulSet`s, so never a key.
+    /// Name of the pod; a `StatefulSet` uses it again, so it is never a key.
     pub name: String,
     /// The key.
     pub uid: PodUid,
@@ -98,7 +98,7 @@ impl fmt::Display for PodRef {
     }
 }
 
-/// The part of core/v1 `PodSpec` that decides about ports; all else is skipped while decoding.
+/// The part of core/v1 `PodSpec` that decides about ports; decoding skips the rest.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PodSpec {
@@ -111,10 +111,10 @@ pub struct PodSpec {
     /// Main containers.
     #[serde(deserialize_with = "containers")]
     pub containers: Vec<Container>,
-    /// Init containers; those with `restartPolicy: Always` are sidecars and live as long as the pod.
+    /// Init containers; those with `restartPolicy: Always` are sidecars and run as long as the pod.
     #[serde(deserialize_with = "containers")]
     pub init_containers: Vec<Container>,
-    /// Conditions that hold Ready back.
+    /// Conditions that Ready waits for.
     #[serde(deserialize_with = "gates")]
     pub readiness_gates: Vec<ReadinessGate>,
     /// Operating system of the containers.
@@ -155,17 +155,17 @@ pub struct Container {
     pub ports: Vec<DeclaredPort>,
 }
 
-/// core/v1 `ContainerPort`, numbers as they came: the API server validates them after the webhook.
+/// core/v1 `ContainerPort`, with unchecked numbers: the API server validates them after the webhook.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct DeclaredPort {
-    /// Name other objects refer to; empty where there is none.
+    /// Name that other objects refer to; empty if there is none.
     #[serde(deserialize_with = "null_as_default")]
     pub name: String,
     /// Port in the pod.
     #[serde(deserialize_with = "null_as_default")]
     pub container_port: i64,
-    /// Static host port, 0 where there is none.
+    /// Static host port; 0 if there is none.
     #[serde(deserialize_with = "null_as_default")]
     pub host_port: i64,
     /// Node address of the static host port; empty for all.
@@ -186,8 +186,8 @@ pub struct ReadinessGate {
 }
 
 impl PodSpec {
-    /// The containers whose ports count, in the order of the result: main containers, then
-    /// sidecars. Plain init containers end before anyone could connect.
+    /// Returns the containers whose ports count, in the order of the result: main containers, then
+    /// sidecars. Plain init containers end before clients connect.
     pub fn lasting_containers(&self) -> impl Iterator<Item = &Container> {
         let sidecars = self
             .init_containers
@@ -196,13 +196,13 @@ impl PodSpec {
         self.containers.iter().chain(sidecars)
     }
 
-    /// Whether the pod can only run on a Windows node.
+    /// Returns whether the pod can only run on a Windows node.
     #[must_use]
     pub fn needs_windows(&self) -> bool {
         self.os.name == "windows" || self.node_selector.os == "windows"
     }
 
-    /// Whether the pod has a readiness gate of this type.
+    /// Returns whether the pod has a readiness gate of this type.
     #[must_use]
     pub fn has_gate(&self, condition_type: &str) -> bool {
         self.readiness_gates
@@ -225,22 +225,23 @@ fn containers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Containe
     bounded(deserializer, |_, before| before < MAX_CONTAINERS)
 }
 
-/// What is no port number counts nowhere, and a few bytes of it would become many.
+/// Drops entries without a valid port number: a few bytes of JSON each would take much memory.
 fn ports<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<DeclaredPort>, D::Error> {
     bounded(deserializer, |port: &DeclaredPort, before| {
         before < MAX_PORTS && (1..=65_535).contains(&port.container_port)
     })
 }
 
-/// Our own gate is never dropped: a pod must not get a second one.
+/// Keeps our own gate beyond the limit: otherwise the webhook would add a second one.
 fn gates<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<ReadinessGate>, D::Error> {
     bounded(deserializer, |gate: &ReadinessGate, before| {
         before < MAX_GATES || before == MAX_GATES && gate.condition_type == CONDITION
     })
 }
 
-/// A list, or null for an empty one, of which only the elements to `keep` are kept, given how many
-/// are kept already. Dropped rather than refused: one absurd pod must not spoil a list of all pods.
+/// Reads a list, or null as an empty one, and keeps the elements that `keep` accepts; `keep` also
+/// gets the number of elements kept so far. The others are dropped and are no error: one absurd pod
+/// must not make a list of all pods unreadable.
 fn bounded<'de, D, T>(deserializer: D, keep: fn(&T, usize) -> bool) -> Result<Vec<T>, D::Error>
 where
     D: Deserializer<'de>,
@@ -273,7 +274,7 @@ where
     deserializer.deserialize_any(Bounded(keep))
 }
 
-/// An address as rules may carry it: an IPv4-mapped IPv6 address is the IPv4 address it maps.
+/// Returns the address that a rule needs: an IPv4-mapped IPv6 address becomes the IPv4 address.
 #[must_use]
 pub fn canonical_ip(ip: IpAddr) -> IpAddr {
     ip.to_canonical()

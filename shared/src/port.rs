@@ -24,7 +24,7 @@ impl Protocol {
     /// All protocols, in the order of the API's documentation.
     pub const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Sctp];
 
-    /// The spelling of the Kubernetes API.
+    /// Returns the spelling of the Kubernetes API.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -34,7 +34,7 @@ impl Protocol {
         }
     }
 
-    /// The spelling of iptables, nft and CNI.
+    /// Returns the spelling of iptables, nft and CNI.
     #[must_use]
     pub fn as_kernel_str(self) -> &'static str {
         match self {
@@ -62,7 +62,7 @@ impl FromStr for Protocol {
     }
 }
 
-/// A protocol that is none of the three; lower case is one too, as for the API server.
+/// Text that is none of the three protocols. Lower case is refused, as by the API server.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("protocol {0:?} is none of TCP, UDP, SCTP")]
 pub struct UnknownProtocol(String);
@@ -75,7 +75,7 @@ macro_rules! port_number {
         pub struct $name(NonZeroU16);
 
         impl $name {
-            /// None for 0, which is no port.
+            /// Returns None for 0, which is not a port.
             #[must_use]
             pub const fn new(number: u16) -> Option<Self> {
                 match NonZeroU16::new(number) {
@@ -84,7 +84,7 @@ macro_rules! port_number {
                 }
             }
 
-            /// The number, 1-65535.
+            /// Returns the number, 1-65535.
             #[must_use]
             pub const fn get(self) -> u16 {
                 self.0.get()
@@ -118,7 +118,7 @@ port_number! {
 
 /// A number outside 1-65535.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0} is no port: ports are 1-65535")]
+#[error("{0} is not a port: ports are 1-65535")]
 pub struct NoPort(pub i64);
 
 /// An inclusive range of host ports, written `20000-29999` or `20000`.
@@ -129,37 +129,37 @@ pub struct PortRange {
 }
 
 impl PortRange {
-    /// None where `last` is below `first`.
+    /// Returns None if `last` is less than `first`.
     #[must_use]
     pub fn new(first: HostPort, last: HostPort) -> Option<Self> {
         (first <= last).then_some(Self { first, last })
     }
 
-    /// Lowest port of the range.
+    /// Returns the lowest port.
     #[must_use]
     pub fn first(self) -> HostPort {
         self.first
     }
 
-    /// Highest port of the range.
+    /// Returns the highest port.
     #[must_use]
     pub fn last(self) -> HostPort {
         self.last
     }
 
-    /// How many ports the range has; at least one.
+    /// Returns the number of ports; at least one.
     #[must_use]
     pub fn size(self) -> usize {
         usize::from(self.last.get() - self.first.get()) + 1
     }
 
-    /// Whether the port lies in the range.
+    /// Returns whether the range contains the port.
     #[must_use]
     pub fn contains(self, port: HostPort) -> bool {
         (self.first..=self.last).contains(&port)
     }
 
-    /// Every port of the range, in ascending order.
+    /// Returns every port in ascending order.
     pub fn ports(self) -> impl Iterator<Item = HostPort> {
         (self.first.get()..=self.last.get()).filter_map(HostPort::new)
     }
@@ -181,7 +181,7 @@ impl FromStr for PortRange {
         let text = text.trim();
         let (first, last) = text.split_once('-').unwrap_or((text, text));
         let bound = |part: &str| {
-            // a sign is no part of a port number, though u16::from_str takes a leading +
+            // u16::from_str would accept a leading +
             let digits = part.trim();
             let number = digits
                 .bytes()
@@ -197,9 +197,9 @@ impl FromStr for PortRange {
     }
 }
 
-/// Text that names no range of ports.
+/// Text that is not a range of ports.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no port range: write 20000-29999, or 20000 for a single port")]
+#[error("{0:?} is not a port range: write 20000-29999, or 20000 for a single port")]
 pub struct InvalidRange(String);
 
 /// Any set of host ports, one bit each: 8 KiB, membership in constant time.
@@ -219,37 +219,37 @@ impl Default for PortSet {
 }
 
 impl PortSet {
-    /// How many ports are in the set.
+    /// Returns the number of ports.
     #[must_use]
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether no port is in the set.
+    /// Returns whether the set is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Whether the port is in the set.
+    /// Returns whether the set contains the port.
     #[must_use]
     pub fn contains(&self, port: HostPort) -> bool {
-        let (word, bit) = Self::place(port);
+        let (word, bit) = Self::position(port);
         self.bits[word] & bit != 0
     }
 
-    /// Adds a port; false where it was in the set before.
+    /// Adds a port; false if the set contained it.
     pub fn insert(&mut self, port: HostPort) -> bool {
-        let (word, bit) = Self::place(port);
+        let (word, bit) = Self::position(port);
         let fresh = self.bits[word] & bit == 0;
         self.bits[word] |= bit;
         self.len += usize::from(fresh);
         fresh
     }
 
-    /// Removes a port; false where it was not in the set.
+    /// Removes a port; false if the set did not contain it.
     pub fn remove(&mut self, port: HostPort) -> bool {
-        let (word, bit) = Self::place(port);
+        let (word, bit) = Self::position(port);
         let present = self.bits[word] & bit != 0;
         self.bits[word] &= !bit;
         self.len -= usize::from(present);
@@ -263,14 +263,14 @@ impl PortSet {
         }
     }
 
-    /// The ports in ascending order.
+    /// Returns the ports in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = HostPort> + '_ {
         (1..=u16::MAX)
             .filter_map(HostPort::new)
             .filter(|port| self.contains(*port))
     }
 
-    fn place(port: HostPort) -> (usize, u64) {
+    fn position(port: HostPort) -> (usize, u64) {
         (usize::from(port.get() >> 6), 1 << (port.get() & 63))
     }
 }

@@ -1,4 +1,4 @@
-//! Which ports a pod asks for: the user's words, resolved against the pod's spec.
+//! The ports that a pod asks for: what the user wrote, resolved against the pod's spec.
 
 use std::net::IpAddr;
 
@@ -9,7 +9,7 @@ use crate::ask::{Ask, AskedPort, InvalidRequest, PortOrName, RequestError};
 use crate::pod::{DeclaredPort, PodSpec, canonical_ip};
 use crate::port::{ContainerPort, HostPort, Protocol};
 
-/// Declared ports that a request is held against; many times more than one pod may ask for.
+/// Declared ports that a request is resolved against; many times more than a pod may ask for.
 const MAX_DECLARED: usize = 4_096;
 /// Declared ports that are tried as an example; each is held against all of them.
 const MAX_TRIED: usize = 8;
@@ -21,12 +21,12 @@ pub struct RequestedPort {
     pub container_port: ContainerPort,
     /// Transport protocol.
     pub protocol: Protocol,
-    /// The only node address that shall answer; None for all.
+    /// The only node address that answers; None for all.
     pub host_ip: Option<IpAddr>,
     /// Name of the port in the spec, if it has one.
     pub name: Option<String>,
-    /// Set where the host port is given already (an explicit `hostPort`, a hostNetwork pod):
-    /// listed in the result, allocated and translated by somebody else.
+    /// The host port that the spec sets, by an explicit `hostPort` or by hostNetwork. The result lists
+    /// it; the enforcer neither allocates nor translates it.
     pub static_host_port: Option<HostPort>,
 }
 
@@ -38,8 +38,8 @@ pub struct PortRequest {
 }
 
 impl PortRequest {
-    /// Resolves an annotation's value against the pod's spec. A result in the annotation is
-    /// somebody else's, and counts as `""`.
+    /// Resolves the value of the annotation against the pod's spec. A result in it was copied from
+    /// another pod, and means the same as `""`.
     pub fn resolve(value: &str, spec: &PodSpec, max: usize) -> Result<Self, InvalidRequest> {
         let ask = match annotation::classify(value) {
             Value::Request(ask) => Ok(ask),
@@ -68,9 +68,8 @@ impl PortRequest {
         // a port declared for two addresses cannot be asked for by number
         let mut tried = declared.take(MAX_TRIED).chain(example);
         let found = tried.find(|(port, protocol)| works(&one(*port, *protocol)));
-        let entry = found.map_or_else(String::new, |(port, protocol)| {
-            format!(r#"[{{"containerPort":{port},"protocol":"{protocol}"}}]"#)
-        });
+        let (port, protocol) = found.map_or((9_040, Protocol::Tcp), |(port, it)| (port.get(), it));
+        let entry = format!(r#"[{{"containerPort":{port},"protocol":"{protocol}"}}]"#);
         if works(&Ask::All) {
             format!(r#""" for every declared port, or {entry} for one"#)
         } else {
@@ -78,8 +77,8 @@ impl PortRequest {
         }
     }
 
-    /// Reads the request mark. It may be forged where no policy guards it, so it gets the limits
-    /// of a user's annotation and nothing but port numbers, protocols and host IPs count.
+    /// Reads the request mark. Where no policy is installed, a user may have written it: so it has the
+    /// limits of a user's annotation, and only port numbers, protocols and host IPs count.
     pub fn from_mark(mark: &str, spec: &PodSpec, max: usize) -> Result<Self, InvalidRequest> {
         let read = || {
             if mark.len() > crate::contract::MAX_REQUEST_BYTES {
@@ -92,8 +91,8 @@ impl PortRequest {
         read().map_err(|why| InvalidRequest::new(mark, why, Self::what_works(spec, max)))
     }
 
-    /// A mark names single declared ports, which an ask by number does not where two containers
-    /// declare the same one for different addresses.
+    /// Resolves a mark, whose every entry means one declared port. An ask by number may mean several,
+    /// where two containers declare the same port for different addresses.
     fn from_marked(ports: &[MarkedPort], spec: &PodSpec, max: usize) -> Result<Self, RequestError> {
         let declared: Vec<RequestedPort> = declared_ports(spec).take(MAX_DECLARED).collect();
         let mut marked = Vec::new();
@@ -121,7 +120,7 @@ impl PortRequest {
             }
             marked.push((place, found));
         }
-        // spec order, whatever the order of the mark
+        // in the order of the spec, not of the mark
         marked.sort_by_key(|(place, _)| *place);
         let mut request = Self::default();
         for (_, port) in marked {
@@ -130,7 +129,7 @@ impl PortRequest {
         request.at_most(max)
     }
 
-    /// The request mark's value.
+    /// Returns the value of the request mark.
     #[must_use]
     pub fn to_mark(&self) -> String {
         let marked = self.ports.iter().map(|port| MarkedPort {
@@ -139,12 +138,11 @@ impl PortRequest {
             host_ip: port.host_ip,
             name: port.name.clone().unwrap_or_default(),
         });
-        // numbers and strings with string keys: nothing here can fail to serialise
+        // numbers and strings with string keys: this cannot fail
         serde_json::to_string(&marked.collect::<Vec<_>>()).unwrap_or_default()
     }
 
-    /// Holds an ask against a spec.
-    pub fn from_ask(ask: &Ask, spec: &PodSpec, max: usize) -> Result<Self, RequestError> {
+    fn from_ask(ask: &Ask, spec: &PodSpec, max: usize) -> Result<Self, RequestError> {
         let declared: Vec<RequestedPort> = declared_ports(spec).take(MAX_DECLARED).collect();
         let mut request = Self::default();
         match ask {
@@ -157,7 +155,7 @@ impl PortRequest {
                 let mut others = Vec::new();
                 let mut wanted = vec![None; declared.len()];
                 for (index, port) in asked.iter().enumerate() {
-                    // the same again adds nothing but work
+                    // a repeated entry changes nothing
                     if asked[..index].contains(port) {
                         continue;
                     }
@@ -183,7 +181,7 @@ impl PortRequest {
                         }
                     }
                 }
-                // spec order, whatever the order of the asking
+                // in the order of the spec, not of the ask
                 for port in wanted.into_iter().flatten().chain(others) {
                     request.add(port)?;
                 }
@@ -200,14 +198,6 @@ impl PortRequest {
         Ok(self)
     }
 
-    /// Whether any port is left to us, rather than given by the spec.
-    #[must_use]
-    pub fn needs_allocation(&self) -> bool {
-        self.ports
-            .iter()
-            .any(|port| port.static_host_port.is_none())
-    }
-
     fn add(&mut self, port: RequestedPort) -> Result<(), RequestError> {
         let twin = self
             .ports
@@ -222,7 +212,7 @@ impl PortRequest {
     }
 }
 
-/// Marks a declared port as wanted; asked for again with another address, it is contradictory.
+/// Selects a declared port; an error if it was selected before with another address.
 fn select(
     slot: &mut Option<RequestedPort>,
     declared: &RequestedPort,
@@ -243,8 +233,8 @@ fn select(
     }
 }
 
-/// Indices of the declared ports an entry means; without a protocol, all of that number. A name
-/// that two containers use means the first, as in a Service's targetPort.
+/// Returns the indices of the declared ports that an entry means; without a protocol, all of that
+/// number. A name that two containers use means the first, as in a Service's targetPort.
 fn match_declared(asked: &AskedPort, declared: &[RequestedPort]) -> Vec<usize> {
     let fits = |port: &RequestedPort| asked.protocol.is_none_or(|p| p == port.protocol);
     let indices = declared.iter().enumerate();
@@ -261,8 +251,8 @@ fn match_declared(asked: &AskedPort, declared: &[RequestedPort]) -> Vec<usize> {
     }
 }
 
-/// Every usable declared port in spec order. What is no port at all is skipped: the API server
-/// refuses such a pod itself, with a message of its own.
+/// Returns every valid declared port in the order of the spec. Invalid ones are skipped: the API
+/// server refuses such a pod with a message of its own.
 fn declared_ports(spec: &PodSpec) -> impl Iterator<Item = RequestedPort> {
     let declared = spec
         .lasting_containers()
@@ -282,7 +272,7 @@ fn declared_ports(spec: &PodSpec) -> impl Iterator<Item = RequestedPort> {
     })
 }
 
-/// A port that no container declares.
+/// Returns a port that no container declares.
 fn undeclared(port: ContainerPort, protocol: Protocol, spec: &PodSpec) -> RequestedPort {
     RequestedPort {
         container_port: port,
@@ -293,7 +283,7 @@ fn undeclared(port: ContainerPort, protocol: Protocol, spec: &PodSpec) -> Reques
     }
 }
 
-/// Protocol of a declared port; the API server's default where it has none yet.
+/// Returns the protocol of a declared port; without one, the API server's default.
 fn protocol_of(port: &DeclaredPort) -> Option<Protocol> {
     if port.protocol.is_empty() {
         Some(Protocol::Tcp)
@@ -302,7 +292,7 @@ fn protocol_of(port: &DeclaredPort) -> Option<Protocol> {
     }
 }
 
-/// A hostNetwork pod listens on the node itself, port by port.
+/// Returns the host port of a hostNetwork pod: the same number.
 fn on_the_node(spec: &PodSpec, port: ContainerPort) -> Option<HostPort> {
     spec.host_network
         .then(|| HostPort::new(port.get()))

@@ -102,13 +102,13 @@ async fn a_swapped_link_brings_the_next_certificate() {
     let (one, two) = (year(), year());
     swap(it.path(), "..1", &files_of(&one));
     assert!(!it.readiness.pending().is_empty());
-    assert_eq!(it.files.look().await.unwrap(), Look::Loaded);
+    assert_eq!(it.files.load().await.unwrap(), Loaded::New);
     assert!(it.readiness.pending().is_empty());
     let first = it.served().unwrap();
-    assert_eq!(it.files.look().await.unwrap(), Look::Same);
+    assert_eq!(it.files.load().await.unwrap(), Loaded::Unchanged);
 
     swap(it.path(), "..2", &files_of(&two));
-    assert_eq!(it.files.look().await.unwrap(), Look::Loaded);
+    assert_eq!(it.files.load().await.unwrap(), Loaded::New);
     assert_ne!(it.served().unwrap().cert, first.cert);
     assert_eq!(it.metrics.loads.get(), 2);
     assert!(it.metrics.expiry.get_or_create(&LEAF).get() > 0);
@@ -117,26 +117,26 @@ async fn a_swapped_link_brings_the_next_certificate() {
 }
 
 #[tokio::test]
-async fn plain_files_do_as_well() {
+async fn files_without_the_kubelets_links_work_too() {
     let mut it = fixture();
     for (name, text) in files_of(&year()) {
         fs::write(it.path().join(name), text).unwrap();
     }
-    assert_eq!(it.files.look().await.unwrap(), Look::Loaded);
+    assert_eq!(it.files.load().await.unwrap(), Loaded::New);
 }
 
 #[tokio::test]
-async fn halves_of_two_pairs_and_rubbish_leave_the_old_pair_served() {
+async fn files_that_do_not_belong_together_leave_the_old_pair_in_use() {
     let mut it = fixture();
     let (one, two) = (year(), year());
     assert!(matches!(
-        it.files.look().await,
+        it.files.load().await,
         Err(FilesError::Read { .. })
     ));
     let pending = it.readiness.pending().join(" ");
     assert!(pending.contains("tls.crt"), "{pending}");
     swap(it.path(), "..0", &files_of(&one));
-    it.files.look().await.unwrap();
+    it.files.load().await.unwrap();
     let served = it.served().unwrap();
 
     let long = "x".repeat(300_000);
@@ -150,25 +150,25 @@ async fn halves_of_two_pairs_and_rubbish_leave_the_old_pair_served() {
     ];
     for (round, files) in broken.into_iter().enumerate() {
         swap(it.path(), &format!("..bad{round}"), files);
-        it.files.look().await.unwrap_err();
+        it.files.load().await.unwrap_err();
         assert_eq!(it.served().unwrap().cert, served.cert, "{round}");
         assert!(it.readiness.pending().is_empty(), "who serves stays ready");
     }
     assert_eq!(it.errors(), 7);
 
     swap(it.path(), "..good", &files_of(&two));
-    assert_eq!(it.files.look().await.unwrap(), Look::Loaded);
+    assert_eq!(it.files.load().await.unwrap(), Loaded::New);
 }
 
 #[tokio::test]
 async fn a_folder_in_place_of_a_file_is_an_error() {
     let mut it = fixture();
     fs::create_dir(it.path().join(CERTIFICATE)).unwrap();
-    assert!(it.files.look().await.is_err());
+    assert!(it.files.load().await.is_err());
 }
 
 #[tokio::test]
-async fn one_that_has_ended_is_served_only_where_there_is_no_better_one() {
+async fn an_expired_certificate_is_served_only_if_there_is_no_valid_one() {
     static SECONDS: AtomicI64 = AtomicI64::new(1_800_000_000);
     let clock = || OffsetDateTime::from_unix_timestamp(SECONDS.load(Ordering::Relaxed)).unwrap();
     let mut it = fixture();
@@ -176,28 +176,28 @@ async fn one_that_has_ended_is_served_only_where_there_is_no_better_one() {
     let hour = Duration::from_hours(1);
     let old = made(hour, clock() - hour * 24);
     swap(it.path(), "..1", &files_of(&old));
-    assert_eq!(it.files.look().await.unwrap(), Look::Loaded, "no other");
+    assert_eq!(it.files.load().await.unwrap(), Loaded::New, "no other");
     let good = made(hour, clock());
     swap(it.path(), "..2", &files_of(&good));
-    assert_eq!(it.files.look().await.unwrap(), Look::Loaded);
+    assert_eq!(it.files.load().await.unwrap(), Loaded::New);
     swap(it.path(), "..3", &files_of(&old));
     assert!(matches!(
-        it.files.look().await,
-        Err(FilesError::Ended { .. })
+        it.files.load().await,
+        Err(FilesError::Expired { .. })
     ));
     SECONDS.fetch_add(7200, Ordering::Relaxed);
     let ended = it.served().unwrap();
     swap(it.path(), "..4", &files_of(&good));
     assert_eq!(
-        it.files.look().await.unwrap(),
-        Look::Same,
-        "over, and kept all the same"
+        it.files.load().await.unwrap(),
+        Loaded::Unchanged,
+        "expired, and kept because it is the same"
     );
     assert_eq!(it.served().unwrap().cert, ended.cert);
 }
 
 #[tokio::test(start_paused = true)]
-async fn looks_by_itself_until_told_to_end() {
+async fn reads_the_folder_until_the_token_is_cancelled() {
     let it = fixture();
     let token = CancellationToken::new();
     let task = tokio::spawn(it.files.run(token.clone()));

@@ -37,7 +37,7 @@ fn the_first_certificates_are_good() {
 }
 
 #[test]
-fn certificates_begin_a_little_early() {
+fn certificates_are_valid_from_a_little_earlier() {
     let behind = now() - Duration::from_mins(4);
     assert!(matches!(
         decide(&issue(LIFETIMES, now()), &names(), behind),
@@ -46,7 +46,7 @@ fn certificates_begin_a_little_early() {
 }
 
 #[test]
-fn a_new_leaf_keeps_the_authority() {
+fn a_new_leaf_keeps_the_ca() {
     let old = issue(LIFETIMES, now());
     let decision = Decision::IssueLeaf(Flaw::Old);
     let new = renew(&old, &decision, &names(), LIFETIMES, now())
@@ -61,7 +61,7 @@ fn a_new_leaf_keeps_the_authority() {
 }
 
 #[test]
-fn a_new_authority_leaves_the_living_old_ones_trusted() {
+fn a_new_ca_keeps_the_unexpired_old_ones_in_the_bundle() {
     let mut held = issue(LIFETIMES, now());
     for round in 1..6 {
         let later = now() + Duration::from_mins(round);
@@ -97,7 +97,7 @@ fn a_new_authority_leaves_the_living_old_ones_trusted() {
 }
 
 #[test]
-fn a_leaf_never_outlives_its_authority() {
+fn a_leaf_expires_no_later_than_its_ca() {
     let short = Lifetimes {
         ca: Duration::from_hours(1),
         leaf: Duration::from_hours(9),

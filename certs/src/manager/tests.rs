@@ -124,7 +124,7 @@ async fn replicas_serve_the_same_leaf() {
     let cluster = Cluster::registered();
     let (mut one, mut two) = (replica(&cluster), replica(&cluster));
     let (first, second) = tokio::join!(one.manager.pass(), two.manager.pass());
-    // one of them may have to look twice
+    // one of them may need a second pass
     if first.is_err() {
         one.manager.pass().await.unwrap();
     }
@@ -136,7 +136,7 @@ async fn replicas_serve_the_same_leaf() {
 }
 
 #[tokio::test]
-async fn heals_a_secret_that_was_deleted_or_damaged_and_a_bundle_that_was_emptied() {
+async fn repairs_a_secret_that_was_deleted_or_damaged_and_a_bundle_that_was_emptied() {
     let cluster = Cluster::registered();
     let Replica {
         manager,
@@ -171,7 +171,7 @@ async fn heals_a_secret_that_was_deleted_or_damaged_and_a_bundle_that_was_emptie
 }
 
 #[tokio::test]
-async fn an_api_server_that_is_down_changes_nothing_that_is_served() {
+async fn an_api_server_that_is_down_does_not_change_what_is_served() {
     let cluster = Cluster::registered();
     let mut replica = replica(&cluster);
     cluster.down.store(true, Ordering::Relaxed);
@@ -189,13 +189,13 @@ async fn an_api_server_that_is_down_changes_nothing_that_is_served() {
     replica.manager.pass().await.unwrap_err();
     assert!(
         replica.readiness.pending().is_empty(),
-        "who was ready stays ready"
+        "what was ready stays ready"
     );
     assert_eq!(replica.serves().map(str::to_owned), served);
 }
 
 #[tokio::test]
-async fn waits_for_a_registration_and_serves_meanwhile() {
+async fn serves_a_certificate_before_there_is_a_registration() {
     let cluster = Cluster::default();
     let mut replica = replica(&cluster);
     assert_eq!(
@@ -216,7 +216,7 @@ async fn waits_for_a_registration_and_serves_meanwhile() {
 }
 
 #[tokio::test]
-async fn ready_no_more_where_the_bundle_is_gone_and_cannot_be_put_back() {
+async fn not_ready_while_the_bundle_is_missing_and_cannot_be_set() {
     let cluster = Cluster::registered();
     let mut replica = replica(&cluster);
     replica.manager.pass().await.unwrap();
@@ -235,7 +235,7 @@ async fn ready_no_more_where_the_bundle_is_gone_and_cannot_be_put_back() {
         BundleState::Published
     );
     assert!(replica.readiness.pending().is_empty());
-    *cluster.registered.lock() = Some((9, b"somebody else's".to_vec()));
+    *cluster.registered.lock() = Some((9, b"of another program".to_vec()));
     cluster.read_only.store(true, Ordering::Relaxed);
     replica.manager.pass().await.unwrap_err();
     assert!(!replica.readiness.pending().is_empty());

@@ -21,7 +21,7 @@ fn material() -> Material {
 }
 
 #[test]
-fn serves_only_what_fits_and_keeps_the_old_on_an_error() {
+fn serves_only_a_pair_that_belongs_together_and_keeps_the_old_one_on_an_error() {
     static PROVIDER: Once = Once::new();
     PROVIDER.call_once(|| {
         let _ = rustls::crypto::ring::default_provider().install_default();

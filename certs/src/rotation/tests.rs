@@ -29,7 +29,7 @@ fn good() -> Material {
 
 /// Damage -> verdict, one row each.
 #[test]
-fn judges_every_damage() {
+fn every_kind_of_damage_is_detected() {
     let (mine, other) = (good(), good());
     let after = |damage: &dyn Fn(&mut Material)| {
         let mut held = mine.clone();
@@ -94,7 +94,7 @@ fn another_service_name_needs_another_leaf() {
 }
 
 #[test]
-fn the_leaf_goes_after_two_thirds_of_its_life_and_the_authority_after_its_own() {
+fn leaf_and_ca_are_renewed_after_two_thirds_of_their_validity() {
     let held = good();
     let at = |age: Duration| decide(&held, &names(), now() + age);
     assert!(matches!(at(YEAR * 66 / 100), Decision::Keep { .. }));
@@ -105,7 +105,7 @@ fn the_leaf_goes_after_two_thirds_of_its_life_and_the_authority_after_its_own() 
 }
 
 #[test]
-fn a_clock_that_was_set_back_far_needs_new_certificates() {
+fn a_clock_that_was_set_back_before_the_validity_needs_new_certificates() {
     let yesterday = now() - Duration::from_hours(24);
     assert_eq!(
         decide(&good(), &names(), yesterday),
@@ -114,7 +114,7 @@ fn a_clock_that_was_set_back_far_needs_new_certificates() {
 }
 
 #[test]
-fn tells_the_living_authorities_of_a_bundle() {
+fn returns_the_unexpired_cas_of_a_bundle() {
     let (one, two) = (good().ca_bundle, good().ca_bundle);
     let bundle = format!("{one}{two}");
     assert_eq!(living_authorities(&bundle, now()), [one.clone(), two]);

@@ -47,7 +47,7 @@ fn hostile_values_are_refused_or_reset_at_creation() -> Result<()> {
             }
             // a copied result: emptied, and its owner told
             ensure!(
-                said.contains("it was reset"),
+                said.contains("counts as \"\""),
                 "{short} was accepted: {said}"
             );
             ensure!(

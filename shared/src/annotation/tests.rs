@@ -18,7 +18,7 @@ const GALAXY: &str =
     r#"[{"hostPort":40575,"containerPort":80,"protocol":"TCP","podName":"a","podIP":"10.77.2.2"}]"#;
 
 #[test]
-fn the_result_is_galaxys_byte_for_byte() {
+fn a_result_has_the_bytes_that_galaxy_writes() {
     assert_eq!(encode(&[entry("")]), GALAXY);
     assert_eq!(decode(GALAXY).unwrap(), [entry("")]);
     assert_eq!(
@@ -29,18 +29,18 @@ fn the_result_is_galaxys_byte_for_byte() {
 }
 
 #[test]
-fn blanks_ask_for_everything() {
+fn blanks_ask_for_every_port() {
     for value in ["", " ", "\t\n\r \x0c"] {
         assert_eq!(classify(value), Value::Request(Ask::All), "{value:?}");
     }
-    // blank to Unicode, not to the policy's RE2
+    // white space in Unicode, not in the policy's RE2
     for value in ["\u{a0}", "\u{2003}", "\x0b", "\u{feff}"] {
         assert!(matches!(classify(value), Value::Invalid(_)), "{value:?}");
     }
 }
 
 #[test]
-fn a_copied_result_is_told_from_a_request() {
+fn a_copied_result_is_not_a_request() {
     for value in [
         GALAXY,
         r#"[{"containerPort":80,"hostPort":30000}]"#,
@@ -54,9 +54,9 @@ fn a_copied_result_is_told_from_a_request() {
     assert!(matches!(classify(unmapped), Value::Invalid(_)));
 }
 
-/// Strings the admission policy refuses; the parser must not be laxer.
+/// Strings that the admission policy refuses; the parser must refuse them too.
 #[test]
-fn what_the_policy_refuses_is_no_request() {
+fn what_the_policy_refuses_is_not_a_request() {
     let long = format!("[{}]", vec![r#"{"containerPort":80}"#; 1000].join(","));
     for value in [
         "null",
@@ -114,7 +114,7 @@ fn requests_are_read_whole() {
 
 proptest! {
     #[test]
-    fn a_result_survives_the_way_there_and_back(
+    fn a_result_is_decoded_as_it_was_encoded(
         ports in prop::collection::vec((1u16.., 1u16.., 0usize..3, "[a-z0-9.-]{1,20}"), 0..20)
     ) {
         let entries: Vec<ResultEntry> = ports.into_iter().map(|(host_port, container_port, p, name)| {
@@ -124,13 +124,13 @@ proptest! {
     }
 
     #[test]
-    fn no_text_upsets_the_readers(text in any::<String>(), json in r#"[\[\]{}:,"a-zA-Z0-9 .\\-]{0,200}"#) {
+    fn any_text_can_be_read(text in any::<String>(), json in r#"[\[\]{}:,"a-zA-Z0-9 .\\-]{0,200}"#) {
         let _ = (classify(&text), classify(&json), decode(&text), decode(&json));
     }
 }
 
 #[test]
-fn what_is_longer_than_any_result_is_not_even_parsed() {
+fn a_value_longer_than_any_result_is_not_parsed() {
     let entry =
         r#"{"hostPort":1,"containerPort":80,"protocol":"TCP","podName":"p","podIP":"1.2.3.4"}"#;
     let list = |entries: usize| format!("[{}]", vec![entry; entries].join(","));

@@ -54,13 +54,13 @@ fn fault(entry: &Value) -> Option<String> {
 fn container_port(port: &Value) -> Option<String> {
     match port {
         Value::String(name) if !PortOrName::is_name(name) => Some(format!(
-            "containerPort \"{}\" is no port name",
+            "containerPort \"{}\" is not a port name",
             quoted(name, FIELD_CHARS)
         )),
         Value::String(_) => None,
         Value::Number(number) => {
             let valid = number.as_u64().is_some_and(|it| (1..=65_535).contains(&it));
-            (!valid).then(|| format!("containerPort {number} is no port: ports are 1-65535"))
+            (!valid).then(|| format!("containerPort {number} is not a port: ports are 1-65535"))
         }
         other => Some(format!(
             "containerPort is {}, not a port number or the name of a declared port",
@@ -79,7 +79,7 @@ fn protocol(value: &Value) -> Option<String> {
     let valid = ["TCP", "UDP", "SCTP"].contains(&text.as_str());
     (!valid).then(|| {
         let text = quoted(text, FIELD_CHARS);
-        format!("protocol \"{text}\" is none of \"TCP\", \"UDP\" and \"SCTP\"")
+        format!("protocol \"{text}\" is not \"TCP\", \"UDP\" or \"SCTP\"")
     })
 }
 
@@ -91,7 +91,12 @@ fn host_ip(value: &Value) -> Option<String> {
         ));
     };
     let valid = text.parse::<std::net::IpAddr>().is_ok();
-    (!valid).then(|| format!("hostIP \"{}\" is no IP address", quoted(text, FIELD_CHARS)))
+    (!valid).then(|| {
+        format!(
+            "hostIP \"{}\" is not an IP address",
+            quoted(text, FIELD_CHARS)
+        )
+    })
 }
 
 /// The kind of a JSON value, with its article.

@@ -37,7 +37,7 @@ fn uids_are_ordered_as_their_texts_are() {
 }
 
 #[test]
-fn nulls_and_unknown_fields_are_no_obstacle() {
+fn nulls_and_unknown_fields_are_accepted() {
     let spec: PodSpec = serde_json::from_str(
         r#"{"hostNetwork":null,"initContainers":null,"containers":[{"name":"c","image":"i",
             "ports":null},{"ports":[{"containerPort":80,"protocol":null,"future":{"x":[1]}}]}],
@@ -50,7 +50,7 @@ fn nulls_and_unknown_fields_are_no_obstacle() {
 }
 
 #[test]
-fn only_containers_that_last_count() {
+fn plain_init_containers_do_not_count() {
     let spec: PodSpec = serde_json::from_str(
         r#"{"containers":[{"ports":[{"containerPort":1}]}],
             "initContainers":[{"ports":[{"containerPort":2}]},
@@ -66,7 +66,7 @@ fn only_containers_that_last_count() {
 }
 
 #[test]
-fn absurd_lists_are_cut_and_what_is_no_port_is_dropped() {
+fn long_lists_are_cut_and_invalid_ports_dropped() {
     let many = |element: &str| vec![element; 100_000].join(",");
     let port = r#"{"containerPort":80,"hostPort":7}"#;
     let text = format!(
@@ -92,7 +92,7 @@ fn absurd_lists_are_cut_and_what_is_no_port_is_dropped() {
     }
 }
 
-/// What is skipped may be as deep as it likes; what is read may not.
+/// Skipped fields may be nested to any depth, fields that are read may not.
 #[test]
 fn depth_is_bounded() {
     let deep = |levels| format!("{}{}", "[".repeat(levels), "]".repeat(levels));

@@ -7,7 +7,7 @@ fn port(number: u16) -> HostPort {
 }
 
 #[test]
-fn ranges_are_read_as_people_write_them() {
+fn ranges_are_parsed_with_spaces_and_as_single_ports() {
     let cases = [
         ("20000-29999", Some((20000, 29999))),
         (" 20000 - 29999 ", Some((20000, 29999))),
@@ -40,7 +40,7 @@ fn a_range_prints_as_it_is_read() {
 }
 
 #[test]
-fn an_invalid_range_says_what_works() {
+fn the_error_of_an_invalid_range_shows_a_valid_one() {
     let message = "x"
         .repeat(500)
         .parse::<PortRange>()
@@ -61,7 +61,7 @@ fn protocols_are_upper_case_only() {
 }
 
 #[test]
-fn numbers_outside_a_port_are_no_port() {
+fn numbers_outside_the_port_space_are_refused() {
     for number in [i64::MIN, -1, 0, 65_536, i64::MAX] {
         assert_eq!(ContainerPort::try_from(number), Err(NoPort(number)));
     }

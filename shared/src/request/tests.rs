@@ -46,7 +46,7 @@ fn an_empty_value_means_every_declared_port_in_spec_order() {
 }
 
 #[test]
-fn a_result_of_somebody_else_counts_as_empty() {
+fn a_copied_result_means_the_same_as_empty() {
     let copied =
         r#"[{"hostPort":1,"containerPort":2,"protocol":"TCP","podName":"x","podIP":"10.0.0.1"}]"#;
     assert_eq!(resolve(copied), resolve(""));
@@ -61,7 +61,7 @@ fn a_request_is_answered_in_spec_order_with_undeclared_ports_last() {
 }
 
 #[test]
-fn a_number_without_protocol_means_every_declared_one() {
+fn a_number_without_protocol_means_every_declared_port_of_it() {
     assert_eq!(resolve(r#"[{"containerPort":53}]"#), ["53/UDP", "53/TCP"]);
     assert_eq!(
         resolve(r#"[{"containerPort":53,"protocol":"UDP"}]"#),
@@ -105,7 +105,7 @@ fn a_static_host_port_stays_what_it_is() {
 }
 
 #[test]
-fn a_pod_on_the_host_network_has_its_ports_already() {
+fn a_pod_on_the_host_network_has_static_host_ports() {
     let spec = PodSpec {
         host_network: true,
         ..spec()
@@ -116,7 +116,6 @@ fn a_pod_on_the_host_network_has_its_ports_already() {
         MAX,
     );
     let request = request.unwrap();
-    assert!(!request.needs_allocation());
     assert_eq!(
         request.ports.iter().map(brief).collect::<Vec<_>>(),
         ["53/UDP=53", "5/TCP=5"]
@@ -134,7 +133,7 @@ fn a_pod_without_ports_asks_for_nothing() {
 }
 
 #[test]
-fn refusals_quote_explain_and_show_what_works() {
+fn a_refusal_quotes_the_value_explains_and_shows_a_valid_one() {
     let cases = [
         (
             r#"[{"containerPort":"nope"}]"#,
@@ -142,22 +141,25 @@ fn refusals_quote_explain_and_show_what_works() {
         ),
         (
             r#"[{"containerPort":70000}]"#,
-            "70000 is no port: ports are 1-65535",
+            "70000 is not a port: ports are 1-65535",
         ),
         (
             r#"[{"containerPort":80,"hostIP":"node1"}]"#,
-            r#"hostIP "node1" is no IP address"#,
+            r#"hostIP "node1" is not an IP address"#,
         ),
         (
             r#"[{"containerPort":80,"hostPrt":1}]"#,
-            "unknown field `hostPrt`",
+            r#"entry 1: the key "hostPrt" is unknown; known are containerPort, protocol, hostIP"#,
         ),
         (
             r#"[{"containerPort":80,"protocol":"tcp"}]"#,
-            "unknown variant `tcp`",
+            r#"entry 1: protocol "tcp" is not "TCP", "UDP" or "SCTP""#,
         ),
         ("[]", "it lists no port"),
-        ("yes please", "expected value"),
+        (
+            "yes please",
+            "it is neither empty nor a list in square brackets",
+        ),
         (
             r#"[{"containerPort":5,"hostIP":"10.0.0.1"},{"containerPort":5,"hostIP":"10.0.0.2"}]"#,
             "port 5/TCP is asked for with two different hostIPs",
@@ -179,6 +181,132 @@ fn refusals_quote_explain_and_show_what_works() {
 }
 
 #[test]
+fn refusals_are_in_the_users_terms() {
+    let cases = [
+        ("true", "it is a boolean, not a list in square brackets"),
+        ("8080", "it is a number, not a list in square brackets"),
+        (
+            "{\"containerPort\":80}",
+            "it is an object, not a list in square brackets",
+        ),
+        (
+            "[{\"containerPort\":80]",
+            "it is not valid JSON: line 1, column 21",
+        ),
+        (
+            "[80]",
+            "entry 1: it is a number, not an object such as {\"containerPort\":9040}",
+        ),
+        (
+            "[{\"containerPort\":80},{}]",
+            "entry 2: containerPort is missing",
+        ),
+        (
+            "[{\"containerPort\":null}]",
+            "entry 1: containerPort is null, not a port number",
+        ),
+        (
+            "[{\"containerPort\":1.5}]",
+            "entry 1: containerPort 1.5 is not a port",
+        ),
+        (
+            "[{\"containerPort\":-1}]",
+            "entry 1: containerPort -1 is not a port",
+        ),
+        (
+            "[{\"containerPort\":\"WEB\"}]",
+            "entry 1: containerPort \"WEB\" is not a port name",
+        ),
+        (
+            "[{\"containerPort\":80,\"protocol\":6}]",
+            "entry 1: protocol is a number, not",
+        ),
+        (
+            "[{\"containerPort\":80,\"hostIP\":[]}]",
+            "entry 1: hostIP is a list, not an IP address",
+        ),
+        (
+            "[{\"containerPort\":80,\"containerPort\":81}]",
+            "an entry has the same key twice",
+        ),
+        (
+            "[{\"containerPort\":\"web\",\"protocol\":\"UDP\"}]",
+            "declares a UDP port named \"web\"",
+        ),
+    ];
+    for (value, expected) in cases {
+        let message = refusal(value);
+        assert!(message.contains(expected), "{message}");
+        for library in [
+            "expected ",
+            "invalid type",
+            "invalid value",
+            "unknown field",
+            "variant",
+        ] {
+            assert!(!message.contains(library), "{message}");
+        }
+    }
+}
+
+/// The last value in a message, which must work for the pod.
+fn example(message: &str) -> &str {
+    let (_, advice) = message.rsplit_once("; write ").expect("advice");
+    let begin = advice.find("[{").expect("an example");
+    let end = advice.find("}]").expect("an example");
+    &advice[begin..end + 2]
+}
+
+#[test]
+fn the_example_in_a_refusal_works_for_the_pod() {
+    let specs = [
+        "{}",
+        r#"{"containers":[{"ports":[{"containerPort":53,"protocol":"UDP"}]}]}"#,
+        r#"{"containers":[{"ports":[{"containerPort":80,"hostIP":"10.0.0.1"},{"containerPort":80,"hostIP":"10.0.0.2"}]}]}"#,
+        r#"{"containers":[{"ports":[{"containerPort":9040,"hostIP":"10.0.0.1"},{"containerPort":9040,"hostIP":"10.0.0.2"}]}]}"#,
+    ];
+    for text in specs {
+        let spec: PodSpec = serde_json::from_str(text).unwrap();
+        for max in [1, MAX] {
+            let message = PortRequest::resolve("yes", &spec, max)
+                .unwrap_err()
+                .to_string();
+            let works = PortRequest::resolve(example(&message), &spec, max);
+            assert_eq!(works.map(|it| it.ports.len()), Ok(1), "{text}: {message}");
+            let all = PortRequest::resolve("", &spec, max);
+            let all = all.is_ok_and(|it| !it.ports.is_empty());
+            assert_eq!(message.contains("write \"\" for"), all, "{text}: {message}");
+        }
+    }
+}
+
+#[test]
+fn too_many_declared_ports_do_not_get_the_advice_to_ask_for_all() {
+    let container = crate::pod::Container {
+        ports: (1..=65)
+            .map(|container_port| DeclaredPort {
+                container_port,
+                ..DeclaredPort::default()
+            })
+            .collect(),
+        ..Default::default()
+    };
+    let spec = PodSpec {
+        containers: vec![container],
+        ..PodSpec::default()
+    };
+    let message = PortRequest::resolve("", &spec, MAX)
+        .unwrap_err()
+        .to_string();
+    assert!(message.contains("it asks for 65 ports"), "{message}");
+    assert!(!message.contains("write \"\""), "{message}");
+    assert_eq!(
+        example(&message),
+        r#"[{"containerPort":1,"protocol":"TCP"}]"#
+    );
+}
+
+#[test]
 fn refusals_stay_short_and_on_one_line() {
     let message = refusal(&format!("{}\n{}", "x".repeat(150), "y".repeat(5000)));
     assert!(message.len() < 700 && !message.contains('\n'), "{message}");
@@ -197,7 +325,7 @@ fn too_many_ports_are_refused_with_the_numbers() {
 }
 
 #[test]
-fn the_mark_says_the_same_again() {
+fn a_request_survives_its_mark() {
     for value in [
         "",
         r#"[{"containerPort":"web","hostIP":"10.0.0.11"},{"containerPort":6}]"#,
@@ -235,7 +363,7 @@ fn a_forged_mark_asks_for_nothing_an_annotation_could_not() {
 
 proptest! {
     #[test]
-    fn no_spec_and_no_value_upset_resolution(
+    fn every_spec_and_value_can_be_resolved(
         value in r#"(\[\{"containerPort":[0-9]{1,6}(,"protocol":"(TCP|UDP|XXX)")?\}\])?"#,
         ports in prop::collection::vec((any::<i64>(), any::<i64>(), "(TCP|UDP|SCTP|x|)", "[a-z:.0-9]{0,12}"), 0..8),
         host_network: bool,
@@ -258,9 +386,9 @@ proptest! {
     }
 }
 
-/// Two containers declare 80 for different addresses; a name tells them apart, and so does the mark.
+/// Two containers declare 80 for different addresses. A name means one of them, and the mark too.
 #[test]
-fn a_mark_of_ours_is_always_read_back() {
+fn a_mark_names_one_of_two_ports_of_the_same_number() {
     let spec: PodSpec = serde_json::from_str(
         r#"{"containers":[{"ports":[{"containerPort":80,"name":"web"}]},
                           {"ports":[{"containerPort":80,"name":"in","hostIP":"10.0.0.1"}]}]}"#,

@@ -241,7 +241,7 @@ fn warnings_and_denials_are_in_the_response() {
         status["message"]
             .as_str()
             .unwrap()
-            .contains("is no port request")
+            .contains("is not a port request")
     );
     assert_eq!(answer["response"]["patch"], Value::Null);
 }
