@@ -12,6 +12,8 @@ use crate::support::world::on_both;
 use crate::support::{ANNOTATION, LABEL, RESULT};
 
 const NO_REQUEST: &str = "in the pod template is no request; ask with ";
+const COPIED: &str = "the value is the result of another pod and counts as";
+const CHOSEN: &str = "a hostPort cannot be chosen here, so the value counts as";
 
 fn template(value: Option<&str>, restart: &str) -> Value {
     let mut template = json!({ "metadata": { "labels": { "a": "b" } }, "spec": pod_spec() });
@@ -49,11 +51,12 @@ fn rows() -> Vec<Row> {
             Some("yes"),
             Warned(NO_REQUEST),
         ),
+        ("with a copied result", "open", Some(RESULT), Warned(COPIED)),
         (
-            "with a copied result",
+            "with a chosen host port",
             "open",
-            Some(RESULT),
-            Warned(NO_REQUEST),
+            Some(r#"[{"containerPort":9040,"hostPort":7001}]"#),
+            Warned(CHOSEN),
         ),
         ("that asks in baseline", "baseline", Some(""), Warned(LABEL)),
         (
