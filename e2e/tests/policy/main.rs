@@ -10,6 +10,7 @@ mod create_pods;
 mod forge_results;
 mod hostile;
 mod live_on;
+mod many_annotations;
 mod own_nodes_enforcer;
 mod support;
 mod warn_owners;

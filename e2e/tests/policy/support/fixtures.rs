@@ -55,6 +55,7 @@ impl Session<'_> {
             "spec": { "selector": { "matchLabels": { "a": "b" } }, "template": {
                 "metadata": { "labels": { "a": "b" } }, "spec": pod("probe")["spec"] } } });
         deployment["spec"]["template"]["metadata"]["annotations"][ANNOTATION] = json!("broken");
+        let typo = noted(pod("probe"), json!({ "tkestack.io/port": "" }));
         let own = At(SYSTEM, "enforcer-node1", "status");
         let registration = Call {
             method: "PATCH",
@@ -70,6 +71,7 @@ impl Session<'_> {
                 Who::User,
                 post("/apis/apps/v1/namespaces/default/deployments", deployment),
             ),
+            ("hints", Who::User, create("default", typo)),
             ("webhook", Who::Webhook, registration),
         ] {
             call.path.push_str("?dryRun=All");
@@ -94,6 +96,8 @@ impl Session<'_> {
             self.namespace(name, labels)?;
         }
         let asks = json!({ ANNOTATION: "" });
+        let crowd = (0..2000).map(|n| (format!("{n:x}"), json!("")));
+        let crowd = Value::Object(crowd.collect());
         let pods = [
             ("open", "plain", "node1", json!({})),
             (
@@ -114,6 +118,7 @@ impl Session<'_> {
                 "node1",
                 json!({ ANNOTATION: "", "x/y": "1" }),
             ),
+            ("open", "crowded", "node1", crowd),
             ("open", "elsewhere", "node2", asks.clone()),
             ("open", "terminating", "node1", asks.clone()),
             ("baseline", "plain", "node1", json!({})),

@@ -90,7 +90,7 @@ impl World {
         for file in ["namespace", "rbac", "policy-users", "policy-enforcer"] {
             apply.push(format!("--filename={}/{file}.yaml", base.display()));
         }
-        for file in ["policy-templates", "policy-webhook"] {
+        for file in ["policy-templates", "policy-hints", "policy-webhook"] {
             apply.push(format!("--filename={}/{file}.yaml", base.display()));
         }
         self.cluster.kubectl_run(apply)?;
