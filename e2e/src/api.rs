@@ -50,7 +50,7 @@ impl std::error::Error for Refused {}
 
 /// What [`Api::follow`] reports.
 #[derive(Debug)]
-pub enum Change {
+pub enum WatchEvent {
     /// All objects, at the start and after every interruption.
     All(Vec<Value>),
     /// An object is new or has changed.
@@ -176,7 +176,7 @@ impl Api {
 
     /// Lists the objects below a path, then reports every change, until `stop` says so. Lists again
     /// after an interruption. `stop` is asked after each change and after [`QUIET`] without one.
-    pub fn follow(&self, path: &str, stop: impl Fn() -> bool, mut report: impl FnMut(Change)) {
+    pub fn follow(&self, path: &str, stop: impl Fn() -> bool, mut report: impl FnMut(WatchEvent)) {
         while !stop() {
             // The API server may be down on purpose; the next list makes up for what was missed.
             if self.list_and_watch(path, &stop, &mut report).is_err() {
@@ -189,14 +189,14 @@ impl Api {
         &self,
         path: &str,
         stop: &impl Fn() -> bool,
-        report: &mut impl FnMut(Change),
+        report: &mut impl FnMut(WatchEvent),
     ) -> Result<()> {
         let mut list = self.get(path)?;
         let version = list["metadata"]["resourceVersion"].as_str();
         let version = version.context("a list without a version")?;
         let watch = format!("{path}?watch=true&resourceVersion={version}");
         let items = list["items"].take();
-        report(Change::All(serde_json::from_value(items)?));
+        report(WatchEvent::All(serde_json::from_value(items)?));
         let answer = self.send(Method::GET, &watch, None, None)?;
         if !answer.status().is_success() {
             bail!("the API server answered {} to {watch}", answer.status());
@@ -205,8 +205,8 @@ impl Api {
             let mut event: Value = serde_json::from_str(&line?)?;
             let object = event["object"].take();
             match event["type"].as_str() {
-                Some("ADDED" | "MODIFIED") => report(Change::Applied(object)),
-                Some("DELETED") => report(Change::Deleted(object)),
+                Some("ADDED" | "MODIFIED") => report(WatchEvent::Applied(object)),
+                Some("DELETED") => report(WatchEvent::Deleted(object)),
                 kind => bail!("the watch of {path} sent {kind:?}"),
             }
             if stop() {

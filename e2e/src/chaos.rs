@@ -1,10 +1,10 @@
-//! Chaos: faults drawn from a seed hit a cluster of its own, round after round, while a user outside
-//! talks to every pod. What must hold is judged by what the user sees and by what the kernel has.
+//! Chaos: in every round, faults chosen by a seeded generator hit a cluster, while a user outside talks
+//! to every pod. The run checks what the user sees and what the kernel has.
 //!
 //! ```text
 //! dice -> faults -> cluster <- settle (API, kernel, processes)
 //!           |          ^
-//!         ledger <- prober (one connection per pod, new ones all the time)
+//!         record <- prober (one connection per pod, new ones all the time)
 //! ```
 
 mod api;
@@ -12,8 +12,8 @@ mod clock;
 mod dice;
 mod faults;
 mod inspect;
-mod ledger;
 mod prober;
+mod record;
 mod settle;
 mod thief;
 mod view;
@@ -31,18 +31,18 @@ pub use self::faults::Fault;
 
 use self::api::Admin;
 use self::dice::Dice;
-use self::ledger::{Ledger, counted};
 use self::prober::Prober;
+use self::record::{Record, counted};
 use self::view::View;
 use crate::install::{self, NAMESPACE as SYSTEM};
 use crate::progress::{Step, out};
 use crate::{Cluster, Config};
 
 const NAMESPACE: &str = "chaos";
-/// First port and size: small, so that ports are given out again soon and mistakes meet.
+/// First port and size: small, so that a port is allocated again soon and mistakes show.
 const RANGE: (u16, usize) = (20000, 400);
-/// Released ports rest for less than by default, for the same reason; a flushed rule is noticed within
-/// the five seconds in which a round must end well.
+/// The cool-down is shorter than by default for the same reason. A flushed rule is noticed within the
+/// five seconds in which a round must converge.
 const ENFORCER_ARGS: [&str; 5] = [
     "run",
     "--range=20000-20399",
@@ -55,7 +55,7 @@ const KEEPER_ARGS: [&str; 2] = ["keep", "--range=20000-20399"];
 const HERD: usize = 4;
 /// Pods that come and go.
 const MAX_CROWD: usize = 24;
-/// In how many rounds of 100 a second fault follows the first at once.
+/// In how many of 100 rounds a second fault follows the first at once.
 const SECOND: usize = 30;
 
 /// What a run is asked to do.
@@ -80,18 +80,18 @@ struct Chaos {
     cluster: Cluster,
     admin: Admin,
     view: View,
-    ledger: Arc<Ledger>,
+    record: Arc<Record>,
     dice: Dice,
     nodes: Vec<String>,
     /// Names of the pods that should be there.
     expected: BTreeSet<String>,
-    /// Containers by uid that are gone: what the API server says of them is old.
+    /// Ended containers by pod uid: a status that still names one is old.
     renewed: BTreeMap<String, String>,
     crowd: usize,
     rolls: u32,
 }
 
-/// Boots a cluster, lets it suffer, and fails if anything did not hold.
+/// Boots a cluster, runs all rounds, and fails on the first violation.
 pub fn run(options: &Options) -> Result<()> {
     let seed = options.seed.unwrap_or_else(|| {
         let now = SystemTime::now()
@@ -110,7 +110,7 @@ pub fn run(options: &Options) -> Result<()> {
     let mut chaos = Chaos::prepare(cluster, seed)?;
     let outcome = chaos.rounds(options, seed);
     if outcome.is_err() {
-        chaos.evidence();
+        chaos.save_evidence();
         return outcome;
     }
     chaos.cluster.stop()
@@ -138,7 +138,7 @@ impl Chaos {
             cluster,
             admin,
             view,
-            ledger: Arc::default(),
+            record: Arc::default(),
             dice: Dice::new(seed),
             nodes,
             expected: BTreeSet::new(),
@@ -195,7 +195,7 @@ impl Chaos {
         self.settle()?;
         step.done("mapped");
         let before = self.footprints()?;
-        let prober = Prober::start(&self.cluster, &self.view, &self.ledger)?;
+        let prober = Prober::start(&self.cluster, &self.view, &self.record)?;
         let begun = Instant::now();
         let (mut slowest, mut by_kind) = (
             (Duration::ZERO, String::new()),
@@ -219,16 +219,16 @@ impl Chaos {
             if took >= slowest.0 {
                 slowest = (took, format!("round {round}: {text}"));
             }
-            self.ledger.end_round();
+            self.record.end_round();
             out!(
                 "round {round:4}  {text:56}  converged in {:4.2} s  {} pods",
                 took.as_secs_f64(),
                 self.expected.len()
             );
-            if !self.ledger.violations().is_empty() {
+            if !self.record.violations().is_empty() {
                 bail!(
                     "seed {seed}, round {round}: after {text}: {}",
-                    self.ledger.violations().join("\n")
+                    self.record.violations().join("\n")
                 );
             }
         }
@@ -238,10 +238,10 @@ impl Chaos {
         prober.stop()?;
         self.empty()
             .with_context(|| format!("seed {seed}, after the last pod"))?;
-        if !self.ledger.violations().is_empty() {
+        if !self.record.violations().is_empty() {
             bail!(
                 "seed {seed}, at the end: {}",
-                self.ledger.violations().join("\n")
+                self.record.violations().join("\n")
             );
         }
         let kinds = by_kind
@@ -250,18 +250,18 @@ impl Chaos {
                 let _ = write!(text, " {fault} {count}");
                 text
             });
-        let ledger = &self.ledger;
+        let record = &self.record;
         out!(
             "\nseed {seed}: {rounds} rounds in {:.0} s, 0 violations\nfaults:{kinds}\n\
              new connections {}, datagrams {}, messages {} on {} connections ({} ended by a fault that ends them), \
              {} tries to steal a port\nslowest convergence {:.2} s, {}",
             lasted.as_secs_f64(),
-            counted(&ledger.calls),
-            counted(&ledger.datagrams),
-            counted(&ledger.messages),
-            counted(&ledger.streams),
-            counted(&ledger.excused_breaks),
-            counted(&ledger.theft_tries),
+            counted(&record.calls),
+            counted(&record.datagrams),
+            counted(&record.messages),
+            counted(&record.streams),
+            counted(&record.excused_breaks),
+            counted(&record.theft_tries),
             slowest.0.as_secs_f64(),
             slowest.1,
         );
@@ -269,7 +269,7 @@ impl Chaos {
     }
 }
 
-/// A pod that says who it is, by name and uid.
+/// A pod that answers with its name and uid.
 fn pod(name: &str, node: &str) -> Value {
     let field = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
     json!({

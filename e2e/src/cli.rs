@@ -30,7 +30,7 @@ enum Command {
     Up {
         #[command(flatten)]
         options: Options,
-        /// Leave the product out.
+        /// Do not install the product.
         #[arg(long)]
         no_install: bool,
     },
@@ -41,13 +41,13 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         kubeconfig: Option<PathBuf>,
     },
-    /// Boot a cluster of its own and make everything go wrong in it that can, for some rounds.
+    /// Boot a new cluster and inject faults, round after round.
     Chaos(chaos::Options),
     /// Take a cluster down and remove everything it left.
     Down {
         #[command(flatten)]
         name: Name,
-        /// Every cluster there is.
+        /// All clusters.
         #[arg(long)]
         all: bool,
     },
@@ -61,16 +61,16 @@ enum Command {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
-    /// Say which clusters are up and how they are.
+    /// Print which clusters are up, with their nodes and pods.
     Status,
-    /// Cut a node's power.
+    /// Kill every process of a node at once, as a power cut does.
     KillNode {
         #[command(flatten)]
         name: Name,
         /// The node's number.
         index: u8,
     },
-    /// Start a node, new or killed before.
+    /// Start a node: a new one or one that was killed.
     AddNode {
         #[command(flatten)]
         name: Name,
@@ -92,7 +92,7 @@ struct Name {
 struct Options {
     #[command(flatten)]
     name: Name,
-    /// How many nodes, beside the control plane.
+    /// How many nodes, without the control plane.
     #[arg(long, default_value_t = 2)]
     nodes: u8,
     /// Minor version: 1.36 or 1.33.

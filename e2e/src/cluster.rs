@@ -18,12 +18,14 @@ mod relay;
 mod role_name;
 pub mod roles;
 pub(crate) mod state;
+mod verdict;
 
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -33,6 +35,7 @@ pub use self::lookup::Process;
 use self::config::{Config, Spec};
 use self::network::Machine;
 use self::role_name::machine;
+use self::verdict::Tests;
 use crate::artifacts::image;
 use crate::process;
 
@@ -43,7 +46,7 @@ pub const STATIC_PODS: &str = "/run/cluster/static-pods";
 /// Set to a kubeconfig, it makes tests use that cluster.
 pub const KUBECONFIG_VARIABLE: &str = "E2E_KUBECONFIG";
 
-/// A cluster to work with: started by this process, started by another one, or somebody else's.
+/// A cluster to work with: started by this process, by another process, or not by this harness.
 #[derive(Debug)]
 pub struct Cluster {
     kubeconfig: PathBuf,
@@ -53,7 +56,11 @@ pub struct Cluster {
 #[derive(Debug)]
 enum Home {
     /// Ends with this value.
-    Owned { spec: Box<Spec>, owner: Child },
+    Owned {
+        spec: Box<Spec>,
+        owner: Child,
+        tests: Mutex<Tests>,
+    },
     /// Outlives this process.
     Shared { spec: Box<Spec> },
     /// Known by its API server alone.
@@ -62,7 +69,7 @@ enum Home {
 
 impl Cluster {
     /// Builds what is missing and boots a cluster that ends when this value is dropped, or when this
-    /// process dies, however it dies. Returns when every node takes pods.
+    /// process ends in any way. Returns when every node takes pods.
     pub fn start(config: &Config) -> Result<Self> {
         let (spec, owner) = launch::attached(config)?;
         Ok(Self {
@@ -70,6 +77,7 @@ impl Cluster {
             home: Home::Owned {
                 spec: Box::new(spec),
                 owner,
+                tests: Mutex::default(),
             },
         })
     }
@@ -89,7 +97,7 @@ impl Cluster {
         Ok(Some(Self::shared(Spec::load(&folder)?)))
     }
 
-    /// A cluster that somebody already has. Its nodes cannot be entered; images are its owner's matter.
+    /// An existing cluster. Its nodes cannot be entered, and the images must be available in it already.
     pub fn attach(kubeconfig: &Path) -> Result<Self> {
         let kubeconfig = fs::canonicalize(kubeconfig)
             .with_context(|| format!("find the kubeconfig {}", kubeconfig.display()))?;
@@ -109,9 +117,7 @@ impl Cluster {
 
     /// Takes the cluster of this name down and removes everything it left. False when there was none.
     pub fn destroy(name: &str) -> Result<bool> {
-        let found = state::destroy(name)?;
-        launch::forget(name);
-        Ok(found)
+        state::destroy(name)
     }
 
     fn shared(spec: Spec) -> Self {
@@ -149,7 +155,7 @@ impl Cluster {
         &self.kubeconfig
     }
 
-    /// The choices the cluster was started with; `None` when it is somebody else's.
+    /// The choices the cluster was started with; `None` when this harness did not start it.
     #[must_use]
     pub fn config(&self) -> Option<&Config> {
         self.spec().map(|spec| &spec.config)
@@ -313,16 +319,16 @@ impl Cluster {
             .collect())
     }
 
-    /// Ends the cluster if it belongs to this value, and removes its folder. A cluster that is merely
-    /// dropped ends as well, but its logs stay: something may have gone wrong.
+    /// Ends the cluster if it belongs to this value, and removes its folder. A cluster that is only
+    /// dropped ends as well, but its logs stay: a test may have failed.
     pub fn stop(mut self) -> Result<()> {
         let name = self.end()?;
         name.map_or(Ok(()), |name| Self::destroy(&name).map(drop))
     }
 
-    /// The name of the cluster that was ended, if it was this value's to end.
+    /// The name of the cluster that was ended, if this value owned it.
     fn end(&mut self) -> Result<Option<String>> {
-        let Home::Owned { spec, owner } = &mut self.home else {
+        let Home::Owned { spec, owner, .. } = &mut self.home else {
             return Ok(None);
         };
         let name = spec.config.name.clone();

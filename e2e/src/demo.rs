@@ -21,7 +21,7 @@ struct Answer {
     node: String,
     host_ip: String,
     host_port: u64,
-    said: String,
+    reply: String,
 }
 
 /// Shows the product at work in a cluster that is up and has it installed.
@@ -49,7 +49,7 @@ pub(crate) fn run(cluster: &Cluster) -> Result<()> {
     footprint(cluster)?;
     let wrong: Vec<_> = answers
         .iter()
-        .filter(|a| a.said != a.pod)
+        .filter(|a| a.reply != a.pod)
         .map(|a| &*a.pod)
         .collect();
     if !wrong.is_empty() {
@@ -97,7 +97,7 @@ fn ask(cluster: &Cluster, pod: &Value) -> Result<Answer> {
         node: text(&pod["spec"]["nodeName"]),
         host_ip,
         host_port,
-        said: String::from_utf8_lossy(&answer).trim().to_owned(),
+        reply: String::from_utf8_lossy(&answer).trim().to_owned(),
     })
 }
 
@@ -113,11 +113,11 @@ fn table(answers: &[Answer]) {
         node,
         host_ip,
         host_port,
-        said,
+        reply,
     } in answers
     {
         out!(
-            "{pod:width$}  {node:8}  {:21}  {said}",
+            "{pod:width$}  {node:8}  {:21}  {reply}",
             format!("{host_ip}:{host_port}")
         );
     }

@@ -1,4 +1,4 @@
-//! Installing the product as a user would: `kubectl apply -k manifests/base`, then wait for it.
+//! Installs the product as a user does: `kubectl apply -k manifests/base`, then wait for it.
 
 use std::fs;
 use std::process::Command;
@@ -34,7 +34,7 @@ pub fn install(cluster: &mut Cluster) -> Result<()> {
         Duration::from_mins(1),
     )?;
     if before.is_some() && before != images {
-        // The images keep their names: pods that run an older one do not notice a new one.
+        // The image names do not change, so running pods do not restart by themselves.
         let mut restart = cluster.kubectl();
         restart
             .args(["rollout", "restart", "-n", NAMESPACE])
@@ -51,7 +51,7 @@ pub fn install(cluster: &mut Cluster) -> Result<()> {
     Ok(())
 }
 
-/// Waits for a rollout; on failure the error comes after a picture of the cluster.
+/// Waits for a rollout; on failure prints the state of the cluster before it returns the error.
 pub fn rolled_out(cluster: &Cluster, namespace: &str, workload: &str) -> Result<()> {
     let step = Step::start(format!("rollout of {workload}"));
     let mut status = cluster.kubectl();
@@ -69,7 +69,7 @@ pub fn rolled_out(cluster: &Cluster, namespace: &str, workload: &str) -> Result<
     Ok(())
 }
 
-/// Prints pods, events and the last log lines of a namespace: what a person would ask for next.
+/// Prints pods, events and the last log lines of a namespace.
 pub fn picture(cluster: &Cluster, namespace: &str) {
     let show = |what: &str, command: &mut Command| {
         say(format_args!("{what}:"));

@@ -3,7 +3,7 @@
 //! dual-stack fabric.
 //!
 //! ```text
-//! owner          root namespaces; its death ends everything
+//! owner          root namespaces; everything ends when it ends
 //! └ init         pid 1 of the cluster, only reaps
 //!   └ super      fabric (bridge), etcd, API server, controllers, scheduler, relay to 127.0.0.1
 //!     ├ init     pid 1 of node1, only reaps

@@ -1,4 +1,4 @@
-//! Where things lie: everything the harness writes is below `target/e2e` of this workspace.
+//! Paths. Everything that the harness writes is below `target/e2e` of this workspace.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ pub fn root() -> PathBuf {
     here.parent().unwrap_or(here).to_owned()
 }
 
-/// Built programs and images, by content.
+/// Built programs and images; each folder name has a hash of the inputs.
 #[must_use]
 pub fn cache() -> PathBuf {
     root().join("target/e2e/cache")

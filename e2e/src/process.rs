@@ -1,4 +1,4 @@
-//! Running other programs: always with a deadline, never with lost output.
+//! Runs other programs, always with a deadline and with all their output.
 
 use std::collections::VecDeque;
 use std::env;
@@ -86,8 +86,8 @@ pub fn run(command: &mut Command, limit: Duration) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Runs something that may take minutes: while it works, a line every ten seconds says how long it
-/// has been at it, how many lines it has printed and what the last one was.
+/// Runs something that may take minutes: every ten seconds a line shows how long it runs, how
+/// many lines it has printed, and the last of them.
 pub fn run_long(what: &str, command: &mut Command, limit: Duration) -> Result<()> {
     let text = describe(command);
     command
@@ -139,7 +139,7 @@ pub fn run_long(what: &str, command: &mut Command, limit: Duration) -> Result<()
             let last = tail.back().map_or("", |line| line.trim());
             let seconds = start.elapsed().as_secs();
             progress::say(format_args!(
-                "  still at {what}: {seconds} s, step {count}, {last}"
+                "  {what}: running for {seconds} s, line {count}: {last}"
             ));
         }
         if start.elapsed() > limit {
@@ -161,7 +161,7 @@ pub fn run_long(what: &str, command: &mut Command, limit: Duration) -> Result<()
     Ok(())
 }
 
-/// A command as a person would type it.
+/// A command as a user types it.
 #[must_use]
 pub fn describe(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
@@ -203,7 +203,7 @@ pub fn wait(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>> {
 
 fn kill_group(child: &mut Child) -> Result<()> {
     if let Ok(pid) = i32::try_from(child.id()) {
-        // Already gone is what we want.
+        // An error means that it has ended.
         let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
     }
     child.wait().context("wait for a killed process")?;
@@ -214,7 +214,7 @@ fn collect(stream: Option<impl Read + Send + 'static>) -> Option<JoinHandle<Vec<
     let mut stream = stream?;
     Some(thread::spawn(move || {
         let mut bytes = Vec::new();
-        // What was read until the pipe broke is still worth showing.
+        // What was read before an error is still useful.
         let _ = stream.read_to_end(&mut bytes);
         bytes
     }))

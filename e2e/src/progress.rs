@@ -1,4 +1,4 @@
-//! What a person sees while the harness works: one line per step, with the time since the start.
+//! What a user sees while the harness works: one line per step, with the time since the start.
 
 use std::fmt::Display;
 use std::io::Write;
@@ -12,7 +12,7 @@ static DONE: Mutex<Vec<(String, Duration)>> = Mutex::new(Vec::new());
 /// Prints a line with the seconds since the first call.
 pub fn say(text: impl Display) {
     let start = START.get_or_init(Instant::now);
-    // Nobody left to read is no reason to stop.
+    // The reader may have gone; that is no reason to stop.
     let _ = writeln!(
         std::io::stderr(),
         "[{:6.1} s] {text}",
@@ -20,7 +20,7 @@ pub fn say(text: impl Display) {
     );
 }
 
-/// A step that says how long it took.
+/// A step, printed with its time when it is done.
 #[derive(Debug)]
 pub struct Step {
     name: String,

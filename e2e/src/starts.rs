@@ -1,5 +1,5 @@
-//! Pods that say so when they begin, and are called back at once through their host ports, from
-//! outside the cluster.
+//! Pods that announce their start, and are called back at once through their host ports from outside
+//! the cluster.
 //!
 //! ```text
 //! pod (first words) --its name--> collector --"who are you?"--> nodeIP:hostPort --> pod
@@ -20,34 +20,33 @@ use anyhow::{Context, Result};
 use nix::sched::{CloneFlags, setns};
 use serde_json::Value;
 
-use crate::api::{Api, Change};
+use crate::api::{Api, WatchEvent};
 use crate::cluster::Cluster;
 use crate::wait::Patience;
 
 const ANNOTATION: &str = "tkestack.io/portmapping";
-/// How long a pod that has begun may have to wait for its annotation; it waits a minute itself.
+/// How long a started pod may wait for its annotation. The pod itself waits a minute.
 const PUBLISHED_SOON: Duration = Duration::from_secs(50);
 /// How long the one call back may take.
 const CALL: Duration = Duration::from_secs(3);
-/// How long to wait for a call before it is looked at how long that is by now.
+/// One wait for a call; the limit is checked between two of them.
 const SHORT: Duration = Duration::from_secs(1);
 
-/// The host that pods can dial: to the client their answers would find no way back, for it is no
-/// part of the cluster and knows no pod's address.
+/// The host to which pods connect. The client has no route to pods, so it could not answer them.
 const ROUTER: &str = "control-plane";
 
-/// A pod that has begun, and how the call back went.
+/// A started pod, and the result of the call back.
 #[derive(Clone, Debug)]
 pub struct Call {
     /// The pod's name.
     pub pod: String,
-    /// When its first words came in.
+    /// When its announcement arrived.
     pub begun: SystemTime,
-    /// Whether its annotation was known by then; else the call had to wait for it.
+    /// Whether its annotation was known by then. If not, the call waited for it.
     pub known: bool,
     /// Its first host port.
     pub host_port: u16,
-    /// What answered there at the first and only try, or why nothing did.
+    /// The answer at the first and only try, or the error.
     pub answer: Result<String, String>,
     /// When the answer was complete.
     pub answered: SystemTime,
@@ -63,15 +62,15 @@ impl Call {
 
 /// Where mapped pods answer, by name.
 #[derive(Debug, Default)]
-struct Known {
+struct Endpoints {
     endpoints: Mutex<BTreeMap<String, SocketAddr>>,
     more: Condvar,
 }
 
-/// Listens for first words, for as long as it lives.
+/// Listens for announcements until it is dropped.
 #[derive(Debug)]
 pub struct Collector {
-    /// What pods are to dial.
+    /// Where pods send their announcement.
     pub address: SocketAddr,
     calls: mpsc::Receiver<Call>,
     stop: Arc<AtomicBool>,
@@ -84,7 +83,7 @@ impl Collector {
         let network = network_of(cluster, ROUTER)?;
         let outside = Arc::new(network_of(cluster, "client")?);
         let nodes = node_addresses(cluster)?;
-        let known = Arc::new(Known::default());
+        let known = Arc::new(Endpoints::default());
         let stop = Arc::new(AtomicBool::new(false));
         let (sender, calls) = mpsc::channel();
         let (ready, bound) = mpsc::channel();
@@ -149,13 +148,13 @@ impl Drop for Collector {
 fn listen(
     listener: &TcpListener,
     outside: &Arc<File>,
-    known: &Arc<Known>,
+    known: &Arc<Endpoints>,
     calls: &mpsc::Sender<Call>,
     stop: &AtomicBool,
 ) {
     while !stop.load(Ordering::Relaxed) {
         let Ok((stream, _)) = listener.accept() else {
-            // nobody there; a poll of a millisecond is what the first words may wait
+            // no connection yet: an announcement waits a millisecond at most
             thread::sleep(Duration::from_millis(1));
             continue;
         };
@@ -163,7 +162,7 @@ fn listen(
         let (outside, known, calls) = (Arc::clone(outside), Arc::clone(known), calls.clone());
         thread::spawn(move || {
             if let Err(error) = answer(&stream, begun, &outside, &known, &calls) {
-                eprintln!("somebody began and said nothing of use: {error:#}");
+                eprintln!("an announcement failed: {error:#}");
             }
         });
     }
@@ -173,7 +172,7 @@ fn answer(
     mut stream: &TcpStream,
     begun: SystemTime,
     outside: &File,
-    known: &Known,
+    known: &Endpoints,
     calls: &mpsc::Sender<Call>,
 ) -> Result<()> {
     stream.set_nonblocking(false)?;
@@ -182,14 +181,14 @@ fn answer(
     BufReader::new(stream).take(256).read_line(&mut name)?;
     let pod = name.trim().to_owned();
     let (endpoint, was_known) = known.endpoint(&pod);
-    // of this thread alone; what is open stays where it is
+    // only this thread moves; the open connection stays in its network
     setns(outside, CloneFlags::CLONE_NEWNET).context("enter the client's network")?;
     let answer = match endpoint {
         Some(endpoint) => call(endpoint).map_err(|error| format!("{endpoint}: {error}")),
         None => Err("no annotation was published".to_owned()),
     };
     let answered = SystemTime::now();
-    // it may go on; if it has not waited, that is its business
+    // the pod may go on; one that did not wait does not read this
     let _ = stream.write_all(b"\n");
     let _ = calls.send(Call {
         pod,
@@ -202,7 +201,7 @@ fn answer(
     Ok(())
 }
 
-impl Known {
+impl Endpoints {
     /// Where a pod answers, and whether that was known at once.
     fn endpoint(&self, pod: &str) -> (Option<SocketAddr>, bool) {
         let endpoints = self
@@ -220,7 +219,7 @@ impl Known {
     }
 }
 
-/// One try: what a lost packet costs here is a failure, and so is what a late rule costs.
+/// One try: a lost packet is a failure, and so is a late rule.
 fn call(endpoint: SocketAddr) -> std::io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&endpoint, CALL)?;
     stream.set_read_timeout(Some(CALL))?;
@@ -231,21 +230,21 @@ fn call(endpoint: SocketAddr) -> std::io::Result<String> {
     Ok(text.lines().next().unwrap_or_default().trim().to_owned())
 }
 
-/// Keeps `known` up until told to stop.
+/// Updates `endpoints` until `stop` is set.
 fn watch(
     api: &Api,
     namespace: &str,
     nodes: &BTreeMap<String, String>,
-    known: &Known,
+    known: &Endpoints,
     stop: &AtomicBool,
 ) {
     let path = format!("/api/v1/namespaces/{namespace}/pods");
     let is_over = || stop.load(Ordering::Relaxed);
     api.follow(&path, is_over, |change| {
         let pods = match change {
-            Change::All(pods) => pods,
-            Change::Applied(pod) => vec![pod],
-            Change::Deleted(_) => return,
+            WatchEvent::All(pods) => pods,
+            WatchEvent::Applied(pod) => vec![pod],
+            WatchEvent::Deleted(_) => return,
         };
         let found = pods.iter().filter_map(|pod| mapped(pod, nodes));
         let mut endpoints = known

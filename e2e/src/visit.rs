@@ -1,4 +1,4 @@
-//! Being somewhere else on the network: a thread in the network namespace of a host.
+//! Runs a thread in the network namespace of a host.
 
 use std::fs::File;
 use std::thread;
@@ -9,7 +9,7 @@ use nix::sched::{CloneFlags, setns};
 use crate::Cluster;
 
 /// Runs `task` on a thread in the network of `host`: `client`, `node1`, ... Threads that it starts are
-/// there as well. In a cluster of somebody else this machine is the client.
+/// there as well. In a cluster that this harness did not start, this machine is the client.
 pub fn at<T: Send + 'static>(
     cluster: &Cluster,
     host: &str,
@@ -44,7 +44,7 @@ pub fn run_beside<T: Send + 'static>(
     });
     inside
         .join()
-        .map_err(|_| anyhow!("a thread beside process {pid} panicked"))?
+        .map_err(|_| anyhow!("a thread in the network of process {pid} panicked"))?
 }
 
 /// Runs `task` at `host` and waits for it.

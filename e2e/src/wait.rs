@@ -14,15 +14,15 @@ pub enum Probe<T> {
     Missing(String),
 }
 
-/// The most that one look may use up: far more than any takes while the machine runs.
-const LONGEST_LOOK: Duration = Duration::from_secs(10);
+/// The most that one poll counts for: far more than any takes while the machine runs.
+const LONGEST_POLL: Duration = Duration::from_secs(10);
 
-/// A limit that passes only while the machine runs: one that stood still for a minute, as virtual
-/// machines do, has had no minute to do what is waited for.
+/// A limit that passes only while the machine runs. A virtual machine may be suspended for a minute;
+/// that minute does not count.
 #[derive(Debug)]
 pub struct Patience {
     left: Duration,
-    last_look: Instant,
+    last_poll: Instant,
 }
 
 impl Patience {
@@ -31,14 +31,14 @@ impl Patience {
     pub fn of(limit: Duration) -> Self {
         Self {
             left: limit,
-            last_look: Instant::now(),
+            last_poll: Instant::now(),
         }
     }
 
-    /// What is left, to be asked once a look.
+    /// What is left. Call it once per poll.
     pub fn left(&mut self) -> Duration {
-        let passed = self.last_look.elapsed().min(LONGEST_LOOK);
-        self.last_look = Instant::now();
+        let passed = self.last_poll.elapsed().min(LONGEST_POLL);
+        self.last_poll = Instant::now();
         self.left = self.left.saturating_sub(passed);
         self.left
     }

@@ -1,4 +1,4 @@
-//! Sixty rounds of chaos on a cluster of their own; `e2e chaos --rounds 1000` does more.
+//! Sixty rounds of chaos on a new cluster; `e2e chaos --rounds 1000` does more.
 
 use anyhow::Result;
 use e2e::chaos::{Options, run};

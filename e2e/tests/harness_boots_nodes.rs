@@ -42,11 +42,14 @@ fn a_cluster_serves_loses_a_node_and_leaves_nothing() -> Result<()> {
     rolled_out(&cluster)?;
     answers(&cluster, "node3")?;
     let now = mac(&cluster)?;
-    ensure!(now == fabric, "machines remember {fabric}, and it is {now}");
+    ensure!(
+        now == fabric,
+        "the MAC address changed from {fabric} to {now}"
+    );
 
     for (host, program) in [("control-plane", "kube-scheduler"), ("node1", "containerd")] {
         for _ in 0..5 {
-            // each finds the one before started anew, however little time was between
+            // each waits until the one before has started again
             cluster.stop_component(host, program)?;
             cluster.resume_component(host, program)?;
         }
@@ -61,7 +64,7 @@ fn a_cluster_serves_loses_a_node_and_leaves_nothing() -> Result<()> {
     Ok(())
 }
 
-/// Where machines send what is for the control plane.
+/// The MAC address of the control plane on the fabric.
 fn mac(cluster: &Cluster) -> Result<String> {
     let output = cluster.exec(
         "control-plane",
@@ -80,8 +83,8 @@ fn rolled_out(cluster: &Cluster) -> Result<()> {
         .map(drop)
 }
 
-/// Both families, from outside the cluster, with a few attempts: after a power cut the API still
-/// calls the old pods Ready for a moment.
+/// Both families, from outside the cluster, with a few attempts: after a power cut the API server
+/// still reports the old pods as Ready for a moment.
 fn answers(cluster: &Cluster, node: &str) -> Result<()> {
     for address in cluster.addresses(node)? {
         let url = if address.contains(':') {

@@ -91,19 +91,11 @@ enum Finished {
     Observed {
         /// Changes started before the read started.
         before: u64,
-        observed: ReadBack,
+        /// None if it failed; the next check tries again.
+        observed: Option<Observed>,
     },
     Published(PodUid, bool),
     Nothing,
-}
-
-/// The result of a read of the rules.
-enum ReadBack {
-    Complete(Observed),
-    /// The rules were changed during the read.
-    Outdated,
-    /// It failed; the next check tries again.
-    Failed,
 }
 
 /// What a call to the keeper returned; one call can return several.
@@ -291,12 +283,12 @@ impl Reconciler {
             Finished::Observed { before, observed } => {
                 self.observing = false;
                 match observed {
-                    ReadBack::Complete(observed) if before == self.changes => {
+                    Some(observed) if before == self.changes => {
                         self.report_damage(&observed);
                         self.state.observed(now, observed.mappings, observed.intact);
                     }
-                    ReadBack::Complete(_) | ReadBack::Outdated => self.read_again = true,
-                    ReadBack::Failed => {}
+                    Some(_) => self.read_again = true,
+                    None => {}
                 }
                 self.update_metrics();
                 self.read_again_if_asked();

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use portmapping_dataplane::iptables::Flavour;
 use portmapping_dataplane::migration::{Backend, BackendMigration};
-use portmapping_dataplane::snapshot::{Saved, Snapshot, ports_at_once};
-use portmapping_dataplane::{Dataplane as _, Settings, Tools, detect};
+use portmapping_dataplane::snapshot::Snapshot;
+use portmapping_dataplane::{Dataplane as _, Observed, Settings, Tools, detect};
 use portmapping_enforcer_core::Recovered;
 use portmapping_runtime::deadline::chain;
 
@@ -27,27 +27,14 @@ pub(crate) async fn recover(
 ) -> anyhow::Result<(BackendMigration, KeeperClient, Recovered)> {
     let tools = Tools::default();
     let settings = settings(config);
-    let reading = tokio::task::spawn_blocking(ports_at_once);
+    let reading = tokio::task::spawn_blocking({
+        let tools = tools.clone();
+        move || Snapshot::read(&tools)
+    });
     let mut keeper = KeeperClient::connect(&config.keeper_socket, KEEPER_START).await?;
-    let mut held = keeper.list().await?;
-    let mapped = reading.await.context("read mapped ports over netlink")?;
-    // no keeper held the ports: hold those found so far before the slower reads, because until then
-    // another process can bind them
-    let nothing_held = held.is_empty();
-    if nothing_held {
-        held = keeper.reacquire(mapped, held, started).await;
-    }
-    let legacy = saved(Flavour::Legacy, &tools).await?;
-    if nothing_held {
-        held = keeper.reacquire(legacy.mapped_ports(), held, started).await;
-    }
-    let nft = saved(Flavour::Nft, &tools).await?;
-    if nothing_held {
-        held = keeper.reacquire(nft.mapped_ports(), held, started).await;
-    }
-    let snapshot = Snapshot { nft, legacy };
-    let mut dataplane = open_dataplane(config, &settings, snapshot, tools)?;
-    let observed = dataplane.observe()?;
+    let held = keeper.list().await?;
+    let snapshot = reading.await.context("read the rules")?;
+    let (dataplane, observed) = open_dataplane(config, &settings, snapshot, tools)?;
     let (mappings, ports) = (observed.mappings.len(), held.len());
     tracing::info!(
         mappings,
@@ -55,26 +42,17 @@ pub(crate) async fn recover(
         intact = observed.intact,
         "read the rules and held ports of an earlier enforcer; continuing from them"
     );
-    let mapped = observed
-        .mappings
-        .iter()
-        .map(|mapping| (mapping.protocol, mapping.host_port))
-        .collect();
-    let held = keeper.reacquire(mapped, held, started).await;
+    let in_other_backends = dataplane.in_other_backends().clone();
+    let mapped = observed.mappings.iter().chain(&in_other_backends);
+    let mapped = mapped.map(|mapping| (mapping.protocol, mapping.host_port));
+    let held = keeper.reacquire(mapped.collect(), held, started).await;
     let found = Recovered {
         mappings: observed.mappings,
         intact: observed.intact,
         held,
-        in_other_backends: dataplane.in_other_backends().clone(),
+        in_other_backends,
     };
     Ok((dataplane, keeper, found))
-}
-
-/// Reads all rules of one kind of iptables as text. It runs programs, which take processor time.
-async fn saved(flavour: Flavour, tools: &Tools) -> anyhow::Result<Saved> {
-    let tools = tools.clone();
-    let reading = tokio::task::spawn_blocking(move || Saved::read(flavour, &tools));
-    reading.await.context("read the rules")
 }
 
 /// Excludes the ports that the kernel reserves, and records whether the node has IPv6.
@@ -114,13 +92,13 @@ fn open_dataplane(
     settings: &Settings,
     snapshot: Snapshot,
     tools: Tools,
-) -> anyhow::Result<BackendMigration> {
+) -> anyhow::Result<(BackendMigration, Observed)> {
     let backend = match (config.backend, config.iptables) {
         (BackendChoice::Nftables, _) => Backend::Nftables,
         (BackendChoice::Iptables, IptablesChoice::Nft) => Flavour::Nft.into(),
         (BackendChoice::Iptables, IptablesChoice::Legacy) => Flavour::Legacy.into(),
         (BackendChoice::Iptables, IptablesChoice::Auto) => {
-            let detected = detect::detect(snapshot)?;
+            let detected = detect::detect(&snapshot)?;
             tracing::info!(
                 iptables = detected.flavour.as_str(),
                 reason = detected.reason,
@@ -129,7 +107,7 @@ fn open_dataplane(
             detected.flavour.into()
         }
     };
-    let driver = BackendMigration::open(backend, settings, tools)?;
+    let (driver, observed) = BackendMigration::open(backend, settings, tools, snapshot)?;
     config.core.ipv6 &= driver.has_ipv6();
     if backend.announces()
         && let Err(error) = driver.changes().listen()
@@ -139,5 +117,5 @@ fn open_dataplane(
             "cannot subscribe to rule changes; altered rules are found every --check-every only"
         );
     }
-    Ok(driver)
+    Ok((driver, observed))
 }

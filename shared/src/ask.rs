@@ -1,5 +1,7 @@
 //! What a user may write into the annotation, and the errors that explain a refusal.
 
+mod explain;
+
 use std::fmt;
 use std::net::IpAddr;
 
@@ -66,7 +68,7 @@ impl Ask {
         match serde_json::from_str::<Vec<AskedPort>>(value) {
             Ok(ports) if ports.is_empty() => Err(RequestError::EmptyList),
             Ok(ports) => Ok(Self::These(ports)),
-            Err(error) => Err(RequestError::Syntax(error.to_string())),
+            Err(_) => Err(RequestError::Syntax(explain::explain(value))),
         }
     }
 }
@@ -86,9 +88,18 @@ pub enum RequestError {
     /// `[]`.
     #[error("it lists no port")]
     EmptyList,
-    /// A name that no container declares; plain init containers do not count.
-    #[error("no container of the pod declares a port named {0:?}")]
-    UnknownName(String),
+    /// A name that no container declares, or not with this protocol; plain init containers do not
+    /// count.
+    #[error(
+        "no container of the pod declares a {}port named {name:?}",
+        protocol.map(|it| format!("{it} ")).unwrap_or_default()
+    )]
+    UnknownName {
+        /// The name.
+        name: String,
+        /// The protocol asked for.
+        protocol: Option<Protocol>,
+    },
     /// One container port with two host IPs would need two host ports.
     #[error("port {0}/{1} is asked for with two different hostIPs")]
     TwoHostIps(ContainerPort, Protocol),
@@ -104,18 +115,17 @@ pub enum RequestError {
 
 /// A request that is refused, with a message for the user who wrote it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{ANNOTATION}: '{value}' is not a port request: {why}; write \"\" for every declared port, or \
-     [{{\"containerPort\":9040,\"protocol\":\"TCP\"}}] for some"
-)]
+#[error("{ANNOTATION}: '{value}' is not a port request: {why}; write {works}")]
 pub struct InvalidRequest {
     value: String,
+    /// Values that work for the same pod.
+    works: String,
     /// What is wrong.
     pub why: RequestError,
 }
 
 impl InvalidRequest {
-    pub(crate) fn new(value: &str, why: RequestError) -> Self {
+    pub(crate) fn new(value: &str, why: RequestError, works: String) -> Self {
         let (why, left) = match why {
             RequestError::Syntax(text) => {
                 let text = quoted(&text, PARSER_CHARS);
@@ -123,11 +133,12 @@ impl InvalidRequest {
                 (RequestError::Syntax(text), left)
             }
             // a port's name, of 15 characters at most
-            other @ RequestError::UnknownName(_) => (other, QUOTED_CHARS - 20),
+            other @ RequestError::UnknownName { .. } => (other, QUOTED_CHARS - 20),
             other => (other, QUOTED_CHARS),
         };
         Self {
             value: quoted(value, left),
+            works,
             why,
         }
     }
@@ -154,6 +165,14 @@ pub fn quoted(text: &str, max: usize) -> String {
     short
 }
 
+impl PortOrName {
+    /// core/v1 `ContainerPort.name` is an `IANA_SVC_NAME`, RFC 6335 section 5.1.
+    fn is_name(text: &str) -> bool {
+        let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+        (1..=15).contains(&text.len()) && text.bytes().all(plain)
+    }
+}
+
 impl<'de> Deserialize<'de> for PortOrName {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Visitor;
@@ -175,9 +194,7 @@ impl<'de> Deserialize<'de> for PortOrName {
             }
 
             fn visit_str<E: de::Error>(self, name: &str) -> Result<PortOrName, E> {
-                // core/v1 ContainerPort.name is an IANA_SVC_NAME, RFC 6335 section 5.1
-                let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-                if (1..=15).contains(&name.len()) && name.bytes().all(plain) {
+                if PortOrName::is_name(name) {
                     Ok(PortOrName::Name(name.to_owned()))
                 } else {
                     Err(E::custom(format!(

@@ -117,6 +117,30 @@ pub struct PodSpec {
     /// Conditions that Ready waits for.
     #[serde(deserialize_with = "gates")]
     pub readiness_gates: Vec<ReadinessGate>,
+    /// Operating system of the containers.
+    #[serde(deserialize_with = "null_as_default")]
+    pub os: PodOs,
+    /// Labels that the node must have.
+    #[serde(deserialize_with = "null_as_default")]
+    pub node_selector: NodeSelector,
+}
+
+/// core/v1 `PodOS`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default)]
+pub struct PodOs {
+    /// `linux`, `windows`, or empty for any.
+    #[serde(deserialize_with = "null_as_default")]
+    pub name: String,
+}
+
+/// The part of a pod's `nodeSelector` that decides about ports.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default)]
+pub struct NodeSelector {
+    /// Operating system of the node; empty for any.
+    #[serde(rename = "kubernetes.io/os", deserialize_with = "null_as_default")]
+    pub os: String,
 }
 
 /// The part of core/v1 `Container` that decides about ports.
@@ -170,6 +194,12 @@ impl PodSpec {
             .iter()
             .filter(|c| c.restart_policy == "Always");
         self.containers.iter().chain(sidecars)
+    }
+
+    /// Returns whether the pod can only run on a Windows node.
+    #[must_use]
+    pub fn needs_windows(&self) -> bool {
+        self.os.name == "windows" || self.node_selector.os == "windows"
     }
 
     /// Returns whether the pod has a readiness gate of this type.

@@ -11,6 +11,8 @@ use crate::port::{ContainerPort, HostPort, Protocol};
 
 /// Declared ports that a request is resolved against; many times more than a pod may ask for.
 const MAX_DECLARED: usize = 4_096;
+/// Declared ports that are tried as an example; each is held against all of them.
+const MAX_TRIED: usize = 8;
 
 /// One port that a pod asks for, resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +47,34 @@ impl PortRequest {
             Value::Invalid(why) => Err(why),
         };
         ask.and_then(|ask| Self::from_ask(&ask, spec, max))
-            .map_err(|why| InvalidRequest::new(value, why))
+            .map_err(|why| InvalidRequest::new(value, why, Self::what_works(spec, max)))
+    }
+
+    /// Values that this pod can have, for a user whose value it cannot have.
+    fn what_works(spec: &PodSpec, max: usize) -> String {
+        let works = |ask: &Ask| {
+            Self::from_ask(ask, spec, max).is_ok_and(|request| !request.ports.is_empty())
+        };
+        let one = |port, protocol| {
+            Ask::These(vec![AskedPort {
+                container_port: PortOrName::Number(port),
+                protocol: Some(protocol),
+                host_ip: None,
+            }])
+        };
+        let declared = declared_ports(spec).map(|it| (it.container_port, it.protocol));
+        let example =
+            (9_040..=9_049).filter_map(|it| Some((ContainerPort::new(it)?, Protocol::Tcp)));
+        // a port declared for two addresses cannot be asked for by number
+        let mut tried = declared.take(MAX_TRIED).chain(example);
+        let found = tried.find(|(port, protocol)| works(&one(*port, *protocol)));
+        let (port, protocol) = found.map_or((9_040, Protocol::Tcp), |(port, it)| (port.get(), it));
+        let entry = format!(r#"[{{"containerPort":{port},"protocol":"{protocol}"}}]"#);
+        if works(&Ask::All) {
+            format!(r#""" for every declared port, or {entry} for one"#)
+        } else {
+            format!("{entry}, with an entry for each port that you need")
+        }
     }
 
     /// Reads the request mark. Where no policy is installed, a user may have written it: so it has the
@@ -59,7 +88,7 @@ impl PortRequest {
                 .map_err(|error| RequestError::Syntax(error.to_string()))?;
             Self::from_marked(&ports, spec, max)
         };
-        read().map_err(|why| InvalidRequest::new(mark, why))
+        read().map_err(|why| InvalidRequest::new(mark, why, Self::what_works(spec, max)))
     }
 
     /// Resolves a mark, whose every entry means one declared port. An ask by number may mean several,
@@ -133,7 +162,10 @@ impl PortRequest {
                     let found = match_declared(port, &declared);
                     match (&port.container_port, found.is_empty()) {
                         (PortOrName::Name(name), true) => {
-                            return Err(RequestError::UnknownName(name.clone()));
+                            return Err(RequestError::UnknownName {
+                                name: name.clone(),
+                                protocol: port.protocol,
+                            });
                         }
                         (PortOrName::Number(number), true) => {
                             let protocol = port.protocol.unwrap_or(Protocol::Tcp);

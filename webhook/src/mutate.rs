@@ -3,18 +3,27 @@
 use json_patch::jsonptr::PointerBuf;
 use json_patch::{AddOperation, PatchOperation, RemoveOperation, ReplaceOperation};
 use portmapping_shared::annotation::{self, Value};
+use portmapping_shared::ask::{Ask, AskedPort, PortOrName};
 use portmapping_shared::contract::{ANNOTATION, CONDITION, REQUEST_MARK};
-use portmapping_shared::{InvalidRequest, PodSpec, PortRequest};
+use portmapping_shared::{InvalidRequest, PodSpec, PortRequest, Protocol};
 use serde_json::json;
 
 use crate::pod::{Annotations, Pod};
 
-/// For a manifest that was copied from a mapped pod, result included.
-const COPIED_RESULT: &str = "tkestack.io/portmapping carried the host ports of another pod; \
-                             it was reset to \"\", this pod gets ports of its own";
+/// For a manifest that was copied from a mapped pod, result included. The policy for pod templates
+/// has the same text, as it has that of the next one.
+const COPIED_RESULT: &str = "tkestack.io/portmapping: the value is the result of another pod and \
+                             counts as \"\"; the pod gets host ports of its own";
+/// For a user who wants a certain host port.
+const CHOSEN_HOST_PORT: &str = "tkestack.io/portmapping: a hostPort cannot be chosen here, so the \
+                                value counts as \"\"; for a certain host port use \
+                                ports[].hostPort of the container";
 /// For a pod that declares no port.
-const NO_PORTS: &str =
-    "tkestack.io/portmapping: the pod declares no container port, nothing will be mapped";
+const NO_PORTS: &str = "tkestack.io/portmapping: the pod declares no container port; nothing is \
+                        mapped unless another webhook adds a container that declares one";
+/// For a pod whose node has no enforcer.
+const WINDOWS: &str = "tkestack.io/portmapping: host ports are mapped on Linux nodes only; the \
+                       annotation has no effect on a Windows pod";
 
 /// The decision about a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,8 +34,8 @@ pub enum Verdict {
         reason: Reason,
         /// Changes to the pod; may be empty.
         patch: Vec<PatchOperation>,
-        /// Shown to the user.
-        warnings: Vec<&'static str>,
+        /// Shown to the user; the API server passes on 256 characters of each.
+        warnings: Vec<String>,
     },
     /// Refuse it.
     Deny(InvalidRequest),
@@ -43,6 +52,8 @@ pub enum Reason {
     ResultReset,
     /// It asks, but declares no port.
     NoPorts,
+    /// It asks, but only runs on Windows nodes.
+    WindowsPod,
 }
 
 impl Reason {
@@ -54,6 +65,7 @@ impl Reason {
             Self::PortsRequested => "PortsRequested",
             Self::ResultReset => "ResultReset",
             Self::NoPorts => "NoPorts",
+            Self::WindowsPod => "WindowsPod",
         }
     }
 }
@@ -86,21 +98,39 @@ pub fn judge(pod: &Pod, max_ports: usize) -> Verdict {
     let mut patch = Vec::new();
     let mut warnings = Vec::new();
     let mut reason = Reason::PortsRequested;
-    if annotation::classify(asked) == Value::Result {
-        patch.push(replace_annotation(ANNOTATION, ""));
-        warnings.push(COPIED_RESULT);
-        reason = Reason::ResultReset;
+    match annotation::classify(asked) {
+        Value::Result => {
+            patch.push(replace_annotation(ANNOTATION, ""));
+            let copied = asked.contains("\"podName\"") || asked.contains("\"podIP\"");
+            let warning = if copied {
+                COPIED_RESULT
+            } else {
+                CHOSEN_HOST_PORT
+            };
+            warnings.push(warning.to_owned());
+            reason = Reason::ResultReset;
+        }
+        Value::Request(Ask::These(ports)) => warnings.extend(other_protocol(&ports, &pod.spec)),
+        // an invalid value was denied above
+        Value::Request(Ask::All) | Value::Invalid(_) => {}
     }
-    if request.ports.is_empty() {
+    let unmapped = if pod.spec.needs_windows() {
+        Some((Reason::WindowsPod, WINDOWS))
+    } else if request.ports.is_empty() {
         // another webhook may still add a sidecar with ports; the API server then calls this one again
+        Some((Reason::NoPorts, NO_PORTS))
+    } else {
+        None
+    };
+    if let Some((why, warning)) = unmapped {
         patch.extend(
             annotations
                 .mark
                 .iter()
                 .map(|_| remove_annotation(REQUEST_MARK)),
         );
-        warnings.push(NO_PORTS);
-        reason = Reason::NoPorts;
+        warnings.push(warning.to_owned());
+        reason = why;
     } else {
         patch.extend(set_mark(annotations, &request.to_mark()));
         patch.extend(add_gate(&pod.spec));
@@ -116,6 +146,30 @@ pub fn judge(pod: &Pod, max_ports: usize) -> Verdict {
         patch,
         warnings,
     }
+}
+
+/// A warning for a request by number whose protocol no container declares for that number.
+fn other_protocol(asked: &[AskedPort], spec: &PodSpec) -> Option<String> {
+    asked.iter().find_map(|port| {
+        let (PortOrName::Number(number), Some(protocol)) = (&port.container_port, port.protocol)
+        else {
+            return None;
+        };
+        let ports = spec.lasting_containers().flat_map(|it| &it.ports);
+        let mut declared = ports
+            .filter(|it| it.container_port == i64::from(number.get()))
+            .filter_map(|it| match it.protocol.as_str() {
+                "" => Some(Protocol::Tcp),
+                text => text.parse().ok(),
+            });
+        let first = declared.next()?;
+        (first != protocol && declared.all(|it| it != protocol)).then(|| {
+            format!(
+                "{ANNOTATION}: a container declares port {number} as {first}, but the value asks \
+                 for {protocol}; the host port will be {protocol}"
+            )
+        })
+    })
 }
 
 /// Sets the request mark, whatever its value was.

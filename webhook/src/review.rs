@@ -199,7 +199,7 @@ struct Response<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     patch: Option<String>,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
-    warnings: &'a [&'static str],
+    warnings: &'a [String],
 }
 
 /// The part of meta/v1 `Status` that a user sees of a denial.

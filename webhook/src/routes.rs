@@ -89,8 +89,8 @@ impl Service {
         let (outcome, answer) = match &review.subject {
             Subject::Unreadable(reason) => {
                 tracing::info!(
-                    uid = ?review.uid,
-                    namespace = ?review.namespace,
+                    uid = review.uid,
+                    namespace = review.namespace,
                     reason,
                     "pod refused: it cannot be read"
                 );
@@ -120,33 +120,30 @@ impl Service {
                 (outcome, (json, bytes).into_response())
             }
             Err(error) => {
-                tracing::error!(%error, uid = ?review.uid, "cannot encode the response to a review");
+                tracing::error!(%error, uid = review.uid, "cannot encode the response to a review");
                 ("Failed", StatusCode::INTERNAL_SERVER_ERROR.into_response())
             }
         }
     }
 }
 
-/// Debug formatting escapes control characters in names, so that no log line can be forged.
+/// Names are logged as strings, so that both log formats escape control characters in them (no log
+/// line can be forged) and quote them once.
 fn log(review: &Review, name: &str, verdict: &Verdict) {
-    let Review {
-        uid,
-        namespace,
-        dry_run,
-        ..
-    } = review;
+    let (uid, namespace) = (review.uid.as_str(), review.namespace.as_str());
+    let dry_run = review.dry_run;
     match verdict {
         Verdict::Allow { reason, patch, .. } => tracing::debug!(
-            ?uid,
-            ?namespace,
-            ?name,
+            uid,
+            namespace,
+            name,
             dry_run,
             outcome = reason.as_str(),
             operations = patch.len(),
             "pod admitted"
         ),
         Verdict::Deny(invalid) => {
-            tracing::info!(?uid, ?namespace, ?name, dry_run, reason = %invalid, "pod denied");
+            tracing::info!(uid, namespace, name, dry_run, reason = %invalid, "pod denied");
         }
     }
 }

@@ -1,6 +1,6 @@
-//! `e2e-bench control`: what a change costs with 20,000 mappings present: one more, one less, reading
-//! all back, and all of them again after somebody flushed the rules; and how long rules stay altered
-//! with 500.
+//! `e2e-bench control`: what a change costs with 20,000 mappings present (2,000 with iptables): one
+//! more, one less, reading all back, and restoring all after the rules were flushed; and how long
+//! rules stay altered with 500.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::Result;
 use portmapping_shared::{Mapping, Protocol};
 
-use super::lab::{FIRST_PORT, Lab, Node, mappings, ports};
+use super::lab::{FIRST_PORT, IPTABLES_MAPPINGS, Lab, Node, mappings, ports};
 use super::ours::{Backend, Ours, ms};
 use super::peers::portmap::{self, Kind, Plugins};
 use super::report::{Bar, Report, Row};
@@ -16,13 +16,14 @@ use super::stats::{median, ratio};
 use super::{Options, folder};
 use e2e::progress::{Step, say};
 
+mod bare;
 mod repair;
 
 const ROUNDS: u16 = 5;
 const MOST: u16 = 20_000;
 /// Mappings of a busy node.
 const SOME: u16 = 500;
-/// Our changes are short beside a plugin's, so a turn has several.
+/// Our changes are much shorter than a plugin's, so a turn has several.
 const CHANGES: usize = 11;
 
 /// Times per round, in ms; those of the plugins end with `delete`.
@@ -35,44 +36,69 @@ struct Samples {
 }
 
 enum Participant {
-    Ours(Backend, Ours),
+    Ours(Backend, Ours, Vec<Mapping>),
+    /// Rules without anything of ours, for the same kind of iptables.
+    Bare(Backend),
     Plugin(Kind),
 }
 
 pub(super) fn run(options: &Options) -> Result<Report> {
-    measure(options, MOST, SOME)
+    measure(options, MOST, IPTABLES_MAPPINGS, SOME)
 }
 
-fn measure(options: &Options, most: u16, some: u16) -> Result<Report> {
+fn measure(options: &Options, most: u16, iptables: u16, some: u16) -> Result<Report> {
     let plugins = Plugins::find(&folder("control")?)?;
     portmap::verify(&plugins)?;
     let mut lab = Lab::new()?;
-    // the first port is the one that comes and goes; the others make it 20,000 with it
-    let host_ports: Vec<u16> = ports(most)
-        .into_iter()
-        .filter(|port| *port != FIRST_PORT)
-        .collect();
-    let present = mappings(Protocol::Tcp, &host_ports)?;
+    // the first port is the one that comes and goes; the others make it so many with it
+    let host_ports = |backend: Backend| -> Vec<u16> {
+        ports(backend.most(most, iptables))
+            .into_iter()
+            .filter(|port| *port != FIRST_PORT)
+            .collect()
+    };
     let one = mappings(Protocol::Tcp, &[FIRST_PORT])?;
     let mut all = Vec::new();
-    let step = Step::start(format!("nodes with {} mappings", present.len()));
+    let step = Step::start("nodes with mappings");
     for backend in Backend::ALL {
         let node = lab.node()?;
         let mut ours = backend.open(&node.netns)?;
+        let present = mappings(Protocol::Tcp, &host_ports(backend))?;
         ours.create(&node.netns, &present)?;
-        all.push((node, Participant::Ours(backend, ours), Samples::default()));
-    }
-    for kind in Kind::ALL {
-        let node = lab.node()?;
-        kind.rules("tcp", &host_ports).load(&node.netns)?;
-        all.push((node, Participant::Plugin(kind), Samples::default()));
+        let ours = Participant::Ours(backend, ours, present);
+        all.push((node, ours, Samples::default()));
+        if let Some(flavour) = backend.flavour() {
+            let node = lab.node()?;
+            bare::load(&node.netns, flavour, &host_ports(backend))?;
+            all.push((node, Participant::Bare(backend), Samples::default()));
+        }
+        for kind in backend.rivals() {
+            let node = lab.node()?;
+            kind.rules("tcp", &host_ports(backend)).load(&node.netns)?;
+            all.push((node, Participant::Plugin(*kind), Samples::default()));
+        }
     }
     step.done(all.len());
     let count = all.len();
     options.rounds(ROUNDS).run(count, |round, index| {
         let (node, participant, samples) = &mut all[index];
         match participant {
-            Participant::Ours(backend, ours) => turn(*backend, ours, node, &present, &one, samples),
+            Participant::Ours(backend, ours, present) => {
+                turn(*backend, ours, node, present, &one, samples)
+            }
+            Participant::Bare(backend) => {
+                let Some(flavour) = backend.flavour() else {
+                    return Ok(());
+                };
+                let (mut adds, mut deletes) = (Vec::new(), Vec::new());
+                for _ in 0..CHANGES {
+                    adds.push(bare::change(&node.netns, flavour, 'A', FIRST_PORT)?);
+                    deletes.push(bare::change(&node.netns, flavour, 'D', FIRST_PORT)?);
+                }
+                samples.add.push(median(&adds));
+                samples.delete.push(median(&deletes));
+                Ok(())
+            }
             Participant::Plugin(kind) => {
                 for (operation, times) in [("ADD", &mut samples.add), ("DEL", &mut samples.delete)]
                 {
@@ -85,7 +111,7 @@ fn measure(options: &Options, most: u16, some: u16) -> Result<Report> {
             }
         }
     })?;
-    let mut report = report(&all, most);
+    let mut report = report(&all, most, iptables);
     // on an idle machine, without the others' nodes
     drop(all);
     for row in repair::measure(some)? {
@@ -115,7 +141,7 @@ fn turn(
     ours.create(netns, one)?;
     samples.add.push(median(&adds));
     samples.delete.push(median(&deletes));
-    // a table that reads as it did before is only compared as text: something is changed in between
+    // a table that has not changed is not read: something is changed in between
     let reads: Vec<f64> = (0..3)
         .map(|_| {
             ours.remove(netns, one)?;
@@ -130,7 +156,7 @@ fn turn(
     ours.remove(netns, one).map(drop)
 }
 
-fn report(all: &[(Node, Participant, Samples)], most: u16) -> Report {
+fn report(all: &[(Node, Participant, Samples)], most: u16, iptables: u16) -> Report {
     let mut report = Report::default();
     let plugin = |wanted: Kind| {
         all.iter()
@@ -139,20 +165,30 @@ fn report(all: &[(Node, Participant, Samples)], most: u16) -> Report {
                 _ => None,
             })
     };
+    let floor = |wanted: Backend| {
+        all.iter()
+            .find_map(|(_, participant, samples)| match participant {
+                Participant::Bare(backend) if *backend == wanted => Some(("bare rules", samples)),
+                _ => None,
+            })
+    };
     for (_, participant, samples) in all {
-        let Participant::Ours(backend, _) = participant else {
+        let Participant::Ours(backend, ..) = participant else {
             continue;
         };
         let (name, bars) = (backend.name(), backend.bars());
         let mut rows = |title: &str, bar: Bar, of: fn(&Samples) -> &Vec<f64>| {
             let ours = of(samples);
-            let row = Row::new(format!("{name}: {title} at {most}"), "ms", median(ours));
+            let count = backend.most(most, iptables);
+            let row = Row::new(format!("{name}: {title} at {count}"), "ms", median(ours));
+            let rivals = backend.rivals().iter();
+            let rivals = rivals.filter_map(|rival| Some((rival.name(), plugin(*rival)?)));
             let mut rows = Vec::new();
-            for rival in backend.rivals() {
-                let theirs = plugin(*rival).map(of).filter(|times| !times.is_empty());
-                if let Some(theirs) = theirs {
+            for (rival, theirs) in floor(*backend).into_iter().chain(rivals) {
+                let theirs = of(theirs);
+                if !theirs.is_empty() {
                     let row = row.clone();
-                    rows.push(row.against(rival.name(), median(theirs), ratio(ours, theirs)));
+                    rows.push(row.against(rival, median(theirs), ratio(ours, theirs)));
                 }
             }
             if rows.is_empty() {
@@ -181,12 +217,14 @@ mod tests {
 
     #[test]
     fn everybody_adds_and_deletes_and_ours_come_back_after_a_flush() {
-        let report = measure(&Options::for_tests(), 30, 30)
+        let report = measure(&Options::for_tests(), 30, 20, 30)
             .expect("a round")
             .to_string();
         for words in [
             "nftables: all back after a flush at 30",
             "portmap (Debian), iptables-legacy",
+            "iptables-legacy: delete one at 20",
+            "bare rules",
             "iptables-nft: a jump of 30 deleted and back",
         ] {
             assert!(report.contains(words), "{report}");

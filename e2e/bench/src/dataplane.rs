@@ -1,5 +1,5 @@
 //! `e2e-bench dataplane`: what a packet pays. New connections to the last of N mappings, to a port of
-//! the node that nobody mapped, and datagrams; for us, the peers, and plain routing as the limit.
+//! the node without a mapping, and datagrams; for us, the peers, and plain routing as the lower limit.
 
 mod rows;
 
@@ -8,7 +8,9 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use anyhow::{Context, Result};
 use portmapping_shared::Protocol::{self, Tcp, Udp};
 
-use super::lab::{CONTAINER_PORT, LAST_PORT, Lab, NODE_PORT, Node, mappings, pod, ports};
+use super::lab::{
+    CONTAINER_PORT, IPTABLES_MAPPINGS, LAST_PORT, Lab, NODE_PORT, Node, mappings, pod, ports,
+};
 use super::ours::Backend;
 use super::peers::{self, kube_proxy, portmap};
 use super::probe::{Client, Servers};
@@ -19,7 +21,7 @@ use e2e::progress::{Step, say};
 
 const ROUNDS: u16 = 15;
 const MOST: u16 = 20_000;
-const COUNTS: [u16; 5] = [1, 100, 1_000, 5_000, MOST];
+const COUNTS: [u16; 6] = [1, 100, 1_000, IPTABLES_MAPPINGS, 5_000, MOST];
 /// More Services than this take nft minutes to load. kube-proxy finds them in a map, so their number
 /// is of little account.
 const MOST_SERVICES: u16 = 5_000;
@@ -62,14 +64,24 @@ impl Carrier {
         }
     }
 
+    /// The largest number of mappings with which it is measured.
+    fn most(self) -> u16 {
+        match self {
+            Self::Routed | Self::RoutedAndTracked => 0,
+            Self::Ours(backend) => backend.most(MOST, IPTABLES_MAPPINGS),
+            Self::Portmap(portmap::Kind::NewestNftables) => MOST,
+            Self::Portmap(_) | Self::KubeProxyIptables => IPTABLES_MAPPINGS,
+            Self::KubeProxyNftables => MOST_SERVICES,
+        }
+    }
+
     /// The numbers of mappings with which it is measured: peers with the most alone.
     fn counts(self, counts: &[u16]) -> Vec<u16> {
-        let most = counts.iter().copied().max().unwrap_or_default();
+        let within = counts.iter().copied().filter(|count| *count <= self.most());
         match self {
             Self::Routed | Self::RoutedAndTracked => vec![0],
-            Self::Ours(_) => counts.to_vec(),
-            Self::Portmap(_) | Self::KubeProxyIptables => vec![most],
-            Self::KubeProxyNftables => vec![most.min(MOST_SERVICES)],
+            Self::Ours(_) => within.collect(),
+            _ => within.max().into_iter().collect(),
         }
     }
 
@@ -104,7 +116,7 @@ struct Case {
     carrier: Carrier,
     mappings: u16,
     protocol: Protocol,
-    /// The port that nobody mapped, not the last that is mapped.
+    /// A port without a mapping instead of the last mapped one.
     unmapped: bool,
 }
 

@@ -24,7 +24,7 @@ use e2e::artifacts::{go, rust};
 mod again;
 
 const FIRST: u16 = 20_000;
-/// All that fit into a limit of 20,000 open files beside the sockets of the holder itself.
+/// All that fit into a limit of 20,000 open files together with the process's other sockets.
 const PORTS: u16 = 19_900;
 const ROUNDS: u16 = 5;
 /// Longest time for all ports.
@@ -154,7 +154,7 @@ fn hold_theirs(netns: &Netns, program: &Path) -> Result<Holding> {
     });
     let line = line.recv_timeout(LIMIT).context("wait for the holder")??;
     if line.trim() != format!("held {PORTS}") {
-        bail!("the holder in Go says {line:?}");
+        bail!("the holder in Go printed {line:?}");
     }
     Ok(holding)
 }

@@ -18,9 +18,13 @@ use super::netns::Netns;
 pub(super) const FIRST_PORT: u16 = 10_000;
 /// The last mapping of any number is on this port.
 pub(super) const LAST_PORT: u16 = 29_999;
+/// How many mappings iptables is measured with; nftables is measured with all 20,000.
+pub(super) const IPTABLES_MAPPINGS: u16 = 2_000;
+/// Host ports of one pod.
+const PORTS_PER_POD: usize = 4;
 /// Where pods listen.
 pub(super) const CONTAINER_PORT: u16 = 9_040;
-/// A port of the node itself, mapped by nobody.
+/// A port of the node itself, without a mapping.
 pub(super) const NODE_PORT: u16 = 9_999;
 
 /// Client and pods, which all nodes share.
@@ -120,7 +124,7 @@ fn machine() -> Result<Netns> {
     Ok(netns)
 }
 
-/// The pod that has a host port: another one for each.
+/// The pod of a host port, if that is the last of the pod's ports.
 pub(super) fn pod(host_port: u16) -> Ipv4Addr {
     let [high, low] = host_port.saturating_sub(FIRST_PORT).to_be_bytes();
     Ipv4Addr::new(10, 244, 1 + high, low)
@@ -150,10 +154,18 @@ pub(super) fn mapping(protocol: Protocol, host_port: u16) -> Result<Mapping> {
     })
 }
 
-/// [`mapping`] for each of them.
+/// A mapping for each of them, four of one pod each.
 pub(super) fn mappings(protocol: Protocol, host_ports: &[u16]) -> Result<Vec<Mapping>> {
-    host_ports
-        .iter()
-        .map(|port| mapping(protocol, *port))
-        .collect()
+    let mut mappings = Vec::with_capacity(host_ports.len());
+    for ports in host_ports.rchunks(PORTS_PER_POD) {
+        let Some(last) = ports.last() else { continue };
+        let of_pod = mapping(protocol, *last)?;
+        for port in ports {
+            mappings.push(Mapping {
+                host_port: HostPort::new(*port).context("host port 0")?,
+                ..of_pod.clone()
+            });
+        }
+    }
+    Ok(mappings)
 }

@@ -1,5 +1,5 @@
-//! Benchmarks: us and the peers in one run. Only ratios within a round are compared, so a busy
-//! machine is unfair to nobody.
+//! Benchmarks: portmapping and its peers in one run. Only ratios within a round are compared, so that a
+//! busy machine slows both alike.
 
 mod burst;
 mod control;
@@ -61,13 +61,13 @@ struct Options {
     /// Write the rows to this file as well.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// How often everybody has a turn; each benchmark knows a number that takes some minutes.
+    /// How many turns each participant has; the default takes some minutes.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     rounds: Option<u16>,
     /// How many pods start one by one; for startup.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pods: Option<u16>,
-    /// Decides the order of turns; a new one each time, and printed.
+    /// Decides the order of turns; the default changes with each run and is printed.
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
 }
@@ -85,12 +85,12 @@ enum What {
     Hold,
     /// Pods that start, from the runtime's CNI result to a rule and a published result.
     Startup,
-    /// The admission webhook beside one written with controller-runtime.
+    /// The admission webhook and one written with controller-runtime.
     Webhook,
 }
 
 impl Options {
-    /// One round, to see that a benchmark works.
+    /// One round, enough to test a benchmark.
     #[cfg(test)]
     fn for_tests() -> Self {
         Self {
@@ -102,7 +102,7 @@ impl Options {
         }
     }
 
-    /// The rounds asked for, or `usual`. Says the seed that repeats their order.
+    /// The rounds asked for, or `usual`. Prints the seed that repeats their order.
     #[must_use]
     fn rounds(&self, usual: u16) -> Rounds {
         let seed = self.seed.unwrap_or_else(|| {
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn measures_or_plays_a_role_but_never_both() {
+    fn the_program_measures_or_runs_a_role_but_not_both() {
         let parse = |words: &str| Cli::try_parse_from(words.split(' '));
         let options = parse("e2e-bench --rounds 3 hold")
             .expect("a benchmark")

@@ -18,7 +18,7 @@ use nix::unistd::Pid;
 
 use e2e::process;
 
-/// Longest time that setting something up may take.
+/// Longest time for one set-up command.
 const LIMIT: Duration = Duration::from_mins(3);
 
 /// A network namespace that ends with this value and the threads inside.
@@ -39,7 +39,7 @@ impl Netns {
         Ok(netns)
     }
 
-    /// Moves the calling thread in, for good.
+    /// Moves the calling thread into the namespace permanently.
     pub(crate) fn enter(&self) -> Result<()> {
         setns(&self.0, CloneFlags::CLONE_NEWNET).context("enter a network namespace")
     }
@@ -63,7 +63,7 @@ impl Netns {
         self.run(move || process::run(&mut sh, LIMIT))
     }
 
-    /// Writes a sysctl; `/proc/sys/net` shows the namespace of who looks.
+    /// Writes a sysctl; `/proc/sys/net` shows the namespace of the reading thread.
     pub(crate) fn set(&self, sysctl: &str, value: &str) -> Result<()> {
         let path = format!("/proc/sys/net/{sysctl}");
         self.run(|| fs::write(&path, value).with_context(|| format!("write {value} to {path}")))
@@ -79,8 +79,8 @@ impl Netns {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
     }
 
-    /// A command inside that dies with the thread that starts it, so that nothing outlives a
-    /// benchmark which is killed.
+    /// A command inside that ends with the thread that starts it, so that no process outlives a killed
+    /// benchmark.
     pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = process::command("nsenter");
         command.arg(format!("--net={}", self.path()));
@@ -90,7 +90,7 @@ impl Netns {
     }
 }
 
-/// Runs a program to its end without looking at it in between, which would be in its time.
+/// Runs a program to its end without polling it, because polling would add to its time.
 pub(crate) fn fed(command: &mut Command, input: &[u8]) -> Result<String> {
     let text = process::describe(command);
     let mut child = command
@@ -105,12 +105,12 @@ pub(crate) fn fed(command: &mut Command, input: &[u8]) -> Result<String> {
     let (ended, end) = mpsc::channel::<()>();
     let output = thread::scope(|scope| {
         scope.spawn(move || {
-            // a program that does not read says why in its output
+            // a program that does not read its input explains it in its output
             let _ = stdin.write_all(input);
         });
         scope.spawn(move || {
             if end.recv_timeout(LIMIT) == Err(RecvTimeoutError::Timeout) {
-                // what has ended meanwhile needs no signal
+                // a program that has ended needs no signal
                 let _ = killpg(group, Signal::SIGKILL);
             }
         });
@@ -131,7 +131,7 @@ pub(crate) fn fed(command: &mut Command, input: &[u8]) -> Result<String> {
     Ok(stdout)
 }
 
-/// The beginning of what a program said: the later complaints mostly follow from the first.
+/// The beginning of an output: later errors mostly follow from the first.
 fn head(text: &str) -> &str {
     let to = text
         .char_indices()

@@ -8,6 +8,7 @@ use portmapping_dataplane::Settings;
 use portmapping_dataplane::change_monitor::ChangeMonitor;
 use portmapping_dataplane::iptables::{Flavour, Iptables};
 use portmapping_dataplane::nftables::Nftables;
+use portmapping_dataplane::snapshot::SavedTables;
 use portmapping_dataplane::{Dataplane, Tools};
 use portmapping_shared::{Mapping, Plan, PortRange};
 
@@ -54,14 +55,23 @@ impl Backend {
         }
     }
 
+    /// How many mappings it is measured with, of so many for nftables and for iptables.
+    pub(super) fn most(self, nftables: u16, iptables: u16) -> u16 {
+        match self {
+            Self::Nftables => nftables,
+            Self::IptablesNft | Self::IptablesLegacy => iptables,
+        }
+    }
+
     pub(super) fn bars(self) -> Bars {
-        let iptables = |add, delete, restore| Bars {
-            connect: Bar::AtMostRatio(1.30),
-            add: Bar::AtMost(add),
-            delete: Bar::AtMost(delete),
+        let iptables = |read_back| Bars {
+            connect: Bar::AtMostRatio(1.20),
+            // over bare rules
+            add: Bar::AtMostRatio(1.5),
+            delete: Bar::AtMostRatio(1.5),
             burst: Bar::AtMost(300.0),
-            read_back: Bar::AtMost(300.0),
-            restore,
+            read_back: Bar::AtMost(read_back),
+            restore: Bar::None,
         };
         match self {
             Self::Nftables => Bars {
@@ -72,8 +82,17 @@ impl Backend {
                 read_back: Bar::AtMost(30.0),
                 restore: Bar::AtMost(130.0),
             },
-            Self::IptablesNft => iptables(8.0, 30.0, Bar::AtMost(1_200.0)),
-            Self::IptablesLegacy => iptables(150.0, 150.0, Bar::None),
+            Self::IptablesNft => iptables(60.0),
+            Self::IptablesLegacy => iptables(120.0),
+        }
+    }
+
+    /// The kind of iptables; None for nftables.
+    pub(super) fn flavour(self) -> Option<Flavour> {
+        match self {
+            Self::Nftables => None,
+            Self::IptablesNft => Some(Flavour::Nft),
+            Self::IptablesLegacy => Some(Flavour::Legacy),
         }
     }
 
@@ -106,19 +125,17 @@ impl Backend {
             .context("the range of host ports")?;
         let settings = Settings::new(range);
         let driver = node.run(|| {
-            let iptables = |flavour| Iptables::open(flavour, settings.clone(), Tools::default());
-            let driver: Box<dyn Dataplane> = match self {
-                Self::Nftables => {
-                    Box::new(Nftables::open(&settings).context("open the nftables driver")?)
-                }
-                Self::IptablesNft => {
-                    Box::new(iptables(Flavour::Nft).context("open the iptables driver")?)
-                }
-                Self::IptablesLegacy => {
-                    Box::new(iptables(Flavour::Legacy).context("open the iptables driver")?)
+            let driver: Box<dyn Dataplane> = match self.flavour() {
+                None => Box::new(Nftables::open(&settings).context("open the nftables driver")?),
+                Some(flavour) => {
+                    let tools = Tools::default();
+                    let saved = SavedTables::read(flavour, &tools);
+                    let (driver, _) = Iptables::open(settings, tools, saved)
+                        .context("open the iptables driver")?;
+                    Box::new(driver)
                 }
             };
-            Ok(driver)
+            anyhow::Ok(driver)
         })?;
         Ok(Ours(driver))
     }
@@ -182,7 +199,7 @@ impl Ours {
         })
     }
 
-    /// What the enforcer does about a change by somebody else: read back, compare, repair.
+    /// What the enforcer does after another program changed the rules: read back, compare, repair.
     pub(super) fn restore(&mut self, node: &Netns, desired: &BTreeSet<Mapping>) -> Result<f64> {
         node.run(|| {
             let start = Instant::now();

@@ -1,4 +1,4 @@
-//! Who else maps ports: their rules in bulk, exactly as they make them, and their programs.
+//! Other software that maps ports: its programs, and its rules in bulk, exactly as it makes them.
 
 pub(super) mod kube_proxy;
 pub(super) mod portmap;
@@ -39,8 +39,8 @@ pub(super) enum Rules {
 }
 
 impl Rules {
-    /// Loads them into a node that has none. Beside others (`--noflush`) iptables-nft would take
-    /// minutes for 20,000: it searches all chains for each.
+    /// Loads them into a node that has none. With `--noflush`, iptables-nft would take minutes for 20,000,
+    /// because it searches all chains for each.
     pub(super) fn load(&self, netns: &Netns) -> Result<()> {
         let (mut command, text) = match self {
             Self::Iptables(kind, text) => {

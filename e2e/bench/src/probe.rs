@@ -1,5 +1,5 @@
-//! Servers, and clients with a clock. Clients sit on the first processor, servers on the second, so
-//! that a turn does not depend on where the scheduler puts them.
+//! Servers, and clients that measure time. Clients run on the first processor, servers on the second, so
+//! that a turn does not depend on the scheduler.
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -23,9 +23,9 @@ const TURN: Duration = Duration::from_millis(250);
 const ENOUGH: usize = 60;
 /// Exchanges that are not counted: caches, slabs and the conntrack table fill.
 const WARM_UP: usize = 60;
-/// An answer that takes longer is none.
+/// A later answer counts as none.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How often a server looks whether it is still wanted.
+/// How often a server checks whether it is to stop.
 const TICK: Duration = Duration::from_millis(100);
 const MESSAGE: [u8; 32] = [b'x'; 32];
 
@@ -50,7 +50,7 @@ impl Servers {
         thread::spawn(move || {
             pin(1);
             while !over.load(Ordering::Relaxed) {
-                // an error is a tick, or a connection that its client took back
+                // an error is a time-out, or a connection that the client has closed
                 drop(listener.accept());
             }
         });
@@ -87,7 +87,7 @@ fn bound(netns: &Netns, kind: Type, at: SocketAddrV4) -> Result<Socket> {
     })
 }
 
-/// A client that never uses a source port twice in a short time: conntrack would call it the same
+/// A client that never uses a source port twice in a short time: conntrack would treat it as the same
 /// connection.
 #[derive(Debug)]
 pub(super) struct Client {
@@ -168,7 +168,7 @@ fn ask(from: SocketAddrV4, to: SocketAddrV4) -> std::io::Result<Duration> {
     ))
 }
 
-/// Keeps the calling thread on a processor. A machine without that one measures, too.
+/// Binds the calling thread to a processor, if the machine has it.
 pub(super) fn pin(processor: usize) {
     let mut set = CpuSet::new();
     if set.set(processor).is_ok() {

@@ -1,4 +1,4 @@
-//! What a benchmark found: rows with their bars, as a table for people and as JSON for machines.
+//! The result of a benchmark: rows with their bars, as a table and as JSON.
 
 use std::fmt::{self, Write as _};
 use std::fs;
@@ -38,10 +38,10 @@ pub(crate) struct Row {
     pub(crate) bar: Bar,
 }
 
-/// Somebody else's figure for the same thing, from the same run.
+/// The figure of another implementation for the same thing, from the same run.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Peer {
-    /// Who.
+    /// The name of the peer.
     pub(crate) name: String,
     /// Their figure, in the row's unit.
     pub(crate) value: f64,
@@ -63,7 +63,7 @@ impl Row {
         }
     }
 
-    /// Sets somebody beside us; `ratio` as [`Peer::ratio`] has it.
+    /// Sets the figure of a peer; `ratio` is [`Peer::ratio`].
     #[must_use]
     pub(crate) fn against(mut self, name: impl Into<String>, value: f64, ratio: f64) -> Self {
         let name = name.into();
@@ -118,7 +118,7 @@ impl Report {
     }
 
     /// Prints the table, and writes the rows to the file. An error names the bars that were missed,
-    /// so that the program's exit code tells.
+    /// so that the program ends with a failure code.
     pub(crate) fn finish(&self, json: Option<&Path>) -> Result<()> {
         out!("{self}");
         if let Some(path) = json {

@@ -1,14 +1,14 @@
 //! `e2e-bench startup`: how long a pod's mapping takes, on a real cluster, from the container
-//! runtime's CNI result on. Beside it the way without results, where the enforcer waits for the
-//! pod's status.
+//! runtime's CNI result on. For comparison: without results, when the enforcer waits for the pod's
+//! status.
 //!
 //! Four things are seen from outside the enforcer: the result's modification time (up to half a
 //! millisecond early; before Linux 6.13 up to a tick, which is 4 ms), the rule in the kernel's own
-//! notification, the patch in the API server's audit log, and the pod's first words at a host beside
-//! the nodes.
+//! notification, the patch in the API server's audit log, and the pod's announcement at a host
+//! outside the nodes.
 //!
 //! One by one means on a node with nothing else to do: a pod comes when the one before has long been
-//! started, written about, and looked at again.
+//! started, its status written, and its rules checked again.
 
 mod fine;
 mod priority;
@@ -40,18 +40,18 @@ use e2e::{Config, install};
 
 const PODS: u16 = 200;
 const TOGETHER: u16 = 50;
-/// Pods that stay on the node at once: to delete each before the next would keep the node busy, but
-/// each that stays keeps runtime and kubelet busy as well (with forty, twice as much as with five).
+/// Pods on the node at the same time. Deleting each before the next keeps the node busy, but each running
+/// pod keeps runtime and kubelet busy as well (with forty, twice as much as with five).
 const BATCH: u16 = 20;
 const NODE: &str = "node1";
 const SPACE: &str = "startup";
 const LIMIT: Duration = Duration::from_mins(2);
-/// Between two pods that start one by one: the kubelet sees what runs once a second, and writes it;
-/// the next pod is to find an idle node.
+/// Between two pods that start one by one. The kubelet polls the runtime once a second and writes status;
+/// the next pod must start on an idle node.
 const REST: Duration = Duration::from_millis(1500);
 /// After so many were deleted.
 const LONG_REST: Duration = Duration::from_secs(3);
-/// The way by status is there for comparison, and slower: as many times fewer pods.
+/// The comparison by status is slower, so it has fewer pods by this factor.
 const FEWER: u16 = 4;
 /// Of the slowest starts, one by one.
 const TOLD: usize = 5;
@@ -61,8 +61,8 @@ const RULE_BAR: f64 = 15.0;
 /// From the result to the annotation.
 const PUBLISHED_BAR: f64 = 30.0;
 
-/// A way in which the enforcer learns addresses.
-struct Outcome {
+/// The starts of one way in which the enforcer gets addresses.
+struct Starts {
     one_by_one: Vec<Trace>,
     together: Vec<Trace>,
 }
@@ -102,8 +102,8 @@ pub(super) fn run(options: &Options) -> Result<Report> {
     ));
     bench.start("warm", "warm", 1, 1)?;
     let ours = bench.measure("results", pods)?;
-    tell_the_slowest(&ours.one_by_one);
-    // the way of a node without results
+    print_the_slowest(&ours.one_by_one);
+    // as on a node without CNI results
     let patch = json!([{
         "op": "add",
         "path": "/spec/template/spec/containers/0/args/-",
@@ -135,7 +135,7 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    fn measure(&self, way: &str, pods: u16) -> Result<Outcome> {
+    fn measure(&self, way: &str, pods: u16) -> Result<Starts> {
         let mut one_by_one = Vec::new();
         let mut left = pods;
         while left > 0 {
@@ -144,13 +144,13 @@ impl Bench<'_> {
             left -= batch;
         }
         let together = self.start(way, &format!("{way}-burst"), TOGETHER, TOGETHER)?;
-        Ok(Outcome {
+        Ok(Starts {
             one_by_one,
             together,
         })
     }
 
-    /// Starts pods, so many at once, says what was seen of them, and removes them.
+    /// Starts pods, so many at once, returns what was seen of them, and removes them.
     fn start(&self, way: &str, prefix: &str, pods: u16, at_once: u16) -> Result<Vec<Trace>> {
         let rules = Rules::watch(self.cluster, NODE)?;
         let mut calls = Vec::new();
@@ -162,7 +162,7 @@ impl Bench<'_> {
             calls.extend(self.collector.take(count, LIMIT)?);
             thread::sleep(REST);
         }
-        // what is still under way (the kubelet's and maybe our patch) is seen as well
+        // wait for patches that are not done yet (the kubelet's, perhaps ours)
         let ready = [
             "wait",
             "--for=condition=Ready",
@@ -205,8 +205,8 @@ impl Bench<'_> {
     }
 }
 
-/// Creates pods without a program of its own: to start kubectl keeps a small machine busy for longer
-/// than what is measured.
+/// Creates pods in this process: starting kubectl keeps a small machine busy for longer than what is
+/// measured.
 struct Creator {
     runtime: Runtime,
     pods: Api<Pod>,
@@ -242,25 +242,25 @@ impl Creator {
     }
 }
 
-/// The tail by itself does not say whether rules or the API server were slow.
-fn tell_the_slowest(traces: &[Trace]) {
+/// Prints the slowest starts, which show whether rules or the API server were slow.
+fn print_the_slowest(traces: &[Trace]) {
     let mut slowest: Vec<&Trace> = traces.iter().collect();
     slowest.sort_by(|one, other| {
         let took = Trace::result_to_published;
         took(other).total_cmp(&took(one))
     });
     for trace in slowest.into_iter().take(TOLD) {
-        say(format_args!("one of the slowest: {trace}"));
+        say(format_args!("a slow start: {trace}"));
     }
 }
 
-/// What is shown of the traces: how it is called, how it is computed, and its bar one by one.
+/// A measure of the traces: its name, how it is computed, and its bar for pods one by one.
 type Measure = (&'static str, fn(&Trace) -> f64, Bar);
 
-/// A share of the traces: how it is called, which count, and its bar.
+/// A share of the traces: its name, the condition, and its bar.
 type Share = (&'static str, fn(&Trace) -> bool, Bar);
 
-fn report(ours: &Outcome, theirs: &Outcome) -> Report {
+fn report(ours: &Starts, theirs: &Starts) -> Report {
     let measures: [Measure; 7] = [
         (
             "result -> rule",

@@ -1,4 +1,4 @@
-//! Order in the numbers: percentiles, and rounds in which everybody takes a turn in random order.
+//! Percentiles, and rounds in which every participant has one turn, in random order.
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -29,8 +29,7 @@ pub(crate) fn percentile(values: &[f64], percent: usize) -> f64 {
         .unwrap_or(f64::NAN)
 }
 
-/// The median of ours over theirs within each round: what the machine did to one round it did to
-/// both.
+/// The median of ours over theirs within each round: a disturbance of a round affects both.
 #[must_use]
 pub(crate) fn ratio(ours: &[f64], theirs: &[f64]) -> f64 {
     let ratios: Vec<_> = ours
@@ -47,7 +46,7 @@ fn sorted(values: &[f64]) -> Vec<f64> {
     sorted
 }
 
-/// Who goes when: a new order in each round, the same for the same seed.
+/// The order of turns: another one in each round, the same for the same seed.
 #[derive(Debug)]
 pub(crate) struct Rounds {
     rng: StdRng,

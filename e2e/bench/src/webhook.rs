@@ -1,4 +1,4 @@
-//! `e2e-bench webhook`: our admission webhook beside one written with controller-runtime.
+//! `e2e-bench webhook`: our admission webhook and one written with controller-runtime.
 //!
 //! Server on one core, client on the other, the same bodies, the same certificate. Each round runs
 //! every server once, in an order of its own; a row compares medians over the rounds.
@@ -140,7 +140,7 @@ pub(super) fn run(options: &Options) -> Result<Report> {
 }
 
 /// A server certificate for loopback in a folder as the servers want it; returns the CA's. It covers
-/// the name of our service too: without, our webhook says at each start that the API server will
+/// the name of our Service too: without it, our webhook logs at each start that the API server will
 /// refuse it.
 fn certificates(folder: &Path) -> Result<CertificateDer<'static>> {
     let mut params = CertificateParams::new(Vec::new())?;
@@ -238,7 +238,7 @@ async fn contest(
     }
     let (server, target, took) = started(kind, stage, authority, bodies).await?;
     figures.push((Figure::StartMs, millis(took)));
-    // caches warm, connections of all kinds made once
+    // caches are warm, and each kind of connection was made once
     target
         .flood(Version::Two, 4, 8, Duration::from_millis(500))
         .await?;

@@ -1,5 +1,5 @@
 //! The command line: `--http PORT --tcp PORT --talk PORT --whom PORT --udp PORT --stream PORT`, each as
-//! often as wanted, and `--announce ADDRESS`.
+//! often as needed, and `--announce ADDRESS`.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -17,7 +17,7 @@ pub(crate) struct Args {
     pub(crate) whom: Vec<u16>,
     pub(crate) udp: Vec<u16>,
     pub(crate) stream: Vec<u16>,
-    /// Where to say that this pod has begun.
+    /// Where to announce the start of this pod.
     pub(crate) announce: Option<SocketAddr>,
     pub(crate) exit_after: Option<Duration>,
 }
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_refused() {
+    fn invalid_arguments_are_refused() {
         for line in [
             "",
             "--http",

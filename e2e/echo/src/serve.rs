@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use crate::args::Args;
 
-/// Connections served at a time; one more waits in the listen queue until a place is free.
+/// Connections served at a time; one more waits in the listen queue until one ends.
 const MAX_CONNECTIONS: usize = 512;
-/// How long a silent client may keep a place.
+/// How long an idle client stays connected.
 const PATIENCE: Duration = Duration::from_secs(10);
 const TALK_PATIENCE: Duration = Duration::from_mins(2);
 const STREAM_INTERVAL: Duration = Duration::from_millis(10);
@@ -39,10 +39,10 @@ pub(crate) fn start(args: &Args) -> Result<(), String> {
         }
     }
     let plain = args.udp.iter().map(|port| (*port, false));
-    for (port, tells) in plain.chain(args.whom.iter().map(|port| (*port, true))) {
+    for (port, with_address) in plain.chain(args.whom.iter().map(|port| (*port, true))) {
         let socket = bind(port, UdpSocket::bind).map_err(|e| cannot("udp", port, &e))?;
         let name = Arc::clone(&name);
-        spawn(move || udp(&socket, &name, tells)).map_err(|e| cannot("udp", port, &e))?;
+        spawn(move || udp(&socket, &name, with_address)).map_err(|e| cannot("udp", port, &e))?;
     }
     Ok(())
 }
@@ -51,7 +51,7 @@ fn cannot(protocol: &str, port: u16, error: &io::Error) -> String {
     format!("cannot serve {protocol} port {port}: {error}")
 }
 
-/// The pod's name, and its uid where the manifest hands it on: two pods may have one name in turn.
+/// The pod's name, and its uid if the manifest provides it: a later pod may have the same name.
 fn identity() -> String {
     match std::env::var("POD_UID") {
         Ok(uid) if !uid.is_empty() => format!("{} {uid}", pod_name()),
@@ -67,7 +67,7 @@ pub(crate) fn pod_name() -> String {
     }
 }
 
-/// `[::]` serves both families; where the kernel has no IPv6, IPv4 alone.
+/// `[::]` serves both families. Without IPv6 in the kernel only IPv4 is served.
 fn bind<T>(port: u16, bind: fn(SocketAddr) -> io::Result<T>) -> io::Result<T> {
     bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)))
         .or_else(|_| bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))))
@@ -86,7 +86,7 @@ fn accept(listener: &TcpListener, answer: Answer, name: &Arc<str>, places: &Arc<
         let connection = match listener.accept() {
             Ok((connection, _)) => connection,
             Err(error) => {
-                // Out of descriptors, or the client has gone already: neither ends the server.
+                // No descriptor is free, or the client has gone already. The server goes on.
                 eprintln!("accept: {error}");
                 thread::sleep(STREAM_INTERVAL);
                 continue;
@@ -95,7 +95,7 @@ fn accept(listener: &TcpListener, answer: Answer, name: &Arc<str>, places: &Arc<
         let name = Arc::clone(name);
         let served = spawn(move || {
             let _place = place;
-            // A client that leaves early is the client's business.
+            // A client that closes early is no error of the server.
             let _ = connection
                 .set_nodelay(true)
                 .and_then(|()| answer(connection, &name));
@@ -132,14 +132,14 @@ fn tcp(mut connection: TcpStream, name: &str) -> io::Result<()> {
     finish(connection)
 }
 
-/// The name, and whom this pod sees.
+/// The name, and the client's address as this pod sees it.
 fn whom(mut connection: TcpStream, name: &str) -> io::Result<()> {
     let peer = connection.peer_addr()?.ip().to_canonical();
     connection.write_all(format!("{} {peer}\n", name.trim_end()).as_bytes())?;
     finish(connection)
 }
 
-/// Answers each line with the name and the line, for as long as the client talks.
+/// Answers each line with the name and the line, until the client closes the connection.
 fn talk(connection: TcpStream, name: &str) -> io::Result<()> {
     connection.set_read_timeout(Some(TALK_PATIENCE))?;
     let mut writer = connection.try_clone()?;
@@ -155,8 +155,8 @@ fn talk(connection: TcpStream, name: &str) -> io::Result<()> {
     }
 }
 
-/// Reads what the client still sends: closing over unread bytes would reset the connection and
-/// could take the answer with it.
+/// Reads what the client still sends: closing with unread bytes resets the connection, and
+/// the answer could be lost.
 fn finish(mut connection: TcpStream) -> io::Result<()> {
     connection.shutdown(Shutdown::Write)?;
     connection.set_read_timeout(Some(Duration::from_secs(1)))?;
@@ -177,13 +177,13 @@ fn stream(mut connection: TcpStream, _name: &str) -> io::Result<()> {
     }
 }
 
-/// The name, and whom this pod sees if it `tells`.
-fn udp(socket: &UdpSocket, name: &str, tells: bool) {
+/// The name, and the client's address if `with_address`.
+fn udp(socket: &UdpSocket, name: &str, with_address: bool) {
     let mut buffer = [0; 2048];
     loop {
-        // Errors here are ICMP answers to an earlier datagram: the next one may do better.
+        // An error here is an ICMP answer to an earlier datagram. The next datagram may succeed.
         if let Ok((_, peer)) = socket.recv_from(&mut buffer) {
-            let answer = if tells {
+            let answer = if with_address {
                 format!("{} {}\n", name.trim_end(), peer.ip().to_canonical())
             } else {
                 name.to_owned()

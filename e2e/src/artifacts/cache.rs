@@ -48,7 +48,7 @@ impl Inputs {
 }
 
 /// Returns the folder of the artifact, building it first where it is missing. `build` fills an empty
-/// folder; half-built ones are never seen by anybody else.
+/// folder; no other process sees it before it is complete.
 pub fn get(name: &str, inputs: Inputs, build: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
     let cache = paths::cache();
     fs::create_dir_all(&cache).with_context(|| format!("create {}", cache.display()))?;
@@ -75,7 +75,7 @@ pub fn get(name: &str, inputs: Inputs, build: impl FnOnce(&Path) -> Result<()>) 
     Ok(folder)
 }
 
-/// Takes an exclusive lock that ends with this process, waiting for whoever has it.
+/// Takes an exclusive lock that ends with this process. Waits while another process has it.
 pub fn lock(path: &Path, what: &str) -> Result<File> {
     let open = || {
         File::options()
@@ -85,18 +85,18 @@ pub fn lock(path: &Path, what: &str) -> Result<File> {
             .open(path)
     };
     let file = open().with_context(|| format!("open {}", path.display()))?;
-    let mut said = false;
+    let mut reply = false;
     let what = format!(
-        "another process that is at {what} (lock {})",
+        "another process that works on {what} (lock {})",
         path.display()
     );
     wait::until(&what, PATIENCE, Duration::from_millis(50), || {
         match file.try_lock() {
             Ok(()) => Ok(Probe::Done(())),
             Err(TryLockError::WouldBlock) => {
-                if !said {
+                if !reply {
                     progress::say(format_args!("waiting for {what}"));
-                    said = true;
+                    reply = true;
                 }
                 Ok(Probe::Missing("it is still there".to_owned()))
             }
@@ -113,7 +113,7 @@ fn touch(folder: &Path) {
     }
 }
 
-/// Removes what nobody has used for a day. Best effort: a full disk is noticed elsewhere.
+/// Removes artifacts that were not used for a day. Best effort: a full disk shows as another error.
 fn prune(cache: &Path, name: &str, current: &Path) {
     let prefix = format!("{name}-");
     for entry in fs::read_dir(cache).into_iter().flatten().flatten() {

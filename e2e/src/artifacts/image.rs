@@ -1,4 +1,4 @@
-//! Container images, built by buildah from Containerfiles, kept as archives. No registry takes part.
+//! Container images, built by buildah from Containerfiles and kept as archives. No registry is used.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -29,7 +29,7 @@ pub fn archives(with_product: bool) -> Result<Vec<PathBuf>> {
     if !with_product {
         return basic(&rust::release(&[TEST_SERVER])?);
     }
-    // One cargo for all: it has both processors. The packages of the base come over the network meanwhile.
+    // One cargo builds all binaries. At the same time the packages of the base are downloaded.
     thread::scope(|scope| {
         let base = scope.spawn(base);
         let binaries = rust::release(&[TEST_SERVER, "webhook", "enforcer"])?;
@@ -143,7 +143,7 @@ impl Recipe<'_> {
         Ok(folder.join("image.tar"))
     }
 
-    /// Each build has a store of its own, removed after it: no state to get stale, no lock to share.
+    /// Each build has its own store, which is removed afterwards: no stale state, no shared lock.
     fn build(&self, folder: &Path) -> Result<()> {
         let work = folder.join("work");
         let context = work.join("context");
@@ -151,13 +151,13 @@ impl Recipe<'_> {
         let file_name = self.content.file_name().context("an image needs a file")?;
         fs::copy(self.content, context.join(file_name))
             .with_context(|| format!("copy {}", self.content.display()))?;
-        // Debian's buildah comes without one when recommended packages are left out.
+        // Debian's buildah has no policy without its recommended packages.
         let policy = write(
             &work,
             "policy.json",
             r#"{"default":[{"type":"insecureAcceptAnything"}]}"#,
         )?;
-        // Networks are not used, but their folder is made, in /etc unless told otherwise.
+        // Networks are not used, but their folder is made, in /etc by default.
         let networks = format!(
             "[network]\nnetwork_config_dir = \"{}\"\n",
             work.join("cni").display()

@@ -1,4 +1,4 @@
-//! What the machine itself must have: a few Debian packages, Go, and Rust's static target.
+//! What the machine must have: a few Debian packages, Go, and Rust's static target.
 
 use std::env;
 use std::path::Path;
@@ -27,10 +27,10 @@ const PROGRAMS: [(&str, &str); 13] = [
     ("pkill", "procps"),
 ];
 
-/// Modules that nothing loads by itself; all else is loaded on first use.
+/// Kernel modules that are not loaded on first use.
 const KERNEL_MODULES: [&str; 3] = ["br_netfilter", "overlay", "veth"];
 
-/// Makes the machine fit, installing what is missing.
+/// Installs what is missing.
 pub fn ensure() -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!(
@@ -44,7 +44,7 @@ pub fn ensure() -> Result<()> {
         );
     }
     for module in KERNEL_MODULES {
-        // Built into some kernels, and not allowed in some containers: what is truly missing shows later.
+        // Some kernels have them built in, some containers may not load them. A missing one shows later.
         let _ = process::output(
             process::command("modprobe").arg(module),
             Duration::from_secs(10),
@@ -53,7 +53,7 @@ pub fn ensure() -> Result<()> {
     Ok(())
 }
 
-/// Installs the Debian package that has a file which is no program on the PATH.
+/// Installs the Debian package that contains a file, if the file does not exist.
 pub fn ensure_file(file: &str, package: &str) -> Result<()> {
     if Path::new(file).is_file() {
         return Ok(());

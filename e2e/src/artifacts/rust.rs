@@ -12,7 +12,7 @@ use crate::{paths, process};
 const PATIENCE: Duration = Duration::from_mins(30);
 
 /// Builds the packages and returns the folder with their binaries. Cargo knows what is up to date.
-/// Works inside `cargo run` and `cargo test` too: the target folder is another one than theirs.
+/// Works inside `cargo run` and `cargo test` too: its target folder is not theirs.
 pub fn release(packages: &[&str]) -> Result<PathBuf> {
     let target = format!("{}-unknown-linux-musl", env::consts::ARCH);
     ensure_target(&target)?;

@@ -131,7 +131,7 @@ fn refusal(error: &anyhow::Error) -> Option<u16> {
     error.downcast_ref::<Refused>().map(|refused| refused.code)
 }
 
-/// Whether the API server has decided. A webhook without a living pod is no decision.
+/// Whether the API server has decided. An unreachable webhook (5xx) is no decision.
 fn is_final(error: &anyhow::Error) -> bool {
     refusal(error).is_some_and(|code| (400..500).contains(&code) && code != 429)
 }

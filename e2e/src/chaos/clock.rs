@@ -1,7 +1,7 @@
-//! Steps the clock of single programs. `CLOCK_REALTIME` belongs to the whole machine, and no namespace
-//! has one of its own; but programs read it through code that the kernel maps into each of them
-//! (vdso(7)). In the program's own copy of it, asking the kernel and adding some seconds is written
-//! over that code. Programs that are started later have the machine's time.
+//! Steps the clock of single programs. `CLOCK_REALTIME` belongs to the whole machine; no namespace has
+//! its own. But programs read it through code that the kernel maps into each process (vdso(7)). We
+//! replace that code in the process by a system call that adds some seconds to the result. Programs
+//! that start later have the time of the machine.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -18,11 +18,11 @@ use object::{Object, ObjectSymbol};
 
 /// What libraries call, under this name on x86-64.
 const READ_CLOCK: &str = "__vdso_clock_gettime";
-/// How long a program may take to stand still.
+/// How long a program may take to stop.
 const LIMIT: Duration = Duration::from_secs(5);
-const LOOK: Duration = Duration::from_millis(1);
+const POLL: Duration = Duration::from_millis(1);
 
-/// Sets the clock of a program that many seconds before or behind the machine's, if it still runs.
+/// Sets the clock of a program, if it still runs, to the time of the machine plus `seconds`.
 pub(super) fn set(pid: u32, seconds: i64) -> Result<()> {
     let outcome = write_code(pid, seconds);
     if outcome.is_err() && !Path::new(&format!("/proc/{pid}")).exists() {
@@ -78,19 +78,22 @@ fn write_code(pid: u32, seconds: i64) -> Result<()> {
     memory
         .read_exact_at(&mut there, place.start)
         .context("read the code that reads the clock")?;
-    // but for the seconds
+    // true after an earlier call, whatever the seconds were
     let ours = there.starts_with(&SYSTEM_CALL);
     loop {
         let stopped = Stopped::stop(pid)?;
-        // a thread that is within the kernel's code would go on in the middle of something else
+        // a thread inside the old code would continue in the middle of the new one
         if ours || !stopped.counters()?.iter().any(|at| place.contains(at)) {
             return memory
                 .write_all_at(&code, place.start)
                 .context("write over the code that reads the clock");
         }
         drop(stopped);
-        ensure!(begun.elapsed() < LIMIT, "it reads the clock all the time");
-        thread::sleep(LOOK);
+        ensure!(
+            begun.elapsed() < LIMIT,
+            "a thread is always inside the code that reads the clock"
+        );
+        thread::sleep(POLL);
     }
 }
 
@@ -103,11 +106,11 @@ fn place(pid: u32, memory: &File) -> Result<std::ops::Range<u64>> {
         let number = |text| u64::from_str_radix(text, 16).ok();
         Some((number(start)?, number(end)?))
     });
-    let (start, end) = range.context("it has no code of the kernel's")?;
+    let (start, end) = range.context("it has no vdso")?;
     let mut image = vec![0; usize::try_from(end - start)?];
     memory
         .read_exact_at(&mut image, start)
-        .context("read the code of the kernel's")?;
+        .context("read the vdso")?;
     let image: ElfFile64<'_> = ElfFile64::parse(&*image)?;
     let mut symbols = image.dynamic_symbols();
     let symbol = symbols.find(|symbol| symbol.name() == Ok(READ_CLOCK));
@@ -131,12 +134,12 @@ const ADD: [u8; 4] = [
     0xc3, // ret
 ];
 
-/// The system call, and some seconds more if the clock is the real one.
+/// The system call, which adds the seconds if the clock is `CLOCK_REALTIME`.
 fn code(seconds: i64) -> Vec<u8> {
     [&SYSTEM_CALL[..], &seconds.to_le_bytes(), &ADD].concat()
 }
 
-/// A process that stands still as long as this lives.
+/// A process that is stopped until this is dropped.
 struct Stopped(u32);
 
 impl Stopped {
@@ -155,11 +158,11 @@ impl Stopped {
             if begun.elapsed() > LIMIT {
                 bail!("it does not stop: {states:?}");
             }
-            thread::sleep(LOOK);
+            thread::sleep(POLL);
         }
     }
 
-    /// Where each thread will go on.
+    /// The program counter of each thread.
     fn counters(&self) -> Result<Vec<u64>> {
         self.of_threads("syscall", |line| {
             let counter = line.split_whitespace().next_back()?.strip_prefix("0x")?;
@@ -176,7 +179,9 @@ impl Stopped {
             match fs::read_to_string(&path) {
                 Ok(text) => {
                     let value = parse(&text);
-                    found.push(value.with_context(|| format!("{} says {text}", path.display()))?);
+                    found.push(
+                        value.with_context(|| format!("{} contains {text}", path.display()))?,
+                    );
                 }
                 // that thread has just ended
                 Err(_) if !path.exists() => {}
@@ -195,7 +200,7 @@ impl Stopped {
 
 impl Drop for Stopped {
     fn drop(&mut self) {
-        // gone in the meantime is as good
+        // a process that has ended needs no signal
         let _ = self.signal(Signal::SIGCONT);
     }
 }
@@ -222,7 +227,7 @@ mod tests {
             Self(child.unwrap())
         }
 
-        /// How many seconds its real clock is before ours, and what its steady clock says.
+        /// How many seconds its real clock is ahead of ours, and the time of its monotonic clock.
         fn tell(&mut self) -> (i64, u64) {
             self.0.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
             let mut lines = BufReader::new(self.0.stdout.as_mut().unwrap()).lines();
@@ -252,7 +257,7 @@ mod tests {
         thread::spawn(|| {
             loop {
                 std::hint::black_box(SystemTime::now());
-                // else it would be found nowhere but there
+                // so that the thread is sometimes outside of the code that reads the clock
                 (0..1000).for_each(|_| std::hint::spin_loop());
             }
         });
@@ -265,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_has_the_time_that_it_was_given_and_goes_on() {
+    fn a_program_reads_the_time_that_was_set_and_goes_on() {
         let mut teller = Teller::start();
         let near = |ahead: i64, wanted: i64| (ahead - wanted).abs() <= 1;
         let (ahead, _) = teller.tell();
@@ -279,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_is_gone_is_none_to_set() {
+    fn setting_the_clock_of_an_ended_process_does_nothing() {
         let mut child = Command::new("true").spawn().unwrap();
         child.wait().unwrap();
         set(child.id(), 1).unwrap();

@@ -1,4 +1,4 @@
-//! The one source of randomness: a seed gives the same faults in the same order, always.
+//! The only source of randomness: the same seed gives the same faults in the same order.
 
 /// splitmix64, which needs no crate and no state beyond a number.
 #[derive(Clone, Debug)]
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_seed_repeats_itself_and_another_one_differs() {
+    fn a_seed_repeats_its_sequence_and_another_seed_does_not() {
         let throw = |seed| {
             let mut dice = Dice::new(seed);
             (0..32).map(|_| dice.below(1000)).collect::<Vec<_>>()

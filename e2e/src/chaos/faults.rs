@@ -1,4 +1,4 @@
-//! What can go wrong, and how the driver makes it happen.
+//! The faults, and how the driver makes each happen.
 
 use std::fmt::{self, Display};
 use std::path::Path;
@@ -23,7 +23,7 @@ const FORWARD: usize = 24 * 60 * 60;
 /// Where the container runtime keeps CNI results.
 const RESULTS: &str = "var/lib/cni/results";
 
-/// A kind of trouble.
+/// A kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Fault {
     /// SIGKILL to an enforcer.
@@ -36,11 +36,11 @@ pub enum Fault {
     Roll,
     /// Our chains are flushed.
     FlushChains,
-    /// The nat table is flushed, and its owner puts everything but ours back.
+    /// The nat table is flushed, and the rules that are not ours are loaded again.
     FlushNat,
-    /// `nft flush ruleset`, and the owner of the node puts everything but ours back.
+    /// `nft flush ruleset`, and the rules that are not ours are loaded again.
     FlushRuleset,
-    /// The API server stands still for five seconds.
+    /// The API server is stopped (SIGSTOP) for five seconds.
     PauseApi,
     /// The API server is killed, and started again after a second.
     RestartApi,
@@ -56,12 +56,12 @@ pub enum Fault {
     Evict,
     /// A process on a node binds random ports of the range.
     Thief,
-    /// Connection tracking forgets everything.
+    /// All conntrack entries are deleted.
     FlushConntrack,
     /// A pod's sandbox is killed.
     KillSandbox,
-    /// The clock of our programs on a node is set to another time, and what was written there seems to
-    /// have been written so much earlier or later.
+    /// The clock of our programs on a node is set to another time. The CNI results there get times that
+    /// are shifted by as much in the other direction.
     StepClock,
 }
 
@@ -104,11 +104,11 @@ impl Chaos {
         match fault {
             Fault::KillEnforcer => self.kill(&node, ENFORCER)?,
             Fault::KillKeeper => {
-                self.ledger.unheld(&node);
+                self.record.unheld(&node);
                 self.kill(&node, KEEPER)?;
             }
             Fault::DeleteEnforcer => {
-                self.ledger.unheld(&node);
+                self.record.unheld(&node);
                 for (at, name) in self.admin.enforcers()? {
                     if at == node {
                         self.admin.delete_enforcer(&name)?;
@@ -147,10 +147,10 @@ impl Chaos {
                 return Ok(format!("thief {node} ({taken} of {tries})"));
             }
             Fault::FlushConntrack => {
-                self.ledger.disturb(&node);
-                self.ledger.unreachable(&node);
+                self.record.disturb(&node);
+                self.record.unreachable(&node);
                 self.run(&node, &["conntrack", "-F"])?;
-                self.ledger.disturb(&node);
+                self.record.disturb(&node);
             }
             Fault::KillSandbox => return self.kill_sandbox(),
             Fault::StepClock => return self.step_clock(&node),
@@ -169,7 +169,7 @@ impl Chaos {
     }
 
     fn kill(&self, node: &str, words: [&str; 2]) -> Result<()> {
-        // an earlier fault of this round may have got it already
+        // an earlier fault of this round may have killed it already
         for pid in inspect::pids(&self.cluster, node, &words)? {
             sigkill(pid);
         }
@@ -193,12 +193,12 @@ impl Chaos {
         )
     }
 
-    /// Rules of others are put back at once, as whoever reloads a firewall does.
+    /// The rules of others are loaded again at once, as by a firewall that reloads.
     fn flush(&self, fault: Fault, node: &str) -> Result<()> {
-        self.ledger.unreachable(node);
+        self.record.unreachable(node);
         let script = match fault {
-            // where the fault before has taken the chain away, it is there again in a moment, or, with a whole
-            // node, when its enforcer runs
+            // the fault before may have removed the chain: it comes back when the enforcer repairs it, or
+            // after a reboot when the enforcer runs
             Fault::FlushChains => {
                 "for _ in $(seq 60); do iptables -t nat -F PORTMAPPING && exit; sleep 0.5; done; exit 1"
             }
@@ -207,8 +207,8 @@ impl Chaos {
                  echo \"$saved\" | iptables-restore"
             }
             // Where no chain translates, or none asks for connection tracking, the kernel stops translating
-            // established connections as well, and nobody else can prevent that: the same transaction
-            // leaves empty chains, and one that asks.
+            // established connections as well, and the product cannot prevent that. So the same transaction
+            // leaves empty nat chains, and one rule that needs connection tracking.
             _ => {
                 "set -e; four=$(iptables-save | grep -v PORTMAPPING || :); six=$(ip6tables-save | grep -v PORTMAPPING || :)
                  { echo 'flush ruleset'; for family in ip ip6; do echo \"table $family nat {
@@ -233,9 +233,9 @@ impl Chaos {
     }
 
     fn reboot(&mut self, node: &str) -> Result<()> {
-        self.ledger.disturb(node);
-        self.ledger.unreachable(node);
-        self.ledger.unheld(node);
+        self.record.disturb(node);
+        self.record.unreachable(node);
+        self.record.unheld(node);
         let lost = self.view.all().into_values().filter(|pod| pod.node == node);
         self.renewed
             .extend(lost.map(|pod| (pod.uid, pod.container)));
@@ -245,7 +245,7 @@ impl Chaos {
             .context("a node's number")?;
         self.cluster.kill_node(number)?;
         self.cluster.add_node(number)?;
-        self.ledger.disturb(node);
+        self.record.disturb(node);
         Ok(())
     }
 
@@ -277,7 +277,7 @@ impl Chaos {
         let count = 6 + self.dice.below(7);
         let gone = self.dice.some(crowd, count);
         for pod in &gone {
-            self.ledger.doom(&pod.uid);
+            self.record.doom(&pod.uid);
             self.expected.remove(&pod.name);
             match fault {
                 Fault::Evict => self.admin.evict(&pod.name)?,
@@ -303,8 +303,8 @@ impl Chaos {
         let Some(pause) = pause else {
             return Ok(format!("no sandbox of {} to kill", pod.name));
         };
-        self.ledger.disturb(&pod.uid);
-        self.ledger.unreachable(&pod.uid);
+        self.record.disturb(&pod.uid);
+        self.record.unreachable(&pod.uid);
         self.renewed.insert(pod.uid.clone(), pod.container);
         sigkill(pause);
         Ok(format!("kill-sandbox {}", pod.name))
@@ -313,7 +313,7 @@ impl Chaos {
 
 fn sigkill(pid: u32) {
     if let Ok(pid) = i32::try_from(pid) {
-        // gone in the meantime is what we want
+        // a process that has ended already is as good
         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
     }
 }

@@ -1,6 +1,6 @@
-//! What a node has of the product: its processes, what they say of themselves, rules, held ports.
+//! What a node has of the product: processes, their state, rules, held ports.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
@@ -15,7 +15,7 @@ use crate::{Cluster, visit};
 
 const LIMIT: Duration = Duration::from_secs(3);
 
-/// A program of ours on a node, by its first arguments.
+/// Pids of a program of ours on a node, found by its first arguments.
 pub(super) fn pids(cluster: &Cluster, node: &str, words: &[&str]) -> Result<Vec<u32>> {
     let processes = cluster.processes(node)?.into_iter();
     Ok(processes
@@ -34,7 +34,7 @@ pub(super) const KEEPER: [&str; 2] = ["/enforcer", "keep"];
 pub(super) const WEBHOOK: [&str; 1] = ["/webhook"];
 pub(super) const ECHO: [&str; 2] = ["/echo", "--talk"];
 
-/// What an enforcer says at `/state`.
+/// The answer of an enforcer to `GET /state`.
 pub(super) fn state(pid: u32) -> Result<Value> {
     let path = format!("/proc/{pid}/root/run/enforcer/admin.sock");
     let mut stream = UnixStream::connect(&path).with_context(|| format!("connect to {path}"))?;
@@ -60,23 +60,8 @@ pub(super) fn rules(cluster: &Cluster, node: &str) -> Result<BTreeSet<String>> {
     Ok(rules)
 }
 
-/// Those of one family: the owners stand in chains of their own, by protocol and port.
+/// The rules of one family. The comment of each names the pod that owns it.
 fn rules_in(text: &str) -> Result<Vec<String>> {
-    let mut owners = BTreeMap::new();
-    for line in text.lines() {
-        let Some(note) = line.strip_prefix("-A PORTMAPPING-UID-") else {
-            continue;
-        };
-        let (protocol, _) = note.split_once('-').unwrap_or_default();
-        let (_, entries) = note.split_once("portmapping:").unwrap_or_default();
-        for entry in entries.trim_end_matches('"').split(' ') {
-            let (port, uid) = entry
-                .split_once('=')
-                .with_context(|| format!("a note of ours that cannot be read: {line}"))?;
-            let before = owners.insert((protocol.to_owned(), port.to_owned()), uid);
-            ensure!(before.is_none_or(|before| before == uid), "{port} of two");
-        }
-    }
     let ours = text
         .lines()
         .filter(|line| line.starts_with("-A PORTMAPPING") && line.contains("-j DNAT"));
@@ -84,25 +69,22 @@ fn rules_in(text: &str) -> Result<Vec<String>> {
         let words: Vec<_> = line.split_whitespace().collect();
         let value = |name: &str| {
             let at = words.iter().position(|word| *word == name)?;
-            words.get(at + 1).copied()
+            words.get(at + 1).map(|word| word.trim_matches('"'))
         };
         let rule = (|| {
-            let protocol = value("-p")?.to_uppercase();
-            let port = value("--dport")?;
-            let uid = owners.get(&(protocol.clone(), port.to_owned()))?;
             Some(line_of(
-                uid,
-                &protocol,
-                port.parse().ok()?,
+                value("--comment")?.strip_prefix("portmapping:")?,
+                &value("-p")?.to_uppercase(),
+                value("--dport")?.parse().ok()?,
                 value("--to-destination")?,
             ))
         })();
-        rule.with_context(|| format!("a rule of ours that cannot be read: {line}"))
+        rule.with_context(|| format!("a rule of ours that cannot be parsed: {line}"))
     })
     .collect()
 }
 
-/// The rules that a pod should have by what it publishes, spelled in the same way.
+/// The rules that a pod should have according to its annotation, in the same form.
 pub(super) fn rules_of(pod: &Seen) -> BTreeSet<String> {
     let mut rules = BTreeSet::new();
     for entry in &pod.entries {
@@ -118,7 +100,7 @@ fn line_of(uid: &str, protocol: &str, host_port: u16, to: &str) -> String {
     format!("{uid} {protocol} {host_port} -> {to}")
 }
 
-/// Which of these ports nobody can bind on a node, by protocol.
+/// Which of these ports (by protocol) cannot be bound on a node.
 pub(super) fn taken(
     cluster: &Cluster,
     node: &str,
@@ -132,7 +114,7 @@ pub(super) fn taken(
     })
 }
 
-/// Whether a stranger could take a port.
+/// Whether another process could bind a port.
 pub(super) fn is_free(protocol: &str, port: u16) -> bool {
     if protocol == "UDP" {
         UdpSocket::bind(("0.0.0.0", port)).is_ok()
@@ -167,11 +149,10 @@ mod tests {
     #[test]
     fn rules_are_read_with_their_owners() {
         let text = "*nat
-:PORTMAPPING-UID-TCP-20000 - [0:0]
--A PORTMAPPING-TCP-20000-20021 -p tcp -m tcp --dport 20000 -j DNAT --to-destination 10.244.1.7:80
--A PORTMAPPING-UDP-20000-20021 -p udp -m udp --dport 20001 -j DNAT --to-destination [fd00::7]:80
--A PORTMAPPING-UID-TCP-20000 -m comment --comment \"portmapping:20000=a 20001=b\"
--A PORTMAPPING-UID-UDP-20000 -m comment --comment \"portmapping:20001=c\"
+:PORTMAPPING-TCP-20000-20021 - [0:0]
+-A PREROUTING -m addrtype --dst-type LOCAL -m comment --comment portmapping -j PORTMAPPING
+-A PORTMAPPING-TCP-20000-20021 -p tcp -m tcp --dport 20000 -m comment --comment \"portmapping:a\" -j DNAT --to-destination 10.244.1.7:80
+-A PORTMAPPING-UDP-20000-20021 -p udp -m udp --dport 20001 -m comment --comment \"portmapping:c\" -j DNAT --to-destination [fd00::7]:80
 COMMIT
 ";
         let expected = [
@@ -179,9 +160,6 @@ COMMIT
             line_of("c", "UDP", 20001, "[fd00::7]:80"),
         ];
         assert_eq!(rules_in(text).unwrap(), expected);
-        let unowned = text.replace("portmapping:20001=c", "portmapping:20002=c");
-        rules_in(&unowned).unwrap_err();
-        let doubted = text.replace("20001=b", "20000=b");
-        rules_in(&doubted).unwrap_err();
+        rules_in(&text.replace("portmapping:c", "c")).unwrap_err();
     }
 }

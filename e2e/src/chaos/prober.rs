@@ -1,4 +1,4 @@
-//! The user outside the cluster: one connection open per pod, and new ones all the time.
+//! The user outside the cluster: keeps one connection per pod open, and makes new ones all the time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufRead, BufReader, ErrorKind, Write};
@@ -10,17 +10,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 
-use super::ledger::{Ledger, count};
+use super::record::{Record, count};
 use super::view::{Seen, View};
 use crate::{Cluster, visit};
 
 /// Between two messages on an open connection.
 const BEAT: Duration = Duration::from_millis(200);
-/// Longest silence on an open connection: the kernel repeats lost packets in less.
+/// Longest wait for an answer on an open connection. TCP retransmits lost packets sooner.
 const SILENCE: Duration = Duration::from_secs(10);
 /// How long one new connection may take to be made, and its answer to come.
 const CALL: Duration = Duration::from_secs(1);
-/// How long a pod that is Ready may fail to answer: what is reported is a moment old.
+/// How long a Ready pod may fail to answer: the reported state is slightly old.
 const GRACE: Duration = Duration::from_secs(1);
 /// Between two calls of one caller. The machine is shared with the cluster.
 const PACE: Duration = Duration::from_millis(8);
@@ -35,16 +35,16 @@ pub(super) struct Prober {
 #[derive(Clone)]
 struct Shared {
     view: View,
-    ledger: Arc<Ledger>,
+    record: Arc<Record>,
     stop: Arc<AtomicBool>,
 }
 
 impl Prober {
-    pub(super) fn start(cluster: &Cluster, view: &View, ledger: &Arc<Ledger>) -> Result<Self> {
+    pub(super) fn start(cluster: &Cluster, view: &View, record: &Arc<Record>) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let shared = Shared {
             view: view.clone(),
-            ledger: Arc::clone(ledger),
+            record: Arc::clone(record),
             stop: Arc::clone(&stop),
         };
         let thread = visit::at(cluster, "client", move || shepherd(&shared))?;
@@ -62,7 +62,7 @@ impl Prober {
 }
 
 impl Drop for Prober {
-    /// A run that failed takes its cluster down: what breaks then is no news.
+    /// After a failed run the cluster ends: connections that break then are no violations.
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
     }
@@ -89,7 +89,7 @@ fn shepherd(shared: &Shared) {
     while !shared.is_over() {
         for (uid, seen) in shared.view.all() {
             if !seen.is_up()
-                || shared.ledger.may_be_unreachable(&seen.node, &uid)
+                || shared.record.may_be_unreachable(&seen.node, &uid)
                 || !lock(&talking, &uid, true)
             {
                 continue;
@@ -119,12 +119,12 @@ impl Shared {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// Compares an answer with the pod it should come from. Nothing excuses a wrong one.
+    /// Compares an answer with the pod it should come from. No fault excuses a wrong pod.
     fn judge(&self, seen: &Seen, endpoint: SocketAddr, answer: &str) {
         let expected = format!("{} {}", seen.name, seen.uid);
         if !answer.starts_with(&expected) {
             let published = self.view.get(&seen.uid).map(|now| now.entries);
-            self.ledger.violation(format!(
+            self.record.violation(format!(
                 "wrong pod: {endpoint} of {expected} on {} answered {answer:?}; it publishes {published:?} now",
                 seen.node
             ));
@@ -134,16 +134,16 @@ impl Shared {
 
 /// One connection, for as long as its pod lives.
 fn talk_with(shared: &Shared, seen: &Seen) {
-    let before = shared.ledger.disturbances(&seen.node, &seen.uid);
+    let before = shared.record.disturbances(&seen.node, &seen.uid);
     let Some(endpoint) = shared.view.endpoint(seen, "TCP") else {
         return;
     };
     let Ok(mut talk) = Talk::open(endpoint, SILENCE) else {
-        // the callers judge new connections
+        // the callers report connections that cannot be made
         thread::sleep(BEAT);
         return;
     };
-    count(&shared.ledger.streams);
+    count(&shared.record.streams);
     let begun = Instant::now();
     let mut number = 0_u64;
     while !shared.is_over() {
@@ -152,15 +152,15 @@ fn talk_with(shared: &Shared, seen: &Seen) {
         match talk.say(&text) {
             Ok(answer) => {
                 shared.judge(seen, endpoint, &answer);
-                count(&shared.ledger.messages);
+                count(&shared.record.messages);
             }
             Err(error) => {
-                let excused = shared.ledger.is_doomed(&seen.uid)
-                    || shared.ledger.disturbances(&seen.node, &seen.uid) != before;
+                let excused = shared.record.is_doomed(&seen.uid)
+                    || shared.record.disturbances(&seen.node, &seen.uid) != before;
                 if excused {
-                    count(&shared.ledger.excused_breaks);
+                    count(&shared.record.excused_breaks);
                 } else if !shared.is_over() {
-                    shared.ledger.violation(format!(
+                    shared.record.violation(format!(
                         "broken connection: {endpoint} of {} ({}, {}) after {:.1} s and {number} messages: {error}",
                         seen.name, seen.uid, seen.node, begun.elapsed().as_secs_f64()
                     ));
@@ -187,14 +187,14 @@ fn call_all(shared: &Shared, half: usize, protocol: &'static str) {
                 return;
             }
             thread::sleep(PACE);
-            if shared.ledger.is_doomed(&seen.uid) || !shared.view.still(&seen) {
+            if shared.record.is_doomed(&seen.uid) || !shared.view.still(&seen) {
                 failing.remove(&seen.uid);
                 continue;
             }
             let Some(endpoint) = shared.view.endpoint(&seen, protocol) else {
                 continue;
             };
-            let before = shared.ledger.disturbances(&seen.node, &seen.uid);
+            let before = shared.record.disturbances(&seen.node, &seen.uid);
             let asked = if protocol == "TCP" {
                 call(endpoint)
             } else {
@@ -202,20 +202,20 @@ fn call_all(shared: &Shared, half: usize, protocol: &'static str) {
             };
             match asked {
                 Ok(answer) => {
-                    let ledger = &shared.ledger;
+                    let record = &shared.record;
                     count(if protocol == "TCP" {
-                        &ledger.calls
+                        &record.calls
                     } else {
-                        &ledger.datagrams
+                        &record.datagrams
                     });
-                    if !ledger.is_doomed(&seen.uid) {
+                    if !record.is_doomed(&seen.uid) {
                         shared.judge(&seen, endpoint, &answer);
                     }
                     failing.remove(&seen.uid);
                 }
                 Err(error) => {
-                    let excused = shared.ledger.may_be_unreachable(&seen.node, &seen.uid)
-                        || shared.ledger.disturbances(&seen.node, &seen.uid) != before
+                    let excused = shared.record.may_be_unreachable(&seen.node, &seen.uid)
+                        || shared.record.disturbances(&seen.node, &seen.uid) != before
                         || !shared.view.still(&seen);
                     if excused {
                         failing.remove(&seen.uid);
@@ -226,7 +226,7 @@ fn call_all(shared: &Shared, half: usize, protocol: &'static str) {
                         .or_insert((Instant::now(), 0));
                     *times += 1;
                     if since.elapsed() > GRACE && *times > 2 {
-                        shared.ledger.violation(format!(
+                        shared.record.violation(format!(
                             "Ready but unreachable: {protocol} {endpoint} of {} ({}, {}) for {:.1} s: {error}",
                             seen.name, seen.uid, seen.node, since.elapsed().as_secs_f64()
                         ));
@@ -259,7 +259,9 @@ impl Talk {
         }
         let answer = answer.trim_end();
         if !answer.ends_with(&format!(" {text}")) {
-            return Err(io::Error::other(format!("said {text:?}, heard {answer:?}")));
+            return Err(io::Error::other(format!(
+                "sent {text:?}, received {answer:?}"
+            )));
         }
         Ok(answer.to_owned())
     }

@@ -1,4 +1,4 @@
-//! After a round: is everything as it should be, how long did it take, and is anything left over?
+//! After a round: has the product converged, how long did that take, and is anything left over?
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -15,11 +15,11 @@ use crate::install;
 use crate::progress::say;
 use crate::wait::{Probe, until};
 
-/// How long the product may take once the cluster itself is whole again.
+/// How long the product may take once the cluster itself works again.
 const CONVERGENCE: Duration = Duration::from_secs(5);
 /// How long the cluster itself may take.
 const RECOVERY: Duration = Duration::from_mins(2);
-const LOOK: Duration = Duration::from_millis(50);
+const POLL: Duration = Duration::from_millis(50);
 /// What a process may have grown by, without it being a leak: allocators keep what they had.
 const SLACK_KIB: u64 = 12 * 1024;
 const SLACK_DESCRIPTORS: usize = 8;
@@ -28,8 +28,8 @@ const SLACK_DESCRIPTORS: usize = 8;
 pub(super) type Footprints = BTreeMap<(String, &'static str), (u64, usize)>;
 
 impl Chaos {
-    /// Waits until all is well; returns how long the product took, from the moment at which the cluster
-    /// had done its own part (API server, nodes, containers) to the end.
+    /// Waits until the product has converged; returns how long that took, measured from
+    /// the moment at which API server, nodes and containers are all up again.
     pub(super) fn settle(&mut self) -> Result<Duration> {
         let begun = Instant::now();
         let mut whole_since = Instant::now();
@@ -55,11 +55,11 @@ impl Chaos {
             if whole_since.elapsed() > CONVERGENCE {
                 bail!("not converged after {CONVERGENCE:?}: {missing}");
             }
-            thread::sleep(LOOK);
+            thread::sleep(POLL);
         }
     }
 
-    /// What the cluster itself still owes.
+    /// What the cluster itself still lacks.
     fn broken(&self) -> Option<String> {
         match self.admin.unready_node() {
             Ok(None) => {}
@@ -74,13 +74,13 @@ impl Chaos {
             if !pod.running || pod.pod_ips.is_empty() {
                 return Some(format!("{name} does not run"));
             }
-            // with the condition True it is the kubelet that has to notice, which waits longer and longer
-            // for an API server that was away
+            // the condition is True and the kubelet has not read it yet: it backs off after an API server
+            // that was down
             if !pod.entries.is_empty() && !pod.ready {
-                return Some(format!("the kubelet does not call {name} Ready yet"));
+                return Some(format!("the kubelet does not report {name} as Ready yet"));
             }
             if self.renewed.get(&pod.uid) == Some(&pod.container) {
-                return Some(format!("{name} is not reported anew yet"));
+                return Some(format!("{name} is still reported as before its restart"));
             }
         }
         for node in &self.nodes {
@@ -101,7 +101,7 @@ impl Chaos {
         None
     }
 
-    /// What the product still owes.
+    /// What the product still lacks.
     fn unsettled(&self) -> Result<Option<String>> {
         let pods: Vec<_> = self
             .view
@@ -132,7 +132,7 @@ impl Chaos {
             for pod in here {
                 if phases.get(&*pod.uid).copied() != Some("published") {
                     return Ok(Some(format!(
-                        "/state of {node} says {:?} of {}",
+                        "/state of {node} has the phase {:?} for {}",
                         phases.get(&*pod.uid),
                         pod.name
                     )));
@@ -178,7 +178,7 @@ impl Chaos {
         Ok(found)
     }
 
-    /// How many ports the enforcer says are leased or cooling, and how many are held.
+    /// How many ports are leased or in cool-down by /state, and how many are held.
     fn held(&self, node: &str) -> Result<(usize, usize)> {
         let range = (RANGE.0..).take(RANGE.1);
         let ports =
@@ -194,7 +194,7 @@ impl Chaos {
             leased + cooling.unwrap_or_default()
         };
         let what = format!("/state of {node} to stand still");
-        until(&what, Duration::from_secs(20), LOOK, || {
+        until(&what, Duration::from_secs(20), POLL, || {
             let before = inspect::state(inspect::only(&self.cluster, node, &ENFORCER)?)?;
             let taken = inspect::taken(&self.cluster, node, ports.clone())?.len();
             let after = inspect::state(inspect::only(&self.cluster, node, &ENFORCER)?)?;
@@ -217,7 +217,7 @@ impl Chaos {
                 continue;
             };
             say(format_args!(
-                "{} of {}: {memory_before} -> {memory} KiB, {open_before} -> {open} descriptors beside ports",
+                "{} of {}: {memory_before} -> {memory} KiB, {open_before} -> {open} descriptors without those of ports",
                 who.1, who.0
             ));
             ensure!(
@@ -235,14 +235,14 @@ impl Chaos {
     /// Deletes every pod: afterwards no rule, no lease and no held port is left.
     pub(super) fn empty(&mut self) -> Result<()> {
         for pod in self.view.all().into_values().filter(|pod| !pod.deleting) {
-            self.ledger.doom(&pod.uid);
+            self.record.doom(&pod.uid);
             self.admin.delete(&pod.name)?;
         }
         self.expected.clear();
         until(
             "nodes without pods to hold nothing",
             Duration::from_mins(1),
-            LOOK * 10,
+            POLL * 10,
             || {
                 if !self.view.all().is_empty() {
                     return Ok(Probe::Missing("pods are still ending".to_owned()));
@@ -261,8 +261,8 @@ impl Chaos {
         )
     }
 
-    /// Puts what a person would ask for into files beside the logs, and on the screen where they are.
-    pub(super) fn evidence(&self) {
+    /// Writes the state of pods, enforcers and rules into files next to the logs, and prints their paths.
+    pub(super) fn save_evidence(&self) {
         let Ok(logs) = self.cluster.logs() else {
             return;
         };
@@ -295,8 +295,8 @@ impl Chaos {
             "--tail=400",
         ];
         let selector = ["-l", "app.kubernetes.io/component=enforcer"];
-        let said = self.cluster.kubectl_run(arguments.iter().chain(&selector));
-        keep("log", said.unwrap_or_else(|error| format!("{error:#}")));
+        let reply = self.cluster.kubectl_run(arguments.iter().chain(&selector));
+        keep("log", reply.unwrap_or_else(|error| format!("{error:#}")));
     }
 }
 

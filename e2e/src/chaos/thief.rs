@@ -1,4 +1,4 @@
-//! A process on a node that takes what it can get of the range.
+//! A process on a node that binds every port of the range that it can.
 
 use std::collections::BTreeSet;
 use std::net::{TcpListener, UdpSocket};
@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::ledger::count;
+use super::record::count;
 use super::{Chaos, RANGE};
 use crate::visit;
 
-/// How long the thief is at work.
+/// How long the process binds ports.
 const THEFT: Duration = Duration::from_millis(1500);
-/// Ports the thief keeps at a time.
+/// Ports it keeps at a time.
 const LOOT: usize = 8;
 
 impl Chaos {
@@ -22,7 +22,7 @@ impl Chaos {
     pub(super) fn steal(&mut self, node: &str) -> Result<(u64, usize)> {
         let mut dice = self.dice.clone();
         self.dice.below(2);
-        let (view, ledger, at) = (self.view.clone(), self.ledger.clone(), node.to_owned());
+        let (view, record, at) = (self.view.clone(), self.record.clone(), node.to_owned());
         visit::run_at(&self.cluster, node, move || {
             let (end, mut tries, mut loot) = (Instant::now() + THEFT, 0, Vec::new());
             let mut taken = BTreeSet::new();
@@ -30,14 +30,14 @@ impl Chaos {
                 let protocol = if dice.chance(50) { "TCP" } else { "UDP" };
                 let port = RANGE.0 + u16::try_from(dice.below(RANGE.1)).unwrap_or_default();
                 tries += 1;
-                count(&ledger.theft_tries);
+                count(&record.theft_tries);
                 let before = view.mapped(&at);
                 if let Some(socket) = take(protocol, port) {
                     let key = (protocol.to_owned(), port);
-                    // mapped before and after: not one that was released or granted in between
+                    // mapped before and after, so it was not released or allocated in between
                     let mapped = before.contains(&key) && view.mapped(&at).contains(&key);
-                    if mapped && !ledger.may_be_unheld(&at) {
-                        ledger.violation(format!(
+                    if mapped && !record.may_be_unheld(&at) {
+                        record.violation(format!(
                             "theft: {protocol} {port} of {at} was mapped and could be bound"
                         ));
                     }
@@ -54,7 +54,7 @@ impl Chaos {
     }
 }
 
-/// The port, for as long as its socket is kept.
+/// Binds the port; it is free again when the socket is dropped.
 fn take(protocol: &str, port: u16) -> Option<OwnedFd> {
     let address = ("0.0.0.0", port);
     match protocol {

@@ -1,4 +1,4 @@
-//! The pods as a user's watch shows them.
+//! The pods as a watch reports them.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -10,32 +10,32 @@ use anyhow::{Context, Result};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::api::{Api, Change};
+use crate::api::{Api, WatchEvent};
 
 const ANNOTATION: &str = "tkestack.io/portmapping";
 
-/// A pod as the API server last told.
+/// A pod as the API server last reported it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Seen {
     pub(super) uid: String,
     pub(super) name: String,
     pub(super) node: String,
-    /// Of each family.
+    /// One of each address family.
     pub(super) pod_ips: Vec<String>,
-    /// Changes when the container is started anew.
+    /// Changes when the container restarts.
     pub(super) container: String,
     pub(super) running: bool,
     pub(super) ready: bool,
     pub(super) deleting: bool,
-    /// What the condition says when it is not True.
+    /// The status, reason and message of our condition.
     pub(super) condition: String,
     /// Protocol, host port, container port; empty while nothing final is published.
-    pub(super) entries: Vec<Entry>,
+    pub(super) entries: Vec<MappedPort>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Entry {
+pub(super) struct MappedPort {
     pub(super) host_port: u16,
     pub(super) container_port: u16,
     pub(super) protocol: String,
@@ -44,7 +44,7 @@ pub(super) struct Entry {
 }
 
 impl Seen {
-    /// Ready, mapped and to stay, as far as the API server knows.
+    /// Ready, mapped and not being deleted.
     pub(super) fn is_up(&self) -> bool {
         self.ready && !self.deleting && !self.entries.is_empty()
     }
@@ -166,15 +166,15 @@ impl View {
     }
 }
 
-fn update(pods: &Mutex<BTreeMap<String, Seen>>, change: Change) {
+fn update(pods: &Mutex<BTreeMap<String, Seen>>, change: WatchEvent) {
     let mut pods = pods.lock().unwrap_or_else(PoisonError::into_inner);
     let seen = |pod: &Value| {
         let seen = Seen::new(pod);
         (seen.uid.clone(), seen)
     };
     match change {
-        Change::All(all) => *pods = all.iter().map(seen).collect(),
-        Change::Applied(pod) => pods.extend([seen(&pod)]),
-        Change::Deleted(pod) => drop(pods.remove(&seen(&pod).0)),
+        WatchEvent::All(all) => *pods = all.iter().map(seen).collect(),
+        WatchEvent::Applied(pod) => pods.extend([seen(&pod)]),
+        WatchEvent::Deleted(pod) => drop(pods.remove(&seen(&pod).0)),
     }
 }

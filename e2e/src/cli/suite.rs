@@ -1,4 +1,4 @@
-//! `e2e test`: the end-to-end tests, on a cluster of their own or on somebody else's.
+//! `e2e test`: the end-to-end tests, on a new cluster or on an existing one.
 
 use std::env;
 use std::os::unix::process::CommandExt;
@@ -13,7 +13,7 @@ use crate::{paths, process};
 /// Tests that enter a node, read the API server's audit log, or boot a cluster themselves.
 const NEED_OUR_CLUSTER: &[&str] = &[
     "map_ports::a_mapping_costs_one_write_and_one_event",
-    "policy_pods::the_kernel_grants_no_process_more",
+    "policy_pods::no_process_has_more_rights_in_the_kernel",
     "survive_faults::a_killed_enforcer_loses_no_port_no_byte_and_no_mapping",
     "survive_faults::flushed_rules_come_back",
     "map_range::",
@@ -21,6 +21,7 @@ const NEED_OUR_CLUSTER: &[&str] = &[
     "map_start::",
     "survive_losses::",
     "survive_node::",
+    "survive_rotation::",
     "uninstall::",
     "webhook_service::no_creation_fails_while_replicas_are_replaced_and_ended",
 ];
@@ -31,7 +32,7 @@ pub(super) fn run(kubeconfig: Option<&Path>) -> Result<()> {
     cargo.current_dir(paths::root());
     cargo.args(["test", "-p", "e2e", "--test", "product"]);
     if kubeconfig.is_none() {
-        cargo.args(["--test", "policy"]); // boots its clusters itself: it wants the policies alone
+        cargo.args(["--test", "policy"]); // boots its own clusters, which have only the policies
     }
     cargo.args(["--", "--nocapture"]);
     if let Some(kubeconfig) = kubeconfig {
@@ -40,7 +41,7 @@ pub(super) fn run(kubeconfig: Option<&Path>) -> Result<()> {
             .with_context(|| format!("find the kubeconfig {}", kubeconfig.display()))?;
         cargo.env(KUBECONFIG_VARIABLE, kubeconfig);
         say(format_args!(
-            "not run, for they enter nodes or boot clusters:"
+            "not run, because these tests enter nodes or boot clusters:"
         ));
         for test in NEED_OUR_CLUSTER {
             say(format_args!("  {test}"));

@@ -1,5 +1,5 @@
-//! A cgroup per cluster and one per node inside it, each the root of a cgroup namespace: whatever
-//! kubelet and containerd create lies below one name, and can be swept by it.
+//! A cgroup per cluster and one per node inside it, each the root of a cgroup namespace. All
+//! cgroups of kubelet and containerd are below one name, and are removed by it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ const ROOT: &str = "/sys/fs/cgroup";
 /// How the machine's cgroups are laid out.
 #[derive(Debug)]
 pub(crate) enum Layout {
-    /// A folder per controller, and links from aliases to them. Perhaps a `unified` one beside them.
+    /// A folder per controller, and links from aliases to them. There may also be a `unified` one.
     V1 {
         hierarchies: Vec<String>,
         links: Vec<(String, PathBuf)>,
@@ -57,7 +57,7 @@ pub(crate) fn enter(name: &str) -> Result<Layout> {
                     .split(',')
                     .any(|controller| controller == "cpuset")
                 {
-                    // Empty in a new cpuset, and then nothing may run in it.
+                    // A new cpuset has no processors and no memory: no process can run in it.
                     for file in ["cpuset.cpus", "cpuset.mems"] {
                         let value = read(&parent.join(file))?;
                         write(&own.join(file), value.trim())?;
@@ -84,7 +84,7 @@ pub(crate) fn enter(name: &str) -> Result<Layout> {
     Ok(layout)
 }
 
-/// Mounts the hierarchies again: a mount shows the cgroup namespace it was made in.
+/// Mounts the hierarchies again: a mount shows the cgroup namespace in which it was made.
 pub(crate) fn remount(layout: &Layout) -> Result<()> {
     let (hierarchies, links) = match layout {
         Layout::V2 => return mount_on("cgroup2", ROOT, "cgroup2", None),
@@ -109,7 +109,7 @@ pub(crate) fn remount(layout: &Layout) -> Result<()> {
 }
 
 /// Removes the cgroup `name` and everything below it, once the last of its processes is gone.
-/// Best effort within `limit`; says what stayed.
+/// Best effort within `limit`; returns what is left.
 pub(crate) fn sweep(name: &str, limit: Duration) -> Vec<PathBuf> {
     let end = Instant::now() + limit;
     loop {
@@ -145,7 +145,7 @@ fn remove_tree(folder: &Path, left: &mut Vec<PathBuf>) {
     }
 }
 
-/// Best effort: kubelet says itself which controller it misses.
+/// Best effort: kubelet reports a missing controller itself.
 fn delegate(folder: &Path) {
     for controller in ["cpuset", "cpu", "io", "memory", "hugetlb", "pids"] {
         let _ = fs::write(

@@ -1,5 +1,5 @@
-//! Starting the long-lived programs of a cluster. Each writes a log of its own, and each end is noted
-//! in one file that the owner watches while the cluster boots.
+//! Starting the long-lived programs of a cluster. Each has its own log. Each end is recorded in
+//! one file, which the owner reads while the cluster boots.
 
 use std::env;
 use std::ffi::OsString;
@@ -21,19 +21,18 @@ use crate::wait::{self, Probe};
 
 const INTERVAL: Duration = Duration::from_millis(5);
 
-/// How seldom a program written in Go collects garbage (`GOGC`, <https://go.dev/doc/gc-guide>).
+/// How often a program written in Go collects garbage (`GOGC`, <https://go.dev/doc/gc-guide>).
 #[derive(Clone, Copy)]
 pub(crate) enum Collects {
     /// When its heap has doubled: what Go does by itself.
     Often,
-    /// When its heap has grown to five times its size. While an API server of 100 MB collects, for a
-    /// tenth of a second, it takes all of two cores that nobody else claims, and what is asked of it
-    /// meanwhile waits for three times as long; as it does not where it has a machine of its own.
+    /// When its heap has grown to five times its size. An API server of 100 MB collects for 0.1 s. On a
+    /// machine of two cores, requests take three times as long in that time.
     Seldom,
 }
 
-/// Starts a program of the cluster. It ends with its PID namespace. It is started again only after an
-/// end that somebody announced with [`pause_file`], once that file is gone.
+/// Starts a program of the cluster. It ends with its PID namespace. It is started again only after
+/// an end that [`pause_file`] announced, when that file is gone.
 pub(crate) fn start(
     spec: &Spec,
     log: &str,
@@ -48,18 +47,22 @@ pub(crate) fn start(
         while let Ok(status) = child.wait() {
             let pause = pause_file(&spec, &log);
             if !pause.exists() {
-                note_end(&spec, &log, &process::ending(status));
+                record_end(&spec, &log, &process::ending(status));
                 return;
             }
             if let Err(error) = fs::write(&pause, DOWN) {
-                return note_end(&spec, &log, &format!("cannot say that it is down: {error}"));
+                return record_end(
+                    &spec,
+                    &log,
+                    &format!("cannot write that it is down: {error}"),
+                );
             }
             while pause.exists() {
                 thread::sleep(INTERVAL);
             }
             match spawn(&spec, &log, &program, &arguments, collects) {
                 Ok(again) => child = again,
-                Err(error) => return note_end(&spec, &log, &format!("{error:#}")),
+                Err(error) => return record_end(&spec, &log, &format!("{error:#}")),
             }
         }
     });
@@ -91,11 +94,11 @@ fn spawn(
         .with_context(|| format!("start {}", program.display()))
 }
 
-/// What the pause file says once the component's end was taken for what it is.
+/// The content of the pause file when the end of the component has been seen.
 const DOWN: &str = "down";
 
-/// While this file is there, the component of this log is meant to be down; it comes back when the
-/// file goes. Before [`is_down`] that would be too early: the end would be taken for one of its own.
+/// While this file exists, the component of this log stays down. It starts again when the file is
+/// removed. Remove it only after [`is_down`]; before that, the end would count as a failure.
 pub(crate) fn pause_file(spec: &Spec, log: &str) -> PathBuf {
     spec.state.join("paused").join(log)
 }
@@ -122,15 +125,15 @@ pub(crate) fn clone(file: &File) -> Result<File> {
         .context("duplicate a log file's descriptor")
 }
 
-/// Tells whoever waits for the cluster that a part of it is gone.
-pub(crate) fn note_end(spec: &Spec, log: &str, ending: &str) {
+/// Records that a part of the cluster has ended, for the process that waits for it to boot.
+pub(crate) fn record_end(spec: &Spec, log: &str, ending: &str) {
     let line = format!("{log} ended: {ending}\n");
     let file = OpenOptions::new()
         .create(true)
         .append(true)
         .open(ends_file(spec));
     if let Err(error) = file.and_then(|mut file| file.write_all(line.as_bytes())) {
-        eprintln!("cannot note that {log} ended: {error}");
+        eprintln!("cannot record that {log} ended: {error}");
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a cluster is made of, and what its processes are told.
+//! The configuration of a cluster, and the description that its processes read.
 
 use std::fmt::{self, Display};
 use std::fs;
@@ -29,7 +29,7 @@ impl Display for ProxyMode {
     }
 }
 
-/// What a test or a person chooses.
+/// The choices of a test or of a user.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {
     /// Names the cluster's state folder and its cgroup.
@@ -42,8 +42,8 @@ pub struct Config {
     pub proxy_mode: ProxyMode,
     /// Whether frames between pods of one node pass iptables (`bridge-nf-call-iptables`).
     pub bridge_nf: bool,
-    /// Whether the kubelet starts a container that keeps ending again after a second at most, where it
-    /// else waits longer each time, up to five minutes. Kubernetes 1.36 can.
+    /// Limits the kubelet's back-off for containers that end again and again to one second. Without it the
+    /// limit is five minutes. Needs Kubernetes 1.36.
     #[serde(default)]
     pub quick_restarts: bool,
     /// Whether the product's images are built and put on the nodes.
@@ -69,7 +69,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Refuses what could not work, before anything is built.
+    /// Refuses a configuration that cannot work, before anything is built.
     pub fn validate(&self) -> Result<()> {
         let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         if self.name.is_empty() || self.name.len() > 40 || !self.name.chars().all(allowed) {
@@ -85,7 +85,7 @@ impl Config {
     }
 }
 
-/// What every process of a cluster knows: the choices and what was made of them.
+/// What every process of a cluster reads: the configuration and the paths of what was built.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Spec {
     pub(crate) config: Config,
@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_are_no_file_or_cgroup_name_are_refused() {
+    fn invalid_cluster_names_are_refused() {
         let config = |name: &str| Config {
             name: name.to_owned(),
             ..Config::default()

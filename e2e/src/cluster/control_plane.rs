@@ -24,7 +24,7 @@ const ETCD: &str = "127.0.0.1:2379";
 /// Generous: a machine at load 200 needs a minute.
 const PATIENCE: Duration = Duration::from_mins(3);
 
-/// Brings everything up and then only watches. `relayed` was opened in the root network namespace.
+/// Starts everything and never returns. `relayed` was opened in the root network namespace.
 pub(crate) fn run(spec: &Spec, relayed: TcpListener) -> Result<()> {
     nix::unistd::sethostname("control-plane").context("set the host name")?;
     start_etcd(spec)?;
@@ -71,12 +71,12 @@ pub(crate) fn add_machine(spec: &Spec, machine: Machine) -> Result<()> {
     if let Some(mut stdin) = child.stdin.take() {
         stdin
             .write_all(b"go")
-            .with_context(|| format!("tell {name} that it is plugged in"))?;
+            .with_context(|| format!("write to {name} that it is plugged in"))?;
     }
     let spec = spec.clone();
     thread::spawn(move || {
         if let Ok(status) = child.wait() {
-            components::note_end(&spec, &name, &process::ending(status));
+            components::record_end(&spec, &name, &process::ending(status));
         }
     });
     Ok(())

@@ -1,4 +1,4 @@
-//! What befalls a cluster: nodes without power, programs that end.
+//! Faults of a cluster: nodes that lose power, programs that end.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,23 +8,23 @@ use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{Cluster, components, launch};
+use super::{Cluster, components, launch, pki};
 use crate::wait::{Probe, until};
 
-/// How long a program that has ended may take to be started anew.
-const STARTED_ANEW: Duration = Duration::from_secs(10);
+/// How long a program that has ended may take to start again.
+const RESTARTED: Duration = Duration::from_secs(10);
 /// How long a killed program may take to end: an API server on a busy machine takes a second and more.
 const ENDED: Duration = Duration::from_secs(30);
 /// Between two looks for it.
-const LOOK: Duration = Duration::from_millis(100);
+const POLL: Duration = Duration::from_millis(100);
 
 impl Cluster {
-    /// Cuts a node's power: every process of it is gone at once, and nothing of its state stays.
+    /// Kills every process of a node at once, as a power cut does. None of its state remains.
     pub fn kill_node(&self, index: u8) -> Result<()> {
         launch::kill_node(self.own_spec("kill a node")?, index)
     }
 
-    /// Starts a node, new or killed before, and returns when it takes pods.
+    /// Starts a node, a new one or one that was killed, and returns when it takes pods.
     pub fn add_node(&self, index: u8) -> Result<()> {
         launch::add_node(self.own_spec("add a node")?, index)
     }
@@ -38,7 +38,7 @@ impl Cluster {
 
     /// Kills such a program and keeps it down until [`Cluster::resume_component`].
     pub fn stop_component(&self, host: &str, program: &str) -> Result<()> {
-        // one that is to be started again, and is stopped before it was, would be waited for in vain
+        // an earlier stop may not be over yet: wait until the program runs before it is killed again
         let pid = self.component(host, program)?;
         let file = self.pause_file(host, program)?;
         if let Some(folder) = file.parent() {
@@ -46,13 +46,22 @@ impl Cluster {
         }
         fs::write(&file, "").with_context(|| format!("write {}", file.display()))?;
         kill(pid, Signal::SIGKILL).with_context(|| format!("kill {program}"))?;
-        until(&format!("the end of {program}"), ENDED, LOOK, || {
+        until(&format!("the end of {program}"), ENDED, POLL, || {
             Ok(if components::is_down(&file) {
                 Probe::Done(())
             } else {
                 Probe::Missing("not noticed yet".into())
             })
         })
+    }
+
+    /// Adds a certificate to the bundle of authorities that every pod gets, which is the first step of
+    /// a rotation. The controller manager reads the file when it starts, so it starts again.
+    pub fn add_authority(&self) -> Result<()> {
+        pki::add_authority(self.own_spec("add an authority")?)?;
+        let publisher = ("control-plane", "kube-controller-manager");
+        self.stop_component(publisher.0, publisher.1)?;
+        self.resume_component(publisher.0, publisher.1)
     }
 
     /// The pid of such a program, as this machine sees it.
@@ -68,7 +77,7 @@ impl Cluster {
             })
         };
         let what = format!("{program} to run on {host}");
-        let pid = until(&what, STARTED_ANEW, LOOK, find)?;
+        let pid = until(&what, RESTARTED, POLL, find)?;
         Ok(Pid::from_raw(
             i32::try_from(pid).context("pid out of range")?,
         ))

@@ -1,4 +1,4 @@
-//! Bringing clusters and nodes to life from outside.
+//! Boots clusters and nodes.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -22,7 +22,7 @@ use crate::artifacts::{cache, go, image, packages};
 use crate::progress::{Step, say};
 use crate::{paths, process};
 
-/// The owner gives up earlier, and says why.
+/// The owner gives up earlier, with a reason.
 const BOOT_LIMIT: Duration = Duration::from_mins(5);
 const IMPORT_LIMIT: Duration = Duration::from_mins(3);
 
@@ -83,8 +83,8 @@ pub(crate) fn detached(config: &Config) -> Result<Spec> {
 fn prepare(config: &Config) -> Result<Spec> {
     config.validate()?;
     packages::ensure()?;
-    // Go and cargo side by side: each has long stretches in which it keeps one processor busy, and no
-    // more. The two Go builds share compiled packages, so one comes after the other.
+    // Go and cargo build at the same time, because each often keeps only one processor busy. The two Go
+    // builds share compiled packages, so they run one after the other.
     let (kubernetes, node_tools, images) = thread::scope(|scope| {
         let images = scope.spawn(|| image::archives(config.product).inspect_err(complain));
         let kubernetes = go::kubernetes(config.kubernetes).inspect_err(complain)?;
@@ -103,27 +103,17 @@ fn prepare(config: &Config) -> Result<Spec> {
     })
 }
 
-/// Says at once what the end of the other build, minutes later, says again.
+/// Prints an error at once. It is returned only when the other build ends, perhaps minutes later.
 fn complain(error: &anyhow::Error) {
     say(format_args!(
-        "failed, and ends when the other builds do: {error:#}"
+        "a build failed; this command ends when the other builds end: {error:#}"
     ));
 }
 
 fn lock(name: &str) -> Result<fs::File> {
     let folder = paths::clusters();
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
-    cache::lock(&lock_file(name), &format!("the cluster {name}"))
-}
-
-fn lock_file(name: &str) -> PathBuf {
-    paths::clusters().join(format!("{name}.lock"))
-}
-
-/// Removes the last trace of a cluster. Somebody who waits for this very file and gets it is stopped by
-/// the lock in the state folder.
-pub(crate) fn forget(name: &str) {
-    let _ = fs::remove_file(lock_file(name));
+    cache::lock(&state::lock_file(name), &format!("the cluster {name}"))
 }
 
 fn boot(spec: &Spec, attached: bool) -> Result<Child> {
@@ -154,7 +144,7 @@ fn boot(spec: &Spec, attached: bool) -> Result<Child> {
         .args(RoleName("owner", None).arguments(&spec.state))
         .stdout(Stdio::piped())
         .stderr(file);
-    command.current_dir("/"); // a background process must not keep somebody's folder busy
+    command.current_dir("/"); // a background process must not keep the caller's folder in use
     command.stdin(if attached {
         Stdio::piped()
     } else {
@@ -168,14 +158,14 @@ fn boot(spec: &Spec, attached: bool) -> Result<Child> {
         .with_context(|| format!("start {}", program.display()))?;
     if let Err(error) = wait_until_up(&mut owner) {
         drop(owner.stdin.take());
-        // It ends by itself after a failure, and by this after a time-out.
+        // After a failure it ends by itself; after a time-out the signal ends it.
         if let Ok(pid) = i32::try_from(owner.id()) {
             let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
         }
         let _ = process::wait(&mut owner, Duration::from_secs(20));
-        let said = tail(&log);
+        let reply = tail(&log);
         return Err(error.context(format!(
-            "cluster {name} did not come up; all logs are in {}, the owner's says:\n{said}\n",
+            "cluster {name} did not come up; all logs are in {}, the end of the owner's log:\n{reply}\n",
             logs.display()
         )));
     }
@@ -210,7 +200,7 @@ fn wait_until_up(owner: &mut Child) -> Result<()> {
             Err(RecvTimeoutError::Disconnected) => bail!("the owner ended early"),
             Err(RecvTimeoutError::Timeout) if start.elapsed() < BOOT_LIMIT => {
                 say(format_args!(
-                    "  still booting: {} s",
+                    "  the cluster boots: {} s",
                     start.elapsed().as_secs()
                 ));
             }
@@ -219,11 +209,11 @@ fn wait_until_up(owner: &mut Child) -> Result<()> {
     }
 }
 
-/// How long a killed machine may take to end: each of its processes needs a turn of a processor for
-/// that, and those of its pods come last on a busy machine.
+/// How long a killed machine may take to end: each of its processes needs processor time for that, and
+/// on a busy machine the processes of pods get it last.
 const DEATH_LIMIT: Duration = Duration::from_mins(1);
-/// How long after a machine's end its parent may take to make a note of it.
-const NOTE_LIMIT: Duration = Duration::from_millis(500);
+/// How long after the end of a machine its parent may take to record it.
+const RECORD_LIMIT: Duration = Duration::from_millis(500);
 
 pub(crate) fn kill_node(spec: &Spec, index: u8) -> Result<()> {
     let name = Machine::Node(index).name();
@@ -238,8 +228,8 @@ pub(crate) fn kill_node(spec: &Spec, index: u8) -> Result<()> {
         }
         thread::sleep(Duration::from_millis(5));
     }
-    // Whoever adds the node again must not take this note for one about the new node. Of a node that was
-    // added later nobody makes a note: its parent is gone, and the machine's first process reaps it.
+    // Wait for the record of this end, or a later call would take it for the end of the new node. The end
+    // of a node that was added later is not recorded: its parent has ended, and init reaps it.
     let note = format!("{name} ended:");
     let noted = || fs::read_to_string(spec.state.join("log/ended")).unwrap_or_default();
     let process = PathBuf::from(format!("/proc/{pid}"));
@@ -248,7 +238,7 @@ pub(crate) fn kill_node(spec: &Spec, index: u8) -> Result<()> {
         if reaped.is_none() && !process.exists() {
             reaped = Some(Instant::now());
         }
-        if reaped.is_some_and(|since| since.elapsed() > NOTE_LIMIT) {
+        if reaped.is_some_and(|since| since.elapsed() > RECORD_LIMIT) {
             break;
         }
         if Instant::now() > end {
@@ -268,10 +258,10 @@ pub(crate) fn add_node(spec: &Spec, index: u8) -> Result<()> {
         bail!("{name} is running already");
     }
     let step = Step::start(format!("{name} joins"));
-    // After a power cut the API calls the node Ready for a while yet.
+    // After a power cut the API server still reports the node as Ready for a while.
     let api = Api::new(&spec.state.join(pki::HARNESS))?;
     let stale = readiness::heartbeat(&api, &name)?;
-    // What ended before is no news.
+    // Only ends after this point count.
     let _ = fs::remove_file(spec.state.join("log/ended"));
     let program = match &spec.config.program {
         Some(program) => program.clone(),
@@ -307,7 +297,7 @@ pub(crate) fn load_images(spec: &mut Spec, archives: &[PathBuf]) -> Result<Vec<P
                 .with_context(|| format!("import {} on {name}", archive.display()))?;
         }
     }
-    // An older archive of the same image must not win on a node that joins later.
+    // A node that joins later must not import an older archive of the same image.
     let kind = |path: &PathBuf| {
         let folder = path
             .parent()

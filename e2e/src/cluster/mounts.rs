@@ -12,7 +12,7 @@ use super::cgroups::{self, Layout};
 /// Where a machine keeps its configuration and sockets.
 pub(crate) const RUN: &str = "/run/cluster";
 
-/// Sysctls that are not per namespace and that kubelet writes: it finds them as it wants them.
+/// Sysctls of the whole machine that kubelet writes. It sees the values that it wants, and writes none.
 const KUBELET_SYSCTLS: [(&str, &str); 6] = [
     ("vm/overcommit_memory", "1"),
     ("vm/panic_on_oom", "0"),
@@ -22,7 +22,7 @@ const KUBELET_SYSCTLS: [(&str, &str); 6] = [
     ("kernel/keys/root_maxbytes", "25000000"),
 ];
 
-/// The view of every machine, the control plane included.
+/// The mounts of every machine, the control plane included.
 pub(crate) fn machine(cgroups: Option<&Layout>) -> Result<()> {
     propagation(MsFlags::MS_PRIVATE)?;
     mount_on("proc", "/proc", "proc", None)?;
@@ -50,7 +50,7 @@ pub(crate) fn node() -> Result<()> {
         let options = format!("lowerdir={folder},upperdir={upper},workdir={work}");
         mount_on("overlay", folder, "overlay", Some(&options))?;
     }
-    // An overlay cannot carry the overlays of containers: these are plain tmpfs.
+    // An overlay cannot be the upper layer of the containers' overlays, so these are tmpfs.
     for folder in ["cni", "kubelet", "containerd"].map(|name| format!("/var/lib/{name}")) {
         create(&folder)?;
         mount_on("tmpfs", &folder, "tmpfs", Some("mode=755"))?;
@@ -59,7 +59,7 @@ pub(crate) fn node() -> Result<()> {
         create(folder)?;
     }
     mask_sysctls()?;
-    // kubelet hands mounts on to containers.
+    // kubelet propagates mounts to containers.
     propagation(MsFlags::MS_SHARED)
 }
 

@@ -13,12 +13,12 @@ use nix::unistd::Pid;
 
 use crate::process;
 
-/// What becomes of the thread that starts a first process.
+/// What the thread that starts a first process does then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Parent {
     /// It stays for good: a parent-death signal is bound to the thread, not to the whole program.
     Stays,
-    /// It ends: it would keep the new namespaces alive after their last process.
+    /// It ends; otherwise it would keep the new namespaces alive after their last process.
     Ends,
 }
 
@@ -55,7 +55,7 @@ pub(crate) fn spawn(mut command: Command, parent: Parent) -> Result<Child> {
 }
 
 /// The body of a namespace's pid 1: reaps orphans until `main` ends; returns its exit code.
-/// It must have no other child of its own: waiting for any would take that one's status away.
+/// It must have no other child: the wait for any process would consume that child's status.
 pub(crate) fn reap(main: &Child) -> Result<i32> {
     let main = Pid::from_raw(i32::try_from(main.id()).context("pid out of range")?);
     loop {

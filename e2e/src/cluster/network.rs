@@ -22,8 +22,8 @@ pub(crate) const SERVICE_RANGE: &str = "10.96.0.0/16,fd00:96::/112";
 pub(crate) const SERVICE_OF_API_SERVER: [&str; 2] = ["10.96.0.1", "fd00:96::1"];
 pub(crate) const POD_RANGE: &str = "10.244.0.0/16,fd00:244::/48";
 const CLIENT_HOST_NUMBER: u8 = 200;
-/// Without one of its own a bridge takes the lowest of its ports', another with each machine that comes
-/// back, and the others go on sending to the one that they remember.
+/// A bridge without a fixed address takes the lowest of its ports. It would change with each machine that
+/// comes back, while the others still send to the old one.
 const FABRIC_MAC: &str = "02:00:0a:f0:00:01";
 
 /// A machine on the fabric.
@@ -49,7 +49,7 @@ impl Machine {
         }
     }
 
-    /// A machine that comes back has the address that its neighbours remember.
+    /// Fixed, because neighbours remember the address of a machine that comes back.
     fn mac(self) -> String {
         format!("02:00:0a:f0:00:{:02x}", self.host_number())
     }
@@ -89,8 +89,8 @@ pub(crate) fn create_fabric() -> Result<()> {
 /// Plugs a machine into the fabric, seen from the control plane. `pid` is its first process.
 pub(crate) fn plug_in(machine: Machine, pid: u32) -> Result<()> {
     let port = format!("to-{}", machine.name());
-    // Of a killed machine its end is still there until the kernel gets round to it. Refused where there
-    // is none, and where the kernel was quicker; that it is gone is seen below.
+    // The interface of a killed machine exists until the kernel removes it. This fails where there is none;
+    // the wait below checks that it is gone.
     let _ = ip(&format!("link delete {port}\n"));
     let what = format!("the interface of an earlier {} to go", machine.name());
     wait::until(
@@ -155,7 +155,7 @@ fn forward() -> Result<()> {
     Ok(())
 }
 
-/// Best effort: absent where the module is.
+/// Best effort: the key is missing where the kernel module is.
 fn sysctl(key: &str, value: &str) {
     if let Err(error) = fs::write(format!("/proc/sys/{key}"), value) {
         eprintln!("cannot set {key}={value}: {error}");

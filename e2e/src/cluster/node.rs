@@ -19,7 +19,7 @@ use crate::process;
 const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
 const PATIENCE: Duration = Duration::from_mins(3);
 
-/// Waits to be plugged in, then brings the node up and only watches.
+/// Waits for its network, starts the programs of the node, and never returns.
 pub(crate) fn run(spec: &Spec, index: u8) -> Result<()> {
     let machine = Machine::Node(index);
     join_fabric(machine, spec.config.bridge_nf)?;
@@ -77,7 +77,7 @@ pub(crate) fn run(spec: &Spec, index: u8) -> Result<()> {
     }
 }
 
-/// The client: a machine that only has its addresses.
+/// The client: a machine with addresses and no programs.
 pub(crate) fn run_client() -> Result<()> {
     join_fabric(Machine::Client, false)?;
     loop {
@@ -203,7 +203,7 @@ fn kubelet(spec: &Spec) -> String {
         "clusterDomain": "cluster.local",
         "resolvConf": format!("{RUN}/resolv.conf"),
         "volumePluginDir": "/var/lib/kubelet/volume-plugins",
-        // A test cluster is worth nothing when a full disk or a busy machine evicts its pods.
+        // A full disk or a busy machine must not evict pods of a test cluster.
         "evictionHard": {
             "memory.available": "50Mi", "nodefs.available": "1%", "imagefs.available": "1%",
         },

@@ -25,20 +25,29 @@ use crate::wait::{self, Probe};
 /// What a front end reads from the owner's standard output, a line each.
 pub(crate) const UP: &str = "up";
 pub(crate) const FAILED: &str = "failed ";
+
+/// What a test process writes to the owner's standard input; the last byte counts when it ends.
+pub(crate) const KEEP: u8 = b'k';
+pub(crate) const REMOVE: u8 = b'r';
+
 const BOOT_LIMIT: Duration = Duration::from_mins(4);
 
 enum Event {
     /// Asked to end, with the reason.
     Stop(&'static str),
+    /// Standard input has ended; whether the folder is to be removed.
+    InputEnded {
+        remove: bool,
+    },
     Booted(Result<()>),
     InitEnded,
 }
 
-/// Boots the cluster, says so, and keeps it until told to end.
+/// Boots the cluster, reports that it is up, and keeps it until it is asked to end.
 pub(crate) fn run(spec: &Spec, attached: bool) -> Result<()> {
     let _lock = state::take(spec)?;
     if !attached {
-        // Another session: closing the terminal must not take the cluster along.
+        // A session of its own: the cluster must not end when the terminal closes.
         nix::unistd::setsid().context("start a session")?;
     }
     let (sender, events) = mpsc::channel();
@@ -52,11 +61,12 @@ pub(crate) fn run(spec: &Spec, attached: bool) -> Result<()> {
     watch_init(&mut init, &sender);
 
     let mut outcome = Ok(());
+    let mut unwanted = false;
     for event in events {
         match event {
             Event::Booted(Ok(())) => say(UP),
             Event::Booted(Err(error)) => {
-                // One line, whatever the error holds.
+                // As JSON, because an error may have several lines.
                 let text = serde_json::to_string(&format!("{error:#}")).unwrap_or_default();
                 say(&format!("{FAILED}{text}"));
                 outcome = Err(error);
@@ -70,14 +80,21 @@ pub(crate) fn run(spec: &Spec, attached: bool) -> Result<()> {
                 eprintln!("ending: {reason}");
                 break;
             }
+            Event::InputEnded { remove } => {
+                eprintln!("ending: the process that started this cluster is gone");
+                unwanted = remove;
+                break;
+            }
         }
     }
-    // Gone or not: wait returns when the last process of the namespace is gone.
+    // An error means that it has ended. The wait returns when the last process of the namespace has ended.
     let _ = init.kill();
     let _ = init.wait();
     let left = cgroups::sweep(&spec.cgroup(), Duration::from_secs(5));
     if !left.is_empty() {
         eprintln!("could not remove these cgroups: {left:?}");
+    } else if unwanted {
+        state::remove(&spec.config.name)?;
     }
     outcome
 }
@@ -118,15 +135,17 @@ fn watch_signals(sender: &Sender<Event>) -> Result<()> {
 fn watch_input(sender: &Sender<Event>) {
     let sender = sender.clone();
     thread::spawn(move || {
-        let _ = std::io::stdin().read_to_end(&mut Vec::new());
-        let _ = sender.send(Event::Stop("whoever started this cluster is gone"));
+        let mut words = Vec::new();
+        let _ = std::io::stdin().read_to_end(&mut words);
+        let remove = words.last() == Some(&REMOVE);
+        let _ = sender.send(Event::InputEnded { remove });
     });
 }
 
 fn watch_init(init: &mut Child, sender: &Sender<Event>) {
     let (stdout, sender) = (init.stdout.take(), sender.clone());
     thread::spawn(move || {
-        // Only init has the other end, so this ends with it, however it ends.
+        // Only init has the other end of the pipe, so this read ends when init ends.
         if let Some(mut stdout) = stdout {
             let _ = stdout.read_to_end(&mut Vec::new());
         }

@@ -22,7 +22,7 @@ pub(crate) const ADMIN: &str = "admin.kubeconfig";
 /// The same rights, for programs on the fabric.
 pub(crate) const INSIDE: &str = "inside.kubeconfig";
 
-/// The harness's own, so that the audit log can tell it from the people.
+/// For the harness, so that the audit log shows its calls under another name.
 pub(crate) const HARNESS: &str = "harness.kubeconfig";
 
 /// Writes everything that the components are given by file.
@@ -76,16 +76,29 @@ pub(crate) fn create(spec: &Spec, relay_port: u16) -> Result<()> {
     private(Path::new(&spec.pki("tokens.csv")), &tokens)
 }
 
-fn certificates(spec: &Spec) -> Result<()> {
-    let folder = spec.state.join("pki");
-    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
-    let authority_key = KeyPair::generate()?;
+/// Appends the certificate of a new authority, which has signed nothing yet, to the bundle.
+pub(crate) fn add_authority(spec: &Spec) -> Result<()> {
+    let certificate = authority(spec)?.self_signed(&KeyPair::generate()?)?;
+    let path = spec.pki("ca.crt");
+    let bundle = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    public(&path, &(bundle + &certificate.pem()))
+}
+
+fn authority(spec: &Spec) -> Result<CertificateParams> {
     let mut params = dated(Vec::new())?;
     params
         .distinguished_name
         .push(DnType::CommonName, format!("{} CA", spec.config.name));
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    Ok(params)
+}
+
+fn certificates(spec: &Spec) -> Result<()> {
+    let folder = spec.state.join("pki");
+    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    let authority_key = KeyPair::generate()?;
+    let params = authority(spec)?;
     let authority = params.self_signed(&authority_key)?;
     public(&spec.pki("ca.crt"), &authority.pem())?;
     let issuer = Issuer::new(params, authority_key);
@@ -157,7 +170,7 @@ fn kubeconfig(spec: &Spec, file: &str, server: &str, token: &str) -> Result<()> 
     private(&spec.state.join(file), &text)
 }
 
-/// The relay listens on 127.0.0.1, where every local user gets through: tokens must not be guessable.
+/// Every local user can connect to the relay on 127.0.0.1, so tokens must not be guessable.
 fn random_token() -> Result<String> {
     let mut bytes = [0_u8; 16];
     let mut source = fs::File::open("/dev/urandom").context("open /dev/urandom")?;

@@ -99,7 +99,7 @@ impl Role {
 
 fn init(spec: &Spec) -> Result<()> {
     set_pdeathsig(Signal::SIGKILL).context("ask to die with the owner")?;
-    // An owner that died before this line cannot be noticed by the signal, but by its closed pipe.
+    // If the owner ended before this line, the signal never comes; then its pipe is closed.
     std::io::stdout()
         .write_all(b"alive\n")
         .context("the owner is gone")?;
@@ -117,7 +117,7 @@ fn init(spec: &Spec) -> Result<()> {
 fn node_init(spec: &Spec, index: u8) -> Result<()> {
     namespaces::raise_file_limit()?;
     let name = Machine::Node(index).name();
-    // What an earlier machine of this name left: kubelet would try to adopt it.
+    // The cgroups of an earlier machine of this name: kubelet would try to use them.
     cgroups::sweep(&name, std::time::Duration::from_secs(1));
     let layout = cgroups::enter(&name)?;
     mounts::machine(Some(&layout))?;

@@ -1,4 +1,4 @@
-//! The state folder of a cluster, and the lock that tells whether somebody owns it.
+//! The state folder of a cluster, and the lock that is held while a process owns it.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{Read, Write};
@@ -23,7 +23,7 @@ pub(crate) fn folder(name: &str) -> PathBuf {
     paths::clusters().join(name)
 }
 
-/// Makes the cluster this process's for as long as the file is open; writes the pid into it.
+/// Makes this process the owner of the cluster while the file is open, and writes its pid into it.
 pub(crate) fn take(spec: &Spec) -> Result<File> {
     let path = spec.state.join(LOCK);
     let mut file = open(&path)?;
@@ -103,7 +103,7 @@ pub(crate) fn destroy(name: &str) -> Result<bool> {
         end(&state, pid, Signal::SIGTERM, Duration::from_secs(20))
             .or_else(|_| end(&state, pid, Signal::SIGKILL, Duration::from_secs(10)))?;
     }
-    // After a SIGKILL the kernel is still at it for a moment.
+    // After a SIGKILL the kernel needs a moment to end all processes.
     let end = Instant::now() + Duration::from_secs(10);
     while lookup::any(&state) && Instant::now() < end {
         thread::sleep(Duration::from_millis(10));
@@ -112,8 +112,22 @@ pub(crate) fn destroy(name: &str) -> Result<bool> {
     if !left.is_empty() {
         bail!("could not remove the cgroups {left:?}: processes of the cluster still run in them");
     }
-    fs::remove_dir_all(&state).with_context(|| format!("remove {}", state.display()))?;
+    remove(name)?;
     Ok(true)
+}
+
+/// The file that a process locks while it boots or removes the cluster.
+pub(crate) fn lock_file(name: &str) -> PathBuf {
+    paths::clusters().join(format!("{name}.lock"))
+}
+
+/// Removes the folder of a cluster that has ended, and the file of its lock. A process that waits for
+/// this very file and gets it is stopped by the lock in the folder.
+pub(crate) fn remove(name: &str) -> Result<()> {
+    let state = folder(name);
+    fs::remove_dir_all(&state).with_context(|| format!("remove {}", state.display()))?;
+    let _ = fs::remove_file(lock_file(name));
+    Ok(())
 }
 
 /// Removes the folders of clusters that ended by themselves more than a day ago. Best effort.
@@ -129,7 +143,7 @@ pub(crate) fn prune() {
 }
 
 fn end(state: &Path, pid: Pid, signal: Signal, limit: Duration) -> Result<()> {
-    // Gone in the meantime is what we want; the lock tells.
+    // An error means that it has ended; the lock shows whether it has.
     let _ = kill(pid, signal);
     let end = Instant::now() + limit;
     while owner(state)?.is_some() {

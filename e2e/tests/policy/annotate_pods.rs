@@ -1,4 +1,4 @@
-//! What a user may do to the annotation of a pod that runs.
+//! How may a user change the annotation of a running pod?
 
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -41,6 +41,6 @@ fn rows() -> Vec<Row> {
 }
 
 #[test]
-fn a_running_pods_request_is_its_users_as_far_as_creation_would_be() -> Result<()> {
+fn a_user_may_change_the_request_of_a_running_pod_as_at_its_creation() -> Result<()> {
     on_both(|session| session.check(&rows()))
 }

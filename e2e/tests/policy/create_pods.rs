@@ -1,4 +1,4 @@
-//! What a user may create, in which namespace.
+//! Which pods may a user create, and in which namespace?
 
 use anyhow::Result;
 use serde_json::json;
@@ -59,6 +59,6 @@ fn mirror(
 }
 
 #[test]
-fn users_ask_where_host_ports_are_permitted_and_only_ask() -> Result<()> {
+fn users_create_requests_where_host_ports_are_permitted_and_nothing_else() -> Result<()> {
     on_both(|session| session.check(&rows(session)?))
 }

@@ -1,4 +1,4 @@
-//! Results, marks and conditions that are not the enforcer's: refused, whoever writes them, and by
+//! Results, marks and conditions that are not the enforcer's: refused for every writer, and by
 //! which way ever.
 
 use anyhow::Result;
@@ -63,7 +63,7 @@ fn rows(session: &Session<'_>) -> Result<Vec<Row>> {
         row(Admin,     "sets our condition",                         plain_status.patch(conditions("True")),              refused(NO_CONDITION)),
         row(Admin,     "changes our condition",                      mapped_status.patch(conditions("False")),            refused(NO_CONDITION)),
         row(Admin,     "removes our condition",                      mapped_status.patch(remove),                         refused(NO_CONDITION)),
-        // the API server copies a Binding's annotations into the pod, past every admission of pods
+        // the API server copies a Binding's annotations into the pod, without any admission of pods
         row(User,      "binds with a result",                        bind(&json!({ ANNOTATION: RESULT })),                refused(WAY_OUT)),
         row(User,      "binds with a mark",                          bind(&json!({ MARK: "[]" })),                        refused(NO_MARK)),
         row(User,      "binds with a per-port annotation",           bind(&json!({ PER_PORT: "1" })),                     refused(NO_PER_PORT)),
@@ -112,12 +112,12 @@ fn old_bind(notes: &Value) -> Call {
 }
 
 #[test]
-fn nobody_but_the_enforcer_writes_results_marks_and_conditions() -> Result<()> {
+fn only_the_enforcer_writes_results_marks_and_conditions() -> Result<()> {
     on_both(|session| session.check(&rows(session)?))
 }
 
 #[test]
-fn no_disguise_of_a_result_passes_for_a_request() -> Result<()> {
+fn a_disguised_result_is_not_accepted_as_a_request() -> Result<()> {
     on_both(|session| {
         let note = |value: &str| At("open", "plain", "").note(ANNOTATION, value);
         let short = |value: &str| value.chars().take(90).collect::<String>();

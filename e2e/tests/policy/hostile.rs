@@ -1,7 +1,7 @@
-//! Values that some JSON reader could take for a result, and requests that look odd but are fine.
+//! Values that a JSON parser could read as a result, and unusual requests that are valid.
 
-/// To be refused, each of them. Go's `encoding/json`, which reads the annotation elsewhere, takes
-/// escapes, other letter case and the long s for the plain key.
+/// Each must be refused. Go's `encoding/json`, with which other programs read the annotation, accepts
+/// escapes, other letter case and the long s as the plain key.
 pub(crate) const HOSTILE: [&str; 31] = [
     r#"[{"\u0068ostPort":1,"containerPort":9040}]"#,
     r#"[{"HOSTPORT":1,"containerPort":9040}]"#,
@@ -36,7 +36,7 @@ pub(crate) const HOSTILE: [&str; 31] = [
     "[{\"containerPort\":9040,\"hostIP\":\"10.0.0.1\n\"}]",
 ];
 
-/// More to be refused: over the length that a policy looks at.
+/// Each must be refused: it is longer than the policy accepts.
 pub(crate) fn long() -> [String; 2] {
     let entries = vec![r#"{"containerPort":9040,"protocol":"UDP"}"#; 600];
     [format!("[{}]", entries.join(",")), "x".repeat(200_000)]
@@ -52,7 +52,7 @@ pub(crate) const GOOD: [&str; 6] = [
     "[\n{\"hostIP\":\"1.2.3.4\",\"protocol\":\"UDP\",\"containerPort\":\"dns\"}\n]\n",
 ];
 
-/// The most that a pod may ask for, written at length.
+/// The largest request of a pod, in its longest form.
 pub(crate) fn sixty_four() -> String {
     let entry = |n| format!(r#"{{"containerPort":{n},"protocol":"UDP","hostIP":"2001:db8::{n}"}}"#);
     format!("[{}]", (1..=64).map(entry).collect::<Vec<_>>().join(","))

@@ -1,4 +1,4 @@
-//! What has nothing to do with ports is never affected: kubelets, the scheduler, and users of mapped pods.
+//! Do kubelets, the scheduler and users of mapped pods work as before?
 
 use anyhow::{Context, Result, ensure};
 use e2e::cluster::STATIC_PODS;
@@ -56,18 +56,18 @@ fn rows(session: &Session<'_>) -> Result<Vec<Row>> {
         row(Kubelet,   "reports the status of a pod with nothing",     At("open", "plain", "status").patch(ready), Allowed),
         row(Kubelet,   "deletes a terminated pod",                     mapped.delete(),                         Allowed),
         row(Scheduler, "binds a pod that asks",                        At("open", "unscheduled", "binding").post(bind), Allowed),
-        row(Scheduler, "says that a pod that asks fits nowhere",       At("open", "unscheduled", "status").patch(unschedulable), Allowed),
+        row(Scheduler, "reports that a pod with a request fits nowhere",       At("open", "unscheduled", "status").patch(unschedulable), Allowed),
     ])
 }
 
 #[test]
-fn what_has_nothing_to_do_with_ports_is_not_affected() -> Result<()> {
+fn writes_without_our_annotations_are_not_affected() -> Result<()> {
     on_both(|session| session.check(&rows(session)?))
 }
 
-/// A pod's whole life in earnest, with the real scheduler and the real kubelet.
+/// The whole life of a pod, with the real scheduler and the real kubelet.
 #[test]
-fn a_pod_is_asked_for_mapped_changed_unmapped_and_evicted() -> Result<()> {
+fn a_pod_is_created_mapped_changed_unmapped_and_evicted() -> Result<()> {
     on_both(|session| {
         session.namespace("life", &[])?;
         let at = |subresource| At("life", "web", subresource);
@@ -151,10 +151,10 @@ fn a_pod_is_asked_for_mapped_changed_unmapped_and_evicted() -> Result<()> {
     })
 }
 
-/// Static pods are the node's own: the real kubelet runs them whatever the policies say, and shows
+/// Static pods belong to the node: the kubelet runs them even where the policies refuse them, and shows
 /// them in the API where they are permitted.
 #[test]
-fn static_pods_are_mirrored_where_asking_is_permitted() -> Result<()> {
+fn static_pods_are_mirrored_where_requests_are_permitted() -> Result<()> {
     on_both(|session| {
         session.namespace("static", &[])?;
         let strict = [("pod-security.kubernetes.io/enforce", "baseline")];
@@ -179,14 +179,18 @@ fn static_pods_are_mirrored_where_asking_is_permitted() -> Result<()> {
             asks["metadata"]
         );
         session.running("static-strict", "plain-node1")?;
-        session.eventually("the kubelet to be told why it may not mirror", || {
-            let log = std::fs::read_to_string(session.cluster().logs()?.join("node1-kubelet.log"))?;
-            let told = log
-                .lines()
-                .any(|line| line.contains("asks-node1") && line.contains(LABEL));
-            ensure!(told, "nothing in its log");
-            Ok(())
-        })?;
+        session.eventually(
+            "the kubelet to log why it may not create the mirror pod",
+            || {
+                let log =
+                    std::fs::read_to_string(session.cluster().logs()?.join("node1-kubelet.log"))?;
+                let reported = log
+                    .lines()
+                    .any(|line| line.contains("asks-node1") && line.contains(LABEL));
+                ensure!(reported, "nothing in its log");
+                Ok(())
+            },
+        )?;
         let strict = session.call(Admin, &At("static-strict", "asks-node1", "").get())?;
         ensure!(strict.code == 404, "{} {}", strict.code, strict.body);
         let remove = format!("rm {STATIC_PODS}/*");
@@ -226,7 +230,7 @@ fn refusals_of_kubelets(session: &Session<'_>) -> Result<()> {
             continue;
         }
         match event["responseStatus"]["code"].as_i64() {
-            // a static pod that asks where it may not
+            // a static pod with a request where requests are refused
             Some(403) if event["objectRef"]["namespace"] == "static-strict" => {}
             Some(403 | 422) => refused.push(line.to_owned()),
             _ => accepted += 1,

@@ -1,4 +1,4 @@
-//! What an enforcer may write: its node's pods, our annotations, our condition, through pods/status.
+//! What may an enforcer write? Our annotations and our condition, on pods of its node, through pods/status.
 
 use anyhow::Result;
 use e2e::Minor;
@@ -87,7 +87,7 @@ fn elsewhere() -> Vec<Row> {
     ]
 }
 
-/// Everything else, by the enforcer as it is and by one to which RBAC gave all rights.
+/// Everything else, by the enforcer and by an enforcer with all rights in RBAC.
 #[rustfmt::skip] // a table is read by its columns
 fn other_verbs(session: &Session<'_>) -> Result<Vec<Row>> {
     let (mapped, status) = (At("open", "mapped", ""), At("open", "mapped", "status"));
@@ -135,13 +135,13 @@ fn an_enforcer_writes_pods_of_the_node_that_its_token_names() -> Result<()> {
 }
 
 #[test]
-fn an_enforcer_has_no_other_way_to_a_pod() -> Result<()> {
+fn an_enforcer_cannot_write_a_pod_in_any_other_way() -> Result<()> {
     on_both(|session| session.check(&other_verbs(session)?))
 }
 
-/// The table above proves little if the fixture's pods were not what it says.
+/// Checks that the pods of the fixture are what the table above needs.
 #[test]
-fn the_tables_pods_are_what_they_are_called() -> Result<()> {
+fn the_pods_of_the_tables_are_as_their_names_say() -> Result<()> {
     on_both(|session| {
         for (pod, node, value) in [
             ("mapped", Some("node1"), Some(RESULT)),

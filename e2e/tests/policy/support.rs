@@ -9,9 +9,9 @@ pub(crate) mod world;
 pub(crate) const ANNOTATION: &str = "tkestack.io/portmapping";
 pub(crate) const MARK: &str = "tkestack.io/portmapping-request";
 pub(crate) const PER_PORT: &str = "host-port.tkestack.io/9040-tcp";
-/// What a refusal in a strict namespace tells its owner to do.
+/// What a refusal in a strict namespace tells the user to do.
 pub(crate) const LABEL: &str = "tkestack.io/portmapping: allowed";
-/// What a refused value is answered with: a value that works.
+/// The example in every refusal: a value that works.
 pub(crate) const WAY_OUT: &str = r#"Write "" or [{"containerPort":9040,"protocol":"TCP"}]"#;
 
 /// A result, as only the enforcer writes it.

@@ -1,17 +1,21 @@
-//! A broken value in a pod template is told to whoever applies it.
+//! A user who applies a pod template with a broken value gets a warning.
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 use crate::support::caller::Who::{Admin, User};
 use crate::support::caller::{Call, Form};
-use crate::support::objects::{pod_spec, post};
+use crate::support::objects::{At, create, noted, pod, pod_spec, post};
 use crate::support::rows::Outcome::{Allowed, Warned};
 use crate::support::rows::{Row, row};
 use crate::support::world::on_both;
 use crate::support::{ANNOTATION, LABEL, RESULT};
 
 const NO_REQUEST: &str = "in the pod template is not a valid request; write ";
+/// The webhook's words about a pod with such a value.
+const COPIED: &str = "tkestack.io/portmapping: the value is the result of another pod and counts as \"\"; the pod gets host ports of its own";
+const CHOSEN: &str = "tkestack.io/portmapping: a hostPort cannot be chosen here, so the value counts as \"\"; for a certain host port use ports[].hostPort of the container";
+const MISPLACED: &str = "itself asks for nothing; write it to the metadata of its pod template";
 
 fn template(value: Option<&str>, restart: &str) -> Value {
     let mut template = json!({ "metadata": { "labels": { "a": "b" } }, "spec": pod_spec() });
@@ -49,11 +53,12 @@ fn rows() -> Vec<Row> {
             Some("yes"),
             Warned(NO_REQUEST),
         ),
+        ("with a copied result", "open", Some(RESULT), Warned(COPIED)),
         (
-            "with a copied result",
+            "with a host port of its choice",
             "open",
-            Some(RESULT),
-            Warned(NO_REQUEST),
+            Some(r#"[{"containerPort":9040,"hostPort":7001}]"#),
+            Warned(CHOSEN),
         ),
         ("that asks in baseline", "baseline", Some(""), Warned(LABEL)),
         (
@@ -82,13 +87,87 @@ fn path(group: &str, namespace: &str, plural: &str) -> String {
     format!("{root}/{group}/namespaces/{namespace}/{plural}")
 }
 
+/// Keys that somebody could write for ours.
+const TYPOS: [&str; 3] = [
+    "tkestack.io/port-mapping",
+    "tkestack.io/portmappings",
+    "tkestack.io/portMapping",
+];
+
+/// The annotation where nothing reads it, or a key that nothing reads.
+fn silent_misses() -> Vec<Row> {
+    let mut rows = Vec::new();
+    let told = |key: &str| -> &'static str {
+        match key {
+            "tkestack.io/port-mapping" => "nothing reads the annotation tkestack.io/port-mapping;",
+            "tkestack.io/portmappings" => "nothing reads the annotation tkestack.io/portmappings;",
+            _ => "nothing reads the annotation tkestack.io/portMapping;",
+        }
+    };
+    for key in TYPOS {
+        let asks = noted(pod("new"), json!({ key: "" }));
+        let does = format!("creates a pod with {key}");
+        rows.push(row(User, does, create("open", asks), Warned(told(key))));
+        let does = format!("adds {key} to a pod");
+        let note = At("open", "plain", "").note(key, "");
+        rows.push(row(User, does, note, Warned(told(key))));
+    }
+    for (kind, group, plural, spec) in kinds(None) {
+        let url = path(group, "open", plural);
+        let mut typo = object(kind, group, &spec);
+        let template = match kind {
+            "CronJob" => &mut typo["spec"]["jobTemplate"]["spec"]["template"],
+            _ => &mut typo["spec"]["template"],
+        };
+        template["metadata"]["annotations"] = json!({ TYPOS[0]: "" });
+        let does = format!("applies a {kind} with a typo in the template");
+        let call = post(url.clone(), typo);
+        rows.push(row(User, does, call, Warned(told(TYPOS[0]))));
+
+        let misplaced = noted(object(kind, group, &spec), json!({ ANNOTATION: "" }));
+        let does = format!("applies a {kind} with the annotation outside the template");
+        let call = post(url.clone(), misplaced.clone());
+        rows.push(row(User, does, call, Warned(MISPLACED)));
+
+        // the Deployment controller copies a Deployment's annotations to its ReplicaSets
+        let mut owned = misplaced;
+        owned["metadata"]["ownerReferences"] = json!([{ "apiVersion": "apps/v1", "kind": "Deployment",
+            "name": "x", "uid": "u", "controller": true }]);
+        let does = format!("creates a {kind} for a controller");
+        rows.push(row(User, does, post(url, owned), Allowed));
+    }
+    for (kind, group, plural, spec) in kinds(Some("")) {
+        let both = noted(object(kind, group, &spec), json!({ ANNOTATION: "" }));
+        let does = format!("applies a {kind} with the annotation in both places");
+        rows.push(row(
+            User,
+            does,
+            post(path(group, "open", plural), both),
+            Allowed,
+        ));
+    }
+    let other = noted(pod("new"), json!({ "x/y": "tkestack.io/port-mapping" }));
+    rows.push(row(
+        User,
+        "creates a pod that mentions a typo",
+        create("open", other),
+        Allowed,
+    ));
+    rows
+}
+
 #[test]
-fn owners_of_workloads_are_warned_at_once() -> Result<()> {
+fn a_typo_in_the_key_or_the_annotation_outside_the_template_is_told() -> Result<()> {
+    on_both(|session| session.check(&silent_misses()))
+}
+
+#[test]
+fn a_user_who_applies_a_broken_template_is_warned() -> Result<()> {
     on_both(|session| session.check(&rows()))
 }
 
 #[test]
-fn a_deployments_controller_meets_the_refusal_that_its_owner_was_warned_of() -> Result<()> {
+fn the_controller_of_a_deployment_gets_the_refusal_of_the_warning() -> Result<()> {
     on_both(|session| {
         let (kind, group, plural, mut spec) = kinds(Some(""))[0].clone();
         spec["replicas"] = json!(1);
@@ -110,7 +189,7 @@ fn a_deployments_controller_meets_the_refusal_that_its_owner_was_warned_of() -> 
         };
         session.eventually("the event of a pod that could not be created", || {
             let events = session.done(Admin, &events)?;
-            let told = events["items"]
+            let reported = events["items"]
                 .as_array()
                 .into_iter()
                 .flatten()
@@ -120,7 +199,7 @@ fn a_deployments_controller_meets_the_refusal_that_its_owner_was_warned_of() -> 
                             .as_str()
                             .is_some_and(|text| text.contains(LABEL))
                 });
-            ensure!(told, "{events}");
+            ensure!(reported, "{events}");
             Ok(())
         })?;
         let new = Call {

@@ -1,9 +1,9 @@
-//! The product on a real cluster, seen from outside: kubectl, a client beyond the cluster, and the
+//! The product on a real cluster, seen from outside: kubectl, a client outside the cluster, and the
 //! API server's own audit log.
 //!
-//! One cluster serves all tests. Most share it; a test that stops a part of the product has it
-//! alone. `E2E_KUBECONFIG=FILE` runs the same tests against a cluster somebody already has; those
-//! that have to enter a node say so and fail there.
+//! One cluster serves all tests. Most share it; a test that stops a part of the product runs
+//! alone. `E2E_KUBECONFIG=FILE` runs the same tests against an existing cluster; those
+//! that have to enter a node fail there with that reason.
 
 mod admit_requests;
 mod map_life;
@@ -21,5 +21,6 @@ mod support;
 mod survive_faults;
 mod survive_losses;
 mod survive_node;
+mod survive_rotation;
 mod uninstall;
 mod webhook_service;

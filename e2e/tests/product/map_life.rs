@@ -1,4 +1,4 @@
-//! A mapping's beginning and end: asked for late, taken back, deleted, completed.
+//! When does a mapping begin and end? Requested late, removed, pod deleted, pod completed.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -10,135 +10,138 @@ use crate::support::{ANNOTATION, MARK, eventually, node_addresses, shared};
 
 #[test]
 fn a_running_pod_is_mapped_when_annotated_and_unmapped_when_not() -> Result<()> {
-    let cluster = shared();
-    Space::with(&cluster, "life-late", |space| {
-        space.create(&pod(
-            "late",
-            &["--http", "9040"],
-            &json!([{ "containerPort": 9040 }]),
-        ))?;
-        space.kubectl(&["wait", "--for=condition=Ready", "pod/late", "--timeout=60s"])?;
-        space.kubectl(&["annotate", "pod", "late", &format!("{ANNOTATION}=")])?;
-        let late = space.mapped("late")?;
-        let entry = entries(&late)?.remove(0);
-        space.answers(&late, &entry, Way::Http)?;
-        ensure!(
-            late["metadata"]["annotations"][MARK].is_string(),
-            "no request mark"
-        );
-
-        // kubectl apply of a bare pod does this each time
-        space.kubectl(&[
-            "annotate",
-            "--overwrite",
-            "pod",
-            "late",
-            &format!("{ANNOTATION}="),
-        ])?;
-        let again = space.mapped("late")?;
-        ensure!(
-            entries(&again)?[0] == entry,
-            "the port moved: {:?}",
-            entries(&again)?
-        );
-
-        space.kubectl(&["annotate", "pod", "late", &format!("{ANNOTATION}-")])?;
-        let endpoint = space.endpoint(&late, &entry)?;
-        eventually("the unmapped port to refuse", || {
-            ensure!(is_refused(&cluster, endpoint)?, "{endpoint} still answers");
-            let late = space.pod("late")?;
-            ensure!(annotation(&late).is_none(), "the annotation is back");
+    shared(|cluster| {
+        Space::with(cluster, "life-late", |space| {
+            space.create(&pod(
+                "late",
+                &["--http", "9040"],
+                &json!([{ "containerPort": 9040 }]),
+            ))?;
+            space.kubectl(&["wait", "--for=condition=Ready", "pod/late", "--timeout=60s"])?;
+            space.kubectl(&["annotate", "pod", "late", &format!("{ANNOTATION}=")])?;
+            let late = space.mapped("late")?;
+            let entry = entries(&late)?.remove(0);
+            space.answers(&late, &entry, Way::Http)?;
             ensure!(
-                late["metadata"]["annotations"][MARK].is_null(),
-                "the mark is left"
+                late["metadata"]["annotations"][MARK].is_string(),
+                "no request mark"
             );
+
+            // kubectl apply of a bare pod does this each time
+            space.kubectl(&[
+                "annotate",
+                "--overwrite",
+                "pod",
+                "late",
+                &format!("{ANNOTATION}="),
+            ])?;
+            let again = space.mapped("late")?;
             ensure!(
-                condition(&late, ANNOTATION).is_none(),
-                "the condition is left"
+                entries(&again)?[0] == entry,
+                "the port moved: {:?}",
+                entries(&again)?
+            );
+
+            space.kubectl(&["annotate", "pod", "late", &format!("{ANNOTATION}-")])?;
+            let endpoint = space.endpoint(&late, &entry)?;
+            eventually("the unmapped port to refuse", || {
+                ensure!(is_refused(cluster, endpoint)?, "{endpoint} still answers");
+                let late = space.pod("late")?;
+                ensure!(annotation(&late).is_none(), "the annotation is back");
+                ensure!(
+                    late["metadata"]["annotations"][MARK].is_null(),
+                    "the mark is left"
+                );
+                ensure!(
+                    condition(&late, ANNOTATION).is_none(),
+                    "the condition is left"
+                );
+                Ok(())
+            })?;
+            let events = space.events("late")?;
+            ensure!(
+                events.iter().any(|(reason, _)| reason == "PortsReleased"),
+                "{events:?}"
             );
             Ok(())
-        })?;
-        let events = space.events("late")?;
-        ensure!(
-            events.iter().any(|(reason, _)| reason == "PortsReleased"),
-            "{events:?}"
-        );
-        Ok(())
+        })
     })
 }
 
 #[test]
-fn a_gated_pod_that_asks_no_more_says_why_it_is_not_ready() -> Result<()> {
-    let cluster = shared();
-    Space::with(&cluster, "life-gated", |space| {
-        space.create(&mapped_pod("gated"))?;
-        space.ready("gated")?;
-        space.kubectl(&["annotate", "pod", "gated", &format!("{ANNOTATION}-")])?;
-        eventually("the condition to say why", || {
-            let gated = space.pod("gated")?;
-            let condition = condition(&gated, ANNOTATION).context("no condition")?;
-            ensure!(
-                condition["status"] == "False" && condition["reason"] == "Released",
-                "{condition}"
-            );
-            Ok(())
-        })?;
-        space.kubectl(&["annotate", "pod", "gated", &format!("{ANNOTATION}=")])?;
-        let gated = space.ready("gated")?;
-        space.answers(&gated, &entries(&gated)?[0], Way::Http)
+fn a_gated_pod_without_a_request_has_the_reason_in_its_condition() -> Result<()> {
+    shared(|cluster| {
+        Space::with(cluster, "life-gated", |space| {
+            space.create(&mapped_pod("gated"))?;
+            space.ready("gated")?;
+            space.kubectl(&["annotate", "pod", "gated", &format!("{ANNOTATION}-")])?;
+            eventually("the condition to have the reason", || {
+                let gated = space.pod("gated")?;
+                let condition = condition(&gated, ANNOTATION).context("no condition")?;
+                ensure!(
+                    condition["status"] == "False" && condition["reason"] == "Released",
+                    "{condition}"
+                );
+                Ok(())
+            })?;
+            space.kubectl(&["annotate", "pod", "gated", &format!("{ANNOTATION}=")])?;
+            let gated = space.ready("gated")?;
+            space.answers(&gated, &entries(&gated)?[0], Way::Http)
+        })
     })
 }
 
 #[test]
 fn a_deleted_pods_port_refuses_and_another_pod_is_mapped() -> Result<()> {
-    let cluster = shared();
-    Space::with(&cluster, "life-deleted", |space| {
-        let nodes = node_addresses(&cluster)?;
-        let (node, _) = nodes.first_key_value().context("no node")?;
-        space.create(&on_node(mapped_pod("first"), node))?;
-        let first = space.ready("first")?;
-        let entry = entries(&first)?.remove(0);
-        let endpoint = space.endpoint(&first, &entry)?;
-        space.answers(&first, &entry, Way::Http)?;
-        space.kubectl(&["delete", "pod", "first"])?;
-        eventually("the deleted pod's port to refuse", || {
-            ensure!(is_refused(&cluster, endpoint)?, "{endpoint} still answers");
-            Ok(())
-        })?;
-        if cluster.is_ours() {
-            eventually("the deleted pod's rules to go", || {
-                let saved = cluster.exec(node, &["iptables-save", "-t", "nat"])?;
-                let text = String::from_utf8_lossy(&saved.stdout).into_owned();
-                let uid = first["metadata"]["uid"].as_str().context("no uid")?;
-                ensure!(
-                    text.contains("PORTMAPPING") && !text.contains(uid),
-                    "a rule is left"
-                );
+    shared(|cluster| {
+        Space::with(cluster, "life-deleted", |space| {
+            let nodes = node_addresses(cluster)?;
+            let (node, _) = nodes.first_key_value().context("no node")?;
+            space.create(&on_node(mapped_pod("first"), node))?;
+            let first = space.ready("first")?;
+            let entry = entries(&first)?.remove(0);
+            let endpoint = space.endpoint(&first, &entry)?;
+            space.answers(&first, &entry, Way::Http)?;
+            space.kubectl(&["delete", "pod", "first"])?;
+            eventually("the deleted pod's port to refuse", || {
+                ensure!(is_refused(cluster, endpoint)?, "{endpoint} still answers");
                 Ok(())
             })?;
-        }
-        space.create(&on_node(mapped_pod("second"), node))?;
-        let second = space.ready("second")?;
-        let other = entries(&second)?.remove(0);
-        ensure!(
-            other.host_port != entry.host_port,
-            "the port was reused before its cool-down"
-        );
-        space.answers(&second, &other, Way::Http)
+            if cluster.is_ours() {
+                eventually("the deleted pod's rules to go", || {
+                    let saved = cluster.exec(node, &["iptables-save", "-t", "nat"])?;
+                    let text = String::from_utf8_lossy(&saved.stdout).into_owned();
+                    let uid = first["metadata"]["uid"].as_str().context("no uid")?;
+                    ensure!(
+                        text.contains("PORTMAPPING") && !text.contains(uid),
+                        "a rule is left"
+                    );
+                    Ok(())
+                })?;
+            }
+            space.create(&on_node(mapped_pod("second"), node))?;
+            let second = space.ready("second")?;
+            let other = entries(&second)?.remove(0);
+            ensure!(
+                other.host_port != entry.host_port,
+                "the port was reused before its cool-down"
+            );
+            space.answers(&second, &other, Way::Http)
+        })
     })
 }
 
 #[test]
 fn a_completed_jobs_port_refuses() -> Result<()> {
-    let cluster = shared();
-    Space::with(&cluster, "life-job", |space| {
-        let ports = json!([{ "containerPort": 9040 }]);
-        let mut template = annotated(
-            pod("unused", &["--http", "9040", "--exit-after", "8"], &ports),
-            "",
-        );
-        template["spec"]["restartPolicy"] = json!("Never");
-        space.create(&json!({
+    shared(|cluster| {
+        Space::with(cluster, "life-job", |space| {
+            let ports = json!([{ "containerPort": 9040 }]);
+            let mut template = annotated(
+                pod("unused", &["--http", "9040", "--exit-after", "8"], &ports),
+                "",
+            );
+            template["spec"]["restartPolicy"] = json!("Never");
+            space.create(&json!({
             "apiVersion": "batch/v1",
             "kind": "Job",
             "metadata": { "name": "job" },
@@ -147,37 +150,38 @@ fn a_completed_jobs_port_refuses() -> Result<()> {
                 "spec": template["spec"],
             } },
         }))?;
-        let name = eventually("the Job's pod", || {
-            let pods = space.get(&["pods", "-l", "app=job"])?;
-            Ok(pods["items"][0]["metadata"]["name"]
-                .as_str()
-                .context("no pod yet")?
-                .to_owned())
-        })?;
-        let running = space.mapped(&name)?;
-        let entry = entries(&running)?.remove(0);
-        let endpoint = space.endpoint(&running, &entry)?;
-        space.answers(&running, &entry, Way::Http)?;
-        space.kubectl(&[
-            "wait",
-            "--for=condition=complete",
-            "job/job",
-            "--timeout=60s",
-        ])?;
-        eventually("the completed pod's port to refuse", || {
-            ensure!(is_refused(&cluster, endpoint)?, "{endpoint} still answers");
-            let pod = space.pod(&name)?;
-            let condition = condition(&pod, ANNOTATION).context("no condition")?;
-            ensure!(
-                condition["status"] == "False" && condition["reason"] == "Released",
-                "{condition}"
-            );
-            ensure!(
-                annotation(&pod) == Some(""),
-                "the result still stands: {:?}",
-                annotation(&pod)
-            );
-            Ok(())
+            let name = eventually("the Job's pod", || {
+                let pods = space.get(&["pods", "-l", "app=job"])?;
+                Ok(pods["items"][0]["metadata"]["name"]
+                    .as_str()
+                    .context("no pod yet")?
+                    .to_owned())
+            })?;
+            let running = space.mapped(&name)?;
+            let entry = entries(&running)?.remove(0);
+            let endpoint = space.endpoint(&running, &entry)?;
+            space.answers(&running, &entry, Way::Http)?;
+            space.kubectl(&[
+                "wait",
+                "--for=condition=complete",
+                "job/job",
+                "--timeout=60s",
+            ])?;
+            eventually("the completed pod's port to refuse", || {
+                ensure!(is_refused(cluster, endpoint)?, "{endpoint} still answers");
+                let pod = space.pod(&name)?;
+                let condition = condition(&pod, ANNOTATION).context("no condition")?;
+                ensure!(
+                    condition["status"] == "False" && condition["reason"] == "Released",
+                    "{condition}"
+                );
+                ensure!(
+                    annotation(&pod) == Some(""),
+                    "the result still stands: {:?}",
+                    annotation(&pod)
+                );
+                Ok(())
+            })
         })
     })
 }

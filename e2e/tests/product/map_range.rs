@@ -1,4 +1,4 @@
-//! A range of three ports: it is used up, a stranger has one of it, a static host port lies in it.
+//! A range of three ports: all are used, another process has one, a static host port is one of them.
 
 use std::net::TcpListener;
 
@@ -26,10 +26,10 @@ fn port(pod: &Value) -> Result<u16> {
         .host_port)
 }
 
-/// Waits until a pod is told that there is no port for it; the message.
+/// Waits until a pod's condition says that there is no port for it; returns the message.
 fn refused(space: &Space<'_>, name: &str) -> Result<String> {
     eventually(
-        &format!("{name} to be told that the range is used up"),
+        &format!("the condition of {name} to say that the range is used up"),
         || {
             let pod = space.pod(name)?;
             let condition = condition(&pod, ANNOTATION).context("no condition yet")?;
@@ -44,121 +44,129 @@ fn refused(space: &Space<'_>, name: &str) -> Result<String> {
 }
 
 #[test]
-fn a_used_up_range_is_told_once_and_pods_are_mapped_as_ports_come_free() -> Result<()> {
-    let cluster = alone();
-    with_three_ports(&cluster, || {
-        Space::with(&cluster, "range-full", |space| {
-            let (leave, left) = std::sync::mpsc::channel::<()>();
-            let (taken, has_it) = std::sync::mpsc::channel();
-            let stranger = at(&cluster, "node1", move || {
-                let socket = TcpListener::bind(("0.0.0.0", PORTS[0]));
-                let _ = taken.send(socket.is_ok());
-                let _ = left.recv();
-                drop(socket);
-            })?;
-            ensure!(has_it.recv()?, "port {} was taken already", PORTS[0]);
-            for name in ["first", "second"] {
-                space.create(&on_node(mapped_pod(name), "node1"))?;
-            }
-            let first = space.ready("first")?;
-            let mut mapped = vec![port(&first)?, port(&space.ready("second")?)?];
-            mapped.sort_unstable();
-            ensure!(
-                mapped == PORTS[1..],
-                "the stranger's port is not left alone: {mapped:?}"
-            );
-            space.answers(&first, &entries(&first)?[0], Way::Http)?;
+fn a_used_up_range_is_reported_once_and_pods_are_mapped_when_ports_come_free() -> Result<()> {
+    alone(|cluster| {
+        with_three_ports(cluster, || {
+            Space::with(cluster, "range-full", |space| {
+                let (leave, left) = std::sync::mpsc::channel::<()>();
+                let (taken, has_it) = std::sync::mpsc::channel();
+                let other_process = at(cluster, "node1", move || {
+                    let socket = TcpListener::bind(("0.0.0.0", PORTS[0]));
+                    let _ = taken.send(socket.is_ok());
+                    let _ = left.recv();
+                    drop(socket);
+                })?;
+                ensure!(has_it.recv()?, "port {} was taken already", PORTS[0]);
+                for name in ["first", "second"] {
+                    space.create(&on_node(mapped_pod(name), "node1"))?;
+                }
+                let first = space.ready("first")?;
+                let mut mapped = vec![port(&first)?, port(&space.ready("second")?)?];
+                mapped.sort_unstable();
+                ensure!(
+                    mapped == PORTS[1..],
+                    "a pod was mapped to the other process's port: {mapped:?}"
+                );
+                space.answers(&first, &entries(&first)?[0], Way::Http)?;
 
-            space.create(&on_node(mapped_pod("third"), "node1"))?;
-            let message = refused(space, "third")?;
-            for part in [
-                "21000-21002 has 3 ports",
-                "2 mapped",
-                "held by other processes",
-            ] {
-                ensure!(message.contains(part), "{part:?} is not in {message:?}");
-            }
-            drop(leave);
-            stranger.join().ok().context("the stranger panicked")??;
-            let third = space.ready("third")?;
-            ensure!(
-                port(&third)? == PORTS[0],
-                "another port than the stranger's"
-            );
-            space.answers(&third, &entries(&third)?[0], Way::Http)?;
+                space.create(&on_node(mapped_pod("third"), "node1"))?;
+                let message = refused(space, "third")?;
+                for part in [
+                    "21000-21002 has 3 ports",
+                    "2 mapped",
+                    "held by other processes",
+                ] {
+                    ensure!(message.contains(part), "{part:?} is not in {message:?}");
+                }
+                drop(leave);
+                other_process
+                    .join()
+                    .ok()
+                    .context("the other process panicked")??;
+                let third = space.ready("third")?;
+                ensure!(
+                    port(&third)? == PORTS[0],
+                    "not the port of the other process"
+                );
+                space.answers(&third, &entries(&third)?[0], Way::Http)?;
 
-            space.create(&on_node(mapped_pod("fourth"), "node1"))?;
-            let message = refused(space, "fourth")?;
-            ensure!(message.contains("3 mapped"), "{message:?}");
-            space.kubectl(&["delete", "pod", "first"])?;
-            let fourth = space.ready("fourth")?;
-            ensure!(
-                port(&fourth)? == port(&first)?,
-                "not the port that came free"
-            );
-            space.answers(&fourth, &entries(&fourth)?[0], Way::Http)?;
-            for name in ["third", "fourth"] {
-                let events = space.events(name)?;
-                let told = events
-                    .iter()
-                    .filter(|(reason, _)| reason == "NoFreePort")
-                    .count();
-                ensure!(told == 1, "{name} was told {told} times: {events:?}");
-            }
-            Ok(())
+                space.create(&on_node(mapped_pod("fourth"), "node1"))?;
+                let message = refused(space, "fourth")?;
+                ensure!(message.contains("3 mapped"), "{message:?}");
+                space.kubectl(&["delete", "pod", "first"])?;
+                let fourth = space.ready("fourth")?;
+                ensure!(
+                    port(&fourth)? == port(&first)?,
+                    "not the port that came free"
+                );
+                space.answers(&fourth, &entries(&fourth)?[0], Way::Http)?;
+                for name in ["third", "fourth"] {
+                    let events = space.events(name)?;
+                    let reported = events
+                        .iter()
+                        .filter(|(reason, _)| reason == "NoFreePort")
+                        .count();
+                    ensure!(
+                        reported == 1,
+                        "{name} has {reported} such events: {events:?}"
+                    );
+                }
+                Ok(())
+            })
         })
     })
 }
 
 #[test]
-fn a_static_host_port_in_the_range_stays_its_pods() -> Result<()> {
-    let cluster = alone();
-    with_three_ports(&cluster, || {
-        Space::with(&cluster, "range-static", |space| {
-            let ports = json!([{ "containerPort": 9040, "hostPort": PORTS[1] }]);
-            space.create(&on_node(pod("fixed", &["--http", "9040"], &ports), "node2"))?;
-            space.kubectl(&[
-                "wait",
-                "--for=condition=Ready",
-                "pod/fixed",
-                "--timeout=60s",
-            ])?;
-            for name in ["first", "second", "third"] {
-                space.create(&on_node(mapped_pod(name), "node2"))?;
-            }
-            let mut mapped = Vec::new();
-            let mut waiting = Vec::new();
-            for name in ["first", "second", "third"] {
-                let told = eventually(&format!("{name} to be mapped or refused"), || {
-                    let pod = space.pod(name)?;
-                    let condition = condition(&pod, ANNOTATION).context("no condition yet")?;
-                    Ok(condition["reason"].as_str().unwrap_or_default().to_owned())
-                })?;
-                match told.as_str() {
-                    "Mapped" => mapped.push(port(&space.ready(name)?)?),
-                    _ => waiting.push(name),
+fn a_static_host_port_in_the_range_is_never_allocated() -> Result<()> {
+    alone(|cluster| {
+        with_three_ports(cluster, || {
+            Space::with(cluster, "range-static", |space| {
+                let ports = json!([{ "containerPort": 9040, "hostPort": PORTS[1] }]);
+                space.create(&on_node(pod("fixed", &["--http", "9040"], &ports), "node2"))?;
+                space.kubectl(&[
+                    "wait",
+                    "--for=condition=Ready",
+                    "pod/fixed",
+                    "--timeout=60s",
+                ])?;
+                for name in ["first", "second", "third"] {
+                    space.create(&on_node(mapped_pod(name), "node2"))?;
                 }
-            }
-            mapped.sort_unstable();
-            ensure!(mapped == [PORTS[0], PORTS[2]], "mapped: {mapped:?}");
-            let [last] = waiting[..] else {
-                anyhow::bail!("these wait: {waiting:?}")
-            };
-            refused(space, last)?;
-            let address = node_addresses(&cluster)?
-                .remove("node2")
-                .context("no node2")?;
-            let endpoint = format!("{address}:{}", PORTS[1]).parse()?;
-            eventually("the static host port to answer", || {
-                let answer = crate::support::outside::ask(&cluster, Way::Http, endpoint)?;
-                ensure!(answer == "fixed", "{endpoint} answered {answer:?}");
-                Ok(())
-            })?;
-            // its number is anybody's when the pod is gone
-            space.kubectl(&["delete", "pod", "fixed"])?;
-            let freed = space.ready(last)?;
-            ensure!(port(&freed)? == PORTS[1], "not the port that came free");
-            space.answers(&freed, &entries(&freed)?[0], Way::Http)
+                let mut mapped = Vec::new();
+                let mut waiting = Vec::new();
+                for name in ["first", "second", "third"] {
+                    let reported = eventually(&format!("{name} to be mapped or refused"), || {
+                        let pod = space.pod(name)?;
+                        let condition = condition(&pod, ANNOTATION).context("no condition yet")?;
+                        Ok(condition["reason"].as_str().unwrap_or_default().to_owned())
+                    })?;
+                    match reported.as_str() {
+                        "Mapped" => mapped.push(port(&space.ready(name)?)?),
+                        _ => waiting.push(name),
+                    }
+                }
+                mapped.sort_unstable();
+                ensure!(mapped == [PORTS[0], PORTS[2]], "mapped: {mapped:?}");
+                let [last] = waiting[..] else {
+                    anyhow::bail!("these wait: {waiting:?}")
+                };
+                refused(space, last)?;
+                let address = node_addresses(cluster)?
+                    .remove("node2")
+                    .context("no node2")?;
+                let endpoint = format!("{address}:{}", PORTS[1]).parse()?;
+                eventually("the static host port to answer", || {
+                    let answer = crate::support::outside::ask(cluster, Way::Http, endpoint)?;
+                    ensure!(answer == "fixed", "{endpoint} answered {answer:?}");
+                    Ok(())
+                })?;
+                // its number is free when the pod is gone
+                space.kubectl(&["delete", "pod", "fixed"])?;
+                let freed = space.ready(last)?;
+                ensure!(port(&freed)? == PORTS[1], "not the port that came free");
+                space.answers(&freed, &entries(&freed)?[0], Way::Http)
+            })
         })
     })
 }

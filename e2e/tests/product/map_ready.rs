@@ -1,4 +1,4 @@
-//! The readiness gate: Ready means reachable, from the very moment it is seen.
+//! Is a pod reachable as soon as it is Ready?
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -23,39 +23,39 @@ use crate::support::{ANNOTATION, node_addresses, shared};
 const PODS: usize = 100;
 const LIMIT: Duration = Duration::from_mins(5);
 
-/// A pod that has just become Ready, and where its annotation says it answers.
+/// A pod that has just become Ready, and the endpoint in its annotation.
 struct Seen {
     name: String,
     endpoint: SocketAddr,
 }
 
 #[test]
-fn a_client_that_connects_when_ready_is_seen_gets_through() -> Result<()> {
-    let cluster = shared();
-    Space::with(&cluster, "ready", |space| {
-        let nodes = node_addresses(&cluster)?;
-        let (ready, seen) = mpsc::channel::<Seen>();
-        let asker = at(&cluster, "client", move || {
-            let ask = |pod: Seen| {
-                tcp(pod.endpoint)
-                    .with_context(|| format!("{} at {} was Ready", pod.name, pod.endpoint))
-                    .and_then(|answer| {
-                        ensure!(answer == pod.name, "{} answered {answer:?}", pod.name);
-                        Ok(())
-                    })
-            };
-            seen.iter().map(ask).collect::<Vec<Result<()>>>()
-        })?;
-        let template = pod(
-            "unused",
-            &["--tcp", "9040"],
-            &json!([{ "containerPort": 9040 }]),
-        );
-        let mut template = annotated(template, "");
-        // without a probe Ready says that a container runs, not that its program listens already
-        template["spec"]["containers"][0]["readinessProbe"] =
-            json!({ "tcpSocket": { "port": 9040 }, "periodSeconds": 1 });
-        space.create(&json!({
+fn a_client_that_connects_as_soon_as_a_pod_is_ready_succeeds() -> Result<()> {
+    shared(|cluster| {
+        Space::with(cluster, "ready", |space| {
+            let nodes = node_addresses(cluster)?;
+            let (ready, seen) = mpsc::channel::<Seen>();
+            let asker = at(cluster, "client", move || {
+                let ask = |pod: Seen| {
+                    tcp(pod.endpoint)
+                        .with_context(|| format!("{} at {} was Ready", pod.name, pod.endpoint))
+                        .and_then(|answer| {
+                            ensure!(answer == pod.name, "{} answered {answer:?}", pod.name);
+                            Ok(())
+                        })
+                };
+                seen.iter().map(ask).collect::<Vec<Result<()>>>()
+            })?;
+            let template = pod(
+                "unused",
+                &["--tcp", "9040"],
+                &json!([{ "containerPort": 9040 }]),
+            );
+            let mut template = annotated(template, "");
+            // without a probe, Ready means that the container runs, not that its program listens
+            template["spec"]["containers"][0]["readinessProbe"] =
+                json!({ "tcpSocket": { "port": 9040 }, "periodSeconds": 1 });
+            space.create(&json!({
             "apiVersion": "apps/v1",
             "kind": "Deployment",
             "metadata": { "name": "crowd" },
@@ -68,29 +68,30 @@ fn a_client_that_connects_when_ready_is_seen_gets_through() -> Result<()> {
                 },
             },
         }))?;
-        watch(cluster.kubeconfig(), "ready", &nodes, &ready)?;
-        drop(ready);
-        let outcomes = asker.join().ok().context("the asking thread panicked")??;
-        let failed: Vec<String> = outcomes
-            .iter()
-            .filter_map(|o| o.as_ref().err())
-            .map(|e| format!("{e:#}"))
-            .collect();
-        ensure!(outcomes.len() == PODS, "{} pods were asked", outcomes.len());
-        footprint(&cluster)?;
-        ensure!(
-            failed.is_empty(),
-            "{} of {PODS} failed: {failed:?}",
-            failed.len()
-        );
-        Ok(())
+            watch(cluster.kubeconfig(), "ready", &nodes, &ready)?;
+            drop(ready);
+            let outcomes = asker.join().ok().context("the asking thread panicked")??;
+            let failed: Vec<String> = outcomes
+                .iter()
+                .filter_map(|o| o.as_ref().err())
+                .map(|e| format!("{e:#}"))
+                .collect();
+            ensure!(outcomes.len() == PODS, "{} pods were asked", outcomes.len());
+            footprint(cluster)?;
+            ensure!(
+                failed.is_empty(),
+                "{} of {PODS} failed: {failed:?}",
+                failed.len()
+            );
+            Ok(())
+        })
     })
 }
 
 /// Most resident memory of one process with 50 mapped pods per node, in KiB.
 const MEMORY: u64 = 25 * 1024;
 
-/// What webhook and enforcer cost while the crowd is there.
+/// The memory of webhook and enforcer while all these pods run.
 fn footprint(cluster: &Cluster) -> Result<()> {
     if !cluster.is_ours() {
         return Ok(());
@@ -104,7 +105,7 @@ fn footprint(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// Passes every pod on at the first event that shows it Ready.
+/// Sends every pod at the first event in which it is Ready.
 fn watch(
     kubeconfig: &std::path::Path,
     namespace: &str,
@@ -158,7 +159,7 @@ fn just_ready(pod: &Pod, nodes: &BTreeMap<String, String>) -> Result<Option<Seen
         .as_ref()
         .and_then(|all| all.get(ANNOTATION));
     let value = value.with_context(|| format!("{name} is Ready without an annotation"))?;
-    let entries: Vec<crate::support::pods::Entry> = serde_json::from_str(value)
+    let entries: Vec<crate::support::pods::MappedPort> = serde_json::from_str(value)
         .with_context(|| format!("{name} is Ready and its annotation is {value:?}"))?;
     let node = pod
         .spec

@@ -1,4 +1,4 @@
-//! A forged result where the policies are not installed: told, written over, and never routed by.
+//! What if the policies are not installed? A forged result is reported and overwritten, and no rule uses it.
 
 use std::net::SocketAddr;
 
@@ -12,10 +12,10 @@ use crate::support::pods::{annotation, entries, mapped_pod};
 use crate::support::space::Space;
 use crate::support::{ANNOTATION, alone, eventually};
 
-/// A port of the range that nobody serves, and an address that is no pod's.
+/// A port of the range that no pod has, and an address of no pod.
 const FORGED: &str = r#"[{"hostPort":29998,"containerPort":9040,"protocol":"TCP","podName":"web","podIP":"10.99.99.99"}]"#;
 
-/// Runs `act` while users' writes are not checked, in the namespace of a pod named web.
+/// Runs `act` while the writes of users are not checked, in the namespace of a pod named web.
 fn without_policy(space: &Space<'_>, act: impl FnOnce() -> Result<()>) -> Result<()> {
     let cluster = space.cluster;
     let file = paths::manifests().join("base/policy-users.yaml");
@@ -43,38 +43,39 @@ fn forge(cluster: &Cluster, namespace: &str, only_the_mark: bool) -> Result<Resu
 }
 
 #[test]
-fn without_the_policies_a_forged_result_is_told_and_written_over() -> Result<()> {
-    let cluster = alone();
-    Space::with(&cluster, "policy-missing", |space| {
-        space.create(&mapped_pod("web"))?;
-        let web = space.ready("web")?;
-        let entry = entries(&web)?.remove(0);
-        without_policy(space, || {
-            eventually("the forgery to be let through", || {
-                let refusal = forge(&cluster, &space.name, false)?.err();
-                ensure!(refusal.is_none(), "{refusal:?}");
+fn without_the_policies_a_forged_result_is_reported_and_overwritten() -> Result<()> {
+    alone(|cluster| {
+        Space::with(cluster, "policy-missing", |space| {
+            space.create(&mapped_pod("web"))?;
+            let web = space.ready("web")?;
+            let entry = entries(&web)?.remove(0);
+            without_policy(space, || {
+                eventually("the forgery to be let through", || {
+                    let refusal = forge(cluster, &space.name, false)?.err();
+                    ensure!(refusal.is_none(), "{refusal:?}");
+                    Ok(())
+                })?;
+                eventually("the truth to be back", || {
+                    let now = space.pod("web")?;
+                    ensure!(
+                        annotation(&now) == annotation(&web),
+                        "{:?}",
+                        annotation(&now)
+                    );
+                    Ok(())
+                })?;
+                eventually("the event about it", || {
+                    let events = space.events("web")?;
+                    let reported = events.iter().any(|(reason, _)| reason == "ForgedResult");
+                    ensure!(reported, "{events:?}");
+                    Ok(())
+                })?;
+                space.answers(&web, &entry, Way::Http)?;
+                let endpoint = space.endpoint(&web, &entry)?;
+                let forged = SocketAddr::new(endpoint.ip(), 29998);
+                ensure!(is_refused(cluster, forged)?, "{forged} leads somewhere");
                 Ok(())
-            })?;
-            eventually("the truth to be back", || {
-                let now = space.pod("web")?;
-                ensure!(
-                    annotation(&now) == annotation(&web),
-                    "{:?}",
-                    annotation(&now)
-                );
-                Ok(())
-            })?;
-            eventually("the event that tells of it", || {
-                let events = space.events("web")?;
-                let told = events.iter().any(|(reason, _)| reason == "ForgedResult");
-                ensure!(told, "{events:?}");
-                Ok(())
-            })?;
-            space.answers(&web, &entry, Way::Http)?;
-            let endpoint = space.endpoint(&web, &entry)?;
-            let forged = SocketAddr::new(endpoint.ip(), 29998);
-            ensure!(is_refused(&cluster, forged)?, "{forged} leads somewhere");
-            Ok(())
+            })
         })
     })
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::support::space::Space;
 use crate::support::{eventually, get, node_addresses, shared};
 
-/// What the restricted level has against the enforcer: the host's network and three of its paths, the one
+/// What the restricted level refuses of the enforcer: the host's network and three of its paths, the one
 /// capability, and user 0 without any other capability.
 const ENFORCER: [&str; 5] = [
     "host namespaces (hostNetwork=true)",
@@ -29,12 +29,12 @@ fn template(cluster: &Cluster, workload: &str) -> Result<Value> {
 }
 
 /// What Pod Security warns of.
-fn complaints(said: &str) -> Vec<String> {
-    let Some((_, list)) = said.split_once("would violate PodSecurity \"restricted:latest\": ")
+fn complaints(reply: &str) -> Vec<String> {
+    let Some((_, list)) = reply.split_once("would violate PodSecurity \"restricted:latest\": ")
     else {
         return Vec::new();
     };
-    // a comma within parentheses separates nothing
+    // a comma in parentheses is no separator
     let (mut depth, mut all, mut one) = (0, Vec::new(), String::new());
     for letter in list.lines().next().unwrap_or_default().chars() {
         match letter {
@@ -53,72 +53,75 @@ fn complaints(said: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_webhook_passes_the_restricted_level_whole() -> Result<()> {
-    let cluster = shared();
-    let levels =
-        ["enforce", "warn"].map(|mode| format!("pod-security.kubernetes.io/{mode}=restricted"));
-    let levels = levels.each_ref().map(String::as_str);
-    Space::with_labels(&cluster, "policy-webhook", &levels, |space| {
-        space.kubectl(&["create", "serviceaccount", "webhook"])?;
-        let pod = template(&cluster, "deployment/webhook")?;
-        let (fine, said) = space.try_create(&pod, &["--dry-run=server"])?;
-        ensure!(fine && !said.contains("Warning"), "{said}");
-        let mut broken = pod;
-        broken["spec"]["hostNetwork"] = json!(true);
-        let (fine, said) = space.try_create(&broken, &["--dry-run=server"])?;
-        ensure!(
-            !fine && said.contains("violates PodSecurity"),
-            "the level is not in force: {said}"
-        );
-        Ok(())
+fn the_webhook_meets_the_restricted_level() -> Result<()> {
+    shared(|cluster| {
+        let levels =
+            ["enforce", "warn"].map(|mode| format!("pod-security.kubernetes.io/{mode}=restricted"));
+        let levels = levels.each_ref().map(String::as_str);
+        Space::with_labels(cluster, "policy-webhook", &levels, |space| {
+            space.kubectl(&["create", "serviceaccount", "webhook"])?;
+            let pod = template(cluster, "deployment/webhook")?;
+            let (fine, reply) = space.try_create(&pod, &["--dry-run=server"])?;
+            ensure!(fine && !reply.contains("Warning"), "{reply}");
+            let mut broken = pod;
+            broken["spec"]["hostNetwork"] = json!(true);
+            let (fine, reply) = space.try_create(&broken, &["--dry-run=server"])?;
+            ensure!(
+                !fine && reply.contains("violates PodSecurity"),
+                "the level is not in force: {reply}"
+            );
+            Ok(())
+        })
     })
 }
 
 #[test]
-fn the_enforcer_fails_the_restricted_level_where_it_must_and_nowhere_else() -> Result<()> {
-    let cluster = shared();
-    let level = "pod-security.kubernetes.io/warn=restricted";
-    Space::with_labels(&cluster, "policy-enforcer", &[level], |space| {
-        space.kubectl(&["create", "serviceaccount", "enforcer"])?;
-        let pod = template(&cluster, "daemonset/enforcer")?;
-        let (fine, said) = space.try_create(&pod, &["--dry-run=server"])?;
-        ensure!(fine, "{said}");
-        let found = complaints(&said);
-        ensure!(found == ENFORCER, "{found:#?}\nin {said}");
-        Ok(())
+fn the_enforcer_violates_the_restricted_level_only_where_it_must() -> Result<()> {
+    shared(|cluster| {
+        let level = "pod-security.kubernetes.io/warn=restricted";
+        Space::with_labels(cluster, "policy-enforcer", &[level], |space| {
+            space.kubectl(&["create", "serviceaccount", "enforcer"])?;
+            let pod = template(cluster, "daemonset/enforcer")?;
+            let (fine, reply) = space.try_create(&pod, &["--dry-run=server"])?;
+            ensure!(fine, "{reply}");
+            let found = complaints(&reply);
+            ensure!(found == ENFORCER, "{found:#?}\nin {reply}");
+            Ok(())
+        })
     })
 }
 
 #[test]
-fn no_container_asks_for_more_than_it_needs() -> Result<()> {
-    let cluster = shared();
-    for (workload, container, added) in [
-        ("deployment/webhook", "webhook", json!(null)),
-        ("daemonset/enforcer", "enforcer", json!(["NET_ADMIN"])),
-        ("daemonset/enforcer", "keeper", json!(null)),
-    ] {
-        let spec = &template(&cluster, workload)?["spec"];
-        let lists = [&spec["containers"], &spec["initContainers"]];
-        let mut all = lists.iter().filter_map(|list| list.as_array()).flatten();
-        let found = all
-            .find(|one| one["name"] == container)
-            .with_context(|| format!("no {container} in {workload}"))?;
-        let context = &found["securityContext"];
-        for (field, wanted) in [
-            ("/privileged", json!(null)),
-            ("/allowPrivilegeEscalation", json!(false)),
-            ("/readOnlyRootFilesystem", json!(true)),
-            ("/capabilities/drop", json!(["ALL"])),
-            ("/capabilities/add", added),
-            ("/seccompProfile", json!(null)), // the pod's
+fn no_container_requests_more_than_it_needs() -> Result<()> {
+    shared(|cluster| {
+        for (workload, container, added) in [
+            ("deployment/webhook", "webhook", json!(null)),
+            ("daemonset/enforcer", "enforcer", json!(["NET_ADMIN"])),
+            ("daemonset/enforcer", "keeper", json!(null)),
         ] {
-            let value = context.pointer(field).unwrap_or(&Value::Null);
-            ensure!(*value == wanted, "{container}{field} is {value}");
+            let spec = &template(cluster, workload)?["spec"];
+            let lists = [&spec["containers"], &spec["initContainers"]];
+            let mut all = lists.iter().filter_map(|list| list.as_array()).flatten();
+            let found = all
+                .find(|one| one["name"] == container)
+                .with_context(|| format!("no {container} in {workload}"))?;
+            let context = &found["securityContext"];
+            for (field, wanted) in [
+                ("/privileged", json!(null)),
+                ("/allowPrivilegeEscalation", json!(false)),
+                ("/readOnlyRootFilesystem", json!(true)),
+                ("/capabilities/drop", json!(["ALL"])),
+                ("/capabilities/add", added),
+                ("/seccompProfile", json!(null)), // the pod's
+            ] {
+                let value = context.pointer(field).unwrap_or(&Value::Null);
+                ensure!(*value == wanted, "{container}{field} is {value}");
+            }
+            let pod = &spec["securityContext"]["seccompProfile"]["type"];
+            ensure!(pod == "RuntimeDefault", "{workload}: seccomp is {pod}");
         }
-        let pod = &spec["securityContext"]["seccompProfile"]["type"];
-        ensure!(pod == "RuntimeDefault", "{workload}: seccomp is {pod}");
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 /// A field of /proc/PID/status of the one process with this command line on a node; None if there is
@@ -141,38 +144,39 @@ const NET_ADMIN: &str = "0000000000001000";
 const NOTHING: &str = "0000000000000000";
 
 #[test]
-fn the_kernel_grants_no_process_more() -> Result<()> {
-    let cluster = shared();
-    let nodes = node_addresses(&cluster)?;
-    for (command, user, capabilities) in [
-        ("/webhook.*", "65532", NOTHING),
-        ("/enforcer run.*", "0", NET_ADMIN),
-        ("/enforcer keep.*", "0", NOTHING),
-    ] {
-        let wanted = [
-            ("Uid", user),
-            ("CapEff", capabilities),
-            ("CapPrm", capabilities),
-            ("CapBnd", capabilities),
-            ("CapInh", NOTHING),
-            ("CapAmb", NOTHING),
-            ("NoNewPrivs", "1"),
-            ("Seccomp", "2"), // a filter
-        ];
-        eventually(&format!("a process {command}"), || {
-            for node in nodes.keys() {
-                if status(&cluster, node, command, "Uid")?.is_none() {
-                    continue;
+fn no_process_has_more_rights_in_the_kernel() -> Result<()> {
+    shared(|cluster| {
+        let nodes = node_addresses(cluster)?;
+        for (command, user, capabilities) in [
+            ("/webhook.*", "65532", NOTHING),
+            ("/enforcer run.*", "0", NET_ADMIN),
+            ("/enforcer keep.*", "0", NOTHING),
+        ] {
+            let wanted = [
+                ("Uid", user),
+                ("CapEff", capabilities),
+                ("CapPrm", capabilities),
+                ("CapBnd", capabilities),
+                ("CapInh", NOTHING),
+                ("CapAmb", NOTHING),
+                ("NoNewPrivs", "1"),
+                ("Seccomp", "2"), // a filter
+            ];
+            eventually(&format!("a process {command}"), || {
+                for node in nodes.keys() {
+                    if status(cluster, node, command, "Uid")?.is_none() {
+                        continue;
+                    }
+                    for (field, wanted) in wanted {
+                        let value = status(cluster, node, command, field)?.unwrap_or_default();
+                        let first = value.split_whitespace().next().unwrap_or_default();
+                        ensure!(first == wanted, "{command} on {node}: {field} is {value:?}");
+                    }
+                    return Ok(());
                 }
-                for (field, wanted) in wanted {
-                    let value = status(&cluster, node, command, field)?.unwrap_or_default();
-                    let first = value.split_whitespace().next().unwrap_or_default();
-                    ensure!(first == wanted, "{command} on {node}: {field} is {value:?}");
-                }
-                return Ok(());
-            }
-            bail!("on no node")
-        })?;
-    }
-    Ok(())
+                bail!("on no node")
+            })?;
+        }
+        Ok(())
+    })
 }

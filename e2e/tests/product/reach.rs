@@ -1,5 +1,5 @@
-//! Who reaches a host port, and whom the pod sees: beside kube-proxy of either mode, with and without
-//! iptables on bridged packets, through either backend, and while one takes over from the other.
+//! Who reaches a host port, and which address the pod sees: with kube-proxy in either mode, with and without
+//! iptables on bridged packets, with either backend, and during a migration between them.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -27,16 +27,16 @@ const BRIDGE: [&str; 2] = ["10.244.1.1", "fd00:244:0:1::1"];
 const PORTS: u16 = 40;
 
 #[test]
-fn everybody_reaches_host_ports_beside_kube_proxy_with_iptables() -> Result<()> {
-    everybody_reaches_host_ports(ProxyMode::Iptables)
+fn every_client_reaches_host_ports_with_kube_proxy_with_iptables() -> Result<()> {
+    every_client_reaches_host_ports(ProxyMode::Iptables)
 }
 
 #[test]
-fn everybody_reaches_host_ports_beside_kube_proxy_with_nftables() -> Result<()> {
-    everybody_reaches_host_ports(ProxyMode::Nftables)
+fn every_client_reaches_host_ports_with_kube_proxy_with_nftables() -> Result<()> {
+    every_client_reaches_host_ports(ProxyMode::Nftables)
 }
 
-fn everybody_reaches_host_ports(proxy_mode: ProxyMode) -> Result<()> {
+fn every_client_reaches_host_ports(proxy_mode: ProxyMode) -> Result<()> {
     let mut cluster = Cluster::start(&Config {
         proxy_mode,
         ..config(&format!("reach-{proxy_mode}"))
@@ -49,7 +49,7 @@ fn everybody_reaches_host_ports(proxy_mode: ProxyMode) -> Result<()> {
             for bridge_nf in [true, false] {
                 set_bridge_nf(&cluster, bridge_nf)?;
                 let what = format!("{proxy_mode} kube-proxy, {backend}, bridge-nf {bridge_nf}");
-                // the enforcer looks at the node every few seconds
+                // the enforcer checks the node every few seconds
                 eventually(&what, || target.matrix(&cluster, &from, bridge_nf))?;
                 println!("{what}: {} clients as expected", from.len());
             }
@@ -107,7 +107,7 @@ fn set_bridge_nf(cluster: &Cluster, on: bool) -> Result<()> {
     })?
 }
 
-/// Where somebody asks from, and whom the pod must see then, by family; with and without iptables on
+/// Where a client connects from, and which address the pod must see, by family; with and without iptables on
 /// bridged packets.
 struct Vantage {
     name: &'static str,
@@ -141,7 +141,7 @@ fn vantages(space: &Space<'_>, target: &Target) -> Result<Vec<Vantage>> {
         ("a pod on another node", "remote", OTHER_NODE, false),
         ("a pod on the same node", "neighbour", NODE, true),
     ] {
-        // a port tells its process from the others
+        // the port identifies the process
         let port = if neighbour { "9101" } else { "9102" };
         space.create(&on_node(
             crate::support::pods::pod(pod, &["--tcp", port], &json!([])),
@@ -179,7 +179,7 @@ fn addresses(pod: &Value) -> Result<[String; 2]> {
         .context("the pod has not an address of each family")
 }
 
-/// The process on a node that was told a port.
+/// The process on a node that has this port among its arguments.
 fn process(cluster: &Cluster, node: &str, port: &str) -> Result<u32> {
     let found = cluster
         .processes(node)?
@@ -190,10 +190,10 @@ fn process(cluster: &Cluster, node: &str, port: &str) -> Result<u32> {
         .pid)
 }
 
-/// The pod that is asked: it says whom it sees at its first two ports, and streams at its third.
+/// The target pod: it answers with the client's address at its first two ports, and streams at its third.
 struct Target {
     name: &'static str,
-    entries: Vec<crate::support::pods::Entry>,
+    entries: Vec<crate::support::pods::MappedPort>,
     node: [IpAddr; 2],
 }
 
@@ -222,7 +222,7 @@ impl Target {
         SocketAddr::new(self.node[family], self.entries[entry].host_port)
     }
 
-    /// Asks from everywhere, by TCP and UDP, in both families; every row that is wrong.
+    /// Asks from every place, by TCP and UDP, in both families; returns every wrong row.
     fn matrix(&self, cluster: &Cluster, from: &[Vantage], bridge_nf: bool) -> Result<()> {
         let mut wrong = Vec::new();
         for vantage in from {
@@ -251,7 +251,7 @@ impl Target {
         Ok(())
     }
 
-    /// Connections from outside that go on, and new ones all the time.
+    /// Connections from outside that stay open, and new ones all the time.
     fn watch(&self, cluster: &Cluster) -> Result<Watch> {
         let stop = Arc::new(AtomicBool::new(false));
         let (first, second) = (Arc::clone(&stop), Arc::clone(&stop));

@@ -1,6 +1,7 @@
 //! The cluster under test, and what every test does with it.
 
 pub(crate) mod caller;
+pub(crate) mod load;
 pub(crate) mod outside;
 pub(crate) mod parts;
 pub(crate) mod pods;
@@ -8,7 +9,7 @@ pub(crate) mod space;
 pub(crate) mod streams;
 
 use std::collections::BTreeMap;
-use std::sync::{LazyLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{LazyLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -18,10 +19,10 @@ use serde_json::Value;
 
 pub(crate) const ANNOTATION: &str = "tkestack.io/portmapping";
 pub(crate) const MARK: &str = "tkestack.io/portmapping-request";
-/// How long anything that should happen may take on a loaded machine.
+/// How long any expected change may take on a loaded machine.
 pub(crate) const LIMIT: Duration = Duration::from_mins(3);
-/// Between two looks at something that should happen.
-pub(crate) const LOOK: Duration = Duration::from_millis(100);
+/// Between two polls.
+pub(crate) const POLL: Duration = Duration::from_millis(100);
 
 #[allow(clippy::panic, reason = "without a cluster there is nothing to test")]
 static WORLD: LazyLock<RwLock<Cluster>> = LazyLock::new(|| match start("product") {
@@ -29,15 +30,17 @@ static WORLD: LazyLock<RwLock<Cluster>> = LazyLock::new(|| match start("product"
     Err(error) => panic!("the cluster under test did not start: {error:#}"),
 });
 
-/// The cluster, together with other tests.
-pub(crate) fn shared() -> RwLockReadGuard<'static, Cluster> {
-    // a test that failed while it had the cluster alone has put back what it stopped
-    WORLD.read().unwrap_or_else(PoisonError::into_inner)
+/// Runs a test on the cluster, at the same time as other tests.
+pub(crate) fn shared(test: impl FnOnce(&Cluster) -> Result<()>) -> Result<()> {
+    // a failed test has restored what it stopped, so a poisoned lock is no problem
+    let cluster = WORLD.read().unwrap_or_else(PoisonError::into_inner);
+    cluster.judged(|| test(&cluster))
 }
 
-/// The cluster, alone: for tests that stop a part of the product.
-pub(crate) fn alone() -> RwLockWriteGuard<'static, Cluster> {
-    WORLD.write().unwrap_or_else(PoisonError::into_inner)
+/// Runs a test that stops a part of the product: no other test runs at the same time.
+pub(crate) fn alone(test: impl FnOnce(&Cluster) -> Result<()>) -> Result<()> {
+    let cluster = WORLD.write().unwrap_or_else(PoisonError::into_inner);
+    cluster.judged(|| test(&cluster))
 }
 
 fn start(name: &str) -> Result<Cluster> {
@@ -46,7 +49,7 @@ fn start(name: &str) -> Result<Cluster> {
     Ok(cluster)
 }
 
-/// A cluster's choices, run by this very build.
+/// The configuration of a cluster that this build runs.
 pub(crate) fn config(name: &str) -> Config {
     Config {
         name: format!("{name}-{}", std::process::id()),
@@ -61,9 +64,9 @@ pub(crate) fn get(cluster: &Cluster, arguments: &[&str]) -> Result<Value> {
     serde_json::from_str(&text).context("kubectl printed no JSON")
 }
 
-/// Looks again and again until `probe` finds what it wants; an error counts as not yet.
+/// Polls until `probe` succeeds; an error counts as not yet.
 pub(crate) fn eventually<T>(what: &str, mut probe: impl FnMut() -> Result<T>) -> Result<T> {
-    until(what, LIMIT, LOOK, || {
+    until(what, LIMIT, POLL, || {
         Ok(match probe() {
             Ok(found) => Probe::Done(found),
             Err(error) => Probe::Missing(format!("{error:#}")),
@@ -106,7 +109,7 @@ pub(crate) fn enforcer(cluster: &Cluster, node: &str) -> Result<Value> {
         .with_context(|| format!("no enforcer on {node}"))
 }
 
-/// Runs kubectl with something on its standard input: whether it was content, and all it said.
+/// Runs kubectl with this standard input; whether it succeeded, and its output.
 pub(crate) fn kubectl_with(
     cluster: &Cluster,
     arguments: &[&str],
@@ -127,9 +130,9 @@ pub(crate) fn kubectl_with(
             .context("write to kubectl")?;
     }
     let output = child.wait_with_output().context("wait for kubectl")?;
-    let said = [output.stdout, output.stderr].concat();
+    let reply = [output.stdout, output.stderr].concat();
     Ok((
         output.status.success(),
-        String::from_utf8_lossy(&said).into_owned(),
+        String::from_utf8_lossy(&reply).into_owned(),
     ))
 }

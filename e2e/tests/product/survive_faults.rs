@@ -1,4 +1,4 @@
-//! Parts of the product die, and what users have goes on.
+//! What do users notice when a part of the product ends?
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::support::outside::{Way, at, is_refused};
 use crate::support::parts::roll;
 use crate::support::pods::{
-    Entry, annotated, container, entries, is_true, mapped_pod, on_node, pod,
+    MappedPort, annotated, container, entries, is_true, mapped_pod, on_node, pod,
 };
 use crate::support::space::Space;
 use crate::support::streams::{follow, steal};
@@ -18,7 +18,7 @@ use crate::support::{alone, enforcer, eventually, kubectl_with, node_addresses};
 
 const SYSTEM: &str = install::NAMESPACE;
 
-/// How often the enforcer's container has been started anew.
+/// How often the enforcer's container has restarted.
 fn restarts(pod: &Value) -> i64 {
     pod["status"]["containerStatuses"][0]["restartCount"]
         .as_i64()
@@ -44,59 +44,63 @@ fn first_node(cluster: &Cluster) -> Result<String> {
 
 #[test]
 fn a_killed_enforcer_loses_no_port_no_byte_and_no_mapping() -> Result<()> {
-    let cluster = alone();
-    Space::with(&cluster, "survive-kill", |space| {
-        let node = first_node(&cluster)?;
-        let ports = json!([{ "containerPort": 9040 }, { "containerPort": 9041 }]);
-        let streaming = pod("streaming", &["--http", "9040", "--stream", "9041"], &ports);
-        space.create(&on_node(annotated(streaming, ""), &node))?;
-        for index in 0..3 {
-            space.create(&on_node(mapped_pod(&format!("other-{index}")), &node))?;
-        }
-        let streaming = space.ready("streaming")?;
-        let mapped = entries(&streaming)?;
-        let mut held: Vec<u16> = mapped.iter().map(|entry| entry.host_port).collect();
-        for index in 0..3 {
-            held.extend(
-                entries(&space.ready(&format!("other-{index}"))?)?
-                    .iter()
-                    .map(|e| e.host_port),
+    alone(|cluster| {
+        Space::with(cluster, "survive-kill", |space| {
+            let node = first_node(cluster)?;
+            let ports = json!([{ "containerPort": 9040 }, { "containerPort": 9041 }]);
+            let streaming = pod("streaming", &["--http", "9040", "--stream", "9041"], &ports);
+            space.create(&on_node(annotated(streaming, ""), &node))?;
+            for index in 0..3 {
+                space.create(&on_node(mapped_pod(&format!("other-{index}")), &node))?;
+            }
+            let streaming = space.ready("streaming")?;
+            let mapped = entries(&streaming)?;
+            let mut held: Vec<u16> = mapped.iter().map(|entry| entry.host_port).collect();
+            for index in 0..3 {
+                held.extend(
+                    entries(&space.ready(&format!("other-{index}"))?)?
+                        .iter()
+                        .map(|e| e.host_port),
+                );
+            }
+            let stop = Arc::new(AtomicBool::new(false));
+            let endpoint = space.endpoint(&streaming, &mapped[1])?;
+            let (watched, until) = (Arc::clone(&stop), Arc::clone(&stop));
+            let reader = at(cluster, "client", move || follow(endpoint, &watched))?;
+            let thief = at(cluster, &node, move || steal(&held, &until))?;
+            let before = restarts(&enforcer(cluster, &node)?);
+            for kill in 1..=2 {
+                signal(cluster, &node, "-KILL")?;
+                eventually("the enforcer to be back", || {
+                    let pod = enforcer(cluster, &node)?;
+                    ensure!(restarts(&pod) >= before + kill, "not restarted yet");
+                    ensure!(is_true(&pod, "Ready"), "not Ready yet");
+                    Ok(())
+                })?;
+                space.answers(&streaming, &mapped[0], Way::Http)?;
+            }
+            // the restarted enforcer maps a new pod
+            space.create(&on_node(mapped_pod("after"), &node))?;
+            let after = space.ready("after")?;
+            space.answers(&after, &entries(&after)?[0], Way::Http)?;
+            stop.store(true, Ordering::Relaxed);
+            let lines = reader.join().ok().context("the reader panicked")???;
+            let (stolen, tries) = thief
+                .join()
+                .ok()
+                .context("the process that binds ports panicked")??;
+            println!("{lines} lines without a gap, {tries} tries to take a held port");
+            ensure!(stolen.is_empty(), "held ports were taken: {stolen:?}");
+            ensure!(
+                lines > 100 && tries > 100,
+                "nothing was proven: {lines} lines, {tries} tries"
             );
-        }
-        let stop = Arc::new(AtomicBool::new(false));
-        let endpoint = space.endpoint(&streaming, &mapped[1])?;
-        let (watched, until) = (Arc::clone(&stop), Arc::clone(&stop));
-        let reader = at(&cluster, "client", move || follow(endpoint, &watched))?;
-        let thief = at(&cluster, &node, move || steal(&held, &until))?;
-        let before = restarts(&enforcer(&cluster, &node)?);
-        for kill in 1..=2 {
-            signal(&cluster, &node, "-KILL")?;
-            eventually("the enforcer to be back", || {
-                let pod = enforcer(&cluster, &node)?;
-                ensure!(restarts(&pod) >= before + kill, "not restarted yet");
-                ensure!(is_true(&pod, "Ready"), "not Ready yet");
-                Ok(())
-            })?;
-            space.answers(&streaming, &mapped[0], Way::Http)?;
-        }
-        // a new pod is mapped by the enforcer that came back
-        space.create(&on_node(mapped_pod("after"), &node))?;
-        let after = space.ready("after")?;
-        space.answers(&after, &entries(&after)?[0], Way::Http)?;
-        stop.store(true, Ordering::Relaxed);
-        let lines = reader.join().ok().context("the reader panicked")???;
-        let (stolen, tries) = thief.join().ok().context("the thief panicked")??;
-        println!("{lines} lines without a gap, {tries} tries to take a held port");
-        ensure!(stolen.is_empty(), "held ports were taken: {stolen:?}");
-        ensure!(
-            lines > 100 && tries > 100,
-            "nothing was proven: {lines} lines, {tries} tries"
-        );
-        ensure!(
-            entries(&space.pod("streaming")?)? == mapped,
-            "the mapping changed"
-        );
-        Ok(())
+            ensure!(
+                entries(&space.pod("streaming")?)? == mapped,
+                "the mapping changed"
+            );
+            Ok(())
+        })
     })
 }
 
@@ -142,62 +146,64 @@ fn without_enforcer(cluster: &Cluster, act: impl FnOnce() -> Result<()>) -> Resu
 }
 
 #[test]
-fn what_happens_while_the_enforcer_is_down_is_made_up_for() -> Result<()> {
-    let cluster = alone();
-    Space::with(&cluster, "survive-down", |space| {
-        let node = first_node(&cluster)?;
-        for name in ["stays", "goes"] {
-            space.create(&on_node(mapped_pod(name), &node))?;
-        }
-        let (stays, goes) = (space.ready("stays")?, space.ready("goes")?);
-        let (kept, lost) = (entries(&stays)?.remove(0), entries(&goes)?.remove(0));
-        without_enforcer(&cluster, || {
-            // the kernel goes on alone
+fn changes_while_the_enforcer_is_down_are_applied_when_it_is_back() -> Result<()> {
+    alone(|cluster| {
+        Space::with(cluster, "survive-down", |space| {
+            let node = first_node(cluster)?;
+            for name in ["stays", "goes"] {
+                space.create(&on_node(mapped_pod(name), &node))?;
+            }
+            let (stays, goes) = (space.ready("stays")?, space.ready("goes")?);
+            let (kept, lost) = (entries(&stays)?.remove(0), entries(&goes)?.remove(0));
+            without_enforcer(cluster, || {
+                // the kernel translates without the enforcer
+                space.answers(&stays, &kept, Way::Http)?;
+                space.kubectl(&["delete", "pod", "goes"])?;
+                space.create(&on_node(mapped_pod("comes"), &node))?;
+                Ok(())
+            })?;
+            let comes = space.ready("comes")?;
+            space.answers(&comes, &entries(&comes)?[0], Way::Http)?;
+            ensure!(
+                entries(&space.ready("stays")?)?[0] == kept,
+                "the mapping moved"
+            );
             space.answers(&stays, &kept, Way::Http)?;
-            space.kubectl(&["delete", "pod", "goes"])?;
-            space.create(&on_node(mapped_pod("comes"), &node))?;
-            Ok(())
-        })?;
-        let comes = space.ready("comes")?;
-        space.answers(&comes, &entries(&comes)?[0], Way::Http)?;
-        ensure!(
-            entries(&space.ready("stays")?)?[0] == kept,
-            "the mapping moved"
-        );
-        space.answers(&stays, &kept, Way::Http)?;
-        let endpoint = space.endpoint(&goes, &lost)?;
-        eventually("the deleted pod's port to refuse", || {
-            ensure!(is_refused(&cluster, endpoint)?, "{endpoint} still answers");
-            Ok(())
+            let endpoint = space.endpoint(&goes, &lost)?;
+            eventually("the deleted pod's port to refuse", || {
+                ensure!(is_refused(cluster, endpoint)?, "{endpoint} still answers");
+                Ok(())
+            })
         })
     })
 }
 
 #[test]
 fn flushed_rules_come_back() -> Result<()> {
-    let cluster = alone();
-    Space::with(&cluster, "survive-flush", |space| {
-        let node = first_node(&cluster)?;
-        space.create(&on_node(mapped_pod("web"), &node))?;
-        let web = space.ready("web")?;
-        let entry: Entry = entries(&web)?.remove(0);
-        let flush = cluster.exec(&node, &["iptables", "-t", "nat", "-F", "PORTMAPPING"])?;
-        ensure!(flush.status.success(), "{flush:?}");
-        eventually("the mapping to be repaired", || {
-            space.answers(&web, &entry, Way::Http)
-        })?;
-        eventually("the event that tells of it", || {
-            let events = space.events("web")?;
-            ensure!(
-                events.iter().any(|(reason, _)| reason == "MappingRepaired"),
-                "{events:?}"
-            );
-            Ok(())
+    alone(|cluster| {
+        Space::with(cluster, "survive-flush", |space| {
+            let node = first_node(cluster)?;
+            space.create(&on_node(mapped_pod("web"), &node))?;
+            let web = space.ready("web")?;
+            let entry: MappedPort = entries(&web)?.remove(0);
+            let flush = cluster.exec(&node, &["iptables", "-t", "nat", "-F", "PORTMAPPING"])?;
+            ensure!(flush.status.success(), "{flush:?}");
+            eventually("the mapping to be repaired", || {
+                space.answers(&web, &entry, Way::Http)
+            })?;
+            eventually("the event about it", || {
+                let events = space.events("web")?;
+                ensure!(
+                    events.iter().any(|(reason, _)| reason == "MappingRepaired"),
+                    "{events:?}"
+                );
+                Ok(())
+            })
         })
     })
 }
 
-/// Every rule of ours, and with them the names of their pods.
+/// Flushes every chain of ours.
 const FLUSH: &str = "for i in iptables ip6tables; do
     $i -t nat -S | sed -n 's/^-N \\(PORTMAPPING[^ ]*\\)$/\\1/p' | while read -r chain; do
         $i -t nat -F \"$chain\" || exit 1
@@ -206,103 +212,105 @@ done";
 
 #[test]
 fn rules_flushed_while_the_enforcer_is_down_come_back_with_the_same_ports() -> Result<()> {
-    let cluster = alone();
-    Space::with(&cluster, "survive-both", |space| {
-        let node = first_node(&cluster)?;
-        space.create(&on_node(mapped_pod("web"), &node))?;
-        let web = space.ready("web")?;
-        let before = entries(&web)?;
-        // so that the next end is its first: the kubelet then starts it again at once
-        roll(&cluster)?;
-        let restarts_before = restarts(&enforcer(&cluster, &node)?);
-        signal(&cluster, &node, "-KILL")?;
-        let flush = cluster.exec(&node, &["sh", "-c", FLUSH])?;
-        ensure!(flush.status.success(), "{flush:?}");
-        eventually("the enforcer to be back", || {
-            let pod = enforcer(&cluster, &node)?;
-            ensure!(restarts(&pod) > restarts_before, "not restarted yet");
-            ensure!(is_true(&pod, "Ready"), "not Ready yet");
+    alone(|cluster| {
+        Space::with(cluster, "survive-both", |space| {
+            let node = first_node(cluster)?;
+            space.create(&on_node(mapped_pod("web"), &node))?;
+            let web = space.ready("web")?;
+            let before = entries(&web)?;
+            // after the first end of a container the kubelet restarts it at once
+            roll(cluster)?;
+            let restarts_before = restarts(&enforcer(cluster, &node)?);
+            signal(cluster, &node, "-KILL")?;
+            let flush = cluster.exec(&node, &["sh", "-c", FLUSH])?;
+            ensure!(flush.status.success(), "{flush:?}");
+            eventually("the enforcer to be back", || {
+                let pod = enforcer(cluster, &node)?;
+                ensure!(restarts(&pod) > restarts_before, "not restarted yet");
+                ensure!(is_true(&pod, "Ready"), "not Ready yet");
+                Ok(())
+            })?;
+            eventually("the mapping to be back", || {
+                space.answers(&web, &before[0], Way::Http)
+            })?;
+            let after = entries(&space.pod("web")?)?;
+            ensure!(after == before, "{after:?} after {before:?}");
             Ok(())
-        })?;
-        eventually("the mapping to be back", || {
-            space.answers(&web, &before[0], Way::Http)
-        })?;
-        let after = entries(&space.pod("web")?)?;
-        ensure!(after == before, "{after:?} after {before:?}");
-        Ok(())
+        })
     })
 }
 
 #[test]
 fn without_the_webhook_annotated_pods_are_refused_and_others_are_not() -> Result<()> {
-    let cluster = alone();
-    Space::with(&cluster, "survive-hook", |space| {
-        let scale = |replicas: &str| {
-            let replicas = format!("--replicas={replicas}");
-            cluster.kubectl_run(["-n", SYSTEM, "scale", "deployment/webhook", &replicas])
-        };
-        scale("0")?;
-        let outcome = eventually("the webhook to be down", || {
-            let more = ["--dry-run=server"];
-            let (fine, said) = space.try_create(&mapped_pod("asks"), &more)?;
-            ensure!(!fine, "still answered");
-            ensure!(
-                said.contains("pods.portmapping.tkestack.io"),
-                "unclear: {said}"
-            );
-            Ok(())
-        })
-        .and_then(|()| {
-            let plain = container(&["--http", "9040"], &json!([{ "containerPort": 9040 }]));
-            // no annotations at all, as controllers and static pods have none
-            space.create(
-                &json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "plain" },
+    alone(|cluster| {
+        Space::with(cluster, "survive-hook", |space| {
+            let scale = |replicas: &str| {
+                let replicas = format!("--replicas={replicas}");
+                cluster.kubectl_run(["-n", SYSTEM, "scale", "deployment/webhook", &replicas])
+            };
+            scale("0")?;
+            let outcome = eventually("the webhook to be down", || {
+                let more = ["--dry-run=server"];
+                let (fine, reply) = space.try_create(&mapped_pod("asks"), &more)?;
+                ensure!(!fine, "still answered");
+                ensure!(
+                    reply.contains("pods.portmapping.tkestack.io"),
+                    "unclear: {reply}"
+                );
+                Ok(())
+            })
+            .and_then(|()| {
+                let plain = container(&["--http", "9040"], &json!([{ "containerPort": 9040 }]));
+                // no annotations at all, as controllers and static pods have none
+                space.create(
+                    &json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "plain" },
                 "spec": { "terminationGracePeriodSeconds": 1, "containers": [plain] } }),
-            )?;
-            let mut noted = pod("noted", &["--http", "9040"], &json!([]));
-            noted["metadata"]["annotations"]["example.com/note"] = json!("x");
-            space.create(&noted)?;
-            let mut system = pod("portmapping-e2e", &["--pause"], &json!([]));
-            system["metadata"]["namespace"] = json!("kube-system");
-            let created = kubectl_with(&cluster, &["create", "-f", "-"], &system.to_string())?;
-            ensure!(created.0, "a system pod was refused: {}", created.1);
-            for (namespace, name) in [
-                (space.name.as_str(), "plain"),
-                ("kube-system", "portmapping-e2e"),
-            ] {
+                )?;
+                let mut noted = pod("noted", &["--http", "9040"], &json!([]));
+                noted["metadata"]["annotations"]["example.com/note"] = json!("x");
+                space.create(&noted)?;
+                let mut system = pod("portmapping-e2e", &["--pause"], &json!([]));
+                system["metadata"]["namespace"] = json!("kube-system");
+                let created = kubectl_with(cluster, &["create", "-f", "-"], &system.to_string())?;
+                ensure!(created.0, "a system pod was refused: {}", created.1);
+                for (namespace, name) in [
+                    (space.name.as_str(), "plain"),
+                    ("kube-system", "portmapping-e2e"),
+                ] {
+                    cluster.kubectl_run([
+                        "-n",
+                        namespace,
+                        "wait",
+                        "--for=condition=Ready",
+                        "pod",
+                        name,
+                        "--timeout=60s",
+                    ])?;
+                }
                 cluster.kubectl_run([
                     "-n",
-                    namespace,
-                    "wait",
-                    "--for=condition=Ready",
+                    "kube-system",
+                    "delete",
                     "pod",
-                    name,
-                    "--timeout=60s",
+                    "portmapping-e2e",
+                    "--wait=false",
                 ])?;
-            }
+                Ok(())
+            });
+            scale("2")?;
             cluster.kubectl_run([
                 "-n",
-                "kube-system",
-                "delete",
-                "pod",
-                "portmapping-e2e",
-                "--wait=false",
+                SYSTEM,
+                "rollout",
+                "status",
+                "deployment/webhook",
+                "--timeout=90s",
             ])?;
-            Ok(())
-        });
-        scale("2")?;
-        cluster.kubectl_run([
-            "-n",
-            SYSTEM,
-            "rollout",
-            "status",
-            "deployment/webhook",
-            "--timeout=90s",
-        ])?;
-        outcome?;
-        eventually("the webhook to answer again", || {
-            space.create(&mapped_pod("asks"))
-        })?;
-        space.ready("asks").map(drop)
+            outcome?;
+            eventually("the webhook to answer again", || {
+                space.create(&mapped_pod("asks"))
+            })?;
+            space.ready("asks").map(drop)
+        })
     })
 }

@@ -1,4 +1,4 @@
-//! Enforcer and keeper die together or again and again, with nobody to take the ports over.
+//! Enforcer and keeper end together or again and again, and no successor takes the ports over.
 
 use std::collections::BTreeSet;
 use std::net::{TcpListener, UdpSocket};
@@ -20,66 +20,71 @@ const NODE: &str = "node2";
 
 #[test]
 fn an_enforcer_killed_into_back_off_leaves_every_port_held() -> Result<()> {
-    let cluster = alone();
-    roll(&cluster)?;
-    Space::with(&cluster, "losses-back-off", |space| {
-        let ports = json!([{ "containerPort": 9040 }, { "containerPort": 9041 }]);
-        let streaming = pod("streaming", &["--http", "9040", "--stream", "9041"], &ports);
-        space.create(&on_node(annotated(streaming, ""), NODE))?;
-        let streaming = space.ready("streaming")?;
-        let mapped = entries(&streaming)?;
-        let held: Vec<u16> = mapped.iter().map(|entry| entry.host_port).collect();
-        let stop = Arc::new(AtomicBool::new(false));
-        let endpoint = space.endpoint(&streaming, &mapped[1])?;
-        let (watched, until) = (Arc::clone(&stop), Arc::clone(&stop));
-        let reader = at(&cluster, "client", move || follow(endpoint, &watched))?;
-        let thief = at(&cluster, NODE, move || steal(&held, &until))?;
-        let mut killed = BTreeSet::new();
-        for _ in 0..5 {
-            eventually("an enforcer to kill", || {
-                // a busy node takes its time to end one that was killed already
-                let living = pids(&cluster, NODE, ENFORCER)?;
-                ensure!(living.iter().any(|pid| killed.insert(*pid)), "none runs");
-                kill_all(&cluster, NODE, ENFORCER)
-            })?;
-        }
-        eventually(
-            "the kubelet to wait before it starts the enforcer again",
-            || {
-                let pod = enforcer(&cluster, NODE)?;
-                let waiting = &pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"];
-                ensure!(
-                    waiting == "CrashLoopBackOff",
-                    "{}",
-                    pod["status"]["containerStatuses"]
-                );
-                Ok(())
-            },
-        )?;
-        space.answers(&streaming, &mapped[0], Way::Http)?;
-        // a new version of the enforcer takes over from one that does not run
-        roll(&cluster)?;
-        space.create(&on_node(mapped_pod("after"), NODE))?;
-        let after = space.ready("after")?;
-        space.answers(&after, &entries(&after)?[0], Way::Http)?;
-        stop.store(true, Ordering::Relaxed);
-        let lines = reader.join().ok().context("the reader panicked")???;
-        let (stolen, tries) = thief.join().ok().context("the thief panicked")??;
-        println!("{lines} lines without a gap, {tries} tries to take a held port");
-        ensure!(stolen.is_empty(), "held ports were taken: {stolen:?}");
-        ensure!(
-            lines > 100 && tries > 100,
-            "nothing was proven: {lines} lines, {tries} tries"
-        );
-        ensure!(
-            entries(&space.pod("streaming")?)? == mapped,
-            "the mapping changed"
-        );
-        Ok(())
+    alone(|cluster| {
+        roll(cluster)?;
+        Space::with(cluster, "losses-back-off", |space| {
+            let ports = json!([{ "containerPort": 9040 }, { "containerPort": 9041 }]);
+            let streaming = pod("streaming", &["--http", "9040", "--stream", "9041"], &ports);
+            space.create(&on_node(annotated(streaming, ""), NODE))?;
+            let streaming = space.ready("streaming")?;
+            let mapped = entries(&streaming)?;
+            let held: Vec<u16> = mapped.iter().map(|entry| entry.host_port).collect();
+            let stop = Arc::new(AtomicBool::new(false));
+            let endpoint = space.endpoint(&streaming, &mapped[1])?;
+            let (watched, until) = (Arc::clone(&stop), Arc::clone(&stop));
+            let reader = at(cluster, "client", move || follow(endpoint, &watched))?;
+            let thief = at(cluster, NODE, move || steal(&held, &until))?;
+            let mut killed = BTreeSet::new();
+            for _ in 0..5 {
+                eventually("an enforcer to kill", || {
+                    // on a busy node a killed process may still be there
+                    let living = pids(cluster, NODE, ENFORCER)?;
+                    ensure!(living.iter().any(|pid| killed.insert(*pid)), "none runs");
+                    kill_all(cluster, NODE, ENFORCER)
+                })?;
+            }
+            eventually(
+                "the kubelet to wait before it starts the enforcer again",
+                || {
+                    let pod = enforcer(cluster, NODE)?;
+                    let waiting =
+                        &pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"];
+                    ensure!(
+                        waiting == "CrashLoopBackOff",
+                        "{}",
+                        pod["status"]["containerStatuses"]
+                    );
+                    Ok(())
+                },
+            )?;
+            space.answers(&streaming, &mapped[0], Way::Http)?;
+            // a new enforcer takes over while the old one does not run
+            roll(cluster)?;
+            space.create(&on_node(mapped_pod("after"), NODE))?;
+            let after = space.ready("after")?;
+            space.answers(&after, &entries(&after)?[0], Way::Http)?;
+            stop.store(true, Ordering::Relaxed);
+            let lines = reader.join().ok().context("the reader panicked")???;
+            let (stolen, tries) = thief
+                .join()
+                .ok()
+                .context("the process that binds ports panicked")??;
+            println!("{lines} lines without a gap, {tries} tries to take a held port");
+            ensure!(stolen.is_empty(), "held ports were taken: {stolen:?}");
+            ensure!(
+                lines > 100 && tries > 100,
+                "nothing was proven: {lines} lines, {tries} tries"
+            );
+            ensure!(
+                entries(&space.pod("streaming")?)? == mapped,
+                "the mapping changed"
+            );
+            Ok(())
+        })
     })
 }
 
-/// Takes a port as soon as nobody holds it, and keeps it until told to let go.
+/// Binds a port as soon as it is not held, and keeps it until `stop` is set.
 fn rob(port: u16, stop: &AtomicBool) -> bool {
     let mut loot = None;
     while !stop.load(Ordering::Relaxed) {
@@ -96,109 +101,106 @@ fn rob(port: u16, stop: &AtomicBool) -> bool {
 }
 
 #[test]
-fn without_keeper_and_api_server_ports_are_held_again_and_a_lost_one_is_told() -> Result<()> {
-    let cluster = alone();
-    roll(&cluster)?;
-    Space::with(&cluster, "losses-keeper", |space| {
-        for name in ["robbed", "whole-1", "whole-2"] {
-            let ports =
-                json!([{ "containerPort": 9040 }, { "containerPort": 9041, "protocol": "UDP" }]);
-            let both = pod(name, &["--tcp", "9040", "--udp", "9041"], &ports);
-            space.create(&on_node(annotated(both, ""), NODE))?;
-        }
-        let robbed = space.ready("robbed")?;
-        let before = entries(&robbed)?;
-        let endpoint = space.endpoint(&robbed, &before[0])?;
-        let lost = before[0].host_port;
-        let mut others = vec![("UDP".to_owned(), before[1].host_port)];
-        for name in ["whole-1", "whole-2"] {
-            let mapped = entries(&space.ready(name)?)?;
-            others.extend(
-                mapped
-                    .into_iter()
-                    .map(|entry| (entry.protocol, entry.host_port)),
-            );
-        }
-        let stop = Arc::new(AtomicBool::new(false));
-        let until = Arc::clone(&stop);
-        let thief = at(&cluster, NODE, move || rob(lost, &until))?;
+fn without_keeper_and_api_server_ports_are_held_again_and_a_lost_one_is_reported() -> Result<()> {
+    alone(|cluster| {
+        roll(cluster)?;
+        Space::with(cluster, "losses-keeper", |space| {
+            for name in ["robbed", "whole-1", "whole-2"] {
+                let ports = json!([{ "containerPort": 9040 }, { "containerPort": 9041, "protocol": "UDP" }]);
+                let both = pod(name, &["--tcp", "9040", "--udp", "9041"], &ports);
+                space.create(&on_node(annotated(both, ""), NODE))?;
+            }
+            let robbed = space.ready("robbed")?;
+            let before = entries(&robbed)?;
+            let endpoint = space.endpoint(&robbed, &before[0])?;
+            let lost = before[0].host_port;
+            let mut others = vec![("UDP".to_owned(), before[1].host_port)];
+            for name in ["whole-1", "whole-2"] {
+                let mapped = entries(&space.ready(name)?)?;
+                others.extend(
+                    mapped
+                        .into_iter()
+                        .map(|entry| (entry.protocol, entry.host_port)),
+                );
+            }
+            let stop = Arc::new(AtomicBool::new(false));
+            let until = Arc::clone(&stop);
+            let thief = at(cluster, NODE, move || rob(lost, &until))?;
 
-        cluster.stop_component("control-plane", "kube-apiserver")?;
-        let held_again = (|| {
-            ensure!(kill_all(&cluster, NODE, KEEPER)? == 1, "no keeper to kill");
-            ensure!(
-                kill_all(&cluster, NODE, ENFORCER)? == 1,
-                "no enforcer to kill"
-            );
-            let loose = is_free_now(&cluster, &others)?;
-            eventually("both to run again, without an API server", || {
-                for program in [KEEPER, ENFORCER] {
-                    ensure!(!pids(&cluster, NODE, program)?.is_empty(), "no {program:?}");
-                }
+            cluster.stop_component("control-plane", "kube-apiserver")?;
+            let held_again = (|| {
+                ensure!(kill_all(cluster, NODE, KEEPER)? == 1, "no keeper to kill");
+                ensure!(
+                    kill_all(cluster, NODE, ENFORCER)? == 1,
+                    "no enforcer to kill"
+                );
+                let loose = is_free_now(cluster, &others)?;
+                eventually("both to run again, without an API server", || {
+                    for program in [KEEPER, ENFORCER] {
+                        ensure!(!pids(cluster, NODE, program)?.is_empty(), "no {program:?}");
+                    }
+                    Ok(())
+                })?;
+                eventually("the mapped ports to be held again", || {
+                    let free = is_free_now(cluster, &others)?;
+                    ensure!(free.is_empty(), "not held: {free:?}");
+                    Ok(())
+                })?;
+                // a rule matches before a socket: the lost port still leads to its pod
+                let answer = run_at(cluster, "client", move || tcp(endpoint))??;
+                ensure!(answer == "robbed", "{endpoint} answered {answer:?}");
+                Ok(loose.len())
+            })();
+            cluster.resume_component("control-plane", "kube-apiserver")?;
+            let loose = held_again?;
+
+            eventually("the loss to be reported", || {
+                let robbed = space.pod("robbed")?;
+                let condition = condition(&robbed, ANNOTATION).context("no condition")?;
+                ensure!(condition["status"] == "False", "still {condition}");
+                ensure!(
+                    condition["reason"] == "PortConflict",
+                    "not the reason: {condition}"
+                );
+                ensure!(
+                    condition["message"].to_string().contains(&lost.to_string()),
+                    "{condition}"
+                );
+                let events = space.events("robbed")?;
+                ensure!(
+                    events.iter().any(|(reason, _)| reason == "PortConflict"),
+                    "no event: {events:?}"
+                );
                 Ok(())
             })?;
-            eventually("the mapped ports to be held again", || {
-                let free = is_free_now(&cluster, &others)?;
-                ensure!(free.is_empty(), "not held: {free:?}");
-                Ok(())
-            })?;
-            // rules come before sockets: who asks the robbed port still meets its pod
-            let answer = run_at(&cluster, "client", move || tcp(endpoint))??;
-            ensure!(answer == "robbed", "{endpoint} answered {answer:?}");
-            Ok(loose.len())
-        })();
-        cluster.resume_component("control-plane", "kube-apiserver")?;
-        let loose = held_again?;
+            for name in ["whole-1", "whole-2"] {
+                ensure!(
+                    is_true(&space.ready(name)?, ANNOTATION),
+                    "{name} is not mapped any more"
+                );
+            }
+            let lines = log(cluster, &enforcer(cluster, NODE)?, "enforcer")?;
+            let held = lines
+                .iter()
+                .find(|line| line["ports"] == others.len() && line["lost"] == 1);
+            let held = held.context("no log line of the enforcer has these numbers")?;
+            println!(
+                "{loose} ports were free when they were tried; they were held again {} ms after the enforcer's start",
+                held["ms"]
+            );
 
-        eventually("the loss to be told", || {
-            let robbed = space.pod("robbed")?;
-            let condition = condition(&robbed, ANNOTATION).context("no condition")?;
-            ensure!(condition["status"] == "False", "still {condition}");
+            stop.store(true, Ordering::Relaxed);
             ensure!(
-                condition["reason"] == "PortConflict",
-                "not the reason: {condition}"
+                thief
+                    .join()
+                    .ok()
+                    .context("the process that binds ports panicked")??,
+                "no port was bound"
             );
-            ensure!(
-                condition["message"].to_string().contains(&lost.to_string()),
-                "{condition}"
-            );
-            let events = space.events("robbed")?;
-            ensure!(
-                events.iter().any(|(reason, _)| reason == "PortConflict"),
-                "no event: {events:?}"
-            );
+            let again = space.ready("robbed")?;
+            ensure!(entries(&again)? == before, "the mapping moved");
             Ok(())
-        })?;
-        for name in ["whole-1", "whole-2"] {
-            ensure!(
-                is_true(&space.ready(name)?, ANNOTATION),
-                "{name} is not mapped any more"
-            );
-        }
-        let lines = log(&cluster, &enforcer(&cluster, NODE)?, "enforcer")?;
-        let said = lines
-            .iter()
-            .find(|line| line["message"] == "mapped ports are held again");
-        let said = said.context("the enforcer's log does not tell of it")?;
-        ensure!(said["ports"] == others.len() && said["lost"] == 1, "{said}");
-        let keeper = log(&cluster, &enforcer(&cluster, NODE)?, "keeper")?;
-        let keeping = keeper.iter().find(|line| line["message"] == "keeping");
-        println!(
-            "{loose} ports were free at a look; the keeper listened at {}, they were held again at {}, {} ms after \
-             the enforcer's start",
-            keeping.context("the keeper's log does not tell that it keeps")?["timestamp"],
-            said["timestamp"],
-            said["ms"]
-        );
-
-        stop.store(true, Ordering::Relaxed);
-        ensure!(
-            thief.join().ok().context("the thief panicked")??,
-            "the thief got nothing"
-        );
-        let again = space.ready("robbed")?;
-        ensure!(entries(&again)? == before, "the mapping moved");
-        Ok(())
+        })
     })
 }
 

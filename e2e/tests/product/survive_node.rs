@@ -1,4 +1,4 @@
-//! A node's own life: its enforcer upgraded, the node rebooted.
+//! What do users notice of an upgrade and of a reboot?
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,92 +20,97 @@ const ROLLS: usize = 20;
 
 #[test]
 fn an_upgrade_loses_no_port_no_byte_and_no_connection() -> Result<()> {
-    let cluster = alone();
-    Space::with(&cluster, "node-upgrade", |space| {
-        let nodes = node_addresses(&cluster)?;
-        let node = nodes.keys().next().context("no node")?;
-        let ports = json!([{ "containerPort": 9040 }, { "containerPort": 9041 }]);
-        let streaming = pod("streaming", &["--tcp", "9040", "--stream", "9041"], &ports);
-        space.create(&on_node(annotated(streaming, ""), node))?;
-        let streaming = space.ready("streaming")?;
-        let mapped = entries(&streaming)?;
-        let mut held: Vec<u16> = mapped.iter().map(|entry| entry.host_port).collect();
-        for index in 0..6 {
-            space.create(&on_node(mapped_pod(&format!("other-{index}")), node))?;
-        }
-        for index in 0..6 {
-            let other = entries(&space.ready(&format!("other-{index}"))?)?;
-            held.extend(other.iter().map(|entry| entry.host_port));
-        }
-        let stop = Arc::new(AtomicBool::new(false));
-        let (answering, endpoint) = (
-            space.endpoint(&streaming, &mapped[0])?,
-            space.endpoint(&streaming, &mapped[1])?,
-        );
-        let until = Arc::clone(&stop);
-        let reader = at(&cluster, "client", move || follow(endpoint, &until))?;
-        let until = Arc::clone(&stop);
-        let thief = at(&cluster, node, move || steal(&held, &until))?;
-        let until = Arc::clone(&stop);
-        let caller = at(&cluster, "client", move || {
-            let (mut calls, mut failures) = (0_u32, Vec::new());
-            while !until.load(Ordering::Relaxed) {
-                calls += 1;
-                failures.extend(tcp(answering).err().map(|error| format!("{error:#}")));
-                std::thread::sleep(Duration::from_millis(5));
+    alone(|cluster| {
+        Space::with(cluster, "node-upgrade", |space| {
+            let nodes = node_addresses(cluster)?;
+            let node = nodes.keys().next().context("no node")?;
+            let ports = json!([{ "containerPort": 9040 }, { "containerPort": 9041 }]);
+            let streaming = pod("streaming", &["--tcp", "9040", "--stream", "9041"], &ports);
+            space.create(&on_node(annotated(streaming, ""), node))?;
+            let streaming = space.ready("streaming")?;
+            let mapped = entries(&streaming)?;
+            let mut held: Vec<u16> = mapped.iter().map(|entry| entry.host_port).collect();
+            for index in 0..6 {
+                space.create(&on_node(mapped_pod(&format!("other-{index}")), node))?;
             }
-            (calls, failures)
-        })?;
-        for _ in 0..ROLLS {
-            cluster.kubectl_run(["-n", SYSTEM, "rollout", "restart", "ds/enforcer"])?;
-            install::rolled_out(&cluster, SYSTEM, "daemonset/enforcer")?;
-        }
-        space.create(&on_node(mapped_pod("after"), node))?;
-        let after = space.ready("after")?;
-        space.answers(&after, &entries(&after)?[0], Way::Http)?;
-        stop.store(true, Ordering::Relaxed);
-        let lines = reader.join().ok().context("the reader panicked")???;
-        let (stolen, tries) = thief.join().ok().context("the thief panicked")??;
-        let (calls, failures) = caller.join().ok().context("the caller panicked")??;
-        println!("{lines} lines without a gap, {tries} tries to take a port, {calls} calls");
-        ensure!(stolen.is_empty(), "held ports were taken: {stolen:?}");
-        ensure!(
-            failures.is_empty(),
-            "{} of {calls} calls failed: {failures:?}",
-            failures.len()
-        );
-        ensure!(
-            lines > 100 && tries > 100 && calls > 100,
-            "nothing was proven"
-        );
-        ensure!(
-            entries(&space.pod("streaming")?)? == mapped,
-            "the mapping changed"
-        );
-        Ok(())
+            for index in 0..6 {
+                let other = entries(&space.ready(&format!("other-{index}"))?)?;
+                held.extend(other.iter().map(|entry| entry.host_port));
+            }
+            let stop = Arc::new(AtomicBool::new(false));
+            let (answering, endpoint) = (
+                space.endpoint(&streaming, &mapped[0])?,
+                space.endpoint(&streaming, &mapped[1])?,
+            );
+            let until = Arc::clone(&stop);
+            let reader = at(cluster, "client", move || follow(endpoint, &until))?;
+            let until = Arc::clone(&stop);
+            let thief = at(cluster, node, move || steal(&held, &until))?;
+            let until = Arc::clone(&stop);
+            let caller = at(cluster, "client", move || {
+                let (mut calls, mut failures) = (0_u32, Vec::new());
+                while !until.load(Ordering::Relaxed) {
+                    calls += 1;
+                    failures.extend(tcp(answering).err().map(|error| format!("{error:#}")));
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                (calls, failures)
+            })?;
+            for _ in 0..ROLLS {
+                cluster.kubectl_run(["-n", SYSTEM, "rollout", "restart", "ds/enforcer"])?;
+                install::rolled_out(cluster, SYSTEM, "daemonset/enforcer")?;
+            }
+            space.create(&on_node(mapped_pod("after"), node))?;
+            let after = space.ready("after")?;
+            space.answers(&after, &entries(&after)?[0], Way::Http)?;
+            stop.store(true, Ordering::Relaxed);
+            let lines = reader.join().ok().context("the reader panicked")???;
+            let (stolen, tries) = thief
+                .join()
+                .ok()
+                .context("the process that binds ports panicked")??;
+            let (calls, failures) = caller.join().ok().context("the caller panicked")??;
+            println!("{lines} lines without a gap, {tries} tries to take a port, {calls} calls");
+            ensure!(stolen.is_empty(), "held ports were taken: {stolen:?}");
+            ensure!(
+                failures.is_empty(),
+                "{} of {calls} calls failed: {failures:?}",
+                failures.len()
+            );
+            ensure!(
+                lines > 100 && tries > 100 && calls > 100,
+                "nothing was proven"
+            );
+            ensure!(
+                entries(&space.pod("streaming")?)? == mapped,
+                "the mapping changed"
+            );
+            Ok(())
+        })
     })
 }
 
 #[test]
 fn after_a_power_cut_a_pod_has_its_host_port_again() -> Result<()> {
-    let cluster = alone();
-    Space::with(&cluster, "node-reboot", |space| {
-        space.create(&on_node(mapped_pod("web"), "node2"))?;
-        let web = space.ready("web")?;
-        let entry = entries(&web)?.remove(0);
-        space.answers(&web, &entry, Way::Http)?;
-        cluster.kill_node(2)?;
-        cluster.add_node(2)?;
-        eventually("the pod to answer at its old host port", || {
-            let web = space.pod("web")?;
-            let again = entries(&web)?.remove(0);
-            ensure!(
-                again.host_port == entry.host_port,
-                "the port moved to {}",
-                again.host_port
-            );
-            space.answers(&web, &again, Way::Http)
-        })?;
-        space.ready("web").map(drop)
+    alone(|cluster| {
+        Space::with(cluster, "node-reboot", |space| {
+            space.create(&on_node(mapped_pod("web"), "node2"))?;
+            let web = space.ready("web")?;
+            let entry = entries(&web)?.remove(0);
+            space.answers(&web, &entry, Way::Http)?;
+            cluster.kill_node(2)?;
+            cluster.add_node(2)?;
+            eventually("the pod to answer at its old host port", || {
+                let web = space.pod("web")?;
+                let again = entries(&web)?.remove(0);
+                ensure!(
+                    again.host_port == entry.host_port,
+                    "the port moved to {}",
+                    again.host_port
+                );
+                space.answers(&web, &again, Way::Http)
+            })?;
+            space.ready("web").map(drop)
+        })
     })
 }

@@ -1,4 +1,4 @@
-//! Taking the product away: a node is afterwards what it was before.
+//! Does uninstalling leave a node as it was before?
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use crate::support::pods::{entries, mapped_pod};
 use crate::support::space::Space;
 use crate::support::{config, eventually};
 
-/// Questions whose answers the product could have changed.
+/// Commands whose output the product could change.
 const QUESTIONS: [&[&str]; 8] = [
     &["iptables-save"],
     &["ip6tables-save"],
@@ -68,7 +68,7 @@ fn uninstalling_leaves_every_node_as_it_was() -> Result<()> {
             let now = after.get(question).context("a question less")?;
             ensure!(
                 now == answer,
-                "{question:?} said\n{answer}\nand now says\n{now}"
+                "{question:?} printed\n{answer}\nand now prints\n{now}"
             );
         }
         Ok(())
@@ -76,13 +76,13 @@ fn uninstalling_leaves_every_node_as_it_was() -> Result<()> {
     cluster.stop()
 }
 
-/// Two looks at a node that agree: nothing of its own is under way any more.
+/// Reads a node twice: equal answers mean that it does not change any more.
 fn settled(cluster: &Cluster, nodes: &[String]) -> Result<BTreeMap<(String, String), String>> {
     let first = look(cluster, nodes)?;
     std::thread::sleep(std::time::Duration::from_secs(1));
     let second = look(cluster, nodes)?;
     ensure!(first == second, "still changing");
-    // on a busy machine kube-proxy begins long after a node takes pods
+    // on a busy machine kube-proxy writes its first rules long after a node takes pods
     for ((node, question), answer) in &second {
         let rules = question == "iptables-save" || question == "ip6tables-save";
         ensure!(

@@ -1,7 +1,6 @@
-//! The webhook as a service that people bet their pod creations on: replaced, ended, rotated and
-//! damaged while pods are being created.
+//! Is a pod creation ever refused? The webhook is replaced, ended, rotated and damaged while pods are
+//! created.
 
-mod load;
 mod stand_in;
 
 use std::collections::BTreeSet;
@@ -11,9 +10,9 @@ use anyhow::{Context, Result, ensure};
 use e2e::{Cluster, install, paths};
 use serde_json::{Value, json};
 
-use self::load::Load;
 use self::stand_in::ShortLived;
 use crate::support::caller::{Caller, patch_pod};
+use crate::support::load::Load;
 use crate::support::outside::Way;
 use crate::support::pods::{annotated, annotation, entries, mapped_pod};
 use crate::support::space::Space;
@@ -21,7 +20,7 @@ use crate::support::{ANNOTATION, alone, eventually, get};
 
 const SYSTEM: &str = install::NAMESPACE;
 const SECRET: &str = "portmapping-webhook-tls";
-/// Pod creations without a failure that prove something.
+/// So many pod creations without a failure are a proof.
 const ENOUGH: u64 = 5_000;
 
 /// The names of the webhook's living pods, with their nodes.
@@ -67,114 +66,118 @@ fn kubectl(cluster: &Cluster, arguments: &[&str]) -> Result<()> {
 
 #[test]
 fn no_creation_fails_while_replicas_are_replaced_and_ended() -> Result<()> {
-    let cluster = alone();
-    Space::with(&cluster, "webhook-replaced", |space| {
-        settled(&cluster)?;
-        let load = Load::start(&cluster, &space.name)?;
-        kubectl(&cluster, &["rollout", "restart", "deployment/webhook"])?;
-        settled(&cluster)?;
-        load.say("rolling update");
-        for (name, _) in replicas(&cluster)? {
-            kubectl(&cluster, &["delete", "pod", &name])?;
-            settled(&cluster)?;
-            load.say("a replica deleted");
-        }
-        for (name, node) in replicas(&cluster)? {
-            let restarts = || -> Result<i64> {
-                let pod = get(&cluster, &["-n", SYSTEM, "pod", &name])?;
-                let count = &pod["status"]["containerStatuses"][0]["restartCount"];
-                count.as_i64().context("no restartCount")
-            };
-            let before = restarts()?;
-            let ended = cluster.exec(&node, &["pkill", "-TERM", "-f", "^/webhook"])?;
-            ensure!(ended.status.success(), "no webhook on {node}: {ended:?}");
-            eventually("the webhook's container to be started anew", || {
-                ensure!(restarts()? > before, "not yet");
-                Ok(())
-            })?;
-            install::rolled_out(&cluster, SYSTEM, "deployment/webhook")?;
-            load.say("SIGTERM to a replica");
-        }
-        load.end(ENOUGH)
+    alone(|cluster| {
+        Space::with(cluster, "webhook-replaced", |space| {
+            settled(cluster)?;
+            let load = Load::start(cluster, &space.name)?;
+            kubectl(cluster, &["rollout", "restart", "deployment/webhook"])?;
+            settled(cluster)?;
+            load.say("rolling update");
+            for (name, _) in replicas(cluster)? {
+                kubectl(cluster, &["delete", "pod", &name])?;
+                settled(cluster)?;
+                load.say("a replica deleted");
+            }
+            for (name, node) in replicas(cluster)? {
+                let restarts = || -> Result<i64> {
+                    let pod = get(cluster, &["-n", SYSTEM, "pod", &name])?;
+                    let count = &pod["status"]["containerStatuses"][0]["restartCount"];
+                    count.as_i64().context("no restartCount")
+                };
+                let before = restarts()?;
+                let ended = cluster.exec(&node, &["pkill", "-TERM", "-f", "^/webhook"])?;
+                ensure!(ended.status.success(), "no webhook on {node}: {ended:?}");
+                eventually("the webhook's container to restart", || {
+                    ensure!(restarts()? > before, "not yet");
+                    Ok(())
+                })?;
+                install::rolled_out(cluster, SYSTEM, "deployment/webhook")?;
+                load.say("SIGTERM to a replica");
+            }
+            load.end(ENOUGH)
+        })
     })
 }
 
 #[test]
 fn ten_rotations_of_certificate_and_authority_fail_no_review() -> Result<()> {
-    let cluster = alone();
-    Space::with(&cluster, "webhook-rotates", |space| {
-        let short = ShortLived::start(&cluster)?;
-        let load = Load::start(&cluster, &space.name)?;
-        let (mut leaves, mut authorities) = (BTreeSet::new(), BTreeSet::new());
-        let start = Instant::now();
-        eventually("ten rotations of certificate and authority", || {
-            let secret = get(&cluster, &["-n", SYSTEM, "secret", SECRET])?;
-            leaves.insert(secret["data"]["tls.crt"].to_string());
-            authorities.insert(secret["data"]["ca.crt"].to_string());
-            // the first of each was there before
-            let (leaves, authorities) = (leaves.len() - 1, authorities.len() - 1);
-            ensure!(
-                leaves.min(authorities) >= 10,
-                "{leaves} and {authorities} so far"
+    alone(|cluster| {
+        Space::with(cluster, "webhook-rotates", |space| {
+            let short = ShortLived::start(cluster)?;
+            let load = Load::start(cluster, &space.name)?;
+            let (mut leaves, mut authorities) = (BTreeSet::new(), BTreeSet::new());
+            let start = Instant::now();
+            eventually("ten rotations of certificate and authority", || {
+                let secret = get(cluster, &["-n", SYSTEM, "secret", SECRET])?;
+                leaves.insert(secret["data"]["tls.crt"].to_string());
+                authorities.insert(secret["data"]["ca.crt"].to_string());
+                // the first of each was there before
+                let (leaves, authorities) = (leaves.len() - 1, authorities.len() - 1);
+                ensure!(
+                    leaves.min(authorities) >= 10,
+                    "{leaves} and {authorities} so far"
+                );
+                Ok(())
+            })?;
+            let took = start.elapsed().as_secs();
+            println!(
+                "{} certificates and {} bundles in {took} s",
+                leaves.len() - 1,
+                authorities.len() - 1
             );
-            Ok(())
-        })?;
-        let took = start.elapsed().as_secs();
-        println!(
-            "{} certificates and {} bundles in {took} s",
-            leaves.len() - 1,
-            authorities.len() - 1
-        );
-        load.end(ENOUGH)?;
-        short.end()
+            load.end(ENOUGH)?;
+            short.end()
+        })
     })
 }
 
 #[test]
-fn a_lost_or_damaged_secret_is_healed_without_a_failed_review() -> Result<()> {
-    let cluster = alone();
-    Space::with(&cluster, "webhook-heals", |space| {
-        let quick = ShortLived::quick(&cluster)?;
-        let secret = || get(&cluster, &["-n", SYSTEM, "secret", SECRET]);
-        let load = Load::start(&cluster, &space.name)?;
-        let before = secret()?;
-        kubectl(&cluster, &["delete", "secret", SECRET])?;
-        let healed = |before: &Value| {
-            eventually("the Secret to be healed", || {
+fn a_lost_or_damaged_secret_is_repaired_without_a_failed_review() -> Result<()> {
+    alone(|cluster| {
+        Space::with(cluster, "webhook-heals", |space| {
+            let quick = ShortLived::quick(cluster)?;
+            let secret = || get(cluster, &["-n", SYSTEM, "secret", SECRET]);
+            let load = Load::start(cluster, &space.name)?;
+            let before = secret()?;
+            kubectl(cluster, &["delete", "secret", SECRET])?;
+            let healed = |before: &Value| {
+                eventually("the Secret to be healed", || {
+                    let now = secret()?;
+                    let (data, bundle) = (&now["data"], bundle(cluster)?);
+                    ensure!(data["tls.crt"] != before["data"]["tls.crt"], "as before");
+                    ensure!(data["ca.crt"] == json!(bundle), "the caBundle is another");
+                    Ok(now)
+                })
+            };
+            let second = healed(&before)?;
+            load.say("the Secret deleted");
+            let garbage =
+                json!({ "data": { "tls.crt": "Z2FyYmFnZQ==", "ca.crt": "Z2FyYmFnZQ==" } });
+            let patch = [
+                "patch",
+                "secret",
+                SECRET,
+                "--type=merge",
+                "-p",
+                &garbage.to_string(),
+            ];
+            kubectl(cluster, &patch)?;
+            let garbled = secret()?;
+            ensure!(garbled["data"]["tls.crt"] != second["data"]["tls.crt"]);
+            eventually("the garbage to go", || {
                 let now = secret()?;
-                let (data, bundle) = (&now["data"], bundle(&cluster)?);
-                ensure!(data["tls.crt"] != before["data"]["tls.crt"], "as before");
-                ensure!(data["ca.crt"] == json!(bundle), "the caBundle is another");
-                Ok(now)
-            })
-        };
-        let second = healed(&before)?;
-        load.say("the Secret deleted");
-        let garbage = json!({ "data": { "tls.crt": "Z2FyYmFnZQ==", "ca.crt": "Z2FyYmFnZQ==" } });
-        let patch = [
-            "patch",
-            "secret",
-            SECRET,
-            "--type=merge",
-            "-p",
-            &garbage.to_string(),
-        ];
-        kubectl(&cluster, &patch)?;
-        let garbled = secret()?;
-        ensure!(garbled["data"]["tls.crt"] != second["data"]["tls.crt"]);
-        eventually("the garbage to go", || {
-            let now = secret()?;
-            ensure!(
-                now["data"]["tls.crt"] != json!("Z2FyYmFnZQ=="),
-                "still there"
-            );
-            Ok(())
-        })?;
-        healed(&second)?;
-        load.say("the Secret damaged");
-        load.run_on(Duration::from_secs(3));
-        load.end(1_000)?;
-        quick.end()
+                ensure!(
+                    now["data"]["tls.crt"] != json!("Z2FyYmFnZQ=="),
+                    "still there"
+                );
+                Ok(())
+            })?;
+            healed(&second)?;
+            load.say("the Secret damaged");
+            load.run_on(Duration::from_secs(3));
+            load.end(1_000)?;
+            quick.end()
+        })
     })
 }
 
@@ -187,29 +190,30 @@ fn bundle(cluster: &Cluster) -> Result<String> {
 
 #[test]
 fn an_emptied_bundle_is_filled_again() -> Result<()> {
-    let cluster = alone();
-    Space::with(&cluster, "webhook-bundle", |space| {
-        settled(&cluster)?;
-        let before = bundle(&cluster)?;
-        ensure!(!before.is_empty(), "no caBundle");
-        let empty = json!([{ "op": "remove", "path": "/webhooks/0/clientConfig/caBundle" }]);
-        let empty = empty.to_string();
-        let patch = [
-            "patch",
-            "mutatingwebhookconfiguration",
-            "portmapping",
-            "--type=json",
-            "-p",
-        ];
-        cluster.kubectl_run([&patch[..], &[&empty]].concat())?;
-        eventually("the caBundle to be back", || {
-            ensure!(bundle(&cluster)? == before, "not yet");
-            Ok(())
-        })?;
-        eventually("the API server to trust the webhook", || {
-            space.create(&mapped_pod("after"))
-        })?;
-        space.ready("after").map(drop)
+    alone(|cluster| {
+        Space::with(cluster, "webhook-bundle", |space| {
+            settled(cluster)?;
+            let before = bundle(cluster)?;
+            ensure!(!before.is_empty(), "no caBundle");
+            let empty = json!([{ "op": "remove", "path": "/webhooks/0/clientConfig/caBundle" }]);
+            let empty = empty.to_string();
+            let patch = [
+                "patch",
+                "mutatingwebhookconfiguration",
+                "portmapping",
+                "--type=json",
+                "-p",
+            ];
+            cluster.kubectl_run([&patch[..], &[&empty]].concat())?;
+            eventually("the caBundle to be back", || {
+                ensure!(bundle(cluster)? == before, "not yet");
+                Ok(())
+            })?;
+            eventually("the API server to trust the webhook", || {
+                space.create(&mapped_pod("after"))
+            })?;
+            space.ready("after").map(drop)
+        })
     })
 }
 
@@ -237,54 +241,57 @@ fn with_overlay(cluster: &Cluster, act: impl FnOnce() -> Result<()>) -> Result<(
 
 #[test]
 fn with_failure_policy_ignore_pods_are_mapped_without_the_webhook() -> Result<()> {
-    let cluster = alone();
-    let level = "pod-security.kubernetes.io/enforce=baseline";
-    Space::with(&cluster, "webhook-ignored", |space| {
-        with_overlay(&cluster, || {
-            space.create(&mapped_pod("web"))?;
-            let web = space.ready("web")?;
-            ensure!(
-                web["spec"]["readinessGates"].is_null(),
-                "a gate that nobody added: {}",
-                web["spec"]["readinessGates"]
-            );
-            space.answers(&web, &entries(&web)?[0], Way::Http)?;
-            eventually("an event that tells of the missing gate", || {
-                let events = space.events("web")?;
-                let told = events.iter().any(|(reason, note)| {
-                    reason == "PortsMapped" && note.contains("no readiness gate")
-                });
-                ensure!(told, "{events:?}");
-                Ok(())
-            })?;
-            // the policies hold all the same
-            let forged = annotation(&web).unwrap_or_default().to_owned();
-            let (fine, said) = space.try_create(&annotated(mapped_pod("copy"), &forged), &[])?;
-            ensure!(
-                !fine && said.contains("only the enforcer writes a result"),
-                "{said}"
-            );
-            let (fine, said) = space.try_create(&annotated(mapped_pod("bad"), "yes"), &[])?;
-            ensure!(
-                !fine && said.contains("yes is not a valid request"),
-                "{said}"
-            );
-            let other = forged.replace("\"hostPort\":2", "\"hostPort\":1");
-            let body = json!({ "metadata": { "annotations": { ANNOTATION: other } } });
-            let at = (space.name.as_str(), "web", "");
-            let said = patch_pod(&cluster, &Caller::Admin, at, &body)?.err();
-            ensure!(
-                said.as_deref()
-                    .is_some_and(|text| text.contains("only the enforcer")),
-                "{said:?}"
-            );
-            Space::with_labels(&cluster, "webhook-ignored-strict", &[level], |strict| {
-                let (fine, said) = strict.try_create(&mapped_pod("web"), &[])?;
+    alone(|cluster| {
+        let level = "pod-security.kubernetes.io/enforce=baseline";
+        Space::with(cluster, "webhook-ignored", |space| {
+            with_overlay(cluster, || {
+                space.create(&mapped_pod("web"))?;
+                let web = space.ready("web")?;
                 ensure!(
-                    !fine && said.contains("tkestack.io/portmapping: allowed"),
-                    "{said}"
+                    web["spec"]["readinessGates"].is_null(),
+                    "an unexpected readiness gate: {}",
+                    web["spec"]["readinessGates"]
                 );
-                Ok(())
+                space.answers(&web, &entries(&web)?[0], Way::Http)?;
+                eventually("an event that tells of the missing gate", || {
+                    let events = space.events("web")?;
+                    let reported = events.iter().any(|(reason, note)| {
+                        reason == "PortsMapped" && note.contains("no readiness gate")
+                    });
+                    ensure!(reported, "{events:?}");
+                    Ok(())
+                })?;
+                // the policies are in force all the same
+                let forged = annotation(&web).unwrap_or_default().to_owned();
+                let (fine, reply) =
+                    space.try_create(&annotated(mapped_pod("copy"), &forged), &[])?;
+                ensure!(
+                    !fine && reply.contains("only the enforcer writes a result"),
+                    "{reply}"
+                );
+                let (fine, reply) = space.try_create(&annotated(mapped_pod("bad"), "yes"), &[])?;
+                ensure!(
+                    !fine && reply.contains("yes is not a valid request"),
+                    "{reply}"
+                );
+                let other = forged.replace("\"hostPort\":2", "\"hostPort\":1");
+                let body = json!({ "metadata": { "annotations": { ANNOTATION: other } } });
+                let at = (space.name.as_str(), "web", "");
+                let reply = patch_pod(cluster, &Caller::Admin, at, &body)?.err();
+                ensure!(
+                    reply
+                        .as_deref()
+                        .is_some_and(|text| text.contains("only the enforcer")),
+                    "{reply:?}"
+                );
+                Space::with_labels(cluster, "webhook-ignored-strict", &[level], |strict| {
+                    let (fine, reply) = strict.try_create(&mapped_pod("web"), &[])?;
+                    ensure!(
+                        !fine && reply.contains("tkestack.io/portmapping: allowed"),
+                        "{reply}"
+                    );
+                    Ok(())
+                })
             })
         })
     })

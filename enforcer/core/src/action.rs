@@ -4,36 +4,37 @@ use portmapping_shared::{Plan, PodRef};
 
 use crate::ports::PortKey;
 
-/// One thing to do. Every action but an event is answered by an outcome.
+/// One thing to do. Every action except an event is answered by a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Have the keeper bind these; answered by `held` or `keeper_failed`.
+    /// The keeper must bind these; answered by `held` or `keeper_failed`.
     Hold(Vec<PortKey>),
-    /// Have the keeper let go of these; answered by `released` or `keeper_failed`.
+    /// The keeper must close these; answered by `released` or `keeper_failed`.
     Release(Vec<PortKey>),
-    /// Carry out a change set, making the frame of chains whole as well; answered by `programmed`.
+    /// Carry out a change set, and create the chains around the rules where they are missing;
+    /// answered by `programmed`.
     Program(Plan),
     /// Write annotation and condition in one patch; answered by `published`.
     Publish(Publication),
-    /// Tell people; best effort, unanswered.
+    /// Emit an event; best effort, not answered.
     Event(PodEvent),
 }
 
-/// What the API shall say about a pod.
+/// What the API must say about a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Publication {
-    /// The pod; a patch must fail if the name belongs to another uid by now.
+    /// The pod; the patch must fail if another uid has the name by now.
     pub pod: PodRef,
     /// What the API says now.
     pub current: Record,
-    /// What it shall say.
+    /// What it must say.
     pub wanted: Record,
 }
 
 /// The part of a pod object that is ours to write.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Record {
-    /// `tkestack.io/portmapping`; None: the pod lacks it.
+    /// `tkestack.io/portmapping`; None: the pod does not have it.
     pub annotation: Option<String>,
     /// `tkestack.io/portmapping-request`.
     pub mark: Option<String>,
@@ -66,26 +67,26 @@ pub struct PodEvent {
 /// What may happen to a pod's ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EventKind {
-    /// The pod answers at its host ports.
+    /// The pod is reachable at its host ports.
     Mapped,
-    /// Its host ports are gone.
+    /// Its host ports are released.
     Released,
-    /// Somebody had damaged its rules; they are back.
+    /// Another program removed or altered its rules; they are back.
     Repaired,
     /// The range has too few free ports.
     NoFreePort,
-    /// A stranger holds one of its ports, or a static hostPort claims it.
+    /// Another process has one of its ports, or a static hostPort claims it.
     PortConflict,
     /// The kernel refuses its rules.
     DataplaneError,
-    /// The annotation makes no sense.
+    /// The annotation is not a valid request.
     InvalidRequest,
-    /// Its annotation held a result that nobody but an enforcer may write, and none wrote.
+    /// Its annotation was a result that no enforcer wrote.
     ForgedResult,
 }
 
 impl EventKind {
-    /// The event's reason, as the contract spells it.
+    /// The event's reason, as the API shows it.
     #[must_use]
     pub fn reason(self) -> &'static str {
         use portmapping_shared::contract as c;

@@ -1,30 +1,32 @@
 //! Which addresses each pod has, and which pod owns each address.
 //!
-//! A pod's addresses are those of its newest living sandbox, else what the API says. An address has
-//! one owner: of several pods that claim it, the one with the newest sandbox; what the API says
-//! counts less than any sandbox, for it comes late and goes late. So whoever may write results on
-//! the node (root) decides who owns an address, and nobody else does.
+//! A pod's addresses are those of its newest sandbox, else what the API says. An address has one
+//! owner: of several pods that claim it, the one with the newest sandbox. What the API says counts
+//! less than any sandbox, because it comes late and is removed late. So the users who may write
+//! results on the node (root) decide which pod owns an address, and no other user does.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use portmapping_shared::PodUid;
 use portmapping_shared::pod::canonical_ip;
+use portmapping_shared::{LeasedPort, PodUid};
 
+use crate::pods::PodState;
 use crate::sandbox::{Sandbox, SandboxId};
 
-/// Pods unknown to the API whose ended sandboxes are remembered: the watch is that late at most.
+/// Pods whose ended sandboxes are remembered before the API shows the pod. A watch is never that
+/// many pods behind.
 const MAX_UNKNOWN: usize = 1024;
 
-/// What gives a claim its weight; a later variant outweighs an earlier one.
+/// The weight of a claim; a later variant outweighs an earlier one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Rank {
-    /// The kernel has rules to it from before a restart; the pod's arrival.
+    /// The kernel has rules for it from before a restart; when the pod was first seen, as a count.
     Recovered(u64),
-    /// The API said so; when it first did, counted in arrivals.
+    /// The API says so; when it first did, as a count.
     Status(u64),
-    /// A sandbox has it: when its result was written, then its arrival.
+    /// A sandbox has it: when its result was written, then its arrival as a count.
     Sandbox(Duration, u64),
 }
 
@@ -40,27 +42,84 @@ pub enum AddressSource {
     Sandbox(SandboxId),
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Claim {
-    ips: Vec<IpAddr>,
-    rank: Rank,
+/// The addresses of a pod.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct PodAddresses {
+    pub(crate) ips: Vec<IpAddr>,
+    pub(crate) source: AddressSource,
+    /// The addresses that it claims against other pods, and with what weight.
+    pub(crate) claim: Option<(Vec<IpAddr>, Rank)>,
 }
 
-/// The book of sandboxes and claims.
+impl PodAddresses {
+    fn claimed(ips: Vec<IpAddr>, source: AddressSource, rank: Rank) -> Self {
+        let claim = Some((ips.clone(), rank));
+        Self { ips, source, claim }
+    }
+}
+
+/// All sandboxes, and the claims of all pods.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Addresses {
     sandboxes: BTreeMap<SandboxId, (Sandbox, u64)>,
     of_pod: BTreeMap<PodUid, BTreeSet<(Duration, u64, SandboxId)>>,
     /// Addresses of a pod's ended sandboxes, while the API may still name them.
     ended: BTreeMap<PodUid, BTreeSet<IpAddr>>,
-    /// Pods in `ended` that the API has not spoken of, the oldest first.
-    strangers: VecDeque<PodUid>,
+    /// Pods in `ended` that the API has not shown, the oldest first.
+    unknown: VecDeque<PodUid>,
     claims: BTreeMap<IpAddr, BTreeMap<PodUid, Rank>>,
-    claimed: BTreeMap<PodUid, Claim>,
+    claimed: BTreeMap<PodUid, (Vec<IpAddr>, Rank)>,
 }
 
 impl Addresses {
-    /// Notes a sandbox; answers whose addresses may have changed.
+    /// Finds a pod's addresses from all that is known.
+    pub(crate) fn locate(
+        &self,
+        uid: &PodUid,
+        pod: Option<&PodState>,
+        leases: &BTreeSet<LeasedPort>,
+    ) -> PodAddresses {
+        let facts = pod.and_then(|pod| pod.facts.as_ref());
+        if let Some(facts) = facts {
+            if facts.finished {
+                return PodAddresses::default();
+            }
+            if facts.spec.host_network {
+                // the node's own addresses: many pods share them, and no rule leads to them
+                return PodAddresses {
+                    ips: facts.pod_ips.clone(),
+                    source: AddressSource::Status,
+                    claim: None,
+                };
+            }
+        }
+        if let Some((sandbox, arrival)) = self.newest(uid) {
+            let source = AddressSource::Sandbox(sandbox.id.clone());
+            let rank = Rank::Sandbox(sandbox.written, arrival);
+            return PodAddresses::claimed(sandbox.ips.clone(), source, rank);
+        }
+        let Some(pod) = pod else {
+            return PodAddresses::default();
+        };
+        let Some(facts) = facts else {
+            let recovered = pod.recovered(leases);
+            let ips: BTreeSet<IpAddr> = recovered.iter().map(|mapping| mapping.pod_ip).collect();
+            let rank = Rank::Recovered(pod.seq);
+            return PodAddresses {
+                claim: Some((ips.into_iter().collect(), rank)),
+                ..PodAddresses::default()
+            };
+        };
+        // the API still names an address for a while after its sandbox ended
+        let stale = |ip: &IpAddr| self.has_ended(uid, *ip);
+        if facts.pod_ips.is_empty() || facts.pod_ips.iter().any(stale) {
+            return PodAddresses::default();
+        }
+        let rank = Rank::Status(pod.addressed);
+        PodAddresses::claimed(facts.pod_ips.clone(), AddressSource::Status, rank)
+    }
+
+    /// Records a sandbox. Answers the pods whose addresses may have changed.
     pub(crate) fn up(&mut self, mut sandbox: Sandbox, arrival: u64) -> BTreeSet<PodUid> {
         for ip in &mut sandbox.ips {
             *ip = canonical_ip(*ip);
@@ -91,7 +150,7 @@ impl Addresses {
         touched
     }
 
-    /// Forgets a sandbox; answers whose it was. `known`: whether the API has spoken of a pod.
+    /// Removes a sandbox. Answers its pod. `known`: whether the API has shown a pod.
     pub(crate) fn down(
         &mut self,
         id: &SandboxId,
@@ -99,10 +158,10 @@ impl Addresses {
     ) -> Option<PodUid> {
         let sandbox = self.take(id)?;
         self.record_ended(&sandbox);
-        if !known(&sandbox.uid) && !self.strangers.contains(&sandbox.uid) {
-            self.strangers.push_back(sandbox.uid.clone());
-            while self.strangers.len() > MAX_UNKNOWN {
-                let Some(oldest) = self.strangers.pop_front() else {
+        if !known(&sandbox.uid) && !self.unknown.contains(&sandbox.uid) {
+            self.unknown.push_back(sandbox.uid.clone());
+            while self.unknown.len() > MAX_UNKNOWN {
+                let Some(oldest) = self.unknown.pop_front() else {
                     break;
                 };
                 if !known(&oldest) {
@@ -126,39 +185,37 @@ impl Addresses {
             .map(|(sandbox, arrival)| (sandbox, *arrival))
     }
 
-    /// The API names these addresses: once they are others than those of ended sandboxes, it has
-    /// caught up.
+    /// The API names these addresses. It is up to date once they are not those of ended sandboxes.
     pub(crate) fn api_says(&mut self, uid: &PodUid, ips: &[IpAddr]) {
-        self.strangers.retain(|stranger| stranger != uid);
+        self.unknown.retain(|unknown| unknown != uid);
         if !ips.is_empty() && !ips.iter().any(|ip| self.has_ended(uid, *ip)) {
             self.ended.remove(uid);
         }
     }
 
-    /// Whether a sandbox of this pod had the address and is gone.
+    /// Whether a sandbox of this pod had the address and has ended.
     pub(crate) fn has_ended(&self, uid: &PodUid, ip: IpAddr) -> bool {
         self.ended.get(uid).is_some_and(|ended| ended.contains(&ip))
     }
 
-    /// The pod is gone; its sandboxes may live on for a moment.
+    /// The pod is gone. Its sandboxes may exist a moment longer.
     pub(crate) fn forget(&mut self, uid: &PodUid) {
         self.ended.remove(uid);
     }
 
-    /// Replaces what a pod claims; answers whose addresses may have changed.
+    /// Replaces what a pod claims. Answers the pods whose addresses may have changed.
     pub(crate) fn claim(
         &mut self,
         uid: &PodUid,
         claim: Option<(Vec<IpAddr>, Rank)>,
     ) -> BTreeSet<PodUid> {
-        let claim = claim.map(|(ips, rank)| Claim { ips, rank });
         let mut touched = BTreeSet::new();
         if self.claimed.get(uid) == claim.as_ref() {
             return touched;
         }
         touched.insert(uid.clone());
-        if let Some(old) = self.claimed.remove(uid) {
-            for ip in old.ips {
+        if let Some((ips, _)) = self.claimed.remove(uid) {
+            for ip in ips {
                 if let Some(claims) = self.claims.get_mut(&ip) {
                     claims.remove(uid);
                     if claims.is_empty() {
@@ -168,21 +225,20 @@ impl Addresses {
                 touched.extend(self.owner(ip).cloned());
             }
         }
-        if let Some(claim) = claim {
-            for ip in &claim.ips {
+        if let Some((ips, rank)) = claim {
+            for ip in &ips {
                 touched.extend(self.owner(*ip).cloned());
                 let claims = self.claims.entry(*ip).or_default();
-                claims.insert(uid.clone(), claim.rank);
+                claims.insert(uid.clone(), rank);
             }
-            self.claimed.insert(uid.clone(), claim);
+            self.claimed.insert(uid.clone(), (ips, rank));
         }
         touched
     }
 
     /// What a pod claims.
     pub(crate) fn claim_of(&self, uid: &PodUid) -> Option<(Vec<IpAddr>, Rank)> {
-        let claim = self.claimed.get(uid)?;
-        Some((claim.ips.clone(), claim.rank))
+        self.claimed.get(uid).cloned()
     }
 
     /// The pod an address belongs to.

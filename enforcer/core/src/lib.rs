@@ -1,7 +1,9 @@
-//! Every decision of the enforcer, as one synchronous state machine: events in, actions out.
+//! Every decision of a node's enforcer, as one synchronous state machine: events in, actions out.
 //!
-//! No clock, no I/O, no randomness of its own: `now` is an argument (time since any fixed start)
-//! and the random seed comes in at construction, so that a simulation can replay every schedule.
+//! The crate has no clock, no I/O and no random source: `now` is an argument (time since any fixed
+//! start), and the random seed is an argument of the constructor. So a simulation can repeat every
+//! sequence of events. The crate must not know how ports are held, rules are written or the API
+//! server is reached.
 //!
 //! ```text
 //!  pod seen / gone ----+
@@ -13,23 +15,28 @@
 //!  tick(now) ----------+          +--> next_deadline()
 //! ```
 //!
-//! Level-triggered: each method records what is now known and then asks of every pod it concerns
-//! what is still missing. A lost outcome or a missed event only delays the same result.
+//! [`NodeState`] asks three parts: `ports` (the ledger: what each host port is doing), `pods` (what
+//! each pod asks for and what the API must say about it) and `kernel` (which rules there should be
+//! and which there are). `addresses` decides which pod owns an address.
+//!
+//! Level-triggered: each method records what is now known and then asks, for every pod that this
+//! concerns, what is still missing. A lost answer or a missed event only delays the same result.
 
-pub mod action;
-pub mod addresses;
+mod action;
+mod addresses;
+mod backoff;
+mod kernel;
 mod limiter;
-mod mappings;
-pub mod node;
-pub mod phase;
-pub mod pods;
-pub mod ports;
-pub mod sandbox;
+mod node;
+mod phase;
+mod pods;
+mod ports;
+mod sandbox;
 
 pub use action::{Action, Condition, EventKind, PodEvent, Publication, Record};
 pub use addresses::AddressSource;
 pub use node::{Config, Counts, NodeState, PodStatus, Recovered, Status};
 pub use phase::Phase;
-pub use pods::state::PodFacts;
-pub use ports::{Exhausted, PortKey, PortPool};
+pub use pods::PodFacts;
+pub use ports::PortKey;
 pub use sandbox::{InvalidSandboxId, Sandbox, SandboxId, SandboxUpdate};

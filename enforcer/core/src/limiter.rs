@@ -1,20 +1,21 @@
-//! Telling people of something that goes on and on: at once, then no more than now and then.
+//! Events about something that happens again and again: the first at once, the others together,
+//! once a minute.
 
 use std::time::Duration;
 
-/// Shortest time between two tellings.
-pub(crate) const PAUSE: Duration = Duration::from_mins(1);
+/// Shortest time between two events.
+const PAUSE: Duration = Duration::from_mins(1);
 
-/// How often one thing happened since it was last told.
+/// When the last event was emitted, and what happened since.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Limiter {
-    /// Nothing is told before.
+    /// No event is emitted before.
     open_at: Option<Duration>,
     suppressed: u32,
 }
 
 impl Limiter {
-    /// It happened; whether to tell it now.
+    /// It happened; whether to emit an event now.
     pub(crate) fn record(&mut self, now: Duration) -> bool {
         if self.suppressed == 0 && self.open_at.is_none_or(|at| at <= now) {
             self.open_at = Some(now + PAUSE);
@@ -24,7 +25,7 @@ impl Limiter {
         false
     }
 
-    /// How often it happened untold, once that is to be told.
+    /// How often it happened without an event, once an event for that is due.
     pub(crate) fn due(&mut self, now: Duration) -> Option<u32> {
         if self.next().is_none_or(|at| at > now) {
             return None;
@@ -33,7 +34,7 @@ impl Limiter {
         Some(std::mem::take(&mut self.suppressed))
     }
 
-    /// When `due` will have something to tell.
+    /// When `due` has an answer.
     pub(crate) fn next(&self) -> Option<Duration> {
         self.open_at.filter(|_| self.suppressed > 0)
     }

@@ -1,38 +1,26 @@
-//! The node's state: every pod, every port, what the kernel holds, and what to do next.
+//! Events in; ports, pods and kernel are asked what follows; actions out.
 
-mod addressing;
-mod allocating;
 mod audit;
-mod forgetting;
-mod holding;
-mod judging;
-mod leases;
-mod programming;
-mod publishing;
-mod recovering;
-mod statics;
+mod converge;
+mod recovery;
 mod status;
-mod waking;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use portmapping_shared::{PodUid, PortRange, PortSet};
+use portmapping_shared::{LeasedPort, Mapping, Plan, PodRef, PodUid, PortRange, PortSet};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use crate::action::{Action, EventKind, PodEvent};
 use crate::addresses::Addresses;
-use crate::mappings::MappingTable;
-use crate::pods::state::{self, PodFacts, PodState, Refusal, StaticPort, Want};
-use crate::ports::previous::PreviousPorts;
-use crate::ports::timers::PortTimers;
-use crate::ports::{PortKey, PortPool};
+use crate::kernel::{Kernel, ports_of};
+use crate::pods::{PodFacts, PodState, Refusal, Want};
+use crate::ports::{KEEPER_RETRY, PortKey, Ports, Timers};
+use crate::sandbox::{Sandbox, SandboxId};
 
-use programming::Kernel;
-
-pub use recovering::Recovered;
+pub use recovery::Recovered;
 pub use status::{Counts, PodStatus, Status};
 
 /// What an operator may choose.
@@ -42,159 +30,119 @@ pub struct Config {
     pub range: PortRange,
     /// Ports of the range never to allocate.
     pub excluded: PortSet,
-    /// How long a released port rests before it is given to anyone.
+    /// How long a released port rests before any pod may have it.
     pub cooldown: Duration,
-    /// How long a port found in a stranger's hands is left alone.
+    /// How long a port that another process has is left alone.
     pub quarantine: Duration,
-    /// Ports one pod may have.
+    /// Ports that one pod may have.
     pub max_ports: usize,
     /// Whether the dataplane can translate IPv6.
     pub ipv6: bool,
 }
 
-/// Every decision of one node's enforcer. See the crate's head for the flow.
+/// Every decision of one node's enforcer. The crate's documentation draws the flow.
 ///
 /// Each event marks the pods it may concern as `dirty`, and `converge` asks of those what is still
-/// missing; `audit` says whether a look at everybody would find more.
+/// missing. `audit` says whether asking all pods would find more.
 #[derive(Debug)]
 pub struct NodeState {
     config: Config,
     rng: StdRng,
-    pool: PortPool,
-    cooling: PortTimers,
-    quarantined: PortTimers,
-    /// To rest for so long once their last rule is out of the kernel.
-    draining: BTreeMap<PortKey, Duration>,
-    /// Let go of by us, not yet by the keeper.
-    releasing: BTreeSet<PortKey>,
-    /// Ports to let go of at once, and to give to nobody for as long as they would have
-    /// rested: a static port needs them, or the keeper has them for nobody.
-    release_early: BTreeSet<PortKey>,
-    /// What resting ports were to whom.
-    previous: PreviousPorts,
+    ports: Ports,
     pods: BTreeMap<PodUid, PodState>,
-    /// The pod of each namespace and name.
-    names: BTreeMap<(String, String), PodUid>,
-    /// The pod that leases each port.
-    owners: BTreeMap<PortKey, PodUid>,
-    /// Leased ports to ask the keeper for.
-    missing: BTreeSet<PortKey>,
-    /// Leased ports in strangers' hands.
-    lost: BTreeSet<PortKey>,
     addresses: Addresses,
-    /// Static host ports by pod, to give them up when the pod goes.
-    statics: BTreeMap<PodUid, BTreeSet<StaticPort>>,
-    /// The node's own addresses, from whichever pod named them last.
-    host_ips: Vec<IpAddr>,
-    /// Pods that lack ports, the oldest first.
-    waiting: BTreeSet<(u64, PodUid)>,
-    /// Ports came free since the waiting were last looked at.
-    came_free: bool,
-    /// Pods to look at.
-    dirty: BTreeSet<PodUid>,
-    /// Pods to look at later.
-    wakes: BTreeSet<(Duration, PodUid)>,
-    next_seq: u64,
-    /// Every rule that should be in the kernel.
-    desired: MappingTable,
-    /// Pods for which kernel and desire differ.
-    unsettled: BTreeSet<PodUid>,
     kernel: Kernel,
-    /// The keeper failed; nothing is asked of it before.
-    keeper_retry: Option<Duration>,
-    /// Mapped ports in a stranger's hands are asked for again then.
-    lost_retry: Option<Duration>,
+    /// The node's own addresses, from the pod that named them last.
+    host_ips: Vec<IpAddr>,
+    /// Pods to process now.
+    dirty: BTreeSet<PodUid>,
+    /// Pods to process later.
+    wakes: Timers<PodUid>,
+    /// How many pods, changes of pods and sandboxes have arrived.
+    arrivals: u64,
     actions: Vec<Action>,
-    /// Pods looked at so far.
+    /// Pods processed so far.
     #[cfg(test)]
     processed: usize,
 }
 
 impl NodeState {
-    /// An empty node; nothing is known of the kernel, so the first plan makes the frame.
+    /// An empty node. The first plan creates the chains, because the kernel is not known to have
+    /// them.
     #[must_use]
     pub fn new(config: Config, seed: u64) -> Self {
-        let pool = PortPool::new(config.range, config.excluded.clone());
         Self {
-            config,
             rng: StdRng::seed_from_u64(seed),
-            pool,
-            cooling: PortTimers::default(),
-            quarantined: PortTimers::default(),
-            draining: BTreeMap::new(),
-            releasing: BTreeSet::new(),
-            release_early: BTreeSet::new(),
-            previous: PreviousPorts::default(),
+            ports: Ports::new(config.range, config.excluded.clone()),
+            config,
             pods: BTreeMap::new(),
-            names: BTreeMap::new(),
-            owners: BTreeMap::new(),
-            missing: BTreeSet::new(),
-            lost: BTreeSet::new(),
             addresses: Addresses::default(),
-            statics: BTreeMap::new(),
+            kernel: Kernel::new(BTreeSet::new(), false),
             host_ips: Vec::new(),
-            waiting: BTreeSet::new(),
-            came_free: false,
             dirty: BTreeSet::new(),
-            wakes: BTreeSet::new(),
-            next_seq: 0,
-            desired: MappingTable::default(),
-            unsettled: BTreeSet::new(),
-            kernel: Kernel::default(),
-            keeper_retry: None,
-            lost_retry: None,
+            wakes: Timers::default(),
+            arrivals: 0,
             actions: Vec::new(),
             #[cfg(test)]
             processed: 0,
         }
     }
 
-    /// What to do now, in order. Call after every other method, and carry all of it out.
+    /// What to do now, in order. Call this after every other method, and carry all of it out.
     #[must_use]
     pub fn take_actions(&mut self) -> Vec<Action> {
         std::mem::take(&mut self.actions)
     }
 
+    /// Every rule that should be in the kernel.
+    #[must_use]
+    pub fn desired(&self) -> BTreeSet<Mapping> {
+        self.kernel.all_desired().cloned().collect()
+    }
+
+    /// When `tick` is due at the latest; None: not before another event. Always after the `now` of
+    /// the last call. What waits for an answer has no deadline.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Duration> {
+        let own = [self.ports.next_deadline(), self.kernel.next_deadline()];
+        own.into_iter().chain([self.wakes.next()]).flatten().min()
+    }
+
+    /// Time has passed.
+    pub fn tick(&mut self, now: Duration) {
+        self.converge(now);
+    }
+
     /// The API shows this pod.
     pub fn pod_applied(&mut self, now: Duration, facts: PodFacts) {
         let uid = facts.pod.uid.clone();
-        self.take_name(now, &facts);
-        let seq = self.arrival();
+        self.forget_namesake(now, &facts);
         if !facts.host_ips.is_empty() && self.host_ips != facts.host_ips {
             self.host_ips.clone_from(&facts.host_ips);
             // what is published names them
             self.mark_all();
         }
-        let max_ports = self.config.max_ports;
-        let pod = self
-            .pods
-            .entry(uid.clone())
-            .or_insert_with(|| PodState::new(seq));
-        let before = pod.facts.as_ref();
-        if before.is_none_or(|before| before.pod_ips != facts.pod_ips) {
+        let seq = self.arrival();
+        let pod = self.pods.entry(uid.clone());
+        let pod = pod.or_insert_with(|| PodState::new(seq));
+        let before = pod.facts.take();
+        let first = before.is_none();
+        let known_ips = before.as_ref().map(|before| &before.pod_ips);
+        if known_ips != Some(&facts.pod_ips) {
             pod.addressed = seq;
         }
-        let first = before.is_none();
-        if first {
-            // a result found in the API was announced by whoever wrote it
-            pod.announced.clone_from(&facts.record.annotation);
-        }
-        pod.want = state::want(&facts, max_ports);
-        if pod
-            .publish
-            .echo
-            .as_ref()
-            .is_some_and(|(echo, _)| *echo == facts.record)
-        {
-            pod.publish.echo = None;
-        }
-        let statics = state::static_ports(&facts);
+        pod.want = facts.want(self.config.max_ports);
+        pod.publish.seen(&facts.record, first);
+        pod.recovered.clear();
         self.addresses.api_says(&uid, &facts.pod_ips);
         pod.facts = Some(facts);
-        self.set_static_ports(now, &uid, &statics);
+        self.update_static_ports(now, &uid, before.as_ref());
         self.update_addresses(&uid);
-        self.settle_lease(now, &uid);
-        self.check_result(now, &uid, first);
+        self.update_leases(now, &uid);
+        let (pod, leases) = (self.pods.get_mut(&uid), self.ports.leases(&uid));
+        if let Some(note) = pod.and_then(|pod| pod.check_result(now, leases, first)) {
+            self.emit(&uid, EventKind::ForgedResult, note);
+        }
         self.dirty.insert(uid);
         self.converge(now);
     }
@@ -205,125 +153,234 @@ impl NodeState {
         self.converge(now);
     }
 
-    /// A complete list of the node's pods has come in through `pod_applied`: all others are gone.
+    /// `pod_applied` has shown all pods of the node: the others are gone.
     pub fn relisted(&mut self, now: Duration, living: &BTreeSet<PodUid>) {
-        let gone: Vec<PodUid> = self
-            .pods
-            .keys()
-            .filter(|uid| !living.contains(*uid))
-            .cloned()
-            .collect();
-        for uid in gone {
+        let gone = self.pods.keys().filter(|uid| !living.contains(*uid));
+        for uid in gone.cloned().collect::<Vec<_>>() {
             self.forget(now, &uid);
         }
         for pod in self.pods.values_mut() {
-            // a list shows the present: there is no older event left to wait for
-            pod.publish.echo = None;
+            // a list shows the present: no older event is still to come
+            pod.publish.stop_waiting();
         }
         self.mark_all();
         self.converge(now);
     }
 
-    /// Time has passed.
-    pub fn tick(&mut self, now: Duration) {
+    /// The runtime created a sandbox, or changed one. The API may not have shown the pod yet, and
+    /// the pod may ask for nothing.
+    pub fn sandbox_up(&mut self, now: Duration, sandbox: Sandbox) {
+        self.record_up(sandbox);
         self.converge(now);
     }
 
-    /// When `tick` is due at the latest; None: not before something else happens. Always after the
-    /// `now` of the last call: what waits for an answer has no deadline.
-    #[must_use]
-    pub fn next_deadline(&self) -> Option<Duration> {
-        // the keeper is not asked for anything before keeper_retry
-        let of_keeper = [self.next_release(), self.lost_retry, self.keeper_retry];
-        let of_keeper = of_keeper.into_iter().flatten().min().max(self.keeper_retry);
-        let of_pods = self.wakes.first().map(|(at, _)| *at);
-        let own = [
-            self.quarantined.next(),
-            self.next_program(),
-            of_keeper,
-            of_pods,
-        ];
-        own.into_iter().flatten().min()
+    /// The runtime removed a sandbox. Another pod may soon get its addresses, whatever the API
+    /// still says.
+    pub fn sandbox_down(&mut self, now: Duration, id: &SandboxId) {
+        self.record_down(id);
+        self.converge(now);
     }
 
-    /// Asks of every pod that something happened to what is still missing. Idempotent: what is in
-    /// flight is not asked twice.
-    fn converge(&mut self, now: Duration) {
-        self.wake(now);
-        self.wake_quarantined(now);
-        self.allocate_waiting();
-        let dirty = std::mem::take(&mut self.dirty);
-        #[cfg(test)]
-        {
-            self.processed += dirty.len();
+    /// All sandboxes of the runtime: those seen before that are missing are gone. Pods whose
+    /// sandbox was never seen keep the addresses that the API names.
+    pub fn sandboxes_listed(&mut self, now: Duration, mut sandboxes: Vec<Sandbox>) {
+        let listed: BTreeSet<&SandboxId> = sandboxes.iter().map(|sandbox| &sandbox.id).collect();
+        let gone = self.addresses.ids().filter(|id| !listed.contains(id));
+        let gone: Vec<SandboxId> = gone.cloned().collect();
+        sandboxes.sort_by_key(|sandbox| sandbox.written);
+        for sandbox in sandboxes {
+            self.record_up(sandbox);
         }
-        for uid in &dirty {
-            self.update_desired(uid);
-            self.check_rules(uid);
+        for id in gone {
+            self.record_down(&id);
         }
-        self.ask_holds(now);
-        self.program(now);
-        for uid in &dirty {
-            self.publish(now, uid);
-            self.emit_suppressed(now, uid);
-            self.schedule(uid);
-        }
+        self.converge(now);
     }
 
-    /// Everything that was missed is found by this: after a list, a reading of the kernel, a new
-    /// keeper.
+    /// The keeper answered `Action::Hold`: each port is bound, or why it is not.
+    pub fn held(&mut self, now: Duration, outcomes: Vec<(PortKey, Result<(), String>)>) {
+        for (key, outcome) in outcomes {
+            match outcome {
+                Ok(()) => self.ports.bound(now, key),
+                Err(why) => self.bind_refused(now, key, &why),
+            }
+        }
+        self.converge(now);
+    }
+
+    /// The keeper could not be asked. What it holds it still holds.
+    pub fn keeper_failed(&mut self, now: Duration, keys: &[PortKey]) {
+        self.ports.keeper_failed(now, keys);
+        self.converge(now);
+    }
+
+    /// The keeper answered `Action::Release`: it closed these ports.
+    pub fn released(&mut self, now: Duration, keys: &[PortKey]) {
+        self.ports.closed(now, keys, self.config.cooldown);
+        self.converge(now);
+    }
+
+    /// The complete list of a new keeper: it is asked for every leased port that is missing.
+    pub fn keeper_listed(&mut self, now: Duration, held: &BTreeSet<PortKey>) {
+        self.ports.keeper_listed(now, held);
+        self.converge(now);
+    }
+
+    /// The dataplane carried a plan out, or left the kernel as it was.
+    pub fn programmed(&mut self, now: Duration, plan: &Plan, outcome: Result<(), String>) {
+        let (intact, succeeded) = (self.kernel.is_intact(), outcome.is_ok());
+        self.kernel.applied(now, plan, outcome);
+        let changed = plan.to_remove.iter().chain(&plan.to_create);
+        self.dirty.extend(changed.map(|rule| rule.owner.clone()));
+        if succeeded {
+            if !intact {
+                // while chains were missing, no pod was published
+                self.mark_all();
+            }
+            self.emit_repaired(now);
+        }
+        self.begin_rests(now, ports_of(plan));
+        self.converge(now);
+    }
+
+    /// The dataplane read the kernel back.
+    pub fn observed(&mut self, now: Duration, mappings: BTreeSet<Mapping>, intact: bool) {
+        let before: Vec<PodUid> = self.kernel.owners().cloned().collect();
+        if self.kernel.observed(mappings, intact) {
+            // a pod may have lost its last rule, or a rule of a pod long gone may be back
+            self.dirty.extend(before);
+            self.mark_all();
+            let draining = self.ports.draining();
+            self.begin_rests(now, draining);
+        }
+        self.converge(now);
+    }
+
+    /// The API server took a publication, or did not.
+    pub fn published(&mut self, now: Duration, uid: &PodUid, taken: bool) {
+        let pod = self.pods.get_mut(uid);
+        if let Some((kind, note)) = pod.and_then(|pod| pod.published(now, taken)) {
+            self.emit(uid, kind, note);
+        }
+        self.dirty.insert(uid.clone());
+        self.converge(now);
+    }
+
+    /// Marks all pods, so that whatever was missed is found: after a list of pods, a reading of the
+    /// kernel, new addresses of the node.
     fn mark_all(&mut self) {
         self.dirty.extend(self.pods.keys().cloned());
-        self.dirty.extend(self.kernel.mappings.owners().cloned());
+        self.dirty.extend(self.kernel.owners().cloned());
+    }
+
+    fn facts(&self, uid: &PodUid) -> Option<&PodFacts> {
+        self.pods.get(uid)?.facts.as_ref()
     }
 
     fn arrival(&mut self) -> u64 {
-        self.next_seq += 1;
-        self.next_seq
+        self.arrivals += 1;
+        self.arrivals
     }
 
-    /// Drops what the pod asks for no more; refusals that depend on its words alone are renewed.
-    fn settle_lease(&mut self, now: Duration, uid: &PodUid) {
-        let Some(pod) = self.pods.get_mut(uid) else {
+    /// Names are unique in the API: the pod that had this one is gone, even if no event said so.
+    fn forget_namesake(&mut self, now: Duration, facts: &PodFacts) {
+        if self.facts(&facts.pod.uid).is_some() {
+            return;
+        }
+        let same = |a: &PodRef, b: &PodRef| (&a.namespace, &a.name) == (&b.namespace, &b.name);
+        let namesake = self.pods.iter().find(|(_, pod)| {
+            let other = pod.facts.as_ref();
+            other.is_some_and(|other| same(&other.pod, &facts.pod))
+        });
+        if let Some(uid) = namesake.map(|(uid, _)| uid.clone()) {
+            self.forget(now, &uid);
+        }
+    }
+
+    /// The pod is gone: its ports rest, and its rules are to be removed.
+    fn forget(&mut self, now: Duration, uid: &PodUid) {
+        for lease in self.ports.leases(uid).clone() {
+            self.end_lease(now, uid, &lease);
+        }
+        self.addresses.forget(uid);
+        let before = self.pods.remove(uid).and_then(|pod| pod.facts);
+        self.update_static_ports(now, uid, before.as_ref());
+        self.wakes.set(uid, None);
+        self.dirty.insert(uid.clone());
+        self.update_addresses(uid);
+    }
+
+    fn record_up(&mut self, sandbox: Sandbox) {
+        let arrival = self.arrival();
+        for uid in self.addresses.up(sandbox, arrival) {
+            // rules found at the start lead where the pod was, and it may have moved since
+            if let Some((newest, _)) = self.addresses.newest(&uid)
+                && let Some(pod) = self.pods.get_mut(&uid)
+            {
+                let ips = &newest.ips;
+                pod.recovered.retain(|rule| ips.contains(&rule.pod_ip));
+            }
+            self.update_addresses(&uid);
+        }
+    }
+
+    fn record_down(&mut self, id: &SandboxId) {
+        let known = |uid: &PodUid| self.pods.get(uid).is_some_and(|pod| pod.facts.is_some());
+        if let Some(uid) = self.addresses.down(id, known) {
+            self.update_addresses(&uid);
+        }
+    }
+
+    /// Finds a pod's addresses again, and marks the pods that gain or lose one.
+    fn update_addresses(&mut self, uid: &PodUid) {
+        let pod = self.pods.get(uid);
+        let found = self.addresses.locate(uid, pod, self.ports.leases(uid));
+        self.dirty.extend(self.addresses.claim(uid, found.claim));
+        if let Some(pod) = self.pods.get_mut(uid)
+            && (&pod.ips, &pod.source) != (&found.ips, &found.source)
+        {
+            pod.ips = found.ips;
+            pod.source = found.source;
+            self.dirty.insert(uid.clone());
+        }
+    }
+
+    /// Another process has the port.
+    fn bind_refused(&mut self, now: Duration, key: PortKey, why: &str) {
+        let Some(uid) = self.ports.owner(key).map(|(uid, _)| uid.clone()) else {
             return;
         };
-        pod.recovered.clear();
-        pod.refusal = match &pod.want {
-            Want::Nothing => None,
-            Want::Invalid(invalid) => Some(Refusal {
-                kind: EventKind::InvalidRequest,
-                message: invalid.to_string(),
-            }),
-            Want::Ports(_) => pod
-                .refusal
-                .take()
-                .filter(|r| r.kind != EventKind::InvalidRequest),
-        };
-        for lease in pod.surplus() {
-            self.end_lease(now, uid, &lease, self.config.cooldown);
+        let (ruled, quarantine) = (self.kernel.is_ruled(key), self.config.quarantine);
+        if self.ports.bind_refused(now, key, ruled, quarantine)
+            && let Some(pod) = self.pods.get_mut(&uid)
+        {
+            let (protocol, number) = key;
+            pod.refusal = Some(Refusal {
+                kind: EventKind::PortConflict,
+                message: format!(
+                    "host port {number}/{protocol} cannot be held: {why}; find the process that \
+                     has it with ss -tulpn on the node; the enforcer tries again every {} s",
+                    KEEPER_RETRY.as_secs()
+                ),
+            });
+            self.dirty.insert(uid);
         }
-        self.update_waiting(uid);
     }
 
-    fn update_waiting(&mut self, uid: &PodUid) {
-        if let Some(pod) = self.pods.get(uid) {
-            let entry = (pod.seq, uid.clone());
-            if pod.unleased().is_empty() {
-                self.waiting.remove(&entry);
-            } else {
-                self.waiting.insert(entry);
+    /// Rules of these ports may be gone: the rest of those that have none begins.
+    fn begin_rests(&mut self, now: Duration, keys: impl IntoIterator<Item = PortKey>) {
+        for key in keys {
+            if !self.kernel.is_ruled(key) {
+                self.ports.rules_removed(now, key);
             }
         }
     }
 
     fn emit(&mut self, uid: &PodUid, kind: EventKind, note: String) {
-        let pod = self.pods.get(uid).and_then(|pod| pod.facts.as_ref());
-        if let Some(facts) = pod {
-            self.actions.push(Action::Event(PodEvent {
-                pod: facts.pod.clone(),
-                kind,
-                note,
-            }));
+        if let Some(facts) = self.facts(uid) {
+            let pod = facts.pod.clone();
+            let event = Action::Event(PodEvent { pod, kind, note });
+            self.actions.push(event);
         }
     }
 }

@@ -1,15 +1,15 @@
-//! How far a pod has come on its way to being mapped.
+//! How far a pod is on its way to being mapped.
 
-/// A pod's progress, for people: derived from what is known, never stored.
+/// A pod's progress, for people. Derived from what is known, never stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Phase {
-    /// Read back from the kernel after a restart; the API has not spoken of the pod yet.
+    /// Found in the kernel after a restart; the API has not shown the pod yet.
     Recovered,
-    /// Asks for nothing, or has ended.
+    /// It asks for nothing, or has ended.
     Idle,
-    /// Asks for ports it could not be granted.
+    /// It cannot be mapped now.
     Refused,
-    /// Granted; the keeper has not bound all of them yet.
+    /// It asks for ports; the keeper has not bound all of them yet.
     Requested,
     /// Every port is bound.
     Held,

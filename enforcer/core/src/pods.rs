@@ -1,6 +1,11 @@
-//! What is known of each pod, and the result that follows from it.
+//! What is known of each pod, and what follows from it: the ports to ask for, the rules that it
+//! needs, the result to write.
 
+mod forgery;
+mod publish;
 mod result;
-pub mod state;
+pub(crate) mod state;
 
-pub(crate) use result::describe_port;
+pub(crate) use forgery::suppressed_note;
+pub use state::PodFacts;
+pub(crate) use state::{PodState, Progress, Refusal, Want};

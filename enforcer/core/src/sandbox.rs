@@ -1,4 +1,4 @@
-//! Pod sandboxes as the container runtime made them: where a pod's addresses are known first.
+//! Pod sandboxes as the container runtime created them: the first to know a pod's addresses.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -38,22 +38,22 @@ impl fmt::Display for SandboxId {
     }
 }
 
-/// Text that is no sandbox id.
+/// Text that is not a sandbox id.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no sandbox id: 1-128 letters, digits, dots, dashes and underscores are")]
+#[error("{0:?} is not a sandbox id: use 1-128 letters, digits, dots, dashes and underscores")]
 pub struct InvalidSandboxId(String);
 
-/// One sandbox: a pod has one at a time, and a new one when the old one died.
+/// One sandbox. A pod has one at a time, and a new one when the old one ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sandbox {
-    /// The pod it is made for.
+    /// The pod it belongs to.
     pub uid: PodUid,
     /// The runtime's name for it.
     pub id: SandboxId,
     /// Its addresses, the first one first.
     pub ips: Vec<IpAddr>,
-    /// When its result was written, since the Unix epoch, and never before one that was written earlier,
-    /// whatever the clock did: of two sandboxes the later one counts.
+    /// When its result was written, since the Unix epoch; of two sandboxes the later one counts. It
+    /// never decreases from one result to the next, whatever the clock does.
     pub written: Duration,
 }
 
@@ -62,10 +62,10 @@ pub struct Sandbox {
 pub enum SandboxUpdate {
     /// A sandbox has addresses, or has changed.
     Up(Sandbox),
-    /// A sandbox is gone; its addresses may be somebody else's soon.
+    /// A sandbox is gone; another pod may soon get its addresses.
     Down(SandboxId),
-    /// Every sandbox there is: others that were seen before are gone. Only sent where the place
-    /// they are read from could be read.
+    /// All sandboxes: others that were seen before are gone. Only sent when the results could be
+    /// read.
     Listed(Vec<Sandbox>),
 }
 
@@ -81,7 +81,7 @@ mod tests {
         }
         for text in ["", "a b", "a/b", "a\nb", "\u{e9}", &"a".repeat(129)] {
             let error = text.parse::<SandboxId>().unwrap_err();
-            assert!(error.to_string().contains("no sandbox id"), "{error}");
+            assert!(error.to_string().contains("not a sandbox id"), "{error}");
         }
     }
 }

@@ -6,9 +6,10 @@ use std::fmt;
 use portmapping_shared::contract::CHAIN_PREFIX;
 
 use super::DataplaneError;
+use super::family::Family;
 use super::forward;
 use super::iptables::Flavour;
-use super::snapshot::{Saved, Snapshot};
+use super::snapshot::{SavedTables, Snapshot};
 
 /// Chains that only Kubernetes' own programs make.
 const KUBE_PREFIX: &str = "KUBE-";
@@ -23,8 +24,8 @@ pub struct Detected {
 }
 
 /// Finds out which iptables the node uses; changes nothing.
-pub fn detect(snapshot: Snapshot) -> Result<Detected, DataplaneError> {
-    choose(contents(snapshot.nft), contents(snapshot.legacy))
+pub fn detect(snapshot: &Snapshot) -> Result<Detected, DataplaneError> {
+    choose(contents(&snapshot.nft), contents(&snapshot.legacy))
 }
 
 /// What one kind of iptables carries besides empty built-in chains and what is ours.
@@ -74,21 +75,20 @@ impl fmt::Display for Contents {
     }
 }
 
-fn contents(saved: Saved) -> Result<Contents, DataplaneError> {
+fn contents(saved: &SavedTables) -> Result<Contents, String> {
     let mut contents = Contents::default();
-    contents.add(&saved.ipv4?);
-    // a node without IPv6 says nothing about the flavour
-    contents.add(saved.ipv6.as_deref().unwrap_or_default());
+    contents.add(saved.ipv4.as_ref().map_err(ToString::to_string)?);
+    // a node without IPv6 says nothing about the kind
+    contents.add(saved.of(Family::V6).unwrap_or_default());
     Ok(contents)
 }
 
 fn choose(
-    nft: Result<Contents, DataplaneError>,
-    legacy: Result<Contents, DataplaneError>,
+    nft: Result<Contents, String>,
+    legacy: Result<Contents, String>,
 ) -> Result<Detected, DataplaneError> {
     let (flavour, reason) = match (nft, legacy) {
         (Err(nft), Err(legacy)) => {
-            let (nft, legacy) = (nft.to_string(), legacy.to_string());
             return Err(DataplaneError::NoIptables { nft, legacy });
         }
         (Ok(nft), Err(error)) => (

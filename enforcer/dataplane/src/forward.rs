@@ -12,10 +12,12 @@ use std::thread;
 use portmapping_shared::{HostPort, PortRange, PortSet};
 
 use super::DataplaneError;
+use super::change_monitor::GenerationSocket;
 use super::exec::Tools;
 use super::family::Family;
 use super::iptables::Flavour;
 use super::iptables::commands::Commands;
+use super::snapshot::Snapshot;
 
 /// The comment by which our rules are known.
 pub(super) const COMMENT: &str = "-m comment --comment portmapping ";
@@ -27,6 +29,9 @@ pub struct Forward {
     /// The rules as iptables-save writes them, without their chain.
     rules: Vec<String>,
     tables: Vec<Table>,
+    generation: GenerationSocket,
+    /// The generation of `nf_tables` at the last read.
+    read_at: Option<u32>,
 }
 
 /// The filter table of one family and flavour.
@@ -36,21 +41,6 @@ struct Table {
     found: Finding,
     /// Complained about already.
     complained: bool,
-}
-
-/// Every filter table, to be read and then as it was found.
-#[derive(Debug)]
-pub struct Filters(Vec<(Commands, Finding)>);
-
-impl Filters {
-    /// Reads them, in parallel. A table that cannot be read counts as open.
-    pub(super) fn read(&mut self) {
-        thread::scope(|scope| {
-            for (commands, found) in &mut self.0 {
-                scope.spawn(|| *found = Finding::look(commands));
-            }
-        });
-    }
 }
 
 /// What a table's FORWARD chain has.
@@ -77,38 +67,44 @@ impl Forward {
             };
             format!("-m conntrack --ctstate DNAT --ctorigdstport {ports} {COMMENT}-j ACCEPT")
         };
-        let kinds = Flavour::ALL
-            .into_iter()
-            .flat_map(|flavour| Family::ALL.map(|family| (family, flavour)));
         Self {
             rules: spans(range, excluded).into_iter().map(rule).collect(),
-            tables: kinds
-                .map(|(family, flavour)| Table {
-                    commands: Commands::new(family, flavour, tools.clone()),
-                    found: Finding::default(),
-                    complained: false,
-                })
-                .collect(),
+            tables: tables(tools).collect(),
+            generation: GenerationSocket::default(),
+            read_at: None,
         }
     }
 
-    /// What is to be read for [`Forward::observe`].
-    #[must_use]
-    pub fn filters(&self) -> Filters {
-        let tables = self.tables.iter();
-        Filters(
-            tables
-                .map(|table| (table.commands.clone(), Finding::default()))
-                .collect(),
-        )
+    /// Takes in what a start has read.
+    pub(super) fn take(&mut self, snapshot: &Snapshot) {
+        for table in &mut self.tables {
+            let saved = match table.commands.flavour {
+                Flavour::Nft => &snapshot.nft,
+                Flavour::Legacy => &snapshot.legacy,
+            };
+            table.found = Finding::read(saved.of(table.commands.family).unwrap_or_default());
+        }
+        self.read_at = snapshot.nft.generation;
     }
 
-    /// Takes in what was read. Whether nothing is missing for mapped pods to be reached; `wanted`
-    /// says that there are any.
-    pub fn observe(&mut self, filters: Filters, wanted: bool) -> bool {
-        for (table, (_, found)) in self.tables.iter_mut().zip(filters.0) {
-            table.found = found;
-        }
+    /// Reads the filter tables at the same time, those of iptables-nft only if `nf_tables` has
+    /// changed. A table that cannot be read counts as open.
+    pub(super) fn read(&mut self) {
+        let generation = self.generation.current();
+        let same = generation.is_some() && generation == self.read_at;
+        self.read_at = generation;
+        thread::scope(|scope| {
+            for table in &mut self.tables {
+                if !same || table.commands.flavour == Flavour::Legacy {
+                    scope.spawn(|| table.found = Finding::of(&table.commands));
+                }
+            }
+        });
+    }
+
+    /// Returns whether mapped pods can be reached, as of the last read; `wanted` says that there are
+    /// any. Removes rules of ours that are not needed.
+    pub(super) fn is_open(&mut self, wanted: bool) -> bool {
         for table in &mut self.tables {
             // what is superfluous is no damage, and goes at once
             let needed = wanted && table.found.drops;
@@ -122,56 +118,48 @@ impl Forward {
         !self.tables.iter().any(lacks)
     }
 
-    /// Puts the rules where they are missing, as of the last look. The number of commits to
-    /// `nf_tables` that it took. A failure is logged once: the mappings are none the worse for it.
-    pub fn apply(&mut self, wanted: bool) -> u32 {
-        let mut commits = 0;
+    /// Puts the rules where they are missing, as of the last read. A failure is logged once, and is
+    /// no failure of the mappings.
+    pub(super) fn apply(&mut self, wanted: bool) {
         for table in self.tables.iter_mut().filter(|_| wanted) {
             if table.found.sealed {
                 table.complain(
                     "its last rule drops everything: let translated connections through before it",
                 );
             } else if table.found.drops && table.found.ours != self.rules {
-                commits += table.put(&self.rules);
+                table.put(&self.rules);
             }
         }
-        commits
     }
 }
 
 /// Takes our rules out of every filter table, going on past failures.
 pub(super) fn uninstall(tools: &Tools) -> Vec<DataplaneError> {
-    let mut forward = Forward {
-        rules: Vec::new(),
-        tables: Vec::new(),
-    };
-    for flavour in Flavour::ALL {
-        for family in Family::ALL {
-            forward.tables.push(Table {
-                commands: Commands::new(family, flavour, tools.clone()),
-                found: Finding::default(),
-                complained: false,
-            });
-        }
-    }
-    let remove = |table: &mut Table| {
-        table.found = Finding::look(&table.commands);
+    let remove = |mut table: Table| {
+        table.found = Finding::of(&table.commands);
         if table.found.ours.is_empty() {
             return None;
         }
         table.write(&[]).err()
     };
-    forward.tables.iter_mut().filter_map(remove).collect()
+    tables(tools).filter_map(remove).collect()
+}
+
+fn tables(tools: &Tools) -> impl Iterator<Item = Table> {
+    let kinds = Flavour::ALL
+        .into_iter()
+        .flat_map(|flavour| Family::ALL.map(|family| (family, flavour)));
+    kinds.map(|(family, flavour)| Table {
+        commands: Commands::new(family, flavour, tools.clone()),
+        found: Finding::default(),
+        complained: false,
+    })
 }
 
 impl Table {
-    fn put(&mut self, rules: &[String]) -> u32 {
-        match self.write(rules) {
-            Ok(()) => u32::from(self.commands.flavour == Flavour::Nft),
-            Err(error) => {
-                self.complain(&error.to_string());
-                0
-            }
+    fn put(&mut self, rules: &[String]) {
+        if let Err(error) = self.write(rules) {
+            self.complain(&error.to_string());
         }
     }
 
@@ -209,7 +197,7 @@ impl Table {
 }
 
 impl Finding {
-    fn look(commands: &Commands) -> Self {
+    fn of(commands: &Commands) -> Self {
         let text = match commands.save_filter() {
             Ok(text) => text,
             // not installed, or in the hands of another program: nothing that we could do

@@ -1,8 +1,11 @@
-//! The iptables driver: a tree of port ranges in table nat, for IPv4 and IPv6.
+//! The iptables driver: chains of port ranges in table nat, for IPv4 and IPv6.
 //!
-//! `observe` reads `iptables-save`; `apply` is one `iptables-restore --noflush` per family, which
-//! rewrites just the leaf chains that change. Chains and rules of others are never named in it.
+//! It is the backend for compatibility: its cost is measured at 2,000 mappings, and grows with
+//! their number. `observe` reads `iptables-save`; `apply` is one `iptables-restore --noflush` per
+//! family, which writes only the chains that change. It never names chains and rules of others.
 
+use std::collections::BTreeSet;
+use std::panic::resume_unwind;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,32 +15,30 @@ use super::change_monitor::{ChangeMonitor, GenerationSocket};
 use super::conntrack::Conntrack;
 use super::exec::Tools;
 use super::family::Family;
-use super::forward::Forward;
 use super::settings::{Settings, Subnet};
-use super::{Dataplane, DataplaneError, Observed, PendingRead};
+use super::snapshot::SavedTables;
+use super::{Dataplane, DataplaneError, Observed};
 
 pub(crate) mod commands;
 mod family_rules;
 pub(crate) mod flavour;
 mod jumps;
 mod layout;
-pub(crate) mod noted;
-mod notes;
-mod probe;
+mod older;
 mod reading;
 mod rule;
-pub(crate) mod save;
+mod save;
 #[cfg(test)]
 mod testing;
 mod transaction;
-mod tree;
 mod uninstall;
 
 use commands::Commands;
 use family_rules::FamilyRules;
 pub use flavour::Flavour;
 use layout::Layout;
-pub(crate) use uninstall::{has_traces, uninstall_flavour};
+use reading::Known;
+pub(crate) use uninstall::uninstall_flavour;
 
 /// Mappings as iptables rules.
 #[derive(Debug)]
@@ -48,80 +49,50 @@ pub struct Iptables {
     /// Err says why there is none.
     ipv6: Result<FamilyRules, String>,
     conntrack: Conntrack,
-    forward: Forward,
     monitor: ChangeMonitor,
     generation: GenerationSocket,
-    /// Changes begun so far: what was read before or beside one of them is outdated.
-    changes: u64,
-}
-
-/// Table nat of both families, to be read and then as it was printed.
-#[derive(Debug)]
-pub struct Tables {
-    /// Changes begun when this was begun.
-    changes: u64,
-    generation: Option<u32>,
-    took: Duration,
-    families: Vec<(Commands, Result<String, DataplaneError>)>,
-}
-
-impl Tables {
-    /// Runs the programs, all at once.
-    pub(super) fn read(&mut self) {
-        let begun = Instant::now();
-        thread::scope(|scope| {
-            for (commands, text) in &mut self.families {
-                scope.spawn(|| *text = commands.save_nat());
-            }
-        });
-        self.took = begun.elapsed();
-    }
+    /// The generation at the last read: while it is the current one, the rules are as they were.
+    read_at: Option<u32>,
 }
 
 impl Iptables {
-    /// Checks that the programs work here, and changes nothing. Without ip6tables the driver
-    /// carries IPv4 alone, which is logged once.
+    /// Starts from tables that were read already, and changes nothing. Returns what they have of
+    /// ours. Without ip6tables the driver carries IPv4 alone, which is logged once.
     pub fn open(
-        flavour: Flavour,
         settings: Settings,
         tools: Tools,
-    ) -> Result<Self, DataplaneError> {
-        let forward = Forward::new(settings.range, &settings.excluded, &tools);
-        let side = |family, settings| {
-            let commands = Commands::new(family, flavour, tools.clone());
-            let mut side = FamilyRules::new(commands, Layout::new(family, settings));
-            let text = side.commands().save_nat()?;
-            side.open();
-            side.take(&text);
-            Ok::<_, DataplaneError>(side)
+        saved: SavedTables,
+    ) -> Result<(Self, Observed), DataplaneError> {
+        let SavedTables {
+            flavour,
+            generation,
+            ipv4,
+            ipv6,
+        } = saved;
+        let rules = |family, settings| {
+            FamilyRules::new(Commands::new(family, flavour, tools.clone()), settings)
         };
-        let ipv4 = side(Family::V4, settings.clone())?;
-        let ipv6 = side(Family::V6, settings).map_err(|error| {
-            tracing::warn!(%error, "IPv6 rules cannot be made on this node: IPv4 only");
-            error.to_string()
-        });
-        let conntrack = Conntrack::new();
-        Ok(Self {
+        let (v4_text, v6_text) = (ipv4?, ipv6);
+        let ipv4 = rules(Family::V4, settings.clone());
+        let (ipv6, v6_text) = match v6_text {
+            Ok(text) => (Ok(rules(Family::V6, settings)), text),
+            Err(error) => {
+                tracing::warn!(%error, "ip6tables cannot be used; only IPv4 pods are mapped");
+                (Err(error.to_string()), String::new())
+            }
+        };
+        let mut driver = Self {
             flavour,
             tools,
             ipv4,
             ipv6,
-            conntrack,
-            forward,
+            conntrack: Conntrack::new(),
             monitor: ChangeMonitor::default(),
             generation: GenerationSocket::default(),
-            changes: 0,
-        })
-    }
-
-    /// Which iptables this is.
-    #[must_use]
-    pub fn flavour(&self) -> Flavour {
-        self.flavour
-    }
-
-    fn is_in_use(&self) -> bool {
-        self.ipv4.is_in_use() || self.ipv6.as_ref().is_ok_and(FamilyRules::is_in_use)
+            read_at: None,
+        };
+        let observed = driver.take(generation, Duration::ZERO, &v4_text, &v6_text);
+        Ok((driver, observed))
     }
 
     /// iptables-legacy has no generations.
@@ -130,44 +101,45 @@ impl Iptables {
         nft.then(|| self.generation.current()).flatten()
     }
 
-    /// Takes in what was read.
-    fn take(&mut self, pending: PendingRead) -> Result<Observed, DataplaneError> {
-        let mut observed = Observed {
-            intact: true,
-            ..Observed::default()
-        };
-        let mut altered = false;
-        let (mut generation, mut took) = (None, Duration::ZERO);
-        if let Some(tables) = pending.tables {
-            (generation, took) = (tables.generation, tables.took);
-            for (commands, text) in tables.families {
-                let side = match (commands.family, &mut self.ipv6) {
-                    (Family::V6, Ok(side)) => side,
-                    _ => &mut self.ipv4,
-                };
-                let text = text.inspect_err(|_| side.forget())?;
-                let (found, other) = side.take(&text);
-                observed.mappings.extend(found.mappings);
-                observed.intact &= found.intact;
-                altered |= other;
-            }
+    /// What was read last, if nothing has changed since.
+    fn unchanged(&self, generation: Option<u32>) -> Option<Observed> {
+        if generation.is_none() || generation != self.read_at {
+            return None;
         }
-        if let Some(filters) = pending.filters {
-            let in_use = self.is_in_use();
-            observed.intact &= self.forward.observe(filters, in_use);
+        let mut observed = self.ipv4.observed()?;
+        if let Ok(ipv6) = &self.ipv6 {
+            observed.add(ipv6.observed()?);
         }
-        self.monitor.record_read(generation, took, altered);
-        Ok(observed)
+        Some(observed)
     }
 
-    /// How many commits it took, where that is known.
+    /// Takes in what was read.
+    fn take(
+        &mut self,
+        generation: Option<u32>,
+        took: Duration,
+        ipv4: &str,
+        ipv6: &str,
+    ) -> Observed {
+        let (mut observed, mut altered) = self.ipv4.take(ipv4);
+        if let Ok(rules) = &mut self.ipv6 {
+            let (of_ipv6, altered_ipv6) = rules.take(ipv6);
+            observed.add(of_ipv6);
+            altered |= altered_ipv6;
+        }
+        self.read_at = generation;
+        self.monitor.record_read(generation, took, altered);
+        observed
+    }
+
+    /// Returns how many commits it took, where that is known.
     fn apply_family(&mut self, family: Family, plan: &Plan) -> Result<Option<u32>, DataplaneError> {
         let of_family = |mapping: &&Mapping| Family::of(mapping.pod_ip) == family;
         let remove: Vec<&Mapping> = plan.to_remove.iter().filter(of_family).collect();
         let create: Vec<&Mapping> = plan.to_create.iter().filter(of_family).collect();
-        let side = match (family, &mut self.ipv6) {
+        let rules = match (family, &mut self.ipv6) {
             (Family::V4, _) => &mut self.ipv4,
-            (Family::V6, Ok(side)) => side,
+            (Family::V6, Ok(rules)) => rules,
             (Family::V6, Err(reason)) => {
                 let Some(mapping) = create.first() else {
                     return Ok(Some(0));
@@ -176,7 +148,7 @@ impl Iptables {
                 return Err(DataplaneError::NoIpv6 { mapping, reason });
             }
         };
-        let commits = side.apply(&remove, &create)?;
+        let commits = rules.apply(&remove, &create)?;
         self.conntrack.clear(family, &remove, &create);
         Ok(commits)
     }
@@ -188,33 +160,22 @@ impl Dataplane for Iptables {
     }
 
     fn observe(&mut self) -> Result<Observed, DataplaneError> {
-        let mut pending = self.begin_read();
-        pending.read();
-        self.take(pending)
-    }
-
-    fn begin_read(&mut self) -> PendingRead {
-        // before anything is read: what changes from now on is to be looked at again
+        // before anything is read: what changes from now on has to be read again
         let generation = self.current_generation();
-        let sides = [Some(&self.ipv4), self.ipv6.as_ref().ok()];
-        let unread = |side: &FamilyRules| (side.commands().clone(), Ok(String::new()));
-        PendingRead {
-            tables: Some(Tables {
-                changes: self.changes,
-                generation,
-                took: Duration::ZERO,
-                families: sides.into_iter().flatten().map(unread).collect(),
-            }),
-            filters: Some(self.forward.filters()),
+        if let Some(observed) = self.unchanged(generation) {
+            return Ok(observed);
         }
-    }
-
-    fn finish_read(&mut self, pending: PendingRead) -> Result<Option<Observed>, DataplaneError> {
-        let current = pending
-            .tables
-            .as_ref()
-            .is_some_and(|tables| tables.changes == self.changes);
-        current.then(|| self.take(pending)).transpose()
+        let begun = Instant::now();
+        let (ipv4, ipv6) = thread::scope(|scope| {
+            let ipv6 = self.ipv6.as_ref().ok().map(FamilyRules::commands);
+            let ipv6 = ipv6.map(|commands| scope.spawn(|| commands.save_nat()));
+            let ipv4 = self.ipv4.commands().save_nat();
+            let join = |read: thread::ScopedJoinHandle<'_, _>| {
+                read.join().unwrap_or_else(|panic| resume_unwind(panic))
+            };
+            (ipv4, ipv6.map_or(Ok(String::new()), join))
+        });
+        Ok(self.take(generation, begun.elapsed(), &ipv4?, &ipv6?))
     }
 
     fn apply(&mut self, plan: &Plan) -> Result<(), DataplaneError> {
@@ -228,8 +189,9 @@ impl Dataplane for Iptables {
                 mapping: Box::new(mapping.clone()),
             });
         }
-        self.changes += 1;
         self.monitor.begin_change();
+        // also where the kernel tells no generation afterwards, the next observation reads
+        self.read_at = None;
         let before = self.current_generation();
         let mut commits = Some(0);
         let mut errors = Vec::new();
@@ -242,8 +204,6 @@ impl Dataplane for Iptables {
                 }
             }
         }
-        let more = self.forward.apply(self.is_in_use());
-        commits = commits.map(|sum| sum + more);
         let after = self.current_generation();
         self.monitor.end_change(before, after, commits);
         DataplaneError::collect(errors)
@@ -275,4 +235,15 @@ impl Dataplane for Iptables {
         }
         DataplaneError::collect(uninstall_flavour(self.flavour, &self.tools))
     }
+}
+
+/// The mappings that an earlier run left in the tables of a kind; None without any rule of ours.
+pub(crate) fn leftovers(saved: &SavedTables, settings: &Settings) -> Option<BTreeSet<Mapping>> {
+    let read = |family| {
+        let layout = Layout::new(family, settings.clone());
+        Some(Known::read(saved.of(family)?, family, &layout))
+    };
+    let known: Vec<Known> = Family::ALL.into_iter().filter_map(read).collect();
+    let any = known.iter().any(|known| !known.untouched);
+    any.then(|| known.iter().flat_map(Known::mappings).cloned().collect())
 }

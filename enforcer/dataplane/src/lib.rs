@@ -19,7 +19,6 @@ pub mod iptables;
 pub mod migration;
 pub mod netlink;
 pub mod nftables;
-mod pending_read;
 mod settings;
 pub mod snapshot;
 mod uninstall;
@@ -28,7 +27,6 @@ use change_monitor::ChangeMonitor;
 pub use error::DataplaneError;
 pub use exec::{ExecError, Tools};
 pub use family::Family;
-pub use pending_read::PendingRead;
 pub use settings::{InvalidSubnet, Settings, Subnet};
 pub use uninstall::uninstall;
 
@@ -41,6 +39,14 @@ pub struct Observed {
     pub intact: bool,
 }
 
+impl Observed {
+    /// Adds what was found in another table.
+    fn add(&mut self, other: Self) {
+        self.mappings.extend(other.mappings);
+        self.intact &= other.intact;
+    }
+}
+
 /// A packet filter that can carry mappings. Calls block for as long as the kernel takes; each
 /// outside process has a deadline.
 pub trait Dataplane: Send {
@@ -49,19 +55,6 @@ pub trait Dataplane: Send {
 
     /// Reads our mappings back. The next [`Dataplane::apply`] builds on what this saw.
     fn observe(&mut self) -> Result<Observed, DataplaneError>;
-
-    /// Begins an [`Dataplane::observe`] that no change has to wait for: what it returns is read
-    /// without the driver, and taken in by [`Dataplane::finish_read`]. A driver that reads quickly reads
-    /// nothing before that.
-    fn begin_read(&mut self) -> PendingRead {
-        PendingRead::default()
-    }
-
-    /// Ends it. None: rules were changed meanwhile, and what was read says nothing.
-    fn finish_read(&mut self, pending: PendingRead) -> Result<Option<Observed>, DataplaneError> {
-        let PendingRead { .. } = pending;
-        self.observe().map(Some)
-    }
 
     /// Makes the frame whole and carries the plan out, one transaction per address family:
     /// all of it is in the kernel afterwards, or (on error) the family is as it was.
@@ -77,9 +70,7 @@ pub trait Dataplane: Send {
     fn changes(&self) -> ChangeMonitor;
 
     /// How often stale flows of changed mappings could not be cleared so far.
-    fn clear_failures(&self) -> u64 {
-        0
-    }
+    fn clear_failures(&self) -> u64;
 
     /// Removes every trace of ours, going on past failures.
     fn uninstall(&mut self) -> Result<(), DataplaneError>;

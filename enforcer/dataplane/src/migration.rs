@@ -13,12 +13,13 @@ use portmapping_shared::{Mapping, Plan};
 use super::bridges::Bridges;
 use super::change_monitor::ChangeMonitor;
 use super::exec::Tools;
-use super::forward::{Filters, Forward};
+use super::forward::Forward;
 use super::iptables::{self, Flavour, Iptables};
 use super::nftables::{self, Nftables};
 use super::settings::{Settings, Subnet};
+use super::snapshot::{SavedTables, Snapshot};
 use super::uninstall;
-use super::{Dataplane, DataplaneError, Observed, PendingRead};
+use super::{Dataplane, DataplaneError, Observed};
 
 /// How long old rules wait for mappings that the new backend refuses; then those pods are without.
 const STRAGGLERS: Duration = Duration::from_mins(1);
@@ -55,45 +56,20 @@ impl Backend {
         self != Self::Iptables(Flavour::Legacy)
     }
 
+    /// Starts with what was read, where that is of this backend, and returns the mappings.
     fn open(
         self,
         settings: &Settings,
         tools: &Tools,
-    ) -> Result<Box<dyn Dataplane>, DataplaneError> {
-        Ok(match self {
-            Self::Iptables(flavour) => {
-                Box::new(Iptables::open(flavour, settings.clone(), tools.clone())?)
-            }
-            Self::Nftables => Box::new(Nftables::open(settings)?),
-        })
-    }
-
-    /// The mappings that this backend's rules of ours have; None without any rule of ours. A
-    /// backend that does not work here was not an earlier run's choice either.
-    fn leftovers(self, settings: &Settings, tools: &Tools) -> Option<BTreeSet<Mapping>> {
-        let observed = match self {
-            Self::Iptables(flavour) => {
-                if !iptables::has_traces(flavour, tools) {
-                    return None;
-                }
-                self.open(settings, tools)
-                    .and_then(|mut driver| driver.observe())
-            }
-            Self::Nftables => {
-                let mut driver = Nftables::open(settings).ok()?;
-                let observed = driver.observe();
-                if observed.is_ok() && !driver.has_table() {
-                    return None;
-                }
-                observed
-            }
-        };
-        let mappings = observed.map(|observed| observed.mappings);
-        let from = self.as_str();
-        Some(mappings.unwrap_or_else(|error| {
-            tracing::warn!(%error, from, "rules of an earlier run cannot be read; they will go");
-            BTreeSet::new()
-        }))
+        saved: Option<SavedTables>,
+    ) -> Result<(Box<dyn Dataplane>, Observed), DataplaneError> {
+        if let (Self::Iptables(_), Some(saved)) = (self, saved) {
+            let (driver, observed) = Iptables::open(settings.clone(), tools.clone(), saved)?;
+            return Ok((Box::new(driver), observed));
+        }
+        let mut driver = Nftables::open(settings)?;
+        let observed = driver.observe()?;
+        Ok((Box::new(driver), observed))
     }
 
     fn sweep(self, tools: &Tools) -> Result<(), DataplaneError> {
@@ -118,6 +94,24 @@ impl fmt::Display for Backend {
     }
 }
 
+/// What an earlier run left in the rules of other backends, by backend.
+fn leftovers(
+    backend: Backend,
+    settings: &Settings,
+    saved: &[SavedTables],
+) -> Vec<(Backend, BTreeSet<Mapping>)> {
+    let mut found = Vec::new();
+    for saved in saved {
+        let mappings = iptables::leftovers(saved, settings);
+        found.extend(mappings.map(|mappings| (saved.flavour.into(), mappings)));
+    }
+    if backend != Backend::Nftables {
+        let mappings = nftables::leftovers(settings);
+        found.extend(mappings.map(|mappings| (Backend::Nftables, mappings)));
+    }
+    found
+}
+
 /// A backend that takes over from the others.
 pub struct BackendMigration {
     to: Box<dyn Dataplane>,
@@ -129,39 +123,43 @@ pub struct BackendMigration {
     refused: BTreeSet<Mapping>,
     /// Whether anything was applied since the opening.
     begun: bool,
-    /// The nftables driver runs no programs, so a FORWARD chain that drops is looked after here.
-    forward: Option<Forward>,
+    /// A FORWARD chain that drops concerns every backend.
+    forward: Forward,
     /// None where a person has named the neighbours.
     bridges: Option<Bridges>,
     in_use: bool,
 }
 
 impl BackendMigration {
-    /// Opens a backend, and reads what an earlier run left in the others. Changes nothing.
+    /// Opens a backend from what a start has read. Returns its mappings as well; those that other
+    /// backends have are in [`Self::in_other_backends`]. Changes nothing of ours, but for a FORWARD
+    /// rule that is no longer needed.
     pub fn open(
         backend: Backend,
         settings: &Settings,
         tools: Tools,
-    ) -> Result<Self, DataplaneError> {
-        let to = backend.open(settings, &tools)?;
+        snapshot: Snapshot,
+    ) -> Result<(Self, Observed), DataplaneError> {
+        let mut forward = Forward::new(settings.range, &settings.excluded, &tools);
+        forward.take(&snapshot);
+        let Snapshot { nft, legacy } = snapshot;
+        let (own, others): (Vec<_>, Vec<_>) = [nft, legacy]
+            .into_iter()
+            .partition(|saved| backend == saved.flavour.into());
+        let (to, observed) = backend.open(settings, &tools, own.into_iter().next())?;
         let mut from = Vec::new();
         let mut in_other_backends = BTreeSet::new();
-        for other in Backend::ALL.into_iter().filter(|other| *other != backend) {
-            if let Some(mappings) = other.leftovers(settings, &tools) {
-                let (from_name, count) = (other.as_str(), mappings.len());
-                tracing::info!(
-                    from = from_name,
-                    to = to.name(),
-                    mappings = count,
-                    "taking over"
-                );
-                from.push(other);
-                in_other_backends.extend(mappings);
-            }
+        for (other, mappings) in leftovers(backend, settings, &others) {
+            tracing::info!(
+                from = other.as_str(),
+                to = to.name(),
+                mappings = mappings.len(),
+                "moving mappings of an earlier run to this backend"
+            );
+            from.push(other);
+            in_other_backends.extend(mappings);
         }
-        let forward = (backend == Backend::Nftables)
-            .then(|| Forward::new(settings.range, &settings.excluded, &tools));
-        Ok(Self {
+        let mut migration = Self {
             to,
             tools,
             opened: Instant::now(),
@@ -172,7 +170,9 @@ impl BackendMigration {
             forward,
             bridges: settings.neighbours.is_empty().then(Bridges::default),
             in_use: false,
-        })
+        };
+        let observed = migration.complete(observed);
+        Ok((migration, observed))
     }
 
     /// The mappings that other backends' rules have.
@@ -205,12 +205,10 @@ impl BackendMigration {
         self.to.observe()
     }
 
-    /// Adds to what the backend saw what is looked after here.
-    fn seen(&mut self, mut observed: Observed, filters: Option<Filters>) -> Observed {
+    /// Adds to what the backend has read what is looked after here.
+    fn complete(&mut self, mut observed: Observed) -> Observed {
         self.in_use = !observed.mappings.is_empty();
-        if let (Some(forward), Some(filters)) = (&mut self.forward, filters) {
-            observed.intact &= forward.observe(filters, self.in_use);
-        }
+        observed.intact &= self.forward.is_open(self.in_use);
         // makes the reconciler act even if no pod wants anything
         observed.intact &= self.begun || self.from.is_empty();
         self.sweep();
@@ -245,35 +243,10 @@ impl Dataplane for BackendMigration {
     }
 
     fn observe(&mut self) -> Result<Observed, DataplaneError> {
-        let filters = self.forward.as_ref().map(|forward| {
-            let mut filters = forward.filters();
-            filters.read();
-            filters
-        });
         let observed = self.to.observe()?;
         let observed = self.with_neighbours(observed)?;
-        Ok(self.seen(observed, filters))
-    }
-
-    fn begin_read(&mut self) -> PendingRead {
-        let mut pending = self.to.begin_read();
-        if let Some(forward) = &self.forward {
-            pending.filters = Some(forward.filters());
-        }
-        pending
-    }
-
-    fn finish_read(
-        &mut self,
-        mut pending: PendingRead,
-    ) -> Result<Option<Observed>, DataplaneError> {
-        let own = self.forward.is_some();
-        let filters = if own { pending.filters.take() } else { None };
-        let Some(observed) = self.to.finish_read(pending)? else {
-            return Ok(None);
-        };
-        let observed = self.with_neighbours(observed)?;
-        Ok(Some(self.seen(observed, filters)))
+        self.forward.read();
+        Ok(self.complete(observed))
     }
 
     fn apply(&mut self, plan: &Plan) -> Result<(), DataplaneError> {
@@ -298,9 +271,7 @@ impl Dataplane for BackendMigration {
         applied?;
         self.begun = true;
         self.in_use |= !plan.to_create.is_empty();
-        if let Some(forward) = &mut self.forward {
-            forward.apply(self.in_use);
-        }
+        self.forward.apply(self.in_use);
         self.sweep();
         Ok(())
     }

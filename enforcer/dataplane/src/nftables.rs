@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use portmapping_shared::contract::CHAIN_PREFIX;
-use portmapping_shared::{HostPort, Mapping, Plan, Protocol};
+use portmapping_shared::{Mapping, Plan};
 use rustix::io::Errno;
 
 use super::change_monitor::ChangeMonitor;
@@ -85,12 +85,6 @@ impl Nftables {
             }
         }
         Err(unusable(reason.unwrap_or(NetlinkError::Malformed)))
-    }
-
-    /// Whether there is a table of ours, as of the last look.
-    #[must_use]
-    pub fn has_table(&self) -> bool {
-        self.known.frame != FrameState::Missing
     }
 
     fn read(&mut self) -> Result<(), NetlinkError> {
@@ -249,6 +243,19 @@ impl Dataplane for Nftables {
     }
 }
 
+/// The mappings in a table of ours; None without a table, or without `nf_tables`.
+pub(super) fn leftovers(settings: &Settings) -> Option<BTreeSet<Mapping>> {
+    let mut driver = Nftables::open(settings).ok()?;
+    match driver.observe() {
+        Ok(_) if driver.known.frame == FrameState::Missing => None,
+        Ok(observed) => Some(observed.mappings),
+        Err(error) => {
+            tracing::warn!(%error, "our nftables table of an earlier run cannot be read; it is removed");
+            Some(BTreeSet::new())
+        }
+    }
+}
+
 /// Removes our table, if there is one. Without `nf_tables` there is none.
 pub fn uninstall() -> Result<(), DataplaneError> {
     match Socket::open(Options::default()) {
@@ -290,11 +297,6 @@ pub(super) fn may_have_iptables_chains() -> bool {
         tracing::debug!(%error, "chains could not be listed");
     }
     legacy || found
-}
-
-/// The host ports in our maps, without asking whether the table is as it should be.
-pub(super) fn ports(socket: &mut Socket) -> BTreeSet<(Protocol, HostPort)> {
-    read::ports(socket)
 }
 
 /// Whether the kernel has `nf_tables` at all. Where that does not show, it has.

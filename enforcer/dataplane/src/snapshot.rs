@@ -1,87 +1,77 @@
-//! What the node's rules say at first sight, before anything is decided: what the kernel tells by
-//! itself within milliseconds, and each kind of iptables, read once.
+//! Everything that both kinds of iptables have, read once at the start.
+//!
+//! The choice of the kind, the mappings of an earlier run, the first state of the driver and the
+//! FORWARD chains all come from this one read: four programs, which run at the same time.
 
-use std::collections::BTreeSet;
 use std::panic::resume_unwind;
 use std::thread;
 
-use portmapping_shared::{HostPort, Protocol};
-
+use super::DataplaneError;
+use super::change_monitor::GenerationSocket;
 use super::exec::Tools;
 use super::family::Family;
 use super::iptables::Flavour;
 use super::iptables::commands::Commands;
-use super::iptables::noted;
-use super::iptables::save::ports_in;
-use super::netlink::{Options, Socket};
-use super::{DataplaneError, nftables};
 
-/// What both kinds of iptables carry.
+/// All tables of both kinds of iptables.
 #[derive(Debug)]
 pub struct Snapshot {
     /// Of iptables-nft.
-    pub nft: Saved,
+    pub(super) nft: SavedTables,
     /// Of iptables-legacy.
-    pub legacy: Saved,
+    pub(super) legacy: SavedTables,
 }
 
 impl Snapshot {
-    /// Changes nothing.
+    /// Runs the programs in the network namespace of the caller. Changes nothing, and blocks.
     #[must_use]
     pub fn read(tools: &Tools) -> Self {
-        Self {
-            nft: Saved::read(Flavour::Nft, tools),
-            legacy: Saved::read(Flavour::Legacy, tools),
-        }
+        thread::scope(|scope| {
+            let nft = scope.spawn(|| SavedTables::read(Flavour::Nft, tools));
+            let legacy = SavedTables::read(Flavour::Legacy, tools);
+            let nft = nft.join().unwrap_or_else(|panic| resume_unwind(panic));
+            Self { nft, legacy }
+        })
     }
 }
 
 /// All tables of one kind of iptables, as text.
 #[derive(Debug)]
-pub struct Saved {
+pub struct SavedTables {
+    pub(super) flavour: Flavour,
+    /// The generation of `nf_tables` before the read; None for iptables-legacy, which has none.
+    pub(super) generation: Option<u32>,
     pub(super) ipv4: Result<String, DataplaneError>,
-    /// None on a node without IPv6, which says nothing about the rest.
-    pub(super) ipv6: Option<String>,
+    pub(super) ipv6: Result<String, DataplaneError>,
 }
 
-impl Saved {
-    /// Reads both address families at once; changes nothing.
+impl SavedTables {
+    /// Reads both address families at the same time. Changes nothing, and blocks.
     #[must_use]
     pub fn read(flavour: Flavour, tools: &Tools) -> Self {
+        let generation = (flavour == Flavour::Nft)
+            .then(|| GenerationSocket::default().current())
+            .flatten();
         let read = |family| Commands::new(family, flavour, tools.clone()).save_all();
-        let [ipv4, ipv6] = thread::scope(|scope| {
-            let reading = Family::ALL.map(|family| scope.spawn(move || read(family)));
-            reading.map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
-        });
-        Self {
-            ipv4,
-            ipv6: ipv6.ok(),
-        }
+        thread::scope(|scope| {
+            let ipv6 = scope.spawn(move || read(Family::V6));
+            let ipv4 = read(Family::V4);
+            let ipv6 = ipv6.join().unwrap_or_else(|panic| resume_unwind(panic));
+            Self {
+                flavour,
+                generation,
+                ipv4,
+                ipv6,
+            }
+        })
     }
 
-    /// The host ports that rules of ours lead from. It is more credulous than a driver: holding a
-    /// port in vain does no harm.
-    #[must_use]
-    pub fn mapped_ports(&self) -> BTreeSet<(Protocol, HostPort)> {
-        let texts = self.ipv4.as_deref().ok().into_iter();
-        let texts = texts.chain(self.ipv6.as_deref());
-        texts.flat_map(ports_in).collect()
-    }
-}
-
-/// The host ports that are mapped as far as no program is needed to see it: those in our nftables
-/// table, and those whose owners iptables-nft notes. All others are in what is [`Saved`].
-#[must_use]
-pub fn ports_at_once() -> BTreeSet<(Protocol, HostPort)> {
-    match Socket::open(Options::default()) {
-        Ok(mut socket) => {
-            let mut ports = nftables::ports(&mut socket);
-            ports.extend(noted::ports(&mut socket));
-            ports
-        }
-        Err(error) => {
-            tracing::debug!(%error, "nothing can be seen without a program");
-            BTreeSet::new()
-        }
+    /// The text of one family; None where it could not be read.
+    pub(super) fn of(&self, family: Family) -> Option<&str> {
+        let text = match family {
+            Family::V4 => &self.ipv4,
+            Family::V6 => &self.ipv6,
+        };
+        text.as_deref().ok()
     }
 }

@@ -8,7 +8,7 @@ use portmapping_runtime::deadline::chain;
 use portmapping_shared::Plan;
 use rustix::io::Errno;
 
-use super::{Finished, KeeperAnswer, ReadBack, Reconciler};
+use super::{Finished, KeeperAnswer, Reconciler};
 use crate::keeper_client::{KeeperClient, KeeperClientError};
 use portmapping_keeper::wire::HoldOutcome;
 
@@ -84,8 +84,8 @@ impl Reconciler {
         });
     }
 
-    /// Reads the rules back. Asked again during a read or a change, it reads once more after it. A
-    /// change does not wait for a read.
+    /// Reads the rules back, one read at a time. Asked again during a read or a change, it reads once
+    /// more after it.
     pub(super) fn observe(&mut self) {
         if self.observing || self.changing {
             self.read_again = true;
@@ -97,21 +97,18 @@ impl Reconciler {
         let metrics = self.drivers.metrics.clone();
         self.tasks.spawn_blocking(move || {
             let begun = Instant::now();
-            let mut pending = dataplane.lock().begin_read();
-            pending.read();
-            let observed = dataplane.lock().finish_read(pending);
+            let observed = dataplane.lock().observe();
             let us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
             tracing::debug!(us, "rules read back");
             metrics.record_call("observe", observed.is_ok());
             let observed = match observed {
-                Ok(Some(observed)) => ReadBack::Complete(observed),
-                Ok(None) => ReadBack::Outdated,
+                Ok(observed) => Some(observed),
                 Err(error) => {
                     tracing::error!(
                         error = chain(&error),
                         "cannot read the rules back; the next check tries again"
                     );
-                    ReadBack::Failed
+                    None
                 }
             };
             Finished::Observed { before, observed }

@@ -29,15 +29,15 @@ use crate::conns::{Connections, Peer};
 use crate::metrics;
 use crate::ready::Readiness;
 
-/// Connections served at once. Beyond, the address that has the most gives one up: whoever opens
-/// connections and says nothing must not keep the kubelet's probes out.
+/// Connections served at once. When there are more, the peer with the most loses one: clients that
+/// open connections and send nothing must not keep the kubelet's probes out.
 const MAX_CONNECTIONS: usize = 32;
-/// A connection carries one question and may take this long for it.
+/// A connection carries one request, and this is its time limit.
 const CONNECTION_LIMIT: Duration = Duration::from_secs(10);
-/// Limit for a question's header.
+/// Time limit for the header of a request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest answer that [`probe`] reads, in bytes.
-const MAX_PROBE_ANSWER: u64 = 64 * 1024;
+/// Longest response that [`probe`] reads, in bytes.
+const MAX_PROBE_RESPONSE: u64 = 64 * 1024;
 
 #[derive(Clone)]
 struct Admin {
@@ -45,7 +45,7 @@ struct Admin {
     registry: Arc<Registry>,
 }
 
-/// The routes that every program has.
+/// Returns the routes that every program has.
 pub fn router(readiness: Readiness, registry: Arc<Registry>) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
@@ -76,8 +76,8 @@ async fn metrics_text(State(admin): State<Admin>) -> impl IntoResponse {
     }
 }
 
-/// Serves until the token is cancelled; then questions that are being answered get their answer.
-/// One question a connection, so that an idle client cannot keep others out.
+/// Serves until the token is cancelled; requests in progress still get their response. A connection
+/// carries one request, so that idle clients do not fill the table.
 pub async fn serve<L>(mut listener: L, router: Router, token: CancellationToken)
 where
     L: Listener<Addr: 'static>,
@@ -86,11 +86,11 @@ where
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
-        // accept() of the trait never fails: it waits and tries again
+        // accept() of this trait never fails: it logs, waits and tries again
         let (stream, address) = tokio::select! {
             () = token.cancelled() => break,
             accepted = listener.accept() => accepted,
-            // keeps the table of tasks small while nobody comes
+            // frees ended tasks while no client connects
             Some(_ended) = connections.join_next() => continue,
         };
         let (slot, _evicted) = slots.enter(peer_of(&address), MAX_CONNECTIONS);
@@ -101,7 +101,7 @@ where
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEADER_TIMEOUT)
                 .serve_connection(TokioIo::new(stream), service);
-            // a client that leaves early is its own affair
+            // an error means that the client closed the connection, which needs no action
             let limited = tokio::time::timeout(CONNECTION_LIMIT, connection);
             tokio::select! {
                 () = slot.evicted.cancelled() => {}
@@ -118,20 +118,20 @@ fn peer_of(address: &dyn Any) -> Peer {
     address.map_or_else(Peer::default, |address| address.ip().into())
 }
 
-/// What a probe was told.
+/// The response to a probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
+pub struct Response {
     /// HTTP status.
     pub status: u16,
-    /// Body, as far as it is text.
+    /// Body; bytes that are not UTF-8 are replaced.
     pub body: String,
 }
 
-/// Why a probe got no answer.
+/// Why a probe got no response.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
-    /// The socket could not be used.
-    #[error("cannot talk over {path}")]
+    /// Connecting, writing or reading failed.
+    #[error("cannot send a request over {path}; does the program run?")]
     Io {
         /// The socket.
         path: String,
@@ -139,45 +139,46 @@ pub enum ProbeError {
         #[source]
         source: io::Error,
     },
-    /// No answer in time.
-    #[error("no answer over {path} within {limit:?}")]
+    /// No response within the limit.
+    #[error("no response over {path} within {limit:?}")]
     TimedOut {
         /// The socket.
         path: String,
-        /// How long it was waited for.
+        /// The limit.
         limit: Duration,
     },
-    /// Something else than HTTP answers.
-    #[error("no HTTP answer over {path}")]
+    /// The response is not HTTP.
+    #[error("the response over {path} is not HTTP")]
     NotHttp {
         /// The socket.
         path: String,
     },
 }
 
-/// Asks an admin server on a unix socket, e.g. for `/readyz`: what an exec probe runs.
-pub async fn probe(socket: &Path, route: &str, limit: Duration) -> Result<Answer, ProbeError> {
+/// Sends a request to an admin server on a unix socket, for example for `/readyz`. An exec probe
+/// runs it.
+pub async fn probe(socket: &Path, route: &str, limit: Duration) -> Result<Response, ProbeError> {
     let path = socket.display().to_string();
     match tokio::time::timeout(limit, exchange(socket, route)).await {
         Err(_elapsed) => Err(ProbeError::TimedOut { path, limit }),
         Ok(Err(source)) => Err(ProbeError::Io { path, source }),
-        Ok(Ok(bytes)) => parse_answer(&bytes).ok_or(ProbeError::NotHttp { path }),
+        Ok(Ok(bytes)) => parse_response(&bytes).ok_or(ProbeError::NotHttp { path }),
     }
 }
 
 async fn exchange(socket: &Path, route: &str) -> io::Result<Vec<u8>> {
     let mut stream = UnixStream::connect(socket).await?;
-    let question = format!("GET {route} HTTP/1.0\r\nHost: localhost\r\n\r\n");
-    stream.write_all(question.as_bytes()).await?;
-    let mut answer = Vec::new();
+    let request = format!("GET {route} HTTP/1.0\r\nHost: localhost\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut response = Vec::new();
     stream
-        .take(MAX_PROBE_ANSWER)
-        .read_to_end(&mut answer)
+        .take(MAX_PROBE_RESPONSE)
+        .read_to_end(&mut response)
         .await?;
-    Ok(answer)
+    Ok(response)
 }
 
-fn parse_answer(bytes: &[u8]) -> Option<Answer> {
+fn parse_response(bytes: &[u8]) -> Option<Response> {
     let text = String::from_utf8_lossy(bytes);
     let (head, body) = text.split_once("\r\n\r\n")?;
     let mut words = head.lines().next()?.split(' ');
@@ -185,7 +186,7 @@ fn parse_answer(bytes: &[u8]) -> Option<Answer> {
         .next()?
         .starts_with("HTTP/1.")
         .then(|| words.next())??;
-    Some(Answer {
+    Some(Response {
         status: status.parse().ok()?,
         body: body.to_owned(),
     })

@@ -1,31 +1,31 @@
-//! No call to the outside without an end.
+//! Time limits for calls to other programs.
 
 use std::future::Future;
 use std::time::Duration;
 
-/// Why a call to the outside failed.
+/// Why a call to another program failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CallError<E: std::error::Error + 'static> {
-    /// No answer in time; whether it had an effect is unknown.
-    #[error("{what}: no answer within {limit:?}")]
+    /// No response within the limit. Whether the call had an effect is unknown.
+    #[error("{what}: no response within {limit:?}")]
     TimedOut {
         /// The call.
         what: &'static str,
-        /// How long it was waited for.
+        /// The limit.
         limit: Duration,
     },
-    /// An answer that is an error.
+    /// The response is an error.
     #[error("{what} failed")]
     Failed {
         /// The call.
         what: &'static str,
-        /// The answer.
+        /// The error.
         #[source]
         source: E,
     },
 }
 
-/// Runs a call to the outside, giving up after `limit`.
+/// Runs a call to another program, at most for `limit`.
 pub async fn within<T, E>(
     limit: Duration,
     what: &'static str,
@@ -41,14 +41,15 @@ where
     }
 }
 
-/// An error with all its causes on one line, for logs: error texts here do not repeat their cause.
+/// Returns an error with all its causes on one line, for logs: the errors of this project do not
+/// repeat their cause.
 #[must_use]
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {
         let inner_text = inner.to_string();
-        // some libraries do repeat it
+        // those of some libraries do
         if !text.ends_with(&inner_text) {
             text.push_str(": ");
             text.push_str(&inner_text);

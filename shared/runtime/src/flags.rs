@@ -1,11 +1,11 @@
-//! Values that flags and environment variables carry.
+//! Values of flags and environment variables.
 
 use std::time::Duration;
 
 /// Units of a duration, longest first, in seconds.
 const UNITS: [(&str, u64); 4] = [("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)];
 
-/// Reads `30s`, `5m`, `12h`, `365d` or `250ms`: one whole number and one unit.
+/// Parses `30s`, `5m`, `12h`, `365d` or `250ms`: one whole number and one unit.
 pub fn duration(text: &str) -> Result<Duration, InvalidDuration> {
     let invalid = || InvalidDuration(text.chars().take(40).collect());
     if let Some(number) = text.strip_suffix("ms") {
@@ -25,9 +25,9 @@ pub fn duration(text: &str) -> Result<Duration, InvalidDuration> {
         .ok_or_else(invalid)
 }
 
-/// Text that is no duration.
+/// Text that is not a duration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no duration: write 250ms, 30s, 5m, 12h or 365d")]
+#[error("{0:?} is not a duration: write 250ms, 30s, 5m, 12h or 365d")]
 pub struct InvalidDuration(String);
 
 #[cfg(test)]

@@ -1,14 +1,21 @@
-//! What every long-running program of portmapping needs and none should write twice: log, health
-//! and metrics, readiness, shutdown, a Kubernetes client that cannot hang.
+//! What every long-running program of portmapping needs: log, health and metrics, readiness, tasks
+//! and signals, a Kubernetes client with time limits.
+//!
+//! This crate owns the start and the end of a program, its admin listener, the table of connections,
+//! and the way to the API server. It must not know pods, ports, certificates of the webhook, or what
+//! its programs do.
 //!
 //! ```text
 //! Readiness handles --+
 //! Registry -----------+--> admin::router --> admin::serve (TCP or unix socket) <-- admin::probe
 //! extra routes -------+
-//! signals --> Supervisor --> CancellationToken --> every task
-//! ```
 //!
-//! It knows nothing of pods, ports or certificates.
+//! signals --------------+
+//! a new CA (client) ----+--> CancellationToken --> every task --> Supervisor::run returns
+//! a task that fails ----+
+//!
+//! service account --> client::ApiServer --> client for calls, client for watches
+//! ```
 
 pub mod admin;
 pub mod client;

@@ -5,22 +5,22 @@ use std::io;
 use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
-/// How log lines look.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
     /// Plain text.
     Text,
 }
 
-/// Flags of the log; flatten them into a program's own.
+/// Flags of the log, to flatten into those of a program.
 #[derive(Args, Clone, Debug)]
 pub struct LogArgs {
     /// What to log: a level, or directives such as `info,kube=debug`
     #[arg(long = "log", env = "PORTMAPPING_LOG", default_value = "info")]
     pub filter: EnvFilterText,
-    /// How log lines look
+    /// Format of log lines
     #[arg(
         long = "log-format",
         env = "PORTMAPPING_LOG_FORMAT",
@@ -30,7 +30,7 @@ pub struct LogArgs {
     pub format: LogFormat,
 }
 
-/// Filter directives that have been parsed once, so that a mistake is told before anything runs.
+/// Filter directives that were parsed once, so that a mistake ends the program before it starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EnvFilterText(String);
 
@@ -42,14 +42,14 @@ impl std::str::FromStr for EnvFilterText {
     }
 }
 
-/// Starts the log. The first call counts; later ones (tests) change nothing.
+/// Starts the log. Later calls in the same process (tests) have no effect.
 pub fn init(args: &LogArgs) {
     let filter = EnvFilter::new(&args.filter.0);
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
         .with_target(false);
-    // an error here means that a log is running already, which is what was asked for
+    // an error means that the log was started before
     let _ = match args.format {
         LogFormat::Json => builder
             .json()

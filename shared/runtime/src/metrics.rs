@@ -1,4 +1,4 @@
-//! The registry of a program's metrics, and its text form.
+//! The registry of a program's metrics, and its text format.
 
 use std::fmt;
 
@@ -6,16 +6,16 @@ use portmapping_shared::contract::METRIC_PREFIX;
 use prometheus_client::encoding::text;
 use prometheus_client::registry::Registry;
 
-/// Content type of [`encode`]'s text, as the `OpenMetrics` specification 1.0 names it.
+/// Content type of the text of [`encode`]; from the `OpenMetrics` specification 1.0.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// An empty registry; every metric in it is named `portmapping_...`.
+/// Returns an empty registry; every metric in it is named `portmapping_...`.
 #[must_use]
 pub fn registry() -> Registry {
     Registry::with_prefix(METRIC_PREFIX)
 }
 
-/// All metrics as text.
+/// Returns all metrics as text.
 pub fn encode(registry: &Registry) -> Result<String, fmt::Error> {
     let mut out = String::new();
     text::encode(&mut out, registry)?;

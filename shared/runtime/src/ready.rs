@@ -1,22 +1,22 @@
-//! Readiness: the program is ready while every named part says so.
+//! Readiness: a program is ready while all its named parts are.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-/// What a part says of itself; None once it is ready.
+/// What a part waits for; None while it is ready.
 type Waiting = Option<String>;
 
-/// All parts that must be ready; cheap to clone.
+/// The parts of a program that must be ready; cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Readiness {
     parts: Arc<Mutex<BTreeMap<&'static str, Waiting>>>,
 }
 
 impl Readiness {
-    /// Adds a part, not ready yet. Take all handles before the admin server starts, else the
-    /// program looks ready in between.
+    /// Adds a part, which is not ready yet. Take all handles before the admin server starts: otherwise
+    /// the program looks ready in between.
     #[must_use]
     pub fn handle(&self, name: &'static str) -> ReadyHandle {
         let handle = ReadyHandle {
@@ -27,7 +27,7 @@ impl Readiness {
         handle
     }
 
-    /// The parts that are not ready, each with its reason; empty when the program is ready.
+    /// Returns the parts that are not ready, each with its reason; empty when the program is ready.
     #[must_use]
     pub fn pending(&self) -> Vec<String> {
         let parts = self.parts.lock();
@@ -38,7 +38,7 @@ impl Readiness {
     }
 }
 
-/// One part's say. Dropping it changes nothing: what was ready stays ready.
+/// Sets the readiness of one part. Dropping it changes nothing: a part that was ready stays ready.
 #[derive(Debug)]
 pub struct ReadyHandle {
     name: &'static str,
@@ -46,12 +46,12 @@ pub struct ReadyHandle {
 }
 
 impl ReadyHandle {
-    /// The part is ready, until it says otherwise.
+    /// Makes the part ready.
     pub fn ready(&self) {
         self.set(None);
     }
 
-    /// The part is not ready, and why: a few words for whoever reads `/readyz`.
+    /// Makes the part not ready; `/readyz` shows the reason.
     pub fn wait_for(&self, why: impl Into<String>) {
         self.set(Some(why.into()));
     }
@@ -65,7 +65,7 @@ impl ReadyHandle {
 
     fn set(&self, now: Waiting) {
         let before = self.readiness.parts.lock().insert(self.name, now.clone());
-        // a handle's first word says nothing that anybody waits for
+        // a new handle is not worth a log line
         let Some(before) = before else { return };
         match now {
             None if before.is_some() => tracing::info!(part = self.name, "ready"),

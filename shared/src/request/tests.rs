@@ -149,14 +149,17 @@ fn a_refusal_quotes_the_value_explains_and_shows_a_valid_one() {
         ),
         (
             r#"[{"containerPort":80,"hostPrt":1}]"#,
-            "unknown field `hostPrt`",
+            r#"entry 1: the key "hostPrt" is unknown; known are containerPort, protocol, hostIP"#,
         ),
         (
             r#"[{"containerPort":80,"protocol":"tcp"}]"#,
-            "unknown variant `tcp`",
+            r#"entry 1: protocol "tcp" is not "TCP", "UDP" or "SCTP""#,
         ),
         ("[]", "it lists no port"),
-        ("yes please", "expected value"),
+        (
+            "yes please",
+            "it is neither empty nor a list in square brackets",
+        ),
         (
             r#"[{"containerPort":5,"hostIP":"10.0.0.1"},{"containerPort":5,"hostIP":"10.0.0.2"}]"#,
             "port 5/TCP is asked for with two different hostIPs",
@@ -175,6 +178,132 @@ fn a_refusal_quotes_the_value_explains_and_shows_a_valid_one() {
             "{message}"
         );
     }
+}
+
+#[test]
+fn refusals_are_in_the_users_terms() {
+    let cases = [
+        ("true", "it is a boolean, not a list in square brackets"),
+        ("8080", "it is a number, not a list in square brackets"),
+        (
+            "{\"containerPort\":80}",
+            "it is an object, not a list in square brackets",
+        ),
+        (
+            "[{\"containerPort\":80]",
+            "it is not valid JSON: line 1, column 21",
+        ),
+        (
+            "[80]",
+            "entry 1: it is a number, not an object such as {\"containerPort\":9040}",
+        ),
+        (
+            "[{\"containerPort\":80},{}]",
+            "entry 2: containerPort is missing",
+        ),
+        (
+            "[{\"containerPort\":null}]",
+            "entry 1: containerPort is null, not a port number",
+        ),
+        (
+            "[{\"containerPort\":1.5}]",
+            "entry 1: containerPort 1.5 is not a port",
+        ),
+        (
+            "[{\"containerPort\":-1}]",
+            "entry 1: containerPort -1 is not a port",
+        ),
+        (
+            "[{\"containerPort\":\"WEB\"}]",
+            "entry 1: containerPort \"WEB\" is not a port name",
+        ),
+        (
+            "[{\"containerPort\":80,\"protocol\":6}]",
+            "entry 1: protocol is a number, not",
+        ),
+        (
+            "[{\"containerPort\":80,\"hostIP\":[]}]",
+            "entry 1: hostIP is a list, not an IP address",
+        ),
+        (
+            "[{\"containerPort\":80,\"containerPort\":81}]",
+            "an entry has the same key twice",
+        ),
+        (
+            "[{\"containerPort\":\"web\",\"protocol\":\"UDP\"}]",
+            "declares a UDP port named \"web\"",
+        ),
+    ];
+    for (value, expected) in cases {
+        let message = refusal(value);
+        assert!(message.contains(expected), "{message}");
+        for library in [
+            "expected ",
+            "invalid type",
+            "invalid value",
+            "unknown field",
+            "variant",
+        ] {
+            assert!(!message.contains(library), "{message}");
+        }
+    }
+}
+
+/// The last value in a message, which must work for the pod.
+fn example(message: &str) -> &str {
+    let (_, advice) = message.rsplit_once("; write ").expect("advice");
+    let begin = advice.find("[{").expect("an example");
+    let end = advice.find("}]").expect("an example");
+    &advice[begin..end + 2]
+}
+
+#[test]
+fn the_example_in_a_refusal_works_for_the_pod() {
+    let specs = [
+        "{}",
+        r#"{"containers":[{"ports":[{"containerPort":53,"protocol":"UDP"}]}]}"#,
+        r#"{"containers":[{"ports":[{"containerPort":80,"hostIP":"10.0.0.1"},{"containerPort":80,"hostIP":"10.0.0.2"}]}]}"#,
+        r#"{"containers":[{"ports":[{"containerPort":9040,"hostIP":"10.0.0.1"},{"containerPort":9040,"hostIP":"10.0.0.2"}]}]}"#,
+    ];
+    for text in specs {
+        let spec: PodSpec = serde_json::from_str(text).unwrap();
+        for max in [1, MAX] {
+            let message = PortRequest::resolve("yes", &spec, max)
+                .unwrap_err()
+                .to_string();
+            let works = PortRequest::resolve(example(&message), &spec, max);
+            assert_eq!(works.map(|it| it.ports.len()), Ok(1), "{text}: {message}");
+            let all = PortRequest::resolve("", &spec, max);
+            let all = all.is_ok_and(|it| !it.ports.is_empty());
+            assert_eq!(message.contains("write \"\" for"), all, "{text}: {message}");
+        }
+    }
+}
+
+#[test]
+fn too_many_declared_ports_do_not_get_the_advice_to_ask_for_all() {
+    let container = crate::pod::Container {
+        ports: (1..=65)
+            .map(|container_port| DeclaredPort {
+                container_port,
+                ..DeclaredPort::default()
+            })
+            .collect(),
+        ..Default::default()
+    };
+    let spec = PodSpec {
+        containers: vec![container],
+        ..PodSpec::default()
+    };
+    let message = PortRequest::resolve("", &spec, MAX)
+        .unwrap_err()
+        .to_string();
+    assert!(message.contains("it asks for 65 ports"), "{message}");
+    assert!(!message.contains("write \"\""), "{message}");
+    assert_eq!(
+        example(&message),
+        r#"[{"containerPort":1,"protocol":"TCP"}]"#
+    );
 }
 
 #[test]

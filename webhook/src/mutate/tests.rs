@@ -3,7 +3,7 @@
 use portmapping_shared::contract::DEFAULT_MAX_PORTS;
 use serde_json::{Value, json};
 
-use super::{COPIED_RESULT, NO_PORTS, Reason, Verdict, judge};
+use super::{CHOSEN_HOST_PORT, COPIED_RESULT, NO_PORTS, Reason, Verdict, WINDOWS, judge};
 use crate::pod::Pod;
 
 const RESULT: &str = r#"[{"hostPort":23817,"containerPort":9040,"protocol":"TCP","podName":"hello-0","podIP":"10.244.1.7"}]"#;
@@ -24,7 +24,7 @@ fn verdict(pod: &Value) -> Verdict {
 }
 
 /// The pod as it is stored, with reason and warnings.
-fn admitted(mut pod: Value) -> (Value, Reason, Vec<&'static str>) {
+fn admitted(mut pod: Value) -> (Value, Reason, Vec<String>) {
     let Verdict::Allow {
         reason,
         patch,
@@ -78,7 +78,7 @@ fn a_pod_that_asks_gets_request_mark_and_readiness_gate() {
         json!(r#"[{"containerPort":9040,"protocol":"TCP"}]"#);
     expected["spec"]["readinessGates"] = json!([gate()]);
     assert_eq!(stored, expected);
-    assert_eq!((reason, warnings), (Reason::PortsRequested, vec![]));
+    assert_eq!((reason, warnings), (Reason::PortsRequested, Vec::new()));
 }
 
 #[test]
@@ -139,10 +139,90 @@ fn a_copied_result_is_reset_and_its_per_port_annotations_are_removed() {
         "tkestack.io/portmapping-request": r#"[{"containerPort":9040,"protocol":"TCP"}]"#,
     });
     assert_eq!(stored["metadata"]["annotations"], expected);
+    assert_eq!(reason, Reason::ResultReset);
+    assert_eq!(warnings, [COPIED_RESULT]);
+}
+
+#[test]
+fn a_chosen_host_port_is_reset_with_a_warning_that_names_the_field_for_it() {
+    let value = r#"[{"containerPort":9040,"hostPort":7001}]"#;
+    let asking = pod(&json!({ "tkestack.io/portmapping": value }), &one_port());
+    let (stored, reason, warnings) = admitted(asking);
     assert_eq!(
-        (reason, warnings),
-        (Reason::ResultReset, vec![COPIED_RESULT])
+        stored["metadata"]["annotations"]["tkestack.io/portmapping"],
+        ""
     );
+    assert_eq!(reason, Reason::ResultReset);
+    assert_eq!(warnings, [CHOSEN_HOST_PORT]);
+    assert!(CHOSEN_HOST_PORT.contains("ports[].hostPort"));
+}
+
+#[test]
+fn a_windows_pod_is_admitted_unchanged_with_a_warning() {
+    let mut by_os = one_port();
+    by_os["os"] = json!({ "name": "windows" });
+    let mut by_selector = one_port();
+    by_selector["nodeSelector"] = json!({ "a": "b", "kubernetes.io/os": "windows" });
+    for spec in [by_os, by_selector] {
+        for value in ["", r#"[{"containerPort":9040}]"#] {
+            let asking = pod(&json!({ "tkestack.io/portmapping": value }), &spec);
+            let (stored, reason, warnings) = admitted(asking.clone());
+            assert_eq!(stored, asking);
+            assert_eq!(
+                (reason, warnings.as_slice()),
+                (Reason::WindowsPod, &[WINDOWS.to_owned()][..])
+            );
+        }
+    }
+    let mut linux = one_port();
+    linux["os"] = json!({ "name": "linux" });
+    linux["nodeSelector"] = json!({ "kubernetes.io/os": "linux" });
+    let (_, reason, _) = admitted(pod(&json!({ "tkestack.io/portmapping": "" }), &linux));
+    assert_eq!(reason, Reason::PortsRequested);
+}
+
+#[test]
+fn a_protocol_that_the_port_is_not_declared_with_is_warned_of() {
+    let spec = json!({ "containers": [{ "ports": [
+        { "containerPort": 9040 },
+        { "containerPort": 53, "protocol": "UDP" },
+        { "containerPort": 53, "protocol": "TCP" },
+    ] }] });
+    let warnings = |value: &str| {
+        let asking = pod(&json!({ "tkestack.io/portmapping": value }), &spec);
+        let (stored, reason, warnings) = admitted(asking);
+        assert_eq!(reason, Reason::PortsRequested);
+        let mark = &stored["metadata"]["annotations"]["tkestack.io/portmapping-request"];
+        assert!(mark.is_string(), "the request is resolved all the same");
+        warnings
+    };
+    let warning = &warnings(r#"[{"containerPort":9040,"protocol":"UDP"}]"#)[0];
+    assert!(
+        warning.contains("declares port 9040 as TCP") && warning.contains("UDP"),
+        "{warning}"
+    );
+    for value in [
+        r#"[{"containerPort":9040,"protocol":"TCP"}]"#,
+        r#"[{"containerPort":9040}]"#,
+        r#"[{"containerPort":53,"protocol":"TCP"}]"#,
+        r#"[{"containerPort":53,"protocol":"UDP"}]"#,
+        r#"[{"containerPort":1000,"protocol":"UDP"}]"#,
+    ] {
+        assert_eq!(warnings(value), [""; 0], "{value}");
+    }
+}
+
+#[test]
+fn warnings_are_not_cut_by_the_api_server() {
+    for warning in [COPIED_RESULT, CHOSEN_HOST_PORT, NO_PORTS, WINDOWS] {
+        // k8s.io/apiserver/pkg/endpoints/filters/warning.go
+        assert!(warning.len() <= 256, "{warning}");
+    }
+}
+
+#[test]
+fn the_warning_about_missing_ports_leaves_room_for_an_injected_sidecar() {
+    assert!(NO_PORTS.contains("unless another webhook adds a container"));
 }
 
 #[test]
@@ -156,7 +236,8 @@ fn a_pod_without_ports_is_admitted_with_a_warning_and_loses_its_mark() {
             json!({ "tkestack.io/portmapping": "" })
         );
         assert_eq!(stored["spec"], spec);
-        assert_eq!((reason, warnings), (Reason::NoPorts, vec![NO_PORTS]));
+        assert_eq!(reason, Reason::NoPorts);
+        assert_eq!(warnings, [NO_PORTS]);
     }
     let copied = pod(&json!({ "tkestack.io/portmapping": RESULT }), &json!({}));
     let (stored, _, warnings) = admitted(copied);
@@ -197,10 +278,10 @@ fn host_network_pods_and_static_host_ports_get_mark_and_gate() {
 #[test]
 fn an_invalid_value_is_denied_with_a_message_that_helps() {
     for (annotation, expected) in [
-        ("yes please", "expected value"),
-        ("{}", "expected"),
+        ("yes please", "it is neither empty nor a list"),
+        ("{}", "it is an object, not a list"),
         ("[]", "it lists no port"),
-        ("[{}]", "containerPort"),
+        ("[{}]", "entry 1: containerPort is missing"),
         (r#"[{"containerPort":0}]"#, "containerPort"),
         (r#"[{"containerPort":70000}]"#, "containerPort"),
         (
@@ -212,7 +293,10 @@ fn an_invalid_value_is_denied_with_a_message_that_helps() {
             r#"[{"containerPort":80,"hostIP":"localhost"}]"#,
             "is not an IP address",
         ),
-        (r#"[{"containerPort":80,"extra":1}]"#, "unknown field"),
+        (
+            r#"[{"containerPort":80,"extra":1}]"#,
+            "the key \"extra\" is unknown",
+        ),
         (r#"[{"\u0063ontainerPort":80}]"#, "it contains a backslash"),
     ] {
         let message = denied(annotation, &one_port());
@@ -234,7 +318,12 @@ fn more_ports_than_allowed_are_denied() {
         .map(|port| json!({ "containerPort": port }))
         .collect();
     let spec = json!({ "containers": [{ "ports": ports }] });
-    assert!(denied("", &spec).contains("it asks for 65 ports, more than the 64"));
+    let message = denied("", &spec);
+    assert!(
+        message.contains("it asks for 65 ports, more than the 64"),
+        "{message}"
+    );
+    assert!(!message.contains("write \"\""), "{message}");
 }
 
 #[test]

@@ -1,3 +1,5 @@
+use std::io::Read;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -7,7 +9,8 @@ use portmapping_runtime::metrics as text;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
-use super::{Limits, router};
+use super::{Limits, Service, router};
+use crate::body::Budget;
 use crate::metrics::Metrics;
 
 const LIMITS: Limits = Limits {
@@ -145,4 +148,44 @@ async fn counts_reviews_by_outcome_and_measures_their_time() {
     ] {
         assert!(text.contains(line), "{line} is not in\n{text}");
     }
+}
+
+/// What the program logs in its default format while `act` runs.
+fn logged(act: impl FnOnce()) -> String {
+    let (mut log, writer) = std::io::pipe().unwrap();
+    let subscriber = tracing_subscriber::fmt()
+        .json()
+        .flatten_event(true)
+        .with_writer(Arc::new(writer))
+        .finish();
+    tracing::subscriber::with_default(subscriber, act);
+    let mut text = String::new();
+    log.read_to_string(&mut text).unwrap();
+    text
+}
+
+#[test]
+fn a_denial_is_logged_with_names_quoted_once() {
+    let mut body = review("yes");
+    body["request"]["namespace"] = json!("games");
+    body["request"]["object"]["metadata"]["name"] = json!("hello\n0");
+    let review = crate::review::parse(body.to_string().as_bytes()).unwrap();
+    let service = Service {
+        limits: LIMITS,
+        budget: Budget::new(LIMITS.body_bytes),
+        metrics: Metrics::default(),
+    };
+    let line = logged(|| drop(service.judge(&review)));
+    let line: Value = serde_json::from_str(&line).expect("one line of JSON");
+    assert_eq!(line["message"], "pod denied");
+    assert_eq!(
+        (&line["uid"], &line["namespace"]),
+        (&json!("u"), &json!("games"))
+    );
+    assert_eq!(line["name"], "hello\n0");
+    let reason = line["reason"].as_str().unwrap();
+    assert!(
+        reason.starts_with("tkestack.io/portmapping: 'yes' is"),
+        "{reason}"
+    );
 }

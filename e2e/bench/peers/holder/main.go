@@ -1,4 +1,4 @@
-// Holds ports the way a CNI daemon in Go does: one listener per port, in one process. Says when it
+// Holds ports as a CNI daemon in Go does: one listener per port, in one process. Prints a line when it
 // has them all, and holds them until its standard input ends.
 package main
 

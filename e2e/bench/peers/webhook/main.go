@@ -54,7 +54,7 @@ func (m *mutator) Handle(_ context.Context, request admission.Request) admission
 	if err != nil {
 		return admission.Errored(http.StatusInternalServerError, err)
 	}
-	if m.wholeObject { // the usual idiom: change the object, and let the library find out what changed
+	if m.wholeObject { // the usual way: change the object, and let the library compute the difference
 		pod.Annotations[mark] = string(text)
 		pod.Spec.ReadinessGates = append(pod.Spec.ReadinessGates, corev1.PodReadinessGate{ConditionType: annotation})
 		changed, err := json.Marshal(pod)
@@ -63,7 +63,7 @@ func (m *mutator) Handle(_ context.Context, request admission.Request) admission
 		}
 		return admission.PatchResponseFromRaw(request.Object.Raw, changed)
 	}
-	// hand-written operations: what a careful team does
+	// hand-written operations, which are cheaper
 	gate := map[string]string{"conditionType": annotation}
 	operation := jsonpatch.NewOperation("add", "/spec/readinessGates", []any{gate})
 	if pod.Spec.ReadinessGates != nil {

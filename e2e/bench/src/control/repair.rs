@@ -1,5 +1,5 @@
-//! Somebody alters our rules: how long until the kernel's announcement of it is heard, and until all
-//! is repaired. iptables-legacy announces nothing, and so has no part in this.
+//! Another program alters our rules: how long until the kernel's notification arrives, and until all
+//! is repaired. iptables-legacy sends no notifications, so it is not measured.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -20,12 +20,12 @@ use crate::stats::median;
 const SAMPLES: usize = 11;
 /// From the start of the program that does the damage, in ms.
 const BAR: Bar = Bar::AtMost(50.0);
-/// Longest time until an announcement is heard.
+/// Longest time until a notification arrives.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Nothing heard for so long: what was done before is over, and the pause that looks make is too.
+/// No notification for so long: earlier changes are over, and so is the pause between two reads.
 const QUIET: Duration = Duration::from_millis(400);
 
-/// Rows for the backends whose rules cannot be altered in silence, with so many mappings present.
+/// Rows for the backends that notify of changes, with so many mappings present.
 pub(super) fn measure(count: u16) -> Result<Vec<Row>> {
     let ports = LAST_PORT - count + 1..=LAST_PORT;
     let desired: BTreeSet<Mapping> = ports
@@ -59,8 +59,7 @@ pub(super) fn measure(count: u16) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Every sample has a node and a driver of its own: whoever is damaged again and again takes its
-/// time.
+/// Every sample has its own node and driver: a driver backs off after repeated damage.
 fn sample(backend: Backend, desired: &BTreeSet<Mapping>, damage: &str) -> Result<(f64, f64)> {
     let netns = Lab::new()?.node()?.netns;
     let mut driver = backend.open(&netns)?;
@@ -74,7 +73,7 @@ fn sample(backend: Backend, desired: &BTreeSet<Mapping>, damage: &str) -> Result
     let start = Instant::now();
     netns.sh(damage)?;
     if !hints.heard_within(PATIENCE) {
-        bail!("nobody heard of: {damage}");
+        bail!("no notification arrived after: {damage}");
     }
     let heard = ms(start);
     driver.restore(&netns, desired)?;
@@ -83,7 +82,7 @@ fn sample(backend: Backend, desired: &BTreeSet<Mapping>, damage: &str) -> Result
     Ok((heard, repaired))
 }
 
-/// When to look, as the enforcer is told.
+/// The hints to read the rules again, as the enforcer gets them.
 struct Hints {
     runtime: Runtime,
     changed: watch::Receiver<u64>,

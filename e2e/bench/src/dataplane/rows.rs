@@ -2,7 +2,7 @@
 
 use portmapping_shared::Protocol::{self, Tcp, Udp};
 
-use super::{COUNTS, Carrier, Case, MOST, Measured, PEERS};
+use super::{COUNTS, Carrier, Case, Measured, PEERS};
 use crate::ours::Backend;
 use crate::report::{Bar, Report, Row};
 use crate::stats::{median, ratio};
@@ -91,12 +91,13 @@ fn rows(backend: Backend, tables: &mut Tables<'_>) {
         |mappings, protocol, unmapped| case(Carrier::Ours(backend), mappings, protocol, unmapped);
     let plain = |carrier, protocol| case(carrier, 0, protocol, false);
     let limit = |protocol| plain(Carrier::RoutedAndTracked, protocol);
+    let most = Carrier::Ours(backend).most();
     let (last, udp, unmapped) = (
-        ours(MOST, Tcp, false),
-        ours(MOST, Udp, false),
-        ours(MOST, Tcp, true),
+        ours(most, Tcp, false),
+        ours(most, Udp, false),
+        ours(most, Tcp, true),
     );
-    let title = format!("{name}: connect p50, last of {MOST}");
+    let title = format!("{name}: connect p50, last of {most}");
     tables.compare(title.clone(), last, limit(Tcp), backend.bars().connect, p50);
     let unmapped_title = format!("{name}: connect p50, port not mapped");
     tables.compare(
@@ -106,7 +107,7 @@ fn rows(backend: Backend, tables: &mut Tables<'_>) {
         Bar::AtMostRatio(1.10),
         p50,
     );
-    let growth = format!("{name}: connect p50, growth to {MOST}");
+    let growth = format!("{name}: connect p50, growth to {most}");
     tables.compare(
         growth,
         last,
@@ -114,7 +115,7 @@ fn rows(backend: Backend, tables: &mut Tables<'_>) {
         Bar::AtMostRatio(1.05),
         p50,
     );
-    let udp_title = format!("{name}: UDP round trip p50, last of {MOST}");
+    let udp_title = format!("{name}: UDP round trip p50, last of {most}");
     tables.compare(
         udp_title.clone(),
         udp,
@@ -122,9 +123,9 @@ fn rows(backend: Backend, tables: &mut Tables<'_>) {
         Bar::AtMostRatio(1.15),
         p50,
     );
-    let tail = format!("{name}: connect p99, last of {MOST}");
+    let tail = format!("{name}: connect p99, last of {most}");
     tables.compare(tail, last, limit(Tcp), Bar::None, p99);
-    for count in COUNTS.into_iter().filter(|count| *count != MOST) {
+    for count in COUNTS.into_iter().filter(|count| *count < most) {
         let title = format!("{name}: connect p50, last of {count}");
         tables.compare(title, ours(count, Tcp, false), limit(Tcp), Bar::None, p50);
     }
@@ -142,8 +143,13 @@ fn rows(backend: Backend, tables: &mut Tables<'_>) {
         Bar::None,
         p50,
     );
-    for peer in PEERS {
-        let most = peer.counts(&COUNTS).into_iter().max().unwrap_or_default();
+    // those that are measured with as many; kube-proxy finds a Service in a map, whatever their number
+    let as_many = |peer: &Carrier| match peer {
+        Carrier::KubeProxyNftables => backend == Backend::Nftables,
+        _ => peer.most() == most,
+    };
+    for peer in PEERS.into_iter().filter(as_many) {
+        let most = peer.most();
         tables.compare(
             title.clone(),
             last,

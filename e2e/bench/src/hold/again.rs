@@ -1,5 +1,5 @@
-//! What follows the loss of a whole enforcer pod: rules that lead to pods, and nobody who holds
-//! their ports. How long after the start of the next process is each of them held again?
+//! A whole enforcer pod is lost: its rules stay, and no process holds their ports. How long after the
+//! start of the next process is each port held again?
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -23,7 +23,7 @@ use super::{LIMIT, keep, start};
 const MAPPED: u16 = 500;
 const ROUNDS: u16 = 9;
 /// From the start of the process, in ms.
-const BAR: Bar = Bar::AtMost(50.0);
+const BAR: Bar = Bar::AtMost(100.0);
 
 /// A row for each kind of rules.
 pub(super) fn run(options: &Options, program: &Path, report: &mut Report) -> Result<()> {

@@ -1,10 +1,10 @@
 //! kube-proxy with a `NodePort` Service per mapping.
 //!
-//! A cluster has 2,768 node ports unless told otherwise, and filling it with 20,000 Services would take
+//! A cluster has 2,768 node ports by default, and filling it with 20,000 Services would take
 //! longer than the benchmark. So the rules are those of a real kube-proxy 1.36 with three Services of
 //! one endpoint each (peers/kube-proxy), the lines of the first one repeated with other names,
-//! addresses and ports; a test turns them into those of the second one. Left out is what counts
-//! packets to 127.0.0.1 (nfacct), which is in kube-proxy's favour.
+//! addresses and ports; a test turns them into those of the second one. The rules that count
+//! packets to 127.0.0.1 (nfacct) are left out, in favour of kube-proxy.
 
 #[cfg(test)]
 use std::collections::BTreeSet;
@@ -17,7 +17,7 @@ use crate::lab::{FIRST_PORT, pod};
 const IPTABLES: &str = include_str!("../../peers/kube-proxy/iptables.rules");
 const NFTABLES: &str = include_str!("../../peers/kube-proxy/nftables.rules");
 
-/// All that tells the rules of one Service from those of another.
+/// Everything that differs between the rules of two Services.
 struct Service {
     name: String,
     /// Of the chains KUBE-SVC-, KUBE-EXT-.
@@ -58,7 +58,7 @@ impl Service {
         }
     }
 
-    /// Text about the recorded Service, said of this one.
+    /// The text of the recorded Service, with the values of this one.
     fn say(&self, line: &str) -> String {
         let from = Self::recorded();
         let mut text = line.to_owned();
@@ -94,7 +94,7 @@ pub(crate) fn iptables(host_ports: &[u16]) -> Rules {
     let mut text = String::new();
     for line in IPTABLES.lines() {
         match service_of(line) {
-            // each recorded line is said of every Service in turn; the order within a chain stays
+            // each recorded line is repeated for every Service; the order within a chain stays
             Some(0) => {
                 for service in &services {
                     text += &service.say(line);
@@ -111,7 +111,7 @@ pub(crate) fn iptables(host_ports: &[u16]) -> Rules {
     Rules::Iptables(Iptables::Nft, text)
 }
 
-/// The rules in nftables mode, for a node that the client knows by `node_address`.
+/// The rules in nftables mode, for a node with this address.
 pub(crate) fn nftables(host_ports: &[u16], node_address: Ipv4Addr) -> Rules {
     let services: Vec<_> = host_ports.iter().map(|port| Service::new(*port)).collect();
     let mut text = nftables_frame(&services, node_address);

@@ -1,6 +1,6 @@
 //! CNI's portmap plugin: Debian's build and the one of the newest Go module, as a container runtime
 //! runs them. 20,000 mappings made by the plugin itself would take hours, so its rules are also
-//! written in bulk; [`verify`] holds them against what the plugin makes.
+//! written in bulk; [`verify`] compares them with those of the plugin.
 
 use std::fmt::Write as _;
 use std::os::unix::fs::symlink;
@@ -20,7 +20,7 @@ use e2e::process;
 
 const NETWORK: &str = "podnet";
 
-/// A build of the plugin with what it works through.
+/// A build of the plugin, and the backend that it uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Debian(Iptables),
@@ -71,14 +71,14 @@ impl Kind {
         };
         let mut lines: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
         if self != Self::NewestNftables {
-            // chains stand in the order of their making, and that says nothing; rules of one do
+            // the order of chains does not matter; the order of rules in a chain does
             lines.sort_by_key(|line| line.split(' ').take(2).collect::<Vec<_>>());
         }
         Ok(lines.join("\n"))
     }
 }
 
-/// The plugins, and where they find the iptables they are to use.
+/// The plugins, and the folders with the iptables that they must use.
 #[derive(Debug)]
 pub(crate) struct Plugins {
     newest: PathBuf,
@@ -182,7 +182,7 @@ fn find(program: &str) -> Result<PathBuf> {
         .with_context(|| format!("{program} is not on the PATH"))
 }
 
-/// Fails unless the plugin makes the very rules that are written in bulk.
+/// Fails unless the plugin makes exactly the rules that are written in bulk.
 pub(crate) fn verify(plugins: &Plugins) -> Result<()> {
     let three = ports(3);
     for kind in Kind::ALL {

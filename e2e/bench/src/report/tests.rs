@@ -17,7 +17,7 @@ fn a_bar_on_the_figure_is_judged_without_a_peer() {
 }
 
 #[test]
-fn what_cannot_be_judged_has_missed_its_bar() {
+fn a_row_that_cannot_be_judged_misses_its_bar() {
     assert!(!Row::new("a", "ms", f64::NAN).bar(Bar::AtMost(1.0)).ok());
     assert!(!Row::new("a", "ms", 1.0).bar(Bar::AtMostRatio(1.0)).ok());
     assert!(Row::new("a", "ms", f64::NAN).ok());
@@ -71,7 +71,7 @@ fn the_table_names_the_peer_and_the_verdict() {
 }
 
 #[test]
-fn a_run_that_reaches_its_bars_is_no_error() {
+fn a_run_that_meets_its_bars_succeeds() {
     let mut report = Report::default();
     report.push(Row::new("add", "ms", 1.0).bar(Bar::AtMost(1.0)));
     report.finish(None).expect("all bars reached");

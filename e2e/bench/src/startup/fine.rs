@@ -1,7 +1,7 @@
 //! Times of files to half a millisecond. The kernel gives a file the time of its last tick, up to
-//! 4 ms ago; but since Linux 6.13 never one before the latest that it has told anybody exactly, which
-//! it does for a file that is changed after somebody looked
-//! (`Documentation/filesystems/multigrain-ts.rst`). So we look at a file, and change it, all the time.
+//! 4 ms ago; but since Linux 6.13 never a time before the latest fine-grained one. A file gets a fine-grained time
+//! when it changes after its time was read (`Documentation/filesystems/multigrain-ts.rst`). So this
+//! reads the time of a file and changes the file, all the time.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -18,7 +18,7 @@ use super::priority;
 /// Between two changes.
 const EVERY: Duration = Duration::from_micros(500);
 
-/// Keeps the times of files fine until it is dropped; before Linux 6.13 it changes nothing.
+/// Keeps file times fine-grained until it is dropped; before Linux 6.13 it has no effect.
 pub(super) struct FineTimes {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<Result<()>>>,
@@ -41,7 +41,7 @@ impl FineTimes {
         Ok(Self { stop, thread })
     }
 
-    /// Ends it, and says whether it has worked.
+    /// Ends the thread; an error if it failed.
     pub(super) fn end(mut self) -> Result<()> {
         self.stop.store(true, Ordering::Relaxed);
         let ended = self.thread.take().map(JoinHandle::join);

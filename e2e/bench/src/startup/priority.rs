@@ -1,4 +1,4 @@
-//! What comes before all else on a machine that stands for a whole cluster and its observer.
+//! Priorities: one machine runs a whole cluster and the process that measures it.
 
 use std::{fs, io};
 
@@ -10,16 +10,16 @@ use e2e::cluster::Cluster;
 
 /// What a write waits for.
 const PROGRAMS: [&str; 2] = ["kube-apiserver", "etcd"];
-/// Nine times the weight of everybody else.
+/// Nine times the scheduler weight of a process of niceness 0.
 const NICENESS: i32 = -10;
 
-/// Whoever notes a time from now on in this thread notes when something came, not when it had a turn.
+/// From now on, this thread records when something happened, not when it was scheduled.
 pub(super) fn favour_this_thread() -> Result<()> {
-    favour(None).context("put the observer before others")
+    favour(None).context("raise the priority of the measuring thread")
 }
 
-/// The API server as if it had cores of its own, as in any cluster: it shares two with the node that
-/// is looked at, and is else busy with what that node does rather than with what is asked of it.
+/// Raises the priority of the API server and etcd. In a real cluster they have their own cores; here they
+/// share two with the measured node.
 pub(super) fn favour_the_api_server(cluster: &Cluster) -> Result<()> {
     for program in PROGRAMS {
         let folder = format!(
@@ -30,9 +30,9 @@ pub(super) fn favour_the_api_server(cluster: &Cluster) -> Result<()> {
         for thread in fs::read_dir(&folder).with_context(|| format!("list {folder}"))? {
             threads.extend(thread?.file_name().to_string_lossy().parse::<i32>().ok());
         }
-        // each thread has its own, which those that it starts inherit
+        // each thread has its own niceness, which threads that it starts inherit
         for thread in threads.into_iter().filter_map(Pid::from_raw) {
-            favour(Some(thread)).with_context(|| format!("put {program} before others"))?;
+            favour(Some(thread)).with_context(|| format!("raise the priority of {program}"))?;
         }
     }
     Ok(())

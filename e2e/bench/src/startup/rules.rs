@@ -1,5 +1,5 @@
-//! When the kernel of a node has which pod's rules, as it announces them itself: `nft monitor` reads
-//! the whole ruleset before it prints, and says so tens of milliseconds late.
+//! When the kernel of a node has the rules of a pod, by its own notifications. `nft monitor` reads the
+//! whole ruleset before it prints, so its output comes tens of milliseconds late.
 
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,12 +19,12 @@ use e2e::cluster::Cluster;
 const NEW_RULE: u16 = 0x0a06;
 /// `NFNLGRP_NFTABLES`, the seventh group.
 const GROUP: u32 = 1 << 6;
-/// Announcements that may wait, in bytes: a change of fifty pods has some ten thousand.
+/// Notifications that may wait, in bytes: a change of fifty pods has some ten thousand.
 const BUFFER: usize = 16 * 1024 * 1024;
-/// What stands before host ports and the uids of their pods: `portmapping:20000=UID 20001=UID`.
+/// What stands before the uid in the comment of a rule: `portmapping:UID`.
 const OWNER: &[u8] = b"portmapping:";
-/// Between two looks at whether the listener is still wanted.
-const LOOK: Duration = Duration::from_millis(200);
+/// How often the listener checks whether it is to stop.
+const POLL: Duration = Duration::from_millis(200);
 
 /// An address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,14 +47,14 @@ impl Family {
 /// A rule that is in the kernel.
 #[derive(Clone, Debug)]
 pub(super) struct Rule {
-    /// When its announcement came.
+    /// When its notification arrived.
     pub(super) seen: SystemTime,
     pub(super) family: Family,
     /// The uid of its pod.
     pub(super) owner: String,
 }
 
-/// Notes the rules of pods, until it is dropped.
+/// Records the rules of pods until it is dropped.
 pub(super) struct Rules {
     heard: Arc<Mutex<Heard>>,
     stop: Arc<AtomicBool>,
@@ -67,8 +67,8 @@ struct Heard {
 }
 
 impl Rules {
-    /// Listens on every processor: one that is long in the kernel lets no listener run, and then the
-    /// other's time counts.
+    /// Listens on every processor: while one is busy in the kernel its listener does not run, and the
+    /// time of the other counts.
     pub(super) fn watch(cluster: &Cluster, node: &str) -> Result<Self> {
         let path = format!("/proc/{}/ns/net", cluster.pid(node)?);
         let heard = Arc::new(Mutex::new(Heard::default()));
@@ -79,12 +79,12 @@ impl Rules {
             .collect();
         for processor in allowed {
             let network = File::open(&path).with_context(|| format!("open {path}"))?;
-            let (notes, until) = (Arc::clone(&heard), Arc::clone(&stop));
+            let (records, until) = (Arc::clone(&heard), Arc::clone(&stop));
             let (ready, opened) = mpsc::channel();
             thread::spawn(move || match open(network, processor) {
                 Ok(socket) => {
                     let _ = ready.send(Ok(()));
-                    listen(socket, &notes, &until);
+                    listen(socket, &records, &until);
                 }
                 Err(error) => {
                     let _ = ready.send(Err(error));
@@ -95,11 +95,11 @@ impl Rules {
         Ok(Self { heard, stop })
     }
 
-    /// What was announced so far, the earliest first; an error if anything was lost.
+    /// The rules so far, the earliest first; an error if a notification was lost.
     pub(super) fn seen(&self) -> Result<Vec<Rule>> {
         let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(error) = &heard.error {
-            bail!("announcements of rules were not heard: {error}");
+            bail!("notifications of rules were lost: {error}");
         }
         let mut rules = heard.rules.clone();
         rules.sort_by_key(|rule| rule.seen);
@@ -121,7 +121,7 @@ fn open(network: File, processor: usize) -> Result<Socket> {
     sched_setaffinity(Pid::from_raw(0), &only).context("stay on a processor")?;
     priority::favour_this_thread()?;
     let options = Options {
-        deadline: LOOK,
+        deadline: POLL,
         receive_buffer: BUFFER,
         groups: GROUP,
         ..Options::default()
@@ -132,7 +132,7 @@ fn open(network: File, processor: usize) -> Result<Socket> {
 fn listen(mut socket: Socket, heard: &Mutex<Heard>, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         let mut rules = Vec::new();
-        let outcome = socket.hear(|message| rules.extend(self::rules(message)));
+        let outcome = socket.hear(|message| rules.extend(rule(message)));
         let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
         heard.rules.extend(rules);
         match outcome {
@@ -142,30 +142,24 @@ fn listen(mut socket: Socket, heard: &Mutex<Heard>, stop: &AtomicBool) {
     }
 }
 
-/// The pods' rules that a message announces: a comment says whose some host ports are.
-fn rules(message: &Message<'_>) -> Vec<Rule> {
+/// The rule of a pod that a message announces: a comment names the pod.
+fn rule(message: &Message<'_>) -> Option<Rule> {
+    if message.kind != NEW_RULE {
+        return None;
+    }
     // nfgenmsg: the family is its first byte
-    let family = match message.payload.first() {
-        Some(2) => Family::V4,
-        Some(10) => Family::V6,
-        _ => return Vec::new(),
+    let family = match message.payload.first()? {
+        2 => Family::V4,
+        10 => Family::V6,
+        _ => return None,
     };
     let mut places = message.payload.windows(OWNER.len());
-    let (Some(at), NEW_RULE) = (places.position(|place| place == OWNER), message.kind) else {
-        return Vec::new();
-    };
-    let text = message.payload.get(at + OWNER.len()..).unwrap_or_default();
-    let text = text.split(|byte| *byte == 0).next().unwrap_or_default();
-    let seen = SystemTime::now();
-    let owners = text.split(|byte| *byte == b' ').filter_map(|entry| {
-        let at = entry.iter().position(|byte| *byte == b'=')?;
-        Some(String::from_utf8_lossy(entry.get(at + 1..)?).into_owned())
-    });
-    owners
-        .map(|owner| Rule {
-            seen,
-            family,
-            owner,
-        })
-        .collect()
+    let at = places.position(|place| place == OWNER)?;
+    let text = message.payload.get(at + OWNER.len()..)?;
+    let uid = text.split(|byte| *byte == 0).next()?;
+    Some(Rule {
+        seen: SystemTime::now(),
+        family,
+        owner: String::from_utf8_lossy(uid).into_owned(),
+    })
 }

@@ -1,4 +1,4 @@
-//! What was seen of one pod's start, from four places, on one clock.
+//! The start of one pod as four observers saw it, on one clock.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
@@ -23,7 +23,7 @@ const RESULTS: &str = "var/lib/cni/results";
 #[derive(Clone, Debug)]
 pub(super) struct Trace {
     result: SystemTime,
-    /// The last of the pod's rules, of whatever address family.
+    /// The last of the pod's rules, in any address family.
     rule: SystemTime,
     /// When the API server got the patch.
     asked: SystemTime,
@@ -43,12 +43,12 @@ impl Trace {
         milliseconds(self.result, self.published)
     }
 
-    /// What the API server took of it.
+    /// The part of it that the API server took.
     pub(super) fn patch(&self) -> f64 {
         milliseconds(self.asked, self.published)
     }
 
-    /// What it took of a write that is none of ours.
+    /// The time that the API server took for a write of the kubelet.
     pub(super) fn patch_of_kubelet(&self) -> f64 {
         milliseconds(self.by_kubelet.0, self.by_kubelet.1)
     }
@@ -57,7 +57,7 @@ impl Trace {
         milliseconds(self.result, self.begun)
     }
 
-    /// What was left before it would have been too late.
+    /// How long before the announcement the rule was in place.
     pub(super) fn rule_to_words(&self) -> f64 {
         milliseconds(self.rule, self.begun)
     }
@@ -75,7 +75,7 @@ impl Trace {
     }
 }
 
-/// What one start took, and where: of a slow one it says who was slow.
+/// The times of one start; for a slow one they show which part was slow.
 impl fmt::Display for Trace {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
         let asked = milliseconds(self.result, self.asked);
@@ -96,7 +96,7 @@ struct Written {
     families: BTreeSet<Family>,
 }
 
-/// Negative where the order was the other.
+/// Negative if `to` is before `from`.
 fn milliseconds(from: SystemTime, to: SystemTime) -> f64 {
     match to.duration_since(from) {
         Ok(after) => after.as_secs_f64() * 1e3,
@@ -104,7 +104,7 @@ fn milliseconds(from: SystemTime, to: SystemTime) -> f64 {
     }
 }
 
-/// Puts together what was seen of the pods that called.
+/// Combines the observations of all pods that called.
 pub(super) fn join(
     cluster: &Cluster,
     node: &str,
@@ -203,7 +203,7 @@ impl Audit {
         Ok(Self(events.collect()))
     }
 
-    /// When somebody's writes to each pod's status came in, and were done.
+    /// When the writes of a user to each pod's status arrived, and were done.
     fn patches(&self, space: &str, user: &str) -> Result<BTreeMap<String, Vec<Patch>>> {
         let mut found: BTreeMap<String, Vec<Patch>> = BTreeMap::new();
         for event in &self.0 {

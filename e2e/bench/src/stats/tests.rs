@@ -40,7 +40,7 @@ fn turns(seed: u64) -> Vec<(usize, usize)> {
 }
 
 #[test]
-fn everybody_has_one_turn_a_round_in_an_order_that_changes() {
+fn every_participant_has_one_turn_per_round_in_a_changing_order() {
     let turns = turns(1);
     let orders: Vec<Vec<usize>> = (0..4)
         .map(|round| {
@@ -63,7 +63,7 @@ fn everybody_has_one_turn_a_round_in_an_order_that_changes() {
 }
 
 #[test]
-fn a_seed_says_all_about_the_order() {
+fn the_seed_alone_decides_the_order() {
     assert_eq!(turns(7), turns(7));
     assert_ne!(turns(7), turns(8));
 }

@@ -1,4 +1,4 @@
-//! The load: reviews over TLS, closed loop, open loop, or one after another.
+//! The load: reviews over TLS, in a closed loop, in an open loop, or one after another.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -206,7 +206,7 @@ impl Target {
     }
 
     /// `rate` reviews per second, sent on schedule whether or not earlier ones are answered: each
-    /// counts from the moment it was due, so that a server that stalls pays for all it delays.
+    /// counts from the moment it was due, so that a stall of the server counts for every review it delays.
     pub(super) async fn schedule(
         &self,
         version: Version,
@@ -224,7 +224,7 @@ impl Target {
         let begun = Instant::now();
         let mut due = begun;
         while due - begun < time {
-            // a timer of the runtime is a millisecond coarse; this thread has a core of its own
+            // a timer of the runtime has a resolution of a millisecond; this thread has its own core
             while Instant::now() < due {
                 yield_now().await;
                 while let Some(ended) = tasks.try_join_next() {
@@ -234,7 +234,7 @@ impl Target {
                 }
             }
             let Some(sender) = idle.pop_front() else {
-                // all HTTP/1.1 connections are busy: the review waits, and its clock runs
+                // all HTTP/1.1 connections are busy: the review waits, and its time runs
                 yield_now().await;
                 if let Some(ended) = tasks.try_join_next() {
                     let (latency, sender) = ended??;

@@ -55,7 +55,7 @@ pub(super) struct Stage {
 pub(super) struct Contestant {
     child: Child,
     pub(super) address: SocketAddr,
-    /// When the process was asked for.
+    /// When the start of the process was requested.
     pub(super) begun: Instant,
 }
 

@@ -1,4 +1,4 @@
-//! Talking to the API server in raw requests, so that codes and warnings are seen, as anybody.
+//! Raw requests to the API server as any user, so that tests see codes and warnings.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -91,7 +91,7 @@ pub(crate) struct Call {
     pub body: Value,
 }
 
-/// Everybody's access to one API server. For one thread.
+/// Clients of one API server for all users. For one thread.
 pub(crate) struct Callers {
     runtime: Runtime,
     admin: Client,
@@ -183,7 +183,7 @@ impl Callers {
     }
 }
 
-/// Headers with which the admin becomes somebody else.
+/// Headers with which the admin impersonates another user.
 fn impersonation(who: Who) -> &'static [(&'static str, &'static str)] {
     match who {
         Who::User => &[("impersonate-user", "alice")],
@@ -192,7 +192,7 @@ fn impersonation(who: Who) -> &'static [(&'static str, &'static str)] {
             ("impersonate-group", "system:nodes"),
         ],
         Who::Scheduler => &[("impersonate-user", "system:kube-scheduler")],
-        // the group passes RBAC, so that what refuses is the policy
+        // the group passes RBAC, so that only the policy can refuse
         Who::MightyEnforcer => &[
             (
                 "impersonate-user",

@@ -1,4 +1,4 @@
-//! The pods that the tables speak of.
+//! The pods of the tables.
 
 use anyhow::{Result, ensure};
 use e2e::paths;
@@ -48,13 +48,14 @@ impl Session<'_> {
             .map(drop)
     }
 
-    /// Policies bite a moment after they were applied: each is tried until it does.
+    /// Policies take effect a moment after they are applied: each is tried until it refuses.
     pub(super) fn wait_for_policies(&self) -> Result<()> {
         let forged = noted(pod("probe"), json!({ ANNOTATION: RESULT }));
         let mut deployment = json!({ "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": "probe" },
             "spec": { "selector": { "matchLabels": { "a": "b" } }, "template": {
                 "metadata": { "labels": { "a": "b" } }, "spec": pod("probe")["spec"] } } });
         deployment["spec"]["template"]["metadata"]["annotations"][ANNOTATION] = json!("broken");
+        let typo = noted(pod("probe"), json!({ "tkestack.io/port": "" }));
         let own = At(SYSTEM, "enforcer-node1", "status");
         let registration = Call {
             method: "PATCH",
@@ -70,30 +71,33 @@ impl Session<'_> {
                 Who::User,
                 post("/apis/apps/v1/namespaces/default/deployments", deployment),
             ),
+            ("hints", Who::User, create("default", typo)),
             ("webhook", Who::Webhook, registration),
         ] {
             call.path.push_str("?dryRun=All");
-            let said = format!("ValidatingAdmissionPolicy 'portmapping-{policy}'");
+            let reply = format!("ValidatingAdmissionPolicy 'portmapping-{policy}'");
             self.eventually(&format!("the policy portmapping-{policy}"), || {
                 let answer = self.call(who, &call)?;
-                let told = answer
+                let reported = answer
                     .warnings
                     .iter()
                     .any(|text| text.contains("portmapping"));
-                let refused = answer.message().contains(&said);
-                ensure!(told || refused, "it does not bite yet: {answer:?}");
+                let refused = answer.message().contains(&reply);
+                ensure!(reported || refused, "it is not in force yet: {answer:?}");
                 Ok(())
             })?;
         }
         Ok(())
     }
 
-    /// Namespaces and pods that tables speak of; no row changes them.
+    /// Namespaces and pods of the tables; no row changes them.
     pub(super) fn furnish(&self) -> Result<()> {
         for (name, labels) in NAMESPACES {
             self.namespace(name, labels)?;
         }
         let asks = json!({ ANNOTATION: "" });
+        let crowd = (0..2000).map(|n| (format!("{n:x}"), json!("")));
+        let crowd = Value::Object(crowd.collect());
         let pods = [
             ("open", "plain", "node1", json!({})),
             (
@@ -114,6 +118,7 @@ impl Session<'_> {
                 "node1",
                 json!({ ANNOTATION: "", "x/y": "1" }),
             ),
+            ("open", "crowded", "node1", crowd),
             ("open", "elsewhere", "node2", asks.clone()),
             ("open", "terminating", "node1", asks.clone()),
             ("baseline", "plain", "node1", json!({})),
@@ -126,7 +131,7 @@ impl Session<'_> {
             self.done(Who::User, &create(namespace, pod))?;
         }
         let mut unscheduled = noted(pod("unscheduled"), asks);
-        unscheduled["spec"]["schedulerName"] = json!("nobody");
+        unscheduled["spec"]["schedulerName"] = json!("no-such-scheduler");
         self.done(Who::User, &create("open", unscheduled))?;
         for namespace in ["open", "turned", SYSTEM] {
             let mapped = At(namespace, "mapped", "status");

@@ -1,4 +1,4 @@
-//! Objects and requests in few words.
+//! Builders of objects and requests.
 
 use serde_json::{Value, json};
 

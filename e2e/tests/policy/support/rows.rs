@@ -1,4 +1,4 @@
-//! Tables: who does what, and what comes of it.
+//! Tables: who does what, and what the answer is.
 
 use anyhow::{Result, bail};
 use serde_json::Value;
@@ -11,15 +11,15 @@ use super::world::Session;
 pub(crate) enum Outcome {
     /// Done, with no warning of ours.
     Allowed,
-    /// Done, with a warning that says this.
+    /// Done, with a warning that contains this.
     Warned(&'static str),
     /// Accepted, and annotations, owners and spec of the pod stay as they were.
     NoEffect,
-    /// 403 by this policy, which says this.
+    /// 403 by this policy, with this text.
     Refused(Policy, &'static str),
-    /// 403 by RBAC, before any policy is asked.
+    /// 403 by RBAC, before any policy is evaluated.
     NoRight,
-    /// 422: the API server itself has no such thing.
+    /// 422: the API server itself refuses it.
     Invalid,
 }
 
@@ -32,7 +32,7 @@ pub(crate) enum Policy {
 }
 
 impl Policy {
-    fn said(self) -> &'static str {
+    fn reply(self) -> &'static str {
         match self {
             Self::Users => "ValidatingAdmissionPolicy 'portmapping-users'",
             Self::Enforcer => "ValidatingAdmissionPolicy 'portmapping-enforcer'",
@@ -65,8 +65,8 @@ pub(crate) fn refused(says: &'static str) -> Outcome {
 }
 
 impl Session<'_> {
-    /// Tries every row. What should be refused is sent in earnest; what should pass is sent as a dry
-    /// run, through the same admission, so that no row depends on another one.
+    /// Tries every row. A request that should be refused is sent as it is. One that should pass is sent as a
+    /// dry run, through the same admission, so that no row depends on another one.
     pub(crate) fn check(&self, rows: &[Row]) -> Result<()> {
         let mut wrong = Vec::new();
         for row in rows {
@@ -75,7 +75,11 @@ impl Session<'_> {
             }
         }
         if wrong.is_empty() {
-            println!("Kubernetes {}: {} rows as wanted", self.minor(), rows.len());
+            println!(
+                "Kubernetes {}: {} rows as expected",
+                self.minor(),
+                rows.len()
+            );
             return Ok(());
         }
         bail!(
@@ -131,7 +135,7 @@ fn judge(outcome: &Outcome, answer: &Answer, before: Option<&Value>) -> Result<(
         }
         Outcome::Allowed if !ours.is_empty() => bail!("warned: {ours:?}"),
         Outcome::Warned(says) if !ours.iter().any(|warning| warning.contains(says)) => {
-            bail!("no warning says {says:?}: {ours:?}")
+            bail!("no warning contains {says:?}: {ours:?}")
         }
         Outcome::NoEffect => {
             let before = before.unwrap_or(&Value::Null);
@@ -148,10 +152,10 @@ fn judge(outcome: &Outcome, answer: &Answer, before: Option<&Value>) -> Result<(
             Ok(())
         }
         Outcome::Refused(policy, says) => {
-            if *code != 403 || !message.contains(policy.said()) || !message.contains(says) {
+            if *code != 403 || !message.contains(policy.reply()) || !message.contains(says) {
                 bail!(
-                    "{code}, not a 403 of {} that says {says:?}: {message}",
-                    policy.said()
+                    "{code}, not a 403 of {} with {says:?}: {message}",
+                    policy.reply()
                 );
             }
             Ok(())

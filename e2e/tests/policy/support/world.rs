@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 use super::caller::{Answer, Call, Callers, Form, Who};
 use super::objects::post;
 
-/// How long anything that should happen may take on a loaded machine.
+/// How long any expected change may take on a loaded machine.
 const LIMIT: Duration = Duration::from_secs(90);
-const LOOK: Duration = Duration::from_millis(100);
+const POLL: Duration = Duration::from_millis(100);
 
 /// Where the registration is.
 pub(crate) const REGISTRATIONS: &str =
@@ -26,8 +26,8 @@ static NEWEST: LazyLock<World> = LazyLock::new(|| World::start(Minor::V1_36));
 /// Runs a test on both versions.
 pub(crate) fn on_both(test: impl Fn(&Session<'_>) -> Result<()>) -> Result<()> {
     for world in [&*NEWEST, &*OLDEST] {
-        let session = Session::open(world)?;
-        test(&session).with_context(|| format!("on Kubernetes {}", world.minor))?;
+        let judged = world.cluster.judged(|| test(&Session::open(world)?));
+        judged.with_context(|| format!("on Kubernetes {}", world.minor))?;
     }
     Ok(())
 }
@@ -90,7 +90,7 @@ impl World {
         for file in ["namespace", "rbac", "policy-users", "policy-enforcer"] {
             apply.push(format!("--filename={}/{file}.yaml", base.display()));
         }
-        for file in ["policy-templates", "policy-webhook"] {
+        for file in ["policy-templates", "policy-hints", "policy-webhook"] {
             apply.push(format!("--filename={}/{file}.yaml", base.display()));
         }
         self.cluster.kubectl_run(apply)?;
@@ -123,7 +123,7 @@ impl<'a> Session<'a> {
         self.world.minor
     }
 
-    /// The tokens that webhook and enforcers would have: those of an enforcer are bound to its pod.
+    /// Tokens as webhook and enforcers have them: the token of an enforcer is bound to its pod.
     fn issue_tokens(&mut self) -> Result<()> {
         for (who, account, pod) in [
             (Who::Enforcer, "enforcer", Some("enforcer-node1")),
@@ -167,14 +167,14 @@ impl<'a> Session<'a> {
         Ok(answer.body)
     }
 
-    /// Looks again and again until `probe` finds what it wants; an error counts as not yet.
+    /// Polls until `probe` succeeds; an error counts as not yet.
     pub(crate) fn eventually<T>(
         &self,
         what: &str,
         mut probe: impl FnMut() -> Result<T>,
     ) -> Result<T> {
         let what = format!("{what} on Kubernetes {}", self.minor());
-        until(&what, LIMIT, LOOK, || {
+        until(&what, LIMIT, POLL, || {
             Ok(match probe() {
                 Ok(found) => Probe::Done(found),
                 Err(error) => Probe::Missing(format!("{error:#}")),

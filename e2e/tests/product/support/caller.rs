@@ -1,4 +1,4 @@
-//! Writing to the API server as somebody else than the admin.
+//! Writes to the API server as another user than the admin.
 
 use anyhow::{Context, Result};
 use e2e::Cluster;
@@ -15,7 +15,7 @@ pub(crate) enum Caller {
     Admin,
     /// A user whom the admin impersonates.
     User(&'static str),
-    /// Whoever a token belongs to.
+    /// The owner of a token.
     Token(String),
 }
 

@@ -11,7 +11,7 @@ pub(crate) use e2e::visit::{at, run_at, run_beside};
 /// How long one connection may take to be made, and one answer to come.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What a host port is asked with.
+/// The protocol of a question to a host port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
     Http,
@@ -29,7 +29,7 @@ pub(crate) fn ask(cluster: &Cluster, way: Way, address: SocketAddr) -> Result<St
     .with_context(|| format!("ask {address} by {way:?} from outside"))
 }
 
-/// Whether a TCP connection from outside is refused at once, as by a port nobody listens on.
+/// Whether a TCP connection from outside is refused at once, as by a port on which no process listens.
 pub(crate) fn is_refused(cluster: &Cluster, address: SocketAddr) -> Result<bool> {
     run_at(
         cluster,
@@ -51,7 +51,7 @@ pub(crate) fn tcp(address: SocketAddr) -> Result<String> {
     Ok(first_line(&answer[..length]))
 }
 
-/// A wait with a limit is not taken up again after a process was stopped for a moment.
+/// A read with a time limit fails with EINTR after the process was stopped (signal(7)).
 pub(crate) fn read(stream: &mut TcpStream, into: &mut [u8]) -> std::io::Result<usize> {
     loop {
         match stream.read(into) {
@@ -72,7 +72,7 @@ fn http(address: SocketAddr) -> Result<String> {
     Ok(first_line(body.as_bytes()))
 }
 
-/// Datagrams may be lost: asks again every so often.
+/// Datagrams may be lost: sends again after each time-out.
 pub(crate) fn udp(address: SocketAddr) -> Result<String> {
     let any = if address.is_ipv4() {
         "0.0.0.0:0"

@@ -1,4 +1,4 @@
-//! The product's own parts: their processes on a node, their flags, their logs.
+//! The product's programs: their processes on a node, their flags, their logs.
 
 use anyhow::{Context, Result, ensure};
 use e2e::{Cluster, install};
@@ -53,7 +53,7 @@ pub(crate) fn rolled_out(cluster: &Cluster) -> Result<()> {
     })
 }
 
-/// A rolling update to pods that have never crashed: the kubelet starts what ends without waiting.
+/// A rolling update to new pods, which have never crashed: the kubelet restarts them without back-off.
 pub(crate) fn roll(cluster: &Cluster) -> Result<()> {
     cluster.kubectl_run(["-n", SYSTEM, "rollout", "restart", "ds/enforcer"])?;
     rolled_out(cluster)

@@ -12,7 +12,7 @@ use super::{ANNOTATION, eventually, node_addresses};
 /// An entry of the published annotation.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(crate) struct Entry {
+pub(crate) struct MappedPort {
     pub host_port: u16,
     pub container_port: u16,
     pub protocol: String,
@@ -47,7 +47,7 @@ pub(crate) fn container(arguments: &[&str], ports: &Value) -> Value {
     })
 }
 
-/// The usual pod: HTTP on 9040, every port asked for.
+/// The usual pod: HTTP on 9040, all ports mapped.
 pub(crate) fn mapped_pod(name: &str) -> Value {
     annotated(
         pod(
@@ -87,7 +87,7 @@ pub(crate) fn annotation(pod: &Value) -> Option<&str> {
 }
 
 /// The published mapping of a pod.
-pub(crate) fn entries(pod: &Value) -> Result<Vec<Entry>> {
+pub(crate) fn entries(pod: &Value) -> Result<Vec<MappedPort>> {
     let value = annotation(pod).context("the pod has no annotation")?;
     serde_json::from_str(value).with_context(|| format!("{value:?} is no published mapping"))
 }
@@ -132,7 +132,7 @@ impl Space<'_> {
     }
 
     /// Where an entry of a pod is reached from outside.
-    pub(crate) fn endpoint(&self, pod: &Value, entry: &Entry) -> Result<SocketAddr> {
+    pub(crate) fn endpoint(&self, pod: &Value, entry: &MappedPort) -> Result<SocketAddr> {
         let node = pod["spec"]["nodeName"]
             .as_str()
             .context("the pod has no node")?;
@@ -143,8 +143,8 @@ impl Space<'_> {
         Ok(SocketAddr::new(address.parse()?, entry.host_port))
     }
 
-    /// Asks one entry of a pod from outside; it must answer with the pod's own name.
-    pub(crate) fn answers(&self, pod: &Value, entry: &Entry, way: Way) -> Result<()> {
+    /// Asks one mapped port of a pod from outside; the answer must be the pod's name.
+    pub(crate) fn answers(&self, pod: &Value, entry: &MappedPort, way: Way) -> Result<()> {
         let endpoint = self.endpoint(pod, entry)?;
         let name = pod["metadata"]["name"].as_str().unwrap_or_default();
         let answer = ask(self.cluster, way, endpoint)?;

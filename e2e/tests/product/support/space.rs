@@ -1,4 +1,4 @@
-//! A namespace per test: made at its start, gone at its end, shown when the test fails.
+//! A namespace per test: created at its start, deleted at its end, printed when the test fails.
 
 use anyhow::Result;
 use e2e::{Cluster, install};
@@ -63,14 +63,14 @@ impl<'a> Space<'a> {
         )
     }
 
-    /// Creates an object; what kubectl said, warnings included.
+    /// Creates an object; returns the output of kubectl, warnings included.
     pub(crate) fn create(&self, manifest: &serde_json::Value) -> Result<String> {
-        let (fine, said) = self.try_create(manifest, &[])?;
-        anyhow::ensure!(fine, "kubectl create was refused: {said}");
-        Ok(said)
+        let (fine, reply) = self.try_create(manifest, &[])?;
+        anyhow::ensure!(fine, "kubectl create was refused: {reply}");
+        Ok(reply)
     }
 
-    /// Tries to create an object: whether it was, and what kubectl said.
+    /// Tries to create an object: whether it succeeded, and the output of kubectl.
     pub(crate) fn try_create(
         &self,
         manifest: &serde_json::Value,

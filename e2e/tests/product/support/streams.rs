@@ -1,5 +1,5 @@
-//! A connection that must not lose a byte, new ones that must all be made, and a thief that must not
-//! get a port.
+//! A connection that must lose no byte, new connections that must all succeed, and a process that must
+//! not get a held port.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::outside::read;
 
-/// Reads the numbered lines of a stream until told to stop; an error if one is missing.
+/// Reads the numbered lines of a stream until `stop` is set; an error if one is missing.
 pub(crate) fn follow(address: SocketAddr, stop: &AtomicBool) -> Result<u64> {
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
@@ -27,7 +27,7 @@ pub(crate) fn follow(address: SocketAddr, stop: &AtomicBool) -> Result<u64> {
                 .trim()
                 .parse()
                 .context("a torn line")?;
-            // each line says how many bytes came before it: a lost byte shows at once
+            // each line is the number of bytes before it, so a lost byte shows at once
             ensure!(
                 number == received,
                 "{number} bytes were sent and {received} received"
@@ -39,7 +39,7 @@ pub(crate) fn follow(address: SocketAddr, stop: &AtomicBool) -> Result<u64> {
     Ok(lines)
 }
 
-/// What became of new connections.
+/// The result of many new connections.
 #[derive(Debug, Default)]
 pub(crate) struct Knocks {
     pub made: u64,
@@ -47,14 +47,14 @@ pub(crate) struct Knocks {
     pub slowest: Duration,
     /// The longest time from one that was made to the next.
     pub gap: Duration,
-    /// Those refused, reset, or answered by somebody else, and those whose first packet was lost.
+    /// Refused, reset, answered by another pod, or the first packet was lost.
     pub failed: Vec<String>,
 }
 
 /// Less than the second after which the kernel sends a lost first packet again.
 const FIRST_PACKET: Duration = Duration::from_millis(900);
 
-/// Makes new connections one after the other until told to stop; each must be answered by `name`.
+/// Makes new connections one after the other until `stop` is set; each must be answered by `name`.
 pub(crate) fn knock(addresses: &[SocketAddr], name: &str, stop: &AtomicBool) -> Knocks {
     let mut knocks = Knocks::default();
     let mut last = Instant::now();
@@ -89,7 +89,7 @@ fn knock_once(address: SocketAddr) -> std::io::Result<(Duration, String)> {
     Ok((begun.elapsed(), answer))
 }
 
-/// Tries to bind each port, again and again; the ports it got.
+/// Tries to bind each port, again and again; returns the ports that it got, and the number of tries.
 pub(crate) fn steal(ports: &[u16], stop: &AtomicBool) -> (BTreeSet<u16>, u64) {
     let (mut stolen, mut tries) = (BTreeSet::new(), 0);
     while !stop.load(Ordering::Relaxed) {

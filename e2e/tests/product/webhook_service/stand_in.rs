@@ -1,4 +1,4 @@
-//! The webhook with other flags, and as it was afterwards.
+//! The webhook with other flags, restored afterwards.
 
 use anyhow::Result;
 use e2e::Cluster;
@@ -11,7 +11,7 @@ const SHORT: [&str; 3] = [
     "PORTMAPPING_LEAF_LIFETIME=6s",
     "PORTMAPPING_CERT_PERIOD=500ms",
 ];
-/// A look at the Secret every second, certificates as ever.
+/// Reads the Secret every second; the usual certificates.
 const QUICK: [&str; 1] = ["PORTMAPPING_CERT_PERIOD=1s"];
 /// All of them unset.
 const USUAL: [&str; 3] = [
@@ -20,7 +20,7 @@ const USUAL: [&str; 3] = [
     "PORTMAPPING_CERT_PERIOD-",
 ];
 
-/// Puts the usual flags back when it is dropped, however the test ended.
+/// Restores the usual flags when it is dropped, also after a failed test.
 pub(crate) struct ShortLived<'a> {
     cluster: &'a Cluster,
     ended: bool,
@@ -30,13 +30,13 @@ impl<'a> ShortLived<'a> {
     /// Certificates that live for seconds.
     pub(crate) fn start(cluster: &'a Cluster) -> Result<Self> {
         let this = Self::set(cluster, &SHORT)?;
-        // what is in the Secret lives as long as it was made for
+        // the certificate in the Secret keeps its lifetime, so it is replaced
         kubectl(cluster, &["delete", "secret", SECRET])?;
         settled(cluster)?;
         Ok(this)
     }
 
-    /// The usual certificates, looked after every second.
+    /// The usual certificates, checked every second.
     pub(crate) fn quick(cluster: &'a Cluster) -> Result<Self> {
         Self::set(cluster, &QUICK)
     }
@@ -54,7 +54,7 @@ impl<'a> ShortLived<'a> {
         Ok(this)
     }
 
-    /// Puts the usual flags back.
+    /// Restores the usual flags.
     pub(crate) fn end(mut self) -> Result<()> {
         self.ended = true;
         restore(self.cluster)

@@ -1,15 +1,14 @@
-//! What `/state` and the metrics are told.
+//! The state as `/state` and the metrics show it.
 
 use std::net::IpAddr;
 
 use portmapping_shared::{LeasedPort, PodUid, Protocol};
 
-use super::NodeState;
+use super::{NodeState, PodState, Want};
 use crate::addresses::AddressSource;
 use crate::phase::Phase;
-use crate::pods::state::{PodState, Want};
 
-/// All that is known at the moment.
+/// Everything that is known at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
     /// One line per pod that asks for ports or has some.
@@ -25,11 +24,11 @@ pub struct Counts {
     pub pods: usize,
     /// Those that cannot be mapped now.
     pub refused: usize,
-    /// Rules believed to be in the kernel.
+    /// Rules in the kernel, as far as is known.
     pub mappings: usize,
     /// Ports cooling down.
     pub cooling: usize,
-    /// Ports in strangers' hands.
+    /// Ports that another process has.
     pub quarantined: usize,
     /// Free ports per protocol.
     pub free: Vec<(Protocol, usize)>,
@@ -42,9 +41,9 @@ pub struct Counts {
 pub struct PodStatus {
     /// Its uid.
     pub uid: PodUid,
-    /// `namespace/name`; empty before the API has spoken of it.
+    /// `namespace/name`; empty before the API shows the pod.
     pub name: String,
-    /// How far it has come.
+    /// How far it is on its way to being mapped.
     pub phase: Phase,
     /// Its addresses, the first one first.
     pub ips: Vec<IpAddr>,
@@ -62,15 +61,13 @@ impl NodeState {
     pub fn status(&self) -> Status {
         let pods = self.concerned().map(|(uid, pod)| PodStatus {
             uid: uid.clone(),
-            name: pod
-                .facts
-                .as_ref()
-                .map(|facts| facts.pod.to_string())
-                .unwrap_or_default(),
-            phase: phase(pod, self.kernel.intact && self.has_rules(uid)),
+            name: self
+                .facts(uid)
+                .map_or_else(String::new, |facts| facts.pod.to_string()),
+            phase: pod.phase(&self.progress(uid)),
             ips: pod.ips.clone(),
             source: pod.source.clone(),
-            lease: pod.lease.keys().copied().collect(),
+            lease: self.ports.leases(uid).iter().copied().collect(),
             refusal: pod.refusal.as_ref().map(|refusal| refusal.message.clone()),
         });
         Status {
@@ -79,47 +76,27 @@ impl NodeState {
         }
     }
 
-    /// The snapshot's numbers, for a fraction of its price.
+    /// The numbers of the snapshot, which cost less than the whole.
     #[must_use]
     pub fn counts(&self) -> Counts {
-        let refused = |(_, pod): &(&PodUid, &PodState)| pod.refusal.is_some();
+        let refused = self.concerned().filter(|(_, pod)| pod.refusal.is_some());
+        let (cooling, quarantined) = self.ports.resting_and_quarantined();
+        let free = Protocol::ALL.map(|protocol| (protocol, self.ports.free(protocol)));
         Counts {
             pods: self.concerned().count(),
-            refused: self.concerned().filter(refused).count(),
-            mappings: self.kernel.mappings.len(),
-            cooling: self.resting().count(),
-            quarantined: self.quarantined.len(),
-            free: Protocol::ALL
-                .map(|protocol| (protocol, self.pool.free(protocol)))
-                .to_vec(),
-            dataplane_error: self.kernel.error.clone(),
+            refused: refused.count(),
+            mappings: self.kernel.len(),
+            cooling,
+            quarantined,
+            free: free.to_vec(),
+            dataplane_error: self.kernel.error().map(str::to_owned),
         }
     }
 
     /// Pods that ask for ports or have some.
     fn concerned(&self) -> impl Iterator<Item = (&PodUid, &PodState)> {
-        let asks = |pod: &PodState| !matches!(pod.want, Want::Nothing);
-        let pods = self.pods.iter();
-        pods.filter(move |(_, pod)| !pod.lease.is_empty() || asks(pod))
-    }
-}
-
-fn phase(pod: &PodState, programmed: bool) -> Phase {
-    let Some(facts) = &pod.facts else {
-        return Phase::Recovered;
-    };
-    let published = facts
-        .record
-        .condition
-        .as_ref()
-        .is_some_and(|condition| condition.status);
-    match &pod.want {
-        Want::Nothing => Phase::Idle,
-        _ if pod.refusal.is_some() => Phase::Refused,
-        Want::Invalid(_) => Phase::Refused,
-        Want::Ports(_) if !pod.unleased().is_empty() || !pod.all_held() => Phase::Requested,
-        Want::Ports(_) if pod.ips.is_empty() || !programmed => Phase::Held,
-        Want::Ports(_) if !published => Phase::Programmed,
-        Want::Ports(_) => Phase::Published,
+        let leases = |uid| self.ports.leases(uid);
+        let all = self.pods.iter();
+        all.filter(move |(uid, pod)| pod.want != Want::Nothing || !leases(uid).is_empty())
     }
 }

@@ -1,4 +1,4 @@
-//! The life of pods, step by step, with every answer given by hand.
+//! The state machine step by step; the tests give every answer.
 
 use std::net::IpAddr;
 
@@ -68,13 +68,13 @@ fn facts(name: &str, ip: Option<&str>) -> PodFacts {
     }
 }
 
-/// A node whose keeper and kernel do as they are told.
+/// A node whose keeper and kernel carry out what they are asked.
 struct Node {
     state: NodeState,
     now: Duration,
-    told: Vec<(EventKind, String)>,
+    emitted: Vec<(EventKind, String)>,
     written: Vec<Publication>,
-    /// The pods of the API server, which tells of each write at once.
+    /// The pods of the API server; it shows each write at once.
     pods: BTreeMap<PodUid, PodFacts>,
     echoes: bool,
 }
@@ -84,7 +84,7 @@ impl Node {
         Self {
             state: NodeState::new(config(range), 1),
             now: NOW,
-            told: Vec::new(),
+            emitted: Vec::new(),
             written: Vec::new(),
             pods: BTreeMap::new(),
             echoes: true,
@@ -97,7 +97,7 @@ impl Node {
         self
     }
 
-    /// Answers everything until nothing is asked any more.
+    /// Answers everything until nothing more is asked.
     fn settle(&mut self) -> &mut Self {
         self.settle_with(|_| Ok(()), |_| Ok(()))
     }
@@ -133,7 +133,7 @@ impl Node {
                             self.state.pod_applied(self.now, facts.clone());
                         }
                     }
-                    Action::Event(event) => self.told.push((event.kind, event.note)),
+                    Action::Event(event) => self.emitted.push((event.kind, event.note)),
                 }
             }
         }
@@ -150,7 +150,7 @@ impl Node {
     }
 
     fn events(&self) -> Vec<EventKind> {
-        self.told.iter().map(|(kind, _)| *kind).collect()
+        self.emitted.iter().map(|(kind, _)| *kind).collect()
     }
 
     fn host_ports(&self, name: &str) -> Vec<u16> {
@@ -203,7 +203,7 @@ impl Node {
         self.settle()
     }
 
-    /// Where the pod's rules lead.
+    /// The addresses to which the pod's rules lead.
     fn leads_to(&self, name: &str) -> BTreeSet<String> {
         let desired = self.state.desired();
         let own = desired
@@ -218,7 +218,7 @@ impl Node {
     }
 
     fn notes(&self, wanted: EventKind) -> Vec<&str> {
-        let told = self.told.iter().filter(|(kind, _)| *kind == wanted);
-        told.map(|(_, note)| note.as_str()).collect()
+        let emitted = self.emitted.iter().filter(|(kind, _)| *kind == wanted);
+        emitted.map(|(_, note)| note.as_str()).collect()
     }
 }

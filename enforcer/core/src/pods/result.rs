@@ -1,32 +1,24 @@
-//! A pod's result: what it is, and whose the one in the API is.
+//! A pod's result: the ports it has, and those that an earlier result names.
 
-use portmapping_shared::annotation;
-use portmapping_shared::{HostPort, LeasedPort, RequestedPort, ResultEntry};
+use std::collections::BTreeSet;
 
-use super::state::{PodState, Want, serves};
+use portmapping_shared::{HostPort, LeasedPort, RequestedPort, ResultEntry, annotation};
 
-/// Annotations remembered as written by us: more than a watch can be behind.
-const MAX_WRITTEN: usize = 8;
+use super::state::{PodState, serves};
+use crate::ports::WantedPort;
 
 impl PodState {
-    /// The result in spec order; None while a port or an address is missing.
-    pub(crate) fn result(&self) -> Option<Vec<ResultEntry>> {
-        let (Some(facts), Want::Ports(request)) = (&self.facts, &self.want) else {
-            return None;
-        };
+    /// The result in the order of the spec; None while a port or an address is missing.
+    pub(super) fn result(&self, leases: &BTreeSet<LeasedPort>) -> Option<Vec<ResultEntry>> {
+        let facts = self.facts.as_ref()?;
         let pod_ip = self.ips.first()?.to_string();
+        let allocated = |port: &RequestedPort| {
+            let lease = leases.iter().find(|lease| serves(lease, port));
+            lease.map(|lease| lease.host_port)
+        };
         let entry = |port: &RequestedPort| {
-            let host_port = match port.static_host_port {
-                Some(host_port) => host_port,
-                None => {
-                    self.lease
-                        .keys()
-                        .find(|lease| serves(lease, port))?
-                        .host_port
-                }
-            };
             Some(ResultEntry {
-                host_port: host_port.get(),
+                host_port: port.static_host_port.or_else(|| allocated(port))?.get(),
                 container_port: port.container_port.get(),
                 protocol: port.protocol,
                 host_ip: port.host_ip.map(|ip| ip.to_string()).unwrap_or_default(),
@@ -34,60 +26,60 @@ impl PodState {
                 pod_ip: pod_ip.clone(),
             })
         };
-        request.ports.iter().map(entry).collect()
+        self.want.ports().iter().map(entry).collect()
     }
 
-    /// Host ports an earlier result in the annotation claims, per (protocol, container port): a
-    /// preference to have the same again, worth nothing if the port is not free. Only beside our
-    /// condition: a result that its creator wrote into the manifest chooses no port.
-    pub(crate) fn previous_port(&self, port: &RequestedPort) -> Option<HostPort> {
-        HostPort::new(self.claim(port)?.host_port)
-    }
-
-    /// The same where the condition says it too, as it did while the pod was mapped: who can write
-    /// annotations cannot write conditions.
-    pub(crate) fn confirmed_previous_port(&self, port: &RequestedPort) -> Option<HostPort> {
-        let entry = self.claim(port)?;
-        let condition = self.facts.as_ref()?.record.condition.as_ref()?;
-        let confirmed = condition.status && condition.message.contains(&describe_port(&entry));
-        HostPort::new(entry.host_port).filter(|_| confirmed)
-    }
-
-    fn claim(&self, port: &RequestedPort) -> Option<ResultEntry> {
-        let facts = self.facts.as_ref()?;
-        facts.record.condition.as_ref()?;
-        let entries = annotation::decode(facts.record.annotation.as_deref()?)?;
-        entries.into_iter().find(|entry| {
-            entry.pod_name == facts.pod.name
-                && entry.protocol == port.protocol
-                && entry.container_port == port.container_port.get()
-        })
-    }
-
-    /// The first port that a result names and this pod does not have, in words; None where it
-    /// names only ports of this pod.
-    pub(crate) fn foreign_claim(&self, value: &str) -> Option<String> {
-        let Some(entries) = annotation::decode(value) else {
-            return Some("something that is no result".to_owned());
+    /// The ports still to be allocated, each with the host port that an earlier result names.
+    ///
+    /// Such a result counts only next to our condition: a result that a manifest brings along
+    /// chooses no port. It is confirmed where the condition, while it was True, named the same
+    /// port, because users who can write annotations cannot write conditions.
+    pub(crate) fn wanted_ports(&self, leases: &BTreeSet<LeasedPort>) -> Vec<WantedPort> {
+        let name = self.facts.as_ref().map(|facts| &facts.pod.name);
+        let record = self.facts.as_ref().map(|facts| &facts.record);
+        let condition = record.and_then(|record| record.condition.as_ref());
+        let value = record.and_then(|record| record.annotation.as_deref());
+        let value = value.filter(|_| condition.is_some());
+        let entries = value.and_then(annotation::decode).unwrap_or_default();
+        let wanted = |port: &RequestedPort| {
+            let earlier = entries.iter().find(|entry| {
+                Some(&entry.pod_name) == name
+                    && entry.protocol == port.protocol
+                    && entry.container_port == port.container_port.get()
+            });
+            let confirms = |entry| {
+                condition.is_some_and(|c| c.status && c.message.contains(&describe_port(entry)))
+            };
+            WantedPort {
+                previous: earlier.and_then(|entry| HostPort::new(entry.host_port)),
+                confirmed: earlier.is_some_and(confirms),
+                port: port.clone(),
+            }
         };
-        let fixed = match &self.want {
-            Want::Ports(request) => request.ports.as_slice(),
-            Want::Nothing | Want::Invalid(_) => &[],
+        self.unleased(leases).map(wanted).collect()
+    }
+
+    /// The first port that a result names and the pod does not have, in words; None where the pod
+    /// has all of them.
+    pub(super) fn foreign_port(
+        &self,
+        value: &str,
+        leases: &BTreeSet<LeasedPort>,
+    ) -> Option<String> {
+        let Some(entries) = annotation::decode(value) else {
+            return Some("a value that is not a result".to_owned());
         };
         let own = |entry: &&ResultEntry| {
             let key = (entry.protocol, entry.container_port, entry.host_port);
-            let leased = |lease: &LeasedPort| {
-                (
-                    lease.protocol,
-                    lease.container_port.get(),
-                    lease.host_port.get(),
-                ) == key
+            let same = |lease: &LeasedPort| {
+                let (container_port, host_port) = (lease.container_port, lease.host_port);
+                (lease.protocol, container_port.get(), host_port.get()) == key
             };
             let given = |port: &RequestedPort| {
                 let host_port = port.static_host_port.map_or(0, HostPort::get);
                 (port.protocol, port.container_port.get(), host_port) == key
             };
-            self.lease.keys().any(leased) || fixed.iter().any(given)
+            leases.iter().any(same) || self.want.ports().iter().any(given)
         };
         let foreign = entries.iter().find(|entry| !own(entry))?;
         Some(format!(
@@ -96,36 +88,26 @@ impl PodState {
         ))
     }
 
-    /// Whether the result in the API is an earlier enforcer's: with its ports gone (a reboot) any
-    /// condition of ours beside it will do, for both are written together; while they are known, a
-    /// condition that is True must name the same ports.
-    pub(crate) fn is_earlier_result(&self) -> bool {
+    /// Whether an earlier enforcer wrote the result in the API. An enforcer writes result and
+    /// condition together. After a reboot the pod has no ports to compare with, and any condition
+    /// of ours proves it; otherwise a condition that is True must name the same ports.
+    pub(super) fn is_earlier_result(&self, value: &str, leases: &BTreeSet<LeasedPort>) -> bool {
         let record = self.facts.as_ref().map(|facts| &facts.record);
         let Some(condition) = record.and_then(|record| record.condition.as_ref()) else {
             return false;
         };
-        let value = record.and_then(|record| record.annotation.as_deref());
-        let entries = annotation::decode(value.unwrap_or_default()).unwrap_or_default();
+        let entries = annotation::decode(value).unwrap_or_default();
         let message = &condition.message;
         let named = |entry: &ResultEntry| message.contains(&describe_port(entry));
-        self.lease.is_empty()
+        leases.is_empty()
             || !condition.status
             || entries.iter().all(named)
             || message.ends_with("...")
     }
-
-    /// Remembers an annotation as ours.
-    pub(crate) fn record_written(&mut self, value: String) {
-        self.written.retain(|known| *known != value);
-        self.written.push_back(value);
-        if self.written.len() > MAX_WRITTEN {
-            self.written.pop_front();
-        }
-    }
 }
 
-/// `:23817 -> 9040/TCP`: how conditions and events name a port, behind its host.
-pub(crate) fn describe_port(entry: &ResultEntry) -> String {
+/// `:23817 -> 9040/TCP`: how conditions and events name a port, after its host.
+pub(super) fn describe_port(entry: &ResultEntry) -> String {
     format!(
         ":{} -> {}/{}",
         entry.host_port, entry.container_port, entry.protocol

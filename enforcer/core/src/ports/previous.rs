@@ -1,82 +1,72 @@
-//! Who had a resting port: a pod made again under the same name gets it back.
+//! Which pod had a resting port: a pod that is created again under the same name gets it back.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use portmapping_shared::{ContainerPort, PodRef, Protocol};
 
-use crate::ports::PortKey;
+use super::PortKey;
 
-/// What a port was to a pod: a replica of a `StatefulSet` keeps its name, never its uid.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Slot {
-    namespace: String,
-    name: String,
-    protocol: Protocol,
-    container_port: ContainerPort,
-}
+/// What a port was to a pod: namespace, name, protocol, container port. A replica of a `StatefulSet`
+/// keeps its name, but not its uid.
+type Use = (String, String, Protocol, ContainerPort);
 
-/// The former use of resting ports. As many entries as ports rest, at most.
+/// The previous use of each resting port.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct PreviousPorts {
-    by_port: BTreeMap<PortKey, Slot>,
-    by_slot: BTreeMap<Slot, PortKey>,
-    /// Ports that were found held and with no rule to say whose they are.
+    by_port: BTreeMap<PortKey, Use>,
+    by_use: BTreeMap<Use, PortKey>,
+    /// Ports that were held at the start without a rule that names their pod.
     unknown: BTreeSet<PortKey>,
 }
 
 impl PreviousPorts {
-    /// The pod lets go of the port; of two ports it had for one use the later counts.
-    pub(crate) fn remember(&mut self, key: PortKey, pod: &PodRef, container_port: ContainerPort) {
+    /// Records which pod had the port. Of two ports with the same use the later one counts.
+    pub(crate) fn record(&mut self, key: PortKey, pod: &PodRef, container_port: ContainerPort) {
         self.forget(key);
-        let slot = slot(pod, key.0, container_port);
-        if let Some(older) = self.by_slot.insert(slot.clone(), key) {
+        let of = use_of(pod, key.0, container_port);
+        if let Some(older) = self.by_use.insert(of.clone(), key) {
             self.by_port.remove(&older);
         }
-        self.by_port.insert(key, slot);
+        self.by_port.insert(key, of);
     }
 
-    /// The port was somebody's, and only a pod's own result can say whose.
-    pub(crate) fn lose_track(&mut self, key: PortKey) {
+    /// Records that a pod had the port, and that only the pod's own result can say which pod.
+    pub(crate) fn record_unknown(&mut self, key: PortKey) {
         self.forget(key);
         self.unknown.insert(key);
     }
 
-    /// Whether it is not known whose the port was.
+    /// Whether a pod had the port and it is not known which.
     pub(crate) fn is_unknown(&self, key: PortKey) -> bool {
         self.unknown.contains(&key)
     }
 
-    /// The port rests no more.
+    /// Removes the port: it does not rest, or a static claim needs it.
     pub(crate) fn forget(&mut self, key: PortKey) {
         self.unknown.remove(&key);
-        if let Some(slot) = self.by_port.remove(&key) {
-            self.by_slot.remove(&slot);
+        if let Some(of) = self.by_port.remove(&key) {
+            self.by_use.remove(&of);
         }
     }
 
-    /// The resting port that a pod of this name had for this use.
+    /// The resting port that a pod of this name had for this container port.
     pub(crate) fn find(
         &self,
         pod: &PodRef,
         protocol: Protocol,
         container_port: ContainerPort,
     ) -> Option<PortKey> {
-        self.by_slot
-            .get(&slot(pod, protocol, container_port))
-            .copied()
+        let of = use_of(pod, protocol, container_port);
+        self.by_use.get(&of).copied()
     }
 
-    /// Ports with a former use, known or not.
+    /// Every port with a previous use, known or not.
     pub(crate) fn ports(&self) -> impl Iterator<Item = PortKey> + '_ {
         self.by_port.keys().chain(&self.unknown).copied()
     }
 }
 
-fn slot(pod: &PodRef, protocol: Protocol, container_port: ContainerPort) -> Slot {
-    Slot {
-        namespace: pod.namespace.clone(),
-        name: pod.name.clone(),
-        protocol,
-        container_port,
-    }
+fn use_of(pod: &PodRef, protocol: Protocol, container_port: ContainerPort) -> Use {
+    let (namespace, name) = (pod.namespace.clone(), pod.name.clone());
+    (namespace, name, protocol, container_port)
 }

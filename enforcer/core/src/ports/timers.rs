@@ -1,59 +1,52 @@
-//! Things that must rest until a moment: released ports cooling down, strangers' ports in
-//! quarantine.
+//! When something is due: ports whose rest ends, pods to process again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::ports::PortKey;
+use super::PortKey;
 
-/// Ports with the moment each of them may be touched again.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct PortTimers {
-    until: BTreeMap<PortKey, Duration>,
-    order: BTreeSet<(Duration, PortKey)>,
+/// When each port is due.
+pub(crate) type PortTimers = Timers<PortKey>;
+
+/// At most one moment for each key, and the keys in the order of their moments.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Timers<K> {
+    at: BTreeMap<K, Duration>,
+    order: BTreeSet<(Duration, K)>,
 }
 
-impl PortTimers {
-    /// Puts a port to rest; an earlier moment for the same port is replaced.
-    pub(crate) fn insert(&mut self, key: PortKey, until: Duration) {
-        self.remove(key);
-        self.until.insert(key, until);
-        self.order.insert((until, key));
+impl<K: Ord> Default for Timers<K> {
+    fn default() -> Self {
+        Self {
+            at: BTreeMap::new(),
+            order: BTreeSet::new(),
+        }
     }
+}
 
-    /// Takes a port out, whether its rest is over or not; false where it was not resting.
-    pub(crate) fn remove(&mut self, key: PortKey) -> bool {
-        match self.until.remove(&key) {
-            Some(until) => self.order.remove(&(until, key)),
-            None => false,
+impl<K: Clone + Ord> Timers<K> {
+    /// Replaces the key's moment; None removes it.
+    pub(crate) fn set(&mut self, key: &K, at: Option<Duration>) {
+        if self.at.get(key).copied() == at {
+            return;
+        }
+        if let Some(old) = self.at.remove(key) {
+            self.order.remove(&(old, key.clone()));
+        }
+        if let Some(at) = at {
+            self.at.insert(key.clone(), at);
+            self.order.insert((at, key.clone()));
         }
     }
 
-    /// The ports whose rest is over; they stay until removed.
-    pub(crate) fn due(&self, now: Duration) -> impl Iterator<Item = PortKey> + '_ {
-        self.order
-            .iter()
-            .take_while(move |(until, _)| *until <= now)
-            .map(|(_, key)| *key)
+    /// The keys whose moment has come, the earliest first. They stay until `set` changes them.
+    pub(crate) fn due(&self, now: Duration) -> Vec<K> {
+        let due = self.order.iter().take_while(|(at, _)| *at <= now);
+        due.map(|(_, key)| key.clone()).collect()
     }
 
-    /// When the next rest ends.
+    /// The earliest moment.
     pub(crate) fn next(&self) -> Option<Duration> {
-        self.order.first().map(|(until, _)| *until)
-    }
-
-    /// Whether the port is resting.
-    pub(crate) fn contains(&self, key: PortKey) -> bool {
-        self.until.contains_key(&key)
-    }
-
-    /// How many ports rest.
-    pub(crate) fn len(&self) -> usize {
-        self.until.len()
-    }
-
-    /// Every resting port.
-    pub(crate) fn keys(&self) -> impl Iterator<Item = PortKey> + '_ {
-        self.until.keys().copied()
+        self.order.first().map(|(at, _)| *at)
     }
 }

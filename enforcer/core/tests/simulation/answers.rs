@@ -7,7 +7,7 @@ use rand::RngExt;
 use crate::world::{COOLDOWN, Call, World};
 
 impl World {
-    /// One call, any of them, gets its answer; now and then a failure.
+    /// One random call gets its answer, now and then a failure.
     pub(crate) fn answer(&mut self) {
         if self.calls.is_empty() {
             return;
@@ -15,11 +15,11 @@ impl World {
         let mut at = self.rng.random_range(0..self.calls.len());
         let keepers = |call: &Call| matches!(call, Call::Hold(_) | Call::Release(_));
         if keepers(&self.calls[at]) {
-            // the keeper is asked one thing at a time, in order
+            // the keeper answers one call at a time, in order
             at = self.calls.iter().position(keepers).unwrap_or(at);
         }
         let call = self.calls.remove(at);
-        let fails = !self.calm && self.rng.random_range(0..8) == 0;
+        let fails = !self.no_faults && self.rng.random_range(0..8) == 0;
         match call {
             Call::Hold(keys) | Call::Release(keys) if fails => {
                 self.state.keeper_failed(self.now, &keys);
@@ -39,7 +39,7 @@ impl World {
             Call::Program(plan) => self.program(&plan),
             Call::Publish(publication) => self.publish(&publication, fails),
             Call::Observe => {
-                // what is read beside a change says nothing, and is not believed
+                // what is read during a change is ignored
                 if !self
                     .calls
                     .iter()
@@ -57,7 +57,7 @@ impl World {
     fn hold(&mut self, keys: &[PortKey]) {
         let mut outcomes = Vec::new();
         for key in keys {
-            if self.strangers.contains(key) {
+            if self.other_processes.contains(key) {
                 outcomes.push((*key, Err("Address already in use".to_owned())));
             } else {
                 self.keeper.insert(*key);
@@ -72,7 +72,7 @@ impl World {
         if plan
             .to_create
             .iter()
-            .any(|mapping| self.poison.contains(&mapping.owner))
+            .any(|mapping| self.unsupported.contains(&mapping.owner))
         {
             let refusal = Err("no such protocol".to_owned());
             return self.state.programmed(self.now, plan, refusal);
@@ -86,15 +86,15 @@ impl World {
             }
         }
         for mapping in &plan.to_create {
-            self.judge_new(mapping);
+            self.check_new(mapping);
             self.kernel.insert(mapping.clone());
         }
         self.intact = true;
         self.state.programmed(self.now, plan, Ok(()));
     }
 
-    /// I1: nobody new before the cool-down is over. I7: no rule without a hold.
-    fn judge_new(&mut self, mapping: &Mapping) {
+    /// I1: no other pod before the cool-down is over. I7: no rule without a hold.
+    fn check_new(&mut self, mapping: &Mapping) {
         let key = (mapping.protocol, mapping.host_port);
         let name = self.names.get(&mapping.owner);
         if let Some((owner, former, since)) = self.last.get(&key)
@@ -122,7 +122,7 @@ impl World {
                 self.seen.mapped += 1;
             }
             if let Some(facts) = self.pods.get_mut(uid) {
-                // a patch leaves out what stays
+                // a patch leaves out what does not change
                 if publication.current.annotation != wanted.annotation {
                     facts.record.annotation.clone_from(&wanted.annotation);
                 }
@@ -133,7 +133,7 @@ impl World {
                 self.watch.push_back(Ok(facts.clone()));
             }
         }
-        self.tell(|| format!("publish {uid} {:?}", publication.wanted));
+        self.record(|| format!("publish {uid} {:?}", publication.wanted));
         self.state.published(self.now, uid, known && !fails);
     }
 }

@@ -1,4 +1,4 @@
-//! What must always hold, and where everything must end.
+//! What must always hold, and what must be true in the end.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -10,9 +10,9 @@ use portmapping_shared::{Mapping, Plan, PodUid, annotation};
 use crate::world::{Call, World};
 
 impl World {
-    /// At the moment of asking: only what is wanted is created, nothing wanted is removed (I6), a
-    /// pod's ports come together (I4), and none is a static one.
-    pub(crate) fn judge_plan(&mut self, plan: &Plan) {
+    /// When a plan is asked for: it creates only desired rules and removes none of them (I6), it
+    /// creates a pod's ports together (I4), and none of them is a static one.
+    pub(crate) fn check_plan(&mut self, plan: &Plan) {
         let desired = self.state.desired();
         if plan
             .to_create
@@ -23,7 +23,7 @@ impl World {
                 .iter()
                 .any(|mapping| desired.contains(mapping))
         {
-            self.broken = Some(format!("I6: {plan:?} beside {desired:?}"));
+            self.broken = Some(format!("I6: {plan:?}, desired {desired:?}"));
         }
         let leased: BTreeMap<PodUid, usize> = self
             .state
@@ -43,22 +43,25 @@ impl World {
             }
         }
         for mapping in &plan.to_create {
-            if self.mirror.is_static((mapping.protocol, mapping.host_port)) {
+            if self
+                .reference
+                .is_static((mapping.protocol, mapping.host_port))
+            {
                 self.broken = Some(format!("{mapping} on a static hostPort"));
             }
         }
     }
 
-    /// I2: True only once every port it names is held and in the kernel, to an address of this pod.
-    pub(crate) fn judge_publication(&mut self, publication: &Publication) {
+    /// I2: True only when every port that it names is held, with a rule to an address of this pod.
+    pub(crate) fn check_publication(&mut self, publication: &Publication) {
         let wanted = &publication.wanted;
         if self.damaged || wanted.condition.as_ref().is_none_or(|c| !c.status) {
-            // rules flushed since we last looked are repaired, not foreseen
+            // rules flushed since they were last read are repaired later
             return;
         }
         let value = wanted.annotation.as_deref().unwrap_or_default();
         let Some(entries) = annotation::decode(value) else {
-            self.broken = Some(format!("I2: True beside {value:?}"));
+            self.broken = Some(format!("I2: True with {value:?}"));
             return;
         };
         let uid = &publication.pod.uid;
@@ -90,27 +93,27 @@ impl World {
             let key = (mapping.protocol, mapping.host_port);
             let owner = owners.entry(key).or_insert(&mapping.owner);
             if **owner != mapping.owner {
-                return Err(format!("I1: {mapping}, and {owner} has that port, too"));
+                return Err(format!("I1: {mapping}, and {owner} has that port too"));
             }
             let owner = places.entry(mapping.pod_ip).or_insert(&mapping.owner);
             if **owner != mapping.owner {
-                return Err(format!("I3: {mapping}, and {owner} has that address, too"));
+                return Err(format!("I3: {mapping}, and {owner} has that address too"));
             }
             if mapping.host_port.get() == 20_003 {
                 return Err(format!("excluded port given away: {mapping}"));
             }
         }
         for mapping in self.state.desired() {
-            self.mirror.may_lead(&mapping)?;
+            self.reference.check_mapping(&mapping)?;
         }
         Ok(())
     }
 
-    /// I8: left in peace, everything ends where it should.
+    /// I8: without further faults, everything ends as it should.
     pub(crate) fn settle(&mut self) -> Result<(), String> {
-        self.calm = true;
-        self.strangers.clear();
-        // the runtime cleans up after dead sandboxes, and gives every living pod one
+        self.no_faults = true;
+        self.other_processes.clear();
+        // the runtime removes ended sandboxes, and creates one for every pod that exists
         let pods = &self.pods;
         self.living
             .retain(|uid, _| pods.get(uid).is_some_and(|facts| !facts.finished));
@@ -131,7 +134,7 @@ impl World {
         self.relist();
         for _ in 0..400 {
             self.collect();
-            while !self.news.is_empty() {
+            while !self.updates.is_empty() {
                 self.deliver_result();
                 self.collect();
             }
@@ -148,22 +151,22 @@ impl World {
             self.check()?;
         }
         for facts in self.pods.values() {
-            self.judge_end(facts)?;
+            self.check_end(facts)?;
         }
         for mapping in &self.kernel {
             if !self.pods.contains_key(&mapping.owner) {
                 return Err(format!("I3: {mapping} outlives its pod"));
             }
         }
-        self.judge_leaks()
+        self.check_leaks()
     }
 
-    fn judge_end(&self, facts: &PodFacts) -> Result<(), String> {
+    fn check_end(&self, facts: &PodFacts) -> Result<(), String> {
         let uid = &facts.pod.uid;
         let asks = facts.record.annotation.is_some() && !facts.finished;
         let rules: Vec<&Mapping> = self.kernel.iter().filter(|m| m.owner == *uid).collect();
         let condition = facts.record.condition.as_ref();
-        let told = condition.map(|c| (c.status, c.reason.as_str()));
+        let shown = condition.map(|c| (c.status, c.reason.as_str()));
         let lives = |mapping: &&Mapping| facts.pod_ips.contains(&mapping.pod_ip);
         let published = annotation::decode(facts.record.annotation.as_deref().unwrap_or_default());
         let true_entries = published.is_some_and(|entries| {
@@ -176,26 +179,26 @@ impl World {
             };
             ours.clone().count() == rules.len() && ours.clone().all(|entry| backed(&entry))
         });
-        match (asks, told) {
+        match (asks, shown) {
             (true, Some((true, _))) if rules.iter().all(lives) && true_entries => Ok(()),
             (true, Some((false, "NoFreePort" | "InvalidRequest"))) => Ok(()),
-            (true, Some((false, "DataplaneError"))) if self.poison.contains(uid) => Ok(()),
+            (true, Some((false, "DataplaneError"))) if self.unsupported.contains(uid) => Ok(()),
             (false, None | Some((false, _))) if rules.is_empty() => Ok(()),
             _ => Err(format!(
-                "I8: {uid} ended as {told:?} with {rules:?}: {facts:?}"
+                "I8: {uid} ended as {shown:?} with {rules:?}: {facts:?}"
             )),
         }
     }
 
-    /// Every port rests no more: what is held is leased.
-    fn judge_leaks(&self) -> Result<(), String> {
+    /// No port rests any more: what is held is leased.
+    fn check_leaks(&self) -> Result<(), String> {
         let status = self.state.status();
         let lent = status.pods.iter().flat_map(|pod| &pod.lease);
         let leased: BTreeSet<PortKey> = lent.map(|l| (l.protocol, l.host_port)).collect();
         if self.keeper != leased {
             return Err(format!("held {:?}, leased {leased:?}", self.keeper));
         }
-        if let Some(key) = leased.iter().find(|key| self.mirror.is_static(**key)) {
+        if let Some(key) = leased.iter().find(|key| self.reference.is_static(**key)) {
             return Err(format!("{key:?} is a static hostPort and leased"));
         }
         let counts = &status.counts;

@@ -1,4 +1,4 @@
-//! The API server's side: pods come, change and go, and the watch tells of it late.
+//! The API server: pods are created, changed and deleted, and the watch shows it late.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -67,15 +67,15 @@ impl World {
             deleting: false,
         };
         if self.rng.random_range(0..12) == 0 {
-            self.poison.insert(uid.clone());
+            self.unsupported.insert(uid.clone());
         }
-        self.tell(|| format!("create {uid} {name}"));
+        self.record(|| format!("create {uid} {name}"));
         self.names.insert(uid.clone(), name);
         self.watch.push_back(Ok(facts.clone()));
         self.pods.insert(uid, facts);
     }
 
-    /// The kubelet tells the API server the address of the pod's sandbox, late.
+    /// The kubelet reports the address of the pod's sandbox to the API server, late.
     pub(crate) fn report_address(&mut self) {
         let Some(uid) = self.random_pod() else { return };
         let Some(ips) = self.living.get(&uid).map(|sandbox| sandbox.ips.clone()) else {
@@ -85,17 +85,17 @@ impl World {
             facts.pod_ips = ips;
             facts.host_ips = vec![IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1))];
             self.watch.push_back(Ok(facts.clone()));
-            self.tell(|| format!("report address of {uid}"));
+            self.record(|| format!("report address of {uid}"));
         }
     }
 
-    /// A pod ends or is deleted; its sandbox is gone by then, most of the time.
+    /// A pod finishes or is deleted; most of the time its sandbox is gone by then.
     pub(crate) fn end_pod(&mut self) {
         let Some(uid) = self.random_pod() else { return };
         if self.rng.random_range(0..4) > 0 {
             self.stop_sandbox_of(&uid);
         }
-        self.tell(|| format!("end {uid}"));
+        self.record(|| format!("end {uid}"));
         if self.rng.random_range(0..3) == 0 {
             if let Some(facts) = self.pods.get_mut(&uid) {
                 facts.finished = true;
@@ -115,14 +115,14 @@ impl World {
             2 => Some("nonsense".to_owned()),
             _ => Some(String::new()),
         };
-        self.tell(|| format!("annotate {uid} {value:?}"));
+        self.record(|| format!("annotate {uid} {value:?}"));
         if let Some(facts) = self.pods.get_mut(&uid) {
             facts.record.annotation = value;
             self.watch.push_back(Ok(facts.clone()));
         }
     }
 
-    /// Somebody writes a result: of another pod, out of range, or of nothing at all.
+    /// A user writes a result: with a port of another pod, out of range, or of no pod.
     pub(crate) fn forge(&mut self) {
         let Some(uid) = self.random_pod() else { return };
         let port = self.rng.random_range(19_995..20_015);
@@ -135,34 +135,34 @@ impl World {
         ));
         self.forged.insert(uid.clone());
         self.watch.push_back(Ok(facts.clone()));
-        self.tell(|| format!("forge {uid} {port}"));
+        self.record(|| format!("forge {uid} {port}"));
     }
 
     pub(crate) fn deliver(&mut self) {
         match self.watch.pop_front() {
             Some(Ok(facts)) => {
-                self.mirror.shown(&facts);
+                self.reference.shown(&facts);
                 self.state.pod_applied(self.now, facts);
             }
             Some(Err(uid)) => {
-                self.mirror.gone(&uid);
+                self.reference.gone(&uid);
                 self.state.pod_gone(self.now, &uid);
             }
             None => {}
         }
     }
 
-    /// The watch breaks: what was under way is lost, a list brings the present.
+    /// The watch breaks: events under way are lost, and a list shows the present.
     pub(crate) fn relist(&mut self) {
-        self.tell(|| "relist".to_owned());
+        self.record(|| "relist".to_owned());
         self.watch.clear();
         for facts in self.pods.values().cloned().collect::<Vec<_>>() {
-            self.mirror.shown(&facts);
+            self.reference.shown(&facts);
             self.state.pod_applied(self.now, facts);
             self.collect();
         }
         let living = self.pods.keys().cloned().collect();
-        self.mirror.relisted(&living);
+        self.reference.relisted(&living);
         self.state.relisted(self.now, &living);
     }
 }

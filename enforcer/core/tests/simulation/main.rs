@@ -1,6 +1,6 @@
-//! A random walk through the enforcer's life against a model of kernel, keeper, container runtime
-//! and API server that may fail, delay, lose, reorder and restart. A failure prints the seed that
-//! repeats it: `SIMULATION_SEED=n cargo test -p portmapping-enforcer-core --test simulation`.
+//! Random sequences of events for the state machine, with a model of kernel, keeper, container
+//! runtime and API server that may fail, delay, lose, reorder and restart. A failure prints the seed
+//! that repeats it: `SIMULATION_SEED=n cargo test -p portmapping-enforcer-core --test simulation`.
 
 #![allow(
     clippy::expect_used,
@@ -11,7 +11,7 @@
 mod answers;
 mod checks;
 mod cluster;
-mod mirror;
+mod reference;
 mod runtime;
 mod world;
 
@@ -38,11 +38,11 @@ fn no_schedule_breaks_an_invariant() {
         for step in 0..STEPS {
             world.step();
             if let Err(violation) = world.check() {
-                panic!("seed {seed}, step {step}: {violation}\n{}", world.story());
+                panic!("seed {seed}, step {step}: {violation}\n{}", world.log());
             }
         }
         if let Err(violation) = world.settle() {
-            panic!("seed {seed}, settling: {violation}\n{}", world.story());
+            panic!("seed {seed}, settling: {violation}\n{}", world.log());
         }
         seen += world.seen;
     }
@@ -50,6 +50,6 @@ fn no_schedule_breaks_an_invariant() {
     println!("{steps} steps, {seen:?}");
     assert!(
         seeds.end - seeds.start < WALKS || seen.everything(),
-        "a walk that does not get there proves nothing: {seen:?}"
+        "something never happened, so nothing is proved about it: {seen:?}"
     );
 }

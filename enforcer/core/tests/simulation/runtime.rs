@@ -1,4 +1,4 @@
-//! The container runtime's side: sandboxes come and go, and files tell of it.
+//! The container runtime: sandboxes are created and removed, and files say so.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::world::World;
 const ADDRESSES: u8 = 8;
 
 impl World {
-    /// A pod gets its first sandbox, or another one because the last died.
+    /// A pod gets its first sandbox, or another one because the last one ended.
     pub(crate) fn start_sandbox(&mut self) {
         if let Some(uid) = self.random_pod() {
             self.start_sandbox_of(&uid);
@@ -39,10 +39,10 @@ impl World {
             uid: uid.clone(),
             id: format!("s{}", self.next).parse().expect("an id"),
             ips: vec![ip],
-            // results are written one after the other, whatever the clock does between them
+            // each result is later than the one before, whatever the clock does
             written: Duration::from_millis(self.next.into()),
         };
-        self.tell(|| format!("sandbox {} of {uid} {ip}", sandbox.id));
+        self.record(|| format!("sandbox {} of {uid} {ip}", sandbox.id));
         self.living.insert(uid.clone(), sandbox.clone());
         self.write_result(sandbox);
     }
@@ -62,16 +62,16 @@ impl World {
             .collect();
         self.living.remove(uid);
         for id in ended {
-            self.tell(|| format!("no sandbox {id} of {uid}"));
+            self.record(|| format!("no sandbox {id} of {uid}"));
             self.files.remove(&id);
-            self.news.push(SandboxUpdate::Down(id));
+            self.updates.push(SandboxUpdate::Down(id));
         }
     }
 
     fn write_result(&mut self, sandbox: Sandbox) {
         if self.writes_results {
             self.files.insert(sandbox.id.clone(), sandbox.clone());
-            self.news.push(SandboxUpdate::Up(sandbox));
+            self.updates.push(SandboxUpdate::Up(sandbox));
         }
     }
 
@@ -94,7 +94,7 @@ impl World {
             sandbox.id = format!("h{}", self.next).parse().expect("an id");
             sandbox.ips = other.ips;
             sandbox.written = Duration::from_millis(self.next.into());
-            self.tell(|| {
+            self.record(|| {
                 format!(
                     "hostile {} of {} {:?}",
                     sandbox.id, sandbox.uid, sandbox.ips
@@ -104,48 +104,48 @@ impl World {
         self.write_result(sandbox);
     }
 
-    /// One piece of news arrives; of one sandbox they stay in order, of several they do not.
+    /// One update arrives. Updates of one sandbox stay in order, those of several do not.
     pub(crate) fn deliver_result(&mut self) {
-        if self.news.is_empty() {
+        if self.updates.is_empty() {
             return;
         }
-        let at = self.rng.random_range(0..self.news.len());
-        let list = |news: &SandboxUpdate| matches!(news, SandboxUpdate::Listed(_));
-        let before = &self.news[..=at];
-        // a list stands for all that came before it
+        let at = self.rng.random_range(0..self.updates.len());
+        let list = |update: &SandboxUpdate| matches!(update, SandboxUpdate::Listed(_));
+        let before = &self.updates[..=at];
+        // a list replaces all that came before it
         let at = match before.iter().position(list) {
             Some(_) => 0,
             None => before
                 .iter()
-                .position(|news| id_of(news) == id_of(&self.news[at]))
+                .position(|update| id_of(update) == id_of(&self.updates[at]))
                 .unwrap_or(at),
         };
-        let news = self.news.remove(at);
-        self.mirror.told(&news);
-        match news {
+        let update = self.updates.remove(at);
+        self.reference.record(&update);
+        match update {
             SandboxUpdate::Up(sandbox) => self.state.sandbox_up(self.now, sandbox),
             SandboxUpdate::Down(id) => self.state.sandbox_down(self.now, &id),
             SandboxUpdate::Listed(all) => self.state.sandboxes_listed(self.now, all),
         }
     }
 
-    /// The queue of news overflows: what was in it is lost, and all files are read.
+    /// The queue of updates overflows: its content is lost, and all files are read.
     pub(crate) fn overflow(&mut self) {
-        self.tell(|| "overflow".to_owned());
-        self.news.clear();
+        self.record(|| "overflow".to_owned());
+        self.updates.clear();
         self.list_results();
     }
 
     pub(crate) fn list_results(&mut self) {
         if self.writes_results {
             let all = self.files.values().cloned().collect();
-            self.news.push(SandboxUpdate::Listed(all));
+            self.updates.push(SandboxUpdate::Listed(all));
         }
     }
 }
 
-fn id_of(news: &SandboxUpdate) -> Option<&SandboxId> {
-    match news {
+fn id_of(update: &SandboxUpdate) -> Option<&SandboxId> {
+    match update {
         SandboxUpdate::Up(sandbox) => Some(&sandbox.id),
         SandboxUpdate::Down(id) => Some(id),
         SandboxUpdate::Listed(_) => None,

@@ -1,4 +1,4 @@
-//! The model: what surrounds the state machine, and the dice that move it.
+//! The model: everything around the state machine, and the random steps.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::AddAssign;
@@ -12,7 +12,7 @@ use portmapping_shared::{HostPort, Mapping, Plan, PodUid, PortSet, Protocol};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::mirror::Mirror;
+use crate::reference::Reference;
 
 const RANGE: &str = "20000-20011";
 pub(crate) const COOLDOWN: Duration = Duration::from_secs(30);
@@ -26,7 +26,7 @@ pub(crate) enum Call {
     Observe,
 }
 
-/// What came to pass, so that a walk in which nothing happens is noticed.
+/// How often each thing happened, so that a walk in which it never does is noticed.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Seen {
     pub(crate) mapped: u64,
@@ -70,45 +70,42 @@ impl AddAssign for Seen {
     }
 }
 
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "a world has that many yes-or-no facts"
-)]
+#[expect(clippy::struct_excessive_bools, reason = "these are independent facts")]
 pub(crate) struct World {
     pub(crate) rng: StdRng,
     pub(crate) now: Duration,
     pub(crate) state: NodeState,
     pub(crate) calls: Vec<Call>,
-    /// What the state machine has been told so far.
-    pub(crate) mirror: Mirror,
+    /// What the state machine was told so far.
+    pub(crate) reference: Reference,
     /// The API server's pods, and what the watch has not delivered yet.
     pub(crate) pods: BTreeMap<PodUid, PodFacts>,
     pub(crate) watch: VecDeque<Result<PodFacts, PodUid>>,
-    /// Sandboxes that live, the results on disk, and the news of them under way.
+    /// Sandboxes that exist, the results on disk, and the updates about them under way.
     pub(crate) living: BTreeMap<PodUid, Sandbox>,
     pub(crate) files: BTreeMap<SandboxId, Sandbox>,
-    pub(crate) news: Vec<SandboxUpdate>,
-    /// Whether this runtime writes results at all.
+    pub(crate) updates: Vec<SandboxUpdate>,
+    /// Whether this runtime writes results.
     pub(crate) writes_results: bool,
     pub(crate) kernel: BTreeSet<Mapping>,
     pub(crate) intact: bool,
     /// Rules were damaged since they were last read back.
     pub(crate) damaged: bool,
-    /// Pods whose rules this kernel does not take.
-    pub(crate) poison: BTreeSet<PodUid>,
+    /// Pods whose rules this kernel refuses.
+    pub(crate) unsupported: BTreeSet<PodUid>,
     pub(crate) keeper: BTreeSet<PortKey>,
-    /// Ports a keeper lost by dying, not held again yet.
+    /// Ports that an ended keeper held, not held again yet.
     pub(crate) unheld: BTreeSet<PortKey>,
-    pub(crate) strangers: BTreeSet<PortKey>,
-    /// Who was last mapped at a port (uid and name), and since when it is not any more.
+    pub(crate) other_processes: BTreeSet<PortKey>,
+    /// The pod that was last mapped at a port (uid and name), and when its rule was removed.
     pub(crate) last: BTreeMap<PortKey, (PodUid, String, Duration)>,
     pub(crate) names: BTreeMap<PodUid, String>,
-    /// Pods whose result somebody forged.
+    /// Pods whose result a user forged.
     pub(crate) forged: BTreeSet<PodUid>,
     pub(crate) next: u32,
     pub(crate) broken: Option<String>,
-    story: VecDeque<String>,
-    pub(crate) calm: bool,
+    log: VecDeque<String>,
+    pub(crate) no_faults: bool,
     pub(crate) seen: Seen,
 }
 
@@ -135,42 +132,42 @@ impl World {
             now: Duration::ZERO,
             state: NodeState::new(config(), seed),
             calls: Vec::new(),
-            mirror: Mirror::default(),
+            reference: Reference::default(),
             pods: BTreeMap::new(),
             watch: VecDeque::new(),
             living: BTreeMap::new(),
             files: BTreeMap::new(),
-            news: Vec::new(),
+            updates: Vec::new(),
             writes_results,
             kernel: BTreeSet::new(),
             intact: false,
             damaged: false,
-            poison: BTreeSet::new(),
+            unsupported: BTreeSet::new(),
             keeper: BTreeSet::new(),
             unheld: BTreeSet::new(),
-            strangers: BTreeSet::new(),
+            other_processes: BTreeSet::new(),
             last: BTreeMap::new(),
             names: BTreeMap::new(),
             forged: BTreeSet::new(),
             next: 0,
             broken: None,
-            story: VecDeque::new(),
-            calm: false,
+            log: VecDeque::new(),
+            no_faults: false,
             seen: Seen::default(),
         }
     }
 
-    pub(crate) fn story(&self) -> String {
-        let lines: Vec<&str> = self.story.iter().map(String::as_str).collect();
+    pub(crate) fn log(&self) -> String {
+        let lines: Vec<&str> = self.log.iter().map(String::as_str).collect();
         lines.join("\n")
     }
 
-    pub(crate) fn tell(&mut self, line: impl FnOnce() -> String) {
-        if self.story.len() == 120 {
-            self.story.pop_front();
+    pub(crate) fn record(&mut self, line: impl FnOnce() -> String) {
+        if self.log.len() == 120 {
+            self.log.pop_front();
         }
         let line = line();
-        self.story
+        self.log
             .push_back(format!("{:>6.1}s {line}", self.now.as_secs_f32()));
     }
 
@@ -191,7 +188,7 @@ impl World {
             876..877 => self.reboot(),
             877..885 => self.damage(),
             885..905 => self.calls.push(Call::Observe),
-            905..920 => self.strange(),
+            905..920 => self.use_port(),
             920..925 => self.lose_keeper(),
             925..930 => self.overflow(),
             930..938 => self.repeat_result(),
@@ -200,22 +197,22 @@ impl World {
         self.collect();
     }
 
-    /// Takes the state machine's actions, and looks at each.
+    /// Takes the state machine's actions, and checks each.
     pub(crate) fn collect(&mut self) {
         for action in self.state.take_actions() {
             let call = match action {
                 Action::Hold(keys) => Call::Hold(keys),
                 Action::Release(keys) => Call::Release(keys),
                 Action::Program(plan) => {
-                    self.judge_plan(&plan);
+                    self.check_plan(&plan);
                     Call::Program(plan)
                 }
                 Action::Publish(publication) => {
-                    self.judge_publication(&publication);
+                    self.check_publication(&publication);
                     Call::Publish(Box::new(publication))
                 }
                 Action::Event(event) => {
-                    self.tell(|| format!("event {:?} {}: {}", event.kind, event.pod, event.note));
+                    self.record(|| format!("event {:?} {}: {}", event.kind, event.pod, event.note));
                     match event.kind {
                         EventKind::Repaired => self.seen.repaired += 1,
                         EventKind::NoFreePort => self.seen.exhausted += 1,
@@ -223,7 +220,7 @@ impl World {
                             self.seen.forged += 1;
                             if !self.forged.contains(&event.pod.uid) {
                                 let pod = &event.pod;
-                                self.broken = Some(format!("nobody forged a result of {pod}"));
+                                self.broken = Some(format!("no user forged a result of {pod}"));
                             }
                         }
                         EventKind::PortConflict if event.note.contains("static") => {
@@ -239,9 +236,9 @@ impl World {
     }
 
     pub(crate) fn restart(&mut self) {
-        self.tell(|| "restart".to_owned());
+        self.record(|| "restart".to_owned());
         self.seen.restarts += 1;
-        // a request under way may or may not be carried out
+        // a call under way may or may not be carried out
         let (drop, seed) = (self.rng.random_range(0..2) == 0, self.rng.random());
         if !drop {
             while !self.calls.is_empty() {
@@ -249,7 +246,7 @@ impl World {
             }
         }
         self.calls.clear();
-        // keeper and enforcer dead together: nobody is left who knows what was cooling
+        // keeper and enforcer ended together: what was cooling is not known any more
         let keeper = &self.keeper;
         self.last.retain(|key, _| keeper.contains(key));
         let mut found = Recovered {
@@ -259,7 +256,7 @@ impl World {
             held: self.keeper.clone(),
         };
         if self.rng.random_range(0..5) == 0 {
-            // another backend than before: its table is empty, the old one's rules are read once
+            // another backend than before: its table is empty, and the old one's rules are read once
             self.seen.backends += 1;
             found.in_other_backends = std::mem::take(&mut found.mappings);
             found.intact = false;
@@ -268,16 +265,16 @@ impl World {
         }
         self.damaged = false;
         for (uid, facts) in &self.pods {
-            // a new enforcer cannot tell a result that the last one was taking back from a forged one
+            // a new enforcer takes a result that the last one was removing for a forged one
             if facts.record.condition.is_none() {
                 self.forged.insert(uid.clone());
             }
         }
         let known = found.mappings.iter().chain(&found.in_other_backends);
-        self.mirror = Mirror::new(known.cloned().collect());
+        self.reference = Reference::new(known.cloned().collect());
         self.state = NodeState::recover(config(), seed, self.now, found);
         self.collect();
-        self.news.clear();
+        self.updates.clear();
         self.list_results();
         self.watch.clear();
         if self.rng.random_range(0..2) == 0 {
@@ -287,10 +284,10 @@ impl World {
         }
     }
 
-    /// Everything on the node dies; results of its sandboxes stay on disk.
+    /// Everything on the node ends; the results of its sandboxes stay on disk.
     fn reboot(&mut self) {
         self.seen.reboots += 1;
-        self.tell(|| "reboot".to_owned());
+        self.record(|| "reboot".to_owned());
         self.living.clear();
         self.kernel.clear();
         self.intact = false;
@@ -300,9 +297,9 @@ impl World {
         self.restart();
     }
 
-    /// Somebody flushes some or all of our rules.
+    /// Another program removes some or all of our rules.
     fn damage(&mut self) {
-        self.tell(|| "damage".to_owned());
+        self.record(|| "damage".to_owned());
         self.damaged = true;
         if self.rng.random_range(0..2) == 0 {
             self.kernel.clear();
@@ -312,18 +309,18 @@ impl World {
         }
     }
 
-    /// Another process takes a port that nobody holds, or ends.
-    fn strange(&mut self) {
+    /// Another process takes a port that is not held, or ends.
+    fn use_port(&mut self) {
         let port = HostPort::new(self.rng.random_range(20_000..20_012)).expect("a port");
         let key = (Protocol::Tcp, port);
-        if !self.strangers.remove(&key) && !self.keeper.contains(&key) {
-            self.strangers.insert(key);
+        if !self.other_processes.remove(&key) && !self.keeper.contains(&key) {
+            self.other_processes.insert(key);
         }
     }
 
-    /// The keeper dies; its successor holds nothing and is asked for its list.
+    /// The keeper ends; the next one holds nothing and is asked for its list.
     fn lose_keeper(&mut self) {
-        self.tell(|| "keeper lost".to_owned());
+        self.record(|| "keeper lost".to_owned());
         self.unheld.append(&mut self.keeper);
         self.calls
             .retain(|call| !matches!(call, Call::Hold(_) | Call::Release(_)));
@@ -336,7 +333,7 @@ impl World {
         self.tick();
     }
 
-    /// A deadline that a tick does not move would keep the loop from ever sleeping.
+    /// A deadline that a tick does not move would keep the driver's loop busy for ever.
     pub(crate) fn tick(&mut self) {
         self.state.tick(self.now);
         if let Some(deadline) = self.state.next_deadline().filter(|at| *at <= self.now) {

@@ -12,11 +12,11 @@ const NONE: Contents = Contents {
     kube_chains: 0,
 };
 
-fn missing() -> Result<Contents, DataplaneError> {
+fn missing() -> Result<Contents, String> {
     Err(ExecError::Missing {
         program: "iptables-save",
     }
-    .into())
+    .to_string())
 }
 
 #[test]

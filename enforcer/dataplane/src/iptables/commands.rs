@@ -71,22 +71,6 @@ impl Commands {
         Err(refused(program, &finished, Some(text)))
     }
 
-    /// Whether the program and the kernel would carry the text out. Nothing changes.
-    pub(super) fn rehearse(&self, text: &str) -> Result<(), DataplaneError> {
-        let program = self.programs().restore;
-        let args = ["--test", "--noflush", "-w", LOCK_WAIT_SECONDS];
-        let finished = self.tools.run(program, &args, text.as_bytes())?;
-        if finished.status.success() {
-            return Ok(());
-        }
-        Err(refused(program, &finished, Some(text)))
-    }
-
-    /// Whether table nat can be looked at without making it.
-    pub(super) fn has_nat(&self) -> bool {
-        self.is_in_use("nat")
-    }
-
     /// Whether iptables-legacy has a table in the network namespace of this thread; of the nft
     /// kind it does not matter.
     fn is_in_use(&self, table: &str) -> bool {

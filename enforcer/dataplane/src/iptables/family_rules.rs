@@ -1,21 +1,16 @@
 //! One address family of one node: what its table has, and the transactions that change it.
 //!
-//! What was last seen is believed until the next look, so there must be one writer. A second one
-//! (an enforcer that still ends, say) can do no more harm than to double a rule, which the next
-//! look finds.
-
-use std::hash::{BuildHasher as _, Hash as _, Hasher as _, RandomState};
+//! What was read last is taken for true until the next read, so there must be one writer. A second
+//! one (an enforcer that is being terminated) can at most double a rule, which the next read finds.
 
 use portmapping_shared::Mapping;
 
-use crate::{DataplaneError, Observed};
-
 use super::commands::Commands;
 use super::jumps;
-use super::layout::{Hairpin, Layout};
-use super::probe;
+use super::layout::Layout;
 use super::reading::{Damage, Known};
-use crate::settings::Subnet;
+use crate::settings::{Settings, Subnet};
+use crate::{DataplaneError, Observed};
 
 mod change;
 
@@ -24,25 +19,20 @@ mod change;
 pub(super) struct FamilyRules {
     commands: Commands,
     layout: Layout,
-    /// Whether it was found out what this node can do.
-    probed: bool,
-    /// None before the first look, and after a failure that may have left anything.
+    /// None after a failure, and where the layout has changed: the table is read before it is used.
     known: Option<Known>,
-    /// The jumps were there once: what is missing now goes back with all the rest.
+    /// The jumps were there once: what is missing now goes back with everything else.
     installed: bool,
-    /// Keyed at random: nobody can make a text that passes for another.
-    hashing: RandomState,
 }
 
 impl FamilyRules {
-    pub(super) fn new(commands: Commands, layout: Layout) -> Self {
+    pub(super) fn new(commands: Commands, settings: Settings) -> Self {
+        let layout = Layout::new(commands.family, settings);
         Self {
             commands,
             layout,
-            probed: false,
             known: None,
             installed: false,
-            hashing: RandomState::new(),
         }
     }
 
@@ -51,51 +41,19 @@ impl FamilyRules {
         &self.commands
     }
 
-    /// Finds out what this node can do. Where the table is not in use yet, that waits for the first
-    /// mapping: to find out would make it.
-    pub(super) fn open(&mut self) {
-        if self.commands.has_nat() {
-            self.probe();
-        }
+    /// What was read last, if that is known to be there still.
+    pub(super) fn observed(&self) -> Option<Observed> {
+        self.known.as_ref().map(|known| Observed {
+            mappings: known.mappings().cloned().collect(),
+            intact: known.untouched || known.damage == Damage::default(),
+        })
     }
 
-    fn probe(&mut self) {
-        if self.probed {
-            return;
-        }
-        let family = self.commands.family;
-        let hairpin = match probe::compares(&self.commands) {
-            Ok(true) => Hairpin::Compared,
-            Ok(false) => Hairpin::PerPod,
-            Err(error) => {
-                // it is tried again, and what is wrong is said when it prevents a change
-                tracing::debug!(%error, %family, "cannot find out what iptables can do");
-                return;
-            }
-        };
-        self.probed = true;
-        tracing::info!(%family, program = %self.commands.flavour, "{hairpin}");
-        if hairpin != self.layout.hairpin() {
-            self.layout.set_hairpin(hairpin);
-            self.known = None;
-        }
-    }
-
-    /// Takes in the table as it was printed. Also says whether it differs from what was believed.
+    /// Takes in the table as iptables-save printed it. Returns whether another program changed it.
     pub(super) fn take(&mut self, text: &str) -> (Observed, bool) {
-        let text_read = self.fingerprint(text);
-        if let Some(known) = &self.known
-            && known.text_read == Some(text_read)
-        {
-            return (observed(known), false);
-        }
         let believed = self.known.take();
-        let known = Known {
-            text_read: Some(text_read),
-            ..self.read(text)
-        };
-        let same = |believed: &Known| believed.leaves == known.leaves;
-        // a rule that leads elsewhere than it was made to is still one that can be read
+        let known = self.parse(text);
+        // a rule that leads to another pod than it was made for can still be read
         let strange = |believed: &Known| {
             let mut leaves = known.leaves.iter();
             leaves.any(|(leaf, mappings)| {
@@ -104,34 +62,30 @@ impl FamilyRules {
             })
         };
         let (altered, strange) = match &believed {
-            Some(believed) if same(believed) => (believed.damage != known.damage, false),
+            Some(believed) if believed.leaves == known.leaves => {
+                (believed.damage != known.damage, false)
+            }
             Some(believed) => (true, strange(believed)),
             None => (false, false),
         };
-        let mut observed = observed(&known);
-        observed.intact &= !strange;
         // an earlier run of this program may have made the jumps
         self.installed |= !known.untouched && known.damage.missing_jumps.is_empty();
         self.known = Some(known);
+        let mut observed = self.observed().unwrap_or_default();
+        observed.intact &= !strange;
         (observed, altered)
     }
 
-    /// Makes the frame whole and changes mappings, in one transaction; only the first jumps are
-    /// made before it. Says how many commits it
-    /// took, where that is known.
+    /// Repairs all chains and jumps and changes mappings, in one transaction; only the very first
+    /// jumps are made before it. Returns how many commits it took, where that is known.
     pub(super) fn apply(
         &mut self,
         remove: &[&Mapping],
         create: &[&Mapping],
     ) -> Result<Option<u32>, DataplaneError> {
-        if !create.is_empty() {
-            self.probe();
-        }
-        // after a failure the kernel is looked at again, and what is touched is written anew: single
-        // rules are changed only where it is certain what is there
-        let (mut known, single) = match self.known.take() {
-            Some(known) => (known, true),
-            None => (self.look()?, false),
+        let mut known = match self.known.take() {
+            Some(known) => known,
+            None => self.parse(&self.commands.save_nat()?),
         };
         let nothing_to_do =
             remove.is_empty() && create.is_empty() && known.damage == Damage::default();
@@ -139,16 +93,12 @@ impl FamilyRules {
             self.known = Some(known);
             return Ok(Some(0));
         }
-        let missing_jumps = std::mem::take(&mut known.damage.missing_jumps);
-        let missing_jumps = if self.installed {
-            let gone = missing_jumps.into_iter().map(|jump| (jump, Vec::new()));
+        let mut missing_jumps = std::mem::take(&mut known.damage.missing_jumps);
+        if self.installed {
+            let gone = missing_jumps.drain(..).map(|jump| (jump, Vec::new()));
             known.damage.misplaced_jumps.extend(gone);
-            Vec::new()
-        } else {
-            missing_jumps
-        };
-        let (mut next, transaction) = self.prepare(known, remove, create, single);
-        next.text_read = None;
+        }
+        let (next, transaction) = change::prepare(&self.layout, known, remove, create);
         let jumps = jumps::make(&self.commands, &missing_jumps)?;
         if let Err(error) = self.commands.restore(&transaction) {
             jumps.undo(&self.commands);
@@ -162,46 +112,19 @@ impl FamilyRules {
             .then(|| u32::from(!transaction.is_empty())))
     }
 
-    /// Whether rules of ours are there, as of the last look or change.
-    pub(super) fn is_in_use(&self) -> bool {
-        self.known.as_ref().is_some_and(|known| !known.untouched)
-    }
-
-    /// The frame is another one from now on; what is there is compared with it anew.
+    /// Replaces the neighbours. The next change or read compares the table with the new layout.
     pub(super) fn set_neighbours(&mut self, neighbours: &[Subnet]) {
         self.layout.set_neighbours(neighbours);
         self.known = None;
     }
 
-    /// Forgets what was seen: somebody else is about to change it.
+    /// Forgets what was read.
     pub(super) fn forget(&mut self) {
         self.known = None;
     }
 
-    /// Of the text without what changes by itself: the time, and how many packets came by.
-    fn fingerprint(&self, text: &str) -> u64 {
-        let mut hasher = self.hashing.build_hasher();
-        for line in text.lines().filter(|line| !line.starts_with('#')) {
-            let declared = line.starts_with(':');
-            let line = line.split('[').next().filter(|_| declared).unwrap_or(line);
-            line.hash(&mut hasher);
-        }
-        hasher.finish()
-    }
-
-    fn look(&self) -> Result<Known, DataplaneError> {
-        Ok(self.read(&self.commands.save_nat()?))
-    }
-
-    fn read(&self, text: &str) -> Known {
+    fn parse(&self, text: &str) -> Known {
         Known::read(text, self.commands.family, &self.layout)
-    }
-}
-
-fn observed(known: &Known) -> Observed {
-    Observed {
-        mappings: known.leaves.values().flatten().cloned().collect(),
-        intact: known.untouched || known.damage == Damage::default(),
     }
 }
 

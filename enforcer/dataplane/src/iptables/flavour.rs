@@ -17,15 +17,6 @@ impl Flavour {
     /// Both, the younger first.
     pub const ALL: [Self; 2] = [Self::Nft, Self::Legacy];
 
-    /// The other one.
-    #[must_use]
-    pub fn other(self) -> Self {
-        match self {
-            Self::Nft => Self::Legacy,
-            Self::Legacy => Self::Nft,
-        }
-    }
-
     /// Name for logs, metrics and flags.
     #[must_use]
     pub fn as_str(self) -> &'static str {

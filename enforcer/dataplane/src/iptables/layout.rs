@@ -1,35 +1,36 @@
 //! The rules as they should be, written as iptables-save writes them. Pure.
 //!
 //! ```text
-//! PREROUTING  --+-> PORTMAPPING -g-> PORTMAPPING-TCP -g-> PORTMAPPING-TCP-20000-20483
-//! OUTPUT      --+   (local dst.)     (range tree)          -g-> PORTMAPPING-TCP-20000-20021
-//!                                                               DNAT, one rule per mapping
-//! POSTROUTING ----> PORTMAPPING-MASQ  masquerade what a pod sends itself
-//!     (translated)
-//!                   PORTMAPPING-UID-TCP-20000  whose the mappings of a leaf are; no packet comes here
+//! PREROUTING --+-> PORTMAPPING -g-> PORTMAPPING-TCP -g-> PORTMAPPING-TCP-2 -g-> PORTMAPPING-TCP-2-3
+//! OUTPUT     --+   (local dst.)     (ten parts of        (ten parts of that)    one DNAT rule per
+//!                                    the range)                                 mapping
+//! POSTROUTING ---> PORTMAPPING-MASQ -g-> PORTMAPPING-MASQ-9
+//!  (translated)    (16 parts by the      one MASQUERADE rule per pod, for what the pod sends
+//!                   last address bits)   to itself
 //! ```
+//!
+//! A packet passes at most ten, ten, and the rules of one leaf. The comment of a DNAT rule names
+//! the pod that owns the mapping.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use portmapping_shared::contract::CHAIN_PREFIX;
 use portmapping_shared::{HostPort, Mapping, Protocol};
 
-use super::notes;
-use super::rule::Route;
-use super::tree::{self, Place, Tree};
+use super::rule::mapping_rule;
 use crate::family::Family;
 use crate::settings::{Settings, Subnet};
 
 /// The chain in which every packet to a local address begins.
-pub(super) const ENTRY: &str = CHAIN_PREFIX;
-/// The chain that leads translated packets to the rules that masquerade.
-pub(super) const MASQUERADE: &str = "PORTMAPPING-MASQ";
-
-mod hairpin;
-
-pub(super) use hairpin::{Hairpin, bucket, comparison, is_bucket};
+const ENTRY: &str = CHAIN_PREFIX;
+/// The chain that every translated packet passes last.
+const MASQUERADE: &str = "PORTMAPPING-MASQ";
+/// Into how many chains the port range is divided, and each of those again.
+const PARTS: u32 = 10;
+/// Chains for the rules of pods, by the last bits of their addresses.
+const BUCKETS: u8 = 16;
 
 /// A jump from a built-in chain into one of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,11 +43,11 @@ pub(super) struct Jump {
     pub(super) rule: &'static str,
 }
 
-/// What all jumps carry as comment, so that an edited one is known for ours.
+/// The comment of all jumps: an edited jump is recognized by it.
 pub(super) const JUMP_COMMENT: &str = "portmapping";
 
-/// Each must be the first rule of its chain: CNI portmap puts its own jump in front as well, and
-/// CNI's masquerade chains accept what pods send each other.
+/// Each must be the first rule of its chain: CNI portmap also inserts its jump in front, and the
+/// masquerade chains of CNI plugins accept what pods send to each other.
 pub(super) const JUMPS: [Jump; 3] = [
     Jump {
         from: "PREROUTING",
@@ -65,7 +66,9 @@ pub(super) const JUMPS: [Jump; 3] = [
     },
 ];
 
-/// Mappings by the leaf chain that holds them.
+/// Chains and their rules.
+pub(super) type Chains = BTreeMap<String, Vec<String>>;
+/// Mappings by the chain that holds their rules.
 pub(super) type Leaves = BTreeMap<String, BTreeSet<Mapping>>;
 /// How many mappings lead to each pod address that has a rule; 0 where only the rule is left.
 pub(super) type Pods = BTreeMap<IpAddr, usize>;
@@ -75,117 +78,82 @@ pub(super) type Pods = BTreeMap<IpAddr, usize>;
 pub(super) struct Layout {
     family: Family,
     settings: Settings,
-    tree: Tree,
-    hairpin: Hairpin,
+    /// How many ports of the range share a leaf.
+    width: u32,
 }
 
 impl Layout {
     pub(super) fn new(family: Family, settings: Settings) -> Self {
-        let tree = Tree::new(settings.range);
+        // a range has at most 65,535 ports
+        let size = u32::try_from(settings.range.size()).unwrap_or(u32::MAX);
         Self {
             family,
             settings,
-            tree,
-            hairpin: Hairpin::Compared,
+            width: size.div_ceil(PARTS * PARTS),
         }
     }
 
-    /// How it is known that a pod sends to itself.
-    pub(super) fn hairpin(&self) -> Hairpin {
-        self.hairpin
-    }
-
-    /// The other way from now on.
-    pub(super) fn set_hairpin(&mut self, hairpin: Hairpin) {
-        self.hairpin = hairpin;
-    }
-
-    /// Other neighbours than before.
+    /// Replaces the neighbours.
     pub(super) fn set_neighbours(&mut self, neighbours: &[Subnet]) {
         self.settings.neighbours = neighbours.to_vec();
     }
 
-    /// The chain that holds a mapping's rules.
-    pub(super) fn leaf(&self, mapping: &Mapping) -> String {
-        self.tree.leaf(mapping.protocol, mapping.host_port)
-    }
-
-    /// Whether all of them belong into this chain. Names are made once a chain: they take longer than
-    /// all the rest of it.
-    pub(super) fn is_leaf_of<'a>(
-        &self,
-        chain: &str,
-        mappings: impl IntoIterator<Item = &'a Mapping>,
-    ) -> bool {
-        let mut places = mappings.into_iter().map(|mapping| self.place(mapping));
-        let Some(first) = places.next() else {
-            return true;
-        };
-        self.tree.leaf_at(first) == chain && places.all(|place| place == first)
-    }
-
-    fn place(&self, mapping: &Mapping) -> Place {
-        self.tree.place(mapping.protocol, mapping.host_port)
-    }
-
-    /// Whether a mapping has its place in the range tree.
+    /// Whether the port of a mapping is in the range. It is not if the range was another before.
     pub(super) fn is_in_range(&self, mapping: &Mapping) -> bool {
-        self.tree.range().contains(mapping.host_port)
+        self.settings.range.contains(mapping.host_port)
+    }
+
+    /// The chain that holds the rule of a mapping.
+    pub(super) fn leaf(&self, mapping: &Mapping) -> String {
+        if !self.is_in_range(mapping) {
+            return outside(mapping.protocol);
+        }
+        let nth = (port(mapping.host_port) - port(self.settings.range.first())) / self.width;
+        leaf(mapping.protocol, nth)
     }
 
     /// Sorts mappings into their leaves.
     pub(super) fn leaves(&self, mappings: impl IntoIterator<Item = Mapping>) -> Leaves {
         let mut leaves = Leaves::new();
-        let mut mappings = mappings.into_iter().peekable();
-        while let Some(mapping) = mappings.next() {
-            let place = self.place(&mapping);
-            let leaf = leaves.entry(self.tree.leaf_at(place)).or_default();
-            leaf.insert(mapping);
-            // as they were read they come leaf by leaf
-            while let Some(mapping) = mappings.next_if(|next| self.place(next) == place) {
-                leaf.insert(mapping);
-            }
+        for mapping in mappings {
+            let leaf = self.leaf(&mapping);
+            leaves.entry(leaf).or_default().insert(mapping);
         }
         leaves
     }
 
-    /// The chains that lead to the rules of mappings and pods, and those without their rules.
-    pub(super) fn frame(
-        &self,
-        protocols: &BTreeSet<Protocol>,
-        leaves: &Leaves,
-    ) -> BTreeMap<String, Vec<String>> {
-        let outside = protocols
+    /// Every chain of ours, without the rules of mappings and pods, for the protocols in use.
+    pub(super) fn frame(&self, protocols: &BTreeSet<Protocol>, leaves: &Leaves) -> Chains {
+        let outside: Vec<Protocol> = protocols
             .iter()
             .copied()
-            .filter(|protocol| leaves.contains_key(&Tree::outside(*protocol)));
-        let outside: Vec<Protocol> = outside.collect();
-        let mut chains = BTreeMap::from([
+            .filter(|protocol| leaves.contains_key(&outside(*protocol)))
+            .collect();
+        let mut chains = Chains::from([
             (ENTRY.to_owned(), self.entry_rules(protocols, &outside)),
             (
                 MASQUERADE.to_owned(),
                 self.masquerade_rules(outside.is_empty()),
             ),
         ]);
+        chains.extend((0..BUCKETS).map(|bits| (numbered_bucket(bits), Vec::new())));
+        chains.extend(outside.into_iter().map(|p| (self::outside(p), Vec::new())));
         for protocol in protocols {
-            chains.extend(self.tree.chains(*protocol));
+            self.add_tree(*protocol, &mut chains);
         }
-        chains.extend(outside.into_iter().map(|p| (Tree::outside(p), Vec::new())));
-        chains.extend(self.pod_frame());
         chains
     }
 
-    /// Every chain of ours with all its rules, for the protocols that have a tree.
+    /// Every chain of ours with all its rules, for the protocols in use.
     pub(super) fn chains(
         &self,
         protocols: &BTreeSet<Protocol>,
         leaves: &Leaves,
         pods: &Pods,
-    ) -> BTreeMap<String, Vec<String>> {
+    ) -> Chains {
         let mut chains = self.frame(protocols, leaves);
         for (leaf, mappings) in leaves {
             chains.insert(leaf.clone(), leaf_rules(mappings));
-            chains.insert(notes::chain_of(leaf), notes::rules(mappings));
         }
         for pod in pods.keys() {
             let rules = chains.entry(bucket(*pod)).or_default();
@@ -194,57 +162,81 @@ impl Layout {
         chains
     }
 
-    /// The jumps to the trees; ports outside the range have a chain only while there are some.
+    /// The range of a protocol in parts, those in parts, and the empty leaves.
+    fn add_tree(&self, protocol: Protocol, chains: &mut Chains) {
+        let range = self.settings.range;
+        let span = |first: u32, width: u32| first..=(first + width - 1).min(port(range.last()));
+        let mut parts = Vec::new();
+        let mut nth = 0;
+        let mut first = port(range.first());
+        while first <= port(range.last()) {
+            let part = part(protocol, nth / PARTS);
+            if nth % PARTS == 0 {
+                parts.push(jump(protocol, span(first, self.width * PARTS), &part));
+            }
+            let leaf = leaf(protocol, nth);
+            let jumps = chains.entry(part).or_default();
+            jumps.push(jump(protocol, span(first, self.width), &leaf));
+            chains.insert(leaf, Vec::new());
+            nth += 1;
+            first += self.width;
+        }
+        chains.insert(root(protocol), parts);
+    }
+
+    /// The jumps to the ranges; ports outside the range have a chain only while there are some.
     fn entry_rules(&self, protocols: &BTreeSet<Protocol>, outside: &[Protocol]) -> Vec<String> {
-        let port = |port: HostPort| u32::from(port.get());
-        let range = port(self.tree.range().first())..=port(self.tree.range().last());
+        let range = self.settings.range;
+        let ports = port(range.first())..=port(range.last());
         let jumps = protocols
             .iter()
-            .map(|protocol| tree::jump(*protocol, range.clone(), &Tree::root(*protocol)));
+            .map(|protocol| jump(*protocol, ports.clone(), &root(*protocol)));
         let others = outside.iter().map(|protocol| {
-            let chain = Tree::outside(*protocol);
+            let chain = self::outside(*protocol);
             format!("-p {} -g {chain}", protocol.as_kernel_str())
         });
         jumps.chain(others).collect()
     }
 
-    /// The leaf whose notes a chain holds.
-    pub(super) fn leaf_of_notes(&self, chain: &str) -> Option<String> {
-        let leaf = |protocol: Protocol| {
-            let (_, last) = chain.rsplit_once('-')?;
-            let port = last.parse().ok().and_then(HostPort::new);
-            // without a port it is that of the only leaf, or of the ports outside the range
-            let leaves = [
-                self.tree
-                    .leaf(protocol, port.unwrap_or(self.tree.range().first())),
-                Tree::outside(protocol),
-            ];
-            leaves
-                .into_iter()
-                .find(|leaf| notes::chain_of(leaf) == chain)
-        };
-        Protocol::ALL.into_iter().find_map(leaf)
-    }
-
-    /// Neighbours, where they need it, then what pods send themselves. Other translated connections
-    /// than ours are none of our business.
+    /// Masquerades neighbours where they need it, then jumps to the rules of pods. A packet enters a
+    /// chain of pods only if both its addresses end in the same bits: others pay 16 comparisons.
     fn masquerade_rules(&self, in_range_only: bool) -> Vec<String> {
         let mut rules = Vec::new();
         if in_range_only {
-            let (first, last) = (self.tree.range().first(), self.tree.range().last());
-            let ports = if first == last {
-                first.to_string()
-            } else {
-                format!("{first}:{last}")
-            };
+            let range = self.settings.range;
+            let ports = span_text(port(range.first()), port(range.last()));
             rules.push(format!("-m conntrack ! --ctorigdstport {ports} -j RETURN"));
         }
         let neighbours = self.settings.neighbours.iter();
         for subnet in neighbours.filter(|subnet| subnet.family() == self.family) {
             rules.push(format!("-s {subnet} -d {subnet} -j MASQUERADE"));
         }
-        rules.extend(self.hairpin_rules());
+        let address = |byte: u8| -> IpAddr {
+            match self.family {
+                Family::V4 => Ipv4Addr::from_bits(byte.into()).into(),
+                Family::V6 => Ipv6Addr::from_bits(byte.into()).into(),
+            }
+        };
+        let mask = address(BUCKETS - 1);
+        rules.extend((0..BUCKETS).map(|bits| {
+            let (bits, chain) = (address(bits), numbered_bucket(bits));
+            format!("-s {bits}/{mask} -d {bits}/{mask} -g {chain}")
+        }));
         rules
+    }
+
+    /// Masquerades what a pod sends to itself: with its own address as source, the pod would answer
+    /// itself without the node, which could not translate the answer back.
+    pub(super) fn pod_rule(&self, pod: IpAddr) -> String {
+        let length = self.family.host_length();
+        format!("-s {pod}/{length} -d {pod}/{length} -j MASQUERADE")
+    }
+
+    /// The pod whose rule this is.
+    pub(super) fn pod_of(&self, rule: &str) -> Option<IpAddr> {
+        let (pod, _) = rule.strip_prefix("-s ")?.split_once('/')?;
+        let pod = pod.parse().ok()?;
+        (Family::of(pod) == self.family && self.pod_rule(pod) == rule).then_some(pod)
     }
 }
 
@@ -256,16 +248,62 @@ pub(super) fn leaf_rules(mappings: &BTreeSet<Mapping>) -> Vec<String> {
     ordered.into_iter().map(mapping_rule).collect()
 }
 
-/// The DNAT, which ends the packet's way through the table. Whose it is stands in the notes.
-pub(super) fn mapping_rule(mapping: &Mapping) -> String {
-    Route {
-        protocol: mapping.protocol,
-        host_port: mapping.host_port,
-        host_ip: mapping.host_ip,
-        to: SocketAddr::new(mapping.pod_ip, mapping.container_port.get()),
-        owner: None,
+/// The chain that holds the rule of a pod.
+pub(super) fn bucket(pod: IpAddr) -> String {
+    let last = match pod {
+        IpAddr::V4(ip) => ip.octets()[3],
+        IpAddr::V6(ip) => ip.octets()[15],
+    };
+    numbered_bucket(last % BUCKETS)
+}
+
+/// Whether a chain holds rules of pods, by its name.
+pub(super) fn is_bucket(chain: &str) -> bool {
+    chain
+        .strip_prefix(MASQUERADE)
+        .is_some_and(|rest| rest.starts_with('-'))
+}
+
+/// The first chain of a protocol's range.
+pub(super) fn root(protocol: Protocol) -> String {
+    format!("{CHAIN_PREFIX}-{protocol}")
+}
+
+fn part(protocol: Protocol, nth: u32) -> String {
+    format!("{CHAIN_PREFIX}-{protocol}-{nth}")
+}
+
+fn leaf(protocol: Protocol, nth: u32) -> String {
+    format!("{CHAIN_PREFIX}-{protocol}-{}-{}", nth / PARTS, nth % PARTS)
+}
+
+fn outside(protocol: Protocol) -> String {
+    format!("{CHAIN_PREFIX}-{protocol}-OTHER")
+}
+
+fn numbered_bucket(bits: u8) -> String {
+    format!("{MASQUERADE}-{bits}")
+}
+
+/// `u32`, so that no sum of port numbers wraps.
+fn port(port: HostPort) -> u32 {
+    port.get().into()
+}
+
+/// Sends the ports to a chain with `-g`: a packet that matches nothing there returns to the caller
+/// of the entry chain at once.
+fn jump(protocol: Protocol, ports: std::ops::RangeInclusive<u32>, chain: &str) -> String {
+    let protocol = protocol.as_kernel_str();
+    let ports = span_text(*ports.start(), *ports.end());
+    format!("-p {protocol} -m {protocol} --dport {ports} -g {chain}")
+}
+
+fn span_text(first: u32, last: u32) -> String {
+    if first == last {
+        first.to_string()
+    } else {
+        format!("{first}:{last}")
     }
-    .rule()
 }
 
 #[cfg(test)]

@@ -4,38 +4,36 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use portmapping_shared::{Mapping, Protocol};
 
-use super::layout::{JUMP_COMMENT, JUMPS, Jump, Layout, Leaves, Pods, bucket, is_bucket};
-use super::notes::{self, Key, Notes, Owners};
+use super::layout::{
+    Chains, JUMP_COMMENT, JUMPS, Jump, Layout, Leaves, Pods, bucket, is_bucket, root,
+};
+use super::older::Owners;
 use super::rule::{self, Route, Rule};
 use super::save::{Reference, Saved};
-use super::tree::Tree;
 use crate::family::Family;
 
-/// What is in the kernel, as of the last look or change.
+/// What is in the kernel, as of the last read or change.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Known {
     /// Nothing of ours is there, as on a node without mappings.
     pub(super) untouched: bool,
-    /// Protocols that have a range tree.
+    /// Protocols that have chains.
     pub(super) protocols: BTreeSet<Protocol>,
     pub(super) leaves: Leaves,
     pub(super) pods: Pods,
-    pub(super) notes: Notes,
     pub(super) damage: Damage,
-    /// The fingerprint of the text that all of this says; None once something was changed.
-    pub(super) text_read: Option<u64>,
 }
 
-/// How the frame differs from what it should be.
+/// How the chains and jumps differ from what they should be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Damage {
     /// Chains that are missing or have other rules than ours.
     pub(super) chains: BTreeSet<String>,
-    /// Chains of ours that should not be: another layout made them.
+    /// Chains of ours that should not be there: another layout made them.
     pub(super) obsolete: Vec<String>,
     pub(super) missing_jumps: Vec<Jump>,
-    /// Jumps that are not the first of their chain, or were edited: those rules, to be deleted.
-    /// None to be deleted for a jump that is only to be put back.
+    /// Jumps that are not the first of their chain, or were edited, with the rules to be deleted.
+    /// A jump that only has to be put back has none.
     pub(super) misplaced_jumps: Vec<(Jump, Vec<String>)>,
 }
 
@@ -43,116 +41,82 @@ impl Known {
     /// Reads what iptables-save printed.
     pub(super) fn read(text: &str, family: Family, layout: &Layout) -> Self {
         let saved = Saved::parse(text);
-        let mut notes = Notes::default();
-        let mut owners = BTreeMap::new();
-        let mut whole = Whole::default();
-        for (chain, rules) in &saved.chains {
-            if notes::is_notes(chain) {
-                let (found, as_written) = notes.read(chain, rules);
-                if as_written {
-                    whole.notes.insert(chain);
-                }
-                owners.insert(*chain, found);
-            }
-        }
-        let nobody = Owners::default();
+        let owners = Owners::read(&saved);
+        // leaves as we write them, with their number of rules
+        let mut whole = BTreeMap::new();
         let mut found = Vec::new();
         for (chain, rules) in &saved.chains {
-            let owners = owners.get(notes::chain_of(chain).as_str());
-            let owners = owners.unwrap_or(&nobody);
-            let mappings: Vec<Option<Mapping>> = rules
-                .iter()
-                .map(|rule| mapping_of(rule, family, owners))
-                .collect();
-            if is_whole_leaf(chain, &mappings, layout) && !has_old_rules(rules) {
-                whole.leaves.insert(chain, mappings.len());
+            let read = rules.iter().map(|rule| mapping_of(rule, family, &owners));
+            let read: Vec<Option<Mapping>> = read.collect();
+            if is_whole_leaf(chain, &read, layout) && rules.iter().all(|rule| has_owner(rule)) {
+                whole.insert(*chain, rules.len());
             }
-            found.extend(mappings.into_iter().flatten());
+            found.extend(read.into_iter().flatten());
         }
         let leaves = layout.leaves(found);
-        for (leaf, mappings) in &leaves {
-            let notes = notes::chain_of(leaf);
-            let owners = owners.get(notes.as_str()).unwrap_or(&nobody);
-            let told = |m: &Mapping| owners.of(&Key::of(m)) == Some(&m.owner);
-            if !whole.notes.contains(notes.as_str()) || !mappings.iter().all(told) {
-                whole.unowned.insert(notes);
-            }
-        }
         let pods = pods(&saved, &leaves, layout);
-        let rooted = |protocol: &Protocol| {
-            let in_use = leaves
-                .values()
-                .flatten()
-                .any(|mapping| mapping.protocol == *protocol);
-            in_use || saved.chains.contains_key(Tree::root(*protocol).as_str())
+        let in_use: BTreeSet<Protocol> = leaves.values().flatten().map(|m| m.protocol).collect();
+        let has_chains = |protocol: &Protocol| {
+            in_use.contains(protocol) || saved.chains.contains_key(root(*protocol).as_str())
         };
-        let protocols: BTreeSet<Protocol> = Protocol::ALL.into_iter().filter(rooted).collect();
         let known = Self {
             untouched: saved.is_empty(),
-            protocols,
+            protocols: Protocol::ALL.into_iter().filter(has_chains).collect(),
             leaves,
             pods,
-            notes,
             damage: Damage::default(),
-            text_read: None,
         };
         let damage = known.damage(&saved, &whole, layout);
         Self { damage, ..known }
     }
 
-    fn damage(&self, saved: &Saved<'_>, whole: &Whole<'_>, layout: &Layout) -> Damage {
+    /// The mappings of all leaves.
+    pub(super) fn mappings(&self) -> impl Iterator<Item = &Mapping> {
+        self.leaves.values().flatten()
+    }
+
+    /// Every chain of ours as it should be.
+    pub(super) fn chains(&self, layout: &Layout) -> Chains {
+        layout.chains(&self.protocols, &self.leaves, &self.pods)
+    }
+
+    fn damage(&self, saved: &Saved<'_>, whole: &BTreeMap<&str, usize>, layout: &Layout) -> Damage {
         let mut expected = layout.frame(&self.protocols, &self.leaves);
         for pod in self.pods.keys() {
             let rules = expected.entry(bucket(*pod)).or_default();
             rules.push(layout.pod_rule(*pod));
         }
-        let differs = |chain: &String, rules: &Vec<String>| match (
-            self.leaves.get(chain),
-            saved.chains.get(chain.as_str()),
-        ) {
-            (_, None) => true,
-            (Some(mappings), Some(_)) => whole.leaves.get(chain.as_str()) != Some(&mappings.len()),
-            (None, Some(found)) => {
-                !(same_rules(rules, found) || is_bucket(chain) && same_set(rules, found))
+        let differs = |chain: &str, rules: &[String]| {
+            let Some(found) = saved.chains.get(chain) else {
+                return true;
+            };
+            match self.leaves.get(chain) {
+                Some(mappings) => whole.get(chain) != Some(&mappings.len()),
+                None => !(same_rules(rules, found) || is_bucket(chain) && same_set(rules, found)),
             }
-        };
-        // notes may say more than there is
-        let wanted = |chain: &str| match layout.leaf_of_notes(chain) {
-            Some(leaf) => {
-                self.leaves.contains_key(&leaf)
-                    || expected.contains_key(&leaf) && whole.notes.contains(chain)
-            }
-            None => expected.contains_key(chain),
         };
         let mut damage = Damage {
             chains: expected
                 .iter()
                 .filter(|(chain, rules)| differs(chain, rules))
                 .map(|(chain, _)| chain.clone())
-                .chain(whole.unowned.iter().cloned())
                 .collect(),
             obsolete: saved
                 .chains
                 .keys()
-                .filter(|chain| !wanted(chain))
+                .filter(|chain| !expected.contains_key(**chain))
                 .map(|chain| (*chain).to_owned())
                 .collect(),
             ..Damage::default()
         };
         for jump in JUMPS {
             let ours = jumps_of_ours(saved, &jump);
-            let first = ours
-                .first()
-                .is_some_and(|reference| reference.position == 0);
             match ours.as_slice() {
                 [] => damage.missing_jumps.push(jump),
-                [only] if first && same_rules(&[jump.rule], &[only.rule]) => {}
+                [only] if only.position == 0 && same_rules(&[jump.rule], &[only.rule]) => {}
                 _ => {
-                    let found = ours
-                        .iter()
-                        .map(|reference| reference.rule.to_owned())
-                        .collect();
-                    damage.misplaced_jumps.push((jump, found));
+                    let found = ours.iter().map(|reference| reference.rule.to_owned());
+                    damage.misplaced_jumps.push((jump, found.collect()));
                 }
             }
         }
@@ -160,24 +124,10 @@ impl Known {
     }
 }
 
-/// What is as we write it.
-#[derive(Debug, Default)]
-struct Whole<'a> {
-    /// Leaves, and how many mappings each has.
-    leaves: BTreeMap<&'a str, usize>,
-    /// Chains of notes.
-    notes: BTreeSet<&'a str>,
-    /// But of these, some do not say of all mappings of their leaf whose they are.
-    unowned: BTreeSet<String>,
-}
-
-/// The pods that have rules, and those that are to have some.
+/// The pods that have rules, and those that are to have one.
 fn pods(saved: &Saved<'_>, leaves: &Leaves, layout: &Layout) -> Pods {
     let mut pods = Pods::new();
-    if !layout.has_pod_rules() {
-        return pods;
-    }
-    for (chain, rules) in &saved.chains {
+    for (chain, rules) in saved.chains.iter().filter(|(chain, _)| is_bucket(chain)) {
         let found = rules.iter().filter_map(|rule| layout.pod_of(rule));
         let here = found.filter(|pod| bucket(*pod) == *chain);
         pods.extend(here.map(|pod| (pod, 0)));
@@ -188,15 +138,10 @@ fn pods(saved: &Saved<'_>, leaves: &Leaves, layout: &Layout) -> Pods {
     pods
 }
 
-/// The mapping that a rule carries, if it is written as we write it or means the same, and if it
-/// is known whose it is.
+/// The mapping that a rule carries, if the rule is ours in meaning and its owner is known.
 fn mapping_of(rule: &str, family: Family, owners: &Owners) -> Option<Mapping> {
     let mut route = route_of(rule, family)?;
-    let key = Key {
-        host_port: route.host_port,
-        host_ip: route.host_ip,
-    };
-    let owner = route.owner.take().or_else(|| owners.of(&key).cloned())?;
+    let owner = route.owner.take().or_else(|| owners.of(&route))?;
     route.owned_by(owner)
 }
 
@@ -212,35 +157,30 @@ fn route_of(text: &str, family: Family) -> Option<Route> {
     })
 }
 
-/// Whether rules say themselves whose they are, as those of older versions do.
-fn has_old_rules(rules: &[&str]) -> bool {
-    rules.iter().any(|rule| rule.contains(" --comment "))
+/// Whether a rule names its owner itself; those of older versions do not.
+fn has_owner(rule: &str) -> bool {
+    rule.contains(" --comment ")
 }
 
-/// Whether a chain has nothing but mappings that belong there, each once, and where two share a
-/// port the one with a host address first. Their order is else of no account: new ones are appended.
+/// Whether a chain has nothing but mappings that belong there, each once, and of two with one port
+/// the one with a host address first. Otherwise their order does not matter: new ones are appended.
 fn is_whole_leaf(chain: &str, mappings: &[Option<Mapping>], layout: &Layout) -> bool {
-    let Some(mappings) = mappings
-        .iter()
-        .map(Option::as_ref)
-        .collect::<Option<Vec<_>>>()
-    else {
-        return false;
-    };
     let mut seen = BTreeSet::new();
     let mut everywhere = BTreeSet::new();
-    let in_order = mappings.iter().all(|mapping| {
+    mappings.iter().all(|mapping| {
+        let Some(mapping) = mapping else {
+            return false;
+        };
         let port = (mapping.protocol, mapping.host_port);
         let reached = mapping.host_ip.is_none() || !everywhere.contains(&port);
         if mapping.host_ip.is_none() {
             everywhere.insert(port);
         }
-        reached && seen.insert(*mapping)
-    });
-    in_order && layout.is_leaf_of(chain, mappings)
+        reached && seen.insert(mapping) && layout.leaf(mapping) == chain
+    })
 }
 
-/// The jumps in a built-in chain that we made, be they edited or doubled.
+/// The jumps in a built-in chain that we made, also if they were edited or doubled.
 fn jumps_of_ours<'a>(saved: &Saved<'a>, jump: &Jump) -> Vec<Reference<'a>> {
     let ours = |reference: &&Reference<'a>| {
         reference.chain == jump.from
@@ -260,15 +200,13 @@ fn same_rules<A: AsRef<str>, B: AsRef<str>>(expected: &[A], found: &[B]) -> bool
         })
 }
 
-/// Whether the rules are the same but for their order.
+/// Whether the rules are the same, in any order.
 fn same_set(expected: &[String], found: &[&str]) -> bool {
-    let mut sorted = (
-        expected.iter().map(String::as_str).collect::<Vec<_>>(),
-        found.to_vec(),
-    );
-    sorted.0.sort_unstable();
-    sorted.1.sort_unstable();
-    same_rules(&sorted.0, &sorted.1)
+    let mut expected: Vec<&str> = expected.iter().map(String::as_str).collect();
+    let mut found = found.to_vec();
+    expected.sort_unstable();
+    found.sort_unstable();
+    same_rules(&expected, &found)
 }
 
 #[cfg(test)]

@@ -1,8 +1,6 @@
 //! One rule as iptables writes it, read with tolerance: anything may stand there.
 
-use std::fmt::{self, Write as _};
 use std::net::{IpAddr, SocketAddr};
-use std::str::FromStr;
 
 use portmapping_shared::contract::{CHAIN_PREFIX, RULE_COMMENT_PREFIX};
 use portmapping_shared::{ContainerPort, HostPort, Mapping, PodUid, Protocol};
@@ -61,14 +59,6 @@ impl Rule {
         }
     }
 
-    /// The comment of a rule that has nothing else.
-    pub(super) fn lone_comment(&self) -> Option<&str> {
-        if self.options.len() != 1 {
-            return None;
-        }
-        self.value("--comment")
-    }
-
     /// Where this rule leads a port; None where it differs from ours in anything.
     pub(super) fn route(&self, family: Family) -> Option<Route> {
         let known = ["--comment", "--dport", "--to-destination", "-d", "-j", "-p"];
@@ -113,7 +103,7 @@ pub(super) struct Route {
     pub(super) host_port: HostPort,
     pub(super) host_ip: Option<IpAddr>,
     pub(super) to: SocketAddr,
-    /// Whose it is, if the rule says so itself, as the rules of older versions do.
+    /// The owner. Version 0.1 wrote it elsewhere.
     pub(super) owner: Option<PodUid>,
 }
 
@@ -157,57 +147,49 @@ impl Route {
     }
 }
 
-/// The route of a rule that is spelled exactly as we spell it. Reading tens of thousands back is
-/// mostly this; [`Rule::parse`] understands every other spelling, and takes ten times as long.
+/// The DNAT rule of a mapping, which ends the packet's way through the table.
+pub(super) fn mapping_rule(mapping: &Mapping) -> String {
+    Route {
+        protocol: mapping.protocol,
+        host_port: mapping.host_port,
+        host_ip: mapping.host_ip,
+        to: SocketAddr::new(mapping.pod_ip, mapping.container_port.get()),
+        owner: Some(mapping.owner.clone()),
+    }
+    .rule()
+}
+
+/// The route of a rule that is spelled exactly as we spell it, which is nearly every rule that is
+/// read. [`Rule::parse`] understands every other spelling, and takes several times as long.
 pub(super) fn written_by_us(text: &str, family: Family) -> Option<Route> {
-    let (host_ip, rest) = match text.strip_prefix("-d ") {
-        Some(rest) => {
-            let (host, rest) = rest.split_once(" -p ")?;
-            let (ip, length) = host.split_once('/')?;
-            if length != family.host_length() {
-                return None;
-            }
-            (Some(exactly(ip)?), rest)
-        }
-        None => (None, text.strip_prefix("-p ")?),
+    let words: Vec<&str> = text.split(' ').collect();
+    let (host_ip, words) = match words.as_slice() {
+        ["-d", host, words @ ..] => (Some(host.split_once('/')?.0.parse().ok()?), words),
+        words => (None, words),
     };
-    let (protocol, rest) = rest.split_once(" -m ")?;
-    let rest = rest.strip_prefix(protocol)?.strip_prefix(" --dport ")?;
-    let (matches, to) = rest.split_once(" -j DNAT --to-destination ")?;
-    let (host_port, owner) = match matches.split_once(" -m comment --comment \"") {
-        Some((host_port, comment)) => {
-            let owner = comment.strip_suffix('"')?;
-            let owner = owner.strip_prefix(RULE_COMMENT_PREFIX)?;
-            (host_port, Some(owner.parse().ok()?))
+    let ["-p", protocol, "-m", _, "--dport", port, words @ ..] = words else {
+        return None;
+    };
+    let (owner, words) = match words {
+        ["-m", "comment", "--comment", comment, words @ ..] => {
+            let owner = comment
+                .trim_matches('"')
+                .strip_prefix(RULE_COMMENT_PREFIX)?;
+            (Some(owner.parse().ok()?), words)
         }
-        None => (matches, None),
+        words => (None, words),
+    };
+    let ["-j", "DNAT", "--to-destination", to] = words else {
+        return None;
     };
     let route = Route {
         protocol: protocol_of(protocol)?,
-        host_port: HostPort::new(exactly(host_port)?)?,
+        host_port: HostPort::new(port.parse().ok()?)?,
         host_ip,
-        to: exactly(to)?,
+        to: to.parse().ok()?,
         owner,
     };
-    route.is_of(family).then_some(route)
-}
-
-/// The value that is spelled this way; parsing alone would also take `+80`, `0080` and `FD00::7`.
-fn exactly<T: FromStr + fmt::Display>(text: &str) -> Option<T> {
-    let value = text.parse().ok()?;
-    let mut spelling = Spelling(text);
-    write!(spelling, "{value}").ok()?;
-    spelling.0.is_empty().then_some(value)
-}
-
-/// Takes what is written to it off its front, as long as it is the same.
-struct Spelling<'a>(&'a str);
-
-impl fmt::Write for Spelling<'_> {
-    fn write_str(&mut self, written: &str) -> fmt::Result {
-        self.0 = self.0.strip_prefix(written).ok_or(fmt::Error)?;
-        Ok(())
-    }
+    (route.is_of(family) && route.rule() == text).then_some(route)
 }
 
 fn protocol_of(name: &str) -> Option<Protocol> {

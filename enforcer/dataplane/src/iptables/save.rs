@@ -1,9 +1,8 @@
 //! Reads what iptables-save prints, in one pass: our chains, and the rules that lead into them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use portmapping_shared::contract::CHAIN_PREFIX;
-use portmapping_shared::{HostPort, Protocol};
 
 use super::rule::{Rule, is_our_chain};
 
@@ -95,25 +94,6 @@ impl<'a> Run<'a> {
             rules: Vec::new(),
         }
     }
-}
-
-/// The host ports of everything in our chains that leads to a pod, whatever else is wrong with it.
-pub(crate) fn ports_in(text: &str) -> BTreeSet<(Protocol, HostPort)> {
-    let saved = Saved::parse(text);
-    let rules = saved.chains.values().flatten();
-    rules.filter_map(|rule| port_of(rule)).collect()
-}
-
-fn port_of(rule: &str) -> Option<(Protocol, HostPort)> {
-    let after = |option| {
-        let mut words = rule.split_whitespace();
-        words.find(|word| *word == option).and(words.next())
-    };
-    after("--to-destination")?;
-    let protocol = after("-p")?;
-    let mut protocols = Protocol::ALL.into_iter();
-    let protocol = protocols.find(|known| known.as_kernel_str() == protocol)?;
-    Some((protocol, HostPort::new(after("--dport")?.parse().ok()?)?))
 }
 
 #[cfg(test)]

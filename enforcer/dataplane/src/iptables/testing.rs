@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use portmapping_shared::{ContainerPort, HostPort, Mapping, PortRange, Protocol};
 use proptest::prelude::*;
 
-use super::layout::mapping_rule;
+use super::rule::mapping_rule;
 use crate::family::Family;
 
 pub(super) fn range(text: &str) -> PortRange {
@@ -23,13 +23,10 @@ pub(super) fn map(protocol: Protocol, host_port: u16, pod: &str, container_port:
     }
 }
 
-/// The rule as older versions wrote it, with its owner as a comment.
-pub(super) fn old_rule(mapping: &Mapping) -> String {
-    let comment = format!(
-        "-m comment --comment \"portmapping:{}\" -j DNAT",
-        mapping.owner
-    );
-    mapping_rule(mapping).replace("-j DNAT", &comment)
+/// The rule as version 0.1 wrote it, without its owner.
+pub(super) fn unowned_rule(mapping: &Mapping) -> String {
+    let comment = format!("-m comment --comment \"portmapping:{}\" ", mapping.owner);
+    mapping_rule(mapping).replace(&comment, "")
 }
 
 pub(super) fn any_protocol() -> impl Strategy<Value = Protocol> {
@@ -83,7 +80,7 @@ pub(super) fn hostile_text() -> impl Strategy<Value = String> {
         "PREROUTING",
         "PORTMAPPING",
         "PORTMAPPING-TCP",
-        "PORTMAPPING-TCP-20000-20021",
+        "PORTMAPPING-TCP-0-0",
         "PORTMAPPING-UID-TCP-20000",
         "-m comment --comment \"portmapping:20000=abc 20001=def\"",
         "-p tcp -m tcp --dport 20000 -j DNAT --to-destination 10.0.0.1:80",

@@ -19,15 +19,6 @@ pub(crate) fn uninstall_flavour(flavour: Flavour, tools: &Tools) -> Vec<Dataplan
         .collect()
 }
 
-/// Whether one flavour has anything of ours. One that does not work is taken to have nothing: it
-/// was not this program's choice then.
-pub(crate) fn has_traces(flavour: Flavour, tools: &Tools) -> bool {
-    Family::ALL.into_iter().any(|family| {
-        let text = Commands::new(family, flavour, tools.clone()).save_all();
-        text.is_ok_and(|text| !Saved::parse(&text).is_empty())
-    })
-}
-
 fn clean(commands: &Commands) -> Result<(), DataplaneError> {
     // all tables in use: asking for nat would make one where there is none
     let text = commands.save_all()?;

@@ -1,11 +1,10 @@
 //! Reads our table back, and compares its frame with what it should be.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use portmapping_shared::{HostPort, Mapping, Protocol};
+use portmapping_shared::Mapping;
 use rustix::io::Errno;
 
-use crate::family::Family;
 use crate::netlink::{Attributes, Message, NetlinkError, Socket};
 
 use super::element::{Foreign, Listed, Slot};
@@ -238,29 +237,6 @@ fn read_elements(
     let mappings = mappings.into_iter().map(|m| (Slot::of(&m), m));
     content.mappings.append(&mut mappings.collect());
     Ok(regular && fixed.is_none_or(|keys| keys.len() == count))
-}
-
-/// The host ports in our maps, whoever they are of; none without a table.
-pub(super) fn ports(socket: &mut Socket) -> BTreeSet<(Protocol, HostPort)> {
-    let mut ports = BTreeSet::new();
-    let maps = Family::ALL.map(|family| [SetId::Ports(family), SetId::Bound(family)]);
-    for map in maps.into_iter().flatten() {
-        let read = socket.dump(
-            header(message::GETSETELEM, 0),
-            |encoder| {
-                encoder.text(TABLE, OURS);
-                encoder.text(NAME, map.name());
-            },
-            |message| {
-                let slots = elements(message).filter_map(|listed| Slot::read(map, listed.key));
-                ports.extend(slots.map(|slot| (slot.protocol, slot.host_port)));
-            },
-        );
-        if let Err(error) = read {
-            tracing::debug!(%error, map = map.name(), "not read at first sight");
-        }
-    }
-    ports
 }
 
 fn elements<'a>(message: &Message<'a>) -> impl Iterator<Item = Listed<'a>> {

@@ -107,7 +107,7 @@ fn own_changes_are_told_apart(backend: Backend) {
 fn damage_is_announced_and_repaired() {
     let damages = [
         "nft flush ruleset",
-        "iptables-nft -t nat -F PORTMAPPING-TCP-20000-20021",
+        "iptables-nft -t nat -F PORTMAPPING-TCP-0-0",
         "iptables-nft -t nat -D PREROUTING 1",
     ];
     damages_are_announced_and_repaired(Flavour::Nft.into(), &damages);

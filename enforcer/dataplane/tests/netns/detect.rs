@@ -15,7 +15,7 @@ crate::for_each_flavour!(chooses_the_one_with_rules, our_own_rules_decide_nothin
 fn chooses_nft_on_a_bare_node() {
     let node = Netns::new();
     let detected = node
-        .run(|| detect(Snapshot::read(&Tools::default())))
+        .run(|| detect(&Snapshot::read(&Tools::default())))
         .unwrap();
     assert_eq!(detected.flavour, Flavour::Nft);
     assert!(detected.reason.contains("default"), "{}", detected.reason);
@@ -26,7 +26,7 @@ fn refuses_to_guess_between_two() {
     let node = Netns::new();
     node.sh("iptables-legacy -w 30 -N A; iptables-nft -A INPUT -s 192.0.2.1 -j ACCEPT");
     let error = node
-        .run(|| detect(Snapshot::read(&Tools::default())))
+        .run(|| detect(&Snapshot::read(&Tools::default())))
         .unwrap_err();
     assert!(
         matches!(error, DataplaneError::BothFlavours { .. }),
@@ -39,7 +39,7 @@ fn chooses_the_one_with_rules(flavour: Flavour) {
     let node = Netns::new();
     node.sh(&format!("{flavour} -w 30 -t mangle -N KUBE-IPTABLES-HINT"));
     let detected = node
-        .run(|| detect(Snapshot::read(&Tools::default())))
+        .run(|| detect(&Snapshot::read(&Tools::default())))
         .unwrap();
     assert_eq!(detected.flavour, flavour);
     assert!(
@@ -51,12 +51,15 @@ fn chooses_the_one_with_rules(flavour: Flavour) {
 
 fn our_own_rules_decide_nothing(flavour: Flavour) {
     let lab = Lab::new();
-    lab.driver(flavour.other())
-        .reconcile(&[map(Tcp, 20000, POD1, 9040)]);
+    let other = match flavour {
+        Flavour::Nft => Flavour::Legacy,
+        Flavour::Legacy => Flavour::Nft,
+    };
+    lab.driver(other).reconcile(&[map(Tcp, 20000, POD1, 9040)]);
     lab.iptables(flavour, "-A INPUT -s 192.0.2.1 -j ACCEPT");
     assert_eq!(
         lab.node
-            .run(|| detect(Snapshot::read(&Tools::default())))
+            .run(|| detect(&Snapshot::read(&Tools::default())))
             .unwrap()
             .flavour,
         flavour

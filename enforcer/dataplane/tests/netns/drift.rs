@@ -15,7 +15,7 @@ crate::for_each_flavour!(
     leaf_emptied,
     rule_edited,
     owners_edited,
-    rule_of_a_stranger_in_our_chains,
+    foreign_rule_in_our_chains,
     range_jump_removed,
 );
 
@@ -135,7 +135,7 @@ fn jumps_doubled_moved_or_edited(flavour: Flavour) {
 fn leaf_emptied(flavour: Flavour) {
     let damaged = Damaged::new(flavour);
     let mut driver = damaged.driver();
-    damaged.iptables("-t nat -F PORTMAPPING-TCP-20000-20021");
+    damaged.iptables("-t nat -F PORTMAPPING-TCP-0-0");
     // an empty leaf is as whole as a full one
     damaged.assert_repaired(&mut driver, 2, true);
 }
@@ -143,10 +143,10 @@ fn leaf_emptied(flavour: Flavour) {
 fn rule_edited(flavour: Flavour) {
     let damaged = Damaged::new(flavour);
     let mut driver = damaged.driver();
-    let leaf = "PORTMAPPING-TCP-20000-20021";
+    let leaf = "PORTMAPPING-TCP-0-0";
     // the rule of port 20000
     damaged.iptables(&format!(
-        "-t nat -R {leaf} 1 -p tcp --dport 20000 -j DNAT --to {POD2}:9040"
+        "-t nat -R {leaf} 1 -p tcp --dport 20000 -m comment --comment portmapping:uid-10-88-0-11 -j DNAT --to {POD2}:9040"
     ));
     assert!(
         ask_tcp(&damaged.lab.client, at(NODE, 20000))
@@ -162,45 +162,21 @@ fn rule_edited(flavour: Flavour) {
 fn owners_edited(flavour: Flavour) {
     let damaged = Damaged::new(flavour);
     let mut driver = damaged.driver();
-    let notes = "PORTMAPPING-UID-TCP-20000";
-    let save = format!("{flavour}-save -t nat | grep -c '^-A {notes} '");
-    assert_eq!(damaged.lab.node.sh(&save).trim(), "1");
-    // both mappings of the leaf are nobody's
-    damaged.iptables(&format!("-t nat -F {notes}"));
-    damaged.assert_repaired(&mut driver, 2, false);
-    damaged.iptables(&format!("-t nat -F {notes}"));
-    damaged.iptables(&format!("-t nat -X {notes}"));
-    damaged.assert_repaired(&mut driver, 2, false);
-    // one of them is said to be another's, beside what was said and instead of it
-    let lie = "-m comment --comment portmapping:20001=uid-of-another";
-    damaged.iptables(&format!("-t nat -A {notes} {lie}"));
+    let leaf = "PORTMAPPING-TCP-0-0";
+    let rule = format!("-p tcp --dport 20000 -j DNAT --to {POD1}:9040");
+    // a rule without an owner is no mapping
+    damaged.iptables(&format!("-t nat -R {leaf} 1 {rule}"));
     damaged.assert_repaired(&mut driver, 1, false);
-    damaged.iptables(&format!("-t nat -R {notes} 1 {lie}"));
-    damaged.assert_repaired(&mut driver, 1, false);
-    // what is said of no rule is nothing
-    damaged.iptables(&format!(
-        "-t nat -A {notes} {}",
-        lie.replace("20001", "20007")
-    ));
-    damaged.assert_repaired(&mut driver, 0, true);
-    let more = [map(Tcp, 20007, POD2, 9040)];
-    driver.reconcile(&[&Damaged::mappings()[..], &more].concat());
-    driver.reconcile(&Damaged::mappings());
-    // and no packet comes there
-    damaged.iptables(&format!(
-        "-t nat -I {notes} -p tcp -j DNAT --to {POD2}:9040"
-    ));
+    // one with another owner is a mapping that nobody wants
+    let other = "-m comment --comment portmapping:uid-of-another";
+    damaged.iptables(&format!("-t nat -R {leaf} 1 {rule} {other}"));
     damaged.assert_repaired(&mut driver, 0, false);
 }
 
-fn rule_of_a_stranger_in_our_chains(flavour: Flavour) {
+fn foreign_rule_in_our_chains(flavour: Flavour) {
     let damaged = Damaged::new(flavour);
     let mut driver = damaged.driver();
-    for chain in [
-        "PORTMAPPING",
-        "PORTMAPPING-TCP",
-        "PORTMAPPING-TCP-20000-20021",
-    ] {
+    for chain in ["PORTMAPPING", "PORTMAPPING-TCP", "PORTMAPPING-TCP-0-0"] {
         damaged.iptables(&format!("-t nat -I {chain} -j ACCEPT"));
         damaged.assert_repaired(&mut driver, 0, false);
     }
@@ -209,6 +185,6 @@ fn rule_of_a_stranger_in_our_chains(flavour: Flavour) {
 fn range_jump_removed(flavour: Flavour) {
     let damaged = Damaged::new(flavour);
     let mut driver = damaged.driver();
-    damaged.iptables("-t nat -D PORTMAPPING-TCP-20000-20483 1");
+    damaged.iptables("-t nat -D PORTMAPPING-TCP-0 1");
     damaged.assert_repaired(&mut driver, 0, false);
 }

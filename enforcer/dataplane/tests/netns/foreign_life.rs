@@ -116,7 +116,7 @@ impl Foreign {
         match self.backend {
             Backend::Iptables(flavour) => {
                 let damage = [
-                    "-F PORTMAPPING-TCP-20000-20021",
+                    "-F PORTMAPPING-TCP-0-0",
                     "-D PREROUTING 1",
                     "-F PORTMAPPING",
                 ];

@@ -8,7 +8,8 @@ use portmapping_dataplane::change_monitor::ChangeMonitor;
 use portmapping_dataplane::iptables::Flavour;
 pub(crate) use portmapping_dataplane::migration::Backend;
 use portmapping_dataplane::migration::BackendMigration;
-use portmapping_dataplane::{Dataplane, DataplaneError, Observed, PendingRead, Tools};
+use portmapping_dataplane::snapshot::Snapshot;
+use portmapping_dataplane::{Dataplane, DataplaneError, Observed, Tools};
 use portmapping_shared::{ContainerPort, HostPort, Mapping, Plan, PortRange, Protocol};
 
 use crate::netns::Netns;
@@ -107,7 +108,7 @@ impl Lab {
             node: &self.node,
             driver: Box::new(
                 self.node
-                    .run(|| BackendMigration::open(backend, settings, Tools::default()))
+                    .run(|| open(backend, settings, &Tools::default()))
                     .expect("open the driver"),
             ),
         }
@@ -170,21 +171,6 @@ impl<'a> Driver<'a> {
         self.node.run(|| self.driver.observe()).expect("observe")
     }
 
-    /// Reads without the driver.
-    pub(crate) fn begin_read(&mut self) -> PendingRead {
-        self.node.run(|| {
-            let mut pending = self.driver.begin_read();
-            pending.read();
-            pending
-        })
-    }
-
-    pub(crate) fn finish_read(&mut self, pending: PendingRead) -> Option<Observed> {
-        self.node
-            .run(|| self.driver.finish_read(pending))
-            .expect("look")
-    }
-
     /// What the reconciler does: observe, plan, apply; then nothing is left to do.
     pub(crate) fn reconcile(&mut self, desired: &[Mapping]) {
         let desired: BTreeSet<Mapping> = desired.iter().cloned().collect();
@@ -233,6 +219,16 @@ impl<'a> Driver<'a> {
         assert_eq!(&observed.mappings, desired);
         assert!(observed.intact, "the frame is not whole");
     }
+}
+
+/// As the enforcer opens it: from what is there.
+pub(crate) fn open(
+    backend: Backend,
+    settings: &Settings,
+    tools: &Tools,
+) -> Result<BackendMigration, DataplaneError> {
+    let snapshot = Snapshot::read(tools);
+    BackendMigration::open(backend, settings, tools.clone(), snapshot).map(|(driver, _)| driver)
 }
 
 pub(crate) fn range(text: &str) -> PortRange {

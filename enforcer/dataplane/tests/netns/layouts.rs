@@ -1,25 +1,54 @@
-//! Layouts of iptables rules: the usual one, that of kernels without `xt_bpf`, that of older
-//! versions, and the ways from one to another.
+//! The layout of iptables rules, and the way to it from the layouts of version 0.1, which had the
+//! owners in chains of their own and compared addresses with `xt_bpf` where that was to be had.
 
 use std::collections::BTreeSet;
 
 use portmapping_dataplane::iptables::Flavour;
+use portmapping_dataplane::{Settings, Tools, uninstall};
 use portmapping_shared::Mapping;
 use portmapping_shared::Protocol::{Tcp, Udp};
 
 use crate::lab::{
-    CLIENT, CLIENT_V6, Driver, Lab, NODE, NODE_V6, POD1, POD1_V6, POD2, POD2_V6, at, map,
+    self, CLIENT, CLIENT_V6, Driver, Lab, NODE, NODE_V6, POD1, POD1_V6, POD2, POD2_V6, at, ip, map,
+    range,
 };
-use crate::programs::Programs;
-use crate::serve::{Conversation, ask_tcp, ask_udp, serve};
+use crate::serve::{Conversation, UdpClient, ask_tcp, ask_udp, serve};
 
 crate::for_each_flavour!(
-    only_what_a_pod_sends_itself_is_masqueraded,
-    pod_reaches_itself_without_comparison,
-    rules_of_an_older_version_are_taken_over,
-    both_ways_to_masquerade_follow_each_other,
-    finding_out_changes_nothing,
+    only_what_a_pod_sends_to_itself_is_masqueraded,
+    older_rules_are_taken_over_without_a_gap,
+    older_rules_move_to_nftables,
+    older_rules_are_uninstalled,
+    opening_changes_nothing,
 );
+
+/// What version 0.1 had in the kernel: for IPv4 and for IPv6, with `xt_bpf` and without.
+const OLDER: [[&str; 2]; 2] = [
+    [
+        include_str!("older/compared.iptables"),
+        include_str!("older/compared.ip6tables"),
+    ],
+    [
+        include_str!("older/per-pod.iptables"),
+        include_str!("older/per-pod.ip6tables"),
+    ],
+];
+
+/// The mappings in those rules.
+fn older_mappings() -> Vec<Mapping> {
+    let bound = |host_ip, mapping| Mapping {
+        host_ip: Some(ip(host_ip)),
+        ..mapping
+    };
+    let mut all = mappings();
+    all.extend([
+        bound(NODE, map(Tcp, 20002, POD2, 9041)),
+        bound(NODE_V6, map(Udp, 20050, POD2_V6, 9041)),
+        map(Tcp, 20002, POD1, 9042),
+        map(Tcp, 30000, POD2, 9043),
+    ]);
+    all
+}
 
 fn mappings() -> Vec<Mapping> {
     vec![
@@ -30,45 +59,40 @@ fn mappings() -> Vec<Mapping> {
     ]
 }
 
-/// Programs as where iptables or the kernel lacks the match that compares addresses.
-fn without_comparison(flavour: Flavour) -> Programs {
-    let programs = Programs::new(flavour);
-    for family in ["iptables", "ip6tables"] {
+fn older_node(flavour: Flavour, rules: [&str; 2]) -> Lab {
+    let lab = Lab::new();
+    for (family, rules) in ["iptables", "ip6tables"].into_iter().zip(rules) {
         let restore = format!("{flavour}-restore").replace("iptables", family);
-        programs.replace(
-            &restore,
-            &format!(
-                "text=$(cat)
-                case $text in *'-m bpf'*) echo 'Could not load match bpf' >&2; exit 2;; esac
-                printf '%s\\n' \"$text\" | /usr/sbin/{restore} \"$@\""
-            ),
-        );
+        lab.node.feed(&restore, &[], rules);
     }
-    programs
+    lab
 }
 
-fn driver<'a>(lab: &'a Lab, flavour: Flavour, programs: &Programs) -> Driver<'a> {
-    let driver = lab.node.run(|| programs.open(flavour)).unwrap();
-    Driver::new(&lab.node, Box::new(driver))
+fn has_older_rules(rules: &str) -> bool {
+    ["PORTMAPPING-UID", "PORTMAPPING-HAIRPIN", "-m bpf", "-20004"]
+        .iter()
+        .any(|sign| rules.contains(sign))
 }
 
-/// Packets that the rule has masqueraded, of both families.
-fn compared_equal(lab: &Lab, flavour: Flavour) -> Vec<u32> {
+/// Packets that rules of pods have masqueraded, of both families.
+fn masqueraded(lab: &Lab, flavour: Flavour) -> u32 {
     let save = format!("{flavour}-save -c -t nat");
     let text = lab.node.sh(&format!(
         "{save}; {}",
         save.replace("iptables", "ip6tables")
     ));
-    let rules = text.lines().filter(|line| line.contains("-m bpf "));
+    let rules = text
+        .lines()
+        .filter(|line| line.contains("PORTMAPPING-MASQ-") && line.contains("MASQUERADE"));
     rules
         .map(|rule| {
             let counter = rule.trim_start_matches('[').split(':').next().unwrap();
-            counter.parse().unwrap()
+            counter.parse::<u32>().unwrap()
         })
-        .collect()
+        .sum()
 }
 
-fn only_what_a_pod_sends_itself_is_masqueraded(flavour: Flavour) {
+fn only_what_a_pod_sends_to_itself_is_masqueraded(flavour: Flavour) {
     let lab = Lab::new();
     for table in ["iptables", "ip6tables"] {
         lab.node
@@ -80,7 +104,7 @@ fn only_what_a_pod_sends_itself_is_masqueraded(flavour: Flavour) {
     ];
     let mut driver = lab.driver(flavour);
     driver.reconcile(&mappings());
-    // somebody else's translation, of what the node sends itself
+    // another program's translation, of what the node sends to itself
     let foreign = "-t nat -A OUTPUT -p tcp --dport 9999 -j DNAT --to-destination :9041";
     lab.iptables(flavour, foreign);
     lab.node.sh(&format!(
@@ -100,152 +124,101 @@ fn only_what_a_pod_sends_itself_is_masqueraded(flavour: Flavour) {
         format!("pod1 {POD2}")
     );
     for node in [NODE, NODE_V6] {
-        // untranslated, and translated by others
+        // untranslated, and translated by another program
         for port in [9041, 9999] {
             let answer = ask_tcp(&lab.node, at(node, port)).unwrap();
             assert_eq!(answer, format!("node {node}"));
         }
         ask_tcp(&lab.node, at(node, 20000)).unwrap();
     }
-    assert_eq!(compared_equal(&lab, flavour), [0, 0]);
+    assert_eq!(masqueraded(&lab, flavour), 0);
     pod1(&lab.pod1, NODE, "10.88.0.1");
     pod1(&lab.pod1, NODE_V6, "fd88::1");
-    assert_eq!(compared_equal(&lab, flavour), [1, 1]);
+    assert_eq!(masqueraded(&lab, flavour), 2);
     assert_eq!(
         ask_udp(&lab.pod1, at(NODE, 20000)).unwrap(),
         "pod1 10.88.0.1"
     );
-    assert_eq!(compared_equal(&lab, flavour), [2, 1]);
+    assert_eq!(masqueraded(&lab, flavour), 3);
 }
 
-fn pod_reaches_itself_without_comparison(flavour: Flavour) {
-    let lab = Lab::new();
-    let _pod1 = serve(&lab.pod1, "pod1", 9040);
-    let programs = without_comparison(flavour);
-    let mut driver = driver(&lab, flavour, &programs);
-    driver.reconcile(&mappings());
-    assert!(!lab.rules(flavour).contains("-m bpf"));
-    for (node, seen) in [(NODE, "pod1 10.88.0.1"), (NODE_V6, "pod1 fd88::1")] {
-        assert_eq!(ask_tcp(&lab.pod1, at(node, 20000)).unwrap(), seen);
-    }
-    assert_eq!(
-        ask_tcp(&lab.client, at(NODE, 20000)).unwrap(),
-        format!("pod1 {CLIENT}")
-    );
-    let first = [mappings()[0].clone()];
-    driver.remove(&first);
-    driver.create(&first);
-    driver.assert_is(&mappings().into_iter().collect());
-    driver.reconcile(&[]);
-    assert!(!lab.rules(flavour).contains("-g PORTMAPPING-HAIRPIN"));
-}
-
-/// The rules as older versions made them: each carries its owner, and each pod has a rule.
-fn old_rules(flavour: Flavour, family: &str) -> String {
-    let lab = Lab::new();
-    driver(&lab, flavour, &without_comparison(flavour)).reconcile(&mappings());
-    let save = format!("{flavour}-save -t nat").replace("iptables", family);
-    let text = lab.node.sh(&save);
-    let lines = text
-        .lines()
-        .filter(|line| !line.contains("PORTMAPPING-UID"));
-    let lines = lines.map(|line| {
-        let Some((rule, to)) = line.split_once(" -j DNAT ") else {
-            return format!("{line}\n");
-        };
-        let mapping = mappings().into_iter().find(|m| {
-            let ip = m.pod_ip.to_string();
-            to.contains(&format!("{ip}:")) || to.contains(&format!("[{ip}]"))
-        });
-        let owner = mapping.unwrap().owner;
-        format!("{rule} -m comment --comment \"portmapping:{owner}\" -j DNAT {to}\n")
-    });
-    lines.collect()
-}
-
-fn has_old_rules(rules: &str) -> bool {
-    let is_old = |line: &str| {
-        line.contains("PORTMAPPING-HAIRPIN")
-            || line.contains("--comment") && line.contains("-j DNAT")
-    };
-    rules.lines().any(is_old)
-}
-
-fn rules_of_an_older_version_are_taken_over(flavour: Flavour) {
-    let old = ["iptables", "ip6tables"].map(|family| (family, old_rules(flavour, family)));
-    let lab = || {
-        let lab = Lab::new();
-        for (family, rules) in &old {
-            let restore = format!("{flavour}-restore").replace("iptables", family);
-            lab.node.feed(&restore, &[], rules);
-        }
-        assert!(has_old_rules(&lab.rules(flavour)));
-        lab
-    };
-    let all: BTreeSet<Mapping> = mappings().into_iter().collect();
-    // a plain restart, and changes of the one kind and the other
-    let node = lab();
-    let _servers = [
-        serve(&node.pod1, "pod1", 9040),
-        serve(&node.pod2, "pod2", 9040),
-    ];
-    let mut conversation = Conversation::open(&node.client, at(NODE, 20000)).unwrap();
-    let mut driver = node.driver(flavour);
-    assert_eq!(driver.observe().mappings, all);
-    driver.reconcile(&mappings());
-    assert!(!has_old_rules(&node.rules(flavour)));
-    conversation.goes_on();
-    for (address, seen) in [(NODE, "pod1 10.88.0.1"), (NODE_V6, "pod1 fd88::1")] {
-        assert_eq!(ask_tcp(&node.pod1, at(address, 20000)).unwrap(), seen);
-    }
-    let answer = ask_tcp(&node.client, at(NODE, 20001)).unwrap();
-    assert_eq!(answer, format!("pod2 {CLIENT}"));
-    let (more, less) = ([map(Tcp, 20002, POD2, 9040)], [mappings()[2].clone()]);
-    for adds in [true, false] {
-        let node = lab();
-        let mut driver = node.driver(flavour);
-        assert_eq!(driver.observe().mappings, all);
-        if adds {
-            driver.create(&more);
-            driver.assert_is(&all.iter().chain(&more).cloned().collect());
-        } else {
-            driver.remove(&less);
-            let rest = all.iter().filter(|mapping| **mapping != less[0]);
-            driver.assert_is(&rest.cloned().collect());
-        }
-        // one family's change is no change of the other
-        let v4 = format!("{flavour}-save -t nat");
-        assert!(!has_old_rules(&node.node.sh(&v4)));
-    }
-    // and nothing of either is left behind
-    let node = lab();
-    node.driver(flavour).uninstall();
-    assert!(!node.rules(flavour).contains("PORTMAPPING"));
-}
-
-fn both_ways_to_masquerade_follow_each_other(flavour: Flavour) {
-    let lab = Lab::new();
-    let _pod1 = serve(&lab.pod1, "pod1", 9040);
-    let without = without_comparison(flavour);
-    let mut compares = false;
-    for _ in 0..2 {
-        for programs in [&without, &Programs::new(flavour)] {
-            let mut driver = driver(&lab, flavour, programs);
-            driver.reconcile(&mappings());
-            let rules = lab.rules(flavour);
-            assert_eq!(rules.contains("-m bpf"), compares);
-            assert_eq!(rules.contains("PORTMAPPING-HAIRPIN"), !compares);
-            for (node, seen) in [(NODE, "pod1 10.88.0.1"), (NODE_V6, "pod1 fd88::1")] {
-                assert_eq!(ask_tcp(&lab.pod1, at(node, 20000)).unwrap(), seen);
+fn older_rules_are_taken_over_without_a_gap(flavour: Flavour) {
+    let all: BTreeSet<Mapping> = older_mappings().into_iter().collect();
+    for rules in OLDER {
+        // with the range of before, and with another one
+        for ports in ["20000-20099", "20000-29999"] {
+            let lab = older_node(flavour, rules);
+            assert!(has_older_rules(&lab.rules(flavour)));
+            let _servers = [
+                serve(&lab.pod1, "pod1", 9040),
+                serve(&lab.pod2, "pod2", 9040),
+            ];
+            let mut connection = Conversation::open(&lab.client, at(NODE, 20000)).unwrap();
+            let mut v6 = Conversation::open(&lab.client, at(NODE_V6, 20000)).unwrap();
+            let datagrams = UdpClient::new(&lab.client, at(NODE, 20000));
+            datagrams.hears("pod1");
+            let settings = Settings::new(range(ports));
+            let mut driver = lab.driver_with(flavour, &settings);
+            let observed = driver.observe();
+            assert_eq!(observed.mappings, all);
+            assert!(!observed.intact, "an older layout is to be replaced");
+            driver.reconcile(&older_mappings());
+            assert!(!has_older_rules(&lab.rules(flavour)));
+            connection.goes_on();
+            v6.goes_on();
+            datagrams.hears("pod1");
+            for (address, seen) in [(NODE, "pod1 10.88.0.1"), (NODE_V6, "pod1 fd88::1")] {
+                assert_eq!(ask_tcp(&lab.pod1, at(address, 20000)).unwrap(), seen);
             }
-            compares = !compares;
+            let answer = ask_tcp(&lab.client, at(NODE, 20001)).unwrap();
+            assert_eq!(answer, format!("pod2 {CLIENT}"));
         }
     }
-    lab.driver(flavour).uninstall();
+    // a change of one mapping is enough to replace the rest
+    let less = map(Tcp, 20001, POD2, 9040);
+    for change in [vec![], vec![less.clone()]] {
+        let lab = older_node(flavour, OLDER[0]);
+        let mut driver = lab.driver(flavour);
+        if change.is_empty() {
+            driver.create(&[map(Tcp, 20007, POD2, 9040), map(Tcp, 20007, POD1_V6, 9040)]);
+        } else {
+            driver.remove(&change);
+        }
+        assert!(!has_older_rules(&lab.rules(flavour)));
+        let rest = all.iter().filter(|mapping| !change.contains(mapping));
+        assert!(
+            rest.cloned()
+                .collect::<BTreeSet<_>>()
+                .is_subset(&driver.observe().mappings)
+        );
+    }
+}
+
+fn older_rules_move_to_nftables(flavour: Flavour) {
+    let lab = older_node(flavour, OLDER[0]);
+    let _pod1 = serve(&lab.pod1, "pod1", 9040);
+    let mut connection = Conversation::open(&lab.client, at(NODE, 20000)).unwrap();
+    let settings = Settings::new(range("20000-29999"));
+    let open = || lab::open(lab::Backend::Nftables, &settings, &Tools::default());
+    let driver = lab.node.run(open).unwrap();
+    let all: BTreeSet<Mapping> = older_mappings().into_iter().collect();
+    assert_eq!(*driver.in_other_backends(), all);
+    Driver::new(&lab.node, Box::new(driver)).reconcile(&older_mappings());
+    connection.goes_on();
+    let answer = ask_tcp(&lab.client, at(NODE, 20000)).unwrap();
+    assert_eq!(answer, format!("pod1 {CLIENT}"));
     assert!(!lab.rules(flavour).contains("PORTMAPPING"));
 }
 
-fn finding_out_changes_nothing(flavour: Flavour) {
+fn older_rules_are_uninstalled(flavour: Flavour) {
+    for rules in OLDER {
+        let lab = older_node(flavour, rules);
+        lab.node.run(|| uninstall(&Tools::default())).unwrap();
+        assert!(!lab.rules(flavour).contains("PORTMAPPING"));
+    }
+}
+
+fn opening_changes_nothing(flavour: Flavour) {
     let lab = Lab::new();
     let ask = "nft list ruleset; cat /proc/thread-self/net/ip6_tables_names || true";
     let (rules, generation) = (lab.node.sh(ask), generation(&lab));

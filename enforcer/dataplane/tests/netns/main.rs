@@ -36,11 +36,9 @@ mod nf_tables_missing;
 mod nftables;
 mod programs;
 mod range;
-mod ready;
 mod removal;
 mod sctp;
 mod serve;
-mod snapshot;
 mod switch;
 
 /// Makes one test per kind of iptables out of a function that takes the kind.

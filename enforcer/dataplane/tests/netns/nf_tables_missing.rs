@@ -11,7 +11,7 @@ use portmapping_dataplane::{Dataplane as _, DataplaneError, Tools, uninstall};
 use portmapping_shared::Plan;
 use portmapping_shared::Protocol::{Tcp, Udp};
 
-use crate::lab::{Backend, Lab, NODE, POD1, at, map, range};
+use crate::lab::{self, Backend, Lab, NODE, POD1, at, map, range};
 use crate::serve::{ask_tcp, serve};
 
 /// Runs a closure on a thread of a node that has no netlink to netfilter.
@@ -68,11 +68,8 @@ fn refuse_netfilter_netlink() {
 }
 
 fn open(backend: Backend) -> Result<BackendMigration, DataplaneError> {
-    BackendMigration::open(
-        backend,
-        &Settings::new(range("20000-29999")),
-        Tools::default(),
-    )
+    let settings = Settings::new(range("20000-29999"));
+    lab::open(backend, &settings, &Tools::default())
 }
 
 #[test]
@@ -92,7 +89,7 @@ fn iptables_legacy_carries_on() {
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
     let mappings = [map(Tcp, 20000, POD1, 9040), map(Udp, 20000, POD1, 9040)];
     without_netfilter_netlink(&lab, || {
-        let detected = detect(Snapshot::read(&Tools::default())).expect("detect");
+        let detected = detect(&Snapshot::read(&Tools::default())).expect("detect");
         assert_eq!(detected.flavour, Flavour::Legacy, "{}", detected.reason);
         let mut driver = open(Flavour::Legacy.into()).expect("open");
         let to_create = mappings.to_vec();

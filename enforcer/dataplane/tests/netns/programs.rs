@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use portmapping_dataplane::Settings;
 use portmapping_dataplane::iptables::{Flavour, Iptables};
+use portmapping_dataplane::snapshot::SavedTables;
 use portmapping_dataplane::{DataplaneError, Tools};
 use tempfile::TempDir;
 
@@ -52,11 +53,16 @@ impl Programs {
     }
 
     pub(crate) fn open(&self, flavour: Flavour) -> Result<Iptables, DataplaneError> {
-        let directory = Some(self.directory.path().to_owned());
-        let tools = Tools {
-            directory,
+        let tools = self.tools();
+        let saved = SavedTables::read(flavour, &tools);
+        let opened = Iptables::open(Settings::new(range("20000-29999")), tools, saved);
+        opened.map(|(driver, _)| driver)
+    }
+
+    pub(crate) fn tools(&self) -> Tools {
+        Tools {
+            directory: Some(self.directory.path().to_owned()),
             deadline: self.deadline,
-        };
-        Iptables::open(flavour, Settings::new(range("20000-29999")), tools)
+        }
     }
 }

@@ -4,12 +4,11 @@ use std::collections::BTreeSet;
 
 use portmapping_dataplane::Settings;
 use portmapping_dataplane::iptables::Flavour;
-use portmapping_dataplane::migration::BackendMigration;
-use portmapping_dataplane::{Dataplane as _, Tools, uninstall};
+use portmapping_dataplane::{Tools, uninstall};
 use portmapping_shared::Protocol::{Tcp, Udp};
 use portmapping_shared::{Mapping, Plan};
 
-use crate::lab::{Backend, Driver, Lab, NODE, NODE_V6, POD1, POD1_V6, POD2, at, map, range};
+use crate::lab::{self, Backend, Driver, Lab, NODE, NODE_V6, POD1, POD1_V6, POD2, at, map, range};
 use crate::serve::{Conversation, UdpClient, ask_tcp, assert_refused, serve};
 
 crate::for_each_backend!(
@@ -63,11 +62,7 @@ fn mappings_move_over(backend: Backend) {
             assert!(answer.starts_with("pod1"), "{from} to {backend}: {answer}");
         }
         assert_refused(&lab.client, at(NODE, 20001));
-        let mut old = lab.node.run(|| {
-            BackendMigration::open(from, &Settings::new(range("20000-29999")), Tools::default())
-                .unwrap()
-        });
-        assert_eq!(lab.node.run(|| old.observe()).unwrap().mappings, [].into());
+        assert_eq!(lab.driver(from).observe().mappings, [].into());
     }
 }
 
@@ -78,7 +73,7 @@ fn mappings_are_read_before_anything_changes(backend: Backend) {
         lab.driver(from).reconcile(&mappings);
         let before = ours(&lab);
         let settings = Settings::new(range("20000-29999"));
-        let open = || BackendMigration::open(backend, &settings, Tools::default());
+        let open = || lab::open(backend, &settings, &Tools::default());
         let migration = lab.node.run(open).unwrap();
         let expected: BTreeSet<Mapping> = mappings.into_iter().collect();
         assert_eq!(
@@ -173,7 +168,7 @@ fn nftables_needs_no_programs_from_opening_to_uninstall() {
         ..Tools::default()
     };
     let settings = Settings::new(range("20000-29999"));
-    let open = || BackendMigration::open(Backend::Nftables, &settings, tools.clone());
+    let open = || lab::open(Backend::Nftables, &settings, &tools);
     let mut driver = Driver::new(&lab.node, Box::new(lab.node.run(open).unwrap()));
     driver.reconcile(&[map(Tcp, 20000, POD1, 9040), map(Udp, 20000, POD1, 9040)]);
     assert!(ask_tcp(&lab.client, at(NODE, 20000)).is_ok());

@@ -8,14 +8,14 @@ use tokio::net::{TcpStream, UnixListener};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{ProbeError, parse_answer, probe, router, serve};
+use super::{ProbeError, parse_response, probe, router, serve};
 use crate::metrics;
 use crate::ready::Readiness;
 
 const LIMIT: Duration = Duration::from_secs(5);
 
 #[tokio::test]
-async fn answers_over_a_unix_socket_until_cancelled() {
+async fn responds_over_a_unix_socket_until_cancelled() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("admin.sock");
     let readiness = Readiness::default();
@@ -96,9 +96,9 @@ async fn silent_clients_do_not_keep_a_probe_out() {
 }
 
 #[test]
-fn tells_http_from_noise() {
+fn only_http_is_a_response() {
     assert_eq!(
-        parse_answer(b"HTTP/1.0 200 OK\r\na: b\r\n\r\nhi")
+        parse_response(b"HTTP/1.0 200 OK\r\na: b\r\n\r\nhi")
             .unwrap()
             .body,
         "hi"
@@ -110,6 +110,6 @@ fn tells_http_from_noise() {
         b"HTTP/1.1 abc x\r\n\r\n",
         b"\xff\xff",
     ] {
-        assert_eq!(parse_answer(noise), None);
+        assert_eq!(parse_response(noise), None);
     }
 }

@@ -17,7 +17,7 @@ fn reads_one_number_and_one_unit() {
 }
 
 #[test]
-fn refuses_what_is_no_duration() {
+fn refuses_what_is_not_a_duration() {
     for text in [
         "",
         "s",

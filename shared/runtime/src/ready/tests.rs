@@ -12,7 +12,7 @@ fn ready_only_when_every_part_is() {
 }
 
 #[test]
-fn a_part_may_fall_back_and_dropping_a_handle_changes_nothing() {
+fn a_part_may_become_unready_and_dropping_a_handle_changes_nothing() {
     let readiness = Readiness::default();
     let part = readiness.handle("part");
     part.ready();

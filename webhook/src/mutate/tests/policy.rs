@@ -8,7 +8,11 @@ use portmapping_shared::annotation::{Value, classify};
 use proptest::prelude::*;
 use regex::Regex;
 
+use super::{CHOSEN_HOST_PORT, COPIED_RESULT, RESULT};
+
 const MANIFEST: &str = include_str!("../../../../manifests/base/policy-users.yaml");
+
+const TEMPLATES: &str = include_str!("../../../../manifests/base/policy-templates.yaml");
 
 /// The policy's variable `asks`: its size limit and its expression, in the common syntax of RE2 and the
 /// regex crate.
@@ -263,4 +267,36 @@ fn the_parser_accepts_no_random_value_that_the_policy_refuses() {
             Ok(())
         })
         .unwrap();
+}
+
+/// The regular expression of a variable in the policy for pod templates.
+fn template_expression(variable: &str) -> Regex {
+    let head = format!("- name: {variable} ");
+    let text = &TEMPLATES[TEMPLATES.find(&head).expect("a variable")..];
+    let text = text.split_once("matches(r'").expect("an expression").1;
+    Regex::new(text.split_once("')").expect("its end").0).expect("an expression")
+}
+
+#[test]
+fn a_template_with_a_result_gets_the_warning_of_its_pods() {
+    let (copied, chosen) = (template_expression("copied"), template_expression("chosen"));
+    for (variable, warning) in [("copied", COPIED_RESULT), ("chosen", CHOSEN_HOST_PORT)] {
+        let validation =
+            format!("- expression: \"!variables.{variable}\"\n    message: '{warning}'\n");
+        assert!(TEMPLATES.contains(&validation), "{validation}");
+    }
+    let own = r#"[{"containerPort":9040,"hostPort":7001}]"#;
+    assert!(copied.is_match(RESULT) && !copied.is_match(own) && chosen.is_match(own));
+    for value in good() {
+        assert!(
+            !copied.is_match(&value) && !chosen.is_match(&value),
+            "{value:?}"
+        );
+    }
+    // a key with an escape is no mistake of a user; such a template is called no request
+    for value in hostile().into_iter().filter(|it| !it.contains('\\')) {
+        let result = matches!(classify(&value), Value::Result);
+        let warned = copied.is_match(&value) || chosen.is_match(&value);
+        assert!(!result || warned, "a result without its warning: {value:?}");
+    }
 }

@@ -1,9 +1,9 @@
-//! Where a pod is, and who says so.
+//! Which addresses a pod has, and which pod owns an address.
 
 use super::*;
 
 #[test]
-fn a_moved_sandbox_takes_its_ports_along() {
+fn a_pod_keeps_its_host_ports_when_its_address_changes() {
     let mut node = Node::new("20000-29999");
     node.applied(facts("a", Some("10.244.0.2"))).settle();
     let ports = node.host_ports("a");
@@ -21,7 +21,7 @@ fn a_moved_sandbox_takes_its_ports_along() {
 }
 
 #[test]
-fn of_two_pods_with_one_address_the_newer_has_it() {
+fn the_newer_of_two_pods_with_one_address_owns_it() {
     let mut node = Node::new("20000-20009");
     node.applied(facts("old", Some("10.244.0.2"))).settle();
     node.applied(facts("new", Some("10.244.0.2"))).settle();
@@ -35,7 +35,7 @@ fn of_two_pods_with_one_address_the_newer_has_it() {
 }
 
 #[test]
-fn a_sandbox_maps_its_pod_before_the_api_knows_any_address() {
+fn a_sandbox_maps_its_pod_before_the_api_names_an_address() {
     let mut node = Node::new("20000-29999");
     node.applied(facts("a", None)).settle();
     node.up(sandbox("a", "s1", "10.244.0.2", 1));
@@ -59,7 +59,7 @@ fn a_sandbox_maps_its_pod_before_the_api_knows_any_address() {
 }
 
 #[test]
-fn a_sandbox_seen_before_its_pod_counts_once_the_pod_is_seen() {
+fn a_sandbox_seen_before_its_pod_is_used_when_the_pod_is_seen() {
     let mut node = Node::new("20000-29999");
     node.up(sandbox("a", "s1", "10.244.0.2", 1));
     assert!(node.state.desired().is_empty());
@@ -68,7 +68,7 @@ fn a_sandbox_seen_before_its_pod_counts_once_the_pod_is_seen() {
 }
 
 #[test]
-fn an_ended_sandbox_ends_the_mapping_whatever_the_api_says() {
+fn an_ended_sandbox_unmaps_its_pod_even_if_the_api_names_its_address() {
     let mut node = Node::new("20000-29999");
     node.applied(facts("a", Some("10.244.0.2"))).settle();
     node.up(sandbox("a", "s1", "10.244.0.2", 1)).down("s1");
@@ -79,9 +79,9 @@ fn an_ended_sandbox_ends_the_mapping_whatever_the_api_says() {
     assert_eq!(
         node.host_ports("a").len(),
         2,
-        "the pod lives, and so does its lease"
+        "the pod exists and keeps its lease"
     );
-    // another address in the API is of a sandbox that was not seen
+    // another address in the API belongs to a sandbox that was not seen
     let mut moved = again;
     moved.pod_ips = vec!["10.244.0.3".parse().unwrap()];
     node.applied(moved).settle();
@@ -96,7 +96,7 @@ fn an_ended_sandbox_is_remembered_until_the_pod_is_seen() {
     assert!(node.state.desired().is_empty());
     node.up(sandbox("a", "s2", "10.244.0.2", 2));
     assert_eq!(node.leads_to("a"), ["10.244.0.2".to_owned()].into());
-    // many pods that never come must not be remembered for ever
+    // many pods that the API never shows must not be remembered for ever
     for n in 0..2000 {
         let (name, id) = (format!("n{n}"), format!("x{n}"));
         node.up(sandbox(&name, &id, "10.244.9.9", 3)).down(&id);
@@ -106,11 +106,11 @@ fn an_ended_sandbox_is_remembered_until_the_pod_is_seen() {
 }
 
 #[test]
-fn a_sandbox_made_again_takes_the_host_ports_along() {
+fn a_pod_keeps_its_host_ports_in_a_new_sandbox() {
     let mut node = Node::new("20000-29999");
     node.applied(facts("a", Some("10.244.0.2"))).settle();
     let ports = node.host_ports("a");
-    // the new result may come before the old one goes
+    // the new result may come before the old one is removed
     node.up(sandbox("a", "s1", "10.244.0.2", 1));
     node.up(sandbox("a", "s2", "10.244.0.3", 2));
     assert_eq!(node.leads_to("a"), ["10.244.0.3".to_owned()].into());
@@ -124,28 +124,28 @@ fn a_sandbox_made_again_takes_the_host_ports_along() {
             .unwrap()
             .contains("10.244.0.3")
     );
-    // a leftover that is found later is older, whenever it comes
+    // an older result that is found later stays older
     node.up(sandbox("a", "s0", "10.244.0.9", 0));
     assert_eq!(node.leads_to("a"), ["10.244.0.3".to_owned()].into());
-    // the same second: the one that came last
+    // written in the same second: the one that came last
     node.up(sandbox("a", "s3", "10.244.0.4", 2));
     assert_eq!(node.leads_to("a"), ["10.244.0.4".to_owned()].into());
     assert!(node.notes(EventKind::ForgedResult).is_empty());
 }
 
 #[test]
-fn the_newest_sandbox_owns_an_address_and_beats_what_the_api_says() {
+fn the_newest_sandbox_owns_an_address_whatever_the_api_says() {
     let mut node = Node::new("20000-29999");
     node.applied(facts("old", Some("10.244.0.2"))).settle();
     node.applied(facts("new", None));
     node.up(sandbox("new", "s2", "10.244.0.2", 2));
     assert_eq!(node.leads_to("new"), ["10.244.0.2".to_owned()].into());
     assert!(node.leads_to("old").is_empty());
-    // what the API says later of the old one changes nothing
+    // what the API says later about the old one changes nothing
     let late = node.shown("old");
     node.applied(late).settle();
     assert!(node.leads_to("old").is_empty());
-    // nor does an older sandbox
+    // an older sandbox changes nothing either
     node.up(sandbox("old", "s1", "10.244.0.2", 1));
     assert!(node.leads_to("old").is_empty());
     node.down("s2");
@@ -153,7 +153,7 @@ fn the_newest_sandbox_owns_an_address_and_beats_what_the_api_says() {
 }
 
 #[test]
-fn the_address_of_a_pod_still_unknown_is_taken_from_its_old_owner() {
+fn a_sandbox_of_an_unknown_pod_takes_the_address_from_its_old_owner() {
     let mut node = Node::new("20000-29999");
     node.applied(facts("old", Some("10.244.0.2"))).settle();
     node.up(sandbox("new", "s2", "10.244.0.2", 2));
@@ -161,7 +161,7 @@ fn the_address_of_a_pod_still_unknown_is_taken_from_its_old_owner() {
 }
 
 #[test]
-fn a_list_ends_what_is_missing_and_nothing_that_was_never_seen() {
+fn a_list_ends_missing_sandboxes_but_no_pod_without_one() {
     let mut node = Node::new("20000-29999");
     node.applied(facts("seen", Some("10.244.0.2")));
     node.applied(facts("unseen", Some("10.244.0.3")));
@@ -179,7 +179,7 @@ fn a_list_ends_what_is_missing_and_nothing_that_was_never_seen() {
         (node.leads_to("seen").len(), node.leads_to("unseen").len()),
         (0, 1)
     );
-    // two results of one pod: the order of the list says nothing
+    // two results of one pod: the order of the list has no meaning
     let (newer, older) = (
         sandbox("seen", "s3", "10.244.0.5", 3),
         sandbox("seen", "s2", "10.244.0.4", 2),
@@ -190,7 +190,7 @@ fn a_list_ends_what_is_missing_and_nothing_that_was_never_seen() {
 }
 
 #[test]
-fn a_sandbox_that_changes_hands_is_gone_from_its_old_pod() {
+fn a_sandbox_that_belongs_to_another_pod_now_is_removed_from_its_old_pod() {
     let mut node = Node::new("20000-29999");
     node.applied(facts("a", Some("10.244.0.2"))).settle();
     node.applied(facts("b", None));

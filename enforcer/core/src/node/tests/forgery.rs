@@ -1,4 +1,4 @@
-//! Results that nobody but an enforcer may write.
+//! Results that no enforcer wrote.
 
 use super::*;
 
@@ -11,7 +11,7 @@ fn forge(node: &mut Node, port: u16) {
 }
 
 #[test]
-fn a_forged_result_is_told_and_overwritten_with_the_truth() {
+fn a_forged_result_is_reported_and_overwritten() {
     let mut node = Node::new("20000-29999");
     node.applied(facts("a", Some("10.244.0.2"))).settle();
     let (ports, truth) = (node.host_ports("a"), node.last().clone());
@@ -29,7 +29,7 @@ fn a_forged_result_is_told_and_overwritten_with_the_truth() {
 }
 
 #[test]
-fn a_forger_in_a_loop_is_told_of_once_a_minute() {
+fn repeated_forgery_is_reported_once_a_minute() {
     let mut node = Node::new("20000-29999");
     node.applied(facts("a", Some("10.244.0.2"))).settle();
     for port in 1..=20 {
@@ -52,7 +52,7 @@ fn a_forger_in_a_loop_is_told_of_once_a_minute() {
 }
 
 #[test]
-fn a_forged_result_that_overtakes_our_own_is_overwritten_at_once() {
+fn a_forged_result_seen_before_our_own_write_is_overwritten_at_once() {
     let mut node = Node {
         echoes: false,
         ..Node::new("20000-29999")
@@ -63,7 +63,7 @@ fn a_forged_result_that_overtakes_our_own_is_overwritten_at_once() {
 }
 
 #[test]
-fn results_of_ours_are_never_forged_however_old() {
+fn our_own_results_are_never_forged_even_old_ones() {
     let mut node = Node::new("20000-29999");
     node.applied(facts("a", Some("10.244.0.2"))).settle();
     let first = node.shown("a");
@@ -79,7 +79,7 @@ fn results_of_ours_are_never_forged_however_old() {
 }
 
 #[test]
-fn after_a_restart_or_a_reboot_our_own_result_is_no_forgery_and_another_is() {
+fn after_a_restart_or_a_reboot_only_results_of_others_are_forged() {
     let mut node = Node::new("20000-29999");
     node.applied(facts("a", Some("10.244.0.2"))).settle();
     let seen = node.shown("a");
@@ -96,7 +96,7 @@ fn after_a_restart_or_a_reboot_our_own_result_is_no_forgery_and_another_is() {
         node.applied(seen.clone()).settle();
         assert!(node.notes(EventKind::ForgedResult).is_empty());
     }
-    // the first thing a new enforcer sees is a result that its own condition does not speak of
+    // the first thing a new enforcer sees is a result that its own condition does not name
     node.state = restarted();
     node.pods.insert(seen.pod.uid.clone(), seen);
     forge(&mut node, 22);
@@ -104,7 +104,7 @@ fn after_a_restart_or_a_reboot_our_own_result_is_no_forgery_and_another_is() {
 }
 
 #[test]
-fn a_result_written_into_the_manifest_chooses_no_port() {
+fn a_result_in_a_manifest_chooses_no_port() {
     let mut node = Node::new("20000-29999");
     let mut copied = facts("a", Some("10.244.0.2"));
     copied.record.annotation = Some(

@@ -1,9 +1,9 @@
-//! Rules that fail, vanish, come back.
+//! Rules that the kernel refuses, or that other programs remove.
 
 use super::*;
 
 #[test]
-fn a_kernel_that_refuses_is_asked_again_and_people_are_told() {
+fn a_refused_change_is_tried_again_and_reported() {
     let mut node = Node::new("20000-20003");
     node.later(0);
     node.applied(facts("a", Some("10.244.0.2")));
@@ -17,7 +17,7 @@ fn a_kernel_that_refuses_is_asked_again_and_people_are_told() {
 }
 
 #[test]
-fn flushed_rules_come_back_and_their_pods_are_told() {
+fn flushed_rules_are_restored_and_reported() {
     let mut node = Node::new("20000-20003");
     node.applied(facts("a", Some("10.244.0.2"))).settle();
     node.state.observed(node.now, BTreeSet::new(), false);
@@ -52,7 +52,7 @@ fn a_reading_from_before_a_change_is_ignored() {
 }
 
 #[test]
-fn one_pod_that_the_kernel_refuses_stops_nobody_else() {
+fn a_pod_that_the_kernel_refuses_does_not_stop_the_others() {
     let mut node = Node::new("20000-29999");
     let refuse = |plan: &Plan| {
         let bad = plan
@@ -93,14 +93,14 @@ fn one_pod_that_the_kernel_refuses_stops_nobody_else() {
         .iter()
         .filter(|p| !p.wanted.condition.as_ref().unwrap().status)
         .collect();
-    assert_eq!(refused.len(), 1, "nobody is told of a neighbour's trouble");
+    assert_eq!(refused.len(), 1, "only the refused pod is told");
     assert_eq!(refused[0].pod.name, "p7");
     let message = &refused[0].wanted.condition.as_ref().unwrap().message;
     assert!(message.contains("no such protocol"), "{message}");
 }
 
 #[test]
-fn damage_again_and_again_is_told_once_a_minute_with_its_count() {
+fn repeated_damage_is_reported_once_a_minute_with_its_count() {
     let mut node = Node::new("20000-20003");
     node.applied(facts("a", Some("10.244.0.2"))).settle();
     for _ in 0..5 {
@@ -128,6 +128,6 @@ fn damage_again_and_again_is_told_once_a_minute_with_its_count() {
     assert_eq!(
         node.notes(EventKind::Repaired).len(),
         3,
-        "told at once again"
+        "reported at once again"
     );
 }

@@ -1,4 +1,4 @@
-//! How one pod comes, changes and goes.
+//! How one pod is mapped, changed and unmapped.
 
 use super::*;
 
@@ -47,7 +47,7 @@ fn a_pod_is_held_then_programmed_then_published() {
 }
 
 #[test]
-fn a_mapping_is_written_once_however_often_old_events_come() {
+fn a_result_is_written_once_even_if_old_events_repeat() {
     let mut node = Node {
         echoes: false,
         ..Node::new("20000-20009")
@@ -65,7 +65,7 @@ fn a_mapping_is_written_once_however_often_old_events_come() {
 }
 
 #[test]
-fn a_narrower_request_lets_go_of_the_rest() {
+fn a_smaller_request_releases_the_other_ports() {
     let mut node = Node::new("20000-20009");
     node.applied(facts("a", Some("10.244.0.2"))).settle();
     let mut fewer = echoed(&node, facts("a", Some("10.244.0.2")));
@@ -82,7 +82,7 @@ fn a_narrower_request_lets_go_of_the_rest() {
 }
 
 #[test]
-fn a_finished_pod_is_unmapped_and_its_result_taken_back() {
+fn a_finished_pod_is_unmapped_and_its_result_removed() {
     let mut node = Node::new("20000-20009");
     node.applied(facts("a", Some("10.244.0.2"))).settle();
     let mut finished = echoed(&node, facts("a", Some("10.244.0.2")));
@@ -103,7 +103,7 @@ fn a_finished_pod_is_unmapped_and_its_result_taken_back() {
 }
 
 #[test]
-fn removing_the_annotation_leaves_nothing_of_ours() {
+fn removing_the_annotation_removes_all_that_was_written() {
     let mut node = Node::new("20000-20009");
     node.applied(facts("a", Some("10.244.0.2"))).settle();
     let mut bare = echoed(&node, facts("a", Some("10.244.0.2")));
@@ -124,7 +124,7 @@ fn removing_the_annotation_leaves_nothing_of_ours() {
 }
 
 #[test]
-fn the_event_of_a_pod_without_a_gate_says_that_ready_did_not_wait() {
+fn the_event_of_a_pod_without_a_readiness_gate_says_so() {
     let gate = ReadinessGate {
         condition_type: portmapping_shared::contract::CONDITION.into(),
     };
@@ -133,7 +133,7 @@ fn the_event_of_a_pod_without_a_gate_says_that_ready_did_not_wait() {
         let mut pod = facts("a", Some("10.244.0.2"));
         pod.spec.readiness_gates = gates;
         node.applied(pod).settle();
-        let (kind, said) = &node.told[0];
+        let (kind, said) = &node.emitted[0];
         assert_eq!(*kind, EventKind::Mapped);
         assert_eq!(said.contains("no readiness gate"), says_so, "{said}");
         let message = node.last().condition.clone().unwrap().message;
@@ -149,12 +149,12 @@ fn a_pod_that_asks_for_nothing_is_never_written() {
     let mut empty = facts("empty", Some("10.244.0.3"));
     empty.spec.containers.clear();
     node.applied(plain).applied(empty).settle();
-    assert!(node.written.is_empty() && node.told.is_empty());
+    assert!(node.written.is_empty() && node.emitted.is_empty());
     assert!(node.state.status().pods.is_empty());
 }
 
 #[test]
-fn nonsense_is_told_and_maps_nothing() {
+fn an_invalid_request_is_reported_and_maps_nothing() {
     let mut node = Node::new("20000-20009");
     let mut broken = facts("a", Some("10.244.0.2"));
     broken.record.annotation = Some("yes please".into());
@@ -171,7 +171,7 @@ fn nonsense_is_told_and_maps_nothing() {
     assert_eq!(
         node.last().annotation.as_deref(),
         Some("yes please"),
-        "the user's words stay"
+        "the user's value stays"
     );
     assert!(node.host_ports("a").is_empty());
 }
@@ -200,7 +200,7 @@ fn a_dual_stack_pod_has_one_host_port_in_both_families() {
 }
 
 #[test]
-fn a_host_ip_of_a_family_the_pod_lacks_is_told() {
+fn a_host_ip_of_a_family_that_the_pod_lacks_is_reported() {
     let mut node = Node::new("20000-20009");
     let mut pod = facts("a", Some("10.244.0.2"));
     pod.record.annotation = Some(r#"[{"containerPort":9040,"hostIP":"fd00::1"}]"#.into());
@@ -215,7 +215,7 @@ fn a_host_ip_of_a_family_the_pod_lacks_is_told() {
 }
 
 #[test]
-fn a_write_the_api_server_refuses_is_tried_again() {
+fn a_write_that_the_api_server_refuses_is_tried_again() {
     let mut node = Node::new("20000-20009");
     node.settle();
     node.applied(facts("a", Some("10.244.0.2")));
@@ -251,7 +251,7 @@ fn a_write_the_api_server_refuses_is_tried_again() {
 }
 
 #[test]
-fn a_result_reset_by_its_user_is_written_again_with_the_same_ports() {
+fn a_result_that_a_user_reset_is_written_again_with_the_same_ports() {
     let mut node = Node::new("20000-29999");
     node.applied(facts("a", Some("10.244.0.2"))).settle();
     let (seen, ports) = (

@@ -1,9 +1,9 @@
-//! Who gets which port, and who does not.
+//! Which pod gets which port.
 
 use super::*;
 
 #[test]
-fn a_released_port_rests_before_anyone_gets_it() {
+fn a_released_port_rests_before_another_pod_gets_it() {
     let mut node = Node::new("20000-20000");
     node.applied(facts("a", Some("10.244.0.2"))).settle();
     node.state.pod_gone(node.now, &"uid-a".parse().unwrap());
@@ -27,13 +27,13 @@ fn a_released_port_rests_before_anyone_gets_it() {
 }
 
 #[test]
-fn exhaustion_tells_the_numbers_once() {
+fn an_exhausted_range_is_reported_once_with_its_numbers() {
     let mut node = Node::new("20000-20001");
     node.applied(facts("a", Some("10.244.0.2"))).settle();
     node.applied(facts("b", Some("10.244.0.3"))).settle();
     node.applied(facts("c", Some("10.244.0.4"))).settle();
     let notes: Vec<&String> = node
-        .told
+        .emitted
         .iter()
         .filter(|(kind, _)| *kind == EventKind::NoFreePort)
         .map(|(_, n)| n)
@@ -54,7 +54,7 @@ fn exhaustion_tells_the_numbers_once() {
 }
 
 #[test]
-fn a_stranger_on_a_fresh_port_costs_nobody_anything() {
+fn a_port_of_another_process_is_replaced_before_the_pod_is_mapped() {
     let mut node = Node::new("20000-20003");
     let taken = |key: PortKey| {
         if key.1.get() == 20_000 {
@@ -86,7 +86,7 @@ fn a_stranger_on_a_fresh_port_costs_nobody_anything() {
 }
 
 #[test]
-fn a_mapped_port_in_a_strangers_hands_is_told_and_taken_back() {
+fn a_mapped_port_that_another_process_took_is_reported_and_asked_for_again() {
     let mut node = Node::new("20000-20003");
     node.applied(facts("a", Some("10.244.0.2"))).settle();
     let seen = echoed(&node, facts("a", Some("10.244.0.2")));
@@ -101,7 +101,7 @@ fn a_mapped_port_in_a_strangers_hands_is_told_and_taken_back() {
     assert_eq!(
         node.state.desired().len(),
         2,
-        "the rules win over the stranger's socket"
+        "the rules win over the other process's socket"
     );
     node.later(2);
     assert!(node.last().condition.as_ref().unwrap().status);
@@ -137,7 +137,7 @@ fn again(name: &str, uid: &str, ip: &str) -> PodFacts {
 }
 
 #[test]
-fn a_pod_made_again_under_its_name_has_its_old_ports() {
+fn a_pod_created_again_under_its_name_gets_its_old_ports() {
     let mut node = Node::new("20000-29999");
     node.applied(facts("web-0", Some("10.244.0.2"))).settle();
     let ports = node.host_ports("web-0");
@@ -145,13 +145,13 @@ fn a_pod_made_again_under_its_name_has_its_old_ports() {
     node.applied(again("web-0", "uid-second", "10.244.0.3"))
         .settle();
     assert_eq!(node.host_ports("second"), ports);
-    // one that the watch never said was gone
+    // no event said that the old pod is gone
     node.applied(again("web-0", "uid-third", "10.244.0.4"))
         .settle();
     assert_eq!(node.host_ports("third"), ports);
     assert!(node.host_ports("second").is_empty());
     assert_eq!(node.leads_to("third"), ["10.244.0.4".to_owned()].into());
-    // the cool-down over, it is nobody's
+    // after the cool-down no pod has a right to it
     node.gone("third").later(31);
     node.applied(again("web-0", "uid-fourth", "10.244.0.5"))
         .settle();
@@ -159,7 +159,7 @@ fn a_pod_made_again_under_its_name_has_its_old_ports() {
 }
 
 #[test]
-fn a_namesake_in_another_namespace_inherits_nothing() {
+fn a_pod_of_the_same_name_in_another_namespace_gets_other_ports() {
     let mut node = Node::new("20000-20000");
     node.applied(facts("web-0", Some("10.244.0.2"))).settle();
     node.gone("web-0");
@@ -167,14 +167,14 @@ fn a_namesake_in_another_namespace_inherits_nothing() {
     other.pod.namespace = "other".into();
     node.applied(other).settle();
     assert_eq!(node.last().condition.as_ref().unwrap().reason, "NoFreePort");
-    // in its own it does, though nothing is free
+    // in its own namespace it gets them, though no port is free
     node.applied(again("web-0", "uid-third", "10.244.0.4"))
         .settle();
     assert_eq!(node.host_ports("third"), [20_000, 20_000]);
 }
 
 #[test]
-fn ports_that_come_free_go_to_the_oldest_first() {
+fn free_ports_go_to_the_oldest_pod_first() {
     let mut node = Node::new("20000-20001");
     node.applied(facts("a", Some("10.244.0.2"))).settle();
     node.applied(facts("b", Some("10.244.0.3"))).settle();
@@ -191,7 +191,7 @@ fn ports_that_come_free_go_to_the_oldest_first() {
 }
 
 #[test]
-fn a_hold_that_comes_too_late_is_let_go_of() {
+fn a_port_that_is_bound_too_late_is_closed_again() {
     let mut node = Node::new("20000-20000");
     node.applied(facts("a", None));
     let Some(Action::Hold(keys)) = node.state.take_actions().into_iter().next() else {
@@ -215,4 +215,19 @@ fn a_hold_that_comes_too_late_is_let_go_of() {
         2,
         "in the end the ports are free"
     );
+}
+
+#[test]
+fn a_refused_pod_that_asks_for_fewer_ports_is_mapped() {
+    let mut node = Node::new("20000-20000");
+    let one = r#"[{"containerPort":9040}]"#;
+    let two = r#"[{"containerPort":9040},{"containerPort":9041}]"#;
+    for (request, mapped) in [(one, true), (two, false), (one, true)] {
+        let mut pod = facts("a", Some("10.244.0.2"));
+        pod.record.annotation = Some(request.into());
+        node.applied(pod).settle();
+        let condition = node.last().condition.clone().unwrap();
+        assert_eq!(condition.status, mapped, "{request}: {condition:?}");
+        assert_eq!(node.host_ports("a"), [20_000]);
+    }
 }

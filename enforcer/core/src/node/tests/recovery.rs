@@ -1,4 +1,4 @@
-//! What a new enforcer makes of what it finds.
+//! How a new enforcer continues from what it finds.
 
 use super::*;
 
@@ -33,7 +33,7 @@ fn a_restart_changes_nothing() {
 }
 
 #[test]
-fn a_pod_that_went_during_a_restart_is_unmapped_at_the_first_list() {
+fn a_pod_that_was_deleted_during_a_restart_is_unmapped_at_the_first_list() {
     let mut node = Node::new("20000-20009");
     node.applied(facts("a", Some("10.244.0.2"))).settle();
     node.state = NodeState::recover(config("20000-20009"), 9, NOW, recovered(&node));
@@ -46,7 +46,7 @@ fn a_pod_that_went_during_a_restart_is_unmapped_at_the_first_list() {
 }
 
 #[test]
-fn unheld_ports_are_held_before_the_api_is_asked() {
+fn ports_that_are_not_held_are_held_before_the_api_is_asked() {
     let mut node = Node::new("20000-20009");
     node.applied(facts("a", Some("10.244.0.2"))).settle();
     let found = Recovered {
@@ -76,7 +76,7 @@ fn mappings_of_another_backend_are_taken_over() {
         intact: false,
         ..before
     };
-    node.told.clear();
+    node.emitted.clear();
     node.state = NodeState::recover(config("20000-29999"), 9, NOW, found);
     let actions = node.state.take_actions();
     let [Action::Program(plan)] = actions.as_slice() else {
@@ -86,11 +86,11 @@ fn mappings_of_another_backend_are_taken_over() {
     node.state.programmed(NOW, &plan.clone(), Ok(()));
     node.settle().applied(seen).settle();
     assert_eq!(node.host_ports("a"), ports);
-    assert_eq!(node.events(), [], "nothing had been damaged");
+    assert_eq!(node.events(), [], "nothing was damaged");
 }
 
 #[test]
-fn after_a_reboot_a_pod_has_its_old_ports_if_they_are_free() {
+fn after_a_reboot_a_pod_gets_its_old_ports_if_they_are_free() {
     let mut node = Node::new("20000-29999");
     node.applied(facts("a", Some("10.244.0.2"))).settle();
     let (ports, seen) = (
@@ -100,7 +100,7 @@ fn after_a_reboot_a_pod_has_its_old_ports_if_they_are_free() {
     node.state = NodeState::new(config("20000-29999"), 77);
     node.applied(seen).settle();
     assert_eq!(node.host_ports("a"), ports);
-    // a port that is not of our range is no preference that counts
+    // a port outside the range is ignored
     let mut forged = facts("b", Some("10.244.0.3"));
     forged.record.annotation = Some(
         r#"[{"hostPort":22,"containerPort":9040,"protocol":"TCP","podName":"b","podIP":"10.9.9.9"}]"#.into(),
@@ -121,7 +121,7 @@ fn after_a_reboot_a_pod_has_its_old_ports_if_they_are_free() {
 }
 
 #[test]
-fn after_rules_were_flushed_during_a_restart_a_pod_has_the_ports_that_are_held_for_it() {
+fn a_pod_whose_rules_were_flushed_during_a_restart_gets_its_held_ports() {
     let mut node = Node::new("20000-20009");
     node.applied(facts("a", Some("10.244.0.2"))).settle();
     let (ports, seen) = (
@@ -134,7 +134,7 @@ fn after_rules_were_flushed_during_a_restart_a_pod_has_the_ports_that_are_held_f
         ..recovered(&node)
     };
     node.state = NodeState::recover(config("20000-20009"), 9, NOW, found);
-    // another pod that asks first is given none of them
+    // another pod that asks first gets none of them
     node.applied(facts("b", Some("10.244.0.3"))).settle();
     assert!(
         node.host_ports("b")
@@ -146,14 +146,14 @@ fn after_rules_were_flushed_during_a_restart_a_pod_has_the_ports_that_are_held_f
 }
 
 #[test]
-fn a_recovered_pod_follows_its_sandbox_before_the_api_speaks() {
+fn a_recovered_pod_follows_its_sandbox_before_the_api_shows_it() {
     let mut node = Node::new("20000-29999");
     node.applied(facts("a", Some("10.244.0.2")));
     node.applied(facts("b", Some("10.244.0.3"))).settle();
     node.state = NodeState::recover(config("20000-29999"), 9, NOW, recovered(&node));
     let listed = vec![
         sandbox("a", "s2", "10.244.0.9", 2),
-        // a pod nobody has heard of has the other's address by now
+        // an unknown pod has the other's address by now
         sandbox("c", "s3", "10.244.0.3", 3),
     ];
     node.state.sandboxes_listed(NOW, listed);
@@ -165,7 +165,7 @@ fn a_recovered_pod_follows_its_sandbox_before_the_api_speaks() {
 }
 
 #[test]
-fn a_recovered_pod_whose_sandbox_ends_is_unmapped_before_the_api_speaks() {
+fn a_recovered_pod_whose_sandbox_ends_is_unmapped_before_the_api_shows_it() {
     let mut node = Node::new("20000-29999");
     node.applied(facts("a", Some("10.244.0.2"))).settle();
     node.state = NodeState::recover(config("20000-29999"), 9, NOW, recovered(&node));
@@ -176,7 +176,7 @@ fn a_recovered_pod_whose_sandbox_ends_is_unmapped_before_the_api_speaks() {
 }
 
 #[test]
-fn two_pods_with_one_port_in_the_kernel_are_told_apart() {
+fn only_one_of_two_pods_with_one_port_in_the_kernel_keeps_it() {
     let mut node = Node::new("20000-29999");
     node.applied(facts("a", Some("10.244.0.2"))).settle();
     let mut found = recovered(&node);

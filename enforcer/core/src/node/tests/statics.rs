@@ -27,7 +27,7 @@ fn mapped(range: &str, request: &str) -> Node {
 const ONE: &str = r#"[{"containerPort":9040}]"#;
 
 #[test]
-fn a_mapped_pod_makes_way_for_a_static_host_port_and_both_are_told() {
+fn a_mapped_pod_gives_its_port_to_a_static_host_port_and_both_are_told() {
     let mut node = mapped("20000-20000", ONE);
     assert_eq!(node.host_ports("a"), [20_000]);
     node.state.pod_gone(node.now, &"uid-none".parse().unwrap());
@@ -46,10 +46,10 @@ fn a_mapped_pod_makes_way_for_a_static_host_port_and_both_are_told() {
         notes[1]
     );
     assert_eq!(node.last().condition.as_ref().unwrap().reason, "NoFreePort");
-    // its own words are seen again and again: nothing new is told
+    // the same pod is shown again: no new event
     node.applied(fixed("web", 20_000, "")).settle();
     assert_eq!(node.notes(EventKind::PortConflict).len(), 2);
-    // once the static pod is gone the port is free, but not before it would have rested
+    // the port is free when the static pod is gone, but not before it would have rested
     node.gone("web").later(29);
     assert!(node.host_ports("a").is_empty());
     node.later(1);
@@ -58,7 +58,7 @@ fn a_mapped_pod_makes_way_for_a_static_host_port_and_both_are_told() {
 }
 
 #[test]
-fn the_pod_that_moves_is_published_anew() {
+fn a_pod_that_lost_its_port_is_published_with_its_new_one() {
     let mut node = mapped("20000-20001", ONE);
     let before = node.host_ports("a")[0];
     node.applied(fixed("web", before.into(), "0.0.0.0"))
@@ -71,7 +71,7 @@ fn the_pod_that_moves_is_published_anew() {
 }
 
 #[test]
-fn the_port_is_let_go_of_without_a_rest_for_the_static_pod_may_bind_it() {
+fn the_port_is_closed_without_a_rest_because_the_static_pod_may_bind_it() {
     let mut node = mapped("20000-20009", ONE);
     let port = node.host_ports("a")[0];
     let mut host = fixed("host", 0, "");
@@ -100,7 +100,7 @@ fn the_port_is_let_go_of_without_a_rest_for_the_static_pod_may_bind_it() {
 }
 
 #[test]
-fn other_addresses_and_protocols_do_not_clash() {
+fn other_addresses_and_protocols_do_not_conflict() {
     let asked = r#"[{"containerPort":9040,"hostIP":"10.0.0.11"}]"#;
     let mut node = mapped("20000-20000", asked);
     node.applied(fixed("web", 20_000, "10.0.0.12")).settle();
@@ -114,13 +114,13 @@ fn other_addresses_and_protocols_do_not_clash() {
 }
 
 #[test]
-fn a_resting_port_that_becomes_static_is_let_go_of() {
+fn a_resting_port_that_becomes_static_is_closed() {
     let mut node = mapped("20000-20000", ONE);
     node.gone("a");
     assert_eq!(node.state.counts().cooling, 1);
     node.applied(fixed("web", 20_000, "")).settle();
     assert_eq!(node.state.counts().cooling, 0);
-    // nobody inherits it
+    // no pod may reclaim it
     let mut again = facts("a", Some("10.244.0.3"));
     again.pod.uid = "uid-a2".parse().unwrap();
     node.applied(again).settle();
@@ -128,7 +128,7 @@ fn a_resting_port_that_becomes_static_is_let_go_of() {
 }
 
 #[test]
-fn a_static_port_moves_a_pod_that_only_the_kernel_speaks_of() {
+fn a_static_port_takes_the_port_of_a_pod_that_only_the_kernel_knows() {
     let node = mapped("20000-20000", ONE);
     let mappings = node.state.desired();
     let found = Recovered {

@@ -5,16 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::super::flavour::Flavour;
-use super::super::layout::{JUMPS, mapping_rule};
-use super::super::notes;
-use super::super::rule::Rule;
-use super::super::testing::{any_mapping, any_range, hostile_text, map, old_rule, range};
+use super::super::layout::JUMPS;
+use super::super::rule::{Rule, mapping_rule};
+use super::super::testing::{any_mapping, any_range, hostile_text, map, range};
 use super::super::transaction::Transaction;
 use super::*;
 use crate::exec::Tools;
 use crate::family::Family;
-use crate::settings::Settings;
-use portmapping_shared::Protocol;
+use portmapping_shared::{PortRange, Protocol};
 
 /// Table nat: chains with their rules. Built-in chains are always there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +28,21 @@ impl Table {
                 .chain([("KUBE-SERVICES".to_owned(), Vec::new())])
                 .collect(),
         )
+    }
+
+    fn parse(text: &str) -> Self {
+        let mut table = Self(BTreeMap::new());
+        for line in text.lines() {
+            if let Some(chain) = line.strip_prefix(':') {
+                let chain = chain.split(' ').next().unwrap();
+                table.0.insert(chain.to_owned(), Vec::new());
+            } else if let Some((chain, rule)) =
+                line.strip_prefix("-A ").and_then(|l| l.split_once(' '))
+            {
+                table.0.get_mut(chain).unwrap().push(rule.to_owned());
+            }
+        }
+        table
     }
 
     /// What iptables-save prints.
@@ -87,39 +100,32 @@ impl Table {
         }
     }
 
-    /// What [`FamilyRules::apply`] does, on this table.
-    fn apply(&mut self, side: &FamilyRules, desired: &BTreeSet<Mapping>) -> Known {
-        self.apply_by(side, desired, true)
+    /// With the rules of each chain in one order.
+    fn sorted(&self) -> Self {
+        let mut table = self.clone();
+        table.0.values_mut().for_each(|rules| rules.sort());
+        table
     }
 
-    fn apply_by(&mut self, side: &FamilyRules, desired: &BTreeSet<Mapping>, append: bool) -> Known {
-        let known = side.read(&self.text());
-        let present: BTreeSet<Mapping> = known.leaves.values().flatten().cloned().collect();
+    /// What [`FamilyRules::apply`] does, on this table.
+    fn apply(&mut self, rules: &FamilyRules, desired: &BTreeSet<Mapping>) -> Known {
+        let mut known = rules.parse(&self.text());
+        let present: BTreeSet<Mapping> = known.mappings().cloned().collect();
         let remove: Vec<&Mapping> = present.difference(desired).collect();
         let create: Vec<&Mapping> = desired.difference(&present).collect();
-        let mut known = known;
-        let mut missing_jumps = std::mem::take(&mut known.damage.missing_jumps);
-        if append {
-            // as after the first time
-            let gone = missing_jumps.drain(..).map(|jump| (jump, Vec::new()));
-            known.damage.misplaced_jumps.extend(gone);
-        }
-        let (next, transaction) = side.prepare(known, &remove, &create, append);
-        for jump in &missing_jumps {
-            self.0.entry(jump.to.to_owned()).or_default();
-            self.0
-                .get_mut(jump.from)
-                .unwrap()
-                .insert(0, jump.rule.to_owned());
-        }
+        // as after the first time
+        let missing_jumps = std::mem::take(&mut known.damage.missing_jumps);
+        let gone = missing_jumps.into_iter().map(|jump| (jump, Vec::new()));
+        known.damage.misplaced_jumps.extend(gone);
+        let (next, transaction) = change::prepare(&rules.layout, known, &remove, &create);
         self.restore(&transaction.text().unwrap_or_default());
         next
     }
 
     /// Our mappings are exactly these, the frame is whole, and foreign rules are where they were.
-    fn assert_is(&self, side: &FamilyRules, desired: &BTreeSet<Mapping>) {
-        let known = side.read(&self.text());
-        let found: BTreeSet<Mapping> = known.leaves.values().flatten().cloned().collect();
+    fn assert_is(&self, rules: &FamilyRules, desired: &BTreeSet<Mapping>) {
+        let known = rules.parse(&self.text());
+        let found: BTreeSet<Mapping> = known.mappings().cloned().collect();
         assert_eq!(&found, desired);
         assert_eq!(known.damage, Damage::default());
         for jump in JUMPS {
@@ -128,30 +134,9 @@ impl Table {
     }
 }
 
-fn side(range: portmapping_shared::PortRange) -> FamilyRules {
-    side_by(range, Flavour::Nft, Hairpin::Compared)
-}
-
-fn side_by(
-    range: portmapping_shared::PortRange,
-    flavour: Flavour,
-    hairpin: Hairpin,
-) -> FamilyRules {
-    let commands = Commands::new(Family::V4, flavour, Tools::default());
-    let mut layout = Layout::new(Family::V4, Settings::new(range));
-    layout.set_hairpin(hairpin);
-    FamilyRules::new(commands, layout)
-}
-
-fn any_side(range: &'static str) -> impl Strategy<Value = FamilyRules> {
-    let hairpins = vec![Hairpin::Compared, Hairpin::PerPod];
-    (
-        prop::sample::select(Flavour::ALL.to_vec()),
-        prop::sample::select(hairpins),
-    )
-        .prop_map(|(flavour, hairpin)| {
-            side_by(super::super::testing::range(range), flavour, hairpin)
-        })
+fn rules(range: PortRange) -> FamilyRules {
+    let commands = Commands::new(Family::V4, Flavour::Nft, Tools::default());
+    FamilyRules::new(commands, Settings::new(range))
 }
 
 /// Mappings as they are wanted: a port of an address is one pod's.
@@ -163,11 +148,7 @@ fn any_desired(most: usize) -> impl Strategy<Value = BTreeSet<Mapping>> {
     })
 }
 
-fn note(mapping: &Mapping) -> String {
-    notes::rules([mapping]).concat()
-}
-
-const NOTES: &str = "PORTMAPPING-UID-TCP-20000";
+const LEAF: &str = "PORTMAPPING-TCP-0-0";
 
 fn some() -> BTreeSet<Mapping> {
     let ports = [20000, 20001, 25000, 19999];
@@ -178,122 +159,110 @@ fn some() -> BTreeSet<Mapping> {
 }
 
 #[test]
-fn change_names_only_the_leaf_it_touches() {
-    let side = side(range("20000-29999"));
+fn new_mapping_is_appended_and_a_leaf_that_loses_one_is_written_again() {
+    let rules = rules(range("20000-29999"));
     let mut table = Table::new();
-    table.apply(&side, &some());
-    let (gone, new) = (
-        map(Protocol::Tcp, 20001, "10.244.1.7", 80),
-        map(Protocol::Tcp, 20002, "10.244.1.7", 80),
-    );
-    let known = side.read(&table.text());
-    let (_, transaction) = side.prepare(known, &[&gone], &[&new], true);
-    let leaf = "PORTMAPPING-TCP-20000-20021".to_owned();
-    // the note of the gone has a rule together with another's
-    let kept = map(Protocol::Tcp, 20000, "10.244.1.7", 80);
-    let noted = (NOTES.to_owned(), notes::rules([&kept, &new]));
+    table.apply(&rules, &some());
+    let new = map(Protocol::Tcp, 20002, "10.244.1.8", 80);
+    let known = rules.parse(&table.text());
+    let (known, transaction) = change::prepare(&rules.layout, known, &[], &[&new]);
+    let pod = "-s 10.244.1.8/32 -d 10.244.1.8/32 -j MASQUERADE";
     let expected = Transaction {
-        deleted: vec![(leaf.clone(), mapping_rule(&gone))],
-        chains: [noted.clone()].into(),
-        appended: vec![(leaf.clone(), mapping_rule(&new))],
+        appended: vec![
+            (LEAF.to_owned(), mapping_rule(&new)),
+            ("PORTMAPPING-MASQ-8".to_owned(), pod.to_owned()),
+        ],
         ..Transaction::default()
     };
     assert_eq!(transaction, expected);
-    // where it is not certain what is there, the leaf is written anew
-    let (_, transaction) = side.prepare(side.read(&table.text()), &[&gone], &[&new], false);
+    table.restore(&transaction.text().unwrap());
+    // its last mapping takes the rule of the pod along
+    let (_, transaction) = change::prepare(&rules.layout, known, &[&new], &[]);
+    let kept = [20000, 20001].map(|port| map(Protocol::Tcp, port, "10.244.1.7", 80));
     let expected = Transaction {
-        chains: [(leaf, vec![mapping_rule(&kept), mapping_rule(&new)]), noted].into(),
+        chains: [
+            (LEAF.to_owned(), kept.iter().map(mapping_rule).collect()),
+            ("PORTMAPPING-MASQ-8".to_owned(), Vec::new()),
+        ]
+        .into(),
         ..Transaction::default()
     };
     assert_eq!(transaction, expected);
-}
-
-#[test]
-fn new_mapping_is_appended() {
-    for hairpin in [Hairpin::Compared, Hairpin::PerPod] {
-        let side = side_by(range("20000-29999"), Flavour::Nft, hairpin);
-        let mut table = Table::new();
-        table.apply(&side, &some());
-        let new = map(Protocol::Tcp, 20002, "10.244.1.8", 80);
-        let (known, transaction) = side.prepare(side.read(&table.text()), &[], &[&new], true);
-        let pod = (
-            "PORTMAPPING-MASQ-8-0".to_owned(),
-            "-s 10.244.1.8/32 -d 10.244.1.8/32 -g PORTMAPPING-HAIRPIN".to_owned(),
-        );
-        let pods = if hairpin == Hairpin::PerPod {
-            vec![pod]
-        } else {
-            vec![]
-        };
-        let own = [
-            (NOTES.to_owned(), note(&new)),
-            ("PORTMAPPING-TCP-20000-20021".to_owned(), mapping_rule(&new)),
-        ];
-        let expected = Transaction {
-            appended: [&pods[..], &own[..]].concat(),
-            ..Transaction::default()
-        };
-        assert_eq!(transaction, expected);
-        table.restore(&transaction.text().unwrap());
-        assert_eq!(side.read(&table.text()).notes, known.notes);
-        // its last mapping takes the pod's own rule along
-        let (known, transaction) = side.prepare(known, &[&new], &[], true);
-        let expected = Transaction {
-            deleted: [&own[..], &pods[..]].concat(),
-            ..Transaction::default()
-        };
-        assert_eq!(transaction, expected);
-        table.restore(&transaction.text().unwrap());
-        assert_eq!(side.read(&table.text()).notes, known.notes);
-    }
+    table.restore(&transaction.text().unwrap());
+    table.assert_is(&rules, &some());
 }
 
 #[test]
 fn rule_appended_twice_is_damage() {
-    let side = side(range("20000-29999"));
+    let rules = rules(range("20000-29999"));
     let mut table = Table::new();
-    table.apply(&side, &some());
+    table.apply(&rules, &some());
     let new = map(Protocol::Tcp, 20002, "10.244.1.7", 80);
-    let (_, transaction) = side.prepare(side.read(&table.text()), &[], &[&new], true);
+    let known = rules.parse(&table.text());
+    let (_, transaction) = change::prepare(&rules.layout, known, &[], &[&new]);
     for _ in 0..2 {
         table.restore(&transaction.text().unwrap());
     }
-    let known = side.read(&table.text());
-    assert_eq!(
-        known.damage.chains,
-        ["PORTMAPPING-TCP-20000-20021", NOTES]
-            .map(str::to_owned)
-            .into()
-    );
+    let known = rules.parse(&table.text());
+    assert_eq!(known.damage.chains, [LEAF.to_owned()].into());
     let desired: BTreeSet<Mapping> = some().into_iter().chain([new]).collect();
-    table.apply(&side, &desired);
-    table.assert_is(&side, &desired);
+    table.apply(&rules, &desired);
+    table.assert_is(&rules, &desired);
 }
 
 #[test]
 fn whole_table_needs_no_transaction() {
-    let side = side(range("20000-29999"));
+    let rules = rules(range("20000-29999"));
     let mut table = Table::new();
-    table.apply(&side, &some());
-    let known = side.read(&table.text());
-    let (next, transaction) = side.prepare(known.clone(), &[], &[], true);
+    table.apply(&rules, &some());
+    let known = rules.parse(&table.text());
+    let (next, transaction) = change::prepare(&rules.layout, known.clone(), &[], &[]);
     assert!(transaction.is_empty());
     assert_eq!(next.leaves, known.leaves);
 }
 
 #[test]
-fn other_protocol_gets_its_tree_when_it_is_needed() {
-    let side = side(range("20000-29999"));
+fn rule_that_leads_to_another_pod_is_damage() {
+    let mut rules = rules(range("20000-29999"));
     let mut table = Table::new();
-    table.apply(&side, &some());
+    table.apply(&rules, &some());
+    assert!(rules.take(&table.text()).0.intact);
+    let leaf = table.0.get_mut(LEAF).unwrap();
+    leaf[0] = leaf[0].replace("10.244.1.7", "10.244.1.8");
+    let (observed, altered) = rules.take(&table.text());
+    assert!(altered && !observed.intact);
+    assert_eq!(observed.mappings.difference(&some()).count(), 1);
+    table.apply(&rules, &some());
+    table.assert_is(&rules, &some());
+}
+
+#[test]
+fn rule_without_owner_is_no_mapping_and_is_replaced() {
+    let rules = rules(range("20000-29999"));
+    let mut table = Table::new();
+    table.apply(&rules, &some());
+    let leaf = table.0.get_mut(LEAF).unwrap();
+    leaf[0] = leaf[0].replace("-m comment --comment \"portmapping:8c1f3a52-uid\" ", "");
+    let known = rules.parse(&table.text());
+    assert_eq!(known.mappings().count(), some().len() - 1);
+    assert!(known.damage.chains.contains(LEAF));
+    table.apply(&rules, &some());
+    table.assert_is(&rules, &some());
+}
+
+#[test]
+fn other_protocol_gets_its_chains_when_it_is_needed() {
+    let rules = rules(range("20000-29999"));
+    let mut table = Table::new();
+    table.apply(&rules, &some());
     assert!(!table.0.contains_key("PORTMAPPING-UDP"));
     let mut desired = some();
     desired.insert(map(Protocol::Udp, 20000, "10.244.1.7", 80));
-    table.apply(&side, &desired);
-    table.assert_is(&side, &desired);
-    // it stays, so that the next UDP mapping costs one leaf
-    table.apply(&side, &some());
-    table.assert_is(&side, &some());
+    table.apply(&rules, &desired);
+    table.assert_is(&rules, &desired);
+    // they stay, so that the next UDP mapping costs one rule
+    table.apply(&rules, &some());
+    table.assert_is(&rules, &some());
     assert!(table.0.contains_key("PORTMAPPING-UDP"));
 }
 
@@ -303,23 +272,16 @@ proptest! {
     #[test]
     fn any_desired_set_follows_any_other(
         steps in prop::collection::vec(any_desired(12), 1..5),
-        append: bool,
-        side in any_side("20000-20200"),
     ) {
+        let rules = rules(range("20000-20200"));
         let mut table = Table::new();
         for desired in steps {
-            let next = table.apply_by(&side, &desired, append);
-            table.assert_is(&side, &desired);
-            let read = side.read(&table.text());
+            let next = table.apply(&rules, &desired);
+            table.assert_is(&rules, &desired);
+            let read = rules.parse(&table.text());
             prop_assert_eq!((next.leaves, next.pods), (read.leaves, read.pods));
-            prop_assert_eq!(next.notes, read.notes);
         }
     }
-}
-
-proptest! {
-    // trees of tens of thousands of ports
-    #![proptest_config(ProptestConfig::with_cases(12))]
 
     #[test]
     fn any_range_follows_any_other(
@@ -328,13 +290,32 @@ proptest! {
     ) {
         let mut table = Table::new();
         for range in ranges {
-            let side = side(range);
-            table.apply(&side, &desired);
-            table.assert_is(&side, &desired);
+            let rules = rules(range);
+            table.apply(&rules, &desired);
+            table.assert_is(&rules, &desired);
         }
+    }
+
+    #[test]
+    fn any_mappings_follow_an_older_layout(
+        desired in any_desired(12),
+        range in any_range(),
+        table in prop::sample::select(OLDER.to_vec()),
+    ) {
+        let mut table = Table::parse(table);
+        let rules = rules(range);
+        table.apply(&rules, &desired);
+        let known = rules.parse(&table.text());
+        prop_assert_eq!(known.mappings().cloned().collect::<BTreeSet<_>>(), desired);
+        prop_assert_eq!(known.damage, Damage::default());
+        prop_assert!(!table.text().contains("-UID-"));
     }
 }
 
-mod again;
+/// What version 0.1 had in the kernel.
+const OLDER: [&str; 2] = [
+    include_str!("../../../tests/netns/older/compared.iptables"),
+    include_str!("../../../tests/netns/older/per-pod.iptables"),
+];
+
 mod damage;
-mod owners;

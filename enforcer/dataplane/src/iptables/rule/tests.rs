@@ -1,12 +1,11 @@
 use proptest::prelude::*;
 
-use super::super::layout::mapping_rule;
 use super::super::testing::{any_mapping, hostile_text, map};
 use super::*;
 
 const DNAT: &str = "-p tcp -m tcp --dport 20000 -m comment --comment \"portmapping:8c1f3a52-uid\" -j DNAT --to-destination 10.244.1.7:80";
 
-/// Of a rule as older versions write them, or of one whose owner stands elsewhere.
+/// Of a rule with its owner, or without, as version 0.1 wrote it.
 fn mapping_of(rule: &str, family: Family) -> Option<Mapping> {
     let route = Rule::parse(rule)?.route(family)?;
     let owner = route.owner.clone();

@@ -30,24 +30,6 @@ COMMIT
 "#;
 
 #[test]
-fn ports_are_those_of_our_rules_that_lead_to_pods() {
-    let text = r#"*nat
--A PORTMAPPING-TCP-0 -p tcp -m tcp --dport 20000 -m comment --comment "x" -j DNAT --to-destination 10.0.0.1:1
--A PORTMAPPING-UDP-0 -d 10.0.0.9/32 -p udp -m udp --dport 20001 -j DNAT --to-destination 10.0.0.1:1
--A PORTMAPPING-TCP-0 -p tcp -m tcp --dport 20002:20003 -j DNAT --to-destination 10.0.0.1:1
--A PORTMAPPING-TCP-0 -p tcp -m tcp --dport 20004 -g PORTMAPPING-TCP-1
--A PORTMAPPING-TCP-0 -p icmp --dport 20005 -j DNAT --to-destination 10.0.0.1
--A PORTMAPPING-TCP-0 -p tcp --dport 70000 -j DNAT --to-destination 10.0.0.1:1
--A DOCKER -p tcp -m tcp --dport 20006 -j DNAT --to-destination 10.0.0.1:1
--A PORTMAPPING-TCP-0 -p tcp --dport
-COMMIT
-"#;
-    let port = |port| HostPort::new(port).unwrap();
-    let expected = [(Protocol::Tcp, port(20000)), (Protocol::Udp, port(20001))];
-    assert_eq!(ports_in(text), expected.into());
-}
-
-#[test]
 fn finds_our_chains_and_what_leads_to_them() {
     let saved = Saved::parse(TEXT);
     let range_jump = "-p tcp -m tcp --dport 20000:29999 -g PORTMAPPING-TCP";
@@ -90,6 +72,5 @@ proptest! {
     fn never_panics(text in hostile_text()) {
         let saved = Saved::parse(&text);
         prop_assert!(saved.chains.keys().all(|chain| is_our_chain(chain)));
-        ports_in(&text);
     }
 }

@@ -1,0 +1,80 @@
+//! What do users notice when the cluster's CA rotates? Every pod gets another bundle of certificates.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, ensure};
+use e2e::{Cluster, install};
+use serde_json::Value;
+
+use crate::support::load::Load;
+use crate::support::outside::Way;
+use crate::support::parts::roll;
+use crate::support::pods::{entries, is_true, mapped_pod, on_node};
+use crate::support::space::Space;
+use crate::support::{alone, eventually, get};
+
+const SYSTEM: &str = install::NAMESPACE;
+/// The containers that talk to the API server.
+const PROGRAMS: [&str; 2] = ["enforcer", "webhook"];
+/// So many pod creations without a failure are a proof.
+const ENOUGH: u64 = 1_000;
+
+/// How often each program of each pod was restarted, and whether all of these pods are Ready.
+fn restarts(cluster: &Cluster) -> Result<(BTreeMap<String, i64>, bool)> {
+    let label = "app.kubernetes.io/name=portmapping";
+    let pods = get(cluster, &["-n", SYSTEM, "pods", "-l", label])?;
+    let pods = pods["items"].as_array().context("no list of pods")?;
+    let mut found = BTreeMap::new();
+    for pod in pods {
+        let statuses = pod["status"]["containerStatuses"].as_array();
+        for status in statuses.into_iter().flatten() {
+            let count = status["restartCount"].as_i64();
+            if PROGRAMS.iter().any(|program| status["name"] == *program) {
+                let pod = pod["metadata"]["name"].as_str().context("no name")?;
+                found.insert(pod.to_owned(), count.context("no restartCount")?);
+            }
+        }
+    }
+    Ok((found, pods.iter().all(|pod: &Value| is_true(pod, "Ready"))))
+}
+
+#[test]
+fn a_new_ca_bundle_restarts_the_programs_and_no_pod_is_refused() -> Result<()> {
+    alone(|cluster| {
+        // new pods, which have never crashed: the kubelet restarts their containers without back-off
+        roll(cluster)?;
+        cluster.kubectl_run(["-n", SYSTEM, "rollout", "restart", "deployment/webhook"])?;
+        install::rolled_out(cluster, SYSTEM, "deployment/webhook")?;
+        Space::with(cluster, "authority-rotates", |space| {
+            let before = eventually("four pods of the product", || {
+                let (before, ready) = restarts(cluster)?;
+                ensure!(ready && before.len() == 4, "{before:?}, Ready: {ready}");
+                Ok(before)
+            })?;
+            space.create(&on_node(mapped_pod("web"), "node1"))?;
+            let web = space.ready("web")?;
+            let mapped = entries(&web)?;
+            let load = Load::start(cluster, &space.name)?;
+            cluster.add_authority()?;
+            for (pod, count) in &before {
+                eventually(&format!("{pod} to restart with the new bundle"), || {
+                    let (now, ready) = restarts(cluster)?;
+                    space.answers(&web, &mapped[0], Way::Http)?;
+                    ensure!(now.get(pod).is_some_and(|now| now > count), "{now:?}");
+                    ensure!(ready, "not all are Ready");
+                    Ok(())
+                })?;
+                load.say(&format!("{pod} has restarted"));
+            }
+            load.end(ENOUGH)?;
+            ensure!(
+                entries(&space.ready("web")?)? == mapped,
+                "the mapping changed"
+            );
+            // the programs work with the new bundle
+            space.create(&on_node(mapped_pod("after"), "node2"))?;
+            let after = space.ready("after")?;
+            space.answers(&after, &entries(&after)?[0], Way::Http)
+        })
+    })
+}

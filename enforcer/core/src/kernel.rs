@@ -1,0 +1,270 @@
+//! The rules: which there should be, which the kernel has, and the one change set between the two.
+//!
+//! One change set is under way at a time. Everything that changes in between goes into the next.
+
+mod mappings;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use portmapping_shared::{Mapping, Plan, PodUid};
+
+use crate::backoff::backoff;
+use crate::ports::PortKey;
+use mappings::{MappingTable, port_of};
+
+/// First and longest wait between attempts to change the kernel after several failures in a row.
+const RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(30));
+/// First and longest wait before a pod is tried again whose rules alone were refused.
+const BLOCKED: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// Failures in a row that halving explains: 2^8 pods, of which one is refused.
+const HALVINGS: u32 = 8;
+/// Pods in one change set while nothing fails.
+const MAX_BATCH: usize = 4096;
+
+/// A pod whose rules the kernel refused when they were tried alone.
+#[derive(Clone, Debug)]
+struct Blocked {
+    /// Not tried again before.
+    until: Duration,
+    failures: u32,
+    error: String,
+}
+
+/// The rules that should be in the kernel, and those that are.
+#[derive(Debug)]
+pub(crate) struct Kernel {
+    desired: MappingTable,
+    present: MappingTable,
+    /// Whether the chains around the rules are complete.
+    intact: bool,
+    /// Pods for which desired and present rules differ.
+    unsettled: BTreeSet<PodUid>,
+    /// Ports that the change under way may add rules for; None: no change is under way.
+    in_flight: Option<BTreeSet<PortKey>>,
+    error: Option<String>,
+    retry_at: Option<Duration>,
+    failures: u32,
+    /// Pods in the next change set at most; halved by a failure, doubled by a success.
+    batch: usize,
+    blocked: BTreeMap<PodUid, Blocked>,
+    /// Pods whose rules were found missing or altered; to be told once the rules are back.
+    damaged: BTreeSet<PodUid>,
+}
+
+impl Kernel {
+    /// A kernel that has these rules.
+    pub(crate) fn new(present: BTreeSet<Mapping>, intact: bool) -> Self {
+        Self {
+            desired: MappingTable::default(),
+            present: present.into_iter().collect(),
+            intact,
+            unsettled: BTreeSet::new(),
+            in_flight: None,
+            error: None,
+            retry_at: None,
+            failures: 0,
+            batch: MAX_BATCH,
+            blocked: BTreeMap::new(),
+            damaged: BTreeSet::new(),
+        }
+    }
+
+    /// Whether the kernel translates the port, or may do so once the change under way is done.
+    pub(crate) fn is_ruled(&self, key: PortKey) -> bool {
+        let coming = self.in_flight.as_ref();
+        self.present.uses(key) || coming.is_some_and(|keys| keys.contains(&key))
+    }
+
+    /// Whether every rule that a pod needs is in the kernel.
+    pub(crate) fn has_rules(&self, pod: &PodUid) -> bool {
+        self.desired.of(pod).is_subset(self.present.of(pod))
+    }
+
+    /// Whether the chains around the rules are complete.
+    pub(crate) fn is_intact(&self) -> bool {
+        self.intact
+    }
+
+    /// The rules that a pod should have.
+    pub(crate) fn desired(&self, pod: &PodUid) -> &BTreeSet<Mapping> {
+        self.desired.of(pod)
+    }
+
+    /// Every rule that should be in the kernel.
+    pub(crate) fn all_desired(&self) -> impl Iterator<Item = &Mapping> {
+        self.desired.iter()
+    }
+
+    /// The rules that a pod has.
+    pub(crate) fn present(&self, pod: &PodUid) -> &BTreeSet<Mapping> {
+        self.present.of(pod)
+    }
+
+    /// The pods that have rules.
+    pub(crate) fn owners(&self) -> impl Iterator<Item = &PodUid> {
+        self.present.owners()
+    }
+
+    /// How many rules the kernel has.
+    pub(crate) fn len(&self) -> usize {
+        self.present.len()
+    }
+
+    /// Why the last change failed.
+    pub(crate) fn error(&self) -> Option<&str> {
+        self.error.as_deref()
+    }
+
+    /// Why the kernel refuses a pod's rules, if it does.
+    pub(crate) fn refusal(&self, pod: &PodUid) -> Option<&str> {
+        self.blocked.get(pod).map(|blocked| blocked.error.as_str())
+    }
+
+    /// Sets the rules that a pod should have.
+    pub(crate) fn set_desired(&mut self, pod: &PodUid, mappings: BTreeSet<Mapping>) {
+        self.desired.replace(pod, mappings);
+        let (desired, present) = (self.desired.of(pod), self.present.of(pod));
+        if desired.is_subset(present) {
+            // no rule is left that could be refused
+            self.blocked.remove(pod);
+        }
+        if desired == present {
+            self.unsettled.remove(pod);
+        } else {
+            self.unsettled.insert(pod.clone());
+        }
+    }
+
+    /// The next change set, if one is due.
+    pub(crate) fn next_plan(&mut self, now: Duration) -> Option<Plan> {
+        if self.in_flight.is_some() || self.retry_at.is_some_and(|at| now < at) {
+            return None;
+        }
+        self.retry_at = None;
+        let creators = self.choose(now);
+        let mut plan = Plan::default();
+        for pod in &self.unsettled {
+            let (desired, present) = (self.desired.of(pod), self.present.of(pod));
+            plan.to_remove.extend(present.difference(desired).cloned());
+            if creators.contains(pod) {
+                plan.to_create.extend(desired.difference(present).cloned());
+            }
+        }
+        if plan.is_empty() && self.intact {
+            return None;
+        }
+        plan.unchanged = self.present.len() - plan.to_remove.len();
+        self.in_flight = Some(plan.to_create.iter().map(port_of).collect());
+        Some(plan)
+    }
+
+    /// The pods whose rules the next change set may create: none that was refused lately, and not
+    /// more than may be tried at once. A pod that was refused alone is tried alone again, when no
+    /// other pod waits.
+    fn choose(&self, now: Duration) -> BTreeSet<PodUid> {
+        let waits = |pod: &&PodUid| !self.has_rules(pod) && !self.blocked.contains_key(*pod);
+        let waiting = self.unsettled.iter().filter(waits);
+        let chosen: BTreeSet<PodUid> = waiting.take(self.batch).cloned().collect();
+        if !chosen.is_empty() {
+            return chosen;
+        }
+        let longest = self.blocked.iter().min_by_key(|(_, blocked)| blocked.until);
+        let due = longest.filter(|(_, blocked)| blocked.until <= now);
+        due.map(|(pod, _)| pod.clone()).into_iter().collect()
+    }
+
+    /// The dataplane carried a plan out, or left the kernel as it was.
+    pub(crate) fn applied(&mut self, now: Duration, plan: &Plan, outcome: Result<(), String>) {
+        self.in_flight = None;
+        if let Err(error) = outcome {
+            return self.failed(now, plan, error);
+        }
+        for mapping in &plan.to_remove {
+            self.present.remove(mapping);
+        }
+        for mapping in &plan.to_create {
+            self.present.insert(mapping.clone());
+            self.blocked.remove(&mapping.owner);
+        }
+        self.intact = true;
+        self.error = None;
+        self.retry_at = None;
+        self.failures = 0;
+        self.batch = self.batch.saturating_mul(2).min(MAX_BATCH);
+    }
+
+    /// The rules of one pod can make a whole change set fail (a protocol that this kernel lacks, for
+    /// example). Smaller and smaller sets find that pod; then it is blocked, and the others go on.
+    fn failed(&mut self, now: Duration, plan: &Plan, error: String) {
+        let creators: BTreeSet<&PodUid> = plan.to_create.iter().map(|m| &m.owner).collect();
+        self.batch = (creators.len() / 2).max(1);
+        if let (1, Some(pod)) = (creators.len(), creators.first()) {
+            let failures = self.blocked.get(*pod).map_or(0, |blocked| blocked.failures);
+            let blocked = Blocked {
+                until: now + backoff(BLOCKED, failures),
+                failures: failures + 1,
+                error: error.clone(),
+            };
+            self.blocked.insert((*pod).clone(), blocked);
+        }
+        self.error = Some(error);
+        let wait = backoff(RETRY, self.failures.saturating_sub(HALVINGS));
+        self.failures = self.failures.saturating_add(1);
+        self.retry_at = Some(now + wait);
+    }
+
+    /// The dataplane read the kernel back. False while a change is under way: what was read may be
+    /// from before it.
+    pub(crate) fn observed(&mut self, mappings: BTreeSet<Mapping>, intact: bool) -> bool {
+        if self.in_flight.is_some() {
+            return false;
+        }
+        let gone = |mapping: &&Mapping| !intact || !mappings.contains(mapping);
+        let damaged = self.present.iter().filter(gone);
+        let pods = damaged.map(|mapping| mapping.owner.clone());
+        self.damaged.extend(pods);
+        self.present = mappings.into_iter().collect();
+        self.intact = intact;
+        true
+    }
+
+    /// The pods whose damaged rules are all back.
+    pub(crate) fn take_repaired(&mut self) -> BTreeSet<PodUid> {
+        let damaged = std::mem::take(&mut self.damaged);
+        let (repaired, damaged) = damaged.into_iter().partition(|pod| self.has_rules(pod));
+        self.damaged = damaged;
+        repaired
+    }
+
+    /// When the next change is to be tried, if no event comes before.
+    pub(crate) fn next_deadline(&self) -> Option<Duration> {
+        if self.in_flight.is_some() {
+            return None;
+        }
+        let due = self.blocked.values().map(|blocked| blocked.until).min();
+        match (due, self.retry_at) {
+            (Some(due), Some(retry)) => Some(due.max(retry)),
+            (due, retry) => retry.or(due),
+        }
+    }
+
+    /// Compares what is derived with the rules; for tests and simulations.
+    pub(crate) fn audit(&self) -> Result<(), String> {
+        let pods: BTreeSet<&PodUid> = self.present.owners().chain(self.desired.owners()).collect();
+        let differs = |pod: &&PodUid| self.present.of(pod) != self.desired.of(pod);
+        let unsettled: BTreeSet<&PodUid> = pods.into_iter().filter(differs).collect();
+        if unsettled == self.unsettled.iter().collect() {
+            return Ok(());
+        }
+        Err(format!(
+            "unsettled pods: {:?}, not {unsettled:?}",
+            self.unsettled
+        ))
+    }
+}
+
+/// The ports that a plan adds or removes rules of.
+pub(crate) fn ports_of(plan: &Plan) -> impl Iterator<Item = PortKey> {
+    plan.to_remove.iter().chain(&plan.to_create).map(port_of)
+}

@@ -1,0 +1,283 @@
+//! What is still missing for a pod: ports, holds, rules, a write to the API.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::{
+    EventKind, LeasedPort, Mapping, NodeState, PodFacts, PodState, PodUid, PortKey, Refusal, Want,
+};
+use crate::action::Action;
+use crate::pods::{Progress, suppressed_note};
+use crate::ports::key_of;
+
+impl NodeState {
+    /// Asks of every dirty pod what is still missing. Idempotent: what is under way is not asked
+    /// for twice.
+    pub(super) fn converge(&mut self, now: Duration) {
+        for uid in self.wakes.due(now) {
+            self.wakes.set(&uid, None);
+            self.dirty.insert(uid);
+        }
+        self.ports.end_quarantines(now);
+        self.mark_touched();
+        self.allocate_waiting();
+        self.mark_touched();
+        let dirty = std::mem::take(&mut self.dirty);
+        #[cfg(test)]
+        {
+            self.processed += dirty.len();
+        }
+        for uid in &dirty {
+            let desired = self.desired_of(uid);
+            self.kernel.set_desired(uid, desired);
+            self.update_refusal(uid);
+        }
+        let (to_hold, to_close) = self.ports.ask_keeper(now);
+        let hold = (!to_hold.is_empty()).then_some(Action::Hold(to_hold));
+        let release = (!to_close.is_empty()).then_some(Action::Release(to_close));
+        let program = self.kernel.next_plan(now).map(Action::Program);
+        let asked = hold.into_iter().chain(release).chain(program);
+        self.actions.extend(asked);
+        for uid in &dirty {
+            self.publish(now, uid);
+            self.emit_suppressed(now, uid);
+            let next = self.pods.get(uid).and_then(PodState::next_deadline);
+            self.wakes.set(uid, next);
+        }
+    }
+
+    /// Marks the pods whose ports changed. Until the API shows a pod, its ports decide which
+    /// addresses it claims.
+    fn mark_touched(&mut self) {
+        for uid in self.ports.take_touched() {
+            self.update_addresses(&uid);
+            self.dirty.insert(uid);
+        }
+    }
+
+    /// Gives ports to every pod that lacks some, the oldest first: to dirty pods, and to all of
+    /// them when ports came free.
+    fn allocate_waiting(&mut self) {
+        if self.ports.take_freed() {
+            let waits = |(uid, pod): &(&PodUid, &PodState)| pod.lacks_ports(self.ports.leases(uid));
+            let waiting = self.pods.iter().filter(waits);
+            self.dirty.extend(waiting.map(|(uid, _)| uid.clone()));
+        }
+        let waiting = self.dirty.iter().filter_map(|uid| {
+            let pod = self.pods.get(uid)?;
+            let waits = pod.lacks_ports(self.ports.leases(uid));
+            waits.then(|| (pod.seq, uid.clone()))
+        });
+        let waiting: BTreeSet<(u64, PodUid)> = waiting.collect();
+        for (_, uid) in waiting {
+            self.allocate(&uid);
+        }
+    }
+
+    /// Gives the pod all ports that it lacks, or none.
+    fn allocate(&mut self, uid: &PodUid) {
+        let Some(pod) = self.pods.get_mut(uid) else {
+            return;
+        };
+        let Some(facts) = &pod.facts else { return };
+        let wanted = pod.wanted_ports(self.ports.leases(uid));
+        let kind = EventKind::NoFreePort;
+        match self.ports.allocate(&facts.pod, &wanted, &mut self.rng) {
+            Ok(()) => pod.clear_refusal(kind),
+            // the numbers of the first refusal stay: a new text would be one more API write
+            Err(_) if pod.is_refused(kind) => {}
+            Err(exhausted) => {
+                let message = exhausted.to_string();
+                pod.refusal = Some(Refusal { kind, message });
+            }
+        }
+        self.dirty.insert(uid.clone());
+    }
+
+    /// How far ports and kernel are with a pod.
+    pub(super) fn progress(&self, uid: &PodUid) -> Progress<'_> {
+        let leases = self.ports.leases(uid);
+        let lacks = |pod: &PodState| pod.lacks_ports(leases);
+        let complete = !self.pods.get(uid).is_some_and(lacks);
+        // an address that a newer pod owns by now has no rules of this one
+        let reachable = leases.is_empty() || !self.kernel.desired(uid).is_empty();
+        // right after its start a pod names no address of the node; the other pods do
+        let own = self.facts(uid).and_then(|facts| facts.host_ips.first());
+        Progress {
+            leases,
+            held: complete && self.ports.all_held(uid),
+            ruled: reachable && self.kernel.is_intact() && self.kernel.has_rules(uid),
+            host_ip: own.or(self.host_ips.first()).copied(),
+        }
+    }
+
+    /// The rules that a pod should have.
+    pub(super) fn desired_of(&self, uid: &PodUid) -> BTreeSet<Mapping> {
+        let Some(pod) = self.pods.get(uid) else {
+            return BTreeSet::new();
+        };
+        let owns = |ip: IpAddr| {
+            let family = self.config.ipv6 || ip.is_ipv4();
+            let ended = self.addresses.has_ended(uid, ip);
+            family && !ended && self.addresses.owner(ip).is_none_or(|owner| owner == uid)
+        };
+        pod.desired(uid, &self.progress(uid), owns, self.kernel.present(uid))
+    }
+
+    /// Ends the leases that the pod does not ask for any more.
+    pub(super) fn update_leases(&mut self, now: Duration, uid: &PodUid) {
+        let Some(pod) = self.pods.get(uid) else {
+            return;
+        };
+        for lease in pod.surplus(self.ports.leases(uid)) {
+            self.end_lease(now, uid, &lease);
+        }
+    }
+
+    pub(super) fn end_lease(&mut self, now: Duration, uid: &PodUid, lease: &LeasedPort) {
+        let (rest, ruled) = (self.config.cooldown, self.kernel.is_ruled(key_of(lease)));
+        let pod = self.facts(uid).map(|facts| facts.pod.clone());
+        self.ports.end_lease(now, lease, pod.as_ref(), rest, ruled);
+    }
+
+    /// Updates which host ports the pod's spec claims. A pod that leases one of them gets another
+    /// port: our rules would win, and the claiming pod would lose traffic that its spec promises.
+    /// Both pods are told. `before`: what the API showed before.
+    pub(super) fn update_static_ports(
+        &mut self,
+        now: Duration,
+        uid: &PodUid,
+        before: Option<&PodFacts>,
+    ) {
+        let claims = |facts: Option<&PodFacts>| facts.map(PodFacts::static_ports);
+        let before = claims(before).unwrap_or_default();
+        let after = claims(self.facts(uid)).unwrap_or_default();
+        for port in before.difference(&after) {
+            if after.iter().all(|other| other.key != port.key) {
+                self.ports.unclaim(uid, port.key);
+            }
+        }
+        for port in after.difference(&before) {
+            self.ports.claim(now, uid, port.key);
+            let owner = self.ports.owner(port.key);
+            let owner = owner.filter(|(_, lease)| port.conflicts_with(lease));
+            if let Some(owner) = owner.map(|(owner, _)| owner.clone()) {
+                let ruled = self.kernel.is_ruled(port.key);
+                self.ports.end_lease_early(now, port.key, ruled);
+                self.emit_conflict(&owner, uid, port.key);
+            }
+        }
+    }
+
+    fn emit_conflict(&mut self, owner: &PodUid, claimant: &PodUid, key: PortKey) {
+        let name = |uid: &PodUid| match self.facts(uid) {
+            Some(facts) => facts.pod.to_string(),
+            None => format!("with uid {uid}"),
+        };
+        let (owner_name, claimant_name) = (name(owner), name(claimant));
+        let (protocol, number) = key;
+        if owner != claimant {
+            let note = format!(
+                "host port {number}/{protocol} is a static hostPort of pod {claimant_name}, which \
+                 keeps it: this pod gets another one"
+            );
+            self.emit(owner, EventKind::PortConflict, note);
+        }
+        let note = format!(
+            "hostPort {number}/{protocol} of this pod was mapped to pod {owner_name} until now; \
+             that pod gets another one: use static hostPorts outside the range {} to prevent this",
+            self.config.range,
+        );
+        self.emit(claimant, EventKind::PortConflict, note);
+    }
+
+    /// Updates why the pod is not mapped. What is in the way before the kernel is named first.
+    fn update_refusal(&mut self, uid: &PodUid) {
+        let (leases, held) = (self.ports.leases(uid), self.ports.all_held(uid));
+        let Some(pod) = self.pods.get_mut(uid) else {
+            return;
+        };
+        let refusal = |kind, message| Some(Refusal { kind, message });
+        match &pod.want {
+            Want::Nothing if pod.facts.is_none() => return,
+            Want::Nothing => return pod.refusal = None,
+            Want::Invalid(invalid) => {
+                return pod.refusal = refusal(EventKind::InvalidRequest, invalid.to_string());
+            }
+            Want::Ports(_) => pod.clear_refusal(EventKind::InvalidRequest),
+        }
+        if !pod.lacks_ports(leases) {
+            pod.clear_refusal(EventKind::NoFreePort);
+        }
+        if held {
+            pod.clear_refusal(EventKind::PortConflict);
+        }
+        pod.clear_refusal(EventKind::DataplaneError);
+        if pod.refusal.is_some() {
+            return;
+        }
+        let unservable = pod.unservable(leases, self.config.ipv6);
+        let message = match (unservable, self.kernel.refusal(uid)) {
+            (Some(lease), _) => {
+                let at = lease.host_ip.map(|ip| format!(" on hostIP {ip}"));
+                format!(
+                    "container port {}/{}{} cannot be mapped: the pod has no address of a family \
+                     that both the host IP and this node's packet filter serve",
+                    lease.container_port,
+                    lease.protocol,
+                    at.unwrap_or_default(),
+                )
+            }
+            (None, Some(error)) => format!("the node's rules could not be changed: {error}"),
+            (None, None) => return,
+        };
+        pod.refusal = refusal(EventKind::DataplaneError, message);
+    }
+
+    /// Asks for the pod's write, if one is due.
+    fn publish(&mut self, now: Duration, uid: &PodUid) {
+        let due = self.pods.get(uid);
+        let due = due.and_then(|pod| pod.due_publication(now, &self.progress(uid)));
+        if let Some(pod) = self.pods.get_mut(uid) {
+            pod.publishing(now, due.as_ref());
+        }
+        self.actions.extend(due.map(Action::Publish));
+    }
+
+    /// Tells the pods whose damaged rules are all back.
+    pub(super) fn emit_repaired(&mut self, now: Duration) {
+        for uid in self.kernel.take_repaired() {
+            let Some(pod) = self.pods.get_mut(&uid) else {
+                continue;
+            };
+            if pod.repairs.record(now) {
+                self.emit(&uid, EventKind::Repaired, repaired(""));
+            }
+            self.dirty.insert(uid);
+        }
+    }
+
+    /// Emits the events that were held back and are due.
+    fn emit_suppressed(&mut self, now: Duration, uid: &PodUid) {
+        let Some(pod) = self.pods.get_mut(uid) else {
+            return;
+        };
+        let repairs = pod.repairs.due(now);
+        let forgeries = pod.forgery.suppressed_note(now);
+        if let Some(times) = repairs {
+            self.emit(uid, EventKind::Repaired, repaired(&suppressed_note(times)));
+        }
+        if let Some(note) = forgeries {
+            self.emit(uid, EventKind::ForgedResult, note);
+        }
+    }
+}
+
+/// The note of `MappingRepaired`.
+fn repaired(suppressed: &str) -> String {
+    format!(
+        "rules of this pod were removed or altered on the node, not by the enforcer{suppressed}; \
+         they are back"
+    )
+}

@@ -1,0 +1,237 @@
+//! What the API must say about a pod, and the one write that makes it say so.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use portmapping_shared::contract::{CONDITION, REASON_MAPPED, REASON_RELEASED};
+use portmapping_shared::{ResultEntry, annotation};
+
+use super::result::describe_port;
+use super::state::{PodFacts, PodState, Progress, Refusal, Want};
+use crate::action::{Condition, EventKind, Publication, Record};
+use crate::backoff::backoff;
+
+/// First and longest wait between attempts to write one pod.
+const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+/// How long our own write may take to come back on the watch.
+const ECHO: Duration = Duration::from_secs(10);
+/// Longest condition message and event note, in bytes (events.k8s.io/v1 allows 1 kB).
+const MESSAGE_BYTES: usize = 1000;
+/// Added for a pod that was annotated while it ran, or created while the webhook was not there.
+const UNGATED: &str = " (no readiness gate: Ready did not wait for this)";
+
+/// What was written for a pod, and what was said about it in events.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Publish {
+    in_flight: Option<Publication>,
+    /// Written, not yet seen on the watch, and how long to wait for that. Events sent before our
+    /// write still show the old record, and would make us write again.
+    echo: Option<(Record, Duration)>,
+    retry_at: Option<Duration>,
+    failures: u32,
+    /// The last refusal that an event reported.
+    last_event: Option<Refusal>,
+    /// The last result that an event reported, or that the API showed first.
+    announced: Option<String>,
+}
+
+impl Publish {
+    /// The API shows this record. `first`: for the first time, and the writer of a result in it
+    /// has announced that.
+    pub(crate) fn seen(&mut self, record: &Record, first: bool) {
+        if first {
+            self.announced.clone_from(&record.annotation);
+        }
+        if self.echo.as_ref().is_some_and(|(echo, _)| echo == record) {
+            self.echo = None;
+        }
+    }
+
+    /// No event that is still to come shows our last write.
+    pub(crate) fn stop_waiting(&mut self) {
+        self.echo = None;
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<Duration> {
+        let echo = self.echo.as_ref().map(|(_, until)| *until);
+        self.retry_at.into_iter().chain(echo).min()
+    }
+}
+
+impl PodState {
+    /// The API server took a publication, or did not. Answers the event to emit.
+    pub(crate) fn published(&mut self, now: Duration, taken: bool) -> Option<(EventKind, String)> {
+        let publish = &mut self.publish;
+        let publication = publish.in_flight.take()?;
+        if !taken {
+            publish.retry_at = Some(now + backoff(RETRY, publish.failures));
+            publish.failures += 1;
+            return None;
+        }
+        publish.retry_at = None;
+        publish.failures = 0;
+        let shown = self.facts.as_ref().map(|facts| &facts.record);
+        if shown != Some(&publication.wanted) {
+            publish.echo = Some((publication.wanted.clone(), now + ECHO));
+        }
+        self.announce(&publication.wanted)
+    }
+
+    /// Records the write that is asked for now, if there is one.
+    pub(crate) fn publishing(&mut self, now: Duration, due: Option<&Publication>) {
+        let publish = &mut self.publish;
+        // a write is asked for now, or the wait or the reason to write is over
+        publish
+            .echo
+            .take_if(|(_, until)| due.is_some() || *until <= now);
+        publish.retry_at.take_if(|at| due.is_some() || *at <= now);
+        if let Some(due) = due {
+            publish.in_flight = Some(due.clone());
+            if let Some(annotation) = &due.wanted.annotation {
+                self.forgery.record_written(annotation.clone());
+            }
+        }
+    }
+
+    /// The write that is due. While our last write is on its way back to us, the same one is not
+    /// due again.
+    pub(crate) fn due_publication(
+        &self,
+        now: Duration,
+        progress: &Progress<'_>,
+    ) -> Option<Publication> {
+        let publish = &self.publish;
+        if publish.in_flight.is_some() || publish.retry_at.is_some_and(|at| now < at) {
+            return None;
+        }
+        let facts = self.facts.as_ref()?;
+        let wanted = self.wanted_record(facts, progress)?;
+        let echo = publish.echo.as_ref().filter(|(_, until)| now < *until);
+        let written = echo.is_some_and(|(echo, _)| *echo == wanted);
+        let gone = facts.deleting && facts.finished;
+        (wanted != facts.record && !written && !gone).then(|| Publication {
+            pod: facts.pod.clone(),
+            current: facts.record.clone(),
+            wanted,
+        })
+    }
+
+    /// What the API must say; None while that is not decided. A mapped pod whose sandbox ended
+    /// keeps its record until the next sandbox: its containers already make it not Ready.
+    fn wanted_record(&self, facts: &PodFacts, progress: &Progress<'_>) -> Option<Record> {
+        let current = &facts.record;
+        if let Some(refusal) = &self.refusal {
+            let condition = condition(false, refusal.kind.reason(), cut(&refusal.message));
+            return Some(Record {
+                condition: Some(condition),
+                ..current.clone()
+            });
+        }
+        let request = match &self.want {
+            Want::Invalid(_) => return None,
+            Want::Nothing => return Some(released(facts)),
+            Want::Ports(request) => request,
+        };
+        if !progress.held || !progress.ruled {
+            return None;
+        }
+        let entries = self.result(progress.leases)?;
+        let message = cut(&summary(&entries, progress.host_ip));
+        Some(Record {
+            annotation: Some(annotation::encode(&entries)),
+            mark: Some(request.to_mark()),
+            condition: Some(condition(true, REASON_MAPPED, message)),
+        })
+    }
+
+    /// The event for what a write has just made true.
+    fn announce(&mut self, written: &Record) -> Option<(EventKind, String)> {
+        let facts = self.facts.as_ref()?;
+        let publish = &mut self.publish;
+        let last_event = publish.last_event.take();
+        if let Some(mapped) = written.condition.as_ref().filter(|c| c.status) {
+            let changed = publish.announced != written.annotation || last_event.is_some();
+            publish.announced.clone_from(&written.annotation);
+            let gated = facts.spec.has_gate(CONDITION);
+            return changed.then(|| (EventKind::Mapped, mapped_note(&mapped.message, gated)));
+        }
+        if let Some(refusal) = &self.refusal {
+            let changed = last_event.as_ref() != Some(refusal);
+            publish.last_event = Some(refusal.clone());
+            return changed.then(|| (refusal.kind, cut(&refusal.message)));
+        }
+        annotation::decode(&publish.announced.take()?)?;
+        let note = "the pod's host ports are released".to_owned();
+        Some((EventKind::Released, note))
+    }
+}
+
+/// The record of a pod that has finished or asks for nothing; unchanged where nothing is ours.
+fn released(facts: &PodFacts) -> Record {
+    let current = &facts.record;
+    let published = current.condition.is_some() || current.mark.is_some();
+    let idle = current.annotation.is_some() && !facts.finished;
+    if !published || idle && current.condition.is_none() {
+        return current.clone();
+    }
+    let message = if facts.finished {
+        "the pod has ended; its host ports are released"
+    } else {
+        "the pod does not ask for a host port any more; it stays not Ready while its readiness \
+         gate waits for one: annotate it again or replace it"
+    };
+    // a gate with a False condition keeps the pod not Ready like one without, but says why
+    let gated = facts.finished || facts.spec.has_gate(CONDITION);
+    Record {
+        // a result that is not true any more must not stay; "" asks, which a finished pod may
+        annotation: current.annotation.as_ref().map(|_| String::new()),
+        mark: None,
+        condition: gated.then(|| condition(false, REASON_RELEASED, message.to_owned())),
+    }
+}
+
+fn condition(status: bool, reason: &str, message: String) -> Condition {
+    Condition {
+        status,
+        reason: reason.to_owned(),
+        message,
+    }
+}
+
+/// `10.0.0.11:23817 -> 9040/TCP, ...` for condition and event.
+fn summary(entries: &[ResultEntry], node: Option<IpAddr>) -> String {
+    let lines = entries.iter().map(|entry| {
+        let host = match (entry.host_ip.as_str(), node) {
+            ("", Some(node)) => node.to_string(),
+            ("", None) => "node".to_owned(),
+            (host_ip, _) => host_ip.to_owned(),
+        };
+        let host = if host.contains(':') {
+            format!("[{host}]")
+        } else {
+            host
+        };
+        format!("{host}{}", describe_port(entry))
+    });
+    lines.collect::<Vec<_>>().join(", ")
+}
+
+/// The note of `PortsMapped`. A user who waits for Ready must learn that it did not wait.
+fn mapped_note(summary: &str, gated: bool) -> String {
+    if gated {
+        return summary.to_owned();
+    }
+    cut_to(summary, MESSAGE_BYTES - UNGATED.len()) + UNGATED
+}
+
+fn cut(text: &str) -> String {
+    cut_to(text, MESSAGE_BYTES)
+}
+
+fn cut_to(text: &str, bytes: usize) -> String {
+    if text.len() <= bytes {
+        return text.to_owned();
+    }
+    let end = (0..=bytes - 3).rev().find(|at| text.is_char_boundary(*at));
+    format!("{}...", &text[..end.unwrap_or(0)])
+}
