@@ -11,9 +11,9 @@
 //! ```
 
 pub mod directory_watch;
-pub mod file;
+mod file;
 pub mod result;
-pub mod result_files;
-pub mod watch;
+mod result_files;
+mod watch;
 
 pub use watch::{SANDBOX_QUEUE, watch};

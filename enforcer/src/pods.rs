@@ -23,15 +23,15 @@ use tokio::sync::mpsc;
 use self::watch_backoff::WatchBackoff;
 
 /// Updates that may wait for the reconciler. When the queue is full, the watch waits; none is lost.
-pub const POD_QUEUE: usize = 256;
+pub(crate) const POD_QUEUE: usize = 256;
 
 /// A pod of which only the fields that decide about ports are decoded.
-pub type SlimPod = Object<PodSpec, PodStatus>;
+pub(crate) type SlimPod = Object<PodSpec, PodStatus>;
 
 /// The fields of core/v1 `PodStatus` that decide about ports.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct PodStatus {
+pub(crate) struct PodStatus {
     phase: Option<String>,
     #[serde(rename = "podIP")]
     pod_ip: Option<String>,
@@ -75,7 +75,7 @@ struct ContainerState {
 
 /// What the watch sends to the reconciler.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PodUpdate {
+pub(crate) enum PodUpdate {
     /// A pod as it is now.
     Applied(Box<PodFacts>),
     /// A pod was deleted.
@@ -87,10 +87,10 @@ pub enum PodUpdate {
 /// The watch ended before the program was told to end.
 #[derive(Debug, thiserror::Error)]
 #[error("the watch on the node's pods ended")]
-pub struct WatchEnded;
+pub(crate) struct WatchEnded;
 
 /// Watches the node's pods until the reconciler goes away.
-pub async fn watch(
+pub(crate) async fn watch(
     client: Client,
     node: &str,
     updates: mpsc::Sender<PodUpdate>,
@@ -163,7 +163,7 @@ fn uid(pod: &SlimPod) -> Option<PodUid> {
 
 /// Returns what the state machine needs of a pod; None if it has no usable uid.
 #[must_use]
-pub fn facts(pod: &SlimPod) -> Option<PodFacts> {
+pub(crate) fn facts(pod: &SlimPod) -> Option<PodFacts> {
     let uid = uid(pod)?;
     let status = pod.status.clone().unwrap_or_default();
     let annotation = |key: &str| pod.annotations().get(key).cloned();

@@ -21,7 +21,7 @@ const WRITE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Why a write failed.
 #[derive(Debug, thiserror::Error)]
-pub enum PublishError {
+pub(crate) enum PublishError {
     /// The patch was refused, or never answered.
     #[error("cannot publish the mapping of pod {pod}")]
     Patch {
@@ -46,7 +46,7 @@ pub enum PublishError {
 
 /// Writes what the state machine asks for.
 #[derive(Clone)]
-pub struct Publisher {
+pub(crate) struct Publisher {
     client: Client,
     events: Events,
 }
@@ -54,7 +54,7 @@ pub struct Publisher {
 impl Publisher {
     /// A publisher that signs its events with the node's name.
     #[must_use]
-    pub fn new(client: Client, node: &str) -> Self {
+    pub(crate) fn new(client: Client, node: &str) -> Self {
         Self {
             events: Events::new(client.clone(), node),
             client,
@@ -63,7 +63,7 @@ impl Publisher {
 
     /// Sets annotation, request mark and condition in one patch, so that no client sees one without the
     /// others.
-    pub async fn publish(&self, publication: &Publication) -> Result<(), PublishError> {
+    pub(crate) async fn publish(&self, publication: &Publication) -> Result<(), PublishError> {
         let pod = &publication.pod;
         // the response is a whole pod, of which only the metadata is decoded
         let resource = ApiResource::erase::<Pod>(&());
@@ -85,7 +85,7 @@ impl Publisher {
     }
 
     /// Records an event on the pod.
-    pub async fn emit(&self, event: &PodEvent) -> Result<(), PublishError> {
+    pub(crate) async fn emit(&self, event: &PodEvent) -> Result<(), PublishError> {
         within(WRITE_LIMIT, "write event", self.events.write(event))
             .await
             .map_err(|source| PublishError::Event {

@@ -33,11 +33,11 @@ const BATCH: usize = 64;
 const FIRST_CHECK: Duration = Duration::from_secs(1);
 
 /// A request for the current state, answered by the loop.
-pub type StateRequest = oneshot::Sender<Status>;
+pub(crate) type StateRequest = oneshot::Sender<Status>;
 
 /// Why the loop ended before it was cancelled.
 #[derive(Debug, thiserror::Error)]
-pub enum ReconcileError {
+pub(crate) enum ReconcileError {
     /// A task panicked.
     #[error("a task of the reconciler panicked")]
     Task(#[source] JoinError),
@@ -53,7 +53,7 @@ pub enum ReconcileError {
 }
 
 /// What the loop calls.
-pub struct Drivers {
+pub(crate) struct Drivers {
     /// Holds ports; one request at a time.
     pub keeper: Arc<tokio::sync::Mutex<KeeperClient>>,
     /// The packet filter; one change at a time.
@@ -65,7 +65,7 @@ pub struct Drivers {
 }
 
 /// What the loop waits for.
-pub struct Inputs {
+pub(crate) struct Inputs {
     /// Updates of the node's pods.
     pub pods: mpsc::Receiver<PodUpdate>,
     /// The role of this enforcer's keeper.
@@ -107,7 +107,7 @@ enum KeeperAnswer {
 }
 
 /// The loop and its state.
-pub struct Reconciler {
+pub(crate) struct Reconciler {
     state: NodeState,
     drivers: Drivers,
     tasks: JoinSet<Finished>,
@@ -129,7 +129,7 @@ pub struct Reconciler {
 impl Reconciler {
     /// Returns a loop that continues from `state`. Times in the state count from `started`.
     #[must_use]
-    pub fn new(state: NodeState, drivers: Drivers, started: Instant) -> Self {
+    pub(crate) fn new(state: NodeState, drivers: Drivers, started: Instant) -> Self {
         Self {
             state,
             drivers,
@@ -148,7 +148,7 @@ impl Reconciler {
 
     /// Runs until the token is cancelled. After a handover it stops writing and waits to be
     /// terminated.
-    pub async fn run(
+    pub(crate) async fn run(
         mut self,
         mut inputs: Inputs,
         token: CancellationToken,

@@ -18,7 +18,7 @@ use crate::reconciler::StateRequest;
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 /// Returns the route `/state`; requests go to the reconciler.
-pub fn router(requests: mpsc::Sender<StateRequest>) -> Router {
+pub(crate) fn router(requests: mpsc::Sender<StateRequest>) -> Router {
     Router::new()
         .route("/state", get(state))
         .with_state(requests)

@@ -13,11 +13,11 @@ use rustix::io::Errno;
 use super::result::MAX_SIZE;
 
 /// Most files of the directory that are read. A node has two per pod.
-pub const MAX_FILES: usize = 65_536;
+pub(super) const MAX_FILES: usize = 65_536;
 
 /// The content of a file and its modification time.
 #[derive(Debug)]
-pub struct Content {
+pub(super) struct Content {
     /// At most [`MAX_SIZE`] bytes and one more, which shows that the file is too large.
     pub bytes: Vec<u8>,
     /// Modification time, since the Unix epoch.
@@ -26,7 +26,7 @@ pub struct Content {
 
 /// Why a file could not be read.
 #[derive(Debug, thiserror::Error)]
-pub enum FileError {
+pub(super) enum FileError {
     /// It was removed.
     #[error("it was removed")]
     Gone,
@@ -50,7 +50,7 @@ impl From<Errno> for FileError {
 }
 
 /// Reads a file, up to one byte more than [`MAX_SIZE`].
-pub fn read(dir: &Path, name: &OsStr) -> Result<Content, FileError> {
+pub(super) fn read(dir: &Path, name: &OsStr) -> Result<Content, FileError> {
     let path = dir.join(name);
     // checked before the open: opening a device can have effects
     require_regular(rustix::fs::lstat(&path)?.st_mode)?;
@@ -77,7 +77,7 @@ fn read_open(file: File) -> std::io::Result<Content> {
 }
 
 /// Returns the names in a directory, [`MAX_FILES`] at most.
-pub fn names(dir: &Path) -> std::io::Result<Vec<OsString>> {
+pub(super) fn names(dir: &Path) -> std::io::Result<Vec<OsString>> {
     let entries = std::fs::read_dir(dir)?.take(MAX_FILES);
     entries.map(|entry| Ok(entry?.file_name())).collect()
 }

@@ -18,7 +18,7 @@ struct ResultFile {
 
 /// The result of reading a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reading {
+pub(super) enum Reading {
     /// It describes the sandbox of a pod.
     Sandbox(Sandbox),
     /// It describes another interface: the loopback's, or a further network's.
@@ -31,7 +31,7 @@ pub enum Reading {
 
 /// All files that were read and still exist.
 #[derive(Debug, Default)]
-pub struct ResultFiles {
+pub(super) struct ResultFiles {
     files: HashMap<OsString, ResultFile>,
     /// The latest write time given to a sandbox.
     latest: Duration,
@@ -40,7 +40,7 @@ pub struct ResultFiles {
 impl ResultFiles {
     /// Records the reading of a file; returns the updates. Call it in the order in which the files were
     /// written: if the clock was set back, a later file has an earlier time.
-    pub fn read(&mut self, name: &OsStr, reading: Reading) -> Vec<SandboxUpdate> {
+    pub(super) fn read(&mut self, name: &OsStr, reading: Reading) -> Vec<SandboxUpdate> {
         if reading == Reading::Gone {
             return Vec::new();
         }
@@ -64,13 +64,13 @@ impl ResultFiles {
     /// Records a removed file: its sandbox is gone. If two files describe one sandbox (Multus writes
     /// one, and the network that it delegates to another), the first removal counts: the address is
     /// free by then.
-    pub fn removed(&mut self, name: &OsStr) -> Option<SandboxUpdate> {
+    pub(super) fn removed(&mut self, name: &OsStr) -> Option<SandboxUpdate> {
         let sandbox = self.files.remove(name)?.sandbox?;
         Some(SandboxUpdate::Down(sandbox.id))
     }
 
     /// Records a complete list of files; returns the complete list of sandboxes.
-    pub fn listed(&mut self, mut readings: Vec<(OsString, Reading)>) -> SandboxUpdate {
+    pub(super) fn listed(&mut self, mut readings: Vec<(OsString, Reading)>) -> SandboxUpdate {
         // their order is known from their times only
         readings.sort_by_key(|(_, reading)| match reading {
             Reading::Sandbox(sandbox) => sandbox.written,

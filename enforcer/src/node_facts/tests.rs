@@ -1,4 +1,4 @@
-//! Facts from files as kernels write them, and as none does.
+//! Facts from files as kernels write them, and from invalid files.
 
 use std::fs;
 

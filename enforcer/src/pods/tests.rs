@@ -75,7 +75,7 @@ fn a_pod_is_finished_by_its_phase_or_when_deleted_with_all_containers_ended() {
         ),
         (json!({}), json!({ "phase": "Succeeded" }), true),
         (json!({}), json!({ "phase": "Failed" }), true),
-        // restarted in place: it will run again
+        // a container that was restarted will run again
         (
             json!({}),
             json!({ "phase": "Running", "containerStatuses": ended }),
@@ -130,7 +130,7 @@ async fn a_list_is_sent_pod_by_pod_and_then_as_a_whole() {
             PodUpdate::Relisted(uids) => format!("all {}", uids.len()),
         });
     }
-    // the list that broke off says nothing about who is gone
+    // an incomplete list does not show which pods were deleted
     assert_eq!(told, ["uid-a", "uid-b", "all 1", "gone uid-b"]);
 }
 

@@ -313,7 +313,7 @@ fn bytes_that_are_not_text_are_unusable() {
     ));
 }
 
-/// Whatever was read, it may become a rule.
+/// Whatever was parsed can safely become a rule.
 fn is_sound(sandbox: &Sandbox) -> bool {
     let fit = |ip: &IpAddr| fits_a_pod(*ip) && ip.to_canonical() == *ip && ip.to_string() != NODE;
     !sandbox.ips.is_empty() && sandbox.ips.len() <= MAX_ADDRESSES && sandbox.ips.iter().all(fit)

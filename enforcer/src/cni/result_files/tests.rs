@@ -133,7 +133,7 @@ fn a_file_written_after_the_clock_was_set_back_is_later() {
     let then = times(&known.read(file("3"), written_at("c", 20))[0]);
     assert!(before[0].1 < after[0].1, "{before:?} {after:?}");
     assert!(after[0].1 < then[0].1, "{after:?} {then:?}");
-    // the clock is right again
+    // the clock is correct again
     let right = times(&known.read(file("4"), written_at("d", 2000))[0]);
     assert_eq!(right[0].1, Duration::from_secs(2000));
 }
@@ -174,7 +174,7 @@ fn new_files_of_a_list_are_later_than_known_ones_and_ordered_by_time() {
             .collect::<Vec<_>>()
     };
     assert_eq!(seconds(&found), [30, 1000]);
-    // the clock was set back, and the queue of changes ran over
+    // the clock was set back, and the kernel's queue overflowed
     let listed = known.listed(vec![
         (file("4").to_owned(), written_at("d", 12)),
         (file("3").to_owned(), written_at("c", 11)),
