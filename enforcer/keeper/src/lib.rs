@@ -81,7 +81,7 @@ pub struct KeeperArgs {
     pub range: Vec<PortRange>,
 }
 
-/// Holds ports until SIGTERM or SIGINT, waits [`SUCCESSOR_TIMEOUT`] at most for a keeper that takes
+/// Holds ports until SIGTERM or SIGINT, waits 6 s at most for a keeper that takes
 /// them over, then removes its socket files and returns.
 ///
 /// Call it from the main thread before any other thread starts: threads inherit the blocked
