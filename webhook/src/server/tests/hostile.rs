@@ -14,8 +14,6 @@ use super::*;
 /// The flag's default.
 const CONNECTIONS: usize = 512;
 const CROWD: usize = 10_000;
-/// Generous: the test asks whether a response comes, a benchmark asks how fast.
-const RESPONSE: Duration = Duration::from_secs(5);
 /// The API server, in all tests.
 const API_SERVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 
@@ -48,7 +46,7 @@ async fn served(what: &str, client: impl Future<Output = TlsStream<TcpStream>>) 
         let mut stream = client.await;
         ask(&mut stream, NOT_ASKED).await
     };
-    let response = tokio::time::timeout(RESPONSE, asking)
+    let response = tokio::time::timeout(LIMIT, asking)
         .await
         .expect("a response");
     assert!(response.starts_with("http/1.1 200"), "{what}: {response}");
