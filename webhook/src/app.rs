@@ -7,7 +7,7 @@ use anyhow::Context;
 use portmapping_certs::bundle::WebhookRegistration;
 use portmapping_certs::secret::SecretStore;
 use portmapping_certs::{CertManager, Files, Metrics as CertMetrics, Reports, Resolver};
-use portmapping_runtime::client::ApiServer;
+use portmapping_runtime::client::{ApiServer, ClientError};
 use portmapping_runtime::{Readiness, ReadyHandle, Supervisor, admin, metrics as registry};
 use tokio_util::sync::CancellationToken;
 
@@ -40,7 +40,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         Arc::clone(&resolver),
         cert_metrics,
         served.clone(),
-    )?;
+    );
 
     let https = server::listen(config.listen)?;
     let plain = server::listen(config.admin_listen)?;
@@ -77,35 +77,52 @@ fn certificates(
     resolver: Arc<Resolver>,
     metrics: CertMetrics,
     served: CancellationToken,
-) -> anyhow::Result<()> {
+) {
     let certificate = readiness.handle("certificate");
     if let Some(folder) = &config.tls_dir {
         let names = config.certificates.names.clone();
         let files = Files::new(folder.clone(), names, resolver, certificate, metrics);
         tasks.spawn("certificates", files.run(served));
-        return Ok(());
+        return;
     }
-    let api = ApiServer::in_cluster()?;
-    let client = api.client(API_READ_TIMEOUT)?;
-    tasks.spawn("cluster CA", api.end_on_new_ca(tasks.token()));
     let reports = Reports {
         certificate,
         registration: readiness.handle("registration"),
         metrics,
     };
-    let manager = CertManager::new(
-        config.certificates.clone(),
-        SecretStore::new(client.clone(), &config.namespace, &config.tls_secret),
-        WebhookRegistration::new(
-            client,
-            &config.registration,
-            &config.service,
-            &config.namespace,
-        ),
-        resolver,
-        reports,
+    tasks.try_spawn(
+        "certificates",
+        manage(config.clone(), resolver, reports, served),
     );
-    tasks.spawn("certificates", manager.run(served));
+}
+
+/// Runs the manager of the certificate, and starts it again with a new client when the cluster's CA
+/// has changed. The program itself goes on: replicas that ended at about the same time would leave
+/// reviews without an answer.
+async fn manage(
+    config: Config,
+    resolver: Arc<Resolver>,
+    reports: Reports,
+    served: CancellationToken,
+) -> Result<(), ClientError> {
+    while !served.is_cancelled() {
+        let api = ApiServer::in_cluster()?;
+        let client = api.client(API_READ_TIMEOUT)?;
+        let manager = CertManager::new(
+            config.certificates.clone(),
+            SecretStore::new(client.clone(), &config.namespace, &config.tls_secret),
+            WebhookRegistration::new(
+                client,
+                &config.registration,
+                &config.service,
+                &config.namespace,
+            ),
+            Arc::clone(&resolver),
+            reports.clone(),
+        );
+        let same_ca = served.child_token();
+        tokio::join!(manager.run(same_ca.clone()), api.end_on_new_ca(same_ca));
+    }
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use crate::rotation::{Decision, Flaw};
 use crate::secret::Swap;
 
 /// Where the manager reports.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Reports {
     /// Ready from the first certificate that is served on.
     pub certificate: ReadyHandle,

@@ -41,7 +41,7 @@ fn version_of_budget(session: &Session<'_>) -> Result<Value> {
     Ok(budget["metadata"]["generation"].clone())
 }
 
-/// kubectl's patch of a PodDisruptionBudget always carries the selector, whose patch strategy in the
+/// kubectl's patch of a `PodDisruptionBudget` always carries the selector, whose patch strategy in the
 /// API is "replace"; so kubectl says "configured" where it changed nothing.
 #[test]
 fn a_second_apply_changes_nothing() -> Result<()> {

@@ -141,8 +141,9 @@ impl ApiServer {
         Ok(Client::new(service, &self.config.default_namespace))
     }
 
-    /// Cancels the token after the CA file has changed and a random wait of up to a minute, so that
-    /// the kubelet starts the program again with the new CA. Returns when the token is cancelled.
+    /// Cancels the token after the CA file has changed and a random wait of up to a minute. What
+    /// uses this CA must then end, and begin again with the new one: the kubelet starts a program
+    /// that has ended again. Returns when the token is cancelled.
     pub async fn end_on_new_ca(self, token: CancellationToken) {
         let wait = rand::random_range(Duration::ZERO..=CA_WAIT);
         self.ca.end_on_change(wait, token).await;
@@ -155,7 +156,7 @@ impl Ca {
             self.changed().await;
             tracing::warn!(
                 path = %self.path.display(), seconds = wait.as_secs(),
-                "the cluster's CA has changed; this program ends after a wait and starts with the new one"
+                "the cluster's CA has changed; the new one is used after a wait"
             );
             tokio::time::sleep(wait).await;
         });

@@ -39,7 +39,7 @@ impl Readiness {
 }
 
 /// Sets the readiness of one part. Dropping it changes nothing: a part that was ready stays ready.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ReadyHandle {
     name: &'static str,
     readiness: Readiness,
