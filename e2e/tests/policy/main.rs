@@ -5,6 +5,7 @@
 //! server alone. Every test runs on both; a failure names the version and each row that failed.
 
 mod annotate_pods;
+mod apply_twice;
 mod change_registration;
 mod create_pods;
 mod forge_results;

@@ -12,9 +12,9 @@ use crate::support::world::on_both;
 use crate::support::{ANNOTATION, LABEL, RESULT};
 
 const NO_REQUEST: &str = "in the pod template is not a valid request; write ";
-/// The webhook's words about a pod with such a value.
-const COPIED: &str = "tkestack.io/portmapping: the value is the result of another pod and counts as \"\"; the pod gets host ports of its own";
-const CHOSEN: &str = "tkestack.io/portmapping: a hostPort cannot be chosen here, so the value counts as \"\"; for a certain host port use ports[].hostPort of the container";
+/// The webhook's words about a pod with such a value, quotes escaped as in the Warning header.
+const COPIED: &str = r#"tkestack.io/portmapping: the value is the result of another pod and counts as \"\"; the pod gets host ports of its own"#;
+const CHOSEN: &str = r#"tkestack.io/portmapping: a hostPort cannot be chosen here, so the value counts as \"\"; for a certain host port use ports[].hostPort of the container"#;
 const MISPLACED: &str = "itself asks for nothing; write it to the metadata of its pod template";
 
 fn template(value: Option<&str>, restart: &str) -> Value {

@@ -48,7 +48,7 @@ pub(crate) struct Kernel {
     /// Pods in the next change set at most; halved by a failure, doubled by a success.
     batch: usize,
     blocked: BTreeMap<PodUid, Blocked>,
-    /// Pods whose rules were found missing or altered; to be told once the rules are back.
+    /// Pods whose rules were found missing or altered; they get an event once the rules are back.
     damaged: BTreeSet<PodUid>,
 }
 

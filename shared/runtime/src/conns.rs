@@ -3,6 +3,10 @@
 //! A new connection is always accepted. If the table is full, the peer with the most connections
 //! loses one: first one that never sent a request, then the one idle longest, and only then one in
 //! the middle of a request. So no peer can keep another one out, however many connections it opens.
+//!
+//! Exception: if fewer than a quarter of that peer's connections are without a request, they are
+//! closed last. Clients that keep many idle connections would else close each new connection from
+//! their address, which may be the API server's as well, before its TLS handshake ends.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -61,10 +65,7 @@ impl Connections {
     pub fn enter(&mut self, peer: Peer, max: usize) -> (Arc<ConnectionSlot>, bool) {
         let open = |slot: Arc<ConnectionSlot>| !slot.evicted.is_cancelled();
         self.0.retain(|slot| slot.upgrade().is_some_and(open));
-        let full = self.0.len() >= max;
-        if full {
-            self.evict_one_for(peer);
-        }
+        let evicted = self.0.len() >= max && self.evict_one_for(peer);
         let slot = Arc::new(ConnectionSlot {
             evicted: CancellationToken::new(),
             peer,
@@ -73,19 +74,23 @@ impl Connections {
             requests: TaskTracker::new(),
         });
         self.0.push(Arc::downgrade(&slot));
-        (slot, full)
+        (slot, evicted)
     }
 
-    fn evict_one_for(&self, newcomer: Peer) {
+    fn evict_one_for(&self, newcomer: Peer) -> bool {
         let slots: Vec<_> = self.0.iter().filter_map(Weak::upgrade).collect();
-        let mut counts = HashMap::from([(newcomer, 1)]);
+        let is_new = |slot: &ConnectionSlot| slot.last_request.lock().is_none();
+        let mut counts = HashMap::from([(newcomer, (1, 0))]);
         for slot in &slots {
-            *counts.entry(slot.peer).or_default() += 1;
+            let (all, new) = counts.entry(slot.peer).or_default();
+            (*all, *new) = (*all + 1, *new + usize::from(is_new(slot)));
         }
-        let order = |it: &&Arc<ConnectionSlot>| (Reverse(counts.get(&it.peer)), it.activity());
-        if let Some(slot) = slots.iter().min_by_key(order) {
-            slot.evicted.cancel();
-        }
+        let victim = slots.iter().min_by_key(|slot| {
+            let (all, new) = counts.get(&slot.peer).copied().unwrap_or_default();
+            let reserved = is_new(slot) && new < all / 4;
+            (Reverse(all), reserved, slot.activity())
+        });
+        victim.inspect(|slot| slot.evicted.cancel()).is_some()
     }
 }
 

@@ -25,7 +25,8 @@ static NEWEST: LazyLock<World> = LazyLock::new(|| World::start(Minor::V1_36));
 
 /// Runs a test on both versions.
 pub(crate) fn on_both(test: impl Fn(&Session<'_>) -> Result<()>) -> Result<()> {
-    for world in [&*NEWEST, &*OLDEST] {
+    for world in [&NEWEST, &OLDEST] {
+        let world: &World = world;
         let judged = world.cluster.judged(|| test(&Session::open(world)?));
         judged.with_context(|| format!("on Kubernetes {}", world.minor))?;
     }

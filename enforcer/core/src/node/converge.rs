@@ -143,7 +143,7 @@ impl NodeState {
 
     /// Updates which host ports the pod's spec claims. A pod that leases one of them gets another
     /// port: our rules would win, and the claiming pod would lose traffic that its spec promises.
-    /// Both pods are told. `before`: what the API showed before.
+    /// Both pods get an event. `before`: what the API showed before.
     pub(super) fn update_static_ports(
         &mut self,
         now: Duration,

@@ -17,7 +17,7 @@ mod life;
 mod ports;
 mod recovery;
 mod scale;
-mod statics;
+mod static_ports;
 
 const NOW: Duration = Duration::from_secs(1000);
 

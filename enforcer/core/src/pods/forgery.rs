@@ -14,7 +14,7 @@ use crate::limiter::Limiter;
 /// Annotations remembered as written by us; a watch is never that many writes behind.
 const MAX_WRITTEN: usize = 8;
 
-/// What tells a forged result from one of ours.
+/// What is needed to recognise a forged result.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Forgery {
     /// Annotations written for this pod, the latest last: late events may still show any of them.

@@ -97,11 +97,11 @@ impl World {
     fn check_new(&mut self, mapping: &Mapping) {
         let key = (mapping.protocol, mapping.host_port);
         let name = self.names.get(&mapping.owner);
-        if let Some((owner, former, since)) = self.last.get(&key)
+        if let Some((owner, previous, since)) = self.last.get(&key)
             && *owner != mapping.owner
             && self.now < *since + COOLDOWN
         {
-            if Some(former) == name {
+            if Some(previous) == name {
                 self.seen.inherited += 1;
             } else {
                 self.broken = Some(format!("I1: {mapping} before its cool-down was over"));

@@ -1,4 +1,4 @@
-//! The reference: what the state machine was told, in the simplest form, and which pod owns an
+//! The reference: the events that the state machine got, in the simplest form, and which pod owns an
 //! address because of it.
 
 use std::collections::{BTreeMap, BTreeSet};

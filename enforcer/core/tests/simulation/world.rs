@@ -76,7 +76,7 @@ pub(crate) struct World {
     pub(crate) now: Duration,
     pub(crate) state: NodeState,
     pub(crate) calls: Vec<Call>,
-    /// What the state machine was told so far.
+    /// The events that the state machine got so far.
     pub(crate) reference: Reference,
     /// The API server's pods, and what the watch has not delivered yet.
     pub(crate) pods: BTreeMap<PodUid, PodFacts>,

@@ -88,6 +88,25 @@ fn the_peer_with_the_most_connections_loses_one_even_in_a_request() {
 }
 
 #[test]
+fn a_few_connections_without_a_request_stay_where_a_peer_has_many_with_one() {
+    let mut connections = Connections::default();
+    let mut enter = || connections.enter(peer("10.0.0.66"), 40).0;
+    let idle: Vec<_> = (0..36).map(|_| enter()).collect();
+    for slot in &idle {
+        drop(slot.begin_request());
+    }
+    let new: Vec<_> = (0..10).map(|_| enter()).collect();
+    let evicted_of = |slots: &[Arc<ConnectionSlot>]| slots.iter().filter(|it| evicted(it)).count();
+    assert_eq!((evicted_of(&idle), evicted_of(&new)), (6, 0));
+    assert!(
+        idle[..6].iter().all(|slot| evicted(slot)),
+        "longest idle first"
+    );
+    let _last = enter();
+    assert!(evicted(&new[0]), "a quarter of them is enough");
+}
+
+#[test]
 fn activity_follows_the_requests() {
     let mut connections = Connections::default();
     let slot = enter(&mut connections, "10.0.0.1");
