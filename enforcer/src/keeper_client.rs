@@ -1,8 +1,8 @@
 //! Client of the keeper: hold, release, list.
 //!
 //! Every request can be repeated safely. If the connection fails, the request is sent once more over a
-//! new connection. The keeper at its other end may have just started and hold nothing: [`KeeperClientError::Restarted`] says so once, and the caller
-//! asks for its ports again.
+//! new connection. The keeper at its other end may have just started and hold nothing:
+//! [`KeeperClientError::Restarted`] says so once, and the caller asks for its ports again.
 //! [`RoleWatch`] reports what happens without a request: the keeper died, or retired.
 
 use std::collections::BTreeSet;
