@@ -1,6 +1,6 @@
 //! What a node has of the product: its processes, what they say of themselves, rules, held ports.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
@@ -60,23 +60,8 @@ pub(super) fn rules(cluster: &Cluster, node: &str) -> Result<BTreeSet<String>> {
     Ok(rules)
 }
 
-/// Those of one family: the owners stand in chains of their own, by protocol and port.
+/// The rules of one family. The comment of a rule names its owner.
 fn rules_in(text: &str) -> Result<Vec<String>> {
-    let mut owners = BTreeMap::new();
-    for line in text.lines() {
-        let Some(note) = line.strip_prefix("-A PORTMAPPING-UID-") else {
-            continue;
-        };
-        let (protocol, _) = note.split_once('-').unwrap_or_default();
-        let (_, entries) = note.split_once("portmapping:").unwrap_or_default();
-        for entry in entries.trim_end_matches('"').split(' ') {
-            let (port, uid) = entry
-                .split_once('=')
-                .with_context(|| format!("a note of ours that cannot be read: {line}"))?;
-            let before = owners.insert((protocol.to_owned(), port.to_owned()), uid);
-            ensure!(before.is_none_or(|before| before == uid), "{port} of two");
-        }
-    }
     let ours = text
         .lines()
         .filter(|line| line.starts_with("-A PORTMAPPING") && line.contains("-j DNAT"));
@@ -89,7 +74,8 @@ fn rules_in(text: &str) -> Result<Vec<String>> {
         let rule = (|| {
             let protocol = value("-p")?.to_uppercase();
             let port = value("--dport")?;
-            let uid = owners.get(&(protocol.clone(), port.to_owned()))?;
+            let comment = value("--comment")?.trim_matches('"');
+            let uid = comment.strip_prefix("portmapping:")?;
             Some(line_of(
                 uid,
                 &protocol,
@@ -167,11 +153,9 @@ mod tests {
     #[test]
     fn rules_are_read_with_their_owners() {
         let text = "*nat
-:PORTMAPPING-UID-TCP-20000 - [0:0]
--A PORTMAPPING-TCP-20000-20021 -p tcp -m tcp --dport 20000 -j DNAT --to-destination 10.244.1.7:80
--A PORTMAPPING-UDP-20000-20021 -p udp -m udp --dport 20001 -j DNAT --to-destination [fd00::7]:80
--A PORTMAPPING-UID-TCP-20000 -m comment --comment \"portmapping:20000=a 20001=b\"
--A PORTMAPPING-UID-UDP-20000 -m comment --comment \"portmapping:20001=c\"
+:PORTMAPPING-TCP-0-0 - [0:0]
+-A PORTMAPPING-TCP-0-0 -p tcp -m tcp --dport 20000 -m comment --comment \"portmapping:a\" -j DNAT --to-destination 10.244.1.7:80
+-A PORTMAPPING-UDP-0-0 -p udp -m udp --dport 20001 -m comment --comment \"portmapping:c\" -j DNAT --to-destination [fd00::7]:80
 COMMIT
 ";
         let expected = [
@@ -179,9 +163,7 @@ COMMIT
             line_of("c", "UDP", 20001, "[fd00::7]:80"),
         ];
         assert_eq!(rules_in(text).unwrap(), expected);
-        let unowned = text.replace("portmapping:20001=c", "portmapping:20002=c");
+        let unowned = text.replace("portmapping:c", "c");
         rules_in(&unowned).unwrap_err();
-        let doubted = text.replace("20001=b", "20000=b");
-        rules_in(&doubted).unwrap_err();
     }
 }
