@@ -1,8 +1,8 @@
-//! The subnets whose pods are neighbours on a bridge that no rules see.
+//! Finds the subnets whose pods share a bridge that passes packets without rules.
 //!
 //! Where `bridge-nf-call-iptables` is 0, a packet from one port of a bridge to another passes no
-//! rules, so an answer to a translated connection would go straight to the neighbour, under an
-//! address that the neighbour never asked. Such connections must be masqueraded, and no others.
+//! rules. An answer to a translated connection would then go straight to the neighbour, from an
+//! address that the neighbour did not connect to. Such connections must be masqueraded, and no others.
 
 use std::net::IpAddr;
 
@@ -38,19 +38,19 @@ pub(super) struct Bridges {
 }
 
 impl Bridges {
-    /// Whether a pod is known to have neighbours.
+    /// Whether a pod is in one of these subnets.
     pub(super) fn cover(&self, pod: IpAddr) -> bool {
         self.subnets.iter().any(|subnet| subnet.contains(pod))
     }
 
-    /// Looks again: the subnets, if they are others than before.
+    /// Reads the bridges again. Returns the subnets if they have changed.
     pub(super) fn refresh(&mut self) -> Option<&[Subnet]> {
         let unseen = Family::ALL.map(|family| !are_bridged_packets_seen(family));
         let found = if unseen.contains(&true) {
-            match self.look(unseen) {
+            match self.read(unseen) {
                 Ok(found) => found,
                 Err(error) => {
-                    tracing::warn!(%error, "the node's bridges are not known; looking again later");
+                    tracing::warn!(%error, "the node's bridges cannot be read; trying again at the next check");
                     return None;
                 }
             }
@@ -63,7 +63,7 @@ impl Bridges {
         })
     }
 
-    fn look(&mut self, unseen: [bool; 2]) -> Result<Vec<Subnet>, NetlinkError> {
+    fn read(&mut self, unseen: [bool; 2]) -> Result<Vec<Subnet>, NetlinkError> {
         let socket = match &mut self.socket {
             Some(socket) => socket,
             none => none.insert(Socket::open(Options {
@@ -72,7 +72,7 @@ impl Bridges {
             })?),
         };
         let mut bridges = Vec::new();
-        // the kernel leaves out what is no bridge
+        // the kernel then lists bridges only
         let only_bridges = |encoder: &mut Encoder| {
             encoder.raw(&[0; LINK_BYTES - 4]);
             encoder.nest(LINK_INFO, |encoder| encoder.text(INFO_KIND, "bridge"));
@@ -101,7 +101,7 @@ impl Bridges {
     }
 }
 
-/// What the whole network namespace says; without the module that could see them, they are not seen.
+/// The switch of the whole network namespace. Without the kernel module, bridged packets pass no rules.
 fn are_bridged_packets_seen(family: Family) -> bool {
     let table = match family {
         Family::V4 => "iptables",

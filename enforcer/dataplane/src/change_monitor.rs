@@ -1,10 +1,10 @@
-//! Who changes the kernel's `nf_tables`: when somebody else did, our rules are to be looked at.
+//! Notices when another program changes `nf_tables`: our rules have to be read then.
 //!
 //! Every commit gives the tables of the namespace a new generation, which the kernel announces.
-//! Of the announcements only the one per commit is let through, so that no commit however large
-//! fills the queue. What changed is not known; it takes a look to find out, and looks are paced:
-//! the first at once, the others so that looking takes a small part of the time, and ever rarer
-//! while somebody destroys our rules again and again.
+//! Only the announcement of the generation is received, one per commit, so that a large commit does
+//! not fill the queue. It does not say what has changed; a read finds out. Reads are paced: the first
+//! follows at once, the others take a small part of the time. Repeated damage to our rules is
+//! repaired with back-off.
 //!
 //! iptables-legacy announces nothing: there only the periodic check sees damage.
 
@@ -23,12 +23,12 @@ use tokio_util::sync::CancellationToken;
 pub use listen::GenerationSocket;
 use pace::Pace;
 
-/// Changes of ours that are remembered, for announcements that are still to come.
+/// How many of our changes are remembered, for announcements that are still to come.
 const OWN: usize = 64;
-/// Announcements that may wait for the end of a change; more are somebody else's.
+/// How many announcements may wait for the end of a change. Beyond that our rules are read once more.
 const PENDING: usize = 256;
 
-/// What is known of changes; shared by the driver, which reports what it does, and the listener.
+/// What is known of changes. The driver, which reports what it does, and the listener share it.
 #[derive(Clone, Debug, Default)]
 pub struct ChangeMonitor(Arc<Shared>);
 
@@ -40,16 +40,16 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    /// A change of ours is under way: whose a generation is shows at its end.
+    /// A change of ours is under way: who made a generation is known at its end.
     changing: bool,
     pending: Vec<u32>,
     /// Generations that changes of ours made.
     own: VecDeque<RangeInclusive<u32>>,
     /// The socket that our changes are sent from, where they are sent by this process.
     own_port: Option<u32>,
-    /// The generation that was last looked at.
+    /// The generation at the last read.
     seen: Option<u32>,
-    /// The last generation of somebody else that was not looked at.
+    /// The last generation that another program made and that was not read yet.
     foreign: Option<u32>,
     /// Announcements were lost.
     lost: bool,
@@ -67,8 +67,8 @@ impl ChangeMonitor {
         self.0.state.lock().changing = true;
     }
 
-    /// They have ended. The generations between are ours if there are as many as commits were
-    /// made; a generation or number that is not known makes them somebody else's.
+    /// The programs have ended. The generations between are ours if there are as many as commits were
+    /// made. Where a generation or the number is not known, they count as made by another program.
     pub fn end_change(&self, before: Option<u32>, after: Option<u32>, commits: Option<u32>) {
         let mut state = self.0.state.lock();
         state.changing = false;
@@ -88,7 +88,7 @@ impl ChangeMonitor {
         self.0.news.notify_one();
     }
 
-    /// The rules were read: what `generation` and all before it did is seen. `took` is how long
+    /// Records a read of the rules: what `generation` and all before it did is known. `took` is how long
     /// that lasted, `damaged` whether rules of ours were found altered.
     pub fn record_read(&self, generation: Option<u32>, took: Duration, damaged: bool) {
         let mut state = self.0.state.lock();
@@ -124,7 +124,7 @@ impl ChangeMonitor {
         self.0.news.notify_one();
     }
 
-    /// Raises the number in `hints` whenever it is time to look, until the token is cancelled.
+    /// Raises the number in `hints` whenever it is time to read, until the token is cancelled.
     pub async fn hint(&self, hints: watch::Sender<u64>, token: CancellationToken) {
         loop {
             let due = self.0.state.lock().due();
@@ -151,7 +151,7 @@ impl State {
         }
     }
 
-    /// When to look; None while there is nothing to look for.
+    /// When to read; None while there is no reason to.
     fn due(&self) -> Option<Instant> {
         let something = (self.foreign.is_some() || self.lost) && !self.changing;
         something.then(|| self.pace.next(Instant::now()))

@@ -1,13 +1,13 @@
-//! Connection tracking: flows that outlive the rule that steered them.
+//! Connection tracking: flows that outlive the rule that translated them.
 //!
-//! A datagram flow stays with the pod it was first sent to, or with nobody where its sender began
-//! before the mapping existed, for as long as it is used. So once rules have changed, the UDP and
-//! SCTP entries that contradict them are deleted. TCP is left alone: its peers notice.
+//! A UDP flow keeps the destination of its first datagram while it is in use: the pod of that time,
+//! or the node itself where the sender began before the mapping existed. So once rules have changed,
+//! the UDP and SCTP entries that contradict them are deleted. TCP entries stay: TCP peers notice.
 //!
-//! This is also all that a client needs that sent too early: the entry it made is gone some
-//! milliseconds after the rules are there, and its next datagram makes another. A rule that
+//! This also helps a client that sends too early: the entry it made is gone some milliseconds after
+//! the rules are there, and its next datagram makes another. A rule that
 //! refuses datagrams to unmapped ports would prevent the entry, but would have to stand before
-//! every accepting rule of others, and cannot tell a stranger's port within the range.
+//! every accepting rule of others, and cannot tell which port of the range another process uses.
 //!
 //! Which flows contradict cannot be said in a filter of the kernel's (a flow that the node only
 //! forwards to the same port number is not ours), so the entries of a changed port are asked for,
@@ -28,12 +28,12 @@ use entry::Entry;
 /// With more changed ports than this, all entries of a protocol are read once instead of those of
 /// each port. A filtered reading costs the kernel a ninth of a full one.
 const MAX_READINGS: usize = 8;
-/// How often a change is looked after; answers can be lost once.
+/// How often the entries of a change are cleared at most; an answer of the kernel can be lost.
 const TRIES: usize = 2;
 
 /// Deletes stale entries over netlink.
 #[derive(Debug, Default)]
-pub struct Conntrack {
+pub(super) struct Conntrack {
     /// Opened at the first change, in the network namespace of the caller.
     socket: Option<Socket>,
     failures: u64,
@@ -41,18 +41,16 @@ pub struct Conntrack {
 
 impl Conntrack {
     /// Nothing is opened before the first change.
-    #[must_use]
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self::default()
     }
 
     /// How often entries could not be looked for or deleted.
-    #[must_use]
-    pub fn failures(&self) -> u64 {
+    pub(super) fn failures(&self) -> u64 {
         self.failures
     }
 
-    /// Deletes the entries of a family that contradict a change of rules, which is in the kernel
+    /// Deletes the entries of a family that contradict a change of rules. The change is in the kernel
     /// already. Failures are logged and counted: the rules stand, and stale entries time out.
     pub(super) fn clear(&mut self, family: Family, removed: &[&Mapping], created: &[&Mapping]) {
         for protocol in [Protocol::Udp, Protocol::Sctp] {
@@ -71,7 +69,7 @@ impl Conntrack {
                     error,
                     %family,
                     %protocol,
-                    "stale conntrack entries could not be deleted: clients may reach a former \
+                    "stale conntrack entries could not be deleted; clients may reach the previous \
                      destination until their flows time out"
                 );
             }
@@ -105,7 +103,7 @@ impl Conntrack {
                 found.extend(entry.filter(|entry| ports.contains(&entry.port)));
             });
             match listed {
-                // whatever flow begins meanwhile follows the new rules
+                // a flow that begins now follows the new rules
                 Ok(()) | Err(NetlinkError::Interrupted) => {}
                 Err(error) => return Err(error),
             }

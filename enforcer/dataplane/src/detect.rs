@@ -1,5 +1,5 @@
-//! Which iptables the node uses: nft or legacy. Both work at once, but rules in the one are not
-//! seen by programs that use the other, and their order is an accident of who came first.
+//! Finds out which iptables the node uses: nft or legacy. Both work at the same time, but programs
+//! that use the one do not see rules of the other, and which come first is not defined.
 
 use std::fmt;
 
@@ -46,7 +46,7 @@ impl Contents {
             if let Some(declaration) = line.strip_prefix(':') {
                 let mut words = declaration.split_whitespace();
                 let (chain, policy) = (words.next().unwrap_or_default(), words.next());
-                // built-in chains have a policy, chains of people have a dash
+                // built-in chains have a policy, others have a dash
                 if policy == Some("-") && !chain.starts_with(CHAIN_PREFIX) {
                     self.chains += 1;
                     self.kube_chains += usize::from(chain.starts_with(KUBE_PREFIX));
@@ -78,7 +78,7 @@ impl fmt::Display for Contents {
 fn contents(saved: &SavedTables) -> Result<Contents, String> {
     let mut contents = Contents::default();
     contents.add(saved.ipv4.as_ref().map_err(ToString::to_string)?);
-    // a node without IPv6 says nothing about the kind
+    // IPv6 may be missing
     contents.add(saved.of(Family::V6).unwrap_or_default());
     Ok(contents)
 }

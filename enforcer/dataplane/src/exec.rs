@@ -1,4 +1,4 @@
-//! Outside programs with input, output and a deadline: none of them can hang the enforcer.
+//! Runs outside programs with input, output and a time limit: none of them can hang the enforcer.
 
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
@@ -11,7 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-/// How much of a program's complaint an error repeats.
+/// How much of a program's standard error an error repeats.
 const STDERR_BYTES: usize = 2_000;
 
 /// A program that could not be run to its end.
@@ -23,7 +23,7 @@ pub enum ExecError {
         /// Name of the program.
         program: &'static str,
     },
-    /// The system refused to start it or to talk to it.
+    /// The system could not start it, or write to it or read from it.
     #[error("cannot run {program}")]
     Io {
         /// Name of the program.

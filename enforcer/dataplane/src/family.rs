@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-/// An address family: a table of its own in the kernel, and a transaction of its own.
+/// An address family. Each has its own tables in the kernel, and its own transactions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Family {
     /// RFC 791.

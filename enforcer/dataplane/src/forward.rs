@@ -1,11 +1,11 @@
-//! Nodes whose filter table drops what it does not know (Docker sets FORWARD's policy to DROP).
+//! Keeps the FORWARD chain open for mapped pods where its policy is DROP, as Docker sets it.
 //!
-//! There, connections that we translate would die on their way to the pod. A rule at the end of
-//! FORWARD accepts just those: translated, and sent to a port of our range. It is appended, so
-//! whatever the node's owner drops before stays dropped, and the policy is not touched. It goes
-//! when the policy is another or nothing is mapped.
+//! There, the packets that we translate would be dropped on their way to the pod. A rule at the end of
+//! FORWARD accepts only those: translated, and sent to a port of our range. It is appended, so that
+//! what other rules drop stays dropped, and the policy is not changed. The rule is removed when the
+//! policy changes or nothing is mapped.
 //!
-//! Both kinds of iptables are looked at, whatever carries the mappings: a drop in either is final.
+//! Both kinds of iptables are read, whatever the backend: a drop in either is final.
 
 use std::thread;
 
@@ -19,13 +19,13 @@ use super::iptables::Flavour;
 use super::iptables::commands::Commands;
 use super::snapshot::Snapshot;
 
-/// The comment by which our rules are known.
+/// The comment of our rules.
 pub(super) const COMMENT: &str = "-m comment --comment portmapping ";
 const CHAIN: &str = "FORWARD";
 
 /// Keeps FORWARD open for mapped ports.
 #[derive(Debug)]
-pub struct Forward {
+pub(super) struct Forward {
     /// The rules as iptables-save writes them, without their chain.
     rules: Vec<String>,
     tables: Vec<Table>,
@@ -39,7 +39,7 @@ pub struct Forward {
 struct Table {
     commands: Commands,
     found: Finding,
-    /// Complained about already.
+    /// A failure was logged already.
     complained: bool,
 }
 
@@ -48,17 +48,15 @@ struct Table {
 struct Finding {
     /// What reaches the end is dropped by the policy.
     drops: bool,
-    /// Its last rule drops everything: nothing behind it is ever reached, and we put nothing
-    /// before it.
+    /// Its last rule drops everything: no packet passes it, and we insert nothing before it.
     sealed: bool,
     /// Rules of ours, in order.
     ours: Vec<String>,
 }
 
 impl Forward {
-    /// For the ports of a range without those that are never given out.
-    #[must_use]
-    pub fn new(range: PortRange, excluded: &PortSet, tools: &Tools) -> Self {
+    /// Accepts the ports of a range without those that are never mapped.
+    pub(super) fn new(range: PortRange, excluded: &PortSet, tools: &Tools) -> Self {
         let rule = |(first, last): (HostPort, HostPort)| {
             let ports = if first == last {
                 first.to_string()
@@ -106,7 +104,7 @@ impl Forward {
     /// any. Removes rules of ours that are not needed.
     pub(super) fn is_open(&mut self, wanted: bool) -> bool {
         for table in &mut self.tables {
-            // what is superfluous is no damage, and goes at once
+            // a rule that is not needed is no damage; it is removed now
             let needed = wanted && table.found.drops;
             if !needed && !table.found.ours.is_empty() {
                 table.put(&[]);
@@ -124,7 +122,7 @@ impl Forward {
         for table in self.tables.iter_mut().filter(|_| wanted) {
             if table.found.sealed {
                 table.complain(
-                    "its last rule drops everything: let translated connections through before it",
+                    "its last rule drops everything; accept translated connections before it",
                 );
             } else if table.found.drops && table.found.ours != self.rules {
                 table.put(&self.rules);
@@ -175,9 +173,9 @@ impl Table {
         self.commands.restore_text(&text)?;
         let (program, family) = (self.commands.flavour, self.commands.family);
         if rules.is_empty() {
-            tracing::info!(%program, %family, "FORWARD needs no rule of ours any more");
+            tracing::info!(%program, %family, "removed our rule from FORWARD: it is not needed");
         } else {
-            tracing::info!(%program, %family, "FORWARD drops: a rule lets mapped ports through");
+            tracing::info!(%program, %family, "FORWARD drops by default: added a rule that accepts mapped ports");
         }
         self.found.ours = rules.to_vec();
         self.complained = false;
@@ -189,7 +187,7 @@ impl Table {
             let (program, family) = (self.commands.flavour, self.commands.family);
             tracing::warn!(
                 %program, %family, reason,
-                "FORWARD drops, and mapped pods cannot be let through: they may not be reached"
+                "FORWARD drops, and no rule of ours can accept mapped ports: clients may not reach the pods"
             );
         }
         self.complained = true;
@@ -200,7 +198,7 @@ impl Finding {
     fn of(commands: &Commands) -> Self {
         let text = match commands.save_filter() {
             Ok(text) => text,
-            // not installed, or in the hands of another program: nothing that we could do
+            // not installed, or locked by another program: nothing can be done here
             Err(error) => {
                 tracing::debug!(%error, "a filter table cannot be read");
                 String::new()

@@ -1,7 +1,25 @@
-//! The kernel's side of a mapping: drivers do what a [`Plan`] says and read back what is there.
+//! Carries mappings (host port to pod) in the kernel, and reads back what is there.
 //!
-//! A driver never decides which port or when; it knows its own rules by their comment, and no
-//! others.
+//! It owns every rule, chain and table of ours, the conntrack entries of mapped ports, and the moves
+//! between backends. It does not decide which port a pod gets or when: it is told by a [`Plan`]. It
+//! must not know the API server, the ports' states, or who holds sockets; Cargo.toml enforces that.
+//!
+//! ```text
+//!             Plan |                              ^ Observed
+//!                  v                              |
+//!  BackendMigration: moves mappings from other backends, finds bridges, keeps FORWARD open
+//!                  |                              ^
+//!          one of  v                              |  read at the start: Snapshot
+//!    Iptables (nft or legacy)   or   Nftables     |  later: only if something changed
+//!        | iptables-restore           | netlink   |
+//!        v                            v           |
+//!    table nat                    table inet portmapping --- ChangeMonitor: another program's commit
+//!                                                            is a hint to read
+//! ```
+//!
+//! A driver knows its own rules by their names and comments, and touches no others. The comment of a
+//! rule or element names the pod that owns the mapping, so that the kernel is all that a restarted
+//! enforcer needs to know them.
 
 use std::collections::BTreeSet;
 
@@ -9,12 +27,12 @@ use portmapping_shared::{Mapping, Plan};
 
 mod bridges;
 pub mod change_monitor;
-pub mod conntrack;
+mod conntrack;
 pub mod detect;
 mod error;
 mod exec;
 mod family;
-pub mod forward;
+mod forward;
 pub mod iptables;
 pub mod migration;
 pub mod netlink;
@@ -35,7 +53,7 @@ pub use uninstall::uninstall;
 pub struct Observed {
     /// Our mappings, as the rules have them.
     pub mappings: BTreeSet<Mapping>,
-    /// Whether the frame around them (base chains, jumps, range tree) is whole.
+    /// Whether the frame around them (chains and jumps) is as it should be.
     pub intact: bool,
 }
 
@@ -47,31 +65,33 @@ impl Observed {
     }
 }
 
-/// A packet filter that can carry mappings. Calls block for as long as the kernel takes; each
-/// outside process has a deadline.
+/// A packet filter that can carry mappings. Calls block as long as the kernel needs; each outside
+/// program has a time limit.
 pub trait Dataplane: Send {
     /// Name for logs and metrics.
     fn name(&self) -> &'static str;
 
-    /// Reads our mappings back. The next [`Dataplane::apply`] builds on what this saw.
+    /// Returns our mappings in the kernel, without a read where the kernel tells that nothing has
+    /// changed since the last one. The next [`Dataplane::apply`] starts from them.
     fn observe(&mut self) -> Result<Observed, DataplaneError>;
 
-    /// Makes the frame whole and carries the plan out, one transaction per address family:
-    /// all of it is in the kernel afterwards, or (on error) the family is as it was.
+    /// Repairs the frame and carries the plan out, one transaction per address family. Afterwards
+    /// all of it is in the kernel, or (on error) the family is as it was.
     fn apply(&mut self, plan: &Plan) -> Result<(), DataplaneError>;
 
-    /// From the next call on, connections between pods of one of these subnets are masqueraded.
+    /// Masquerades connections between pods of one of these subnets, from the next change on.
     fn set_neighbours(&mut self, neighbours: &[Subnet]);
 
     /// Whether IPv6 mappings can be made.
     fn has_ipv6(&self) -> bool;
 
-    /// Where the driver reports its changes and looks, so that those of others are told from them.
+    /// The monitor to which the driver reports its changes and reads, so that changes by other programs
+    /// can be told from them.
     fn changes(&self) -> ChangeMonitor;
 
-    /// How often stale flows of changed mappings could not be cleared so far.
+    /// How often conntrack entries of changed mappings could not be cleared so far.
     fn clear_failures(&self) -> u64;
 
-    /// Removes every trace of ours, going on past failures.
+    /// Removes everything of ours that this driver makes, and continues after failures.
     fn uninstall(&mut self) -> Result<(), DataplaneError>;
 }

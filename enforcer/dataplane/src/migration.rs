@@ -1,8 +1,8 @@
-//! Changing from one backend to another on a live node.
+//! Moves mappings from one backend to another on a live node.
 //!
-//! What an earlier run put into another backend's rules is read first, so that its pods keep their
-//! host ports. The new rules go in before the old ones are taken away: no new connection meets a
-//! node without either, and connection tracking keeps those that are under way.
+//! The mappings of an earlier run in another backend are read first, so that its pods keep their host
+//! ports. The new rules are made before the old ones are removed: no connection finds neither, and
+//! connection tracking keeps those that exist.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -21,13 +21,13 @@ use super::snapshot::{SavedTables, Snapshot};
 use super::uninstall;
 use super::{Dataplane, DataplaneError, Observed};
 
-/// How long old rules wait for mappings that the new backend refuses; then those pods are without.
-const STRAGGLERS: Duration = Duration::from_mins(1);
+/// How long old rules stay for mappings that the new backend refuses; then those pods are unmapped.
+const REFUSED_FOR: Duration = Duration::from_mins(1);
 
 /// What can carry mappings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
-    /// A tree of chains, through either kind of iptables.
+    /// Chains of port ranges, through either kind of iptables.
     Iptables(Flavour),
     /// A table of maps.
     Nftables,
@@ -112,7 +112,7 @@ fn leftovers(
     found
 }
 
-/// A backend that takes over from the others.
+/// A backend that takes over the mappings of the others.
 pub struct BackendMigration {
     to: Box<dyn Dataplane>,
     tools: Tools,
@@ -181,7 +181,7 @@ impl BackendMigration {
         &self.in_other_backends
     }
 
-    /// Looks for bridges whose packets pass no rules; whether something about them is new.
+    /// Reads the bridges whose packets pass no rules. Returns whether they have changed.
     fn find_neighbours(&mut self) -> bool {
         let Some(found) = self.bridges.as_mut().and_then(Bridges::refresh) else {
             return false;
@@ -189,14 +189,14 @@ impl BackendMigration {
         let subnets: Vec<String> = found.iter().map(ToString::to_string).collect();
         tracing::info!(
             subnets = subnets.join(","),
-            "pods that share a bridge past the rules"
+            "connections between pods of these subnets are masqueraded"
         );
         self.to.set_neighbours(found);
         true
     }
 
-    /// Where the node's bridges have changed, so do the rules. They were right until then, so this is
-    /// no damage to be told of.
+    /// Changes the rules where the node's bridges have changed. The rules were right until then, so this
+    /// is no damage to report.
     fn with_neighbours(&mut self, observed: Observed) -> Result<Observed, DataplaneError> {
         if !self.find_neighbours() || observed.mappings.is_empty() {
             return Ok(observed);
@@ -215,22 +215,22 @@ impl BackendMigration {
         observed
     }
 
-    /// Takes the old rules away once everything is here. A failure is no failure of the mappings,
-    /// and is tried again.
+    /// Removes the old rules once all mappings are here. A failure does not affect the mappings, and is
+    /// tried again.
     fn sweep(&mut self) {
-        let waiting = !self.refused.is_empty() && self.opened.elapsed() < STRAGGLERS;
+        let waiting = !self.refused.is_empty() && self.opened.elapsed() < REFUSED_FOR;
         if self.from.is_empty() || !self.begun || waiting {
             return;
         }
         let to = self.to.name();
         self.from.retain(|old| match old.sweep(&self.tools) {
             Ok(()) => {
-                tracing::info!(from = old.as_str(), to, "mappings moved over");
+                tracing::info!(from = old.as_str(), to, "our rules of another backend are removed");
                 false
             }
             Err(error) => {
                 let from = old.as_str();
-                tracing::warn!(%error, from, "our rules of an earlier run are still there");
+                tracing::warn!(%error, from, "cannot remove our rules of another backend; trying again at the next check");
                 true
             }
         });

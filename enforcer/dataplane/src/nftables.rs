@@ -1,8 +1,8 @@
 //! The nftables driver: one table with maps, over netlink, without any program.
 //!
-//! Adding or deleting mappings is one transaction of their size, whatever else is there; looking a
-//! port up is one hash, however many there are. The table is ours alone. An element in it is ours
-//! if its comment names a pod; others' are neither changed nor counted.
+//! Adding or deleting mappings is one transaction of their size, however many others there are, and
+//! a port is found by one hash. The table is ours alone. An element in it is ours if its comment names
+//! a pod; other elements are neither changed nor counted.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -31,7 +31,7 @@ use element::{Listed, Slot};
 use frame::{Abilities, Frame, OURS, REHEARSED, TABLE, header, message};
 use table::{Content, FrameState};
 
-/// How often a change is tried anew because the tables were not as known.
+/// How often a change is tried again because the tables were not as known.
 const ATTEMPTS: usize = 4;
 
 /// Mappings as elements of nftables maps.
@@ -42,7 +42,7 @@ pub struct Nftables {
     frame: Frame,
     abilities: Abilities,
     known: Content,
-    /// Whether what is known is to be read again before it is built on.
+    /// Whether the table must be read again before it is changed.
     stale: bool,
     conntrack: Conntrack,
     monitor: ChangeMonitor,
@@ -55,7 +55,7 @@ impl Nftables {
         Self::open_with(settings, Options::default())
     }
 
-    /// The same with a socket of one's own making.
+    /// The same with other options of the socket.
     pub fn open_with(settings: &Settings, options: Options) -> Result<Self, DataplaneError> {
         let unusable = |source| DataplaneError::NoNftables { source };
         let mut socket = Socket::open(options).map_err(unusable)?;
@@ -100,8 +100,8 @@ impl Nftables {
         Ok(())
     }
 
-    /// One transaction, after which all of the plan is in the kernel. The kernel's refusal means
-    /// at first that what is known was out of date.
+    /// Carries the plan out in one transaction. The first refusal of the kernel is taken to mean that
+    /// what is known was out of date.
     fn change(&mut self, plan: &Plan) -> Result<(), DataplaneError> {
         let mut attempt = 1;
         loop {
@@ -111,7 +111,7 @@ impl Nftables {
             }
             // on a node where tables change all the time, the last try takes its chance
             let mut change = Change::new(&self.known, &self.frame, plan, attempt < ATTEMPTS)?;
-            // a socket that lost an answer is another one now
+            // a socket that lost an answer has been opened again
             self.socket.renew()?;
             self.monitor.own_port(self.socket.port());
             let error = match self.socket.commit(&mut change.batch) {

@@ -1,4 +1,4 @@
-//! What a person may decide about the rules.
+//! What an administrator may set.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -8,10 +8,10 @@ use portmapping_shared::{PortRange, PortSet};
 
 use crate::family::Family;
 
-/// How the rules are laid out.
+/// Settings of the rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// The host ports the range tree is built for.
+    /// The host ports that may be mapped.
     pub range: PortRange,
     /// Ports of the range that are never mapped.
     pub excluded: PortSet,
@@ -98,7 +98,7 @@ impl fmt::Display for Subnet {
     }
 }
 
-/// Text that names no network.
+/// Text that is no network.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is no subnet: write 10.244.1.0/24 or fd00:10:244:1::/64")]
 pub struct InvalidSubnet(String);

@@ -20,8 +20,8 @@ pub fn uninstall(tools: &Tools) -> Result<(), DataplaneError> {
 
 /// Removes our jumps and chains, of both families and both flavours, going on past failures.
 ///
-/// A flavour that is not installed has nothing of ours, unless neither is; nor has one that the
-/// kernel lacks.
+/// A kind that is not installed, or that the kernel lacks, has nothing of ours; unless no kind is
+/// installed.
 fn uninstall_iptables(tools: &Tools) -> Result<(), DataplaneError> {
     let mut errors = forward::uninstall(tools);
     let mut missing = Vec::new();

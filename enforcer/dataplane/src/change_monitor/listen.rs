@@ -18,7 +18,7 @@ const GET: u16 = 0x0a10;
 const ID: u16 = 1;
 /// `NFNLGRP_NFTABLES`, the seventh group.
 const GROUP: u32 = 1 << 6;
-/// How often the listener looks whether anybody wants its news.
+/// How often the listener checks whether the monitor still exists.
 const TICK: Duration = Duration::from_millis(500);
 /// Where `nlmsghdr` has the kind of a message.
 const KIND_OFFSET: u32 = 4;
@@ -78,8 +78,8 @@ fn listen(mut socket: Socket, shared: &Weak<Shared>) {
             Err(error) => {
                 monitor.missed();
                 if !matches!(error, NetlinkError::Lost) {
-                    tracing::warn!(%error, "changes of the packet filter are not heard");
-                    // whatever it is, it is not to be met at full speed
+                    tracing::warn!(%error, "cannot receive announcements of changed rules; trying again");
+                    // a lasting error must not make this loop use a whole core
                     thread::sleep(TICK);
                 }
             }

@@ -1,21 +1,21 @@
-//! How often rules are read because of somebody else's changes. Pure.
+//! Decides how often rules are read because another program changes tables. Pure.
 
 use std::time::{Duration, Instant};
 
-/// Shortest time between two looks.
+/// Shortest time between two reads.
 const BETWEEN: Duration = Duration::from_millis(100);
-/// A look that took a second is followed by this many without one.
+/// A read that took a second is followed by this many seconds without one.
 const REST: u32 = 9;
-/// Longest wait while our rules are destroyed again and again.
+/// Longest wait while our rules are damaged again and again.
 const LONGEST: Duration = Duration::from_secs(5);
 /// Damage later than this after the last is no repetition.
 const FORGIVEN: Duration = Duration::from_secs(30);
 
-/// When the next look may be.
+/// When the next read may be.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     hinted: Option<Instant>,
-    /// The end of the last look, and how long it took.
+    /// The end of the last read, and how long it took.
     last_read: Option<(Instant, Duration)>,
     /// When damage was last found, and how often in a row.
     damaged: Option<(Instant, u32)>,
@@ -36,12 +36,12 @@ impl Pace {
         }
     }
 
-    /// The earliest time for a look, not before `now`.
+    /// The earliest time for a read, not before `now`.
     pub(super) fn next(&self, now: Instant) -> Instant {
         let hinted = self.hinted.map(|at| at + BETWEEN);
         let last_read = self.last_read.map(|(at, took)| at + took * REST);
         let damaged = self.damaged.and_then(|(at, times)| {
-            // the first repetition is still met at once
+            // the first repetition is repaired at once
             let doublings = times.checked_sub(2)?.min(10);
             Some(at + (BETWEEN * (1 << doublings)).min(LONGEST))
         });
@@ -59,20 +59,20 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     #[test]
-    fn first_look_is_at_once_and_the_others_are_spaced() {
+    fn first_read_is_at_once_and_the_others_are_spaced() {
         let start = Instant::now();
         let mut pace = Pace::default();
         assert_eq!(pace.next(start), start);
         pace.hinted(start);
         pace.record_read(start + 10 * MS, 10 * MS, false);
         assert_eq!(pace.next(start + 11 * MS), start + 100 * MS);
-        // a slow look is paid for with rest
+        // a slow read is followed by a longer pause
         pace.record_read(start + 300 * MS, 200 * MS, false);
         assert_eq!(pace.next(start + 301 * MS), start + 2100 * MS);
     }
 
     #[test]
-    fn repeated_damage_is_met_ever_later_up_to_a_limit() {
+    fn repeated_damage_is_repaired_with_back_off_up_to_a_limit() {
         let mut now = Instant::now();
         let mut pace = Pace::default();
         let mut waits = Vec::new();
@@ -85,7 +85,7 @@ mod tests {
         assert_eq!(waits[0], 9 * MS);
         assert!(waits.is_sorted(), "{waits:?}");
         assert_eq!(waits.last(), Some(&LONGEST));
-        // after a time of peace all is forgiven
+        // after a time without damage the back-off starts again
         now += FORGIVEN;
         pace.record_read(now, MS, true);
         assert_eq!(pace.next(now), now + 9 * MS);

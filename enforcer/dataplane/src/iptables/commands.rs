@@ -1,4 +1,4 @@
-//! iptables-save and iptables-restore, and what their complaints mean.
+//! Runs iptables-save and iptables-restore, and explains their errors.
 
 use crate::DataplaneError;
 use crate::exec::{Finished, Tools};
@@ -33,7 +33,7 @@ impl Commands {
 
     /// Table nat as text; empty where the table is not in use.
     pub(super) fn save_nat(&self) -> Result<String, DataplaneError> {
-        // asking iptables-legacy for a table registers it; a node without IPv6 rules stays so
+        // asking iptables-legacy for a table makes it, and a node without IPv6 rules is to stay so
         if self.family == Family::V6 && !self.is_in_use("nat") {
             return self.save(&[]).map(|_| String::new());
         }
@@ -114,7 +114,7 @@ fn refused(program: &'static str, finished: &Finished, input: Option<&str>) -> D
     }
 }
 
-/// The line of the input that a complaint names: "Error occurred at line: 5", "line 5 failed",
+/// The line of the input that an error message names: "Error occurred at line: 5", "line 5 failed",
 /// "line 5: `CHAIN_ADD` failed (...)".
 fn line_number(stderr: &str) -> Option<usize> {
     let (_, rest) = stderr.split_once("line")?;
@@ -125,7 +125,7 @@ fn line_number(stderr: &str) -> Option<usize> {
     digits.parse().ok()
 }
 
-/// What a person can do; the programs themselves never say.
+/// What a person can do about it; the programs do not say.
 fn hint(stderr: &str) -> Option<&'static str> {
     const HINTS: [(&str, &str); 6] = [
         (

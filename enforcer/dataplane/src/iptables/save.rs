@@ -11,11 +11,11 @@ use super::rule::{Rule, is_our_chain};
 pub(super) struct Saved<'a> {
     /// Our chains and their rules, in order.
     pub(super) chains: BTreeMap<&'a str, Vec<&'a str>>,
-    /// Rules in other people's chains that lead into ours.
+    /// Rules in foreign chains that lead into ours.
     pub(super) references: Vec<Reference<'a>>,
 }
 
-/// A rule of somebody else's (or a built-in) chain with one of our chains as its target.
+/// A rule of a foreign or built-in chain with one of our chains as its target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Reference<'a> {
     /// The chain it stands in.
@@ -27,7 +27,7 @@ pub(super) struct Reference<'a> {
 }
 
 impl<'a> Saved<'a> {
-    /// Lines that make no sense are somebody else's.
+    /// Lines that cannot be read are not ours.
     pub(super) fn parse(text: &'a str) -> Self {
         let mut saved = Self::default();
         let mut in_nat = false;
@@ -80,7 +80,7 @@ impl<'a> Saved<'a> {
     }
 }
 
-/// Rules of one chain in a row; all of them, for they come sorted by chain.
+/// All rules of one chain: iptables-save prints them together.
 #[derive(Debug, Default)]
 struct Run<'a> {
     chain: &'a str,

@@ -1,4 +1,4 @@
-//! The input of one `iptables-restore --noflush`: all of it happens, or nothing.
+//! The input of one `iptables-restore --noflush`, which carries out all of it or nothing.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -8,11 +8,11 @@ use std::fmt::Write as _;
 pub(super) struct Transaction {
     /// Chains of ours to be made, or emptied and filled again.
     pub(super) chains: BTreeMap<String, Vec<String>>,
-    /// Rules to be put last into chains of ours that stay as they are else: chain and rule.
+    /// Rules to be appended to chains of ours that keep their other rules: chain and rule.
     pub(super) appended: Vec<(String, String)>,
     /// Chains of ours to be removed.
     pub(super) obsolete: Vec<String>,
-    /// Rules to be deleted from chains that stay as they are else: chain and rule.
+    /// Rules to be deleted from chains that keep their other rules: chain and rule.
     pub(super) deleted: Vec<(String, String)>,
     /// Rules to be put first into built-in chains: chain and rule.
     pub(super) inserted: Vec<(String, String)>,

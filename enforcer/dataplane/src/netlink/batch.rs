@@ -25,8 +25,8 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// An empty transaction. With a generation, the kernel refuses it once anybody has changed
-    /// the tables of this namespace since.
+    /// An empty transaction. With a generation, the kernel refuses it once the tables of this
+    /// namespace have changed since then.
     #[must_use]
     pub fn new(generation: Option<u32>) -> Self {
         let mut batch = Self {

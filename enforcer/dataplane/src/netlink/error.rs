@@ -56,7 +56,7 @@ pub enum NetlinkError {
     #[error("what was read changed meanwhile; read it again")]
     Interrupted,
     /// The tables changed since the generation that a batch is bound to. Nothing was changed.
-    #[error("the tables were changed by somebody else meanwhile; read them again")]
+    #[error("another program has changed the tables since they were read; read them again")]
     StaleGeneration,
     /// The kernel refused; of a batch, nothing was done.
     #[error("the kernel refused: {}", Joined(.0))]

@@ -109,7 +109,7 @@ impl Socket {
         self.port
     }
 
-    /// Opens it anew if an answer was lost or is still to come; every call does so by itself.
+    /// Opens it again if an answer was lost or is still to come. Every call does this first.
     pub fn renew(&mut self) -> Result<(), NetlinkError> {
         if self.broken {
             let reopened = connect(self.options).map_err(|e| NetlinkError::Open(e.into()))?;
@@ -303,8 +303,8 @@ impl Socket {
         }
     }
 
-    /// Receives one datagram of the kernel into the buffer; false if there is none and nobody is
-    /// to wait for it.
+    /// Receives one datagram of the kernel into the buffer. Returns false if there is none and `wait`
+    /// is false.
     fn receive(&mut self, begun: Instant, wait: bool) -> Result<bool, NetlinkError> {
         let mut flags = RecvFlags::TRUNC;
         flags.set(RecvFlags::DONTWAIT, !wait);

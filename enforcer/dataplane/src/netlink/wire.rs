@@ -35,7 +35,7 @@ const ATTRIBUTE_BYTES: usize = 4;
 pub const MAX_ATTRIBUTE: usize = u16::MAX as usize - ATTRIBUTE_BYTES;
 /// Bit of an attribute's kind that says it holds attributes.
 const NESTED: u16 = 0x8000;
-/// The kind without that bit and the byte order bit beside it.
+/// The kind without that bit and the byte order bit.
 const KIND: u16 = 0x3fff;
 
 /// What a message of netfilter begins with; its sequence number is given when it is sent.

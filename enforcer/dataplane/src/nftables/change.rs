@@ -12,8 +12,8 @@ use super::frame::{Frame, NAME, OURS, TABLE, header, message};
 use super::sets::SetId;
 use super::table::{Content, FrameState};
 
-/// One transaction, and how it changes what is known. Its size is that of the plan, but where the
-/// whole table is made anew.
+/// One transaction, and how it changes what is known. It is as large as the plan, except where the
+/// whole table is made again.
 #[derive(Debug)]
 pub(super) struct Change {
     pub(super) batch: Batch,
@@ -22,8 +22,8 @@ pub(super) struct Change {
 }
 
 impl Change {
-    /// What leads from the content to the plan's end, in a whole frame. Bound, a table made anew
-    /// is refused once anybody has changed any table since the content was read.
+    /// Returns what leads from the content to the end of the plan, in a whole frame. If `bound`, the
+    /// kernel refuses to make the table again once any table has changed since the content was read.
     pub(super) fn new(
         content: &Content,
         frame: &Frame,
@@ -91,8 +91,8 @@ impl Change {
         }
     }
 
-    /// The table anew, in the very transaction that takes the old one away: no packet meets a
-    /// frame without mappings, and connection tracking never pauses.
+    /// Makes the table again, in the transaction that removes the old one: no packet meets a frame
+    /// without mappings, and connection tracking never pauses.
     fn write_everything(&mut self, content: &Content, frame: &Frame) {
         let replace = content.frame == FrameState::Damaged;
         let size = frame.room_for(content).next_power_of_two();

@@ -180,7 +180,7 @@ impl<'a> Listed<'a> {
     }
 }
 
-/// An element of somebody else, kept so that it can be put back as it was.
+/// A foreign element, kept so that it can be put back as it was.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Foreign {
     pub(super) data: Vec<u8>,

@@ -4,7 +4,7 @@
 //! prerouting, output (-101)  in @bound4/6: DNAT; in @ports4/6: DNAT      (local destinations)
 //! postrouting        (99)    begun to a mapped port, and from a pod to itself
 //!                            or within a neighbour subnet: masquerade
-//! input              (10)    refuse first datagrams to the range where nobody waits for them
+//! input              (10)    refuse first datagrams to the range where no socket receives them
 //! ```
 //!
 //! Priority -101: at -100 the chain registered last would win, be it ours, kube-proxy's or CNI
@@ -12,14 +12,14 @@
 //!
 //! Whether a pod talks to itself is found by comparing both addresses, byte by byte and the last one
 //! first, with the pairs of equal bytes in @same. A set of pods would be as large as the maps and
-//! have to be kept, and read back, beside them. Kernels since 6.13 could compare in one step
+//! have to be kept and read back like them. Kernels since 6.13 could compare in one step
 //! (`NFT_BITWISE_XOR` of two registers), but `nft list ruleset` before 1.1.2 aborts at such a rule,
-//! whoever asks and for whatever table.
+//! in any table.
 //!
 //! A datagram to a port that is held, but not mapped yet, would pin a flow past the mapping to
-//! come, so it is refused. Not refused are ports somebody else may have: those excluded by
+//! come, so it is refused. Ports that another process may have are not refused: those excluded by
 //! configuration, and those with a socket that hears the device the datagram came in by. The
-//! keeper's own sockets hear device lo alone, so they do not count but for senders on this node,
+//! keeper's own sockets hear device lo alone, so they count only for senders on this node,
 //! whose flows are cleared when the mapping is made. The chain comes after other filters: what a
 //! firewall drops stays unanswered.
 
@@ -154,7 +154,7 @@ impl Frame {
         u32::try_from(elements).unwrap_or(u32::MAX)
     }
 
-    /// Makes the whole table anew within one transaction, with room in its maps for so many.
+    /// Makes the whole table within one transaction, with room in its maps for so many.
     pub(super) fn make(&self, batch: &mut Batch, table: &str, replace: bool, size: u32) {
         let new_table = |batch: &mut Batch| {
             batch.message(header(message::NEWTABLE, flags::CREATE), |encoder| {
@@ -284,7 +284,7 @@ fn refusals(settings: &Settings, abilities: Abilities) -> Vec<Rule> {
     if abilities.sockets {
         rules.push(datagram().awaited().leave());
     }
-    // broadcasts are nobody's mapping
+    // no mapping is for broadcasts
     rules.push(datagram().for_this_node().refuse());
     rules
 }

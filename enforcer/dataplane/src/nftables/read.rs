@@ -12,11 +12,11 @@ use super::frame::{Chain, Frame, NAME, OURS, TABLE, header, message};
 use super::sets::{SetId, SetShape};
 use super::table::{Content, FrameState};
 
-/// How often a reading is repeated because somebody changed any table meanwhile.
+/// How often a read is repeated because any table changed during it.
 const ATTEMPTS: usize = 5;
 
-/// Reads the table as it was at one moment. What we knew before tells our elements that somebody
-/// changed from elements of others.
+/// Reads the table as it was at one moment. What was known before tells elements of ours that another
+/// program changed from foreign elements.
 pub(super) fn read_table(
     socket: &mut Socket,
     frame: &Frame,

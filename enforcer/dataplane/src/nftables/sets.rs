@@ -22,9 +22,9 @@ pub(super) enum SetId {
     Ports(Family),
     /// Protocol, port and node address to pod.
     Bound(Family),
-    /// Ports of the range that are others'.
+    /// Ports of the range that are never mapped.
     Excluded,
-    /// Every byte beside itself: addresses are compared with it.
+    /// Every pair of equal bytes: addresses are compared with it.
     Same,
 }
 
@@ -36,7 +36,7 @@ pub(super) struct SetShape {
     /// Datatype and length in bytes of a key, and of what it maps to.
     pub(super) key: (u32, u32),
     pub(super) data: Option<(u32, u32)>,
-    /// How many elements a set has whose number is always the same.
+    /// How many elements the set has, if that never changes.
     pub(super) size: Option<u32>,
 }
 
@@ -75,8 +75,8 @@ impl SetShape {
         self.data.map_or(0, |_| MAP)
     }
 
-    /// What nft wants to know of it beyond the kernel: without, it could list the table but not
-    /// load what it listed.
+    /// What nft needs and the kernel ignores: without it, nft lists the table but cannot load what it
+    /// listed.
     pub(super) fn description(&self) -> Option<Vec<u8>> {
         (self.id == SetId::Same).then(header_bytes)
     }

@@ -1,4 +1,4 @@
-//! What the table holds, as of the last look or change.
+//! What the table holds, as of the last read or change.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -29,9 +29,9 @@ pub(super) struct Content {
     /// The kernel's generation when this was read.
     pub(super) generation: u32,
     pub(super) mappings: BTreeMap<Slot, Mapping>,
-    /// Elements of others.
+    /// Foreign elements.
     pub(super) foreign: BTreeMap<RawKey, Foreign>,
-    /// Elements that somebody put in the place of ours.
+    /// Foreign elements in the place of ours.
     pub(super) usurped: BTreeSet<RawKey>,
 }
 
@@ -49,7 +49,7 @@ impl Content {
         before.mappings.iter().any(gone)
     }
 
-    /// The element of somebody else in a slot.
+    /// Whether a foreign element is in a slot.
     pub(super) fn is_foreign(&self, slot: &Slot) -> bool {
         !self.foreign.is_empty() && self.foreign.contains_key(&(slot.set(), key_bytes(slot)))
     }

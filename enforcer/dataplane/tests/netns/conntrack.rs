@@ -68,7 +68,7 @@ fn flows_of_others_stay(backend: Backend) {
     let mapped = UdpClient::new(&lab.client, at(NODE, 20001));
     mapped.hears("pod1");
     let mut conversation = Conversation::open(&lab.client, at(NODE, 20001)).unwrap();
-    // the same port number, forwarded by the node to somebody else
+    // the same port number, forwarded by the node to another host
     let forwarded = UdpClient::new(&lab.client, at(POD2, 20000));
     forwarded.hears("pod2");
     let flows = || {

@@ -153,7 +153,7 @@ fn rule_edited(flavour: Flavour) {
             .unwrap()
             .starts_with("pod2")
     );
-    // it can be read, as a mapping that nobody wants
+    // it can be read, as a mapping that is not wanted
     damaged.assert_repaired(&mut driver, 0, false);
     damaged.iptables(&format!("-t nat -D {leaf} 1"));
     damaged.assert_repaired(&mut driver, 1, true);
@@ -167,7 +167,7 @@ fn owners_edited(flavour: Flavour) {
     // a rule without an owner is no mapping
     damaged.iptables(&format!("-t nat -R {leaf} 1 {rule}"));
     damaged.assert_repaired(&mut driver, 1, false);
-    // one with another owner is a mapping that nobody wants
+    // one with another owner is a mapping that is not wanted
     let other = "-m comment --comment portmapping:uid-of-another";
     damaged.iptables(&format!("-t nat -R {leaf} 1 {rule} {other}"));
     damaged.assert_repaired(&mut driver, 0, false);

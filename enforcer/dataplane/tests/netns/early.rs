@@ -80,7 +80,7 @@ impl Client {
     }
 
     fn send_and_listen(&mut self) {
-        // refusals of earlier datagrams are reported here, and wanted by nobody
+        // refusals of earlier datagrams are reported here, and ignored
         let mut buffer = [0; 64];
         if let Ok(length) = self.socket.recv(&mut buffer) {
             assert!(buffer[..length].starts_with(b"pod1"));

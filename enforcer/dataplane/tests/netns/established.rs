@@ -2,7 +2,7 @@
 
 use portmapping_shared::Protocol::Tcp;
 
-use crate::lab::{Backend, Lab, NODE, NODE_V6, POD1, POD1_V6, POD2, at, beside, map};
+use crate::lab::{Backend, Lab, NODE, NODE_V6, POD1, POD1_V6, POD2, at, iptables_of, map};
 use crate::serve::{Conversation, serve};
 
 crate::for_each_backend!(
@@ -41,7 +41,7 @@ fn survive_repairs_and_uninstall(backend: Backend) {
         "-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
         "-t nat -A POSTROUTING -s 192.0.2.1 -j MASQUERADE",
     ] {
-        lab.iptables(beside(backend), rule);
+        lab.iptables(iptables_of(backend), rule);
     }
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
     let mut driver = lab.driver(backend);

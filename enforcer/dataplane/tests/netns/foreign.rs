@@ -4,7 +4,7 @@
 use portmapping_dataplane::iptables::Flavour;
 use portmapping_shared::Protocol::{Sctp, Tcp, Udp};
 
-use crate::lab::{Backend, Lab, NODE, POD1, POD1_V6, POD2, at, beside, map};
+use crate::lab::{Backend, Lab, NODE, POD1, POD1_V6, POD2, at, iptables_of, map};
 use crate::serve::{ask_tcp, serve};
 
 crate::for_each_backend!(
@@ -30,11 +30,11 @@ const FOREIGN: &str = r#"*nat
 :KUBE-POSTROUTING - [0:0]
 :KUBE-MARK-MASQ - [0:0]
 :DOCKER - [0:0]
-:PORTMAPPINGS-OF-A-STRANGER - [0:0]
+:PORTMAPPINGS-OF-OTHERS - [0:0]
 -A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
 -A PREROUTING -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT
 -A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
--A PREROUTING -j PORTMAPPINGS-OF-A-STRANGER
+-A PREROUTING -j PORTMAPPINGS-OF-OTHERS
 -A OUTPUT -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT
 -A POSTROUTING -m comment --comment "CNI portfwd requiring masquerade" -j CNI-HOSTPORT-MASQ
 -A POSTROUTING -m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING
@@ -44,7 +44,7 @@ const FOREIGN: &str = r#"*nat
 -A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000
 -A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
 -A KUBE-POSTROUTING -j MASQUERADE
--A PORTMAPPINGS-OF-A-STRANGER -m comment --comment "portmapping:not-ours -j PORTMAPPING" -j RETURN
+-A PORTMAPPINGS-OF-OTHERS -m comment --comment "portmapping:not-ours -j PORTMAPPING" -j RETURN
 COMMIT
 *filter
 :INPUT ACCEPT [0:0]
@@ -68,7 +68,7 @@ const FOREIGN_TABLE: &str = "table inet firewall {
 
 fn everything_foreign_survives_a_whole_life(backend: Backend) {
     let lab = Lab::new();
-    let restore = format!("{}-restore", beside(backend));
+    let restore = format!("{}-restore", iptables_of(backend));
     lab.node.feed(&restore, &[], FOREIGN);
     lab.node
         .feed(&restore.replace("iptables", "ip6tables"), &[], FOREIGN);

@@ -1,4 +1,4 @@
-//! The whole life of 500 pods beside everything that others put on a node; afterwards nothing of it
+//! The whole life of 500 pods on a node with rules of many other programs; afterwards nothing of it
 //! has changed.
 
 use std::collections::BTreeSet;
@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use portmapping_shared::Protocol::{Tcp, Udp};
 use portmapping_shared::{Mapping, Plan};
 
-use crate::lab::{Backend, Driver, Lab, beside, map};
+use crate::lab::{Backend, Driver, Lab, iptables_of, map};
 
 crate::for_each_backend!(five_hundred_pods_leave_no_trace);
 
@@ -57,7 +57,7 @@ struct Foreign {
 impl Foreign {
     fn new(backend: Backend) -> Self {
         let lab = Lab::new();
-        let flavour = beside(backend).to_string();
+        let flavour = iptables_of(backend).to_string();
         let families = [flavour.clone(), flavour.replace("iptables", "ip6tables")];
         for (family, kube_proxy) in families.iter().zip(IPTABLES) {
             let restore = format!("{family}-restore");

@@ -4,7 +4,7 @@ use portmapping_dataplane::iptables::Flavour;
 use portmapping_shared::Mapping;
 use portmapping_shared::Protocol::{Tcp, Udp};
 
-use crate::lab::{Backend, Lab, NODE, NODE_V6, POD1, POD1_V6, POD2, at, beside, map};
+use crate::lab::{Backend, Lab, NODE, NODE_V6, POD1, POD1_V6, POD2, at, iptables_of, map};
 use crate::serve::{UdpClient, ask_tcp, serve};
 
 crate::for_each_backend!(
@@ -80,7 +80,7 @@ fn ours(lab: &Lab, flavour: Flavour) -> usize {
 }
 
 fn mapped_pods_are_reached_past_the_policy(backend: Backend) {
-    let flavour = beside(backend);
+    let flavour = iptables_of(backend);
     let lab = docker_host(flavour);
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
     let before = lab.rules(flavour);
@@ -107,13 +107,13 @@ fn mapped_pods_are_reached_past_the_policy(backend: Backend) {
 }
 
 fn rule_follows_the_policy(backend: Backend) {
-    let flavour = beside(backend);
+    let flavour = iptables_of(backend);
     let lab = docker_host(flavour);
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
     let mut driver = lab.driver(backend);
     driver.reconcile(&mappings());
     assert_eq!(ours(&lab, flavour), 2);
-    // somebody flushes the chain
+    // another program flushes the chain
     lab.iptables(flavour, "-F FORWARD");
     assert!(dropped(&lab, NODE, 20000));
     assert!(!driver.observe().intact, "a closed FORWARD was not seen");
@@ -129,7 +129,7 @@ fn rule_follows_the_policy(backend: Backend) {
 }
 
 fn only_mapped_connections_pass(backend: Backend) {
-    let flavour = beside(backend);
+    let flavour = iptables_of(backend);
     let lab = docker_host(flavour);
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
     let _pod2 = serve(&lab.pod2, "pod2", 9040);
@@ -142,12 +142,12 @@ fn only_mapped_connections_pass(backend: Backend) {
     );
     assert!(
         dropped(&lab, NODE, 7000),
-        "somebody else's translation is let through"
+        "another program's translation is let through"
     );
 }
 
 fn rules_that_drop_before_the_end_stay(backend: Backend) {
-    let flavour = beside(backend);
+    let flavour = iptables_of(backend);
     let lab = docker_host(flavour);
     lab.iptables(flavour, "-A FORWARD -j REJECT");
     let mut driver = lab.driver(backend);

@@ -144,8 +144,8 @@ impl Lab {
     }
 }
 
-/// The iptables for the rules of others beside a backend.
-pub(crate) fn beside(backend: Backend) -> Flavour {
+/// The iptables for foreign rules on a node with this backend.
+pub(crate) fn iptables_of(backend: Backend) -> Flavour {
     match backend {
         Backend::Iptables(flavour) => flavour,
         Backend::Nftables => Flavour::Nft,

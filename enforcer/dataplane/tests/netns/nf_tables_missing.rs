@@ -55,7 +55,7 @@ fn refuse_netfilter_netlink() {
         len: u16::try_from(filter.len()).expect("short"),
         filter: filter.as_mut_ptr(),
     };
-    #[allow(unsafe_code)] // nobody wraps it
+    #[allow(unsafe_code)] // no crate wraps it
     // SAFETY: the program and its filter outlive the call, which copies them; it concerns this thread alone
     let set = unsafe {
         libc::prctl(

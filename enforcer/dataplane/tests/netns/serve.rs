@@ -119,7 +119,7 @@ pub(crate) fn ask_tcp(from: &Netns, to: SocketAddr) -> io::Result<String> {
     Conversation::open(from, to).map(|conversation| conversation.greeting)
 }
 
-/// Asserts that nobody listens.
+/// Asserts that no process listens.
 pub(crate) fn assert_refused(from: &Netns, to: SocketAddr) {
     match ask_tcp(from, to) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
@@ -147,7 +147,7 @@ impl UdpClient {
         Self { socket }
     }
 
-    /// One datagram, one answer; `ConnectionRefused` where nobody listens.
+    /// One datagram, one answer; `ConnectionRefused` where no process listens.
     pub(crate) fn ask(&self, patience: Duration) -> io::Result<String> {
         self.socket.set_read_timeout(Some(patience))?;
         // an ICMP error of an earlier datagram is reported here, once

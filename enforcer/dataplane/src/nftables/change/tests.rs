@@ -57,7 +57,7 @@ fn plan_that_is_fulfilled_sends_nothing() {
     let change = Change::new(&content, &frame(), &fulfilled, true).unwrap();
     assert!(change.batch.is_empty());
     let nothing = Change::new(&Content::default(), &frame(), &Plan::default(), true).unwrap();
-    assert!(nothing.batch.is_empty(), "no table for nobody");
+    assert!(nothing.batch.is_empty(), "no table without mappings");
 }
 
 #[test]

@@ -16,7 +16,7 @@ fn frame() -> Frame {
     Frame::new(&Settings::new("20000-29999".parse().unwrap()), abilities)
 }
 
-/// Reads a message as an answer to every question that a look asks.
+/// Reads a message as an answer to every request of a read.
 fn read(payload: &[u8]) -> Content {
     let message = Message {
         kind: message::GETSETELEM,

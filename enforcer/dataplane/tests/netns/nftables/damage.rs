@@ -107,7 +107,7 @@ fn elements_deleted_overwritten_or_emptied() {
         damaged.nft(&script);
         damaged.assert_repaired(&mut driver, lost, intact);
     }
-    // another pod's name at our element: another mapping, which nobody wants
+    // another pod's name at our element: another mapping, which is not wanted
     damaged.nft(&format!(
         "delete element {element}
          add element inet portmapping ports4 {{ tcp . 20000 {comment} : {POD1} . 9040 }}"

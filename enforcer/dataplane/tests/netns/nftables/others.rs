@@ -77,7 +77,7 @@ fn element_that_appears_meanwhile_is_found_by_the_refusal() {
         5,
         "one bad element undoes all"
     );
-    // deleting what somebody deleted already is no error
+    // deleting what was deleted already is no error
     let mut driver = damaged.driver();
     damaged.nft("delete element inet portmapping ports4 { tcp . 20001 }");
     driver.remove(&[map(Tcp, 20001, POD2, 9040)]);

@@ -1,8 +1,8 @@
-//! What somebody else does to the table is seen and put right.
+//! Damage that another program does to the table is seen and repaired.
 
 use super::*;
 
-/// Something that somebody does to the table.
+/// A change that another program makes.
 #[derive(Clone, Debug)]
 enum Damaging {
     RemoveRule(prop::sample::Index),
