@@ -87,7 +87,7 @@ fn path(group: &str, namespace: &str, plural: &str) -> String {
     format!("{root}/{group}/namespaces/{namespace}/{plural}")
 }
 
-/// Keys that somebody could write for ours.
+/// Wrong keys that a user could write.
 const TYPOS: [&str; 3] = [
     "tkestack.io/port-mapping",
     "tkestack.io/portmappings",
