@@ -1,4 +1,4 @@
-//! Errors of the drivers.
+//! Why the kernel does not carry what it should.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ pub enum DataplaneError {
     /// A program could not be run to its end.
     #[error(transparent)]
     Exec(#[from] ExecError),
-    /// A program failed.
+    /// A program ended with a complaint.
     #[error("{program} failed ({status}): {stderr}{}{}", Suffix(": line was ", .line), Suffix("; ", .hint))]
     Refused {
         /// Name of the program.
@@ -27,12 +27,22 @@ pub enum DataplaneError {
         /// What a person can do about it.
         hint: Option<&'static str>,
     },
+    /// A jump from a built-in chain could not be made or removed.
+    #[error("{program} cannot change the jump from {chain} to our chain: {message}")]
+    Jump {
+        /// Name of the program.
+        program: &'static str,
+        /// The built-in chain.
+        chain: &'static str,
+        /// What it said.
+        message: String,
+    },
     /// A mapping to an IPv6 pod on a node that cannot translate IPv6 addresses.
     #[error("mapping {mapping} needs IPv6 rules, which cannot be made here: {reason}")]
     NoIpv6 {
         /// The mapping.
         mapping: Box<Mapping>,
-        /// What was found at the start.
+        /// What showed at the start.
         reason: String,
     },
     /// Host address and pod address of a mapping belong to different families.
@@ -49,7 +59,7 @@ pub enum DataplaneError {
         /// What iptables-legacy said.
         legacy: String,
     },
-    /// Both kinds of iptables carry rules, and rules in the wrong kind would come after others.
+    /// Both kinds of iptables carry rules: guessing wrong would put ours behind others'.
     #[error(
         "both iptables-nft ({nft}) and iptables-legacy ({legacy}) carry rules on this node; say which one with --iptables=nft or --iptables=legacy, or remove the rules of one of them"
     )]
@@ -78,21 +88,21 @@ pub enum DataplaneError {
         /// What the kernel said.
         source: NetlinkError,
     },
-    /// A foreign element has the key of a mapping.
+    /// The place of a mapping is taken by an element that is not ours.
     #[error(
-        "mapping {mapping}: another program has put an element with the same key into table inet portmapping; find it with `nft list table inet portmapping` (it has no comment portmapping:UID) and delete it"
+        "mapping {mapping}: another program's element is in its place in table inet portmapping; find it with `nft list table inet portmapping` (it has no comment portmapping:UID) and delete it"
     )]
     ForeignElement {
         /// The mapping.
         mapping: Box<Mapping>,
     },
-    /// Several operations failed; all were tried.
+    /// Several things went wrong; each was tried.
     #[error("{} failures: {}", .0.len(), Joined(.0))]
     Several(Vec<DataplaneError>),
 }
 
 impl DataplaneError {
-    /// One error for all of them; Ok for none.
+    /// One error for all that were met; Ok for none.
     pub(super) fn collect(mut errors: Vec<Self>) -> Result<(), Self> {
         match errors.len() {
             0 => Ok(()),

@@ -22,6 +22,7 @@ use super::{Dataplane, DataplaneError, Observed};
 pub(crate) mod commands;
 mod family_rules;
 pub(crate) mod flavour;
+mod jumps;
 mod layout;
 mod older;
 mod reading;
@@ -131,8 +132,8 @@ impl Iptables {
         observed
     }
 
-    /// Returns how many commits it took.
-    fn apply_family(&mut self, family: Family, plan: &Plan) -> Result<u32, DataplaneError> {
+    /// Returns how many commits it took, where that is known.
+    fn apply_family(&mut self, family: Family, plan: &Plan) -> Result<Option<u32>, DataplaneError> {
         let of_family = |mapping: &&Mapping| Family::of(mapping.pod_ip) == family;
         let remove: Vec<&Mapping> = plan.to_remove.iter().filter(of_family).collect();
         let create: Vec<&Mapping> = plan.to_create.iter().filter(of_family).collect();
@@ -141,7 +142,7 @@ impl Iptables {
             (Family::V6, Ok(rules)) => rules,
             (Family::V6, Err(reason)) => {
                 let Some(mapping) = create.first() else {
-                    return Ok(0);
+                    return Ok(Some(0));
                 };
                 let (mapping, reason) = (Box::new((*mapping).clone()), reason.clone());
                 return Err(DataplaneError::NoIpv6 { mapping, reason });
@@ -196,7 +197,7 @@ impl Dataplane for Iptables {
         let mut errors = Vec::new();
         for family in Family::ALL {
             match self.apply_family(family, plan) {
-                Ok(more) => commits = commits.map(|sum| sum + more),
+                Ok(more) => commits = commits.zip(more).map(|(sum, more)| sum + more),
                 Err(error) => {
                     commits = None;
                     errors.push(error);

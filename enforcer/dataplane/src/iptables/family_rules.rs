@@ -6,6 +6,7 @@
 use portmapping_shared::Mapping;
 
 use super::commands::Commands;
+use super::jumps;
 use super::layout::Layout;
 use super::reading::{Damage, Known};
 use crate::settings::{Settings, Subnet};
@@ -20,6 +21,8 @@ pub(super) struct FamilyRules {
     layout: Layout,
     /// None after a failure, and where the layout has changed: the table is read before it is used.
     known: Option<Known>,
+    /// The jumps were there once: what is missing now goes back with everything else.
+    installed: bool,
 }
 
 impl FamilyRules {
@@ -29,6 +32,7 @@ impl FamilyRules {
             commands,
             layout,
             known: None,
+            installed: false,
         }
     }
 
@@ -64,20 +68,22 @@ impl FamilyRules {
             Some(believed) => (true, strange(believed)),
             None => (false, false),
         };
+        // an earlier run of this program may have made the jumps
+        self.installed |= !known.untouched && known.damage.missing_jumps.is_empty();
         self.known = Some(known);
         let mut observed = self.observed().unwrap_or_default();
         observed.intact &= !strange;
         (observed, altered)
     }
 
-    /// Repairs all chains and jumps and changes mappings, in one transaction. Returns how many commits
-    /// it took.
+    /// Repairs all chains and jumps and changes mappings, in one transaction; only the very first
+    /// jumps are made before it. Returns how many commits it took, where that is known.
     pub(super) fn apply(
         &mut self,
         remove: &[&Mapping],
         create: &[&Mapping],
-    ) -> Result<u32, DataplaneError> {
-        let known = match self.known.take() {
+    ) -> Result<Option<u32>, DataplaneError> {
+        let mut known = match self.known.take() {
             Some(known) => known,
             None => self.parse(&self.commands.save_nat()?),
         };
@@ -85,12 +91,25 @@ impl FamilyRules {
             remove.is_empty() && create.is_empty() && known.damage == Damage::default();
         if nothing_to_do || (known.untouched && create.is_empty()) {
             self.known = Some(known);
-            return Ok(0);
+            return Ok(Some(0));
+        }
+        let mut missing_jumps = std::mem::take(&mut known.damage.missing_jumps);
+        if self.installed {
+            let gone = missing_jumps.drain(..).map(|jump| (jump, Vec::new()));
+            known.damage.misplaced_jumps.extend(gone);
         }
         let (next, transaction) = change::prepare(&self.layout, known, remove, create);
-        self.commands.restore(&transaction)?;
+        let jumps = jumps::make(&self.commands, &missing_jumps)?;
+        if let Err(error) = self.commands.restore(&transaction) {
+            jumps.undo(&self.commands);
+            return Err(error);
+        }
         self.known = Some(next);
-        Ok(u32::from(!transaction.is_empty()))
+        self.installed = true;
+        // jumps are made one by one, each in as many steps as it takes
+        Ok(missing_jumps
+            .is_empty()
+            .then(|| u32::from(!transaction.is_empty())))
     }
 
     /// Replaces the neighbours. The next change or read compares the table with the new layout.

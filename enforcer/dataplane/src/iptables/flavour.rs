@@ -36,6 +36,8 @@ impl fmt::Display for Flavour {
 /// The programs of one family and flavour, by the names that need no `update-alternatives`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Programs {
+    /// Changes one rule.
+    pub(crate) iptables: &'static str,
     /// Changes many at once.
     pub(crate) restore: &'static str,
     /// Prints them.
@@ -46,18 +48,22 @@ impl Programs {
     pub(crate) fn of(family: Family, flavour: Flavour) -> Self {
         match (family, flavour) {
             (Family::V4, Flavour::Nft) => Self {
+                iptables: "iptables-nft",
                 restore: "iptables-nft-restore",
                 save: "iptables-nft-save",
             },
             (Family::V4, Flavour::Legacy) => Self {
+                iptables: "iptables-legacy",
                 restore: "iptables-legacy-restore",
                 save: "iptables-legacy-save",
             },
             (Family::V6, Flavour::Nft) => Self {
+                iptables: "ip6tables-nft",
                 restore: "ip6tables-nft-restore",
                 save: "ip6tables-nft-save",
             },
             (Family::V6, Flavour::Legacy) => Self {
+                iptables: "ip6tables-legacy",
                 restore: "ip6tables-legacy-restore",
                 save: "ip6tables-legacy-save",
             },

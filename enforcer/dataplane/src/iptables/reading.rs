@@ -31,8 +31,10 @@ pub(super) struct Damage {
     pub(super) chains: BTreeSet<String>,
     /// Chains of ours that should not be there: another layout made them.
     pub(super) obsolete: Vec<String>,
-    /// Jumps that are missing, edited or not the first of their chain, with the rules to be deleted.
-    pub(super) jumps: Vec<(Jump, Vec<String>)>,
+    pub(super) missing_jumps: Vec<Jump>,
+    /// Jumps that are not the first of their chain, or were edited, with the rules to be deleted.
+    /// A jump that only has to be put back has none.
+    pub(super) misplaced_jumps: Vec<(Jump, Vec<String>)>,
 }
 
 impl Known {
@@ -110,10 +112,11 @@ impl Known {
         for jump in JUMPS {
             let ours = jumps_of_ours(saved, &jump);
             match ours.as_slice() {
+                [] => damage.missing_jumps.push(jump),
                 [only] if only.position == 0 && same_rules(&[jump.rule], &[only.rule]) => {}
                 _ => {
                     let found = ours.iter().map(|reference| reference.rule.to_owned());
-                    damage.jumps.push((jump, found.collect()));
+                    damage.misplaced_jumps.push((jump, found.collect()));
                 }
             }
         }

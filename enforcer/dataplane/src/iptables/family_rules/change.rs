@@ -111,7 +111,7 @@ fn transaction(
     // a chain that was obsolete before may be wanted now
     obsolete.retain(|chain| !chains.contains_key(chain));
     let (mut deleted, mut inserted) = (Vec::new(), Vec::new());
-    for (jump, rules) in damage.jumps {
+    for (jump, rules) in damage.misplaced_jumps {
         deleted.extend(rules.into_iter().map(|rule| (jump.from.to_owned(), rule)));
         inserted.push((jump.from.to_owned(), jump.rule.to_owned()));
     }

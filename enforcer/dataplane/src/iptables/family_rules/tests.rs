@@ -109,10 +109,14 @@ impl Table {
 
     /// What [`FamilyRules::apply`] does, on this table.
     fn apply(&mut self, rules: &FamilyRules, desired: &BTreeSet<Mapping>) -> Known {
-        let known = rules.parse(&self.text());
+        let mut known = rules.parse(&self.text());
         let present: BTreeSet<Mapping> = known.mappings().cloned().collect();
         let remove: Vec<&Mapping> = present.difference(desired).collect();
         let create: Vec<&Mapping> = desired.difference(&present).collect();
+        // as after the first time
+        let missing_jumps = std::mem::take(&mut known.damage.missing_jumps);
+        let gone = missing_jumps.into_iter().map(|jump| (jump, Vec::new()));
+        known.damage.misplaced_jumps.extend(gone);
         let (next, transaction) = change::prepare(&rules.layout, known, &remove, &create);
         self.restore(&transaction.text().unwrap_or_default());
         next
