@@ -234,3 +234,21 @@ fn legacy_lock_held_for_long_is_named_and_waited_out() {
     let observed = lab.node.run(|| driver.observe()).unwrap();
     assert_eq!(observed.mappings, plan.to_create.iter().cloned().collect());
 }
+
+/// The generation of `nf_tables` tells that nothing has changed.
+#[test]
+fn unchanged_rules_are_not_read_again() {
+    let lab = lab(Flavour::Nft);
+    let programs = Programs::new(Flavour::Nft);
+    let mut driver = lab.node.run(|| programs.open(Flavour::Nft)).unwrap();
+    let plan = create(&[map(Tcp, 20000, POD1, 9040)]);
+    lab.node.run(|| driver.apply(&plan)).unwrap();
+    let seen = lab.node.run(|| driver.observe()).unwrap();
+    assert_eq!(seen.mappings.len(), 1);
+    for save in ["iptables-nft-save", "ip6tables-nft-save"] {
+        programs.replace(save, "exit 1");
+    }
+    assert_eq!(lab.node.run(|| driver.observe()).unwrap(), seen);
+    lab.iptables(Flavour::Nft, "-t nat -N OTHER");
+    lab.node.run(|| driver.observe()).unwrap_err();
+}
