@@ -175,7 +175,7 @@ impl Api {
     }
 
     /// Lists the objects below a path, then reports every change, until `stop` says so. Lists again
-    /// after an interruption. `stop` is asked after each change and after [`QUIET`] without one.
+    /// after an interruption. `stop` is asked after each change and after `QUIET` without one.
     pub fn follow(&self, path: &str, stop: impl Fn() -> bool, mut report: impl FnMut(WatchEvent)) {
         while !stop() {
             // The API server may be down on purpose; the next list makes up for what was missed.
