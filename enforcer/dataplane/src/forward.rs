@@ -39,6 +39,8 @@ pub(super) struct Forward {
 struct Table {
     commands: Commands,
     found: Finding,
+    /// The last read failed, so `found` is older: it is read again whatever the generation.
+    outdated: bool,
     /// A failure was logged already.
     complained: bool,
 }
@@ -80,21 +82,23 @@ impl Forward {
                 Flavour::Nft => &snapshot.nft,
                 Flavour::Legacy => &snapshot.legacy,
             };
-            table.found = Finding::read(saved.of(table.commands.family).unwrap_or_default());
+            let text = saved.of(table.commands.family);
+            table.outdated = text.is_none();
+            table.found = Finding::read(text.unwrap_or_default());
         }
         self.read_at = snapshot.nft.generation;
     }
 
     /// Reads the filter tables at the same time, those of iptables-nft only if `nf_tables` has
-    /// changed. A table that cannot be read counts as open.
+    /// changed or the last read failed. A table that was never read counts as open.
     pub(super) fn read(&mut self) {
         let generation = self.generation.current();
         let same = generation.is_some() && generation == self.read_at;
         self.read_at = generation;
         thread::scope(|scope| {
             for table in &mut self.tables {
-                if !same || table.commands.flavour == Flavour::Legacy {
-                    scope.spawn(|| table.found = Finding::of(&table.commands));
+                if !same || table.outdated || table.commands.flavour == Flavour::Legacy {
+                    scope.spawn(|| table.read());
                 }
             }
         });
@@ -134,7 +138,7 @@ impl Forward {
 /// Takes our rules out of every filter table, going on past failures.
 pub(super) fn uninstall(tools: &Tools) -> Vec<DataplaneError> {
     let remove = |mut table: Table| {
-        table.found = Finding::of(&table.commands);
+        table.read();
         if table.found.ours.is_empty() {
             return None;
         }
@@ -150,11 +154,22 @@ fn tables(tools: &Tools) -> impl Iterator<Item = Table> {
     kinds.map(|(family, flavour)| Table {
         commands: Commands::new(family, flavour, tools.clone()),
         found: Finding::default(),
+        outdated: false,
         complained: false,
     })
 }
 
 impl Table {
+    fn read(&mut self) {
+        let text = self.commands.save_filter();
+        self.outdated = text.is_err();
+        match text {
+            Ok(text) => self.found = Finding::read(&text),
+            // not installed, or locked by another program
+            Err(error) => tracing::debug!(%error, "a filter table cannot be read"),
+        }
+    }
+
     fn put(&mut self, rules: &[String]) {
         if let Err(error) = self.write(rules) {
             self.complain(&error.to_string());
@@ -195,18 +210,6 @@ impl Table {
 }
 
 impl Finding {
-    fn of(commands: &Commands) -> Self {
-        let text = match commands.save_filter() {
-            Ok(text) => text,
-            // not installed, or locked by another program: nothing can be done here
-            Err(error) => {
-                tracing::debug!(%error, "a filter table cannot be read");
-                String::new()
-            }
-        };
-        Self::read(&text)
-    }
-
     /// Reads what iptables-save printed.
     fn read(text: &str) -> Self {
         let mut found = Self::default();

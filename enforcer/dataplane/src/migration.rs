@@ -112,6 +112,21 @@ fn leftovers(
     found
 }
 
+/// Returns every mapping that the rules of any backend have: those in `snapshot`, and those of our
+/// nftables table. Needs no choice of a backend, so that ports are held before one is opened.
+#[must_use]
+pub fn mappings(snapshot: &Snapshot, settings: &Settings) -> BTreeSet<Mapping> {
+    let iptables =
+        [&snapshot.nft, &snapshot.legacy].map(|saved| iptables::leftovers(saved, settings));
+    let nftables = nftables::leftovers(settings);
+    iptables
+        .into_iter()
+        .chain([nftables])
+        .flatten()
+        .flatten()
+        .collect()
+}
+
 /// A backend that takes over the mappings of the others.
 pub struct BackendMigration {
     to: Box<dyn Dataplane>,
@@ -127,6 +142,7 @@ pub struct BackendMigration {
     forward: Forward,
     /// None where a person has named the neighbours.
     bridges: Option<Bridges>,
+    /// Whether there are mappings, or are to be.
     in_use: bool,
 }
 
@@ -207,7 +223,9 @@ impl BackendMigration {
 
     /// Adds to what the backend has read what is looked after here.
     fn complete(&mut self, mut observed: Observed) -> Observed {
-        self.in_use = !observed.mappings.is_empty();
+        // rules that another program removed come back: FORWARD stays open for their connections
+        self.in_use |= !observed.mappings.is_empty();
+        self.in_use |= !self.begun && !self.in_other_backends.is_empty();
         observed.intact &= self.forward.is_open(self.in_use);
         // makes the reconciler act even if no pod wants anything
         observed.intact &= self.begun || self.from.is_empty();
@@ -270,7 +288,7 @@ impl Dataplane for BackendMigration {
         }
         applied?;
         self.begun = true;
-        self.in_use |= !plan.to_create.is_empty();
+        self.in_use = plan.unchanged > 0 || !plan.to_create.is_empty();
         self.forward.apply(self.in_use);
         self.sweep();
         Ok(())

@@ -1,15 +1,20 @@
 //! Nodes whose FORWARD chain drops what it does not know.
 
+use portmapping_dataplane::Settings;
 use portmapping_dataplane::iptables::Flavour;
 use portmapping_shared::Mapping;
 use portmapping_shared::Protocol::{Tcp, Udp};
 
-use crate::lab::{Backend, Lab, NODE, NODE_V6, POD1, POD1_V6, POD2, at, iptables_of, map};
+use crate::lab::{
+    Backend, Driver, Lab, NODE, NODE_V6, POD1, POD1_V6, POD2, at, iptables_of, map, open, range,
+};
+use crate::programs::Programs;
 use crate::serve::{UdpClient, ask_tcp, serve};
 
 crate::for_each_backend!(
     mapped_pods_are_reached_past_the_policy,
     rule_follows_the_policy,
+    rule_stays_while_flushed_mappings_are_missing,
     only_mapped_connections_pass,
     rules_that_drop_before_the_end_stay,
 );
@@ -126,6 +131,39 @@ fn rule_follows_the_policy(backend: Backend) {
     assert!(!driver.observe().intact);
     driver.reconcile(&mappings());
     assert_reached(&lab);
+}
+
+/// Connections that exist pass FORWARD although the rules that translated them are gone.
+fn rule_stays_while_flushed_mappings_are_missing(backend: Backend) {
+    let flavour = iptables_of(backend);
+    let lab = docker_host(flavour);
+    let mut driver = lab.driver(backend);
+    let ipv4 = &mappings()[..2];
+    driver.reconcile(ipv4);
+    lab.flush(backend);
+    assert!(driver.observe().mappings.is_empty());
+    assert_eq!(ours(&lab, flavour), 2);
+    driver.reconcile(ipv4);
+    driver.reconcile(&[]);
+    assert_eq!(ours(&lab, flavour), 0);
+}
+
+#[test]
+fn a_filter_table_that_could_not_be_read_is_read_again() {
+    let lab = docker_host(Flavour::Nft);
+    lab.iptables(Flavour::Nft, "-P FORWARD ACCEPT");
+    let programs = Programs::new(Flavour::Nft);
+    let settings = Settings::new(range("20000-29999"));
+    let opened = lab
+        .node
+        .run(|| open(Backend::Nftables, &settings, &programs.tools()));
+    let mut driver = Driver::new(&lab.node, Box::new(opened.expect("open the driver")));
+    driver.reconcile(&mappings());
+    lab.iptables(Flavour::Nft, "-P FORWARD DROP");
+    programs.replace("iptables-nft-save", "exit 1");
+    driver.observe();
+    programs.restore_real("iptables-nft-save");
+    assert!(!driver.observe().intact, "a closed FORWARD was not seen");
 }
 
 fn only_mapped_connections_pass(backend: Backend) {
