@@ -19,19 +19,24 @@ use super::save::Saved;
 
 type Key = (Protocol, HostPort, Option<IpAddr>);
 
-/// Owners by protocol, host port and host address.
+/// Owners by protocol, host port and host address; None where two comments name different ones.
 #[derive(Debug, Default)]
-pub(super) struct Owners(BTreeMap<Key, PodUid>);
+pub(super) struct Owners(BTreeMap<Key, Option<PodUid>>);
 
 impl Owners {
     pub(super) fn read(saved: &Saved<'_>) -> Self {
-        let mut owners = BTreeMap::new();
+        let mut owners: BTreeMap<Key, Option<PodUid>> = BTreeMap::new();
         for (chain, rules) in &saved.chains {
             let Some(protocol) = protocol_of(chain) else {
                 continue;
             };
             for rule in rules {
-                owners.extend(entries(rule, protocol).unwrap_or_default());
+                for (key, owner) in entries(rule, protocol).unwrap_or_default() {
+                    let known = owners.entry(key).or_insert_with(|| Some(owner.clone()));
+                    if known.as_ref() != Some(&owner) {
+                        *known = None;
+                    }
+                }
             }
         }
         Self(owners)
@@ -40,7 +45,7 @@ impl Owners {
     /// The owner of a rule that does not name it.
     pub(super) fn of(&self, route: &Route) -> Option<PodUid> {
         let key = (route.protocol, route.host_port, route.host_ip);
-        self.0.get(&key).cloned()
+        self.0.get(&key).cloned().flatten()
     }
 }
 

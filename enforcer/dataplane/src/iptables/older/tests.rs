@@ -55,6 +55,25 @@ fn mappings_are_read_with_their_owners() {
     }
 }
 
+#[test]
+fn a_mapping_with_two_owners_has_none() {
+    let again = |owner: &str| {
+        let rule = format!(
+            "-A PORTMAPPING-UID-TCP-OTHER -m comment --comment \"portmapping:20000={owner}\""
+        );
+        TABLES[1].replacen("COMMIT", &format!("{rule}\nCOMMIT"), 1)
+    };
+    let layout = Layout::new(Family::V4, Settings::new(range("20000-20099")));
+    let has = |text: &str| {
+        let known = Known::read(text, Family::V4, &layout);
+        let first = map(Protocol::Tcp, 20000, "10.88.0.11", 9040);
+        let first = owned(&first, "uid-10-88-0-11");
+        known.mappings().any(|mapping| *mapping == first)
+    };
+    assert!(has(&again("uid-10-88-0-11")));
+    assert!(!has(&again("uid-of-another-pod")));
+}
+
 proptest! {
     #[test]
     fn any_table_is_read_without_panic(text in hostile_text()) {
