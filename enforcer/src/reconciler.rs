@@ -163,7 +163,10 @@ impl Reconciler {
         loop {
             let role = *inputs.role.borrow_and_update();
             match role {
-                KeeperRole::Active => self.carry_out(),
+                KeeperRole::Active => {
+                    self.carry_out();
+                    self.read_again_if_asked();
+                }
                 KeeperRole::Frozen => {}
                 KeeperRole::Retired => {
                     tracing::info!(
@@ -278,7 +281,6 @@ impl Reconciler {
                 }
                 self.state.programmed(now, &plan, outcome);
                 self.update_metrics();
-                self.read_again_if_asked();
             }
             Finished::Observed { before, observed } => {
                 self.observing = false;
@@ -291,7 +293,6 @@ impl Reconciler {
                     None => {}
                 }
                 self.update_metrics();
-                self.read_again_if_asked();
             }
             Finished::Published(uid, taken) => {
                 self.state.published(now, &uid, taken);
@@ -300,8 +301,11 @@ impl Reconciler {
         }
     }
 
+    /// Called after the next change has started: a read before it would make it wait, and would then
+    /// be of no use.
     fn read_again_if_asked(&mut self) {
-        if std::mem::take(&mut self.read_again) {
+        if self.read_again && !self.observing && !self.changing {
+            self.read_again = false;
             self.observe();
         }
     }
