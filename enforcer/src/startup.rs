@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use portmapping_dataplane::iptables::Flavour;
-use portmapping_dataplane::migration::{Backend, BackendMigration};
+use portmapping_dataplane::migration::{self, Backend, BackendMigration};
 use portmapping_dataplane::snapshot::Snapshot;
 use portmapping_dataplane::{Dataplane as _, Observed, Settings, Tools, detect};
 use portmapping_enforcer_core::Recovered;
@@ -18,6 +18,9 @@ use crate::node_facts::NodeFacts;
 
 /// How long a start waits for the keeper of the same pod.
 const KEEPER_START: Duration = Duration::from_secs(30);
+
+/// Limit for reading the rules: more than the programs' own, which end them.
+const READ_LIMIT: Duration = Duration::from_secs(30);
 
 /// Reads the rules in the kernel and makes the keeper hold every mapped port. It makes no call to the
 /// API server, which may be unreachable.
@@ -33,7 +36,16 @@ pub(crate) async fn recover(
     });
     let mut keeper = KeeperClient::connect(&config.keeper_socket, KEEPER_START).await?;
     let held = keeper.list().await?;
-    let snapshot = reading.await.context("read the rules")?;
+    let reading = tokio::time::timeout(READ_LIMIT, reading).await;
+    let snapshot = reading
+        .context("iptables-save does not end; trying again")?
+        .context("read the rules")?;
+    // before anything that can fail: until then another process can bind a port that no keeper holds
+    let mapped = migration::mappings(&snapshot, &settings);
+    let mapped = mapped
+        .iter()
+        .map(|mapping| (mapping.protocol, mapping.host_port));
+    let held = keeper.reacquire(mapped.collect(), held, started).await;
     let (dataplane, observed) = open_dataplane(config, &settings, snapshot, tools)?;
     let (mappings, ports) = (observed.mappings.len(), held.len());
     tracing::info!(
@@ -43,9 +55,6 @@ pub(crate) async fn recover(
         "read the rules and held ports of an earlier enforcer; continuing from them"
     );
     let in_other_backends = dataplane.in_other_backends().clone();
-    let mapped = observed.mappings.iter().chain(&in_other_backends);
-    let mapped = mapped.map(|mapping| (mapping.protocol, mapping.host_port));
-    let held = keeper.reacquire(mapped.collect(), held, started).await;
     let found = Recovered {
         mappings: observed.mappings,
         intact: observed.intact,
