@@ -165,14 +165,14 @@ impl Ca {
         }
     }
 
-    /// Returns once the file holds other certificates than at the start. A file that cannot be read
-    /// is no change: a program that started with it would not get far.
+    /// Returns once the file holds other certificates than at the start. A file that cannot be read or
+    /// has no usable certificate is no change: a program that started with it would fail.
     async fn changed(&self) {
         let mut ticks = tokio::time::interval(CA_PERIOD);
         loop {
             ticks.tick().await;
             match read(&self.path) {
-                Ok(now) if now.is_empty() || now == self.certificates => {}
+                Ok(now) if now == self.certificates || usable(&now, &self.path).is_empty() => {}
                 Ok(_changed) => return,
                 Err(error) => {
                     tracing::warn!(%error, path = %self.path.display(), "cannot read the cluster's CA; going on with the one from the start");

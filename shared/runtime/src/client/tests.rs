@@ -185,8 +185,9 @@ async fn the_program_ends_when_the_ca_has_changed_and_the_wait_is_over() {
     let token = CancellationToken::new();
     let wait = CA_PERIOD * 3;
     let mut ending = tokio::spawn(ca.end_on_change(wait, token.clone()));
-    // the same certificates, none, and no file at all
-    for same in [format!("# a comment\n{first}"), String::new()] {
+    // the same certificates, none, none that can be used, and no file at all
+    let unusable = NO_CERTIFICATE.to_owned();
+    for same in [format!("# a comment\n{first}"), String::new(), unusable] {
         fs::write(&path, same).unwrap();
         tokio::time::timeout(CA_PERIOD * 2, &mut ending)
             .await
