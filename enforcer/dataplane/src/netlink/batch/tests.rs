@@ -58,7 +58,7 @@ fn long_list_is_cut_into_messages_and_complete() {
 fn refused_item_is_found() {
     let mut batch = long_list(2000);
     batch.seal(true);
-    // second message of the list: header, table, list, two items of 116 bytes before it
+    // in the second message of the list, after header, table, list and two items of 116 bytes
     let refusal = Refusal {
         message: 2,
         errno: Errno::EXIST,

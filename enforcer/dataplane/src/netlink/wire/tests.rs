@@ -81,7 +81,7 @@ fn cut_message_is_an_error() {
     }
 }
 
-/// Everything an attribute can be read as, down to a depth.
+/// Reads attributes in every possible way, down to a depth.
 fn walk(attributes: Attributes<'_>, depth: usize) -> usize {
     attributes
         .map(|attribute| {

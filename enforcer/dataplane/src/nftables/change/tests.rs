@@ -42,7 +42,7 @@ fn plan(to_remove: &[Mapping], to_create: &[Mapping]) -> Plan {
     }
 }
 
-/// Carries a plan out on what is known.
+/// Returns the content after a plan.
 fn done(content: &Content, plan: &Plan) -> Content {
     let mut next = content.clone();
     let change = Change::new(content, &frame(), plan, true).unwrap();

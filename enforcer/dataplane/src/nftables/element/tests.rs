@@ -75,7 +75,7 @@ fn ours_are_known_by_their_comment_alone() {
         listed.owner().map(|owner| owner.to_string())
     };
     assert_eq!(owner(b"\0\x11portmapping:uid7\0"), Some("uid7".to_owned()));
-    // something else before it, as newer tools may write
+    // other data comes before it, as newer tools may write it
     assert_eq!(
         owner(b"\x01\x02xx\0\x11portmapping:uid7\0"),
         Some("uid7".to_owned())

@@ -47,7 +47,7 @@ fn read(payload: &[u8]) -> Content {
     content
 }
 
-/// A dump of one mapping per address.
+/// Returns a dump of one mapping per pod address.
 fn dump(pods: &[[u8; 4]]) -> Vec<u8> {
     let mut encoder = Encoder::default();
     encoder.nest(3, |encoder| {
