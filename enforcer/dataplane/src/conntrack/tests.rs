@@ -37,7 +37,7 @@ fn flow_to_the_pod_that_lost_the_port_is_stale() {
 }
 
 #[test]
-fn flow_past_a_new_mapping_is_stale_where_the_node_is_its_destination() {
+fn flow_that_bypasses_a_new_mapping_is_stale_if_the_node_is_its_destination() {
     let unmapped = Entry::example("172.30.0.1", 20000, "172.30.0.1", 20000);
     let new = mapping(20000, "10.88.0.11");
     assert!(contradicts(&unmapped, &[], &[&new], true));
@@ -57,7 +57,7 @@ fn flow_past_a_new_mapping_is_stale_where_the_node_is_its_destination() {
 }
 
 #[test]
-fn own_addresses_are_told_from_others() {
+fn distinguishes_own_addresses_from_others() {
     assert!(is_local([127, 0, 0, 1].into()));
     assert!(!is_local([192, 0, 2, 1].into()));
 }

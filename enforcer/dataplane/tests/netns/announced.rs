@@ -70,15 +70,15 @@ fn mappings(count: u16) -> Vec<Mapping> {
 
 #[test]
 fn own_changes_raise_no_hint() {
-    own_changes_are_told_apart(Flavour::Nft.into());
+    own_changes_are_recognized(Flavour::Nft.into());
 }
 
 #[test]
 fn own_changes_of_nftables_raise_no_hint() {
-    own_changes_are_told_apart(Backend::Nftables);
+    own_changes_are_recognized(Backend::Nftables);
 }
 
-fn own_changes_are_told_apart(backend: Backend) {
+fn own_changes_are_recognized(backend: Backend) {
     let lab = Lab::new();
     let mut driver = lab.driver(backend);
     let mut hints = Hints::of(&lab, driver.changes());
@@ -144,7 +144,7 @@ fn damages_are_announced_and_repaired(backend: Backend, damages: &[&str]) {
 }
 
 #[test]
-fn repeated_damage_is_met_ever_later() {
+fn repeated_damage_is_repaired_with_back_off() {
     let lab = Lab::new();
     let mut driver = lab.driver(Flavour::Nft);
     let mut hints = Hints::of(&lab, driver.changes());

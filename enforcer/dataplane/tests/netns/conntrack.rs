@@ -6,13 +6,13 @@ use crate::lab::{Backend, Lab, NODE, NODE_V6, POD1, POD1_V6, POD2, POD2_V6, at, 
 use crate::serve::{Conversation, UdpClient, serve};
 
 crate::for_each_backend!(
-    client_moves_to_the_new_pod,
+    client_of_a_moved_port_reaches_the_new_pod,
     client_that_sent_too_early_gets_through,
     flow_of_a_removed_mapping_ends,
     flows_of_others_stay,
 );
 
-fn client_moves_to_the_new_pod(backend: Backend) {
+fn client_of_a_moved_port_reaches_the_new_pod(backend: Backend) {
     let lab = Lab::new();
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
     let _pod2 = serve(&lab.pod2, "pod2", 9040);

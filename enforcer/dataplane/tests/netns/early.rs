@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 crate::for_each_backend!(
     clients_of_free_ports_get_through,
     clients_of_held_ports_get_through,
-    clients_of_swallowing_ports_get_through,
+    clients_of_ports_that_never_answer_get_through,
 );
 
 fn clients_of_free_ports_get_through(backend: Backend) {
@@ -35,7 +35,7 @@ fn clients_of_held_ports_get_through(backend: Backend) {
     early_clients_get_through(backend, "held ports", |node, port| Some(hold(node, port)));
 }
 
-fn clients_of_swallowing_ports_get_through(backend: Backend) {
+fn clients_of_ports_that_never_answer_get_through(backend: Backend) {
     early_clients_get_through(backend, "swallowing ports", |node, port| {
         Some(node.run(|| UdpSocket::bind(("::", port)).expect("bind")))
     });

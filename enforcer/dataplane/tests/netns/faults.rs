@@ -14,10 +14,10 @@ use crate::programs::Programs;
 use crate::serve::{ask_tcp, serve};
 
 crate::for_each_flavour!(
-    complaint_is_repeated,
+    error_output_is_reported,
     hung_program_is_killed,
     ipv4_alone_without_ip6tables,
-    killed_midway_is_all_or_nothing,
+    program_killed_midway_applies_all_or_nothing,
     refused_sctp_is_explained,
 );
 
@@ -37,7 +37,7 @@ fn create(mappings: &[Mapping]) -> Plan {
     }
 }
 
-fn complaint_is_repeated(flavour: Flavour) {
+fn error_output_is_reported(flavour: Flavour) {
     let lab = lab(flavour);
     let programs = Programs::new(flavour);
     let mut driver = lab.node.run(|| programs.open(flavour)).unwrap();
@@ -89,7 +89,7 @@ fn hung_program_is_killed(flavour: Flavour) {
     assert_eq!(lab.rules(flavour), before, "something was half done");
 }
 
-fn killed_midway_is_all_or_nothing(flavour: Flavour) {
+fn program_killed_midway_applies_all_or_nothing(flavour: Flavour) {
     let lab = lab(flavour);
     let programs = Programs::new(flavour);
     let mut driver = lab.node.run(|| programs.open(flavour)).unwrap();
@@ -199,7 +199,7 @@ fn says_which_program_is_of_another_version() {
 
 /// iptables-legacy under a lock file of its own, so that no other test waits.
 #[test]
-fn legacy_lock_held_for_long_is_named_and_waited_out() {
+fn legacy_lock_held_for_long_is_reported_and_waited_for() {
     let lab = lab(Flavour::Legacy);
     let programs = Programs::new(Flavour::Legacy);
     let path = programs.directory.path().join("lock");

@@ -10,7 +10,7 @@ use crate::serve::{UdpClient, ask_tcp, serve};
 crate::for_each_backend!(
     mapped_pods_are_reached_past_the_policy,
     rule_follows_the_policy,
-    only_mapped_connections_pass,
+    only_mapped_connections_are_accepted,
     rules_that_drop_before_the_end_stay,
 );
 
@@ -128,7 +128,7 @@ fn rule_follows_the_policy(backend: Backend) {
     assert_reached(&lab);
 }
 
-fn only_mapped_connections_pass(backend: Backend) {
+fn only_mapped_connections_are_accepted(backend: Backend) {
     let flavour = iptables_of(backend);
     let lab = docker_host(flavour);
     let _pod1 = serve(&lab.pod1, "pod1", 9040);

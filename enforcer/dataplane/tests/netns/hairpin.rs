@@ -9,18 +9,18 @@ use crate::lab::{
 use crate::serve::{ask_tcp, ask_udp, serve};
 
 crate::for_each_backend!(
-    pod_reaches_itself_through_the_bridge,
-    pod_reaches_itself_past_the_bridge,
-    neighbour_is_seen_as_itself_through_the_bridge,
-    neighbour_gets_through_past_the_bridge,
+    pod_reaches_itself_with_rules_on_the_bridge,
+    pod_reaches_itself_without_rules_on_the_bridge,
+    neighbour_keeps_its_address_with_rules_on_the_bridge,
+    neighbour_is_masqueraded_without_rules_on_the_bridge,
     bridges_are_found,
 );
 
-fn pod_reaches_itself_through_the_bridge(backend: Backend) {
+fn pod_reaches_itself_with_rules_on_the_bridge(backend: Backend) {
     pod_reaches_itself(backend, "1");
 }
 
-fn pod_reaches_itself_past_the_bridge(backend: Backend) {
+fn pod_reaches_itself_without_rules_on_the_bridge(backend: Backend) {
     pod_reaches_itself(backend, "0");
 }
 
@@ -47,7 +47,7 @@ fn pod_reaches_itself(backend: Backend, bridge_nf: &str) {
     );
 }
 
-fn neighbour_is_seen_as_itself_through_the_bridge(backend: Backend) {
+fn neighbour_keeps_its_address_with_rules_on_the_bridge(backend: Backend) {
     let lab = lab("1");
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
     lab.driver(backend)
@@ -57,7 +57,7 @@ fn neighbour_is_seen_as_itself_through_the_bridge(backend: Backend) {
     assert_eq!(ask_udp(&lab.pod2, at(NODE, 20000)).unwrap(), seen);
 }
 
-fn neighbour_gets_through_past_the_bridge(backend: Backend) {
+fn neighbour_is_masqueraded_without_rules_on_the_bridge(backend: Backend) {
     let lab = lab("0");
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
     let neighbours = vec![

@@ -133,7 +133,7 @@ fn refusals_name_their_element_and_undo_all() {
 }
 
 #[test]
-fn rehearsal_changes_nothing_and_finds_what_is_wrong() {
+fn rehearsal_changes_nothing_and_finds_errors() {
     let node = Netns::new();
     let mut socket = open(&node, Options::default());
     let before = generation(&mut socket);
@@ -211,7 +211,7 @@ fn missing_things_are_named_by_the_kernel() {
 }
 
 #[test]
-fn subscription_hears_changes_and_whose_they_are() {
+fn subscription_receives_changes_with_the_port_of_their_sender() {
     let node = Netns::new();
     let mut hearing = open(
         &node,

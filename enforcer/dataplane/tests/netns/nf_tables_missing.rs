@@ -73,7 +73,7 @@ fn open(backend: Backend) -> Result<BackendMigration, DataplaneError> {
 }
 
 #[test]
-fn both_that_need_it_say_so() {
+fn backends_that_need_nf_tables_say_so() {
     let lab = Lab::new();
     let error = without_netfilter_netlink(&lab, || open(Backend::Nftables).err());
     let error = error.expect("nftables without nf_tables").to_string();
@@ -84,7 +84,7 @@ fn both_that_need_it_say_so() {
 }
 
 #[test]
-fn iptables_legacy_carries_on() {
+fn iptables_legacy_works_without_nf_tables() {
     let lab = Lab::new();
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
     let mappings = [map(Tcp, 20000, POD1, 9040), map(Udp, 20000, POD1, 9040)];

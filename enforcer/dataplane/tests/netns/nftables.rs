@@ -82,7 +82,7 @@ impl Damaged {
 }
 
 #[test]
-fn what_nft_lists_it_loads_again() {
+fn nft_loads_its_own_listing_of_the_table() {
     let damaged = Damaged::new();
     let mut driver = damaged.driver();
     // as those do who save all rules of a node for its next start
@@ -92,7 +92,7 @@ fn what_nft_lists_it_loads_again() {
 }
 
 #[test]
-fn only_who_reaches_itself_through_our_mappings_is_masqueraded() {
+fn only_connections_to_itself_through_our_mappings_are_masqueraded() {
     let lab = Lab::new();
     let _node = serve(&lab.node, "node", 9040);
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
@@ -117,7 +117,7 @@ fn only_who_reaches_itself_through_our_mappings_is_masqueraded() {
 }
 
 #[test]
-fn table_gone_between_two_changes_comes_back_whole() {
+fn table_removed_between_two_changes_is_made_again() {
     let damaged = Damaged::new();
     let mut driver = damaged.driver();
     damaged.nft("flush ruleset");
@@ -179,7 +179,7 @@ fn twenty_thousand_mappings_in_one_transaction() {
 }
 
 #[test]
-fn early_datagram_is_refused_and_pins_nothing() {
+fn early_datagram_is_refused_and_leaves_no_conntrack_entry() {
     let lab = Lab::new();
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
     let excluded = {

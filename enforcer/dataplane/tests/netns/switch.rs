@@ -12,11 +12,11 @@ use crate::lab::{self, Backend, Driver, Lab, NODE, NODE_V6, POD1, POD1_V6, POD2,
 use crate::serve::{Conversation, UdpClient, ask_tcp, assert_refused, serve};
 
 crate::for_each_backend!(
-    mappings_move_over,
+    mappings_move_to_another_backend,
     mappings_are_read_before_anything_changes,
-    leftovers_are_no_whole_frame,
-    old_rules_wait_for_what_is_refused,
-    uninstall_clears_all,
+    leftovers_of_other_backends_count_as_damage,
+    old_rules_stay_while_a_mapping_is_refused,
+    uninstall_removes_the_rules_of_every_backend,
 );
 
 fn others(backend: Backend) -> impl Iterator<Item = Backend> {
@@ -37,7 +37,7 @@ fn ours(lab: &Lab) -> String {
     ours.map(|line| line.to_owned() + "\n").collect()
 }
 
-fn mappings_move_over(backend: Backend) {
+fn mappings_move_to_another_backend(backend: Backend) {
     for from in others(backend) {
         let lab = Lab::new();
         let _pod1 = serve(&lab.pod1, "pod1", 9040);
@@ -85,7 +85,7 @@ fn mappings_are_read_before_anything_changes(backend: Backend) {
     }
 }
 
-fn leftovers_are_no_whole_frame(backend: Backend) {
+fn leftovers_of_other_backends_count_as_damage(backend: Backend) {
     for from in others(backend) {
         let lab = Lab::new();
         lab.driver(from).reconcile(&[map(Tcp, 20000, POD1, 9040)]);
@@ -97,7 +97,7 @@ fn leftovers_are_no_whole_frame(backend: Backend) {
     }
 }
 
-fn old_rules_wait_for_what_is_refused(backend: Backend) {
+fn old_rules_stay_while_a_mapping_is_refused(backend: Backend) {
     for from in others(backend) {
         let lab = Lab::new();
         let _pod1 = serve(&lab.pod1, "pod1", 9040);
@@ -126,7 +126,7 @@ fn old_rules_wait_for_what_is_refused(backend: Backend) {
     }
 }
 
-fn uninstall_clears_all(backend: Backend) {
+fn uninstall_removes_the_rules_of_every_backend(backend: Backend) {
     let lab = Lab::new();
     let before = (lab.rules(Flavour::Legacy), lab.rules(Backend::Nftables));
     let mappings = [map(Tcp, 20000, POD1, 9040)];

@@ -28,7 +28,7 @@ fn long_list(items: u32) -> Batch {
 }
 
 #[test]
-fn long_list_is_cut_into_messages_and_complete() {
+fn long_list_is_split_into_messages_and_complete() {
     let mut batch = long_list(2000);
     let encoder = batch.seal(true);
     encoder.number(1);
@@ -83,7 +83,7 @@ fn refused_item_is_found() {
 }
 
 #[test]
-fn empty_is_known_and_a_generation_is_carried() {
+fn empty_batch_is_recognized_and_a_generation_is_sent() {
     let mut batch = Batch::new(Some(7));
     assert!(batch.is_empty());
     batch.list(HEADER, |_| {}, 3, [0; 0], |_, _| {});

@@ -85,7 +85,7 @@ proptest! {
     }
 
     #[test]
-    fn spoilt_dump_is_read_without_panic(
+    fn damaged_dump_is_read_without_panic(
         pods in vec(any::<[u8; 4]>(), 0..6),
         spoilt in vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
         cut in any::<prop::sample::Index>(),

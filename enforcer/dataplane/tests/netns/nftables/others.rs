@@ -9,7 +9,7 @@ use crate::lab::{Backend, Lab, NODE, NODE_V6, POD1, POD2, at, map};
 use crate::serve::{ask_tcp, ask_udp, serve};
 
 #[test]
-fn element_of_another_is_neither_overwritten_nor_lost() {
+fn element_of_another_program_is_neither_overwritten_nor_lost() {
     let damaged = Damaged::new();
     let mut driver = damaged.driver();
     damaged.nft(&format!(
@@ -51,7 +51,7 @@ fn element_of_another_is_neither_overwritten_nor_lost() {
 }
 
 #[test]
-fn element_that_appears_meanwhile_is_found_by_the_refusal() {
+fn element_added_after_the_last_read_is_found_by_the_refusal() {
     let damaged = Damaged::new();
     let mut driver = damaged.driver();
     // the driver has not looked since
