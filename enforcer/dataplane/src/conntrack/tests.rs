@@ -11,7 +11,7 @@ fn mapping(port: u16, pod: &str) -> Mapping {
     }
 }
 
-/// A client's flow to port 20000 of the node, answered by the first pod.
+/// Returns a client's flow to port 20000 of the node, which the first pod answers.
 fn flow() -> Entry {
     Entry::example("172.30.0.1", 20000, "10.88.0.11", 9053)
 }
@@ -32,7 +32,7 @@ fn flow_to_the_pod_that_lost_the_port_is_stale() {
         true
     ));
     assert!(!contradicts(&flow(), &[&pod2], &[], true));
-    // removed and put back, as a repair does
+    // removed and created again, as a repair does
     assert!(!contradicts(&flow(), &[&pod1], &[&pod1], true));
 }
 

@@ -1,4 +1,4 @@
-//! Flows of datagrams follow their mapping; flows of others are let be.
+//! UDP flows follow their mapping; flows of other programs stay unchanged.
 
 use portmapping_shared::Protocol::{Tcp, Udp};
 
@@ -31,9 +31,9 @@ fn client_that_sent_too_early_gets_through(backend: Backend) {
     let lab = Lab::new();
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
     let mut driver = lab.driver(backend);
-    // the node tracks flows from its first nat rule on
+    // the node tracks flows once it has a nat rule
     driver.reconcile(&[map(Udp, 20001, POD1, 9040), map(Udp, 20001, POD1_V6, 9040)]);
-    // a holder that swallows, as the keeper's socket would for the node itself
+    // a socket that never answers, like the keeper's socket for senders on the node
     let _holder = lab
         .node
         .run(|| std::net::UdpSocket::bind("[::]:20000").unwrap());
@@ -68,7 +68,7 @@ fn flows_of_others_stay(backend: Backend) {
     let mapped = UdpClient::new(&lab.client, at(NODE, 20001));
     mapped.hears("pod1");
     let mut conversation = Conversation::open(&lab.client, at(NODE, 20001)).unwrap();
-    // the same port number, forwarded by the node to another host
+    // the node forwards a flow with the same port number to another host
     let forwarded = UdpClient::new(&lab.client, at(POD2, 20000));
     forwarded.hears("pod2");
     let flows = || {

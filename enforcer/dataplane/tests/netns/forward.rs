@@ -1,4 +1,4 @@
-//! Nodes whose FORWARD chain drops what it does not know.
+//! Nodes whose FORWARD chain drops packets that no rule accepts.
 
 use portmapping_dataplane::iptables::Flavour;
 use portmapping_shared::Mapping;
@@ -14,7 +14,7 @@ crate::for_each_backend!(
     rules_that_drop_before_the_end_stay,
 );
 
-/// As Docker leaves the tables.
+/// The tables as Docker makes them.
 const DOCKER: &str = "*nat
 :DOCKER - [0:0]
 -A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
@@ -152,7 +152,7 @@ fn rules_that_drop_before_the_end_stay(backend: Backend) {
     lab.iptables(flavour, "-A FORWARD -j REJECT");
     let mut driver = lab.driver(backend);
     driver.reconcile(&mappings());
-    // a rule of ours behind it would be of no use; only IPv6 gets one
+    // a rule of ours after it would have no effect; only IPv6 gets one
     assert_eq!(ours(&lab, flavour), 1);
     assert!(driver.observe().intact);
 }

@@ -1,4 +1,4 @@
-//! A node that changes from one backend, or kind of iptables, to another.
+//! A node that changes from one backend or kind of iptables to another.
 
 use std::collections::BTreeSet;
 
@@ -25,7 +25,7 @@ fn others(backend: Backend) -> impl Iterator<Item = Backend> {
         .filter(move |other| *other != backend)
 }
 
-/// Everything of ours on the node.
+/// Returns everything of ours on the node.
 fn ours(lab: &Lab) -> String {
     let all = [
         lab.rules(Flavour::Nft),
@@ -89,7 +89,7 @@ fn leftovers_of_other_backends_count_as_damage(backend: Backend) {
     for from in others(backend) {
         let lab = Lab::new();
         lab.driver(from).reconcile(&[map(Tcp, 20000, POD1, 9040)]);
-        // no pod wants anything any more, so nothing but this makes the reconciler act
+        // no pod needs a mapping any more, so only this makes the reconciler act
         let mut driver = lab.driver(backend);
         assert!(!driver.observe().intact);
         driver.reconcile(&[]);
@@ -108,7 +108,7 @@ fn old_rules_stay_while_a_mapping_is_refused(backend: Backend) {
             to_create: mappings.to_vec(),
             ..Plan::default()
         };
-        // one that no backend can make spoils the first change
+        // a mapping that no backend can make causes the first change to fail
         let impossible = Mapping {
             host_ip: Some(crate::lab::ip(NODE_V6)),
             ..map(Tcp, 20002, POD1, 9040)
@@ -131,7 +131,7 @@ fn uninstall_removes_the_rules_of_every_backend(backend: Backend) {
     let before = (lab.rules(Flavour::Legacy), lab.rules(Backend::Nftables));
     let mappings = [map(Tcp, 20000, POD1, 9040)];
     lab.driver(backend).reconcile(&mappings);
-    // rules of the others that appeared later, from an older run's backup for example
+    // rules of other backends that appeared later, for example from the backup of an earlier run
     let saved = lab.node.sh("nft list ruleset; iptables-legacy-save -t nat");
     for from in others(backend) {
         let fresh = Lab::new();
@@ -175,7 +175,7 @@ fn nftables_needs_no_programs_from_opening_to_uninstall() {
     driver.uninstall();
     lab.node.run(|| uninstall(&tools)).unwrap();
     assert_eq!(lab.rules(Backend::Nftables), "");
-    // but what only iptables can take away is not passed over in silence
+    // rules that only iptables can remove are reported
     lab.driver(Flavour::Nft)
         .reconcile(&[map(Tcp, 20000, POD1, 9040)]);
     let error = lab.node.run(|| uninstall(&tools)).unwrap_err().to_string();

@@ -16,7 +16,7 @@ fn frame() -> Frame {
     Frame::new(&Settings::new("20000-29999".parse().unwrap()), abilities)
 }
 
-/// Reads a message as an answer to every request of a read.
+/// Reads the table from a kernel that answers every request with the same message.
 fn read(payload: &[u8]) -> Content {
     let message = Message {
         kind: message::GETSETELEM,

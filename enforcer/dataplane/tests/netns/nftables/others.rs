@@ -1,4 +1,4 @@
-//! Elements, rules and services of others: neither overwritten, nor lost, nor in the way.
+//! Elements, rules and services of other programs are not overwritten, not lost and not blocked.
 
 use portmapping_dataplane::DataplaneError;
 use portmapping_shared::Protocol::{Tcp, Udp};
@@ -32,9 +32,9 @@ fn element_of_another_program_is_neither_overwritten_nor_lost() {
         "{error}"
     );
     driver.assert_is(&mappings().into_iter().collect());
-    // the others go on
+    // other mappings still work
     driver.create(&[neighbour]);
-    // and a repair of the whole table keeps what is not ours
+    // a repair of the whole table keeps foreign elements
     damaged.nft("add chain inet portmapping strange");
     assert!(!driver.observe().intact);
     driver.reconcile(&mappings());
@@ -54,7 +54,7 @@ fn element_of_another_program_is_neither_overwritten_nor_lost() {
 fn element_added_after_the_last_read_is_found_by_the_refusal() {
     let damaged = Damaged::new();
     let mut driver = damaged.driver();
-    // the driver has not looked since
+    // the driver has not read the table since then
     damaged.nft(&format!(
         "add element inet portmapping ports4 {{ tcp . 20150 : {POD2} . 9040 }}
          delete element inet portmapping ports4 {{ tcp . 20001 }}"
@@ -77,7 +77,7 @@ fn element_added_after_the_last_read_is_found_by_the_refusal() {
         5,
         "one bad element undoes all"
     );
-    // deleting what was deleted already is no error
+    // deleting an element that is deleted already is not an error
     let mut driver = damaged.driver();
     damaged.nft("delete element inet portmapping ports4 { tcp . 20001 }");
     driver.remove(&[map(Tcp, 20001, POD2, 9040)]);
