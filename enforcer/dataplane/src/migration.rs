@@ -1,7 +1,7 @@
 //! Moves mappings from one backend to another on a live node.
 //!
-//! The mappings of an earlier run in another backend are read first, so that its pods keep their host
-//! ports. The new rules are made before the old ones are removed, so that every new connection
+//! The mappings of an earlier run in another backend are read first, so that its pods keep their
+//! host ports. The new rules are made before the old ones are removed, so that every new connection
 //! matches one of them. Connection tracking keeps the existing connections.
 
 use std::collections::BTreeSet;

@@ -1,8 +1,8 @@
 //! The nftables driver: one table with maps, over netlink, without external programs.
 //!
 //! Adding or deleting mappings is one transaction. Its size does not depend on the number of other
-//! mappings. A port is found by one hash lookup. The table is ours alone. An element in it is ours if
-//! its comment names a pod; other elements are neither changed nor counted.
+//! mappings. A port is found by one hash lookup. The table is ours alone. An element in it is ours
+//! if its comment names a pod; other elements are neither changed nor counted.
 
 use std::collections::BTreeSet;
 use std::time::Instant;

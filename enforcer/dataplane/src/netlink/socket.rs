@@ -307,8 +307,8 @@ impl Socket {
         }
     }
 
-    /// Receives one datagram of the kernel into the buffer. Returns false if there is none and `wait`
-    /// is false.
+    /// Receives one datagram of the kernel into the buffer. Returns false if there is none and
+    /// `wait` is false.
     fn receive(&mut self, begun: Instant, wait: bool) -> Result<bool, NetlinkError> {
         let mut flags = RecvFlags::TRUNC;
         flags.set(RecvFlags::DONTWAIT, !wait);

@@ -221,8 +221,8 @@ impl Rule {
         self.numbers("nat", &numbers)
     }
 
-    /// Matches packets whose source is their destination. The set holds every pair of equal bytes; the
-    /// last bytes are compared first, because usually they differ.
+    /// Matches packets whose source is their destination. The set holds every pair of equal bytes;
+    /// the last bytes are compared first, because usually they differ.
     pub(super) fn between_equals(self, ip: Ip, set: &str) -> Self {
         (0..ip.length).rev().fold(self, |rule, byte| {
             rule.payload(NETWORK, ip.saddr + byte, 1, REG_1)

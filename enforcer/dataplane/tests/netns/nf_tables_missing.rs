@@ -56,7 +56,8 @@ fn refuse_netfilter_netlink() {
         filter: filter.as_mut_ptr(),
     };
     #[allow(unsafe_code)] // no crate wraps it
-    // SAFETY: the program and its filter outlive the call, which copies them; it concerns this thread alone
+    // SAFETY: the program and its filter outlive the call, which copies them; it concerns this
+    // thread alone
     let set = unsafe {
         libc::prctl(
             libc::PR_SET_SECCOMP,

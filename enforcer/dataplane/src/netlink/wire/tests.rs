@@ -81,7 +81,7 @@ fn truncated_message_is_an_error() {
     }
 }
 
-/// Reads attributes in every possible way, down to a depth.
+/// Reads attributes in every possible way, down to this depth.
 fn walk(attributes: Attributes<'_>, depth: usize) -> usize {
     attributes
         .map(|attribute| {
