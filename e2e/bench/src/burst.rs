@@ -1,5 +1,6 @@
-//! `e2e-bench burst`: 250 pods of two host ports at once on a node with 5,000 mappings, until a client
-//! outside reaches every port. The plugin has no daemon: a runtime starts 250 of them.
+//! `e2e-bench burst`: starts 250 pods with two host ports each at once, on a node with 5,000
+//! mappings, and waits until an external client reaches every port. The plugin has no daemon, so a
+//! container runtime starts 250 plugin processes.
 
 use std::io::Write as _;
 use std::net::SocketAddrV4;
@@ -24,15 +25,15 @@ const ROUNDS: u16 = 3;
 const PODS: u16 = 250;
 const PORTS_PER_POD: u16 = 2;
 const PRESENT: u16 = 5_000;
-/// With iptables, which is measured with 2,000 mappings.
+/// The mappings that are present with iptables, which is measured with 2,000 mappings in total.
 const IPTABLES_PRESENT: u16 = 1_500;
-/// Longest time until all are live.
+/// Longest time until all ports are reached.
 const LIMIT: Duration = Duration::from_mins(2);
 /// Longest time for one connection; an unmapped port refuses at once.
 const PATIENCE: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_micros(200);
 
-/// The plugins' iptables rules take minutes for this; the one without them is the rival.
+/// The peer: the plugin with nftables, because those with iptables would take minutes.
 const RIVAL: Kind = Kind::NewestNftables;
 
 pub(super) fn run(options: &Options) -> Result<Report> {
@@ -51,7 +52,8 @@ fn measure(options: &Options, pods: u16, already: u16) -> Result<Report> {
     let present: Vec<u16> = (LAST_PORT - count - already + 1..=LAST_PORT - count).collect();
     let mut times = vec![Vec::new(); Backend::ALL.len() + 1];
     options.rounds(ROUNDS).run(times.len(), |_, index| {
-        // deleting through the plugin takes longer than everything else, so nodes are not used twice
+        // each node is used once, because deleting through the plugin takes longer than all the
+        // rest
         let node = lab.node()?;
         let present_for = |backend: Backend| {
             &present[..usize::from(backend.most(already, already.min(IPTABLES_PRESENT)))]
@@ -110,12 +112,12 @@ fn theirs(plugins: &Plugins, lab: &Lab, node: &Node, present: &[u16], new: &[u16
     })
 }
 
-/// A running plugin; killed on drop if it was not waited for.
+/// A running plugin; it is killed on drop if it has not exited.
 struct Plugin(Child);
 
 impl Drop for Plugin {
     fn drop(&mut self) {
-        // it has ended, or ends now
+        // fails only if it has exited already
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -129,12 +131,12 @@ fn start(plugins: &Plugins, lab: &Lab, pod_ports: &[u16]) -> Result<Plugin> {
         .stderr(Stdio::null());
     let mut child = Plugin(command.spawn().context("start the plugin")?);
     let mut stdin = child.0.stdin.take().context("no pipe to the plugin")?;
-    // less than a pipe takes, so this does not wait
+    // the input is smaller than a pipe's buffer, so this does not block
     stdin.write_all(&input).context("write to the plugin")?;
     Ok(child)
 }
 
-/// The time from the start of `work` until every port answers a client, in ms.
+/// Returns the time from the start of `work` until every port answers a client, in ms.
 fn until_live(
     lab: &Lab,
     node: &Node,

@@ -1,6 +1,6 @@
-//! `e2e-bench control`: what a change costs with 20,000 mappings present (2,000 with iptables): one
-//! more, one less, reading all back, and restoring all after the rules were flushed; and how long
-//! rules stay altered with 500.
+//! `e2e-bench control`: the cost of a change with 20,000 mappings present (2,000 with iptables):
+//! add one, delete one, read all back, and restore all after the rules were flushed. It also
+//! measures how long altered rules stay, with 500 mappings.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -21,7 +21,7 @@ mod repair;
 
 const ROUNDS: u16 = 5;
 const MOST: u16 = 20_000;
-/// Mappings of a busy node.
+/// The number of mappings of a busy node.
 const SOME: u16 = 500;
 /// Our changes are much shorter than a plugin's, so a turn has several.
 const CHANGES: usize = 11;
@@ -37,7 +37,7 @@ struct Samples {
 
 enum Participant {
     Ours(Backend, Ours, Vec<Mapping>),
-    /// Rules without anything of ours, for the same kind of iptables.
+    /// Plain rules without our layout, for the same kind of iptables.
     Bare(Backend),
     Plugin(Kind),
 }
@@ -50,7 +50,7 @@ fn measure(options: &Options, most: u16, iptables: u16, some: u16) -> Result<Rep
     let plugins = Plugins::find(&folder("control")?)?;
     portmap::verify(&plugins)?;
     let mut lab = Lab::new()?;
-    // the first port is the one that comes and goes; the others make it so many with it
+    // the first port is added and deleted; with it, the mappings have the measured number
     let host_ports = |backend: Backend| -> Vec<u16> {
         ports(backend.most(most, iptables))
             .into_iter()
@@ -112,7 +112,7 @@ fn measure(options: &Options, most: u16, iptables: u16, some: u16) -> Result<Rep
         }
     })?;
     let mut report = report(&all, most, iptables);
-    // on an idle machine, without the others' nodes
+    // repair is measured on an idle machine, without the nodes of the other participants
     drop(all);
     for row in repair::measure(some)? {
         report.push(row);
@@ -120,7 +120,7 @@ fn measure(options: &Options, most: u16, iptables: u16, some: u16) -> Result<Rep
     Ok(report)
 }
 
-/// Our turn; every change is read back outside the clock.
+/// Runs our turn. Each change is read back, but that is not part of its time.
 fn turn(
     backend: Backend,
     ours: &mut Ours,
@@ -141,7 +141,7 @@ fn turn(
     ours.create(netns, one)?;
     samples.add.push(median(&adds));
     samples.delete.push(median(&deletes));
-    // a table that has not changed is not read: something is changed in between
+    // the driver does not read an unchanged table, so a change comes before each read
     let reads: Vec<f64> = (0..3)
         .map(|_| {
             ours.remove(netns, one)?;
@@ -195,7 +195,7 @@ fn report(all: &[(Node, Participant, Samples)], most: u16, iptables: u16) -> Rep
                 rows.push(row);
             }
             for (index, row) in rows.into_iter().enumerate() {
-                // the bar is ours alone, so one row carries it
+                // the bar is about our figure alone, so only one row has it
                 report.push(if index == 0 { row.bar(bar) } else { row });
             }
         };
@@ -216,7 +216,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn everybody_adds_and_deletes_and_ours_come_back_after_a_flush() {
+    fn every_participant_adds_and_deletes_and_our_rules_are_restored_after_a_flush() {
         let report = measure(&Options::for_tests(), 30, 20, 30)
             .expect("a round")
             .to_string();

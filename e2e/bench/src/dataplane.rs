@@ -1,5 +1,6 @@
-//! `e2e-bench dataplane`: what a packet pays. New connections to the last of N mappings, to a port of
-//! the node without a mapping, and datagrams; for us, the peers, and plain routing as the lower limit.
+//! `e2e-bench dataplane`: the cost per packet. It measures new connections to the last of N
+//! mappings and to a port of the node without a mapping, and datagrams. It compares us, the peers,
+//! and plain routing as the lower limit.
 
 mod rows;
 
@@ -22,16 +23,16 @@ use e2e::progress::{Step, say};
 const ROUNDS: u16 = 15;
 const MOST: u16 = 20_000;
 const COUNTS: [u16; 6] = [1, 100, 1_000, IPTABLES_MAPPINGS, 5_000, MOST];
-/// More Services than this take nft minutes to load. kube-proxy finds them in a map, so their number
-/// is of little account.
+/// nft takes minutes to load more Services than this. kube-proxy finds a Service in a map, so their
+/// number has little effect.
 const MOST_SERVICES: u16 = 5_000;
-/// The prefixes that are routed to the pods without a mapping.
+/// The prefix of pods that are reached by routing, without a mapping.
 const PLAIN: &str = "10.244.0.0/16";
 const TRACKED: &str = "10.245.0.0/16";
 /// Any rule that asks for a connection's state makes the kernel track connections.
 const TRACKING: &str = "nft 'table ip tracking { chain forward { type filter hook forward priority 0; ct state established accept; }; }'";
 
-/// Who carries the packets of a node.
+/// What forwards the packets of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Carrier {
     Routed,
@@ -42,8 +43,8 @@ enum Carrier {
     KubeProxyNftables,
 }
 
-/// The newest portmap makes the same iptables rules as Debian's (checked at the start), so those are
-/// measured once.
+/// The newest portmap makes the same iptables rules as Debian's (checked at the start), so only one
+/// of the two is measured with iptables.
 const PEERS: [Carrier; 5] = [
     Carrier::Portmap(portmap::Kind::Debian(peers::Iptables::Nft)),
     Carrier::Portmap(portmap::Kind::Debian(peers::Iptables::Legacy)),
@@ -64,7 +65,7 @@ impl Carrier {
         }
     }
 
-    /// The largest number of mappings with which it is measured.
+    /// Returns the largest number of mappings with which it is measured.
     fn most(self) -> u16 {
         match self {
             Self::Routed | Self::RoutedAndTracked => 0,
@@ -75,7 +76,7 @@ impl Carrier {
         }
     }
 
-    /// The numbers of mappings with which it is measured: peers with the most alone.
+    /// Returns the numbers of mappings with which it is measured. Peers have only the largest.
     fn counts(self, counts: &[u16]) -> Vec<u16> {
         let within = counts.iter().copied().filter(|count| *count <= self.most());
         match self {
@@ -116,7 +117,7 @@ struct Case {
     carrier: Carrier,
     mappings: u16,
     protocol: Protocol,
-    /// A port without a mapping instead of the last mapped one.
+    /// Whether the port has no mapping; otherwise it is the last mapped one.
     unmapped: bool,
 }
 
@@ -149,7 +150,7 @@ pub(super) fn run(options: &Options) -> Result<Report> {
         } = &mut all[index];
         let node: &Node = &nodes[*node];
         if case.carrier != Carrier::Routed {
-            // entries of earlier turns make lookups longer, and are no part of this one
+            // conntrack entries of earlier turns would make lookups slower
             node.netns.sh("conntrack -F 2>/dev/null")?;
         }
         let times = client
@@ -162,7 +163,7 @@ pub(super) fn run(options: &Options) -> Result<Report> {
     Ok(rows::report(&all))
 }
 
-/// The pod of the last mapping.
+/// Starts the servers of the pod of the last mapping.
 fn serve(lab: &Lab) -> Result<Servers> {
     let servers = Servers::default();
     for pod in [pod(LAST_PORT), tracked(pod(LAST_PORT))] {
@@ -172,7 +173,7 @@ fn serve(lab: &Lab) -> Result<Servers> {
     Ok(servers)
 }
 
-/// Makes a node per carrier and number of mappings, and lists what is measured on each.
+/// Makes a node per carrier and number of mappings, and returns what is measured on each.
 fn prepare(lab: &mut Lab, servers: &Servers, counts: &[u16]) -> Result<(Vec<Node>, Vec<Measured>)> {
     let step = Step::start("nodes with rules");
     let ours = Backend::ALL.map(Carrier::Ours);
@@ -185,7 +186,7 @@ fn prepare(lab: &mut Lab, servers: &Servers, counts: &[u16]) -> Result<(Vec<Node
         let most = counts.iter().copied().max().unwrap_or_default();
         let each = counts.into_iter();
         wanted.extend(each.map(|count| (carrier, count, Tcp, count == most)));
-        // kube-proxy's rules are the same for either protocol
+        // kube-proxy's rules are the same for both protocols
         if !matches!(
             carrier,
             Carrier::KubeProxyIptables | Carrier::KubeProxyNftables
@@ -238,7 +239,7 @@ fn prepare(lab: &mut Lab, servers: &Servers, counts: &[u16]) -> Result<(Vec<Node
     Ok((nodes, all))
 }
 
-/// The same pod under the prefix that is routed and tracked.
+/// Returns the address of the same pod under the prefix that is routed and tracked.
 fn tracked(pod: Ipv4Addr) -> Ipv4Addr {
     let [a, _, c, d] = pod.octets();
     Ipv4Addr::new(a, 245, c, d)
@@ -249,7 +250,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_carrier_carries_to_the_last_of_three_mappings() {
+    fn every_carrier_reaches_the_last_of_three_mappings() {
         let plugins = portmap::Plugins::find(&folder("test").expect("folder")).expect("plugins");
         portmap::verify(&plugins).expect("the rules in bulk are the plugin's");
         let mut lab = Lab::new().expect("lab");

@@ -1,5 +1,5 @@
-//! `e2e-bench hold`: one process that holds as many host ports as fit into the usual limit of open
-//! files, ours against the way of a CNI daemon in Go (galaxy): a listener per port.
+//! `e2e-bench hold`: one process holds as many host ports as the usual limit of open files allows.
+//! It compares the keeper with the method of a CNI daemon in Go (galaxy): a listener per port.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -24,21 +24,22 @@ use e2e::artifacts::{go, rust};
 mod again;
 
 const FIRST: u16 = 20_000;
-/// All that fit into a limit of 20,000 open files together with the process's other sockets.
+/// As many as fit into a limit of 20,000 open files, together with the other files of the process.
 const PORTS: u16 = 19_900;
 const ROUNDS: u16 = 5;
 /// Longest time for all ports.
 const LIMIT: Duration = Duration::from_secs(30);
 const PEER: &str = "listeners in Go";
 
-/// Ours and theirs, a value per round.
+/// The figures of one participant, with a value per round.
 #[derive(Debug, Default)]
 struct Samples {
-    /// From the start of the process to the last port, in ms.
+    /// Time from the start of the process to the last port, in ms.
     time: Vec<f64>,
     /// Resident memory of the process, in MB.
     resident: Vec<f64>,
-    /// What the kernel's slabs grew by, in MB: of the whole machine, so it holds others' noise.
+    /// Growth of the kernel's slabs in MB. It is of the whole machine, so other processes affect
+    /// it.
     slab: Vec<f64>,
 }
 
@@ -83,12 +84,12 @@ pub(super) fn run(options: &Options) -> Result<Report> {
     Ok(report)
 }
 
-/// A process that holds ports, until this is dropped.
+/// A process that holds ports until this is dropped.
 struct Holding(Child);
 
 impl Drop for Holding {
     fn drop(&mut self) {
-        // Gone already, with its ports, is as good.
+        // fails only if the process has exited already, which closes its ports too
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -99,7 +100,7 @@ fn start(command: &mut Command) -> Result<Holding> {
     Ok(Holding(child))
 }
 
-/// A keeper, and its socket.
+/// Starts a keeper; returns it and the path of its socket.
 fn keep(netns: &Netns, program: &Path, folder: &Path) -> Result<(Holding, PathBuf)> {
     let socket = folder.join("keeper.sock");
     let mut command = netns.command(program);
@@ -138,7 +139,7 @@ fn hold_ours(netns: &Netns, program: &Path, folder: &Path) -> Result<Holding> {
 fn hold_theirs(netns: &Netns, program: &Path) -> Result<Holding> {
     let mut command = netns.command(program);
     command.args([FIRST.to_string(), PORTS.to_string()]);
-    // It ends when its input does, so the pipe stays open in the child's handle.
+    // the process exits at the end of its input, so the child's handle keeps the pipe open
     command.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut holding = start(&mut command)?;
     let stdout = holding
@@ -168,7 +169,7 @@ fn slab() -> Result<f64> {
     kilobytes("/proc/meminfo", "Slab:")
 }
 
-/// A field in kB, as MB.
+/// Returns the value of a field in kB as MB.
 fn kilobytes(path: &str, field: &str) -> Result<f64> {
     let text = fs::read_to_string(path).with_context(|| format!("read {path}"))?;
     let line = text.lines().find_map(|line| line.strip_prefix(field));

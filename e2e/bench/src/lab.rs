@@ -4,8 +4,8 @@
 //! client 172.20.N.2 ---- 172.20.N.1 node N 172.21.N.1 ---- 172.21.N.2 pods, 10.244.0.0/16
 //! ```
 //!
-//! One node per thing that is measured, all there at once, so that rounds can be shuffled. The pods
-//! are one namespace to which every pod address is local.
+//! Each measured case has its own node, and all nodes exist at once, so that rounds can be
+//! shuffled. The pods are one namespace, in which every pod address is local.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -22,12 +22,12 @@ pub(super) const LAST_PORT: u16 = 29_999;
 pub(super) const IPTABLES_MAPPINGS: u16 = 2_000;
 /// Host ports of one pod.
 const PORTS_PER_POD: usize = 4;
-/// Where pods listen.
+/// The port on which pods listen.
 pub(super) const CONTAINER_PORT: u16 = 9_040;
 /// A port of the node itself, without a mapping.
 pub(super) const NODE_PORT: u16 = 9_999;
 
-/// Client and pods, which all nodes share.
+/// The client and the pods, which all nodes share.
 pub(super) struct Lab {
     pub(super) client: Netns,
     pub(super) pods: Netns,
@@ -37,9 +37,9 @@ pub(super) struct Lab {
 /// A machine between client and pods.
 pub(super) struct Node {
     pub(super) netns: Netns,
-    /// Where the client reaches the node.
+    /// The address at which the client reaches the node.
     pub(super) address: Ipv4Addr,
-    /// Who the client is to this node.
+    /// The address of the client on this node's network.
     pub(super) client: Ipv4Addr,
 }
 
@@ -57,7 +57,8 @@ impl Lab {
         })
     }
 
-    /// Adds a node. The neighbours are told, so that no turn begins with a question for an address.
+    /// Adds a node. Its neighbour entries are permanent, so that no turn begins with an ARP
+    /// request.
     pub(super) fn node(&mut self) -> Result<Node> {
         let n = self.nodes.checked_add(1).context("too many nodes")?;
         self.nodes = n;
@@ -107,7 +108,7 @@ impl Lab {
         })
     }
 
-    /// Routes pods of another prefix straight through a node: the way without any mapping.
+    /// Routes pods of another prefix through a node, without any mapping.
     pub(super) fn route(&self, prefix: &str, node: &Node) -> Result<()> {
         let script = format!("ip route add {prefix} via {}", node.address);
         self.client.sh(&script).map(drop)
@@ -124,13 +125,13 @@ fn machine() -> Result<Netns> {
     Ok(netns)
 }
 
-/// The pod of a host port, if that is the last of the pod's ports.
+/// Returns the address of the pod that has this host port as its last one.
 pub(super) fn pod(host_port: u16) -> Ipv4Addr {
     let [high, low] = host_port.saturating_sub(FIRST_PORT).to_be_bytes();
     Ipv4Addr::new(10, 244, 1 + high, low)
 }
 
-/// `count` host ports spread over the range; the last one is always [`LAST_PORT`].
+/// Returns `count` host ports spread over the range; the last one is always [`LAST_PORT`].
 pub(super) fn ports(count: u16) -> Vec<u16> {
     let step = (LAST_PORT - FIRST_PORT + 1) / count.max(1);
     (0..count)
@@ -139,7 +140,7 @@ pub(super) fn ports(count: u16) -> Vec<u16> {
         .collect()
 }
 
-/// What the enforcer would be asked to map.
+/// Returns the mapping of a host port to its pod.
 pub(super) fn mapping(protocol: Protocol, host_port: u16) -> Result<Mapping> {
     let owner: PodUid = format!("00000000-0000-4000-8000-0000000{host_port:05}")
         .parse()
@@ -154,7 +155,7 @@ pub(super) fn mapping(protocol: Protocol, host_port: u16) -> Result<Mapping> {
     })
 }
 
-/// A mapping for each of them, four of one pod each.
+/// Returns a mapping for each host port; four ports belong to one pod.
 pub(super) fn mappings(protocol: Protocol, host_ports: &[u16]) -> Result<Vec<Mapping>> {
     let mut mappings = Vec::with_capacity(host_ports.len());
     for ports in host_ports.rchunks(PORTS_PER_POD) {

@@ -1,5 +1,5 @@
-//! Benchmarks: portmapping and its peers in one run. Only ratios within a round are compared, so that a
-//! busy machine slows both alike.
+//! Benchmarks of portmapping and its peers in one run. Only ratios within a round are compared,
+//! because a busy machine slows both participants equally.
 
 mod burst;
 mod control;
@@ -45,7 +45,7 @@ struct Cli {
     internal: Option<Internal>,
 }
 
-/// This program owns the clusters that it boots.
+/// Internal roles: this program owns the clusters that it starts.
 #[derive(Debug, Subcommand)]
 enum Internal {
     #[command(subcommand, hide = true)]
@@ -75,15 +75,15 @@ struct Options {
 /// The benchmarks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum What {
-    /// What a packet pays, with 1 to 20,000 mappings.
+    /// The cost per packet, with 1 to 20,000 mappings.
     Dataplane,
-    /// What a change costs with 20,000 mappings present.
+    /// The cost of a change with 20,000 mappings present.
     Control,
     /// 250 pods at once, until all are reachable.
     Burst,
     /// Holding as many ports as the limit of open files allows: time and memory.
     Hold,
-    /// Pods that start, from the runtime's CNI result to a rule and a published result.
+    /// The time of pod starts, from the runtime's CNI result to a rule and a published result.
     Startup,
     /// The admission webhook and one written with controller-runtime.
     Webhook,
@@ -102,7 +102,8 @@ impl Options {
         }
     }
 
-    /// The rounds asked for, or `usual`. Prints the seed that repeats their order.
+    /// Returns the requested number of rounds, or `usual`. Prints the seed that repeats their
+    /// order.
     #[must_use]
     fn rounds(&self, usual: u16) -> Rounds {
         let seed = self.seed.unwrap_or_else(|| {
@@ -115,7 +116,7 @@ impl Options {
     }
 }
 
-/// An empty folder for sockets and inputs of a benchmark.
+/// Makes an empty folder for sockets and inputs of a benchmark.
 fn folder(name: &str) -> Result<PathBuf> {
     let folder = paths::root().join("target/e2e/bench").join(name);
     if folder.exists() {

@@ -1,5 +1,5 @@
-//! Network namespaces without names: the kernel removes them, and all that is in them, with the
-//! last process that has them open, however that process ends.
+//! Network namespaces without names. The kernel removes a namespace and everything in it when the
+//! last process that has it open exits, in any way.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -56,7 +56,7 @@ impl Netns {
         })
     }
 
-    /// Runs a shell script inside; its output.
+    /// Runs a shell script inside and returns its output.
     pub(crate) fn sh(&self, script: &str) -> Result<String> {
         let mut sh = process::command("sh");
         sh.args(["-ec", script]);
@@ -69,18 +69,18 @@ impl Netns {
         self.run(|| fs::write(&path, value).with_context(|| format!("write {value} to {path}")))
     }
 
-    /// Feeds a program inside, and returns what it writes.
+    /// Runs a program inside with this input, and returns its output.
     pub(crate) fn feed(&self, command: &mut Command, input: &[u8]) -> Result<String> {
         self.run(|| fed(command, input))
     }
 
-    /// A path by which programs find it for as long as this process lives.
+    /// Returns a path by which programs find it while this process runs.
     pub(crate) fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
     }
 
-    /// A command inside that ends with the thread that starts it, so that no process outlives a killed
-    /// benchmark.
+    /// Returns a command inside that ends with the thread that starts it, so that no process
+    /// survives a killed benchmark.
     pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = process::command("nsenter");
         command.arg(format!("--net={}", self.path()));
@@ -105,12 +105,12 @@ pub(crate) fn fed(command: &mut Command, input: &[u8]) -> Result<String> {
     let (ended, end) = mpsc::channel::<()>();
     let output = thread::scope(|scope| {
         scope.spawn(move || {
-            // a program that does not read its input explains it in its output
+            // if a program does not read its input, its output says why
             let _ = stdin.write_all(input);
         });
         scope.spawn(move || {
             if end.recv_timeout(LIMIT) == Err(RecvTimeoutError::Timeout) {
-                // a program that has ended needs no signal
+                // fails only if the program has exited already
                 let _ = killpg(group, Signal::SIGKILL);
             }
         });
@@ -131,7 +131,7 @@ pub(crate) fn fed(command: &mut Command, input: &[u8]) -> Result<String> {
     Ok(stdout)
 }
 
-/// The beginning of an output: later errors mostly follow from the first.
+/// Returns the beginning of an output, because later errors usually follow from the first.
 fn head(text: &str) -> &str {
     let to = text
         .char_indices()

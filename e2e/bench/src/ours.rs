@@ -17,7 +17,7 @@ use super::netns::Netns;
 use super::peers::{self, portmap};
 use super::report::Bar;
 
-/// The drivers a node can have.
+/// The drivers that a node can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Backend {
     Nftables,
@@ -25,9 +25,9 @@ pub(super) enum Backend {
     IptablesLegacy,
 }
 
-/// What the drivers must reach, in ms where it is no ratio.
+/// The bars that the drivers must reach, as ratios or in ms.
 pub(super) struct Bars {
-    /// A new connection over routing with conntrack.
+    /// A new connection, compared with routing and conntrack.
     pub(super) connect: Bar,
     pub(super) add: Bar,
     pub(super) delete: Bar,
@@ -47,7 +47,7 @@ impl Backend {
         }
     }
 
-    /// What `--backend` says where the kind of iptables is found by itself.
+    /// Returns the value of `--backend`; the kind of iptables is then detected.
     pub(super) fn flag(self) -> &'static str {
         match self {
             Self::Nftables => "nftables",
@@ -55,7 +55,7 @@ impl Backend {
         }
     }
 
-    /// How many mappings it is measured with, of so many for nftables and for iptables.
+    /// Returns the number of mappings with which it is measured: that for nftables or for iptables.
     pub(super) fn most(self, nftables: u16, iptables: u16) -> u16 {
         match self {
             Self::Nftables => nftables,
@@ -66,7 +66,7 @@ impl Backend {
     pub(super) fn bars(self) -> Bars {
         let iptables = |read_back| Bars {
             connect: Bar::AtMostRatio(1.20),
-            // over bare rules
+            // compared with bare rules
             add: Bar::AtMostRatio(1.5),
             delete: Bar::AtMostRatio(1.5),
             burst: Bar::AtMost(300.0),
@@ -87,7 +87,7 @@ impl Backend {
         }
     }
 
-    /// The kind of iptables; None for nftables.
+    /// Returns the kind of iptables; None for nftables.
     pub(super) fn flavour(self) -> Option<Flavour> {
         match self {
             Self::Nftables => None,
@@ -96,7 +96,7 @@ impl Backend {
         }
     }
 
-    /// The plugins that work through the same part of the kernel.
+    /// Returns the plugins that use the same packet filter of the kernel.
     pub(super) fn rivals(self) -> &'static [portmap::Kind] {
         match self {
             Self::Nftables => &[portmap::Kind::NewestNftables],
@@ -108,7 +108,7 @@ impl Backend {
         }
     }
 
-    /// A script that removes every rule on a node, ours and others'.
+    /// Returns a script that removes every rule on a node, also foreign rules.
     pub(super) fn flush(self) -> &'static str {
         match self {
             Self::Nftables | Self::IptablesNft => "nft flush ruleset",
@@ -141,7 +141,7 @@ impl Backend {
     }
 }
 
-/// A driver. Times are in ms and those of the driver alone.
+/// A driver. Times are in ms, and are those of the driver alone.
 pub(super) struct Ours(Box<dyn Dataplane>);
 
 impl Ours {
@@ -199,7 +199,7 @@ impl Ours {
         })
     }
 
-    /// What the enforcer does after another program changed the rules: read back, compare, repair.
+    /// Does what the enforcer does after another program changed the rules: read, compare, repair.
     pub(super) fn restore(&mut self, node: &Netns, desired: &BTreeSet<Mapping>) -> Result<f64> {
         node.run(|| {
             let start = Instant::now();
@@ -211,7 +211,7 @@ impl Ours {
     }
 }
 
-/// Milliseconds since then.
+/// Returns the milliseconds since `start`.
 pub(super) fn ms(start: Instant) -> f64 {
     start.elapsed().as_secs_f64() * 1e3
 }

@@ -1,4 +1,4 @@
-//! Other software that maps ports: its programs, and its rules in bulk, exactly as it makes them.
+//! Other software that maps ports: its programs, and its rules in bulk, as it makes them.
 
 pub(super) mod kube_proxy;
 pub(super) mod portmap;
@@ -10,7 +10,7 @@ use anyhow::Result;
 
 use super::netns::Netns;
 
-/// Which of the two kinds of iptables a program is given.
+/// Which of the two kinds of iptables a program uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Iptables {
     Nft,
@@ -26,12 +26,12 @@ impl Iptables {
     }
 }
 
-/// The Go module of a peer that is built here.
+/// Returns the folder of the Go module of a peer that is built here.
 pub(super) fn sources(name: &str) -> PathBuf {
     e2e::paths::root().join("e2e/bench/peers").join(name)
 }
 
-/// Rules as text, and what reads it.
+/// Rules as text, and the program that loads them.
 #[derive(Clone, Debug)]
 pub(super) enum Rules {
     Iptables(Iptables, String),
@@ -39,8 +39,8 @@ pub(super) enum Rules {
 }
 
 impl Rules {
-    /// Loads them into a node that has none. With `--noflush`, iptables-nft would take minutes for 20,000,
-    /// because it searches all chains for each.
+    /// Loads the rules into a node without rules. With `--noflush`, iptables-nft would take minutes
+    /// for 20,000, because it searches all chains for each rule.
     pub(super) fn load(&self, netns: &Netns) -> Result<()> {
         let (mut command, text) = match self {
             Self::Iptables(kind, text) => {

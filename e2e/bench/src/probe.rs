@@ -1,5 +1,5 @@
-//! Servers, and clients that measure time. Clients run on the first processor, servers on the second, so
-//! that a turn does not depend on the scheduler.
+//! Servers, and clients that measure time. Clients run on the first processor and servers on the
+//! second, so that a turn does not depend on the scheduler.
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -16,16 +16,16 @@ use socket2::{Domain, Socket, Type};
 
 use super::netns::Netns;
 
-/// A turn ends after this many exchanges ...
+/// A turn ends after this many exchanges, or after [`TURN`].
 const EXCHANGES: usize = 2_000;
-/// ... or after this time, once it has enough of them.
+/// A turn ends after this time, if it has enough exchanges.
 const TURN: Duration = Duration::from_millis(250);
 const ENOUGH: usize = 60;
-/// Exchanges that are not counted: caches, slabs and the conntrack table fill.
+/// Exchanges that are not counted, because caches, slabs and the conntrack table fill first.
 const WARM_UP: usize = 60;
-/// A later answer counts as none.
+/// Longest wait for an answer.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How often a server checks whether it is to stop.
+/// How often a server checks whether it must stop.
 const TICK: Duration = Duration::from_millis(100);
 const MESSAGE: [u8; 32] = [b'x'; 32];
 
@@ -40,7 +40,7 @@ impl Drop for Servers {
 }
 
 impl Servers {
-    /// Takes connections at an address, and closes them.
+    /// Accepts connections at an address, and closes them.
     pub(super) fn tcp(&self, netns: &Netns, at: SocketAddrV4) -> Result<()> {
         let listener = bound(netns, Type::STREAM, at)?;
         listener
@@ -50,14 +50,15 @@ impl Servers {
         thread::spawn(move || {
             pin(1);
             while !over.load(Ordering::Relaxed) {
-                // an error is a time-out, or a connection that the client has closed
+                // an error is a timeout, or a connection that the client has closed
                 drop(listener.accept());
             }
         });
         Ok(())
     }
 
-    /// Sends datagrams back. The address is a single one: an answer comes from where it was sent to.
+    /// Sends datagrams back. It binds one address, so that answers come from the address that the
+    /// client used.
     pub(super) fn udp(&self, netns: &Netns, at: SocketAddrV4) -> Result<()> {
         let socket = std::net::UdpSocket::from(bound(netns, Type::DGRAM, at)?);
         let over = Arc::clone(&self.0);
@@ -87,8 +88,8 @@ fn bound(netns: &Netns, kind: Type, at: SocketAddrV4) -> Result<Socket> {
     })
 }
 
-/// A client that never uses a source port twice in a short time: conntrack would treat it as the same
-/// connection.
+/// A client that does not reuse a source port within a short time, because conntrack would treat
+/// both uses as the same connection.
 #[derive(Debug)]
 pub(super) struct Client {
     next_port: u16,
@@ -99,7 +100,8 @@ impl Client {
         Self { next_port: 1024 }
     }
 
-    /// The times of one turn, in microseconds: blocking connects, or datagrams with their answers.
+    /// Returns the times of one turn in microseconds: of blocking connects, or of datagrams with
+    /// their answers.
     pub(super) fn turn(
         &mut self,
         netns: &Netns,
@@ -138,7 +140,7 @@ impl Client {
     }
 }
 
-/// The time of `connect` alone; the connection is reset.
+/// Returns the time of `connect` alone; the connection is then reset.
 fn connect(from: SocketAddrV4, to: SocketAddrV4) -> std::io::Result<Duration> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     socket.set_linger(Some(Duration::ZERO))?;
@@ -150,7 +152,7 @@ fn connect(from: SocketAddrV4, to: SocketAddrV4) -> std::io::Result<Duration> {
     Ok(start.elapsed())
 }
 
-/// The time from sending to the answer.
+/// Returns the time from the send to the answer.
 fn ask(from: SocketAddrV4, to: SocketAddrV4) -> std::io::Result<Duration> {
     let socket = std::net::UdpSocket::bind(from)?;
     socket.set_read_timeout(Some(PATIENCE))?;

@@ -1,4 +1,4 @@
-//! The result of a benchmark: rows with their bars, as a table and as JSON.
+//! Shows the result of a benchmark: rows with their bars, as a table and as JSON.
 
 use std::fmt::{self, Write as _};
 use std::fs;
@@ -10,10 +10,10 @@ use serde::{Serialize, Serializer};
 
 use e2e::progress::out;
 
-/// What a row must reach.
+/// The limit that a row must meet.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Bar {
-    /// Shown, not judged.
+    /// The row is shown, but not judged.
     None,
     /// Ours is at most this many times the peer's.
     AtMostRatio(f64),
@@ -26,13 +26,13 @@ pub(crate) enum Bar {
 /// One thing measured.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Row {
-    /// What was measured, and on which of our kinds.
+    /// What was measured, and with which of our backends.
     pub(crate) name: String,
-    /// Of `ours` and `peer`: us, ms, MB, ...
+    /// The unit of `ours` and `peer`: us, ms, MB, ...
     pub(crate) unit: &'static str,
     /// Our figure, a median over the rounds unless the name says otherwise.
     pub(crate) ours: f64,
-    /// The one it is compared with.
+    /// The figure that it is compared with.
     pub(crate) peer: Option<Peer>,
     /// What must be reached.
     pub(crate) bar: Bar,
@@ -45,13 +45,13 @@ pub(crate) struct Peer {
     pub(crate) name: String,
     /// Their figure, in the row's unit.
     pub(crate) value: f64,
-    /// Ours over theirs: the median of the ratios within each round, where there are rounds. It
-    /// need not equal the ratio of the medians.
+    /// Ours divided by theirs: the median of the ratios within each round, if there are rounds. It
+    /// can differ from the ratio of the medians.
     pub(crate) ratio: f64,
 }
 
 impl Row {
-    /// A figure of ours alone.
+    /// Creates a row with a figure of ours alone.
     #[must_use]
     pub(crate) fn new(name: impl Into<String>, unit: &'static str, ours: f64) -> Self {
         Self {
@@ -78,7 +78,8 @@ impl Row {
         self
     }
 
-    /// Whether the bar is reached; a row without one is in order, one that cannot be judged is not.
+    /// Returns whether the bar is met: true for a row without a bar, false for one that cannot be
+    /// judged.
     #[must_use]
     pub(crate) fn ok(&self) -> bool {
         match self.bar {
@@ -156,7 +157,7 @@ impl fmt::Display for Report {
         for line in lines {
             let mut text = String::new();
             for (column, (cell, width)) in line.iter().zip(widths).enumerate() {
-                // numbers line up at their last digit
+                // numbers are aligned to the right
                 let _ = if matches!(column, 1 | 3) {
                     write!(text, "{cell:>width$}  ")
                 } else {
@@ -198,7 +199,7 @@ fn bar_text(row: &Row) -> String {
     }
 }
 
-/// Three digits that matter.
+/// Formats a figure with three significant digits.
 fn figure(value: f64) -> String {
     let decimals = match value.abs() {
         size if size >= 100.0 => 0,

@@ -1,14 +1,14 @@
-//! `e2e-bench startup`: how long a pod's mapping takes, on a real cluster, from the container
-//! runtime's CNI result on. For comparison: without results, when the enforcer waits for the pod's
-//! status.
+//! `e2e-bench startup`: how long the mapping of a pod takes on a real cluster, counted from the
+//! container runtime's CNI result. The comparison is without CNI results, when the enforcer waits
+//! for the pod's status.
 //!
-//! Four things are seen from outside the enforcer: the result's modification time (up to half a
-//! millisecond early; before Linux 6.13 up to a tick, which is 4 ms), the rule in the kernel's own
-//! notification, the patch in the API server's audit log, and the pod's announcement at a host
-//! outside the nodes.
+//! Four times are observed from outside the enforcer: the modification time of the result (up to
+//! half a millisecond early; before Linux 6.13 up to a tick of 4 ms), the kernel's notification of
+//! the rule, the patch in the API server's audit log, and the pod's announcement (its first words)
+//! at a host outside the nodes.
 //!
-//! One by one means on a node with nothing else to do: a pod comes when the one before has long been
-//! started, its status written, and its rules checked again.
+//! "One by one" means on an idle node: a pod is created only after the start of the previous one is
+//! over, its status is written, and its rules are checked again.
 
 mod fine;
 mod priority;
@@ -40,28 +40,28 @@ use e2e::{Config, install};
 
 const PODS: u16 = 200;
 const TOGETHER: u16 = 50;
-/// Pods on the node at the same time. Deleting each before the next keeps the node busy, but each running
-/// pod keeps runtime and kubelet busy as well (with forty, twice as much as with five).
+/// Pods on the node at the same time. Deleting each before the next would keep the node busy, but
+/// running pods also cost time of runtime and kubelet (forty pods twice as much as five).
 const BATCH: u16 = 20;
 const NODE: &str = "node1";
 const SPACE: &str = "startup";
 const LIMIT: Duration = Duration::from_mins(2);
-/// Between two pods that start one by one. The kubelet polls the runtime once a second and writes status;
-/// the next pod must start on an idle node.
+/// Pause between two pods that start one by one. The kubelet polls the runtime once a second and
+/// writes status; the next pod must start on an idle node.
 const REST: Duration = Duration::from_millis(1500);
-/// After so many were deleted.
+/// Pause after a batch of pods was deleted.
 const LONG_REST: Duration = Duration::from_secs(3);
-/// The comparison by status is slower, so it has fewer pods by this factor.
+/// The comparison by status is slower, so its number of pods is divided by this.
 const FEWER: u16 = 4;
-/// Of the slowest starts, one by one.
+/// How many of the slowest starts, one by one, are printed.
 const TOLD: usize = 5;
 const STATUS: &str = "by status";
-/// From the result to the rule; of the pods one by one, the 99th percentile in ms.
+/// The bar from the result to the rule: the 99th percentile in ms of pods one by one.
 const RULE_BAR: f64 = 15.0;
-/// From the result to the annotation.
+/// The bar from the result to the annotation: the 99th percentile in ms of pods one by one.
 const PUBLISHED_BAR: f64 = 30.0;
 
-/// The starts of one way in which the enforcer gets addresses.
+/// The starts with one of the two ways in which the enforcer learns pod addresses.
 struct Starts {
     one_by_one: Vec<Trace>,
     together: Vec<Trace>,
@@ -103,7 +103,7 @@ pub(super) fn run(options: &Options) -> Result<Report> {
     bench.start("warm", "warm", 1, 1)?;
     let ours = bench.measure("results", pods)?;
     print_the_slowest(&ours.one_by_one);
-    // as on a node without CNI results
+    // without the folder, the enforcer works as on a node without CNI results
     let patch = json!([{
         "op": "add",
         "path": "/spec/template/spec/containers/0/args/-",
@@ -150,7 +150,7 @@ impl Bench<'_> {
         })
     }
 
-    /// Starts pods, so many at once, returns what was seen of them, and removes them.
+    /// Starts pods, `at_once` at the same time, removes them, and returns their traces.
     fn start(&self, way: &str, prefix: &str, pods: u16, at_once: u16) -> Result<Vec<Trace>> {
         let rules = Rules::watch(self.cluster, NODE)?;
         let mut calls = Vec::new();
@@ -162,7 +162,7 @@ impl Bench<'_> {
             calls.extend(self.collector.take(count, LIMIT)?);
             thread::sleep(REST);
         }
-        // wait for patches that are not done yet (the kubelet's, perhaps ours)
+        // waits for patches that are not done yet (those of the kubelet, perhaps ours)
         let ready = [
             "wait",
             "--for=condition=Ready",
@@ -205,8 +205,8 @@ impl Bench<'_> {
     }
 }
 
-/// Creates pods in this process: starting kubectl keeps a small machine busy for longer than what is
-/// measured.
+/// Creates pods in this process, because the start of kubectl keeps a small machine busy for longer
+/// than the measured time.
 struct Creator {
     runtime: Runtime,
     pods: Api<Pod>,

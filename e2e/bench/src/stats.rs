@@ -1,10 +1,11 @@
-//! Percentiles, and rounds in which every participant has one turn, in random order.
+//! Percentiles, and rounds in which each participant has one turn, in random order.
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 
-/// The middle of the values (the mean of the two in the middle); not a number without values.
+/// Returns the median (the mean of the two middle values if their number is even); NaN without
+/// values.
 #[must_use]
 pub(crate) fn median(values: &[f64]) -> f64 {
     let sorted = sorted(values);
@@ -16,8 +17,8 @@ pub(crate) fn median(values: &[f64]) -> f64 {
     }
 }
 
-/// The smallest value that `percent` of all do not exceed (nearest rank); not a number without
-/// values.
+/// Returns the smallest value that `percent` of all values do not exceed (nearest rank); NaN
+/// without values.
 #[must_use]
 pub(crate) fn percentile(values: &[f64], percent: usize) -> f64 {
     let sorted = sorted(values);
@@ -29,7 +30,7 @@ pub(crate) fn percentile(values: &[f64], percent: usize) -> f64 {
         .unwrap_or(f64::NAN)
 }
 
-/// The median of ours over theirs within each round: a disturbance of a round affects both.
+/// Returns the median of ours divided by theirs in each round, because a disturbance affects both.
 #[must_use]
 pub(crate) fn ratio(ours: &[f64], theirs: &[f64]) -> f64 {
     let ratios: Vec<_> = ours
@@ -46,7 +47,7 @@ fn sorted(values: &[f64]) -> Vec<f64> {
     sorted
 }
 
-/// The order of turns: another one in each round, the same for the same seed.
+/// The order of turns: different in each round, the same for the same seed.
 #[derive(Debug)]
 pub(crate) struct Rounds {
     rng: StdRng,
@@ -54,7 +55,7 @@ pub(crate) struct Rounds {
 }
 
 impl Rounds {
-    /// `count` rounds in the orders that follow from `seed`.
+    /// Creates `count` rounds, in orders that depend only on `seed`.
     #[must_use]
     pub(crate) fn new(count: usize, seed: u64) -> Self {
         let rng = StdRng::seed_from_u64(seed);

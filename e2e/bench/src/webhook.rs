@@ -1,7 +1,7 @@
 //! `e2e-bench webhook`: our admission webhook and one written with controller-runtime.
 //!
-//! Server on one core, client on the other, the same bodies, the same certificate. Each round runs
-//! every server once, in an order of its own; a row compares medians over the rounds.
+//! The server runs on one core, the client on the other, with the same bodies and certificate. Each
+//! round runs every server once, in a different order; a row compares medians over the rounds.
 
 mod client;
 mod contestant;
@@ -38,13 +38,14 @@ const PACED: Duration = Duration::from_secs(4);
 const SERIAL: Duration = Duration::from_secs(2);
 /// Reviews per second while latency is measured.
 const RATE: u32 = 1000;
-/// Rounds unless another number is asked for: about five minutes.
+/// The default number of rounds, which take about five minutes.
 const ROUNDS: u16 = 5;
-/// Starts per server and round.
+/// How often each server is started in a round.
 const STARTS: usize = 3;
-/// A review of a pod as a `ReplicaSet` makes it: 8 KB, four ports in two containers.
+/// A review of a pod of a `ReplicaSet`: 8 KB, four ports in two containers.
 const REVIEW: &[u8] = include_bytes!("../peers/webhook/review.json");
-/// Annotations of the large review, in bytes; the API server refuses them only after admission.
+/// Size of the annotations of the large review in bytes. The API server refuses this size only
+/// after admission.
 const LARGE_BYTES: usize = 1024 * 1024;
 
 /// What is measured of each server.
@@ -65,7 +66,7 @@ enum Figure {
 /// Values of all rounds.
 type Figures = BTreeMap<(Kind, Figure), Vec<f64>>;
 
-/// The bodies.
+/// The request bodies.
 struct Bodies {
     small: Bytes,
     large: Bytes,
@@ -79,7 +80,7 @@ impl Bodies {
             .pointer_mut("/request/object/metadata/annotations")
             .and_then(Value::as_object_mut)
             .context("the review's pod has no annotations")?;
-        // text that must be unescaped, and text that need not
+        // text with escapes, and text without
         let escaped = "x\u{e9}\"\\n\u{65e5}\u{672c}".repeat(LARGE_BYTES / 4 / 13);
         annotations.insert("example.com/escaped".to_owned(), json!(escaped));
         annotations.insert(
@@ -105,7 +106,7 @@ impl Figure {
         Self::StartMs,
     ];
 
-    /// What people read, the unit, and the bar against the hand-written peer.
+    /// Returns the name in the table, the unit, and the bar against the hand-written peer.
     fn row(self) -> (&'static str, &'static str, Bar) {
         match self {
             Self::StartMs => ("start to first answer", "ms", Bar::AtMostRatio(1.0)),
@@ -139,9 +140,9 @@ pub(super) fn run(options: &Options) -> Result<Report> {
     Ok(report(&figures))
 }
 
-/// A server certificate for loopback in a folder as the servers want it; returns the CA's. It covers
-/// the name of our Service too: without it, our webhook logs at each start that the API server will
-/// refuse it.
+/// Writes a server certificate for loopback to a folder in the form that the servers read; returns
+/// the CA certificate. It includes the name of our Service: without it, our webhook logs at each
+/// start that the API server will refuse the certificate.
 fn certificates(folder: &Path) -> Result<CertificateDer<'static>> {
     let mut params = CertificateParams::new(Vec::new())?;
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -166,7 +167,7 @@ fn certificates(folder: &Path) -> Result<CertificateDer<'static>> {
     Ok(authority.as_ref().der().clone())
 }
 
-/// One row per figure and peer; bars hold against the hand-written one.
+/// Makes one row per figure and peer; bars apply to the hand-written peer.
 fn report(figures: &Figures) -> Report {
     let mut report = Report::default();
     for peer in [Kind::HandWritten, Kind::WholeObject] {
@@ -202,7 +203,7 @@ fn measure(
     rounds.run(Kind::ALL.len(), |round, who| {
         let kind = Kind::ALL[who];
         say(format_args!("round {}: {}", round + 1, kind.name()));
-        // the client's core is bound by its thread
+        // the client's thread binds itself to its core
         let measured = thread::scope(|scope| {
             let client = scope.spawn(|| {
                 pin(CORE)?;
@@ -224,7 +225,7 @@ fn measure(
     Ok(figures)
 }
 
-/// One server in one round.
+/// Measures one server in one round.
 async fn contest(
     kind: Kind,
     stage: &Stage,
@@ -238,7 +239,7 @@ async fn contest(
     }
     let (server, target, took) = started(kind, stage, authority, bodies).await?;
     figures.push((Figure::StartMs, millis(took)));
-    // caches are warm, and each kind of connection was made once
+    // fills the caches before anything is measured
     target
         .flood(Version::Two, 4, 8, Duration::from_millis(500))
         .await?;
@@ -264,7 +265,7 @@ async fn contest(
     Ok(figures)
 }
 
-/// A server that has answered once, correctly, and how long that took from its start.
+/// Starts a server; returns it after its first correct answer, with the time that this took.
 async fn started(
     kind: Kind,
     stage: &Stage,
@@ -288,7 +289,7 @@ async fn started(
     }
 }
 
-/// Both must do the same work: allow, and patch mark and gate.
+/// Checks that a server does all of the work: it allows the pod, and its patch is not empty.
 fn check(answer: &Bytes) -> Result<()> {
     let review: Value = serde_json::from_slice(answer)?;
     let response = &review["response"];
@@ -298,7 +299,7 @@ fn check(answer: &Bytes) -> Result<()> {
     Ok(())
 }
 
-/// A load, and the server's processor time per answer in microseconds.
+/// Runs a load; also returns the server's processor time per answer in microseconds.
 async fn watched(
     server: &Contestant,
     load: impl Future<Output = Result<Load>>,

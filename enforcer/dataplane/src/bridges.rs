@@ -1,8 +1,8 @@
-//! Finds the subnets whose pods share a bridge that passes packets without rules.
+//! Finds subnets whose pods share a bridge on which packets bypass the IP rules of netfilter.
 //!
-//! Where `bridge-nf-call-iptables` is 0, a packet from one port of a bridge to another passes no
-//! rules. An answer to a translated connection would then go straight to the neighbour, from an
-//! address that the neighbour did not connect to. Such connections must be masqueraded, and no others.
+//! Where `bridge-nf-call-iptables` is 0, packets between two ports of a bridge pass no rules. The
+//! reply of a translated connection then goes directly to the other pod, from an address that this
+//! pod did not connect to. Only such connections must be masqueraded.
 
 use std::net::IpAddr;
 
@@ -24,13 +24,13 @@ const ADDRESS_BYTES: usize = 8;
 const LINK_INFO: u16 = 18;
 const INFO_KIND: u16 = 1;
 const INFO_DATA: u16 = 2;
-/// `IFLA_BR_NF_CALL_IPTABLES` and `IFLA_BR_NF_CALL_IP6TABLES`: the same switch for one bridge.
+/// `IFLA_BR_NF_CALL_IPTABLES` and `IFLA_BR_NF_CALL_IP6TABLES`: the same setting for one bridge.
 const CALL_IPTABLES: u16 = 36;
 const CALL_IP6TABLES: u16 = 37;
 /// `IFA_ADDRESS` (`linux/if_addr.h`).
 const ADDRESS: u16 = 1;
 
-/// What is known of the bridges of the network namespace.
+/// The bridges of the network namespace, as of the last read.
 #[derive(Debug, Default)]
 pub(super) struct Bridges {
     socket: Option<Socket>,
@@ -38,7 +38,7 @@ pub(super) struct Bridges {
 }
 
 impl Bridges {
-    /// Whether a pod is in one of these subnets.
+    /// Returns whether a pod is in one of these subnets.
     pub(super) fn cover(&self, pod: IpAddr) -> bool {
         self.subnets.iter().any(|subnet| subnet.contains(pod))
     }
@@ -72,7 +72,7 @@ impl Bridges {
             })?),
         };
         let mut bridges = Vec::new();
-        // the kernel then lists bridges only
+        // with this attribute the kernel lists bridges only
         let only_bridges = |encoder: &mut Encoder| {
             encoder.raw(&[0; LINK_BYTES - 4]);
             encoder.nest(LINK_INFO, |encoder| encoder.text(INFO_KIND, "bridge"));
@@ -101,7 +101,8 @@ impl Bridges {
     }
 }
 
-/// The switch of the whole network namespace. Without the kernel module, bridged packets pass no rules.
+/// Reads the setting of the whole network namespace. Without the kernel module `br_netfilter`,
+/// bridged packets pass no rules.
 fn are_bridged_packets_seen(family: Family) -> bool {
     let table = match family {
         Family::V4 => "iptables",
@@ -120,7 +121,7 @@ fn all(kind: u16) -> Header {
 
 struct Bridge {
     index: u32,
-    /// Whether it shows its packets to the rules of IPv4, and of IPv6.
+    /// Whether its packets pass the rules of IPv4, and those of IPv6.
     sees: [bool; 2],
 }
 
@@ -141,7 +142,7 @@ fn bridge(message: &Message<'_>) -> Option<Bridge> {
     Some(Bridge { index, sees })
 }
 
-/// An address of global scope, with its interface.
+/// Returns the interface index and the subnet of an address; None unless its scope is global.
 fn subnet(message: &Message<'_>) -> Option<(u32, Subnet)> {
     let fields = message.payload.first_chunk::<ADDRESS_BYTES>()?;
     let [_, length, _, scope, a, b, c, d] = *fields;

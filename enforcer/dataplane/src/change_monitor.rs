@@ -1,12 +1,12 @@
-//! Notices when another program changes `nf_tables`: our rules have to be read then.
+//! Detects changes of `nf_tables` by other programs, after which our rules must be read again.
 //!
-//! Every commit gives the tables of the namespace a new generation, which the kernel announces.
-//! Only the announcement of the generation is received, one per commit, so that a large commit does
-//! not fill the queue. It does not say what has changed; a read finds out. Reads are paced: the first
-//! follows at once, the others take a small part of the time. Repeated damage to our rules is
-//! repaired with back-off.
+//! Each commit gives the tables of the namespace a new generation, and the kernel announces it. The
+//! monitor receives only this announcement, one per commit, so that a large commit does not fill
+//! the queue. The announcement does not say what changed; a read of the rules shows it. The first
+//! read follows at once, and later reads take at most a tenth of the time. Repeated damage to our
+//! rules is repaired with back-off.
 //!
-//! iptables-legacy announces nothing: there only the periodic check sees damage.
+//! iptables-legacy announces nothing, so only the periodic check finds damage there.
 
 mod listen;
 mod pace;
@@ -23,12 +23,14 @@ use tokio_util::sync::CancellationToken;
 pub use listen::GenerationSocket;
 use pace::Pace;
 
-/// How many of our changes are remembered, for announcements that are still to come.
+/// How many of our changes are kept until their announcements arrive.
 const OWN: usize = 64;
-/// How many announcements may wait for the end of a change. Beyond that our rules are read once more.
+/// How many announcements may wait for the end of a change. If there are more, the rules are read
+/// once more.
 const PENDING: usize = 256;
 
-/// What is known of changes. The driver, which reports what it does, and the listener share it.
+/// Tells our own changes from those of other programs. The driver reports its changes to it, and
+/// the listener reports the kernel's announcements.
 #[derive(Clone, Debug, Default)]
 pub struct ChangeMonitor(Arc<Shared>);
 
@@ -40,35 +42,36 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    /// A change of ours is under way: who made a generation is known at its end.
+    /// Whether a change of ours is running. Until its end it is not known who made a generation.
     changing: bool,
     pending: Vec<u32>,
-    /// Generations that changes of ours made.
+    /// Generations that our changes made.
     own: VecDeque<RangeInclusive<u32>>,
-    /// The socket that our changes are sent from, where they are sent by this process.
+    /// The netlink port from which this process sends changes; None if programs make them.
     own_port: Option<u32>,
     /// The generation at the last read.
     seen: Option<u32>,
-    /// The last generation that another program made and that was not read yet.
+    /// The last generation that another program made and that is not read yet.
     foreign: Option<u32>,
-    /// Announcements were lost.
+    /// Whether announcements were lost.
     lost: bool,
     pace: Pace,
 }
 
 impl ChangeMonitor {
-    /// Commits sent from this netlink port are ours.
+    /// Sets the netlink port of this process: commits from it are ours.
     pub fn own_port(&self, port: u32) {
         self.0.state.lock().own_port = Some(port);
     }
 
-    /// Programs that commit for us are about to run.
+    /// Records that programs which commit for us are about to run.
     pub fn begin_change(&self) {
         self.0.state.lock().changing = true;
     }
 
-    /// The programs have ended. The generations between are ours if there are as many as commits were
-    /// made. Where a generation or the number is not known, they count as made by another program.
+    /// Records that the programs have ended. The generations from `before` to `after` are ours if
+    /// there are as many as `commits`. If one of the three is unknown, they count as made by
+    /// another program.
     pub fn end_change(&self, before: Option<u32>, after: Option<u32>, commits: Option<u32>) {
         let mut state = self.0.state.lock();
         state.changing = false;
@@ -88,8 +91,8 @@ impl ChangeMonitor {
         self.0.news.notify_one();
     }
 
-    /// Records a read of the rules: what `generation` and all before it did is known. `took` is how long
-    /// that lasted, `damaged` whether rules of ours were found altered.
+    /// Records a read of the rules, which covers `generation` and all before it. `took` is how long
+    /// the read lasted; `damaged` says whether it found our rules altered.
     pub fn record_read(&self, generation: Option<u32>, took: Duration, damaged: bool) {
         let mut state = self.0.state.lock();
         state.seen = generation.or(state.seen);
@@ -101,7 +104,7 @@ impl ChangeMonitor {
         self.0.news.notify_one();
     }
 
-    /// An announcement came.
+    /// Records an announcement.
     fn heard(&self, generation: u32, port: u32) {
         let mut state = self.0.state.lock();
         if state.own_port == Some(port) {
@@ -118,18 +121,19 @@ impl ChangeMonitor {
         self.0.news.notify_one();
     }
 
-    /// Announcements were lost: anything may have happened.
+    /// Records that announcements were lost: any rule may have changed.
     fn missed(&self) {
         self.0.state.lock().lost = true;
         self.0.news.notify_one();
     }
 
-    /// Raises the number in `hints` whenever it is time to read, until the token is cancelled.
+    /// Increments the number in `hints` each time the rules should be read, until the token is
+    /// cancelled.
     pub async fn hint(&self, hints: watch::Sender<u64>, token: CancellationToken) {
         loop {
             let due = self.0.state.lock().due();
             let news = self.0.news.notified();
-            // all arms are cancel-safe: what is due is asked for again
+            // all arms are cancel-safe: each round asks again what is due
             tokio::select! {
                 () = token.cancelled() => return,
                 () = news => {}
@@ -151,7 +155,7 @@ impl State {
         }
     }
 
-    /// When to read; None while there is no reason to.
+    /// Returns when to read; None without a reason to.
     fn due(&self) -> Option<Instant> {
         let something = (self.foreign.is_some() || self.lost) && !self.changing;
         something.then(|| self.pace.next(Instant::now()))

@@ -1,17 +1,18 @@
-//! Connection tracking: flows that outlive the rule that translated them.
+//! Deletes conntrack entries of flows that outlive the rule that translated them.
 //!
-//! A UDP flow keeps the destination of its first datagram while it is in use: the pod of that time,
-//! or the node itself where the sender began before the mapping existed. So once rules have changed,
-//! the UDP and SCTP entries that contradict them are deleted. TCP entries stay: TCP peers notice.
+//! A UDP flow keeps the destination of its first datagram while it is in use. This is the pod that
+//! had the port then, or the node itself if the sender began before the mapping existed. After a
+//! change of rules, the UDP and SCTP entries that contradict the rules are therefore deleted. TCP
+//! entries stay, because the peers of a TCP connection detect the change themselves.
 //!
-//! This also helps a client that sends too early: the entry it made is gone some milliseconds after
-//! the rules are there, and its next datagram makes another. A rule that
-//! refuses datagrams to unmapped ports would prevent the entry, but would have to stand before
-//! every accepting rule of others, and cannot tell which port of the range another process uses.
+//! This also helps a client that sends too early: its entry is deleted some milliseconds after the
+//! rules are made, and its next datagram creates a new entry. A rule that refuses datagrams to
+//! unmapped ports would prevent the entry. But it would have to come before every accepting rule of
+//! other programs, and it cannot tell which port of the range another process uses.
 //!
-//! Which flows contradict cannot be said in a filter of the kernel's (a flow that the node only
-//! forwards to the same port number is not ours), so the entries of a changed port are asked for,
-//! which the kernel filters, and those that contradict are deleted one by one by name.
+//! A filter in the kernel cannot select these flows: a flow that the node only forwards to the same
+//! port number is not ours. So the kernel lists the entries of each changed port, and those that
+//! contradict the rules are deleted one by one.
 
 mod entry;
 
@@ -25,10 +26,11 @@ use super::family::Family;
 use super::netlink::{NetlinkError, Options, Socket};
 use entry::Entry;
 
-/// With more changed ports than this, all entries of a protocol are read once instead of those of
-/// each port. A filtered reading costs the kernel a ninth of a full one.
+/// If more ports than this change, one read of all entries of the protocol replaces the reads per
+/// port. A filtered read costs the kernel a ninth of a full one.
 const MAX_READINGS: usize = 8;
-/// How often the entries of a change are cleared at most; an answer of the kernel can be lost.
+/// How often clearing the entries of a change is tried, because an answer of the kernel can be
+/// lost.
 const TRIES: usize = 2;
 
 /// Deletes stale entries over netlink.
@@ -40,18 +42,18 @@ pub(super) struct Conntrack {
 }
 
 impl Conntrack {
-    /// Nothing is opened before the first change.
+    /// Creates the value; the socket is opened at the first change.
     pub(super) fn new() -> Self {
         Self::default()
     }
 
-    /// How often entries could not be looked for or deleted.
+    /// Returns how often listing or deleting entries failed.
     pub(super) fn failures(&self) -> u64 {
         self.failures
     }
 
-    /// Deletes the entries of a family that contradict a change of rules. The change is in the kernel
-    /// already. Failures are logged and counted: the rules stand, and stale entries time out.
+    /// Deletes the entries of a family that contradict changed rules, which are in the kernel
+    /// already. Failures are logged and counted; the rules stay, and stale entries time out.
     pub(super) fn clear(&mut self, family: Family, removed: &[&Mapping], created: &[&Mapping]) {
         for protocol in [Protocol::Udp, Protocol::Sctp] {
             let change = Change::new(protocol, removed, created);
@@ -103,7 +105,8 @@ impl Conntrack {
                 found.extend(entry.filter(|entry| ports.contains(&entry.port)));
             });
             match listed {
-                // a flow that begins now follows the new rules
+                // an interrupted dump is complete enough: a flow that begins now follows the new
+                // rules
                 Ok(()) | Err(NetlinkError::Interrupted) => {}
                 Err(error) => return Err(error),
             }
@@ -117,7 +120,7 @@ impl Conntrack {
             let (header, body) = entry.delete(family);
             match socket.request(header, body, |_| {}) {
                 Ok(()) => {}
-                // it has ended by itself
+                // the entry has timed out already
                 Err(error) if error.is_refusal(Errno::NOENT) => {}
                 Err(error) => return Err(error),
             }
@@ -160,7 +163,8 @@ impl<'a> Change<'a> {
             .collect()
     }
 
-    /// Whether an entry leads to a pod that lost the port, or past the pod that has it now.
+    /// Returns whether an entry sends packets to a pod that lost the port, or to another
+    /// destination than the pod that has the port now.
     fn contradicts(&self, entry: &Entry, is_local: impl FnOnce(IpAddr) -> bool) -> bool {
         let at = |mappings: &'_ ByPort<'a>| mappings.get(&entry.port).cloned().unwrap_or_default();
         let (removed, created) = (at(&self.removed), at(&self.created));
@@ -172,12 +176,12 @@ impl<'a> Change<'a> {
         if created.iter().any(leads_to) {
             return false;
         }
-        // flows that the node forwards to the same port elsewhere are not ours
+        // flows that the node forwards to the same port of another host are not ours
         removed.iter().any(leads_to) || (created.iter().any(concerns) && is_local(entry.dst))
     }
 }
 
-/// Only an address of this node can be bound.
+/// Returns whether this node has the address. Only then can a socket be bound to it.
 fn is_local(ip: IpAddr) -> bool {
     UdpSocket::bind((ip, 0)).is_ok()
 }

@@ -1,5 +1,6 @@
-//! Finds out which iptables the node uses: nft or legacy. Both work at the same time, but programs
-//! that use the one do not see rules of the other, and which come first is not defined.
+//! Detects which iptables the node uses: nft or legacy. Both can be in use at the same time, but a
+//! program that uses one does not see the rules of the other, and it is not defined whose rules
+//! come first.
 
 use std::fmt;
 
@@ -11,24 +12,24 @@ use super::forward;
 use super::iptables::Flavour;
 use super::snapshot::{SavedTables, Snapshot};
 
-/// Chains that only Kubernetes' own programs make.
+/// Prefix of chains that only the programs of Kubernetes make.
 const KUBE_PREFIX: &str = "KUBE-";
 
-/// A choice, and the reason for the log.
+/// The detected iptables, and the reason for the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Detected {
     /// The iptables to use.
     pub flavour: Flavour,
-    /// Why this one.
+    /// Why it is used.
     pub reason: String,
 }
 
-/// Finds out which iptables the node uses; changes nothing.
+/// Detects which iptables the node uses; changes nothing.
 pub fn detect(snapshot: &Snapshot) -> Result<Detected, DataplaneError> {
     choose(contents(&snapshot.nft), contents(&snapshot.legacy))
 }
 
-/// What one kind of iptables carries besides empty built-in chains and what is ours.
+/// What one kind of iptables has, without empty built-in chains and without our own rules.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Contents {
     chains: usize,

@@ -1,4 +1,4 @@
-//! Why the kernel does not carry what it should.
+//! Errors of the dataplane drivers.
 
 use std::fmt;
 
@@ -7,24 +7,24 @@ use portmapping_shared::Mapping;
 use super::exec::ExecError;
 use super::netlink::NetlinkError;
 
-/// A failure of a dataplane driver; its text says what was tried and what a person can do.
+/// A failure of a dataplane driver; its text says what was tried and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum DataplaneError {
-    /// A program could not be run to its end.
+    /// A program could not be started, or did not end in time.
     #[error(transparent)]
     Exec(#[from] ExecError),
-    /// A program ended with a complaint.
+    /// A program exited with an error.
     #[error("{program} failed ({status}): {stderr}{}{}", Suffix(": line was ", .line), Suffix("; ", .hint))]
     Refused {
         /// Name of the program.
         program: &'static str,
-        /// How it ended.
+        /// Its exit status.
         status: String,
         /// What it wrote to its standard error.
         stderr: String,
-        /// The line of its input that it names.
+        /// The line of its input that its error message names.
         line: Option<String>,
-        /// What a person can do about it.
+        /// What to do about it.
         hint: Option<&'static str>,
     },
     /// A jump from a built-in chain could not be made or removed.
@@ -34,7 +34,7 @@ pub enum DataplaneError {
         program: &'static str,
         /// The built-in chain.
         chain: &'static str,
-        /// What it said.
+        /// Its error message.
         message: String,
     },
     /// A mapping to an IPv6 pod on a node that cannot translate IPv6 addresses.
@@ -42,7 +42,7 @@ pub enum DataplaneError {
     NoIpv6 {
         /// The mapping.
         mapping: Box<Mapping>,
-        /// What showed at the start.
+        /// Why IPv6 rules cannot be made, as found at the start.
         reason: String,
     },
     /// Host address and pod address of a mapping belong to different families.
@@ -54,19 +54,19 @@ pub enum DataplaneError {
     /// No kind of iptables can be run.
     #[error("neither iptables-nft nor iptables-legacy works on this node: {nft}; {legacy}")]
     NoIptables {
-        /// What iptables-nft said.
+        /// The error of iptables-nft.
         nft: String,
-        /// What iptables-legacy said.
+        /// The error of iptables-legacy.
         legacy: String,
     },
-    /// Both kinds of iptables carry rules: guessing wrong would put ours behind others'.
+    /// Both kinds of iptables have rules. A wrong guess would put our rules behind those of others.
     #[error(
         "both iptables-nft ({nft}) and iptables-legacy ({legacy}) carry rules on this node; say which one with --iptables=nft or --iptables=legacy, or remove the rules of one of them"
     )]
     BothFlavours {
-        /// What iptables-nft carries.
+        /// What iptables-nft has.
         nft: String,
-        /// What iptables-legacy carries.
+        /// What iptables-legacy has.
         legacy: String,
     },
     /// The kernel has no nftables, or none that can translate addresses.
@@ -74,10 +74,10 @@ pub enum DataplaneError {
         "nftables cannot be used on this node: it needs nf_tables with nat for family inet (Linux 5.2 or later) and the capability NET_ADMIN; use --backend=iptables instead"
     )]
     NoNftables {
-        /// What the kernel said.
+        /// The error of the kernel.
         source: NetlinkError,
     },
-    /// Talking to the kernel failed, or it refused a transaction.
+    /// Communication with the kernel failed, or the kernel refused a transaction.
     #[error("the nftables table could not be read or changed")]
     Netlink(#[from] NetlinkError),
     /// The kernel refused one element.
@@ -85,10 +85,10 @@ pub enum DataplaneError {
     ElementRefused {
         /// The mapping.
         mapping: Box<Mapping>,
-        /// What the kernel said.
+        /// The error of the kernel.
         source: NetlinkError,
     },
-    /// The place of a mapping is taken by an element that is not ours.
+    /// An element that is not ours has the key of a mapping.
     #[error(
         "mapping {mapping}: another program's element is in its place in table inet portmapping; find it with `nft list table inet portmapping` (it has no comment portmapping:UID) and delete it"
     )]
@@ -96,13 +96,13 @@ pub enum DataplaneError {
         /// The mapping.
         mapping: Box<Mapping>,
     },
-    /// Several things went wrong; each was tried.
+    /// Several steps failed; each was tried.
     #[error("{} failures: {}", .0.len(), Joined(.0))]
     Several(Vec<DataplaneError>),
 }
 
 impl DataplaneError {
-    /// One error for all that were met; Ok for none.
+    /// Returns one error for all of them; Ok if there are none.
     pub(super) fn collect(mut errors: Vec<Self>) -> Result<(), Self> {
         match errors.len() {
             0 => Ok(()),

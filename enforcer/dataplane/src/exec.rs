@@ -1,4 +1,4 @@
-//! Runs outside programs with input, output and a time limit: none of them can hang the enforcer.
+//! Runs external programs with input, output and a time limit, so that none can block the enforcer.
 
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
@@ -11,10 +11,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-/// How much of a program's standard error an error repeats.
+/// How many bytes of a program's standard error an error contains.
 const STDERR_BYTES: usize = 2_000;
 
-/// A program that could not be run to its end.
+/// The error of a program that could not be started or did not end in time.
 #[derive(Debug, thiserror::Error)]
 pub enum ExecError {
     /// The program is not installed.
@@ -28,7 +28,7 @@ pub enum ExecError {
     Io {
         /// Name of the program.
         program: &'static str,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
@@ -37,14 +37,14 @@ pub enum ExecError {
     Deadline {
         /// Name of the program.
         program: &'static str,
-        /// How long it was given.
+        /// Its time limit.
         deadline: Duration,
         /// What it had written to its standard error.
         stderr: String,
     },
 }
 
-/// What a program left behind.
+/// The exit status and the output of a program.
 #[derive(Debug)]
 pub(super) struct Finished {
     pub(super) status: ExitStatus,
@@ -52,10 +52,10 @@ pub(super) struct Finished {
     pub(super) stderr: String,
 }
 
-/// Where programs are looked for, and how long each may take.
+/// Where programs are searched, and how long each may take.
 #[derive(Clone, Debug)]
 pub struct Tools {
-    /// The only directory to look in; None for PATH.
+    /// The only directory to search; None for PATH.
     pub directory: Option<PathBuf>,
     /// Longest time one program may take; it is killed after that.
     pub deadline: Duration,
@@ -72,7 +72,7 @@ impl Default for Tools {
 }
 
 impl Tools {
-    /// Runs a program to its end, feeding it `input`.
+    /// Runs a program until it exits, with `input` as its standard input.
     pub(super) fn run<S: AsRef<OsStr>>(
         &self,
         program: &'static str,
@@ -96,7 +96,7 @@ impl Tools {
         let mut pipes = Pipes::default();
         let ended = pipes.carry(&mut child, input, Instant::now() + self.deadline);
         if !matches!(ended, Ok(true)) {
-            // fails only where the child has ended by itself; either way it is reaped below
+            // fails only if the child has exited already; in both cases it is reaped below
             let _ = child.kill();
         }
         let status = child.wait();
@@ -119,7 +119,7 @@ impl Tools {
     }
 }
 
-/// What came out of a child so far.
+/// The output of a child so far.
 #[derive(Default)]
 struct Pipes {
     stdout: Vec<u8>,
@@ -127,9 +127,10 @@ struct Pipes {
 }
 
 impl Pipes {
-    /// Feeds and drains the child until it has exited; false when the deadline came first.
+    /// Writes input and reads output until the child exits; returns false if the deadline comes
+    /// first.
     ///
-    /// The exit ends it, not the end of the output: a grandchild may keep the pipes open.
+    /// It stops at the exit, not at the end of the output: a grandchild may keep the pipes open.
     fn carry(&mut self, child: &mut Child, input: &[u8], deadline: Instant) -> io::Result<bool> {
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         let pid = pid.ok_or_else(|| io::Error::other("child has no process id"))?;
@@ -177,7 +178,7 @@ fn unblock(pipe: Option<&impl AsFd>) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes what the pipe takes; a reader that has gone away wants no more.
+/// Writes as much as the pipe accepts; drops the rest if the reader has closed its end.
 fn feed(pipe: &mut impl Write, rest: &mut &[u8]) {
     while !rest.is_empty() {
         match pipe.write(rest) {
@@ -189,7 +190,7 @@ fn feed(pipe: &mut impl Write, rest: &mut &[u8]) {
     }
 }
 
-/// Reads what is there; closes the pipe at its end.
+/// Reads what is available; closes the pipe at the end of the output.
 fn drain<P: Read>(pipe: &mut Option<P>, into: &mut Vec<u8>) {
     let ended = pipe
         .as_mut()

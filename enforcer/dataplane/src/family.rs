@@ -16,13 +16,13 @@ impl Family {
     /// Both, IPv4 first.
     pub const ALL: [Self; 2] = [Self::V4, Self::V6];
 
-    /// The family of an address.
+    /// Returns the family of an address.
     #[must_use]
     pub fn of(ip: IpAddr) -> Self {
         if ip.is_ipv4() { Self::V4 } else { Self::V6 }
     }
 
-    /// The prefix length of a single address.
+    /// Returns the prefix length of a single address.
     pub(crate) fn host_length(self) -> &'static str {
         match self {
             Self::V4 => "32",

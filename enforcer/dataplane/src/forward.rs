@@ -1,11 +1,11 @@
 //! Keeps the FORWARD chain open for mapped pods where its policy is DROP, as Docker sets it.
 //!
-//! There, the packets that we translate would be dropped on their way to the pod. A rule at the end of
-//! FORWARD accepts only those: translated, and sent to a port of our range. It is appended, so that
-//! what other rules drop stays dropped, and the policy is not changed. The rule is removed when the
-//! policy changes or nothing is mapped.
+//! With this policy, translated packets would be dropped on their way to the pod. A rule at the end
+//! of FORWARD accepts only packets that are translated and were sent to a port of our range. It is
+//! appended, so that other rules still drop what they dropped before, and the policy stays
+//! unchanged. The rule is removed when the policy changes or nothing is mapped.
 //!
-//! Both kinds of iptables are read, whatever the backend: a drop in either is final.
+//! Both kinds of iptables are read with every backend, because a packet that either drops is lost.
 
 use std::thread;
 
@@ -41,23 +41,24 @@ struct Table {
     found: Finding,
     /// The last read failed, so `found` is older: it is read again whatever the generation.
     outdated: bool,
-    /// A failure was logged already.
+    /// Whether a failure was logged already.
     complained: bool,
 }
 
-/// What a table's FORWARD chain has.
+/// The state of a table's FORWARD chain.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Finding {
-    /// What reaches the end is dropped by the policy.
+    /// Whether the policy drops packets that no rule matches.
     drops: bool,
-    /// Its last rule drops everything: no packet passes it, and we insert nothing before it.
+    /// Whether its last rule drops every packet. A rule of ours after it has no effect, and we
+    /// insert none before it.
     sealed: bool,
     /// Rules of ours, in order.
     ours: Vec<String>,
 }
 
 impl Forward {
-    /// Accepts the ports of a range without those that are never mapped.
+    /// Prepares rules that accept the ports of a range, without those that are never mapped.
     pub(super) fn new(range: PortRange, excluded: &PortSet, tools: &Tools) -> Self {
         let rule = |(first, last): (HostPort, HostPort)| {
             let ports = if first == last {
@@ -75,7 +76,7 @@ impl Forward {
         }
     }
 
-    /// Takes in what a start has read.
+    /// Records the tables that were read at the start.
     pub(super) fn take(&mut self, snapshot: &Snapshot) {
         for table in &mut self.tables {
             let saved = match table.commands.flavour {
@@ -104,11 +105,11 @@ impl Forward {
         });
     }
 
-    /// Returns whether mapped pods can be reached, as of the last read; `wanted` says that there are
-    /// any. Removes rules of ours that are not needed.
+    /// Returns whether mapped pods can be reached, as of the last read; `wanted` says whether there
+    /// are any. Removes rules of ours that are not needed.
     pub(super) fn is_open(&mut self, wanted: bool) -> bool {
         for table in &mut self.tables {
-            // a rule that is not needed is no damage; it is removed now
+            // a rule that is not needed is removed here, and not reported as damage
             let needed = wanted && table.found.drops;
             if !needed && !table.found.ours.is_empty() {
                 table.put(&[]);
@@ -120,8 +121,8 @@ impl Forward {
         !self.tables.iter().any(lacks)
     }
 
-    /// Puts the rules where they are missing, as of the last read. A failure is logged once, and is
-    /// no failure of the mappings.
+    /// Adds the rules where the last read found them missing. A failure is logged once, and does
+    /// not make the change of the mappings fail.
     pub(super) fn apply(&mut self, wanted: bool) {
         for table in self.tables.iter_mut().filter(|_| wanted) {
             if table.found.sealed {
@@ -135,7 +136,7 @@ impl Forward {
     }
 }
 
-/// Takes our rules out of every filter table, going on past failures.
+/// Removes our rules from every filter table; continues after failures and returns them.
 pub(super) fn uninstall(tools: &Tools) -> Vec<DataplaneError> {
     let remove = |mut table: Table| {
         table.read();
@@ -210,7 +211,7 @@ impl Table {
 }
 
 impl Finding {
-    /// Reads what iptables-save printed.
+    /// Parses the output of iptables-save.
     fn read(text: &str) -> Self {
         let mut found = Self::default();
         let mut in_filter = false;
@@ -234,7 +235,7 @@ impl Finding {
     }
 }
 
-/// The ports of a range that are not excluded, as spans.
+/// Returns the ports of a range that are not excluded, as spans of first and last port.
 fn spans(range: PortRange, excluded: &PortSet) -> Vec<(HostPort, HostPort)> {
     let mut spans: Vec<(HostPort, HostPort)> = Vec::new();
     for port in range.ports().filter(|port| !excluded.contains(*port)) {

@@ -1,8 +1,8 @@
 //! The iptables driver: chains of port ranges in table nat, for IPv4 and IPv6.
 //!
-//! It is the backend for compatibility: its cost is measured at 2,000 mappings, and grows with
-//! their number. `observe` reads `iptables-save`; `apply` is one `iptables-restore --noflush` per
-//! family, which writes only the chains that change. It never names chains and rules of others.
+//! This backend is for compatibility. Its cost grows with the number of mappings and is measured
+//! with 2,000. `observe` reads `iptables-save`; `apply` is one `iptables-restore --noflush` per
+//! family, which writes only the chains that change. It never names chains or rules of others.
 
 use std::collections::BTreeSet;
 use std::panic::resume_unwind;
@@ -46,18 +46,18 @@ pub struct Iptables {
     flavour: Flavour,
     tools: Tools,
     ipv4: FamilyRules,
-    /// Err says why there is none.
+    /// The IPv6 rules, or the reason why there are none.
     ipv6: Result<FamilyRules, String>,
     conntrack: Conntrack,
     monitor: ChangeMonitor,
     generation: GenerationSocket,
-    /// The generation at the last read: while it is the current one, the rules are as they were.
+    /// The generation at the last read. While it is the current one, the rules are unchanged.
     read_at: Option<u32>,
 }
 
 impl Iptables {
-    /// Starts from tables that were read already, and changes nothing. Returns what they have of
-    /// ours. Without ip6tables the driver carries IPv4 alone, which is logged once.
+    /// Opens the driver from tables that were read already, and changes nothing. Also returns what
+    /// they have of ours. Without ip6tables the driver maps IPv4 only, and logs this once.
     pub fn open(
         settings: Settings,
         tools: Tools,
@@ -95,13 +95,13 @@ impl Iptables {
         Ok((driver, observed))
     }
 
-    /// iptables-legacy has no generations.
+    /// Returns the current generation; None for iptables-legacy, which has no generations.
     fn current_generation(&mut self) -> Option<u32> {
         let nft = self.flavour == Flavour::Nft;
         nft.then(|| self.generation.current()).flatten()
     }
 
-    /// What was read last, if nothing has changed since.
+    /// Returns what was read last, if nothing has changed since.
     fn unchanged(&self, generation: Option<u32>) -> Option<Observed> {
         if generation.is_none() || generation != self.read_at {
             return None;
@@ -113,7 +113,7 @@ impl Iptables {
         Some(observed)
     }
 
-    /// Takes in what was read.
+    /// Records what was read.
     fn take(
         &mut self,
         generation: Option<u32>,
@@ -132,7 +132,7 @@ impl Iptables {
         observed
     }
 
-    /// Returns how many commits it took, where that is known.
+    /// Applies the plan for one family. Returns the number of commits, if it is known.
     fn apply_family(&mut self, family: Family, plan: &Plan) -> Result<Option<u32>, DataplaneError> {
         let of_family = |mapping: &&Mapping| Family::of(mapping.pod_ip) == family;
         let remove: Vec<&Mapping> = plan.to_remove.iter().filter(of_family).collect();
@@ -160,7 +160,7 @@ impl Dataplane for Iptables {
     }
 
     fn observe(&mut self) -> Result<Observed, DataplaneError> {
-        // before anything is read: what changes from now on has to be read again
+        // taken before the read: rules that change after this point must be read again
         let generation = self.current_generation();
         if let Some(observed) = self.unchanged(generation) {
             return Ok(observed);
@@ -190,7 +190,7 @@ impl Dataplane for Iptables {
             });
         }
         self.monitor.begin_change();
-        // also where the kernel tells no generation afterwards, the next observation reads
+        // the next observation reads, even if the kernel does not tell the generation afterwards
         self.read_at = None;
         let before = self.current_generation();
         let mut commits = Some(0);
@@ -237,7 +237,8 @@ impl Dataplane for Iptables {
     }
 }
 
-/// The mappings that an earlier run left in the tables of a kind; None without any rule of ours.
+/// Returns the mappings that an earlier run left in the tables of one kind of iptables; None if
+/// they have no rule of ours.
 pub(crate) fn leftovers(saved: &SavedTables, settings: &Settings) -> Option<BTreeSet<Mapping>> {
     let read = |family| {
         let layout = Layout::new(family, settings.clone());

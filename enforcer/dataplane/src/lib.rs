@@ -1,8 +1,9 @@
-//! Carries mappings (host port to pod) in the kernel, and reads back what is there.
+//! Writes mappings (host port to pod) to the kernel as rules, and reads them back.
 //!
-//! It owns every rule, chain and table of ours, the conntrack entries of mapped ports, and the moves
-//! between backends. It does not decide which port a pod gets or when: it is told by a [`Plan`]. It
-//! must not know the API server, the ports' states, or who holds sockets; Cargo.toml enforces that.
+//! It owns every rule, chain and table of ours, the conntrack entries of mapped ports, and the
+//! migration between backends. It does not decide which port a pod gets or when; a [`Plan`] says
+//! that. It must not know the API server, the states of ports, or which process holds sockets;
+//! Cargo.toml enforces that.
 //!
 //! ```text
 //!             Plan |                              ^ Observed
@@ -17,9 +18,9 @@
 //!                                                            is a hint to read
 //! ```
 //!
-//! A driver knows its own rules by their names and comments, and touches no others. The comment of a
-//! rule or element names the pod that owns the mapping, so that the kernel is all that a restarted
-//! enforcer needs to know them.
+//! A driver recognizes its own rules by their names and comments, and changes no others. The
+//! comment of a rule or element names the pod that owns the mapping, so that a restarted enforcer
+//! learns all mappings and their owners from the kernel.
 
 use std::collections::BTreeSet;
 
@@ -51,7 +52,7 @@ pub use uninstall::uninstall;
 /// What a driver found in the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
-    /// Our mappings, as the rules have them.
+    /// Our mappings, as read from the rules.
     pub mappings: BTreeSet<Mapping>,
     /// Whether the frame around them (chains and jumps) is as it should be.
     pub intact: bool,
@@ -65,33 +66,34 @@ impl Observed {
     }
 }
 
-/// A packet filter that can carry mappings. Calls block as long as the kernel needs; each outside
-/// program has a time limit.
+/// A packet filter that can carry mappings. Calls block until the kernel has answered; each
+/// external program has a time limit.
 pub trait Dataplane: Send {
     /// Name for logs and metrics.
     fn name(&self) -> &'static str;
 
-    /// Returns our mappings in the kernel, without a read where the kernel tells that nothing has
-    /// changed since the last one. The next [`Dataplane::apply`] starts from them.
+    /// Returns our mappings in the kernel. They are not read again if the kernel says that nothing
+    /// has changed since the last read. The next [`Dataplane::apply`] starts from them.
     fn observe(&mut self) -> Result<Observed, DataplaneError>;
 
-    /// Repairs the frame and carries the plan out, one transaction per address family. Afterwards
-    /// all of it is in the kernel, or (on error) the family is as it was.
+    /// Repairs the frame and applies the plan, in one transaction per address family. Afterwards
+    /// the kernel has the whole plan. After an error, the family that failed is unchanged.
     fn apply(&mut self, plan: &Plan) -> Result<(), DataplaneError>;
 
-    /// Masquerades connections between pods of one of these subnets, from the next change on.
+    /// Sets the subnets within which connections between pods are masqueraded, from the next change
+    /// on.
     fn set_neighbours(&mut self, neighbours: &[Subnet]);
 
-    /// Whether IPv6 mappings can be made.
+    /// Returns whether IPv6 mappings can be made.
     fn has_ipv6(&self) -> bool;
 
-    /// The monitor to which the driver reports its changes and reads, so that changes by other programs
-    /// can be told from them.
+    /// Returns the monitor to which the driver reports its changes and reads, so that the monitor
+    /// can tell them from changes by other programs.
     fn changes(&self) -> ChangeMonitor;
 
-    /// How often conntrack entries of changed mappings could not be cleared so far.
+    /// Returns how often clearing the conntrack entries of changed mappings has failed so far.
     fn clear_failures(&self) -> u64;
 
-    /// Removes everything of ours that this driver makes, and continues after failures.
+    /// Removes everything that this driver makes; continues after failures.
     fn uninstall(&mut self) -> Result<(), DataplaneError>;
 }

@@ -1,8 +1,8 @@
 //! Moves mappings from one backend to another on a live node.
 //!
-//! The mappings of an earlier run in another backend are read first, so that its pods keep their host
-//! ports. The new rules are made before the old ones are removed: no connection finds neither, and
-//! connection tracking keeps those that exist.
+//! The mappings of an earlier run in another backend are read first, so that its pods keep their
+//! host ports. The new rules are made before the old ones are removed, so that every new connection
+//! matches one of them. Connection tracking keeps the existing connections.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -24,12 +24,12 @@ use super::{Dataplane, DataplaneError, Observed};
 /// How long old rules stay for mappings that the new backend refuses; then those pods are unmapped.
 const REFUSED_FOR: Duration = Duration::from_mins(1);
 
-/// What can carry mappings.
+/// A packet filter that can carry mappings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
     /// Chains of port ranges, through either kind of iptables.
     Iptables(Flavour),
-    /// A table of maps.
+    /// One table with maps.
     Nftables,
 }
 
@@ -50,13 +50,13 @@ impl Backend {
         }
     }
 
-    /// Whether changes of its rules are announced by the kernel.
+    /// Returns whether the kernel announces changes of its rules.
     #[must_use]
     pub fn announces(self) -> bool {
         self != Self::Iptables(Flavour::Legacy)
     }
 
-    /// Starts with what was read, where that is of this backend, and returns the mappings.
+    /// Opens the driver, for iptables from the tables that were read, and returns its mappings.
     fn open(
         self,
         settings: &Settings,
@@ -94,7 +94,7 @@ impl fmt::Display for Backend {
     }
 }
 
-/// What an earlier run left in the rules of other backends, by backend.
+/// Returns the mappings that an earlier run left in other backends, by backend.
 fn leftovers(
     backend: Backend,
     settings: &Settings,
@@ -134,22 +134,22 @@ pub struct BackendMigration {
     opened: Instant,
     from: Vec<Backend>,
     in_other_backends: BTreeSet<Mapping>,
-    /// Those of them that could not be made here yet.
+    /// Those of them that this backend could not make yet.
     refused: BTreeSet<Mapping>,
-    /// Whether anything was applied since the opening.
+    /// Whether anything was applied since this was opened.
     begun: bool,
-    /// A FORWARD chain that drops concerns every backend.
+    /// Needed with every backend: a FORWARD chain may drop the packets of each.
     forward: Forward,
-    /// None where a person has named the neighbours.
+    /// None if the configuration names the neighbours.
     bridges: Option<Bridges>,
     /// Whether there are mappings, or are to be.
     in_use: bool,
 }
 
 impl BackendMigration {
-    /// Opens a backend from what a start has read. Returns its mappings as well; those that other
-    /// backends have are in [`Self::in_other_backends`]. Changes nothing of ours, but for a FORWARD
-    /// rule that is no longer needed.
+    /// Opens a backend from the snapshot, and returns its mappings as well. Mappings of other
+    /// backends are in [`Self::in_other_backends`]. Removes a FORWARD rule that is no longer
+    /// needed, and changes nothing else.
     pub fn open(
         backend: Backend,
         settings: &Settings,
@@ -191,7 +191,7 @@ impl BackendMigration {
         Ok((migration, observed))
     }
 
-    /// The mappings that other backends' rules have.
+    /// Returns the mappings in the rules of other backends.
     #[must_use]
     pub fn in_other_backends(&self) -> &BTreeSet<Mapping> {
         &self.in_other_backends
@@ -211,8 +211,8 @@ impl BackendMigration {
         true
     }
 
-    /// Changes the rules where the node's bridges have changed. The rules were right until then, so this
-    /// is no damage to report.
+    /// Changes the rules if the node's bridges have changed. The rules were correct before, so this
+    /// is not reported as damage.
     fn with_neighbours(&mut self, observed: Observed) -> Result<Observed, DataplaneError> {
         if !self.find_neighbours() || observed.mappings.is_empty() {
             return Ok(observed);
@@ -221,20 +221,20 @@ impl BackendMigration {
         self.to.observe()
     }
 
-    /// Adds to what the backend has read what is looked after here.
+    /// Adds the state of FORWARD and of the migration to what the backend has read.
     fn complete(&mut self, mut observed: Observed) -> Observed {
         // rules that another program removed come back: FORWARD stays open for their connections
         self.in_use |= !observed.mappings.is_empty();
         self.in_use |= !self.begun && !self.in_other_backends.is_empty();
         observed.intact &= self.forward.is_open(self.in_use);
-        // makes the reconciler act even if no pod wants anything
+        // makes the reconciler act even if no pod needs a mapping
         observed.intact &= self.begun || self.from.is_empty();
         self.sweep();
         observed
     }
 
-    /// Removes the old rules once all mappings are here. A failure does not affect the mappings, and is
-    /// tried again.
+    /// Removes the old rules once this backend has all mappings. A failure does not affect the
+    /// mappings, and the removal is tried again.
     fn sweep(&mut self) {
         let waiting = !self.refused.is_empty() && self.opened.elapsed() < REFUSED_FOR;
         if self.from.is_empty() || !self.begun || waiting {

@@ -1,7 +1,7 @@
 //! Netlink to the kernel's netfilter subsystems (`nf_tables`, conntrack), in process.
 //!
-//! Messages are written and read by hand: what the tables of this project need is small, and a
-//! dump of 20,000 elements must take milliseconds. Nothing here knows what a mapping is.
+//! This module encodes and decodes messages itself: the tables of this project need few of them,
+//! and a dump of 20,000 elements must take milliseconds. Nothing here knows what a mapping is.
 
 mod batch;
 mod error;

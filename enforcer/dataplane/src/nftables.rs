@@ -1,8 +1,8 @@
-//! The nftables driver: one table with maps, over netlink, without any program.
+//! The nftables driver: one table with maps, over netlink, without external programs.
 //!
-//! Adding or deleting mappings is one transaction of their size, however many others there are, and
-//! a port is found by one hash. The table is ours alone. An element in it is ours if its comment names
-//! a pod; other elements are neither changed nor counted.
+//! Adding or deleting mappings is one transaction. Its size does not depend on the number of other
+//! mappings. A port is found by one hash lookup. The table is ours alone. An element in it is ours
+//! if its comment names a pod; other elements are neither changed nor counted.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -31,7 +31,7 @@ use element::{Listed, Slot};
 use frame::{Abilities, Frame, OURS, REHEARSED, TABLE, header, message};
 use table::{Content, FrameState};
 
-/// How often a change is tried again because the tables were not as known.
+/// How often a change is tried while the known state of the tables is out of date.
 const ATTEMPTS: usize = 4;
 
 /// Mappings as elements of nftables maps.
@@ -49,13 +49,13 @@ pub struct Nftables {
 }
 
 impl Nftables {
-    /// Has the kernel check the table without making it. Without IPv6 translation the driver
-    /// carries IPv4 alone, which is logged once.
+    /// Opens the driver. The kernel checks the table without making it. Without IPv6 translation
+    /// the driver maps IPv4 only, and logs this once.
     pub fn open(settings: &Settings) -> Result<Self, DataplaneError> {
         Self::open_with(settings, Options::default())
     }
 
-    /// The same with other options of the socket.
+    /// Opens the driver like [`Self::open`], with other options of the socket.
     pub fn open_with(settings: &Settings, options: Options) -> Result<Self, DataplaneError> {
         let unusable = |source| DataplaneError::NoNftables { source };
         let mut socket = Socket::open(options).map_err(unusable)?;
@@ -100,8 +100,8 @@ impl Nftables {
         Ok(())
     }
 
-    /// Carries the plan out in one transaction. The first refusal of the kernel is taken to mean that
-    /// what is known was out of date.
+    /// Applies the plan in one transaction. If the kernel refuses a change of a state that was not
+    /// just read, that state may be out of date: the table is read and the change is tried again.
     fn change(&mut self, plan: &Plan) -> Result<(), DataplaneError> {
         let mut attempt = 1;
         loop {
@@ -109,9 +109,9 @@ impl Nftables {
             if self.stale {
                 self.read()?;
             }
-            // on a node where tables change all the time, the last try takes its chance
+            // the last try is not bound to a generation: on some nodes tables change all the time
             let mut change = Change::new(&self.known, &self.frame, plan, attempt < ATTEMPTS)?;
-            // a socket that lost an answer has been opened again
+            // opens the socket again if it lost an answer, which changes its port
             self.socket.renew()?;
             self.monitor.own_port(self.socket.port());
             let error = match self.socket.commit(&mut change.batch) {
@@ -125,7 +125,7 @@ impl Nftables {
             let out_of_date = match &error {
                 NetlinkError::StaleGeneration => true,
                 NetlinkError::Refused(_) => !fresh,
-                // whether it was done is read back
+                // the next read shows whether the change was made
                 error => error.is_uncertain(),
             };
             if !out_of_date || attempt == ATTEMPTS {
@@ -172,7 +172,7 @@ impl Abilities {
     }
 }
 
-/// Names the mapping that the kernel refused, where it is one.
+/// Returns an error that names the mapping which the kernel refused, if it refused one.
 fn explain(error: NetlinkError, batch: &Batch, plan: &Plan) -> DataplaneError {
     let refused = error.refusals().iter().find_map(|refusal| {
         let element = batch.attribute(refusal).filter(|element| element.nested)?;
@@ -243,7 +243,7 @@ impl Dataplane for Nftables {
     }
 }
 
-/// The mappings in a table of ours; None without a table, or without `nf_tables`.
+/// Returns the mappings in a table of ours; None without a table, or without `nf_tables`.
 pub(super) fn leftovers(settings: &Settings) -> Option<BTreeSet<Mapping>> {
     let mut driver = Nftables::open(settings).ok()?;
     match driver.observe() {
@@ -267,8 +267,9 @@ pub fn uninstall() -> Result<(), DataplaneError> {
     }
 }
 
-/// Whether iptables chains of ours may be in the kernel, found out without iptables: chains of
-/// iptables-nft can be listed, those of iptables-legacy not, but it is known whether it has a table.
+/// Returns whether the kernel may have iptables chains of ours, without running iptables. The
+/// chains of iptables-nft can be listed; of iptables-legacy only the names of its tables can be
+/// read.
 pub(super) fn may_have_iptables_chains() -> bool {
     let legacy = ["ip_tables_names", "ip6_tables_names"]
         .into_iter()
@@ -299,7 +300,7 @@ pub(super) fn may_have_iptables_chains() -> bool {
     legacy || found
 }
 
-/// Whether the kernel has `nf_tables` at all. Where that does not show, it has.
+/// Returns whether the kernel has `nf_tables`; true if the kernel's answer does not show it.
 pub(super) fn is_in_kernel() -> bool {
     let asked = Socket::open(Options::default())
         .and_then(|mut socket| socket.request(header(message::GETGEN, 0), |_| {}, |_| {}));
@@ -310,14 +311,14 @@ pub(super) fn is_in_kernel() -> bool {
     }
 }
 
-/// What netfilter says to messages for a part of it that is not there.
+/// Returns whether the error means that the kernel lacks this part of netfilter.
 fn is_missing(error: &NetlinkError) -> bool {
     error.is_refusal(Errno::OPNOTSUPP) || error.is_refusal(Errno::INVAL)
 }
 
 fn remove_table(socket: &mut Socket) -> Result<(), DataplaneError> {
     let mut batch = Batch::new(None);
-    // made first, so that a missing one is no error
+    // the table is made first, so that removing a missing one is no error
     for (kind, flags) in [(message::NEWTABLE, flags::CREATE), (message::DELTABLE, 0)] {
         batch.message(header(kind, flags), |encoder| encoder.text(TABLE, OURS));
     }

@@ -16,12 +16,12 @@ pub struct Settings {
     /// Ports of the range that are never mapped.
     pub excluded: PortSet,
     /// Subnets of pods that share a bridge whose packets pass no rules (bridge-nf-call-iptables is
-    /// 0): there a pod reaches its neighbour's host port only if it is masqueraded.
+    /// 0). There, a pod reaches the host port of another pod only if the connection is masqueraded.
     pub neighbours: Vec<Subnet>,
 }
 
 impl Settings {
-    /// Every port of the range, and no neighbours.
+    /// Returns settings with every port of the range and no neighbours.
     #[must_use]
     pub fn new(range: PortRange) -> Self {
         Self {
@@ -40,11 +40,11 @@ pub struct Subnet {
 }
 
 impl Subnet {
-    /// The network that an address lies in; None where the length is longer than an address.
+    /// Returns the network of an address; None if the prefix is longer than an address.
     #[must_use]
     pub fn new(ip: IpAddr, length: u8) -> Option<Self> {
         let longest = if ip.is_ipv4() { 32 } else { 128 };
-        // the kernel stores the masked form, and that is what is read back
+        // the kernel stores the masked address, so reads return that
         (length <= longest).then(|| Self {
             network: masked(ip, length),
             length,
@@ -55,13 +55,13 @@ impl Subnet {
         Family::of(self.network)
     }
 
-    /// Its first address.
+    /// Returns its first address.
     #[must_use]
     pub fn network(&self) -> IpAddr {
         self.network
     }
 
-    /// The bits that all its addresses share, as an address.
+    /// Returns the network mask as an address.
     #[must_use]
     pub fn netmask(&self) -> IpAddr {
         let ones = if self.network.is_ipv4() {
@@ -72,7 +72,7 @@ impl Subnet {
         masked(ones, self.length)
     }
 
-    /// Whether the address lies in the network.
+    /// Returns whether the address is in the network.
     #[must_use]
     pub fn contains(&self, ip: IpAddr) -> bool {
         ip.is_ipv4() == self.network.is_ipv4()
@@ -98,7 +98,7 @@ impl fmt::Display for Subnet {
     }
 }
 
-/// Text that is no network.
+/// The error for text that is not a network.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is no subnet: write 10.244.1.0/24 or fd00:10:244:1::/64")]
 pub struct InvalidSubnet(String);

@@ -66,7 +66,7 @@ impl SavedTables {
         })
     }
 
-    /// The text of one family; None where it could not be read.
+    /// Returns the text of one family; None if it could not be read.
     pub(super) fn of(&self, family: Family) -> Option<&str> {
         let text = match family {
             Family::V4 => &self.ipv4,

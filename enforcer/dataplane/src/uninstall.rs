@@ -1,11 +1,11 @@
-//! Removes everything of ours from the node, whichever backend put it there.
+//! Removes everything of ours from the node, for every backend.
 
 use super::DataplaneError;
 use super::exec::{ExecError, Tools};
 use super::iptables::{self, Flavour};
 use super::{forward, nftables};
 
-/// Removes everything of ours, whichever backend put it there, going on past failures.
+/// Removes everything of ours, for every backend; continues after failures.
 pub fn uninstall(tools: &Tools) -> Result<(), DataplaneError> {
     let table = nftables::uninstall();
     let chains = match uninstall_iptables(tools) {
@@ -18,10 +18,10 @@ pub fn uninstall(tools: &Tools) -> Result<(), DataplaneError> {
     DataplaneError::collect(table.err().into_iter().chain(chains.err()).collect())
 }
 
-/// Removes our jumps and chains, of both families and both flavours, going on past failures.
+/// Removes our jumps and chains, of both families and both flavours; continues after failures.
 ///
-/// A kind that is not installed, or that the kernel lacks, has nothing of ours; unless no kind is
-/// installed.
+/// A kind that is not installed, or that the kernel lacks, has nothing of ours. If this holds for
+/// both kinds, their errors are returned.
 fn uninstall_iptables(tools: &Tools) -> Result<(), DataplaneError> {
     let mut errors = forward::uninstall(tools);
     let mut missing = Vec::new();
@@ -45,7 +45,7 @@ fn uninstall_iptables(tools: &Tools) -> Result<(), DataplaneError> {
 }
 
 impl DataplaneError {
-    /// Whether all that failed is that programs are not installed.
+    /// Returns whether missing programs are the only failure.
     fn is_missing_programs(&self) -> bool {
         match self {
             Self::Exec(ExecError::Missing { .. }) => true,

@@ -1,5 +1,5 @@
-//! The least that iptables can do: one chain of DNAT rules without owners, reached from the same two
-//! chains as ours, changed by the same program.
+//! The minimum with iptables: one chain of DNAT rules without owners. Jumps from the same two
+//! chains as ours lead to it, and the same program changes it.
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};
@@ -25,7 +25,7 @@ pub(super) fn load(netns: &Netns, flavour: Flavour, host_ports: &[u16]) -> Resul
     .map(drop)
 }
 
-/// Appends (`A`) or deletes (`D`) one rule; the time in ms.
+/// Appends (`A`) or deletes (`D`) one rule; returns the time in ms.
 pub(super) fn change(netns: &Netns, flavour: Flavour, what: char, port: u16) -> Result<f64> {
     restore(
         netns,

@@ -1,5 +1,6 @@
-//! Another program alters our rules: how long until the kernel's notification arrives, and until all
-//! is repaired. iptables-legacy sends no notifications, so it is not measured.
+//! Another program alters our rules. Measures how long it takes until the kernel's notification
+//! arrives, and until all rules are repaired. iptables-legacy has no notifications, so it is not
+//! measured.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -18,14 +19,14 @@ use crate::report::{Bar, Row};
 use crate::stats::median;
 
 const SAMPLES: usize = 11;
-/// From the start of the program that does the damage, in ms.
+/// The bar for the time from the start of the program that does the damage, in ms.
 const BAR: Bar = Bar::AtMost(50.0);
 /// Longest time until a notification arrives.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// No notification for so long: earlier changes are over, and so is the pause between two reads.
+/// Without a notification for this time, earlier changes and the pause between two reads are over.
 const QUIET: Duration = Duration::from_millis(400);
 
-/// Rows for the backends that notify of changes, with so many mappings present.
+/// Returns rows for the backends with notifications, with `count` mappings present.
 pub(super) fn measure(count: u16) -> Result<Vec<Row>> {
     let ports = LAST_PORT - count + 1..=LAST_PORT;
     let desired: BTreeSet<Mapping> = ports
@@ -59,7 +60,8 @@ pub(super) fn measure(count: u16) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Every sample has its own node and driver: a driver backs off after repeated damage.
+/// Takes one sample. Each has its own node and driver, because a driver backs off after repeated
+/// damage.
 fn sample(backend: Backend, desired: &BTreeSet<Mapping>, damage: &str) -> Result<(f64, f64)> {
     let netns = Lab::new()?.node()?.netns;
     let mut driver = backend.open(&netns)?;
@@ -82,7 +84,7 @@ fn sample(backend: Backend, desired: &BTreeSet<Mapping>, damage: &str) -> Result
     Ok((heard, repaired))
 }
 
-/// The hints to read the rules again, as the enforcer gets them.
+/// Receives the hints to read the rules again, as the enforcer does.
 struct Hints {
     runtime: Runtime,
     changed: watch::Receiver<u64>,

@@ -1,4 +1,4 @@
-//! What was measured, as rows: ours against the limit, against ourselves, and against the peers.
+//! Turns the measurements into rows: ours against the limit, against ours, and against the peers.
 
 use portmapping_shared::Protocol::{self, Tcp, Udp};
 
@@ -30,8 +30,8 @@ impl Tables<'_> {
         self.all.iter().find(|measured| measured.case == case)
     }
 
-    /// A row of ours against theirs at the percentile that `of` takes; none where either has not been
-    /// measured.
+    /// Adds a row of ours against theirs, at the percentile that `of` takes. Adds none if either
+    /// was not measured.
     fn compare(
         &mut self,
         name: String,
@@ -143,7 +143,8 @@ fn rows(backend: Backend, tables: &mut Tables<'_>) {
         Bar::None,
         p50,
     );
-    // those that are measured with as many; kube-proxy finds a Service in a map, whatever their number
+    // peers that are measured with the same number; in kube-proxy with nftables the number has no
+    // effect, because it finds a Service in a map
     let as_many = |peer: &Carrier| match peer {
         Carrier::KubeProxyNftables => backend == Backend::Nftables,
         _ => peer.most() == most,

@@ -1,5 +1,5 @@
-//! A whole enforcer pod is lost: its rules stay, and no process holds their ports. How long after the
-//! start of the next process is each port held again?
+//! A whole enforcer pod is lost: its rules stay, and no process holds their ports. Measures how
+//! long after the start of the next process each port is held again.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -19,13 +19,13 @@ use super::super::stats::median;
 use super::super::{Options, folder};
 use super::{LIMIT, keep, start};
 
-/// More than a node has pods, as each may have several ports.
+/// More than the number of pods on a node, because each pod may have several ports.
 const MAPPED: u16 = 500;
 const ROUNDS: u16 = 9;
-/// From the start of the process, in ms.
+/// The bar for the time from the start of the process, in ms.
 const BAR: Bar = Bar::AtMost(100.0);
 
-/// A row for each kind of rules.
+/// Adds a row for each backend.
 pub(super) fn run(options: &Options, program: &Path, report: &mut Report) -> Result<()> {
     let folder = folder("hold-again")?;
     let ports: Vec<u16> = (FIRST_PORT..FIRST_PORT + MAPPED).collect();
@@ -48,7 +48,7 @@ pub(super) fn run(options: &Options, program: &Path, report: &mut Report) -> Res
     Ok(())
 }
 
-/// The time in ms until a keeper that started with nothing holds all that is mapped.
+/// Returns the time in ms until a keeper that started without ports holds all mapped ports.
 fn held_after(netns: &Netns, program: &Path, folder: &Path, backend: Backend) -> Result<f64> {
     let (keeper, socket) = keep(netns, program, folder)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -65,7 +65,7 @@ fn held_after(netns: &Netns, program: &Path, folder: &Path, backend: Backend) ->
     command.arg("--keeper-socket").arg(&socket);
     command.arg("--admin-socket").arg(folder.join("admin.sock"));
     command.stdin(Stdio::null()).stdout(Stdio::null());
-    // it ends by itself where there is no API server, which it asks after this
+    // it exits without an API server, but it contacts that only after this step
     command.stderr(Stdio::null());
     let begun = Instant::now();
     let enforcer = start(&mut command)?;

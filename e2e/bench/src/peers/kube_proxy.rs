@@ -1,10 +1,10 @@
 //! kube-proxy with a `NodePort` Service per mapping.
 //!
-//! A cluster has 2,768 node ports by default, and filling it with 20,000 Services would take
-//! longer than the benchmark. So the rules are those of a real kube-proxy 1.36 with three Services of
-//! one endpoint each (peers/kube-proxy), the lines of the first one repeated with other names,
-//! addresses and ports; a test turns them into those of the second one. The rules that count
-//! packets to 127.0.0.1 (nfacct) are left out, in favour of kube-proxy.
+//! A cluster has 2,768 node ports by default, and creating 20,000 Services would take longer than
+//! the benchmark. So the rules come from a real kube-proxy 1.36 with three Services of one endpoint
+//! each (peers/kube-proxy). The lines of the first Service are repeated with other names, addresses
+//! and ports; a test checks this by making the lines of the second Service. The rules that count
+//! packets to 127.0.0.1 (nfacct) are left out, to kube-proxy's advantage.
 
 #[cfg(test)]
 use std::collections::BTreeSet;
@@ -20,11 +20,11 @@ const NFTABLES: &str = include_str!("../../peers/kube-proxy/nftables.rules");
 /// Everything that differs between the rules of two Services.
 struct Service {
     name: String,
-    /// Of the chains KUBE-SVC-, KUBE-EXT-.
+    /// Hash in the names of the chains KUBE-SVC- and KUBE-EXT-.
     chain: String,
-    /// Of the chain KUBE-SEP-.
+    /// Hash in the name of the chain KUBE-SEP-.
     endpoint_chain: String,
-    /// Of the nftables chains.
+    /// Hash in the names of the nftables chains.
     nft_chain: String,
     cluster_ip: String,
     endpoint: String,
@@ -32,7 +32,7 @@ struct Service {
 }
 
 impl Service {
-    /// The first Service of the recorded rules.
+    /// Returns the first Service of the recorded rules.
     fn recorded() -> Self {
         Self {
             name: "default/s1".to_owned(),
@@ -58,7 +58,7 @@ impl Service {
         }
     }
 
-    /// The text of the recorded Service, with the values of this one.
+    /// Returns a line of the recorded Service, with the values of this one.
     fn say(&self, line: &str) -> String {
         let from = Self::recorded();
         let mut text = line.to_owned();
@@ -77,7 +77,7 @@ impl Service {
     }
 }
 
-/// Whether a line of the recorded rules is about one of the three Services.
+/// Returns which of the three Services a line of the recorded rules is about.
 fn service_of(line: &str) -> Option<usize> {
     [
         ["default/s1", "WXDZ2HVMUQ5BIO6Q", "RFUER7WHK3S63MBZ"],
@@ -88,7 +88,7 @@ fn service_of(line: &str) -> Option<usize> {
     .position(|words| words.iter().any(|word| line.contains(word)))
 }
 
-/// The rules in iptables mode. kube-proxy itself takes the kind of iptables that the node uses.
+/// Returns the rules in iptables mode. kube-proxy itself uses the kind of iptables of the node.
 pub(crate) fn iptables(host_ports: &[u16]) -> Rules {
     let services: Vec<_> = host_ports.iter().map(|port| Service::new(*port)).collect();
     let mut text = String::new();
@@ -111,7 +111,7 @@ pub(crate) fn iptables(host_ports: &[u16]) -> Rules {
     Rules::Iptables(Iptables::Nft, text)
 }
 
-/// The rules in nftables mode, for a node with this address.
+/// Returns the rules in nftables mode, for a node with this address.
 pub(crate) fn nftables(host_ports: &[u16], node_address: Ipv4Addr) -> Rules {
     let services: Vec<_> = host_ports.iter().map(|port| Service::new(*port)).collect();
     let mut text = nftables_frame(&services, node_address);
@@ -123,7 +123,7 @@ pub(crate) fn nftables(host_ports: &[u16], node_address: Ipv4Addr) -> Rules {
     Rules::Nftables(text)
 }
 
-/// All but the chains of Services, with these in the sets.
+/// Returns everything except the chains of Services, with these Services in the sets.
 fn nftables_frame(services: &[Service], node_address: Ipv4Addr) -> String {
     let mut text = String::new();
     let (mut set, mut dropping) = ("", false);
@@ -158,7 +158,7 @@ fn nftables_frame(services: &[Service], node_address: Ipv4Addr) -> String {
     text
 }
 
-/// The chains of the recorded Service with this hash.
+/// Returns the chains of the recorded Service with this hash.
 fn nftables_chains(hash: &str) -> String {
     let mut text = String::new();
     let mut inside = false;

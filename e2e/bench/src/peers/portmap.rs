@@ -1,6 +1,6 @@
-//! CNI's portmap plugin: Debian's build and the one of the newest Go module, as a container runtime
-//! runs them. 20,000 mappings made by the plugin itself would take hours, so its rules are also
-//! written in bulk; [`verify`] compares them with those of the plugin.
+//! CNI's portmap plugin: Debian's build and a build of the newest Go module, run as a container
+//! runtime runs them. The plugin itself would take hours for 20,000 mappings, so its rules are also
+//! loaded in bulk; [`verify`] compares them with those of the plugin.
 
 use std::fmt::Write as _;
 use std::os::unix::fs::symlink;
@@ -52,7 +52,7 @@ impl Kind {
         }
     }
 
-    /// The rules of these mappings, in the order in which the plugin would have made them.
+    /// Returns the rules of these mappings, in the order in which the plugin would make them.
     pub(crate) fn rules(self, protocol: &str, host_ports: &[u16]) -> Rules {
         match self {
             Self::NewestNftables => Rules::Nftables(nftables(protocol, host_ports)),
@@ -60,7 +60,7 @@ impl Kind {
         }
     }
 
-    /// How its rules read back, for a comparison.
+    /// Returns its rules as read back, for a comparison.
     fn dump(self, netns: &Netns) -> Result<String> {
         let text = match self {
             Self::NewestNftables => netns.sh("nft list ruleset")?,
@@ -87,7 +87,7 @@ pub(crate) struct Plugins {
 }
 
 impl Plugins {
-    /// `folder` takes the links that decide which iptables a plugin finds.
+    /// Finds the plugins. The links that decide which iptables a plugin uses are made in `folder`.
     pub(crate) fn find(folder: &Path) -> Result<Self> {
         for kind in [Iptables::Nft, Iptables::Legacy] {
             let folder = folder.join(kind.suffix());
@@ -107,7 +107,7 @@ impl Plugins {
         })
     }
 
-    /// Runs the plugin on a node for a pod with that host port, as ADD or DEL.
+    /// Runs the plugin with ADD or DEL on a node, for a pod with these host ports.
     pub(crate) fn run(
         &self,
         kind: Kind,
@@ -120,8 +120,8 @@ impl Plugins {
         node.feed(&mut command, &input).map(drop)
     }
 
-    /// The plugin's process and its standard input: one pod with all these host ports, at the
-    /// address of the first of them.
+    /// Returns the plugin's command and its standard input: one pod with all these host ports, at
+    /// the address for the first of them.
     pub(crate) fn command(
         &self,
         kind: Kind,
@@ -182,7 +182,7 @@ fn find(program: &str) -> Result<PathBuf> {
         .with_context(|| format!("{program} is not on the PATH"))
 }
 
-/// Fails unless the plugin makes exactly the rules that are written in bulk.
+/// Fails unless the plugin makes exactly the rules that are loaded in bulk.
 pub(crate) fn verify(plugins: &Plugins) -> Result<()> {
     let three = ports(3);
     for kind in Kind::ALL {
@@ -206,7 +206,7 @@ fn container(host_port: u16) -> String {
     format!("bench-{host_port:05}")
 }
 
-/// The chain of a container: as much of the hash as fits into a chain's name.
+/// Returns the chain of a container: as much of the hash as fits into the name of a chain.
 fn chain(host_port: u16) -> String {
     let mut text = "CNI-DN-".to_owned();
     let hash = Sha512::digest(format!("{NETWORK}{}", container(host_port)));

@@ -1,7 +1,8 @@
-//! Times of files to half a millisecond. The kernel gives a file the time of its last tick, up to
-//! 4 ms ago; but since Linux 6.13 never a time before the latest fine-grained one. A file gets a fine-grained time
-//! when it changes after its time was read (`Documentation/filesystems/multigrain-ts.rst`). So this
-//! reads the time of a file and changes the file, all the time.
+//! Makes file times exact to half a millisecond. The kernel gives a file the time of its last tick,
+//! which is up to 4 ms ago. Since Linux 6.13, that time is never before the latest fine-grained
+//! time. A file gets a fine-grained time when it changes after its time was read
+//! (`Documentation/filesystems/multigrain-ts.rst`). So this repeatedly reads the time of a file and
+//! changes the file.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -15,7 +16,7 @@ use rustix::fs::{MemfdFlags, Timespec, Timestamps, UTIME_NOW, fstat, futimens, m
 
 use super::priority;
 
-/// Between two changes.
+/// Pause between two changes.
 const EVERY: Duration = Duration::from_micros(500);
 
 /// Keeps file times fine-grained until it is dropped; before Linux 6.13 it has no effect.
@@ -41,7 +42,7 @@ impl FineTimes {
         Ok(Self { stop, thread })
     }
 
-    /// Ends the thread; an error if it failed.
+    /// Ends the thread; returns an error if it failed.
     pub(super) fn end(mut self) -> Result<()> {
         self.stop.store(true, Ordering::Relaxed);
         let ended = self.thread.take().map(JoinHandle::join);

@@ -1,4 +1,4 @@
-//! Priorities: one machine runs a whole cluster and the process that measures it.
+//! Sets priorities, because one machine runs a whole cluster and the process that measures it.
 
 use std::{fs, io};
 
@@ -8,18 +8,19 @@ use rustix::process::{Pid, setpriority_process};
 
 use e2e::cluster::Cluster;
 
-/// What a write waits for.
+/// The programs that a write to the API server waits for.
 const PROGRAMS: [&str; 2] = ["kube-apiserver", "etcd"];
 /// Nine times the scheduler weight of a process of niceness 0.
 const NICENESS: i32 = -10;
 
-/// From now on, this thread records when something happened, not when it was scheduled.
+/// Raises the priority of this thread, so that it records when an event happens, not when the
+/// thread is scheduled.
 pub(super) fn favour_this_thread() -> Result<()> {
     favour(None).context("raise the priority of the measuring thread")
 }
 
-/// Raises the priority of the API server and etcd. In a real cluster they have their own cores; here they
-/// share two with the measured node.
+/// Raises the priority of the API server and etcd. In a real cluster they have their own cores;
+/// here they share two cores with the measured node.
 pub(super) fn favour_the_api_server(cluster: &Cluster) -> Result<()> {
     for program in PROGRAMS {
         let folder = format!(

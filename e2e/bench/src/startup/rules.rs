@@ -1,5 +1,5 @@
-//! When the kernel of a node has the rules of a pod, by its own notifications. `nft monitor` reads the
-//! whole ruleset before it prints, so its output comes tens of milliseconds late.
+//! Records when the kernel of a node has the rules of a pod, from the kernel's notifications. `nft
+//! monitor` reads the whole ruleset before it prints, so its output is tens of milliseconds late.
 
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,11 +19,11 @@ use e2e::cluster::Cluster;
 const NEW_RULE: u16 = 0x0a06;
 /// `NFNLGRP_NFTABLES`, the seventh group.
 const GROUP: u32 = 1 << 6;
-/// Notifications that may wait, in bytes: a change of fifty pods has some ten thousand.
+/// Bytes of notifications that may wait: a change of fifty pods has about ten thousand of them.
 const BUFFER: usize = 16 * 1024 * 1024;
-/// What stands before the uid in the comment of a rule: `portmapping:UID`.
+/// The text before the uid in the comment of a rule: `portmapping:UID`.
 const OWNER: &[u8] = b"portmapping:";
-/// How often the listener checks whether it is to stop.
+/// How often the listener checks whether it must stop.
 const POLL: Duration = Duration::from_millis(200);
 
 /// An address family.
@@ -34,7 +34,7 @@ pub(super) enum Family {
 }
 
 impl Family {
-    /// Of an address as text.
+    /// Returns the family of an address as text.
     pub(super) fn of(address: &str) -> Self {
         if address.contains(':') {
             Self::V6
@@ -67,8 +67,8 @@ struct Heard {
 }
 
 impl Rules {
-    /// Listens on every processor: while one is busy in the kernel its listener does not run, and the
-    /// time of the other counts.
+    /// Listens on every processor. While a processor is busy in the kernel, its listener does not
+    /// run; the earliest time of all listeners counts.
     pub(super) fn watch(cluster: &Cluster, node: &str) -> Result<Self> {
         let path = format!("/proc/{}/ns/net", cluster.pid(node)?);
         let heard = Arc::new(Mutex::new(Heard::default()));
@@ -95,7 +95,7 @@ impl Rules {
         Ok(Self { heard, stop })
     }
 
-    /// The rules so far, the earliest first; an error if a notification was lost.
+    /// Returns the rules so far, the earliest first; an error if a notification was lost.
     pub(super) fn seen(&self) -> Result<Vec<Rule>> {
         let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(error) = &heard.error {
@@ -113,7 +113,7 @@ impl Drop for Rules {
     }
 }
 
-/// Moves this thread to a processor, and opens a socket in a network.
+/// Moves this thread to a processor, and opens a socket in a network namespace.
 fn open(network: File, processor: usize) -> Result<Socket> {
     setns(network, CloneFlags::CLONE_NEWNET).context("enter the node's network")?;
     let mut only = CpuSet::new();
@@ -142,7 +142,7 @@ fn listen(mut socket: Socket, heard: &Mutex<Heard>, stop: &AtomicBool) {
     }
 }
 
-/// The rule of a pod that a message announces: a comment names the pod.
+/// Returns the rule of a pod that a message announces. Its comment names the pod.
 fn rule(message: &Message<'_>) -> Option<Rule> {
     if message.kind != NEW_RULE {
         return None;

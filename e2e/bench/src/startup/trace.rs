@@ -1,4 +1,4 @@
-//! The start of one pod as four observers saw it, on one clock.
+//! The start of one pod as four observers recorded it, with the same clock.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
@@ -12,23 +12,23 @@ use super::rules::{Family, Rule};
 use e2e::cluster::Cluster;
 use e2e::starts::Call;
 
-/// When a write came in, and when it was done.
+/// When a write arrived at the API server, and when it was done.
 type Patch = (SystemTime, SystemTime);
 
 const ENFORCER: &str = "system:serviceaccount:portmapping-system:enforcer";
-/// Where libcni leaves its results.
+/// The folder in which libcni stores results.
 const RESULTS: &str = "var/lib/cni/results";
 
-/// One pod's start.
+/// The start of one pod.
 #[derive(Clone, Debug)]
 pub(super) struct Trace {
     result: SystemTime,
-    /// The last of the pod's rules, in any address family.
+    /// When the last rule of the pod was made, in any address family.
     rule: SystemTime,
-    /// When the API server got the patch.
+    /// When the API server received the patch.
     asked: SystemTime,
     published: SystemTime,
-    /// The kubelet's first write to the same pod's status since then.
+    /// The kubelet's first write to the status of the same pod after that.
     by_kubelet: Patch,
     begun: SystemTime,
     answered: SystemTime,
@@ -43,12 +43,12 @@ impl Trace {
         milliseconds(self.result, self.published)
     }
 
-    /// The part of it that the API server took.
+    /// Returns the time that the API server took for the patch.
     pub(super) fn patch(&self) -> f64 {
         milliseconds(self.asked, self.published)
     }
 
-    /// The time that the API server took for a write of the kubelet.
+    /// Returns the time that the API server took for the kubelet's write.
     pub(super) fn patch_of_kubelet(&self) -> f64 {
         milliseconds(self.by_kubelet.0, self.by_kubelet.1)
     }
@@ -57,7 +57,7 @@ impl Trace {
         milliseconds(self.result, self.begun)
     }
 
-    /// How long before the announcement the rule was in place.
+    /// Returns how long before the announcement the rule was made.
     pub(super) fn rule_to_words(&self) -> f64 {
         milliseconds(self.rule, self.begun)
     }
@@ -75,7 +75,7 @@ impl Trace {
     }
 }
 
-/// The times of one start; for a slow one they show which part was slow.
+/// Shows the times of one start; for a slow start they show which part was slow.
 impl fmt::Display for Trace {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
         let asked = milliseconds(self.result, self.asked);
@@ -96,7 +96,7 @@ struct Written {
     families: BTreeSet<Family>,
 }
 
-/// Negative if `to` is before `from`.
+/// Returns the milliseconds from `from` to `to`; negative if `to` is earlier.
 fn milliseconds(from: SystemTime, to: SystemTime) -> f64 {
     match to.duration_since(from) {
         Ok(after) => after.as_secs_f64() * 1e3,
@@ -104,7 +104,7 @@ fn milliseconds(from: SystemTime, to: SystemTime) -> f64 {
     }
 }
 
-/// Combines the observations of all pods that called.
+/// Combines the observations of all pods that announced themselves.
 pub(super) fn join(
     cluster: &Cluster,
     node: &str,
@@ -154,7 +154,7 @@ pub(super) fn join(
     calls.iter().map(trace).collect()
 }
 
-/// The results of a namespace's pods by name.
+/// Returns the CNI results of the pods of a namespace by name.
 fn results(cluster: &Cluster, node: &str, space: &str) -> Result<BTreeMap<String, Written>> {
     let folder = format!("/proc/{}/root/{RESULTS}", cluster.pid(node)?);
     let mut found = BTreeMap::new();
@@ -164,7 +164,7 @@ fn results(cluster: &Cluster, node: &str, space: &str) -> Result<BTreeMap<String
             continue;
         }
         let (Ok(text), Ok(metadata)) = (fs::read(&path), fs::metadata(&path)) else {
-            // the pod has just gone
+            // the pod was deleted just now
             continue;
         };
         let result: Value = serde_json::from_slice(&text).context("parse a CNI result")?;
@@ -197,13 +197,13 @@ impl Audit {
     fn read(cluster: &Cluster) -> Result<Self> {
         let path = cluster.audit_log()?;
         let log = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-        // the last line may be half written
+        // the last line may be incomplete
         let lines = log.split(|byte| *byte == b'\n');
         let events = lines.filter_map(|line| serde_json::from_slice(line).ok());
         Ok(Self(events.collect()))
     }
 
-    /// When the writes of a user to each pod's status arrived, and were done.
+    /// Returns when the writes of a user to each pod's status arrived, and when they were done.
     fn patches(&self, space: &str, user: &str) -> Result<BTreeMap<String, Vec<Patch>>> {
         let mut found: BTreeMap<String, Vec<Patch>> = BTreeMap::new();
         for event in &self.0 {

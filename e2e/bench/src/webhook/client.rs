@@ -22,7 +22,7 @@ use tokio_rustls::TlsConnector;
 /// Longest wait for one answer; a server that needs longer has failed.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How a connection speaks.
+/// The HTTP version of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Version {
     /// HTTP/1.1 with keep-alive: one review at a time.
@@ -39,17 +39,17 @@ pub(super) struct Target {
     body: Bytes,
 }
 
-/// What a load found.
+/// The result of a load.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Load {
-    /// Time that each answer took.
+    /// The time of each answer.
     pub(super) latencies: Vec<Duration>,
-    /// From the first review to the last answer.
+    /// The time from the first review to the last answer.
     pub(super) took: Duration,
 }
 
 impl Load {
-    /// Time that each answer took, in milliseconds.
+    /// Returns the time of each answer in milliseconds.
     pub(super) fn millis(&self) -> Vec<f64> {
         self.latencies
             .iter()
@@ -57,7 +57,7 @@ impl Load {
             .collect()
     }
 
-    /// Answers per second.
+    /// Returns the number of answers per second.
     pub(super) fn rate(&self) -> f64 {
         let answers = u32::try_from(self.latencies.len()).unwrap_or(u32::MAX);
         f64::from(answers) / self.took.as_secs_f64().max(f64::EPSILON)
@@ -72,7 +72,8 @@ enum Sender {
 }
 
 impl Target {
-    /// `authority` is the certificate (DER) that the server's must be signed with.
+    /// Creates a target. `authority` is the DER certificate of the CA that must have signed the
+    /// certificate of the server.
     pub(super) fn new(address: SocketAddr, authority: CertificateDer<'static>) -> Result<Self> {
         let mut roots = RootCertStore::empty();
         roots.add(authority).context("trust the benchmark's CA")?;
@@ -88,7 +89,7 @@ impl Target {
         })
     }
 
-    /// The same server with another review.
+    /// Returns the same server with another review.
     pub(super) fn sending(&self, body: &Bytes) -> Self {
         Self {
             body: body.clone(),
@@ -158,14 +159,14 @@ impl Target {
             .context("no answer in time")?
     }
 
-    /// A connection of its own for one review.
+    /// Sends one review on a new connection.
     pub(super) async fn once(&self, version: Version) -> Result<Bytes> {
         let mut sender = timeout(PATIENCE, self.connect(version)).await??;
         self.review(&mut sender).await
     }
 
-    /// As many reviews as get answered in the time: each of `streams` per connection sends the next
-    /// when the last is answered.
+    /// Sends as many reviews as possible in the time: each of `streams` per connection sends the
+    /// next review when the last is answered.
     pub(super) async fn flood(
         &self,
         version: Version,
@@ -205,8 +206,9 @@ impl Target {
         Ok(load)
     }
 
-    /// `rate` reviews per second, sent on schedule whether or not earlier ones are answered: each
-    /// counts from the moment it was due, so that a stall of the server counts for every review it delays.
+    /// Sends `rate` reviews per second on schedule, even if earlier ones are not answered. The time
+    /// of each counts from the moment when it was due, so that a stall of the server counts for
+    /// every review that it delays.
     pub(super) async fn schedule(
         &self,
         version: Version,
@@ -224,7 +226,8 @@ impl Target {
         let begun = Instant::now();
         let mut due = begun;
         while due - begun < time {
-            // a timer of the runtime has a resolution of a millisecond; this thread has its own core
+            // busy wait on this thread's own core: a timer of the runtime has a resolution of a
+            // millisecond
             while Instant::now() < due {
                 yield_now().await;
                 while let Some(ended) = tasks.try_join_next() {
@@ -234,7 +237,8 @@ impl Target {
                 }
             }
             let Some(sender) = idle.pop_front() else {
-                // all HTTP/1.1 connections are busy: the review waits, and its time runs
+                // all HTTP/1.1 connections are busy: the review waits, and the wait is part of its
+                // time
                 yield_now().await;
                 if let Some(ended) = tasks.try_join_next() {
                     let (latency, sender) = ended??;

@@ -1,4 +1,4 @@
-//! The servers that are compared, each a process on a core of its own.
+//! The servers that are compared. Each is a process; the client has a different core.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -17,21 +17,21 @@ use e2e::process;
 /// The core of the servers; the client has another.
 const CORE: usize = 0;
 
-/// Who answers.
+/// Which server answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Kind {
     /// portmapping's webhook.
     Ours,
     /// controller-runtime with a hand-written patch.
     HandWritten,
-    /// controller-runtime with the difference of the whole object.
+    /// controller-runtime with a patch from the comparison of whole objects.
     WholeObject,
 }
 
 impl Kind {
     pub(super) const ALL: [Self; 3] = [Self::Ours, Self::HandWritten, Self::WholeObject];
 
-    /// For the table.
+    /// Returns the name in the table.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Ours => "portmapping",
@@ -41,12 +41,12 @@ impl Kind {
     }
 }
 
-/// Where programs and certificates are.
+/// The paths of programs and certificates.
 #[derive(Clone, Debug)]
 pub(super) struct Stage {
     pub(super) ours: PathBuf,
     pub(super) peer: PathBuf,
-    /// tls.crt and tls.key, for both alike.
+    /// The folder with tls.crt and tls.key, the same for all servers.
     pub(super) tls: PathBuf,
 }
 
@@ -100,10 +100,10 @@ impl Contestant {
         })
     }
 
-    /// Processor time so far, user and system.
+    /// Returns the processor time so far, user and system.
     pub(super) fn cpu(&self) -> Result<Duration> {
         let text = self.read("stat")?;
-        // the name in parentheses may contain anything
+        // the process name in parentheses may contain any character
         let fields = text.rsplit_once(')').map_or("", |(_, fields)| fields);
         let mut numbers = fields.split_whitespace().skip(11).map(str::parse::<u64>);
         let (Some(Ok(user)), Some(Ok(system))) = (numbers.next(), numbers.next()) else {
@@ -115,7 +115,7 @@ impl Contestant {
         Ok(Duration::from_millis((user + system) * 1000 / per_second))
     }
 
-    /// Resident memory now, in KiB.
+    /// Returns the current resident memory in KiB.
     pub(super) fn resident(&self) -> Result<u64> {
         let text = self.read("status")?;
         let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));

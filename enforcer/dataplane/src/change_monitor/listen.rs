@@ -1,4 +1,4 @@
-//! The kernel's announcements of new generations, and the question for the current one
+//! Receives the kernel's announcements of new generations, and requests the current generation
 //! (`linux/netfilter/nf_tables.h`).
 
 use std::io;
@@ -20,7 +20,7 @@ const ID: u16 = 1;
 const GROUP: u32 = 1 << 6;
 /// How often the listener checks whether the monitor still exists.
 const TICK: Duration = Duration::from_millis(500);
-/// Where `nlmsghdr` has the kind of a message.
+/// Offset of the message type in `nlmsghdr`.
 const KIND_OFFSET: u32 = 4;
 /// Classic BPF (`linux/bpf_common.h`): load two bytes, compare, return how much to keep.
 const LOAD_HALF: u16 = 0x28;
@@ -28,8 +28,8 @@ const JUMP_IF_EQUAL: u16 = 0x15;
 const RETURN: u16 = 0x06;
 
 impl ChangeMonitor {
-    /// Begins to listen, in the network namespace of the caller, for as long as this or a clone of
-    /// it is there.
+    /// Starts a thread that listens in the network namespace of the caller. It ends after this
+    /// value and all its clones are dropped.
     pub fn listen(&self) -> Result<(), NetlinkError> {
         let socket = Socket::open(Options {
             deadline: TICK,
@@ -49,7 +49,8 @@ impl ChangeMonitor {
     }
 }
 
-/// Lets pass what announces a generation. Network byte order is what the filter loads in.
+/// Builds a filter that passes only announcements of generations. The filter loads values in
+/// network byte order.
 fn only_generations() -> [SockFilter; 4] {
     let kind = u16::from_be_bytes(NEW.to_ne_bytes());
     [
@@ -92,12 +93,13 @@ fn generation(message: &Message<'_>) -> Option<u32> {
     id??.be32()
 }
 
-/// Asks for the current generation.
+/// Requests the current generation from the kernel.
 #[derive(Debug, Default)]
 pub struct GenerationSocket(Option<Socket>);
 
 impl GenerationSocket {
-    /// None where the kernel does not say; it is asked again the next time.
+    /// Returns the current generation; None if the kernel does not tell it. The next call asks
+    /// again.
     pub fn current(&mut self) -> Option<u32> {
         let asked = self.ask();
         if let Err(error) = &asked {

@@ -4,14 +4,14 @@ use std::time::{Duration, Instant};
 
 /// Shortest time between two reads.
 const BETWEEN: Duration = Duration::from_millis(100);
-/// A read that took a second is followed by this many seconds without one.
+/// The pause after a read lasts this many times as long as the read took.
 const REST: u32 = 9;
-/// Longest wait while our rules are damaged again and again.
+/// Longest wait while another program damages our rules repeatedly.
 const LONGEST: Duration = Duration::from_secs(5);
-/// Damage later than this after the last is no repetition.
+/// Damage does not count as repeated if it comes later than this after the last one.
 const FORGIVEN: Duration = Duration::from_secs(30);
 
-/// When the next read may be.
+/// Computes when the next read may start.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     hinted: Option<Instant>,

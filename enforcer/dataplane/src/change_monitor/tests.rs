@@ -7,7 +7,7 @@ fn is_due(monitor: &ChangeMonitor) -> bool {
 }
 
 #[test]
-fn commit_of_somebody_else_is_to_be_looked_at() {
+fn commit_of_another_program_makes_a_read_due() {
     let monitor = ChangeMonitor::default();
     monitor.heard(7, 1);
     assert!(is_due(&monitor));
@@ -20,7 +20,7 @@ fn commit_of_somebody_else_is_to_be_looked_at() {
 }
 
 #[test]
-fn own_commits_are_not_whenever_they_are_heard() {
+fn own_commits_make_no_read_due() {
     let monitor = ChangeMonitor::default();
     monitor.begin_change();
     monitor.heard(8, 1);
@@ -34,7 +34,7 @@ fn own_commits_are_not_whenever_they_are_heard() {
 }
 
 #[test]
-fn commit_of_somebody_else_amid_ours_is_seen() {
+fn commit_of_another_program_between_ours_makes_a_read_due() {
     for (after, commits) in [(Some(9), Some(1)), (None, Some(1)), (Some(9), None)] {
         let monitor = ChangeMonitor::default();
         monitor.begin_change();
@@ -55,7 +55,7 @@ fn commits_from_our_own_socket_are_ours() {
 }
 
 #[test]
-fn lost_announcements_are_to_be_looked_at() {
+fn lost_announcements_make_a_read_due() {
     let monitor = ChangeMonitor::default();
     monitor.missed();
     assert!(is_due(&monitor));
@@ -67,7 +67,7 @@ fn lost_announcements_are_to_be_looked_at() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn hints_come_and_end() {
+async fn hints_arrive_until_the_token_is_cancelled() {
     let monitor = ChangeMonitor::default();
     let (sender, mut hints) = watch::channel(0);
     let token = CancellationToken::new();

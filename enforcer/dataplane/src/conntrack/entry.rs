@@ -1,5 +1,5 @@
-//! Entries of the kernel's connection tracking as they come over netlink
-//! (`linux/netfilter/nfnetlink_conntrack.h`), and the messages that ask for and delete them.
+//! Conntrack entries as netlink carries them (`linux/netfilter/nfnetlink_conntrack.h`), and the
+//! messages that list and delete them.
 
 use std::net::IpAddr;
 
@@ -26,15 +26,15 @@ const ADDRESSES: [(u16, u16); 2] = [(1, 2), (3, 4)];
 const NUMBER: u16 = 1;
 const SOURCE_PORT: u16 = 2;
 const DESTINATION_PORT: u16 = 3;
-/// `CTA_FILTER_*`, each a set of `CTA_FILTER_F_*` bits: what of that tuple must match.
+/// `CTA_FILTER_*`, each a set of `CTA_FILTER_F_*` bits: which parts of that tuple must match.
 const ORIG_FLAGS: u16 = 1;
 const REPLY_FLAGS: u16 = 2;
 const MATCH_NUMBER: u32 = 8;
 const MATCH_DESTINATION_PORT: u32 = 32;
-/// Says of an attribute's kind that it holds attributes.
+/// `NLA_F_NESTED`: the bit of an attribute's type which says that it contains attributes.
 const NESTED: u16 = 0x8000;
 
-/// Where a flow was sent, who answers it, and what names it to the kernel.
+/// A flow: where it was sent, which endpoint answers it, and how the kernel identifies it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
     pub(super) dst: IpAddr,
@@ -44,13 +44,13 @@ pub(super) struct Entry {
     name: Name,
 }
 
-/// What the kernel finds an entry by, as it came: the tuple, the zone, the id.
+/// The attributes by which the kernel finds an entry, unchanged: tuple, zone and id.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Name(Vec<(u16, Vec<u8>)>);
 
-/// Asks for the entries of a protocol, of one port if there is just one.
+/// Builds the request for the entries of a protocol, or of one port of it.
 ///
-/// Kernels before 5.8 ignore the filter and send everything, so what comes is to be looked at.
+/// Kernels before 5.8 ignore the filter and send all entries, so the caller must check each.
 pub(super) fn list(
     family: Family,
     protocol: Protocol,
@@ -75,7 +75,7 @@ pub(super) fn list(
 }
 
 impl Entry {
-    /// Reads one message of a dump; None where it is no entry of that protocol.
+    /// Reads one message of a dump; None if it is not an entry of that protocol.
     pub(super) fn read(message: &Message<'_>, protocol: Protocol) -> Option<Self> {
         let attributes = message.attributes();
         let (mut sent, mut answered) = (None, None);
@@ -88,7 +88,7 @@ impl Entry {
                 _ => continue,
             }
             let nested = if attribute.nested { NESTED } else { 0 };
-            // the answers' tuple would do as a name as well, but one is enough
+            // one tuple identifies the entry, so the reply tuple is left out
             if attribute.kind != TUPLE_REPLY {
                 let value = attribute.value.to_vec();
                 name.0.push((attribute.kind | nested, value));
@@ -104,7 +104,7 @@ impl Entry {
         })
     }
 
-    /// Asks for this entry to be deleted, and no other.
+    /// Builds the request that deletes this entry and no other.
     pub(super) fn delete(&self, family: Family) -> (Header, impl FnOnce(&mut Encoder)) {
         let body = |encoder: &mut Encoder| {
             for (kind, value) in &self.name.0 {
@@ -164,7 +164,7 @@ fn header(kind: u16, family: Family) -> Header {
     }
 }
 
-/// Assigned by IANA.
+/// Returns the protocol number that IANA assigned.
 fn number(protocol: Protocol) -> u8 {
     match protocol {
         Protocol::Tcp => 6,

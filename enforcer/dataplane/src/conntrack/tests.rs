@@ -11,7 +11,7 @@ fn mapping(port: u16, pod: &str) -> Mapping {
     }
 }
 
-/// A client's flow to port 20000 of the node, answered by the first pod.
+/// Returns a client's flow to port 20000 of the node, which the first pod answers.
 fn flow() -> Entry {
     Entry::example("172.30.0.1", 20000, "10.88.0.11", 9053)
 }
@@ -32,12 +32,12 @@ fn flow_to_the_pod_that_lost_the_port_is_stale() {
         true
     ));
     assert!(!contradicts(&flow(), &[&pod2], &[], true));
-    // removed and put back, as a repair does
+    // removed and created again, as a repair does
     assert!(!contradicts(&flow(), &[&pod1], &[&pod1], true));
 }
 
 #[test]
-fn flow_past_a_new_mapping_is_stale_where_the_node_is_its_destination() {
+fn flow_that_bypasses_a_new_mapping_is_stale_if_the_node_is_its_destination() {
     let unmapped = Entry::example("172.30.0.1", 20000, "172.30.0.1", 20000);
     let new = mapping(20000, "10.88.0.11");
     assert!(contradicts(&unmapped, &[], &[&new], true));
@@ -57,7 +57,7 @@ fn flow_past_a_new_mapping_is_stale_where_the_node_is_its_destination() {
 }
 
 #[test]
-fn own_addresses_are_told_from_others() {
+fn distinguishes_own_addresses_from_others() {
     assert!(is_local([127, 0, 0, 1].into()));
     assert!(!is_local([192, 0, 2, 1].into()));
 }

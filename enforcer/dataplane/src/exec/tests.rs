@@ -8,7 +8,7 @@ fn tools(deadline: Duration) -> Tools {
 }
 
 #[test]
-fn carries_more_than_a_pipe_holds_both_ways() {
+fn transfers_more_than_a_pipe_holds_in_both_directions() {
     let input = vec![b'x'; 1 << 20];
     let finished = Tools::default().run("cat", &[] as &[&str], &input).unwrap();
     assert!(finished.status.success());
@@ -16,7 +16,7 @@ fn carries_more_than_a_pipe_holds_both_ways() {
 }
 
 #[test]
-fn reports_how_it_ended_and_what_it_said() {
+fn reports_exit_status_and_output() {
     let args = ["-c", "echo out; echo err >&2; exit 3"];
     let finished = Tools::default().run("sh", &args, b"").unwrap();
     assert_eq!(finished.status.code(), Some(3));
@@ -33,7 +33,7 @@ fn program_that_reads_nothing_is_no_error() {
 }
 
 #[test]
-fn kills_what_does_not_end() {
+fn kills_a_program_that_does_not_end() {
     let start = Instant::now();
     let args = ["-c", "echo thinking >&2; exec sleep 600"];
     let error = tools(Duration::from_millis(300))
@@ -58,7 +58,7 @@ fn does_not_wait_for_a_grandchild_that_keeps_the_pipes() {
 }
 
 #[test]
-fn names_a_program_that_is_not_there() {
+fn names_a_program_that_is_not_installed() {
     let error = Tools::default()
         .run("no-such-program", &[] as &[&str], b"")
         .unwrap_err();
@@ -71,7 +71,7 @@ fn names_a_program_that_is_not_there() {
 }
 
 #[test]
-fn complaint_is_cut_at_a_bound() {
+fn error_output_is_truncated_at_a_limit() {
     let args = ["-c", "yes complaint | head -c 100000 >&2; exit 1"];
     let finished = Tools::default().run("sh", &args, b"").unwrap();
     assert!(finished.stderr.len() <= STDERR_BYTES);

@@ -62,7 +62,7 @@ fn excluded_ports_are_left_out() {
 
 proptest! {
     #[test]
-    fn no_text_makes_it_panic(text in "(\\*filter\n|:FORWARD |DROP|-A FORWARD |-j REJECT|portmapping|\n|[ -~é]{0,5}){0,40}") {
+    fn any_text_is_read_without_panic(text in "(\\*filter\n|:FORWARD |DROP|-A FORWARD |-j REJECT|portmapping|\n|[ -~é]{0,5}){0,40}") {
         let _ = Finding::read(&text);
     }
 }

@@ -31,16 +31,17 @@ impl Commands {
         Programs::of(self.family, self.flavour)
     }
 
-    /// Table nat as text; empty where the table is not in use.
+    /// Returns table nat as text; empty if the table is not in use.
     pub(super) fn save_nat(&self) -> Result<String, DataplaneError> {
-        // asking iptables-legacy for a table makes it, and a node without IPv6 rules is to stay so
+        // iptables-legacy creates a table when it reads it; a node without IPv6 rules must not get
+        // one
         if self.family == Family::V6 && !self.is_in_use("nat") {
             return self.save(&[]).map(|_| String::new());
         }
         self.save(&["-t", "nat"])
     }
 
-    /// Table filter as text; empty where the table is not in use.
+    /// Returns table filter as text; empty if the table is not in use.
     pub(crate) fn save_filter(&self) -> Result<String, DataplaneError> {
         if !self.is_in_use("filter") {
             return Ok(String::new());
@@ -48,19 +49,19 @@ impl Commands {
         self.save(&["-t", "filter"])
     }
 
-    /// All tables in use, as text.
+    /// Returns all tables in use as text.
     pub(crate) fn save_all(&self) -> Result<String, DataplaneError> {
         self.save(&[])
     }
 
-    /// Carries the transaction out, wholly or not at all.
+    /// Applies the transaction, wholly or not at all.
     pub(super) fn restore(&self, transaction: &Transaction) -> Result<(), DataplaneError> {
         transaction
             .text()
             .map_or(Ok(()), |text| self.restore_text(&text))
     }
 
-    /// Carries the text of a transaction out, wholly or not at all.
+    /// Applies the text of a transaction, wholly or not at all.
     pub(crate) fn restore_text(&self, text: &str) -> Result<(), DataplaneError> {
         let program = self.programs().restore;
         let args = ["--noflush", "-w", LOCK_WAIT_SECONDS];
@@ -71,8 +72,8 @@ impl Commands {
         Err(refused(program, &finished, Some(text)))
     }
 
-    /// Whether iptables-legacy has a table in the network namespace of this thread; of the nft
-    /// kind it does not matter.
+    /// Returns whether iptables-legacy has a table in the network namespace of this thread. Always
+    /// true for iptables-nft, where it does not matter.
     fn is_in_use(&self, table: &str) -> bool {
         let list = match (self.flavour, self.family) {
             (Flavour::Nft, _) => return true,
@@ -114,7 +115,7 @@ fn refused(program: &'static str, finished: &Finished, input: Option<&str>) -> D
     }
 }
 
-/// The line of the input that an error message names: "Error occurred at line: 5", "line 5 failed",
+/// Returns the line of the input that an error names: "Error occurred at line: 5", "line 5 failed",
 /// "line 5: `CHAIN_ADD` failed (...)".
 fn line_number(stderr: &str) -> Option<usize> {
     let (_, rest) = stderr.split_once("line")?;
@@ -125,7 +126,7 @@ fn line_number(stderr: &str) -> Option<usize> {
     digits.parse().ok()
 }
 
-/// What a person can do about it; the programs do not say.
+/// Returns what to do about an error, because the programs do not say it.
 fn hint(stderr: &str) -> Option<&'static str> {
     const HINTS: [(&str, &str); 6] = [
         (

@@ -1,7 +1,8 @@
 //! One address family of one node: what its table has, and the transactions that change it.
 //!
-//! What was read last is taken for true until the next read, so there must be one writer. A second
-//! one (an enforcer that is being terminated) can at most double a rule, which the next read finds.
+//! The driver relies on what it read last until the next read, so there must be one writer. A
+//! second one (an enforcer that is being terminated) can at most duplicate a rule. The next read
+//! finds that.
 
 use portmapping_shared::Mapping;
 
@@ -19,9 +20,9 @@ mod change;
 pub(super) struct FamilyRules {
     commands: Commands,
     layout: Layout,
-    /// None after a failure, and where the layout has changed: the table is read before it is used.
+    /// None after a failure or a change of the layout: the table must be read before it is used.
     known: Option<Known>,
-    /// The jumps were there once: what is missing now goes back with everything else.
+    /// Whether the jumps existed once. From then on, the transaction restores missing jumps.
     installed: bool,
 }
 
@@ -41,7 +42,7 @@ impl FamilyRules {
         &self.commands
     }
 
-    /// What was read last, if that is known to be there still.
+    /// Returns what was read last, if it is still known to be current.
     pub(super) fn observed(&self) -> Option<Observed> {
         self.known.as_ref().map(|known| Observed {
             mappings: known.mappings().cloned().collect(),
@@ -49,11 +50,12 @@ impl FamilyRules {
         })
     }
 
-    /// Takes in the table as iptables-save printed it. Returns whether another program changed it.
+    /// Records the table as iptables-save printed it. Also returns whether another program changed
+    /// it.
     pub(super) fn take(&mut self, text: &str) -> (Observed, bool) {
         let believed = self.known.take();
         let known = self.parse(text);
-        // a rule that leads to another pod than it was made for can still be read
+        // a rule that another program sent to a different pod can still be read
         let strange = |believed: &Known| {
             let mut leaves = known.leaves.iter();
             leaves.any(|(leaf, mappings)| {
@@ -76,8 +78,8 @@ impl FamilyRules {
         (observed, altered)
     }
 
-    /// Repairs all chains and jumps and changes mappings, in one transaction; only the very first
-    /// jumps are made before it. Returns how many commits it took, where that is known.
+    /// Repairs all chains and jumps and changes mappings, in one transaction; only the first jumps
+    /// are made before it. Returns the number of commits, if it is known.
     pub(super) fn apply(
         &mut self,
         remove: &[&Mapping],
@@ -106,7 +108,7 @@ impl FamilyRules {
         }
         self.known = Some(next);
         self.installed = true;
-        // jumps are made one by one, each in as many steps as it takes
+        // jumps are made one by one, each in an unknown number of commits
         Ok(missing_jumps
             .is_empty()
             .then(|| u32::from(!transaction.is_empty())))
@@ -118,7 +120,7 @@ impl FamilyRules {
         self.known = None;
     }
 
-    /// Forgets what was read.
+    /// Discards what was read.
     pub(super) fn forget(&mut self) {
         self.known = None;
     }

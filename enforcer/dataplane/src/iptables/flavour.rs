@@ -9,12 +9,12 @@ use crate::family::Family;
 pub enum Flavour {
     /// iptables over `nf_tables`.
     Nft,
-    /// The original, with tables of its own; needs `NET_RAW` besides `NET_ADMIN`.
+    /// The original, with tables of its own; needs `NET_RAW` in addition to `NET_ADMIN`.
     Legacy,
 }
 
 impl Flavour {
-    /// Both, the younger first.
+    /// Both, the newer first.
     pub const ALL: [Self; 2] = [Self::Nft, Self::Legacy];
 
     /// Name for logs, metrics and flags.
@@ -33,14 +33,14 @@ impl fmt::Display for Flavour {
     }
 }
 
-/// The programs of one family and flavour, by the names that need no `update-alternatives`.
+/// The programs of one family and flavour, by names that do not depend on `update-alternatives`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Programs {
     /// Changes one rule.
     pub(crate) iptables: &'static str,
-    /// Changes many at once.
+    /// Changes many rules at once.
     pub(crate) restore: &'static str,
-    /// Prints them.
+    /// Prints the rules.
     pub(crate) save: &'static str,
 }
 

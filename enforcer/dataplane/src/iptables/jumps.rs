@@ -1,8 +1,8 @@
 //! Makes the jumps from the built-in chains, one by one, through the `iptables` crate.
 //!
-//! They lead to empty chains until the next transaction fills those, so making them
-//! changes nothing for packets. A jump that was there before and is missing or stands in the wrong
-//! place is corrected by that transaction.
+//! The jumps lead to empty chains until the next transaction fills them, so they do not affect
+//! packets yet. That transaction also corrects jumps that existed before and are now missing or in
+//! the wrong place.
 
 use std::collections::BTreeSet;
 use std::sync::mpsc;
@@ -17,7 +17,7 @@ use super::layout::Jump;
 
 pub(super) const TABLE: &str = "nat";
 
-/// What was made, so that it can be taken back.
+/// The chains and jumps that were made, so that they can be removed again.
 #[derive(Debug, Default)]
 pub(super) struct Made {
     chains: BTreeSet<&'static str>,
@@ -42,8 +42,8 @@ pub(super) fn make(commands: &Commands, missing: &[Jump]) -> Result<Made, Datapl
 }
 
 impl Made {
-    /// Removes what was made and goes on past failures. A jump into a chain that existed before is a
-    /// repair, and stays.
+    /// Removes what was made; continues after failures. A jump into a chain that existed before is
+    /// a repair and stays.
     pub(super) fn undo(&self, commands: &Commands) {
         for jump in self
             .jumps
@@ -80,7 +80,7 @@ fn make_one(iptables: &IPTables, jump: &Jump) -> Result<bool, String> {
 fn remove_one(iptables: &IPTables, jump: &Jump) -> Result<(), String> {
     let removed = iptables.delete(TABLE, jump.from, &bounded(jump.rule));
     removed.map_err(|error| error.to_string())?;
-    // refused while another jump leads to the chain
+    // the kernel refuses this while another jump leads to the chain
     let _ = execute(iptables, &format!("-X {}", jump.to));
     Ok(())
 }
@@ -95,13 +95,13 @@ fn execute(iptables: &IPTables, command: &str) -> Result<(), String> {
     Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
 }
 
-/// The crate's own `--wait` waits for the lock without end; a number after the rule bounds it.
+/// Adds a time limit to a rule: the crate's own `--wait` waits for the lock forever.
 fn bounded(rule: &str) -> String {
     format!("{rule} -w {LOCK_WAIT_SECONDS}")
 }
 
-/// The crate runs programs without a deadline, so each call gets a thread that is given up on.
-/// The thread starts in the network namespace of the caller.
+/// Runs a call on its own thread and stops waiting for it at the deadline, because the crate has no
+/// time limit. The thread starts in the network namespace of the caller.
 fn on_thread<T: Send + 'static>(
     commands: &Commands,
     jump: &Jump,
@@ -117,7 +117,7 @@ fn on_thread<T: Send + 'static>(
             has_wait: false,
             is_numeric: true,
         };
-        // the receiver is gone after the deadline
+        // the receiver is dropped after the deadline
         let _ = sender.send(work(&iptables, &jump));
     });
     let deadline = commands.tools.deadline;

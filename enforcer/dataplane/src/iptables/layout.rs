@@ -9,8 +9,8 @@
 //!                   last address bits)   to itself
 //! ```
 //!
-//! A packet passes at most ten, ten, and the rules of one leaf. The comment of a DNAT rule names
-//! the pod that owns the mapping.
+//! A packet passes at most ten jumps, ten more, and the rules of one leaf. The comment of a DNAT
+//! rule names the pod that owns the mapping.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,13 +23,13 @@ use super::rule::mapping_rule;
 use crate::family::Family;
 use crate::settings::{Settings, Subnet};
 
-/// The chain in which every packet to a local address begins.
+/// The chain that every packet to a local address enters first.
 const ENTRY: &str = CHAIN_PREFIX;
-/// The chain that every translated packet passes last.
+/// The chain that every translated packet enters last.
 const MASQUERADE: &str = "PORTMAPPING-MASQ";
-/// Into how many chains the port range is divided, and each of those again.
+/// The number of chains into which the port range is divided, and then each of those.
 const PARTS: u32 = 10;
-/// Chains for the rules of pods, by the last bits of their addresses.
+/// The number of chains for the rules of pods, chosen by the last bits of the pod's address.
 const BUCKETS: u8 = 16;
 
 /// A jump from a built-in chain into one of ours.
@@ -37,7 +37,7 @@ const BUCKETS: u8 = 16;
 pub(super) struct Jump {
     /// The built-in chain.
     pub(super) from: &'static str,
-    /// The chain of ours.
+    /// Our chain.
     pub(super) to: &'static str,
     /// The rule, without its chain.
     pub(super) rule: &'static str,
@@ -46,8 +46,8 @@ pub(super) struct Jump {
 /// The comment of all jumps: an edited jump is recognized by it.
 pub(super) const JUMP_COMMENT: &str = "portmapping";
 
-/// Each must be the first rule of its chain: CNI portmap also inserts its jump in front, and the
-/// masquerade chains of CNI plugins accept what pods send to each other.
+/// The jumps. Each must be the first rule of its chain: CNI portmap also inserts its jump in front,
+/// and the masquerade chains of CNI plugins accept packets between pods.
 pub(super) const JUMPS: [Jump; 3] = [
     Jump {
         from: "PREROUTING",
@@ -98,12 +98,13 @@ impl Layout {
         self.settings.neighbours = neighbours.to_vec();
     }
 
-    /// Whether the port of a mapping is in the range. It is not if the range was another before.
+    /// Returns whether the port of a mapping is in the range. After a change of the range it may
+    /// not be.
     pub(super) fn is_in_range(&self, mapping: &Mapping) -> bool {
         self.settings.range.contains(mapping.host_port)
     }
 
-    /// The chain that holds the rule of a mapping.
+    /// Returns the chain that holds the rule of a mapping.
     pub(super) fn leaf(&self, mapping: &Mapping) -> String {
         if !self.is_in_range(mapping) {
             return outside(mapping.protocol);
@@ -112,7 +113,7 @@ impl Layout {
         leaf(mapping.protocol, nth)
     }
 
-    /// Sorts mappings into their leaves.
+    /// Groups mappings by leaf.
     pub(super) fn leaves(&self, mappings: impl IntoIterator<Item = Mapping>) -> Leaves {
         let mut leaves = Leaves::new();
         for mapping in mappings {
@@ -122,7 +123,8 @@ impl Layout {
         leaves
     }
 
-    /// Every chain of ours, without the rules of mappings and pods, for the protocols in use.
+    /// Returns every chain of ours for the protocols in use, without the rules of mappings and
+    /// pods.
     pub(super) fn frame(&self, protocols: &BTreeSet<Protocol>, leaves: &Leaves) -> Chains {
         let outside: Vec<Protocol> = protocols
             .iter()
@@ -144,7 +146,7 @@ impl Layout {
         chains
     }
 
-    /// Every chain of ours with all its rules, for the protocols in use.
+    /// Returns every chain of ours for the protocols in use, with all its rules.
     pub(super) fn chains(
         &self,
         protocols: &BTreeSet<Protocol>,
@@ -162,7 +164,7 @@ impl Layout {
         chains
     }
 
-    /// The range of a protocol in parts, those in parts, and the empty leaves.
+    /// Adds the chains of a protocol's range: its parts, and their parts, the empty leaves.
     fn add_tree(&self, protocol: Protocol, chains: &mut Chains) {
         let range = self.settings.range;
         let span = |first: u32, width: u32| first..=(first + width - 1).min(port(range.last()));
@@ -184,7 +186,8 @@ impl Layout {
         chains.insert(root(protocol), parts);
     }
 
-    /// The jumps to the ranges; ports outside the range have a chain only while there are some.
+    /// Returns the jumps to the ranges. Ports outside the range have a chain only while some of
+    /// them are mapped.
     fn entry_rules(&self, protocols: &BTreeSet<Protocol>, outside: &[Protocol]) -> Vec<String> {
         let range = self.settings.range;
         let ports = port(range.first())..=port(range.last());
@@ -198,8 +201,9 @@ impl Layout {
         jumps.chain(others).collect()
     }
 
-    /// Masquerades neighbours where they need it, then jumps to the rules of pods. A packet enters a
-    /// chain of pods only if both its addresses end in the same bits: others pay 16 comparisons.
+    /// Returns rules that masquerade neighbours, and then jump to the rules of pods. A packet
+    /// enters a chain of pods only if both its addresses end in the same bits; others cost 16
+    /// comparisons.
     fn masquerade_rules(&self, in_range_only: bool) -> Vec<String> {
         let mut rules = Vec::new();
         if in_range_only {
@@ -225,14 +229,14 @@ impl Layout {
         rules
     }
 
-    /// Masquerades what a pod sends to itself: with its own address as source, the pod would answer
-    /// itself without the node, which could not translate the answer back.
+    /// Returns the rule that masquerades what a pod sends to itself. With its own address as
+    /// source, the pod would answer itself directly, and the node could not translate the reply.
     pub(super) fn pod_rule(&self, pod: IpAddr) -> String {
         let length = self.family.host_length();
         format!("-s {pod}/{length} -d {pod}/{length} -j MASQUERADE")
     }
 
-    /// The pod whose rule this is.
+    /// Returns the pod that a rule is for.
     pub(super) fn pod_of(&self, rule: &str) -> Option<IpAddr> {
         let (pod, _) = rule.strip_prefix("-s ")?.split_once('/')?;
         let pod = pod.parse().ok()?;
@@ -240,15 +244,15 @@ impl Layout {
     }
 }
 
-/// The rules of one leaf.
+/// Returns the rules of one leaf.
 pub(super) fn leaf_rules(mappings: &BTreeSet<Mapping>) -> Vec<String> {
     let mut ordered: Vec<&Mapping> = mappings.iter().collect();
-    // a rule for one host address before the rule for all of them
+    // a rule for one host address comes before the rule for all addresses
     ordered.sort_by_key(|mapping| (mapping.host_port, Reverse(mapping.host_ip.is_some())));
     ordered.into_iter().map(mapping_rule).collect()
 }
 
-/// The chain that holds the rule of a pod.
+/// Returns the chain that holds the rule of a pod.
 pub(super) fn bucket(pod: IpAddr) -> String {
     let last = match pod {
         IpAddr::V4(ip) => ip.octets()[3],
@@ -257,14 +261,14 @@ pub(super) fn bucket(pod: IpAddr) -> String {
     numbered_bucket(last % BUCKETS)
 }
 
-/// Whether a chain holds rules of pods, by its name.
+/// Returns whether a chain holds rules of pods, by its name.
 pub(super) fn is_bucket(chain: &str) -> bool {
     chain
         .strip_prefix(MASQUERADE)
         .is_some_and(|rest| rest.starts_with('-'))
 }
 
-/// The first chain of a protocol's range.
+/// Returns the first chain of a protocol's range.
 pub(super) fn root(protocol: Protocol) -> String {
     format!("{CHAIN_PREFIX}-{protocol}")
 }
@@ -285,13 +289,13 @@ fn numbered_bucket(bits: u8) -> String {
     format!("{MASQUERADE}-{bits}")
 }
 
-/// `u32`, so that no sum of port numbers wraps.
+/// Returns the port as `u32`, so that sums of port numbers do not overflow.
 fn port(port: HostPort) -> u32 {
     port.get().into()
 }
 
-/// Sends the ports to a chain with `-g`: a packet that matches nothing there returns to the caller
-/// of the entry chain at once.
+/// Returns a rule that sends ports to a chain with `-g`: a packet that matches nothing there
+/// returns directly to the caller of the entry chain.
 fn jump(protocol: Protocol, ports: std::ops::RangeInclusive<u32>, chain: &str) -> String {
     let protocol = protocol.as_kernel_str();
     let ports = span_text(*ports.start(), *ports.end());

@@ -1,4 +1,5 @@
-//! Owners of mappings as version 0.1 wrote them: comments in chains that no packet enters.
+//! Reads the owners of mappings as version 0.1 wrote them: comments in chains that no packet
+//! enters.
 //!
 //! ```text
 //! PORTMAPPING-TCP-20000-20021   -p tcp -m tcp --dport 20000 -j DNAT --to-destination 10.244.1.7:80
@@ -42,7 +43,7 @@ impl Owners {
         Self(owners)
     }
 
-    /// The owner of a rule that does not name it.
+    /// Returns the owner of a rule that does not name its owner.
     pub(super) fn of(&self, route: &Route) -> Option<PodUid> {
         let key = (route.protocol, route.host_port, route.host_ip);
         self.0.get(&key).cloned().flatten()
@@ -54,7 +55,7 @@ fn protocol_of(chain: &str) -> Option<Protocol> {
     parts.next()?.parse().ok()
 }
 
-/// None where any part of the comment is not as written.
+/// Returns the entries of a comment; None if any part of it is malformed.
 fn entries(rule: &str, protocol: Protocol) -> Option<Vec<(Key, PodUid)>> {
     let rule = Rule::parse(rule)?;
     let comment = rule.value("--comment")?.strip_prefix(RULE_COMMENT_PREFIX)?;

@@ -1,4 +1,4 @@
-//! What a table has of ours, and where that differs from what it should be. Pure.
+//! Reads what a table has of ours, and how it differs from what it should be. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,7 +15,7 @@ use crate::family::Family;
 /// What is in the kernel, as of the last read or change.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Known {
-    /// Nothing of ours is there, as on a node without mappings.
+    /// Whether nothing of ours is there, as on a node without mappings.
     pub(super) untouched: bool,
     /// Protocols that have chains.
     pub(super) protocols: BTreeSet<Protocol>,
@@ -33,16 +33,16 @@ pub(super) struct Damage {
     pub(super) obsolete: Vec<String>,
     pub(super) missing_jumps: Vec<Jump>,
     /// Jumps that are not the first of their chain, or were edited, with the rules to be deleted.
-    /// A jump that only has to be put back has none.
+    /// A jump that only has to be inserted again has no such rules.
     pub(super) misplaced_jumps: Vec<(Jump, Vec<String>)>,
 }
 
 impl Known {
-    /// Reads what iptables-save printed.
+    /// Parses the output of iptables-save.
     pub(super) fn read(text: &str, family: Family, layout: &Layout) -> Self {
         let saved = Saved::parse(text);
         let owners = Owners::read(&saved);
-        // leaves as we write them, with their number of rules
+        // leaves that are exactly as we write them, with their number of rules
         let mut whole = BTreeMap::new();
         let mut found = Vec::new();
         for (chain, rules) in &saved.chains {
@@ -70,12 +70,12 @@ impl Known {
         Self { damage, ..known }
     }
 
-    /// The mappings of all leaves.
+    /// Returns the mappings of all leaves.
     pub(super) fn mappings(&self) -> impl Iterator<Item = &Mapping> {
         self.leaves.values().flatten()
     }
 
-    /// Every chain of ours as it should be.
+    /// Returns every chain of ours as it should be.
     pub(super) fn chains(&self, layout: &Layout) -> Chains {
         layout.chains(&self.protocols, &self.leaves, &self.pods)
     }
@@ -124,7 +124,7 @@ impl Known {
     }
 }
 
-/// The pods that have rules, and those that are to have one.
+/// Returns the pods that have rules, and those that need one.
 fn pods(saved: &Saved<'_>, leaves: &Leaves, layout: &Layout) -> Pods {
     let mut pods = Pods::new();
     for (chain, rules) in saved.chains.iter().filter(|(chain, _)| is_bucket(chain)) {
@@ -138,7 +138,7 @@ fn pods(saved: &Saved<'_>, leaves: &Leaves, layout: &Layout) -> Pods {
     pods
 }
 
-/// The mapping that a rule carries, if the rule is ours in meaning and its owner is known.
+/// Returns the mapping of a rule, if the rule means the same as one of ours and its owner is known.
 fn mapping_of(rule: &str, family: Family, owners: &Owners) -> Option<Mapping> {
     let mut route = route_of(rule, family)?;
     let owner = route.owner.take().or_else(|| owners.of(&route))?;
@@ -146,7 +146,7 @@ fn mapping_of(rule: &str, family: Family, owners: &Owners) -> Option<Mapping> {
 }
 
 fn route_of(text: &str, family: Family) -> Option<Route> {
-    // most rules of ours are no mapping, and this is cheaper than parsing them
+    // most of our rules are not mappings, and this check is cheaper than parsing them
     if !text.contains(" -j DNAT ") {
         return None;
     }
@@ -157,13 +157,14 @@ fn route_of(text: &str, family: Family) -> Option<Route> {
     })
 }
 
-/// Whether a rule names its owner itself; those of older versions do not.
+/// Returns whether a rule names its owner; rules of older versions do not.
 fn has_owner(rule: &str) -> bool {
     rule.contains(" --comment ")
 }
 
-/// Whether a chain has nothing but mappings that belong there, each once, and of two with one port
-/// the one with a host address first. Otherwise their order does not matter: new ones are appended.
+/// Returns whether a chain has only mappings that belong there, each once. Of two mappings of one
+/// port, the one with a host address must come first. Any other order is allowed, because new ones
+/// are appended.
 fn is_whole_leaf(chain: &str, mappings: &[Option<Mapping>], layout: &Layout) -> bool {
     let mut seen = BTreeSet::new();
     let mut everywhere = BTreeSet::new();
@@ -180,7 +181,7 @@ fn is_whole_leaf(chain: &str, mappings: &[Option<Mapping>], layout: &Layout) -> 
     })
 }
 
-/// The jumps in a built-in chain that we made, also if they were edited or doubled.
+/// Returns the jumps that we made in a built-in chain, also edited or duplicated ones.
 fn jumps_of_ours<'a>(saved: &Saved<'a>, jump: &Jump) -> Vec<Reference<'a>> {
     let ours = |reference: &&Reference<'a>| {
         reference.chain == jump.from
@@ -190,7 +191,7 @@ fn jumps_of_ours<'a>(saved: &Saved<'a>, jump: &Jump) -> Vec<Reference<'a>> {
     saved.references.iter().filter(ours).copied().collect()
 }
 
-/// Whether the rules mean the same, however they are spelled.
+/// Returns whether the rules mean the same, in any spelling.
 fn same_rules<A: AsRef<str>, B: AsRef<str>>(expected: &[A], found: &[B]) -> bool {
     expected.len() == found.len()
         && expected.iter().zip(found).all(|(expected, found)| {
@@ -200,7 +201,7 @@ fn same_rules<A: AsRef<str>, B: AsRef<str>>(expected: &[A], found: &[B]) -> bool
         })
 }
 
-/// Whether the rules are the same, in any order.
+/// Returns whether the rules are the same, in any order.
 fn same_set(expected: &[String], found: &[&str]) -> bool {
     let mut expected: Vec<&str> = expected.iter().map(String::as_str).collect();
     let mut found = found.to_vec();

@@ -1,4 +1,5 @@
-//! One rule as iptables writes it, read with tolerance: anything may stand there.
+//! Parses one rule as iptables prints it. Any text is accepted, because other programs make rules
+//! too.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -7,15 +8,15 @@ use portmapping_shared::{ContainerPort, HostPort, Mapping, PodUid, Protocol};
 
 use crate::family::Family;
 
-/// A rule without its chain, in an order and spelling of our own, so that two ways to write the
-/// same rule compare equal.
+/// A rule without its chain, with its options in a normal order and spelling, so that two ways to
+/// write the same rule compare equal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Rule {
     options: Vec<(String, Vec<String>)>,
 }
 
 impl Rule {
-    /// None where the quoting is broken.
+    /// Parses a rule; None if its quoting is broken.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let mut options: Vec<(String, Vec<String>)> = Vec::new();
         let mut negated = false;
@@ -34,7 +35,7 @@ impl Rule {
                 options.last_mut()?.1.push(token.text);
             }
         }
-        // -m only loads what the options after it need, and versions differ in where they say so
+        // -m only loads the match for later options, and versions print it at different places
         options.retain(|(name, _)| name != "-m");
         for (name, values) in &mut options {
             for value in values {
@@ -45,12 +46,12 @@ impl Rule {
         Some(Self { options })
     }
 
-    /// The chain that `-j` or `-g` names.
+    /// Returns the chain that `-j` or `-g` names.
     pub(super) fn target(&self) -> Option<&str> {
         self.value("-j").or_else(|| self.value("-g"))
     }
 
-    /// The only value of an option.
+    /// Returns the only value of an option.
     pub(super) fn value(&self, name: &str) -> Option<&str> {
         let (_, values) = self.options.iter().find(|(option, _)| option == name)?;
         match values.as_slice() {
@@ -59,7 +60,7 @@ impl Rule {
         }
     }
 
-    /// Where this rule leads a port; None where it differs from ours in anything.
+    /// Returns where this rule sends a port; None if it differs from our rules in any way.
     pub(super) fn route(&self, family: Family) -> Option<Route> {
         let known = ["--comment", "--dport", "--to-destination", "-d", "-j", "-p"];
         let ours = self
@@ -96,19 +97,19 @@ impl Rule {
     }
 }
 
-/// Where a rule leads a port.
+/// Where a rule sends a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Route {
     pub(super) protocol: Protocol,
     pub(super) host_port: HostPort,
     pub(super) host_ip: Option<IpAddr>,
     pub(super) to: SocketAddr,
-    /// The owner. Version 0.1 wrote it elsewhere.
+    /// The owner; None in a rule of version 0.1, which wrote owners to another chain.
     pub(super) owner: Option<PodUid>,
 }
 
 impl Route {
-    /// The mapping that this is, if it is that pod's.
+    /// Returns the route as a mapping of that pod; None if the container port is invalid.
     pub(super) fn owned_by(&self, owner: PodUid) -> Option<Mapping> {
         Some(Mapping {
             protocol: self.protocol,
@@ -120,7 +121,7 @@ impl Route {
         })
     }
 
-    /// The rule, as iptables-save writes it.
+    /// Returns the rule, as iptables-save writes it.
     pub(super) fn rule(&self) -> String {
         let Self {
             host_port,
@@ -147,7 +148,7 @@ impl Route {
     }
 }
 
-/// The DNAT rule of a mapping, which ends the packet's way through the table.
+/// Returns the DNAT rule of a mapping. A packet that matches it passes no more rules of the table.
 pub(super) fn mapping_rule(mapping: &Mapping) -> String {
     Route {
         protocol: mapping.protocol,
@@ -159,8 +160,8 @@ pub(super) fn mapping_rule(mapping: &Mapping) -> String {
     .rule()
 }
 
-/// The route of a rule that is spelled exactly as we spell it, which is nearly every rule that is
-/// read. [`Rule::parse`] understands every other spelling, and takes several times as long.
+/// Returns the route of a rule in exactly our spelling, which nearly every rule has.
+/// [`Rule::parse`] accepts every other spelling, and takes several times as long.
 pub(super) fn written_by_us(text: &str, family: Family) -> Option<Route> {
     let words: Vec<&str> = text.split(' ').collect();
     let (host_ip, words) = match words.as_slice() {
@@ -198,7 +199,7 @@ fn protocol_of(name: &str) -> Option<Protocol> {
         .find(|protocol| protocol.as_kernel_str() == name)
 }
 
-/// Whether a chain is one of ours by name.
+/// Returns whether a chain is ours, by its name.
 pub(super) fn is_our_chain(name: &str) -> bool {
     name.strip_prefix(CHAIN_PREFIX)
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
@@ -209,8 +210,8 @@ struct Token {
     quoted: bool,
 }
 
-/// Splits as iptables-save quotes: words, or text between double quotes with `\` before `"`, `\`
-/// and `'`.
+/// Splits a rule by the quoting of iptables-save: words, or text between double quotes with `\`
+/// before `"`, `\` and `'`.
 fn tokens(text: &str) -> Option<Vec<Token>> {
     let mut tokens = Vec::new();
     let mut chars = text.chars().peekable();
@@ -250,7 +251,7 @@ fn normalize(name: &str, value: &mut String) {
                 _ => {}
             }
         }
-        // images without /etc/protocols may print the number
+        // without /etc/protocols, iptables may print the number
         "-p" => {
             let name = match value.as_str() {
                 "6" => Protocol::Tcp,

@@ -22,12 +22,12 @@ pub(super) struct Reference<'a> {
     pub(super) chain: &'a str,
     /// The rule, without its chain.
     pub(super) rule: &'a str,
-    /// Its place in the chain; 0 is the first.
+    /// Its position in the chain, counted from 0.
     pub(super) position: usize,
 }
 
 impl<'a> Saved<'a> {
-    /// Lines that cannot be read are not ours.
+    /// Parses the text. Lines that cannot be parsed are skipped, because they are not ours.
     pub(super) fn parse(text: &'a str) -> Self {
         let mut saved = Self::default();
         let mut in_nat = false;
@@ -53,7 +53,7 @@ impl<'a> Saved<'a> {
         saved
     }
 
-    /// Whether anything of ours is there.
+    /// Returns whether there is nothing of ours.
     pub(super) fn is_empty(&self) -> bool {
         self.chains.is_empty() && self.references.is_empty()
     }

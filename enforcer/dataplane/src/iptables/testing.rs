@@ -1,4 +1,4 @@
-//! Mappings for the tests of this driver, by hand and at random.
+//! Mappings for the tests of this driver, fixed and random.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -23,7 +23,7 @@ pub(super) fn map(protocol: Protocol, host_port: u16, pod: &str, container_port:
     }
 }
 
-/// The rule as version 0.1 wrote it, without its owner.
+/// Returns the rule as version 0.1 wrote it, without its owner.
 pub(super) fn unowned_rule(mapping: &Mapping) -> String {
     let comment = format!("-m comment --comment \"portmapping:{}\" ", mapping.owner);
     mapping_rule(mapping).replace(&comment, "")
@@ -41,7 +41,7 @@ pub(super) fn any_port() -> impl Strategy<Value = HostPort> {
     (1..=u16::MAX).prop_map(|port| HostPort::new(port).unwrap())
 }
 
-/// Mappings of one family; few ports and pods, so that they meet in leaves.
+/// Generates mappings of one family with few ports and pods, so that mappings share leaves.
 pub(super) fn any_mapping(family: Family) -> impl Strategy<Value = Mapping> {
     let ip = move |host: u8| match family {
         Family::V4 => IpAddr::V4(Ipv4Addr::new(10, 244, 1, host)),
@@ -68,7 +68,7 @@ pub(super) fn any_mapping(family: Family) -> impl Strategy<Value = Mapping> {
         )
 }
 
-/// Text that looks like what iptables-save prints, more or less.
+/// Generates text that resembles the output of iptables-save.
 pub(super) fn hostile_text() -> impl Strategy<Value = String> {
     let words = [
         "*nat",

@@ -1,4 +1,4 @@
-//! The input of one `iptables-restore --noflush`, which carries out all of it or nothing.
+//! The input of one `iptables-restore --noflush`, which applies all of it or nothing.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -19,12 +19,12 @@ pub(super) struct Transaction {
 }
 
 impl Transaction {
-    /// Whether it would change nothing.
+    /// Returns whether it would change nothing.
     pub(super) fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 
-    /// The text; None where there is nothing to do.
+    /// Returns the text; None if there is nothing to do.
     pub(super) fn text(&self) -> Option<String> {
         if self.is_empty() {
             return None;

@@ -1,4 +1,4 @@
-//! Takes everything of ours out of the tables of one kind of iptables.
+//! Removes everything of ours from the tables of one kind of iptables.
 
 use crate::DataplaneError;
 use crate::exec::Tools;
@@ -9,8 +9,8 @@ use super::save::Saved;
 use super::transaction::Transaction;
 use crate::family::Family;
 
-/// Removes our jumps and chains of one flavour and both families, going on past failures; what went
-/// wrong.
+/// Removes our jumps and chains of one flavour, for both families. Continues after failures and
+/// returns them.
 pub(crate) fn uninstall_flavour(flavour: Flavour, tools: &Tools) -> Vec<DataplaneError> {
     let commands = |family| Commands::new(family, flavour, tools.clone());
     Family::ALL
@@ -20,7 +20,7 @@ pub(crate) fn uninstall_flavour(flavour: Flavour, tools: &Tools) -> Vec<Dataplan
 }
 
 fn clean(commands: &Commands) -> Result<(), DataplaneError> {
-    // all tables in use: asking for nat would make one where there is none
+    // reads all tables in use, because reading nat would create it if it does not exist
     let text = commands.save_all()?;
     let saved = Saved::parse(&text);
     let deleted = saved.references.iter();

@@ -1,4 +1,4 @@
-//! Many changes as one transaction of `nf_tables`: all of them are made, or none.
+//! Many changes as one transaction of `nf_tables`: the kernel makes all of them or none.
 
 use super::error::Refusal;
 use super::wire::{Attribute, Attributes, Encoder, Header, flags, u32_at};
@@ -9,10 +9,10 @@ const BEGIN: u16 = 16;
 const END: u16 = 17;
 /// `NFNL_BATCH_GENID`.
 const GENERATION: u16 = 1;
-/// `NFNL_SUBSYS_NFTABLES`, whose batch it is.
+/// `NFNL_SUBSYS_NFTABLES`, the subsystem of the batch.
 const SUBSYSTEM: u16 = 10;
-/// How long a list within one message may grow before the next message begins; the longest
-/// element more must fit the 65,535 bytes of a nest.
+/// Length of a list after which the next message begins. One more element of the greatest length
+/// must still fit the 65,535 bytes of a nested attribute.
 const LIST_BYTES: usize = 48 * 1024;
 
 /// A transaction being written.
@@ -25,8 +25,8 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// An empty transaction. With a generation, the kernel refuses it once the tables of this
-    /// namespace have changed since then.
+    /// Creates an empty transaction. With a generation, the kernel refuses it if the tables of this
+    /// namespace have changed since that generation.
     #[must_use]
     pub fn new(generation: Option<u32>) -> Self {
         let mut batch = Self {
@@ -59,8 +59,8 @@ impl Batch {
         self.encoder.message(header, body);
     }
 
-    /// Adds a list of things in as many messages as it takes, each beginning with the same head.
-    /// One item must stay below 16 KB.
+    /// Adds a list of items in as many messages as it needs. Each message begins with the same
+    /// head. An item must be smaller than 16 KB.
     pub fn list<T>(
         &mut self,
         header: Header,
@@ -84,14 +84,14 @@ impl Batch {
         }
     }
 
-    /// Whether there is nothing to do.
+    /// Returns whether there is nothing to do.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.starts.len() == 1
     }
 
-    /// Ends the transaction, and asks for an answer to its last change. Without the end the kernel
-    /// checks all of it and makes none.
+    /// Ends the transaction, and requests an acknowledgement of its last change. Without `end`, the
+    /// kernel checks all changes and makes none.
     pub(super) fn seal(&mut self, end: bool) -> &mut Encoder {
         if !self.closed {
             if let Some(start) = self.starts.last() {
@@ -105,18 +105,18 @@ impl Batch {
         &mut self.encoder
     }
 
-    /// How long it is so far.
+    /// Returns its length so far.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.encoder.as_bytes().len()
     }
 
-    /// How many messages it has, the framing ones too.
+    /// Returns the number of its messages, with those that begin and end the batch.
     pub(super) fn messages(&self) -> usize {
         self.starts.len()
     }
 
-    /// The attribute that a refusal is about.
+    /// Returns the attribute that a refusal is about.
     #[must_use]
     pub fn attribute(&self, refusal: &Refusal) -> Option<Attribute<'_>> {
         let start = *self.starts.get(refusal.message)?;

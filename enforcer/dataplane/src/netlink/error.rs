@@ -1,4 +1,4 @@
-//! What can go wrong between this process and the kernel.
+//! Errors of the communication with the kernel.
 
 use std::fmt;
 use std::io;
@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use super::wire::{Attributes, HEADER_BYTES, Message, flags, u32_at};
 
-/// Extended acknowledgement: text of the kernel's complaint (`NLMSGERR_ATTR_MSG`).
+/// Extended acknowledgement: the kernel's error text (`NLMSGERR_ATTR_MSG`).
 const MESSAGE: u16 = 1;
 /// Extended acknowledgement: offset of the attribute it is about (`NLMSGERR_ATTR_OFFS`).
 const OFFSET: u16 = 2;
@@ -16,18 +16,18 @@ const OFFSET: u16 = 2;
 /// No error number is larger (linux/err.h).
 const MAX_ERRNO: i32 = 4095;
 
-/// A failure to talk to the kernel, or its refusal.
+/// A failure of the communication with the kernel, or a refusal by the kernel.
 #[derive(Debug, thiserror::Error)]
 pub enum NetlinkError {
-    /// No socket.
+    /// The socket could not be opened.
     #[error(
         "cannot open a netlink socket to netfilter: the kernel needs nf_tables (CONFIG_NETFILTER_NETLINK), the container the capability NET_ADMIN"
     )]
     Open(#[source] io::Error),
-    /// An attribute would be longer than its 16-bit length field can say.
+    /// An attribute is longer than its 16-bit length field can express.
     #[error("a netlink attribute of more than 65,531 bytes cannot be sent")]
     Oversized,
-    /// The send buffer is too small, and could not be grown. Nothing was changed.
+    /// The send buffer is too small, and this process may not enlarge it. Nothing was changed.
     #[error(
         "{bytes} bytes do not fit the netlink send buffer; the capability NET_ADMIN lets it grow"
     )]
@@ -38,33 +38,33 @@ pub enum NetlinkError {
     /// The system refused to send. Nothing was changed.
     #[error("cannot send to the kernel over netlink")]
     Send(#[source] io::Error),
-    /// The system refused to receive; what was asked for may have been done.
+    /// The system refused to receive; the request may have been carried out.
     #[error("cannot receive from the kernel over netlink")]
     Receive(#[source] io::Error),
-    /// No answer; what was asked for may have been done.
+    /// No answer came in time; the request may have been carried out.
     #[error("the kernel did not answer over netlink within {} s", .0.as_secs_f32())]
     Deadline(Duration),
-    /// Answers did not fit the receive buffer (`ENOBUFS`); what was asked for may have been done.
+    /// Answers did not fit the receive buffer (`ENOBUFS`); the request may have been carried out.
     #[error(
         "answers of the kernel were lost (ENOBUFS); whether the change was made must be read back"
     )]
     Lost,
-    /// The kernel's answer makes no sense.
+    /// The kernel's answer is malformed.
     #[error("an answer of the kernel over netlink is cut short")]
     Malformed,
-    /// What a dump shows changed while it was taken.
+    /// The listed objects changed during the dump.
     #[error("what was read changed meanwhile; read it again")]
     Interrupted,
     /// The tables changed since the generation that a batch is bound to. Nothing was changed.
     #[error("another program has changed the tables since they were read; read them again")]
     StaleGeneration,
-    /// The kernel refused; of a batch, nothing was done.
+    /// The kernel refused the request. If it was a batch, nothing was changed.
     #[error("the kernel refused: {}", Joined(.0))]
     Refused(Vec<Refusal>),
 }
 
 impl NetlinkError {
-    /// What the kernel refused, if that is the error.
+    /// Returns the refusals; none if the error is another one.
     #[must_use]
     pub fn refusals(&self) -> &[Refusal] {
         match self {
@@ -73,14 +73,14 @@ impl NetlinkError {
         }
     }
 
-    /// Whether the kernel refused, with just this error number.
+    /// Returns whether the kernel refused, and always with this error number.
     #[must_use]
     pub fn is_refusal(&self, errno: Errno) -> bool {
         let refusals = self.refusals();
         !refusals.is_empty() && refusals.iter().all(|refusal| refusal.errno == errno)
     }
 
-    /// Whether a change may have been made all the same.
+    /// Returns whether a change may have been made despite the error.
     #[must_use]
     pub fn is_uncertain(&self) -> bool {
         matches!(
@@ -95,11 +95,11 @@ impl NetlinkError {
 pub struct Refusal {
     /// Which of the messages sent, counted from 0 (in a batch, 0 is the message that begins it).
     pub message: usize,
-    /// Why.
+    /// The error number.
     pub errno: Errno,
-    /// Where in that message the attribute is that it is about, in bytes from its header.
+    /// Offset of the attribute that it is about, in bytes from the start of that message.
     pub offset: Option<usize>,
-    /// The kernel's own words, where it has some.
+    /// The kernel's error text, if it sends one.
     pub text: Option<String>,
 }
 
@@ -119,7 +119,7 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// What a message of kind `NLMSG_ERROR` says: None for a plain acknowledgement.
+/// Reads a message of kind `NLMSG_ERROR`; None for an acknowledgement.
 pub(super) fn refusal(message: &Message<'_>, first: u32) -> Option<Refusal> {
     let code = u32_at(message.payload, 0)?.cast_signed();
     if code == 0 {
@@ -157,7 +157,7 @@ pub(super) fn refusal(message: &Message<'_>, first: u32) -> Option<Refusal> {
 
 struct Joined<'a>(&'a [Refusal]);
 
-/// How many refusals a text names; a batch has one for each of its bad messages.
+/// How many refusals an error text names; a batch has one for each message that is refused.
 const NAMED: usize = 3;
 
 impl fmt::Display for Joined<'_> {

@@ -1,4 +1,5 @@
-//! One socket to netfilter, or to the interfaces: requests, dumps, batches and subscriptions, each with a deadline.
+//! A socket to netfilter or rtnetlink: requests, dumps, batches and subscriptions, each with a
+//! deadline.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -22,7 +23,7 @@ use super::error::{NetlinkError, Refusal, refusal};
 use super::wire::{Encoder, Header, Message, Messages, flags};
 
 sockopt_impl!(
-    /// Errors repeat the header of what they are about, not all of it.
+    /// Error messages contain only the header of the refused message.
     CapAck,
     SetOnly,
     libc::SOL_NETLINK,
@@ -30,7 +31,7 @@ sockopt_impl!(
     bool
 );
 sockopt_impl!(
-    /// Errors say which attribute they are about.
+    /// Error messages say which attribute they are about.
     ExtAck,
     SetOnly,
     libc::SOL_NETLINK,
@@ -42,9 +43,10 @@ sockopt_impl!(
 const NLMSG_ERROR: u16 = 2;
 /// The end of a dump (linux/netlink.h).
 const NLMSG_DONE: u16 = 3;
-/// The kernel fills at most 32 KiB at once; an error without `NETLINK_CAP_ACK` repeats a message.
+/// Size of the buffer for one datagram. The kernel fills at most 32 KiB; but an error without
+/// `NETLINK_CAP_ACK` contains the whole refused message.
 const DATAGRAM_BYTES: usize = 256 * 1024;
-/// What a batch needs beyond its own bytes.
+/// Bytes of send buffer that a batch needs in addition to its own length.
 const SEND_SLACK: usize = 4096;
 
 /// How a socket is opened.
@@ -52,9 +54,9 @@ const SEND_SLACK: usize = 4096;
 pub struct Options {
     /// Longest time one call may take; the kernel answers within milliseconds.
     pub deadline: Duration,
-    /// Bytes that may wait to be received.
+    /// Size of the receive buffer in bytes.
     pub receive_buffer: usize,
-    /// Multicast groups to hear, as bits: group N is bit N - 1.
+    /// Multicast groups to join, as bits: group N is bit N - 1.
     pub groups: u32,
     /// Netfilter, or None for interfaces and addresses (rtnetlink).
     pub protocol: Option<Protocol>,
@@ -71,19 +73,20 @@ impl Default for Options {
     }
 }
 
-/// A netlink socket to netfilter, of the network namespace it is opened in.
+/// A netlink socket of the network namespace in which it is opened.
 #[derive(Debug)]
 pub struct Socket {
     options: Options,
     fd: OwnedFd,
     port: u32,
-    /// How long a message the kernel takes.
+    /// Size of the send buffer, which limits the length of a message.
     send_buffer: usize,
     sequence: u32,
     buffer: Box<[u8]>,
-    /// How much of the buffer the last datagram fills.
+    /// Length of the last datagram in the buffer.
     filled: usize,
-    /// An answer was lost or is still to come: a new socket knows nothing of it.
+    /// Whether an answer was lost or may still arrive. The socket must then be replaced by a new
+    /// one, which does not receive that answer.
     broken: bool,
 }
 
@@ -103,13 +106,14 @@ impl Socket {
         })
     }
 
-    /// Its own port, by which events tell what it did itself.
+    /// Returns the netlink port of the socket. Announcements of its own changes carry this port.
     #[must_use]
     pub fn port(&self) -> u32 {
         self.port
     }
 
-    /// Opens it again if an answer was lost or is still to come. Every call does this first.
+    /// Opens the socket again if an answer was lost or may still arrive. Every call does this
+    /// first.
     pub fn renew(&mut self) -> Result<(), NetlinkError> {
         if self.broken {
             let reopened = connect(self.options).map_err(|e| NetlinkError::Open(e.into()))?;
@@ -119,8 +123,8 @@ impl Socket {
         Ok(())
     }
 
-    /// Sends one message and waits until the kernel has done it. What it answers besides the
-    /// acknowledgement is handed to `answer`.
+    /// Sends one message and waits for the kernel's acknowledgement. Passes other answers to
+    /// `answer`.
     pub fn request(
         &mut self,
         header: Header,
@@ -141,7 +145,7 @@ impl Socket {
         })
     }
 
-    /// Asks for everything of a kind.
+    /// Requests all objects of one kind.
     pub fn dump(
         &mut self,
         header: Header,
@@ -173,15 +177,15 @@ impl Socket {
         Ok(())
     }
 
-    /// Carries a transaction out.
+    /// Applies a transaction.
     ///
-    /// Done means that its last change was acknowledged and none refused: the acknowledgement
-    /// alone also comes when an earlier change failed and all was rolled back.
+    /// It succeeds if its last change is acknowledged and none is refused. The acknowledgement
+    /// alone is not enough: it also comes if an earlier change fails and all are rolled back.
     pub fn commit(&mut self, batch: &mut Batch) -> Result<(), NetlinkError> {
         self.transact(batch, true)
     }
 
-    /// Has the kernel check a transaction without making it.
+    /// Lets the kernel check a transaction without applying it.
     pub fn rehearse(&mut self, batch: &mut Batch) -> Result<(), NetlinkError> {
         self.transact(batch, false)
     }
@@ -197,7 +201,7 @@ impl Socket {
         let mut refusals: Vec<Refusal> = Vec::new();
         let begun = Instant::now();
         loop {
-            // all answers are there when the sending is over; only the first may be waited for
+            // all answers are queued when the send returns, so only the first needs a wait
             let waiting = !acknowledged && refusals.is_empty();
             if !self.receive(begun, waiting)? {
                 break;
@@ -227,8 +231,8 @@ impl Socket {
         }
     }
 
-    /// Waits for the next datagram of a subscription and hands its messages on. A subscriber that
-    /// is told [`NetlinkError::Lost`] has missed some, and goes on hearing.
+    /// Waits for the next datagram of a subscription and passes its messages to `each`. After
+    /// [`NetlinkError::Lost`], messages are missing, and the subscription continues.
     pub fn hear(&mut self, mut each: impl FnMut(&Message<'_>)) -> Result<(), NetlinkError> {
         let heard = self.receive(Instant::now(), true);
         self.broken = false;
@@ -251,7 +255,7 @@ impl Socket {
         self.send(&mut encoder)
     }
 
-    /// The number of the first message.
+    /// Sends the messages. Returns the sequence number of the first.
     fn send(&mut self, encoder: &mut Encoder) -> Result<u32, NetlinkError> {
         if encoder.is_oversized() {
             return Err(NetlinkError::Oversized);
@@ -269,11 +273,11 @@ impl Socket {
         }
     }
 
-    /// Grows the send buffer, as far as this process may: the kernel takes a batch at once.
+    /// Enlarges the send buffer as far as this process may, because a batch is sent as a whole.
     fn make_room(&mut self, bytes: usize) {
         let needed = bytes.saturating_add(SEND_SLACK);
         if needed > self.send_buffer {
-            // a failure shows as EMSGSIZE, if it matters
+            // if a failure matters, the send returns EMSGSIZE
             if set_socket_send_buffer_size_force(&self.fd, needed)
                 .or_else(|_| set_socket_send_buffer_size(&self.fd, needed))
                 .is_ok()
@@ -283,7 +287,7 @@ impl Socket {
         }
     }
 
-    /// Hands messages on until one of them ends the conversation.
+    /// Passes messages on until one of them ends the exchange.
     fn converse(
         &mut self,
         mut each: impl FnMut(&Message<'_>) -> Result<Option<()>, NetlinkError>,
@@ -303,8 +307,8 @@ impl Socket {
         }
     }
 
-    /// Receives one datagram of the kernel into the buffer. Returns false if there is none and `wait`
-    /// is false.
+    /// Receives one datagram of the kernel into the buffer. Returns false if there is none and
+    /// `wait` is false.
     fn receive(&mut self, begun: Instant, wait: bool) -> Result<bool, NetlinkError> {
         let mut flags = RecvFlags::TRUNC;
         flags.set(RecvFlags::DONTWAIT, !wait);
@@ -344,7 +348,7 @@ impl AsFd for Socket {
     }
 }
 
-/// `ERESTART`: the generation of a batch is not the kernel's any more.
+/// `ERESTART`: the generation of a batch is no longer the current one.
 const RESTART: Errno = Errno::from_raw_os_error(85);
 
 fn connect(options: Options) -> Result<(OwnedFd, u32), Errno> {
@@ -354,7 +358,7 @@ fn connect(options: Options) -> Result<(OwnedFd, u32), Errno> {
         SocketFlags::CLOEXEC,
         options.protocol,
     )?;
-    // refused without the capability in the first namespace of users; the plain one is bounded
+    // needs NET_ADMIN in the initial user namespace; the size without force is limited
     set_socket_recv_buffer_size_force(&fd, options.receive_buffer)
         .or_else(|_| set_socket_recv_buffer_size(&fd, options.receive_buffer))?;
     set_socket_timeout(&fd, Timeout::Recv, Some(options.deadline))?;

@@ -1,23 +1,23 @@
-//! Messages and attributes as bytes: netlink (linux/netlink.h) and nfnetlink (nfnetlink.h).
+//! Encodes and decodes messages and attributes: netlink (linux/netlink.h), nfnetlink (nfnetlink.h).
 //!
-//! Headers and lengths are in the machine's byte order, what netfilter keeps inside attributes
+//! Headers and lengths are in the byte order of the machine. Numbers in attributes of netfilter are
 //! mostly big endian. Attributes begin at multiples of 4.
 
 /// Flags of a message (linux/netlink.h).
 pub mod flags {
     /// Every request has it.
     pub const REQUEST: u16 = 0x1;
-    /// Answer with an error or a zero, whatever happens.
+    /// Answer in any case, with an error number or zero.
     pub const ACK: u16 = 0x4;
-    /// Answer with everything there is.
+    /// Answer with all objects.
     pub const DUMP: u16 = 0x300;
-    /// What a dump shows changed while it was taken.
+    /// The listed objects changed during the dump.
     pub const DUMP_INTR: u16 = 0x10;
-    /// Refuse if it is there already.
+    /// Refuse if the object exists already.
     pub const EXCL: u16 = 0x200;
-    /// Make it if it is not there.
+    /// Create the object if it does not exist.
     pub const CREATE: u16 = 0x400;
-    /// Put it behind what is there.
+    /// Add the object after the existing ones.
     pub const APPEND: u16 = 0x800;
     /// On an error: the request is repeated without its payload.
     pub const CAPPED: u16 = 0x100;
@@ -31,14 +31,14 @@ pub const HEADER_BYTES: usize = 16;
 const NETFILTER_BYTES: usize = 4;
 /// Length of an attribute's header.
 const ATTRIBUTE_BYTES: usize = 4;
-/// Longest value that an attribute's 16-bit length can tell.
+/// Longest value that an attribute's 16-bit length can express.
 pub const MAX_ATTRIBUTE: usize = u16::MAX as usize - ATTRIBUTE_BYTES;
-/// Bit of an attribute's kind that says it holds attributes.
+/// `NLA_F_NESTED`: the bit of an attribute's kind which says that it contains attributes.
 const NESTED: u16 = 0x8000;
 /// The kind without that bit and the byte order bit.
 const KIND: u16 = 0x3fff;
 
-/// What a message of netfilter begins with; its sequence number is given when it is sent.
+/// The header of a netfilter message. The sequence number is set when the message is sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Header {
     /// Subsystem in the upper byte, message in the lower.
@@ -51,15 +51,15 @@ pub struct Header {
     pub resource: u16,
 }
 
-/// A nest that is still open.
+/// A nested attribute that is still open.
 #[derive(Debug)]
 #[must_use = "a nest that is not closed has no length"]
 pub struct Nest(usize);
 
-/// Writes messages one after another.
+/// Encodes messages one after another.
 ///
-/// A value or nest too long for its length field is remembered, and sending refused: nothing is
-/// ever cut short in silence.
+/// It records a value or nest that is too long for its length field. The send is then refused, and
+/// nothing is truncated silently.
 #[derive(Clone, Debug, Default)]
 pub struct Encoder {
     bytes: Vec<u8>,
@@ -117,7 +117,7 @@ impl Encoder {
         self.pad();
     }
 
-    /// Writes text with the NUL that the kernel wants.
+    /// Writes text with the NUL that the kernel expects.
     pub fn text(&mut self, kind: u16, value: &str) {
         let Ok(length) = u16::try_from(value.len() + 1 + ATTRIBUTE_BYTES) else {
             self.oversized = true;
@@ -130,7 +130,7 @@ impl Encoder {
         self.pad();
     }
 
-    /// Writes a big endian number, as almost all of netfilter's are.
+    /// Writes a big endian number, the byte order of almost all numbers in netfilter.
     pub fn be32(&mut self, kind: u16, value: u32) {
         self.bytes(kind, &value.to_be_bytes());
     }
@@ -142,7 +142,7 @@ impl Encoder {
         self.close(&nest);
     }
 
-    /// Begins a nest whose content comes from a loop.
+    /// Begins a nest, for content that a loop writes.
     pub fn open(&mut self, kind: u16) -> Nest {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(&[0; 2]);
@@ -150,7 +150,7 @@ impl Encoder {
         Nest(start)
     }
 
-    /// How long a nest is so far.
+    /// Returns the length of a nest so far.
     #[must_use]
     pub fn length(&self, nest: &Nest) -> usize {
         self.bytes.len() - nest.0
@@ -169,19 +169,19 @@ impl Encoder {
         self.bytes.resize(padded, 0);
     }
 
-    /// What was written.
+    /// Returns what was written.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// Whether something did not fit its length field.
+    /// Returns whether something did not fit its length field.
     #[must_use]
     pub fn is_oversized(&self) -> bool {
         self.oversized
     }
 
-    /// Numbers the messages in turn; the number after the last.
+    /// Numbers the messages in order. Returns the number after the last.
     pub(super) fn number(&mut self, first: u32) -> u32 {
         let (mut at, mut sequence) = (0, first);
         while let Some(length) = u32_at(&self.bytes, at) {
@@ -194,7 +194,7 @@ impl Encoder {
         sequence
     }
 
-    /// Adds flags to the message that begins there.
+    /// Adds flags to the message that begins at `start`.
     pub(super) fn add_flags(&mut self, start: usize, added: u16) {
         if let Some(field) = self.bytes.get_mut(start + 6..start + 8) {
             let old = u16::from_ne_bytes([field[0], field[1]]);
@@ -203,7 +203,7 @@ impl Encoder {
     }
 }
 
-/// One message as it came.
+/// One received message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Message<'a> {
     /// Subsystem and message.
@@ -214,29 +214,29 @@ pub struct Message<'a> {
     pub sequence: u32,
     /// Port of the socket that caused it; 0 is the kernel.
     pub port: u32,
-    /// What follows the header.
+    /// The bytes after the header.
     pub payload: &'a [u8],
 }
 
 impl<'a> Message<'a> {
-    /// The attributes behind `nfgenmsg`.
+    /// Returns the attributes after `nfgenmsg`.
     #[must_use]
     pub fn attributes(&self) -> Attributes<'a> {
         Attributes::new(self.payload.get(NETFILTER_BYTES..).unwrap_or_default())
     }
 }
 
-/// Bytes that end within a message.
+/// The error for bytes that end within a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a message of the kernel is cut short")]
 pub struct Truncated;
 
-/// Takes a datagram apart, whatever is in it.
+/// Splits a datagram into messages. Any bytes are accepted.
 #[derive(Clone, Debug)]
 pub struct Messages<'a>(&'a [u8]);
 
 impl<'a> Messages<'a> {
-    /// The messages of one datagram.
+    /// Starts at the first message of a datagram.
     #[must_use]
     pub fn new(datagram: &'a [u8]) -> Self {
         Self(datagram)
@@ -269,31 +269,31 @@ impl<'a> Iterator for Messages<'a> {
     }
 }
 
-/// One attribute as it came.
+/// One received attribute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attribute<'a> {
     /// Its kind, without flags.
     pub kind: u16,
-    /// Whether it says that it holds attributes; the kernel does not always say so.
+    /// Whether its kind says that it contains attributes; the kernel does not always set this bit.
     pub nested: bool,
     /// Its value, without padding.
     pub value: &'a [u8],
 }
 
 impl<'a> Attribute<'a> {
-    /// What it holds.
+    /// Returns the attributes that it contains.
     #[must_use]
     pub fn attributes(&self) -> Attributes<'a> {
         Attributes::new(self.value)
     }
 
-    /// Its value as a big endian number.
+    /// Returns its value as a big endian number.
     #[must_use]
     pub fn be32(&self) -> Option<u32> {
         Some(u32::from_be_bytes(self.value.try_into().ok()?))
     }
 
-    /// Its value as text, without the NUL.
+    /// Returns its value as text, without the NUL.
     #[must_use]
     pub fn text(&self) -> Option<&'a str> {
         let text = std::str::from_utf8(self.value).ok()?;
@@ -301,18 +301,18 @@ impl<'a> Attribute<'a> {
     }
 }
 
-/// Takes a run of attributes apart; ends where it makes no sense any more.
+/// Splits bytes into attributes; ends at the first malformed one.
 #[derive(Clone, Debug, Default)]
 pub struct Attributes<'a>(&'a [u8]);
 
 impl<'a> Attributes<'a> {
-    /// The attributes in these bytes.
+    /// Starts at the first attribute in these bytes.
     #[must_use]
     pub fn new(bytes: &'a [u8]) -> Self {
         Self(bytes)
     }
 
-    /// The first attribute of that kind.
+    /// Returns the first attribute of that kind.
     #[must_use]
     pub fn find(self, kind: u16) -> Option<Attribute<'a>> {
         let mut attributes = self;
@@ -339,7 +339,7 @@ impl<'a> Iterator for Attributes<'a> {
     }
 }
 
-/// A number in the machine's byte order.
+/// Returns the number at an offset, in the byte order of the machine.
 pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     let number = bytes.get(at..at.checked_add(4)?)?;
     Some(u32::from_ne_bytes(number.try_into().ok()?))

@@ -1,4 +1,4 @@
-//! A plan as one transaction, and what is known once it is done.
+//! Turns a plan into one transaction, and updates the known content afterwards.
 
 use std::collections::BTreeSet;
 
@@ -12,8 +12,8 @@ use super::frame::{Frame, NAME, OURS, TABLE, header, message};
 use super::sets::SetId;
 use super::table::{Content, FrameState};
 
-/// One transaction, and how it changes what is known. It is as large as the plan, except where the
-/// whole table is made again.
+/// One transaction, and how it changes the known content. Its size depends only on the plan, except
+/// when the whole table is made again.
 #[derive(Debug)]
 pub(super) struct Change {
     pub(super) batch: Batch,
@@ -22,8 +22,9 @@ pub(super) struct Change {
 }
 
 impl Change {
-    /// Returns what leads from the content to the end of the plan, in a whole frame. If `bound`, the
-    /// kernel refuses to make the table again once any table has changed since the content was read.
+    /// Returns the change that applies the plan to the content and repairs the frame. If `bound`,
+    /// the kernel refuses to make the table again if any table has changed since the content was
+    /// read.
     pub(super) fn new(
         content: &Content,
         frame: &Frame,
@@ -46,7 +47,7 @@ impl Change {
             }
             match content.mappings.get(&slot) {
                 Some(there) if there == mapping && !removed.contains(&slot) => continue,
-                // neither target nor comment of an element can be changed
+                // an element must be replaced, because its target and comment cannot be changed
                 Some(_) => _ = removed.insert(slot),
                 None => {}
             }
@@ -68,7 +69,7 @@ impl Change {
         Ok(change)
     }
 
-    /// Deletions first: an element that is replaced has the same key.
+    /// Writes deletions first, because an element and its replacement have the same key.
     fn write_differences(&mut self, content: &Content, frame: &Frame) {
         let batch = &mut self.batch;
         for set in frame.sets.iter().map(|set| set.id) {
@@ -91,8 +92,8 @@ impl Change {
         }
     }
 
-    /// Makes the table again, in the transaction that removes the old one: no packet meets a frame
-    /// without mappings, and connection tracking never pauses.
+    /// Makes the table again, in the transaction that removes the old one. So no packet passes a
+    /// frame without mappings, and connection tracking is not interrupted.
     fn write_everything(&mut self, content: &Content, frame: &Frame) {
         let replace = content.frame == FrameState::Damaged;
         let size = frame.room_for(content).next_power_of_two();
@@ -106,7 +107,7 @@ impl Change {
             add(batch, id, flags::EXCL, mappings, |encoder, (_, mapping)| {
                 write_mapping(encoder, mapping);
             });
-            // what others put here is theirs, and goes back as it was
+            // elements of others are restored unchanged
             let foreign = content.foreign.iter();
             let foreign =
                 foreign.filter(|((at, key), _)| *at == id && key.len() == set.key.1 as usize);
@@ -117,7 +118,7 @@ impl Change {
         self.write_created(frame);
     }
 
-    /// What is known once the transaction is done.
+    /// Updates the content after the transaction was applied.
     pub(super) fn accept(self, content: &mut Content) {
         if self.batch.is_empty() {
             return;

@@ -1,4 +1,4 @@
-//! Mappings as elements of maps, and back.
+//! Converts mappings to elements of maps, and back.
 //!
 //! Keys and data are concatenations whose components are padded to 4 bytes each: protocol, port,
 //! address. The pod's uid is the element's comment, in the form `nft list map` prints.
@@ -22,7 +22,7 @@ const USERDATA: u16 = 6;
 /// `NFTNL_UDATA_SET_ELEM_COMMENT`.
 const COMMENT: u8 = 0;
 
-/// What makes an element of a map unique: one mapping fits in.
+/// The key of an element of a map. A slot can hold one mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Slot {
     pub(super) protocol: Protocol,
@@ -41,7 +41,7 @@ impl Slot {
         }
     }
 
-    /// The map it is in.
+    /// Returns the map that the slot is in.
     pub(super) fn set(&self) -> SetId {
         if self.host_ip.is_some() {
             SetId::Bound(self.family)
@@ -60,7 +60,7 @@ impl Slot {
         key
     }
 
-    /// The slot that a key of a map means.
+    /// Returns the slot for a key of a map.
     pub(super) fn read(set: SetId, key: &[u8]) -> Option<Self> {
         let (SetId::Ports(family) | SetId::Bound(family)) = set else {
             return None;
@@ -80,7 +80,7 @@ impl Slot {
         })
     }
 
-    /// The mapping that sends this slot where the data say.
+    /// Returns the mapping from this slot to the endpoint in the data.
     pub(super) fn mapping(&self, data: &[u8], owner: PodUid) -> Option<Mapping> {
         let (ip, port) = data.split_at_checked(address_length(self.family))?;
         let [high, low, 0, 0] = port else {
@@ -96,7 +96,7 @@ impl Slot {
         })
     }
 
-    /// Writes the element to delete.
+    /// Writes the element with its key alone, for a deletion.
     pub(super) fn write_key(&self, encoder: &mut Encoder) {
         encoder.nest(LIST_ELEM, |encoder| {
             encoder.nest(KEY, |encoder| encoder.bytes(DATA_VALUE, self.key().bytes()));
@@ -121,7 +121,7 @@ pub(super) fn write_mapping(encoder: &mut Encoder, mapping: &Mapping) {
 fn write_comment(encoder: &mut Encoder, owner: &PodUid) {
     let owner = owner.as_str().as_bytes();
     let length = RULE_COMMENT_PREFIX.len() + owner.len() + 1;
-    // a uid has at most 63 letters, and so the comment fits
+    // a uid has at most 63 letters, so the comment fits
     let mut userdata = [0; 128];
     userdata[0] = COMMENT;
     userdata[1] = u8::try_from(length).unwrap_or_default();
@@ -139,7 +139,7 @@ pub(super) struct Listed<'a> {
     pub(super) key: &'a [u8],
     pub(super) data: &'a [u8],
     pub(super) userdata: &'a [u8],
-    /// It is no plain element but, for example, the one for all other keys.
+    /// Whether it is not a normal element but, for example, the one for all other keys.
     pub(super) odd: bool,
 }
 
@@ -164,7 +164,7 @@ impl<'a> Listed<'a> {
         listed
     }
 
-    /// The pod whose element it is; None if it is not ours.
+    /// Returns the pod that owns the element; None if the element is not ours.
     pub(super) fn owner(&self) -> Option<PodUid> {
         let mut rest = self.userdata;
         while let [kind, length, after @ ..] = rest {
@@ -180,7 +180,7 @@ impl<'a> Listed<'a> {
     }
 }
 
-/// A foreign element, kept so that it can be put back as it was.
+/// A foreign element, kept so that it can be restored unchanged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Foreign {
     pub(super) data: Vec<u8>,
@@ -195,7 +195,7 @@ impl Foreign {
         }
     }
 
-    /// Writes it, or with the key alone the one to delete.
+    /// Writes the whole element, or its key alone for a deletion.
     pub(super) fn write(encoder: &mut Encoder, key: &[u8], whole: Option<&Self>) {
         encoder.nest(LIST_ELEM, |encoder| {
             encoder.nest(KEY, |encoder| encoder.bytes(DATA_VALUE, key));
@@ -239,7 +239,7 @@ impl Packed {
     }
 }
 
-/// A slot's key in full, for those who compare raw keys.
+/// Returns the full key of a slot, to compare it with raw keys.
 pub(super) fn key_bytes(slot: &Slot) -> Vec<u8> {
     slot.key().bytes().to_vec()
 }
@@ -258,7 +258,7 @@ fn read_ip(family: Family, bytes: &[u8]) -> Option<IpAddr> {
     })
 }
 
-/// Assigned Internet protocol numbers.
+/// Returns the protocol number that IANA assigned.
 fn protocol_number(protocol: Protocol) -> u8 {
     match protocol {
         Protocol::Tcp => 6,

@@ -1,8 +1,7 @@
-//! The expressions our rules are made of (`linux/netfilter/nf_tables.h`), and their comparison with
-//! what the kernel says of a rule.
+//! The expressions of our rules (`linux/netfilter/nf_tables.h`), and their comparison with a rule
+//! as the kernel lists it.
 //!
-//! Registers are named the way the kernel names them when asked, so that a rule reads back as it
-//! was written.
+//! Registers have the numbers that the kernel lists, so that a rule reads back as it was written.
 
 use std::net::IpAddr;
 
@@ -49,7 +48,7 @@ const ADDRESS_LOCAL: u32 = 2;
 const NAT_ADDRESS_AND_PORT: u32 = 1 | 2;
 const VERDICT_RETURN: i32 = -5;
 
-/// One rule being written: its expressions, as the list the kernel takes.
+/// One rule being written: its expressions, as the list that the kernel expects.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Rule(Encoder);
 
@@ -59,10 +58,10 @@ pub(super) struct Ip {
     pub(super) nfproto: u8,
     /// Length of an address.
     pub(super) length: u32,
-    /// Where the sender is in the header, and where the destination.
+    /// Offsets of the source and the destination address in the IP header.
     saddr: u32,
     daddr: u32,
-    /// Where the port behind an address lies in the registers.
+    /// The register of the port that follows an address.
     port_register: u32,
     original_daddr: u32,
 }
@@ -86,7 +85,7 @@ impl Ip {
     };
 }
 
-/// The bytes of an address.
+/// Returns the bytes of an address.
 pub(super) fn octets(ip: IpAddr) -> Vec<u8> {
     match ip {
         IpAddr::V4(ip) => ip.octets().to_vec(),
@@ -167,14 +166,14 @@ impl Rule {
         })
     }
 
-    /// Packets of one IP version.
+    /// Matches packets of one IP version.
     pub(super) fn version(self, ip: Ip) -> Self {
         self.meta(META_NFPROTO, REG_1)
             .compare(REG_1, EQUAL, &[ip.nfproto])
     }
 
-    /// Packets whose protocol and port (and address) are in the map; what it says of them is then
-    /// in the registers.
+    /// Matches packets whose protocol and port (and address) are in the map, and loads their value
+    /// into the registers.
     pub(super) fn mapped(self, ip: Ip, bound: bool, map: &str) -> Self {
         let key = self
             .meta(META_L4PROTO, REG_1)
@@ -187,7 +186,8 @@ impl Rule {
         key.lookup(map, Some(REG_1))
     }
 
-    /// Packets whose connection was begun to a protocol and port (and address) in the map.
+    /// Matches packets whose connection has its original destination in the map: protocol and port
+    /// (and address).
     pub(super) fn begun_to_mapped(self, ip: Ip, bound: bool, map: &str) -> Self {
         let key = self
             .meta(META_L4PROTO, REG_1)
@@ -200,7 +200,7 @@ impl Rule {
         key.lookup(map, Some(REG_1))
     }
 
-    /// Packets to an address of this node; leaves the first two registers alone.
+    /// Matches packets to an address of this node; does not use the first two registers.
     pub(super) fn for_this_node(self) -> Self {
         self.numbers("fib", &[(1, REG_3), (2, 3), (3, 2)]).compare(
             REG_3,
@@ -209,7 +209,7 @@ impl Rule {
         )
     }
 
-    /// Ends: the connection goes to what the map said.
+    /// Ends the rule: the connection goes to the endpoint that the map returned.
     pub(super) fn dnat(self, ip: Ip) -> Self {
         let numbers = [
             (1, 1),
@@ -221,8 +221,8 @@ impl Rule {
         self.numbers("nat", &numbers)
     }
 
-    /// Matches packets whose source is their destination. The set holds every pair of equal bytes; the
-    /// last bytes are compared first, because usually they differ.
+    /// Matches packets whose source is their destination. The set holds every pair of equal bytes;
+    /// the last bytes are compared first, because usually they differ.
     pub(super) fn between_equals(self, ip: Ip, set: &str) -> Self {
         (0..ip.length).rev().fold(self, |rule, byte| {
             rule.payload(NETWORK, ip.saddr + byte, 1, REG_1)
@@ -231,7 +231,7 @@ impl Rule {
         })
     }
 
-    /// Packets between two addresses of a network.
+    /// Matches packets between two addresses of a network.
     pub(super) fn within(self, ip: Ip, network: IpAddr, netmask: IpAddr) -> Self {
         let (network, netmask) = (octets(network), octets(netmask));
         [ip.saddr, ip.daddr].into_iter().fold(self, |rule, offset| {
@@ -241,17 +241,17 @@ impl Rule {
         })
     }
 
-    /// Packets of connections whose destination was changed.
+    /// Matches packets of connections whose destination was translated.
     pub(super) fn redirected(self) -> Self {
         self.connection(CT_STATUS, STATUS_DNAT)
     }
 
-    /// Ends: the answer comes back through this node.
+    /// Ends the rule: the packet is masqueraded, so that the reply comes back to this node.
     pub(super) fn masquerade(self) -> Self {
         self.expression("masq", |_| {})
     }
 
-    /// First datagrams to a port of the range.
+    /// Matches the first datagram of a flow to a port of the range.
     pub(super) fn new_datagram_to(self, range: PortRange) -> Self {
         self.meta(META_L4PROTO, REG_1)
             .compare(REG_1, EQUAL, &[17])
@@ -261,19 +261,19 @@ impl Rule {
             .connection(CT_STATE, STATE_NEW)
     }
 
-    /// Datagrams whose port is in the set.
+    /// Matches datagrams whose port is in the set.
     pub(super) fn port_in(self, set: &str) -> Self {
         self.payload(TRANSPORT, 2, 2, REG_1).lookup(set, None)
     }
 
-    /// Packets that a socket waits for, seen from the device they came in by.
+    /// Matches packets that a socket can receive from the device on which they arrived.
     pub(super) fn awaited(self) -> Self {
-        // that there is an answer is what counts; it is 0 or 1
+        // the value (0 or 1) does not matter: without a socket the rule does not match
         self.numbers("socket", &[(1, 0), (2, REG_1)])
             .compare(REG_1, AT_MOST, &[1])
     }
 
-    /// Ends: on to the next chain.
+    /// Ends the rule: the packet goes on to the next chain.
     pub(super) fn leave(self) -> Self {
         self.expression("immediate", |encoder| {
             encoder.be32(1, 0);
@@ -285,7 +285,7 @@ impl Rule {
         })
     }
 
-    /// Ends: "port unreachable", in either IP version.
+    /// Ends the rule: the sender gets the ICMP error "port unreachable" of its IP version.
     pub(super) fn refuse(self) -> Self {
         self.expression("reject", |encoder| {
             encoder.be32(1, 2);
@@ -293,12 +293,12 @@ impl Rule {
         })
     }
 
-    /// The list of expressions.
+    /// Returns the list of expressions.
     pub(super) fn as_bytes(&self) -> &[u8] {
         self.0.as_bytes()
     }
 
-    /// Whether these are the expressions of this rule, as the kernel lists them.
+    /// Returns whether these are the expressions of this rule, as the kernel lists them.
     pub(super) fn is(&self, found: Attributes<'_>) -> bool {
         let expected = Attributes::new(self.as_bytes());
         let mut found = found;
@@ -311,8 +311,8 @@ impl Rule {
     }
 }
 
-/// Whether everything we wrote is there: the kernel adds what it took for granted, and newer
-/// kernels more of that.
+/// Returns whether everything that we wrote is there. The kernel adds attributes with default
+/// values, and newer kernels add more of them.
 fn covers(expected: &[u8], found: &[u8]) -> bool {
     Attributes::new(expected).all(|expected| {
         let Some(found) = Attributes::new(found).find(expected.kind) else {

@@ -1,4 +1,4 @@
-//! The table as it should be, but for the mappings: sets, chains and rules.
+//! The table as it should be, without the mappings: sets, chains and rules.
 //!
 //! ```text
 //! prerouting, output (-101)  in @bound4/6: DNAT; in @ports4/6: DNAT      (local destinations)
@@ -7,21 +7,23 @@
 //! input              (10)    refuse first datagrams to the range where no socket receives them
 //! ```
 //!
-//! Priority -101: at -100 the chain registered last would win, be it ours, kube-proxy's or CNI
-//! portmap's. The map is looked up before the address, as that is cheaper for all other packets.
+//! Priority -101: at -100, the chain registered last would come first, whether it is ours or one of
+//! kube-proxy or CNI portmap. The map is looked up before the address type, because this is cheaper
+//! for all other packets.
 //!
-//! Whether a pod talks to itself is found by comparing both addresses, byte by byte and the last one
-//! first, with the pairs of equal bytes in @same. A set of pods would be as large as the maps and
-//! have to be kept and read back like them. Kernels since 6.13 could compare in one step
-//! (`NFT_BITWISE_XOR` of two registers), but `nft list ruleset` before 1.1.2 aborts at such a rule,
+//! A connection of a pod to itself is found by comparing both addresses byte by byte, the last byte
+//! first, with the pairs of equal bytes in @same. A set of pods would be as large as the maps, and
+//! would have to be updated and read back like them. Kernels since 6.13 could compare in one step
+//! (`NFT_BITWISE_XOR` of two registers), but `nft list ruleset` before 1.1.2 aborts at such a rule
 //! in any table.
 //!
-//! A datagram to a port that is held, but not mapped yet, would pin a flow past the mapping to
-//! come, so it is refused. Ports that another process may have are not refused: those excluded by
-//! configuration, and those with a socket that hears the device the datagram came in by. The
-//! keeper's own sockets hear device lo alone, so they count only for senders on this node,
-//! whose flows are cleared when the mapping is made. The chain comes after other filters: what a
-//! firewall drops stays unanswered.
+//! A datagram to a port that is held, but not mapped yet, is refused. Otherwise it would create a
+//! conntrack entry that bypasses the later mapping. Ports that another process may use are not
+//! refused: those excluded by configuration, and those with a socket that receives from the device
+//! on which the datagram arrived. The keeper's own sockets receive from device lo only, so they
+//! count only for senders on this node; the entries of those senders are cleared when the mapping
+//! is made. The chain comes after other filters, so that a datagram that a firewall drops gets no
+//! answer.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -56,11 +58,11 @@ pub(super) mod message {
 
 /// `NFPROTO_INET`: one table for both address families.
 const INET: u8 = 1;
-/// Attributes that name table and thing in all messages.
+/// Attributes with the names of the table and of the object, in all messages.
 pub(super) const TABLE: u16 = 1;
 pub(super) const NAME: u16 = 2;
 
-/// Header of a message about our table.
+/// Returns the header of a message about our table.
 pub(super) fn header(kind: u16, flags: u16) -> Header {
     Header {
         kind,
@@ -80,7 +82,7 @@ pub(super) struct Chain {
     pub(super) rules: Vec<Rule>,
 }
 
-/// Everything in the table but the mappings.
+/// Everything in the table except the mappings.
 #[derive(Clone, Debug)]
 pub(super) struct Frame {
     pub(super) sets: Vec<SetShape>,
@@ -93,9 +95,9 @@ pub(super) struct Frame {
 /// What the kernel can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Abilities {
-    /// Addresses of IPv6 can be translated.
+    /// Whether IPv6 addresses can be translated.
     pub(super) ipv6: bool,
-    /// Rules can ask for sockets (`CONFIG_NFT_SOCKET`).
+    /// Whether rules can look up sockets (`CONFIG_NFT_SOCKET`).
     pub(super) sockets: bool,
 }
 
@@ -145,8 +147,8 @@ impl Frame {
         }
     }
 
-    /// How many elements a map must hold: every port of the range in every protocol, and what an
-    /// earlier range left.
+    /// Returns how many elements a map must be able to hold: every port of the range in every
+    /// protocol, and the mappings of an earlier range.
     pub(super) fn room_for(&self, content: &Content) -> u32 {
         let outside = content.mappings.keys();
         let outside = outside.filter(|slot| !self.range.contains(slot.host_port));
@@ -154,7 +156,7 @@ impl Frame {
         u32::try_from(elements).unwrap_or(u32::MAX)
     }
 
-    /// Makes the whole table within one transaction, with room in its maps for so many.
+    /// Adds the whole table to a transaction. Its maps can hold `size` elements.
     pub(super) fn make(&self, batch: &mut Batch, table: &str, replace: bool, size: u32) {
         let new_table = |batch: &mut Batch| {
             batch.message(header(message::NEWTABLE, flags::CREATE), |encoder| {
@@ -198,7 +200,7 @@ fn make_set(batch: &mut Batch, table: &str, set: &SetShape, number: u32, size: u
             encoder.be32(6, datatype);
             encoder.be32(7, length);
         }
-        // known beforehand, a hash table need not grow while elements come in or are listed
+        // with a known size, the hash table does not grow while elements are added or listed
         if let Some(size) = set.data.map(|_| size).or(set.size) {
             encoder.nest(9, |encoder| encoder.be32(1, size));
         }
@@ -235,7 +237,7 @@ fn make_chain(batch: &mut Batch, table: &str, chain: &Chain) {
     }
 }
 
-/// The maps for one address before those for all.
+/// Returns the DNAT rules: the maps for one address come before those for all addresses.
 fn translations(families: &[(Family, Ip)]) -> Vec<Rule> {
     let rule = |ip: Ip, bound, map: SetId| {
         Rule::default()
@@ -269,7 +271,7 @@ fn masquerades(families: &[(Family, Ip)], settings: &Settings) -> Vec<Rule> {
                 (true, SetId::Bound(*family)),
                 (false, SetId::Ports(*family)),
             ] {
-                // those who meet through a service of others keep their addresses
+                // connections through a service of another program keep their addresses
                 let rule = rule.clone().begun_to_mapped(*ip, bound, map.name());
                 rules.push(rule.masquerade());
             }
@@ -284,12 +286,12 @@ fn refusals(settings: &Settings, abilities: Abilities) -> Vec<Rule> {
     if abilities.sockets {
         rules.push(datagram().awaited().leave());
     }
-    // no mapping is for broadcasts
+    // mappings do not apply to broadcasts
     rules.push(datagram().for_this_node().refuse());
     rules
 }
 
-/// The table's name in transactions that are only checked.
+/// The name of the table in transactions that are only checked.
 pub(super) const REHEARSED: &str = "portmapping-check";
-/// Our table.
+/// The name of our table.
 pub(super) const OURS: &str = NFT_TABLE;

@@ -15,8 +15,8 @@ use super::table::{Content, FrameState};
 /// How often a read is repeated because any table changed during it.
 const ATTEMPTS: usize = 5;
 
-/// Reads the table as it was at one moment. What was known before tells elements of ours that another
-/// program changed from foreign elements.
+/// Reads the table as it was at one moment. `before` tells elements of ours that another program
+/// changed from foreign elements.
 pub(super) fn read_table(
     socket: &mut Socket,
     frame: &Frame,
@@ -29,7 +29,7 @@ pub(super) fn read_table(
             Err(NetlinkError::Interrupted) => continue,
             content => content?,
         };
-        // others change tables of theirs all the time: two readings alike are as good
+        // other programs may change their tables all the time: two equal reads in a row are enough
         if self::generation(socket)? == generation || last.as_ref() == Some(&content) {
             content.generation = generation;
             return Ok(content);
@@ -60,7 +60,7 @@ fn snapshot(socket: &mut Socket, frame: &Frame, before: &Content) -> Result<Cont
         message::GETTABLE,
         |encoder| encoder.text(TABLE, OURS),
         |table| {
-            // no flag, such as dormant, and nothing in it that is not ours
+            // the table must have no flag, such as dormant, and contain nothing that is not ours
             let number = |kind| table.clone().find(kind).and_then(|number| number.be32());
             whole = number(2) == Some(0) && number(3) == u32::try_from(things).ok();
         },
@@ -115,7 +115,7 @@ fn snapshot(socket: &mut Socket, frame: &Frame, before: &Content) -> Result<Cont
     Ok(content)
 }
 
-/// Asks for one thing; whether it is there.
+/// Requests one object; returns whether it exists.
 fn get(
     socket: &mut Socket,
     kind: u16,
@@ -161,7 +161,7 @@ fn is_chain(chain: &Chain, attributes: &Attributes<'_>) -> bool {
         && find(7).and_then(|kind| kind.text()) == Some(chain.kind)
 }
 
-/// Whether each chain has its rules, all of them and in their order.
+/// Returns whether each chain has all of its rules, in their order.
 fn has_all_rules(socket: &mut Socket, frame: &Frame) -> Result<bool, NetlinkError> {
     let mut counts = vec![0; frame.chains.len()];
     let mut same = true;
@@ -199,7 +199,7 @@ fn has_all_rules(socket: &mut Socket, frame: &Frame) -> Result<bool, NetlinkErro
     Ok(same && complete)
 }
 
-/// Adds a set's elements to what is known; whether they are all of a kind that may be there.
+/// Adds a set's elements to the content. Returns whether the set may have all of these elements.
 fn read_elements(
     socket: &mut Socket,
     frame: &Frame,
@@ -232,7 +232,7 @@ fn read_elements(
             }
         },
     )?;
-    // sorted first by what is short, as mappings are long, and a tree is built in one go
+    // sorts by short keys, because mappings are long; a tree of sorted items is built at once
     mappings.sort_by_cached_key(Slot::of);
     let mappings = mappings.into_iter().map(|m| (Slot::of(&m), m));
     content.mappings.append(&mut mappings.collect());
@@ -249,7 +249,7 @@ fn mapping(set: SetId, listed: &Listed<'_>) -> Option<Mapping> {
     Slot::read(set, listed.key)?.mapping(listed.data, listed.owner()?)
 }
 
-/// An element that is not ours.
+/// Records an element that is not ours.
 fn take_other(set: SetId, listed: &Listed<'_>, before: &Content, content: &mut Content) {
     let slot = Slot::read(set, listed.key);
     let was_ours = slot.is_some_and(|slot| before.mappings.contains_key(&slot));

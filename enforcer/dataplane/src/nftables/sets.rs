@@ -4,7 +4,7 @@ use crate::family::Family;
 
 /// `NFT_SET_MAP`.
 const MAP: u32 = 0x8;
-/// Datatypes as nft numbers them; of a concatenation, the last is lowest.
+/// Datatypes as nft numbers them. In a concatenation, the last type has the lowest bits.
 const IPV4: u32 = 7;
 const IPV6: u32 = 8;
 const INTEGER: u32 = 4;
@@ -15,7 +15,7 @@ const fn joined(left: u32, right: u32) -> u32 {
     left << 6 | right
 }
 
-/// Which set.
+/// A set or map of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum SetId {
     /// Protocol and port to pod, at every address of the node.
@@ -24,7 +24,7 @@ pub(super) enum SetId {
     Bound(Family),
     /// Ports of the range that are never mapped.
     Excluded,
-    /// Every pair of equal bytes: addresses are compared with it.
+    /// Every pair of equal bytes, to compare addresses.
     Same,
 }
 
@@ -41,7 +41,7 @@ pub(super) struct SetShape {
 }
 
 impl SetId {
-    /// What the set looks like.
+    /// Returns the set as it should be.
     pub(super) fn shape(self) -> SetShape {
         let (name, key, data) = match self {
             Self::Ports(Family::V4) => ("ports4", PORT, Some(TARGET4)),
@@ -70,19 +70,19 @@ const TARGET4: (u32, u32) = (joined(IPV4, SERVICE), 8);
 const TARGET6: (u32, u32) = (joined(IPV6, SERVICE), 20);
 
 impl SetShape {
-    /// Its flags: maps are a kind of set.
+    /// Returns its flags; a map is a kind of set.
     pub(super) fn flags(&self) -> u32 {
         self.data.map_or(0, |_| MAP)
     }
 
-    /// What nft needs and the kernel ignores: without it, nft lists the table but cannot load what it
-    /// listed.
+    /// Returns data that nft needs and the kernel ignores. Without it, nft lists the table but
+    /// cannot load its own listing.
     pub(super) fn description(&self) -> Option<Vec<u8>> {
         (self.id == SetId::Same).then(header_bytes)
     }
 }
 
-/// `typeof @nh,120,8 . @nh,152,8` the way nft keeps it (`NFTNL_UDATA_SET_KEY_TYPEOF`).
+/// Returns `typeof @nh,120,8 . @nh,152,8` in nft's encoding (`NFTNL_UDATA_SET_KEY_TYPEOF`).
 fn header_bytes() -> Vec<u8> {
     const KEY_TYPEOF: u8 = 3;
     const PAYLOAD: u32 = 7;
@@ -104,7 +104,7 @@ fn header_bytes() -> Vec<u8> {
     entry(KEY_TYPEOF, &key.concat())
 }
 
-/// A value as nft writes them for itself: kind and length are a byte each.
+/// Returns a value in nft's encoding: kind and length have one byte each.
 fn entry(kind: u8, value: &[u8]) -> Vec<u8> {
     let length = u8::try_from(value.len()).unwrap_or_default();
     [&[kind, length], value].concat()

@@ -10,7 +10,7 @@ use super::sets::SetId;
 /// An element by its set and raw key.
 pub(super) type RawKey = (SetId, Vec<u8>);
 
-/// How the frame is.
+/// The state of the frame.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum FrameState {
     /// There is no table, as on a node without mappings.
@@ -18,7 +18,7 @@ pub(super) enum FrameState {
     Missing,
     /// Something is missing or different from ours.
     Damaged,
-    /// As it should be.
+    /// It is as it should be.
     Whole,
 }
 
@@ -31,17 +31,17 @@ pub(super) struct Content {
     pub(super) mappings: BTreeMap<Slot, Mapping>,
     /// Foreign elements.
     pub(super) foreign: BTreeMap<RawKey, Foreign>,
-    /// Foreign elements in the place of ours.
+    /// Foreign elements that have the keys of ours.
     pub(super) usurped: BTreeSet<RawKey>,
 }
 
 impl Content {
-    /// Whether there is nothing to repair.
+    /// Returns whether there is nothing to repair.
     pub(super) fn is_intact(&self) -> bool {
         self.frame != FrameState::Damaged && self.usurped.is_empty()
     }
 
-    /// Whether a mapping is gone or another one since.
+    /// Returns whether a mapping of `before` is missing or has changed.
     pub(super) fn lacks_any_of(&self, before: &Self) -> bool {
         let mut now = self.mappings.iter();
         // both are in the same order
@@ -49,7 +49,7 @@ impl Content {
         before.mappings.iter().any(gone)
     }
 
-    /// Whether a foreign element is in a slot.
+    /// Returns whether a foreign element is in a slot.
     pub(super) fn is_foreign(&self, slot: &Slot) -> bool {
         !self.foreign.is_empty() && self.foreign.contains_key(&(slot.set(), key_bytes(slot)))
     }

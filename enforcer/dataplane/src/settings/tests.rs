@@ -1,7 +1,7 @@
 use super::*;
 
 #[test]
-fn subnet_is_masked_and_knows_its_addresses() {
+fn subnet_is_masked_and_contains_its_addresses() {
     let subnet: Subnet = "10.244.1.77/24".parse().unwrap();
     assert_eq!(subnet.to_string(), "10.244.1.0/24");
     assert!(subnet.contains("10.244.1.200".parse().unwrap()));

@@ -1,4 +1,5 @@
-//! With iptables-nft and nftables, damage by others is announced and our own changes are not mistaken for it.
+//! With iptables-nft and nftables, the kernel announces damage by other programs, and our own
+//! changes do not count as damage.
 
 use std::time::{Duration, Instant};
 
@@ -13,10 +14,10 @@ use crate::lab::{Backend, Driver, Lab, POD1, POD1_V6, map};
 
 /// How long an announcement may take on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long nothing must happen for it to count as nothing.
+/// How long to wait until a missing hint counts as none.
 const QUIET: Duration = Duration::from_millis(400);
 
-/// Hints of a driver, gathered by a runtime of their own.
+/// The hints of a driver, received on a separate runtime.
 struct Hints {
     runtime: tokio::runtime::Runtime,
     changed: watch::Receiver<u64>,
@@ -70,15 +71,15 @@ fn mappings(count: u16) -> Vec<Mapping> {
 
 #[test]
 fn own_changes_raise_no_hint() {
-    own_changes_are_told_apart(Flavour::Nft.into());
+    own_changes_are_recognized(Flavour::Nft.into());
 }
 
 #[test]
 fn own_changes_of_nftables_raise_no_hint() {
-    own_changes_are_told_apart(Backend::Nftables);
+    own_changes_are_recognized(Backend::Nftables);
 }
 
-fn own_changes_are_told_apart(backend: Backend) {
+fn own_changes_are_recognized(backend: Backend) {
     let lab = Lab::new();
     let mut driver = lab.driver(backend);
     let mut hints = Hints::of(&lab, driver.changes());
@@ -90,7 +91,7 @@ fn own_changes_are_told_apart(backend: Backend) {
             map(Tcp, 25000 + n, POD1_V6, 9040),
         ];
         if n == 0 {
-            // the first of IPv6 makes its jumps one by one
+            // the first change of IPv6 makes its jumps one by one
             driver.create(&new);
             hints.settle(&mut driver);
         } else {
@@ -144,7 +145,7 @@ fn damages_are_announced_and_repaired(backend: Backend, damages: &[&str]) {
 }
 
 #[test]
-fn repeated_damage_is_met_ever_later() {
+fn repeated_damage_is_repaired_with_back_off() {
     let lab = Lab::new();
     let mut driver = lab.driver(Flavour::Nft);
     let mut hints = Hints::of(&lab, driver.changes());
@@ -160,6 +161,6 @@ fn repeated_damage_is_met_ever_later() {
             repairs += 1;
         }
     }
-    // without an end to it there would be some hundred
+    // without back-off there would be hundreds
     assert!((1..20).contains(&repairs), "{repairs} repairs");
 }

@@ -1,4 +1,4 @@
-//! Many mappings at once: all live after one transaction. Times are printed, not judged.
+//! Many mappings at once: all answer after one transaction. Times are printed, not asserted.
 
 use std::time::Instant;
 

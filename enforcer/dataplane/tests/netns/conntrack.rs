@@ -1,4 +1,4 @@
-//! Flows of datagrams follow their mapping; flows of others are let be.
+//! UDP flows follow their mapping; flows of other programs stay unchanged.
 
 use portmapping_shared::Protocol::{Tcp, Udp};
 
@@ -6,13 +6,13 @@ use crate::lab::{Backend, Lab, NODE, NODE_V6, POD1, POD1_V6, POD2, POD2_V6, at, 
 use crate::serve::{Conversation, UdpClient, serve};
 
 crate::for_each_backend!(
-    client_moves_to_the_new_pod,
+    client_of_a_moved_port_reaches_the_new_pod,
     client_that_sent_too_early_gets_through,
     flow_of_a_removed_mapping_ends,
     flows_of_others_stay,
 );
 
-fn client_moves_to_the_new_pod(backend: Backend) {
+fn client_of_a_moved_port_reaches_the_new_pod(backend: Backend) {
     let lab = Lab::new();
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
     let _pod2 = serve(&lab.pod2, "pod2", 9040);
@@ -31,9 +31,9 @@ fn client_that_sent_too_early_gets_through(backend: Backend) {
     let lab = Lab::new();
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
     let mut driver = lab.driver(backend);
-    // the node tracks flows from its first nat rule on
+    // the node tracks flows once it has a nat rule
     driver.reconcile(&[map(Udp, 20001, POD1, 9040), map(Udp, 20001, POD1_V6, 9040)]);
-    // a holder that swallows, as the keeper's socket would for the node itself
+    // a socket that never answers, like the keeper's socket for senders on the node
     let _holder = lab
         .node
         .run(|| std::net::UdpSocket::bind("[::]:20000").unwrap());
@@ -68,7 +68,7 @@ fn flows_of_others_stay(backend: Backend) {
     let mapped = UdpClient::new(&lab.client, at(NODE, 20001));
     mapped.hears("pod1");
     let mut conversation = Conversation::open(&lab.client, at(NODE, 20001)).unwrap();
-    // the same port number, forwarded by the node to another host
+    // the node forwards a flow with the same port number to another host
     let forwarded = UdpClient::new(&lab.client, at(POD2, 20000));
     forwarded.hears("pod2");
     let flows = || {

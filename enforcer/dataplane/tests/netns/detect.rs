@@ -1,4 +1,4 @@
-//! Which iptables the node uses.
+//! Detects which iptables the node uses.
 
 use portmapping_dataplane::detect::detect;
 use portmapping_dataplane::iptables::Flavour;

@@ -80,7 +80,7 @@ fn leaves_other_ports_alone(backend: Backend) {
         ask_tcp(&lab.client, at(NODE, 22)).unwrap(),
         format!("node {CLIENT}")
     );
-    // the mapped number at an address that is not the node's
+    // the mapped port at an address that is not the node's
     assert_eq!(
         ask_tcp(&lab.client, at(POD2, 23456)).unwrap(),
         format!("pod2 {CLIENT}")

@@ -1,4 +1,4 @@
-//! Damage done by others is seen, and repaired by the next reconciliation.
+//! Damage by other programs is detected, and the next reconciliation repairs it.
 
 use portmapping_dataplane::iptables::Flavour;
 use portmapping_shared::Mapping;
@@ -58,7 +58,7 @@ impl Damaged {
         self.lab.iptables(self.flavour, args);
     }
 
-    /// The damage is seen; after a reconciliation all is as it was.
+    /// Asserts that the damage is detected, and that a reconciliation restores all rules.
     fn assert_repaired(&self, driver: &mut Driver<'_>, mappings_lost: usize, intact: bool) {
         let observed = driver.observe();
         assert_eq!(
@@ -92,7 +92,7 @@ fn everything_gone(flavour: Flavour) {
             "{program} -w 30 -t nat -F; {program} -w 30 -t nat -X"
         ));
     }
-    // no trace is no damage: the mappings are missing, and that is enough
+    // a table without anything of ours is not damaged; the missing mappings are enough to act on
     damaged.assert_repaired(&mut driver, 4, true);
 }
 
@@ -136,7 +136,7 @@ fn leaf_emptied(flavour: Flavour) {
     let damaged = Damaged::new(flavour);
     let mut driver = damaged.driver();
     damaged.iptables("-t nat -F PORTMAPPING-TCP-0-0");
-    // an empty leaf is as whole as a full one
+    // an empty leaf does not count as damaged
     damaged.assert_repaired(&mut driver, 2, true);
 }
 
@@ -153,7 +153,7 @@ fn rule_edited(flavour: Flavour) {
             .unwrap()
             .starts_with("pod2")
     );
-    // it can be read, as a mapping that is not wanted
+    // it is read as a mapping that is not desired
     damaged.assert_repaired(&mut driver, 0, false);
     damaged.iptables(&format!("-t nat -D {leaf} 1"));
     damaged.assert_repaired(&mut driver, 1, true);
@@ -164,10 +164,10 @@ fn owners_edited(flavour: Flavour) {
     let mut driver = damaged.driver();
     let leaf = "PORTMAPPING-TCP-0-0";
     let rule = format!("-p tcp --dport 20000 -j DNAT --to {POD1}:9040");
-    // a rule without an owner is no mapping
+    // a rule without an owner is not a mapping
     damaged.iptables(&format!("-t nat -R {leaf} 1 {rule}"));
     damaged.assert_repaired(&mut driver, 1, false);
-    // one with another owner is a mapping that is not wanted
+    // a rule with another owner is a mapping that is not desired
     let other = "-m comment --comment portmapping:uid-of-another";
     damaged.iptables(&format!("-t nat -R {leaf} 1 {rule} {other}"));
     damaged.assert_repaired(&mut driver, 0, false);

@@ -1,4 +1,4 @@
-//! Clients that keep sending datagrams from before their mapping exists reach the pod once it does.
+//! Clients that send datagrams before their mapping exists, and continue, reach the pod afterwards.
 
 use std::net::UdpSocket;
 use std::thread;
@@ -12,19 +12,19 @@ use crate::lab::{Backend, Lab, NODE, NODE_V6, POD1, POD1_V6, at, map};
 use crate::netns::Netns;
 use crate::serve::serve;
 
-/// Mapped ports, each with a client of either family.
+/// Mapped ports, each with an IPv4 and an IPv6 client.
 const PORTS: u16 = 100;
 /// Ports mapped in one change.
 const TOGETHER: usize = 10;
 /// How often each client sends.
 const PERIOD: Duration = Duration::from_millis(50);
-/// When a client that was not heard is given up.
+/// How long to wait until a client without an answer counts as stuck.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 crate::for_each_backend!(
     clients_of_free_ports_get_through,
     clients_of_held_ports_get_through,
-    clients_of_swallowing_ports_get_through,
+    clients_of_ports_that_never_answer_get_through,
 );
 
 fn clients_of_free_ports_get_through(backend: Backend) {
@@ -35,13 +35,13 @@ fn clients_of_held_ports_get_through(backend: Backend) {
     early_clients_get_through(backend, "held ports", |node, port| Some(hold(node, port)));
 }
 
-fn clients_of_swallowing_ports_get_through(backend: Backend) {
+fn clients_of_ports_that_never_answer_get_through(backend: Backend) {
     early_clients_get_through(backend, "swallowing ports", |node, port| {
         Some(node.run(|| UdpSocket::bind(("::", port)).expect("bind")))
     });
 }
 
-/// As the keeper does: all addresses of both families, reachable over the loopback device only.
+/// Holds a port as the keeper does: all addresses of both families, on the loopback device only.
 fn hold(node: &Netns, port: u16) -> UdpSocket {
     node.run(|| {
         let socket = Socket::new(Domain::IPV6, Type::DGRAM, None).expect("socket");
@@ -80,7 +80,7 @@ impl Client {
     }
 
     fn send_and_listen(&mut self) {
-        // refusals of earlier datagrams are reported here, and ignored
+        // errors of earlier datagrams are reported here, and ignored
         let mut buffer = [0; 64];
         if let Ok(length) = self.socket.recv(&mut buffer) {
             assert!(buffer[..length].starts_with(b"pod1"));
@@ -98,7 +98,7 @@ fn early_clients_get_through(
     let lab = Lab::new();
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
     let mut driver = lab.driver(backend);
-    // the node tracks flows from its first nat rule on
+    // the node tracks flows once it has a nat rule
     driver.reconcile(&[map(Udp, 29999, POD1, 9040), map(Udp, 29999, POD1_V6, 9040)]);
     let ports: Vec<u16> = (0..PORTS).map(|n| 20000 + 37 * n).collect();
     let _holders: Vec<Option<UdpSocket>> =
@@ -127,7 +127,7 @@ fn early_clients_get_through(
                 .iter()
                 .flat_map(|port| [map(Udp, *port, POD1, 9040), map(Udp, *port, POD1_V6, 9040)])
                 .collect();
-            // clients go on sending while the rules are made
+            // clients continue to send while the rules are made
             thread::scope(|scope| {
                 let change = scope.spawn(|| driver.create(&mappings));
                 while !change.is_finished() {

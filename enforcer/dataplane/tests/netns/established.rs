@@ -1,4 +1,4 @@
-//! Connections live through everything that is not the end of their pod.
+//! Connections survive everything except the end of their pod.
 
 use portmapping_shared::Protocol::Tcp;
 
@@ -22,7 +22,7 @@ fn survive_changes_of_other_mappings(backend: Backend) {
         v4.goes_on();
         v6.goes_on();
     };
-    // the same leaf, and one far away
+    // one mapping in the same leaf, and one in a distant leaf
     let others = [map(Tcp, 20001, POD2, 9040), map(Tcp, 29999, POD2, 9040)];
     driver.create(&others);
     both_go_on();
@@ -35,8 +35,8 @@ fn survive_changes_of_other_mappings(backend: Backend) {
 
 fn survive_repairs_and_uninstall(backend: Backend) {
     let lab = Lab::new();
-    // the kernel tracks and translates connections while some rule asks for it; every node has
-    // such rules of others, here it is these
+    // the kernel tracks and translates connections while some rule needs it; every node has such
+    // rules of other programs, here these
     for rule in [
         "-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
         "-t nat -A POSTROUTING -s 192.0.2.1 -j MASQUERADE",

@@ -1,4 +1,4 @@
-//! Programs that are missing, complain, hang or wait for a lock: an error, and nothing half done.
+//! If programs are missing, fail, hang or wait for a lock, there is an error and no partial change.
 
 use std::fs::File;
 use std::time::{Duration, Instant};
@@ -14,14 +14,15 @@ use crate::programs::Programs;
 use crate::serve::{ask_tcp, serve};
 
 crate::for_each_flavour!(
-    complaint_is_repeated,
+    error_output_is_reported,
     hung_program_is_killed,
     ipv4_alone_without_ip6tables,
-    killed_midway_is_all_or_nothing,
+    program_killed_midway_applies_all_or_nothing,
     refused_sctp_is_explained,
 );
 
-/// A node with a rule of others: on a bare one, iptables-nft leaves empty built-in chains behind.
+/// Returns a node with a foreign rule. On a node without rules, iptables-nft would leave empty
+/// built-in chains behind.
 fn lab(flavour: Flavour) -> Lab {
     let lab = Lab::new();
     lab.iptables(flavour, "-t nat -A PREROUTING -s 192.0.2.1 -j ACCEPT");
@@ -37,7 +38,7 @@ fn create(mappings: &[Mapping]) -> Plan {
     }
 }
 
-fn complaint_is_repeated(flavour: Flavour) {
+fn error_output_is_reported(flavour: Flavour) {
     let lab = lab(flavour);
     let programs = Programs::new(flavour);
     let mut driver = lab.node.run(|| programs.open(flavour)).unwrap();
@@ -56,7 +57,7 @@ fn complaint_is_repeated(flavour: Flavour) {
     assert!(error.contains("line 3 failed"), "{error}");
     assert!(error.contains("line was 3: \":PORTMAPPING-"), "{error}");
     assert_eq!(lab.rules(flavour), before, "something was half done");
-    // it works again, and so does the driver
+    // the program works again, and the driver too
     programs.restore_real(&restore);
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
     lab.node.run(|| driver.apply(&plan)).unwrap();
@@ -89,7 +90,7 @@ fn hung_program_is_killed(flavour: Flavour) {
     assert_eq!(lab.rules(flavour), before, "something was half done");
 }
 
-fn killed_midway_is_all_or_nothing(flavour: Flavour) {
+fn program_killed_midway_applies_all_or_nothing(flavour: Flavour) {
     let lab = lab(flavour);
     let programs = Programs::new(flavour);
     let mut driver = lab.node.run(|| programs.open(flavour)).unwrap();
@@ -107,7 +108,7 @@ fn killed_midway_is_all_or_nothing(flavour: Flavour) {
                  kill -9 $pid; wait $pid; echo killed >&2; exit 1"
             ),
         );
-        // after a kill that came too late there is nothing left to do
+        // if the kill comes too late, the whole change is made
         if let Err(error) = lab.node.run(|| driver.apply(&create(&mappings))) {
             let error = error.to_string();
             assert!(error.contains("killed"), "{error}");
@@ -158,7 +159,7 @@ fn ipv4_alone_without_ip6tables(flavour: Flavour) {
     let error = lab.node.run(|| driver.apply(&both)).unwrap_err();
     assert!(matches!(error, DataplaneError::NoIpv6 { .. }), "{error}");
     assert!(error.to_string().contains("not installed"), "{error}");
-    // IPv4 is not held back
+    // IPv4 works without IPv6
     assert!(
         ask_tcp(&lab.client, at(NODE, 20000))
             .unwrap()
@@ -197,9 +198,9 @@ fn says_which_program_is_of_another_version() {
     assert!(error.contains("unrecognized option"), "{error}");
 }
 
-/// iptables-legacy under a lock file of its own, so that no other test waits.
+/// Uses a separate lock file for iptables-legacy, so that no other test waits.
 #[test]
-fn legacy_lock_held_for_long_is_named_and_waited_out() {
+fn legacy_lock_held_for_long_is_reported_and_waited_for() {
     let lab = lab(Flavour::Legacy);
     let programs = Programs::new(Flavour::Legacy);
     let path = programs.directory.path().join("lock");
@@ -235,7 +236,7 @@ fn legacy_lock_held_for_long_is_named_and_waited_out() {
     assert_eq!(observed.mappings, plan.to_create.iter().cloned().collect());
 }
 
-/// The generation of `nf_tables` tells that nothing has changed.
+/// The unchanged generation of `nf_tables` shows that no rule has changed.
 #[test]
 fn unchanged_rules_are_not_read_again() {
     let lab = lab(Flavour::Nft);

@@ -1,5 +1,5 @@
-//! Rules, chains, tables and policies of others are as they were, from the first mapping to the
-//! uninstall.
+//! Rules, chains, tables and policies of other programs stay unchanged, from the first mapping to
+//! the uninstall.
 
 use portmapping_dataplane::iptables::Flavour;
 use portmapping_shared::Protocol::{Sctp, Tcp, Udp};
@@ -60,7 +60,7 @@ COMMIT
 COMMIT
 "#;
 
-/// A table no iptables knows.
+/// A table that iptables does not show.
 const FOREIGN_TABLE: &str = "table inet firewall {
     set trusted { type ipv4_addr; elements = { 192.0.2.1 }; }
     chain input { type filter hook input priority 10; policy accept; ip saddr @trusted accept; }
@@ -90,7 +90,7 @@ fn everything_foreign_survives_a_whole_life(backend: Backend) {
     driver.reconcile(&[]);
     driver.uninstall();
     assert_eq!((lab.rules(backend), table(&lab)), before);
-    // nothing is left to do, and nothing breaks
+    // a second uninstall finds nothing to do and succeeds
     driver.uninstall();
     assert_eq!((lab.rules(backend), table(&lab)), before);
 }
@@ -129,7 +129,7 @@ fn our_jump_wins_over_portmap(flavour: Flavour) {
     let mut driver = lab.driver(flavour);
     let mappings = [map(Tcp, 20000, POD1, 9040)];
     driver.reconcile(&mappings);
-    // portmap puts its jump in front when its first static host port appears
+    // portmap inserts its jump in front when its first static host port appears
     lab.iptables(flavour, "-t nat -N CNI-HOSTPORT-DNAT");
     lab.iptables(
         flavour,

@@ -1,5 +1,5 @@
-//! The whole life of 500 pods on a node with rules of many other programs; afterwards nothing of it
-//! has changed.
+//! The whole life of 500 pods on a node with rules of many other programs. Afterwards no foreign
+//! rule has changed.
 
 use std::collections::BTreeSet;
 
@@ -10,9 +10,9 @@ use crate::lab::{Backend, Driver, Lab, iptables_of, map};
 
 crate::for_each_backend!(five_hundred_pods_leave_no_trace);
 
-/// What kube-proxy (by its mode), the kubelet and CNI portmap had on a node of the end-to-end harness
-/// with a dual-stack Service of type `NodePort` and a static hostPort; without the rule that needs an nfacct
-/// object.
+/// The rules of kube-proxy (by its mode), the kubelet and CNI portmap on a node of the end-to-end
+/// tests with a dual-stack Service of type `NodePort` and a static hostPort. The rule that needs an
+/// nfacct object is left out.
 const IPTABLES: [&str; 2] = [
     include_str!("foreign/kube-proxy.iptables"),
     include_str!("foreign/kube-proxy.ip6tables"),
@@ -69,7 +69,7 @@ impl Foreign {
         Self { lab, backend }
     }
 
-    /// Every rule, chain, set, element and policy of the node, without counters.
+    /// Returns every rule, chain, set, element and policy of the node, without counters.
     fn everything(&self) -> Vec<String> {
         let tables = ["nft", "legacy"].map(|kind| {
             self.lab
@@ -90,11 +90,11 @@ impl Foreign {
         all
     }
 
-    /// The same while rules of ours are among them.
+    /// Returns the same without our own rules.
     fn all_but_ours(&self) -> Vec<String> {
         let mut all = self.everything();
         let ruleset = all.iter().position(|line| line.starts_with("table "));
-        // tables that iptables shares with us are in its own listing
+        // tables of iptables that also contain our rules are in the listing of iptables
         let rest = all.split_off(ruleset.expect("nft lists tables"));
         all.retain(|line| !line.contains("PORTMAPPING") && !line.contains("portmapping"));
         let mut ours = false;
@@ -135,7 +135,8 @@ impl Foreign {
     }
 }
 
-/// A pod's two ports; every fifth pod has IPv6 too. It moves to another address in its second life.
+/// Returns the mappings of a pod's two ports; every fifth pod has IPv6 too. In its second life, a
+/// pod has another address.
 fn mappings(pod: u16, life: u16) -> Vec<Mapping> {
     let (third, fourth) = (100 * life + pod / 250, pod % 250 + 2);
     let v4 = format!("10.88.{third}.{fourth}");
@@ -154,7 +155,7 @@ fn five_hundred_pods_leave_no_trace(backend: Backend) {
     assert!(before.iter().any(|line| line.contains("KUBE-SEP-")));
     let foreign_parts = foreign.all_but_ours();
     let mut driver = foreign.lab.driver(backend);
-    // as the enforcer does at its start
+    // the enforcer does the same when it starts
     driver.observe();
     let mut desired = BTreeSet::new();
     let pods: Vec<u16> = (0..PODS).collect();

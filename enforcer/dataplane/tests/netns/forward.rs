@@ -1,4 +1,4 @@
-//! Nodes whose FORWARD chain drops what it does not know.
+//! Nodes whose FORWARD chain drops packets that no rule accepts.
 
 use portmapping_dataplane::Settings;
 use portmapping_dataplane::iptables::Flavour;
@@ -15,11 +15,11 @@ crate::for_each_backend!(
     mapped_pods_are_reached_past_the_policy,
     rule_follows_the_policy,
     rule_stays_while_flushed_mappings_are_missing,
-    only_mapped_connections_pass,
+    only_mapped_connections_are_accepted,
     rules_that_drop_before_the_end_stay,
 );
 
-/// As Docker leaves the tables.
+/// The tables as Docker makes them.
 const DOCKER: &str = "*nat
 :DOCKER - [0:0]
 -A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
@@ -166,7 +166,7 @@ fn a_filter_table_that_could_not_be_read_is_read_again() {
     assert!(!driver.observe().intact, "a closed FORWARD was not seen");
 }
 
-fn only_mapped_connections_pass(backend: Backend) {
+fn only_mapped_connections_are_accepted(backend: Backend) {
     let flavour = iptables_of(backend);
     let lab = docker_host(flavour);
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
@@ -190,7 +190,7 @@ fn rules_that_drop_before_the_end_stay(backend: Backend) {
     lab.iptables(flavour, "-A FORWARD -j REJECT");
     let mut driver = lab.driver(backend);
     driver.reconcile(&mappings());
-    // a rule of ours behind it would be of no use; only IPv6 gets one
+    // a rule of ours after it would have no effect; only IPv6 gets one
     assert_eq!(ours(&lab, flavour), 1);
     assert!(driver.observe().intact);
 }

@@ -1,4 +1,5 @@
-//! Pods that use host ports of their own node, with and without iptables on bridged packets.
+//! Pods that connect to host ports of their own node, with and without iptables rules on bridged
+//! packets.
 
 use portmapping_dataplane::Settings;
 use portmapping_shared::Protocol::{Tcp, Udp};
@@ -9,18 +10,18 @@ use crate::lab::{
 use crate::serve::{ask_tcp, ask_udp, serve};
 
 crate::for_each_backend!(
-    pod_reaches_itself_through_the_bridge,
-    pod_reaches_itself_past_the_bridge,
-    neighbour_is_seen_as_itself_through_the_bridge,
-    neighbour_gets_through_past_the_bridge,
+    pod_reaches_itself_with_rules_on_the_bridge,
+    pod_reaches_itself_without_rules_on_the_bridge,
+    neighbour_keeps_its_address_with_rules_on_the_bridge,
+    neighbour_is_masqueraded_without_rules_on_the_bridge,
     bridges_are_found,
 );
 
-fn pod_reaches_itself_through_the_bridge(backend: Backend) {
+fn pod_reaches_itself_with_rules_on_the_bridge(backend: Backend) {
     pod_reaches_itself(backend, "1");
 }
 
-fn pod_reaches_itself_past_the_bridge(backend: Backend) {
+fn pod_reaches_itself_without_rules_on_the_bridge(backend: Backend) {
     pod_reaches_itself(backend, "0");
 }
 
@@ -32,7 +33,8 @@ fn pod_reaches_itself(backend: Backend, bridge_nf: &str) {
         map(Udp, 20000, POD1, 9040),
         map(Tcp, 20000, POD1_V6, 9040),
     ]);
-    // its own address would send the answer past the node, so it sees the bridge's
+    // with the pod's own address the reply would bypass the node, so the pod sees the bridge's
+    // address
     assert_eq!(
         ask_tcp(&lab.pod1, at(NODE, 20000)).unwrap(),
         "pod1 10.88.0.1"
@@ -47,7 +49,7 @@ fn pod_reaches_itself(backend: Backend, bridge_nf: &str) {
     );
 }
 
-fn neighbour_is_seen_as_itself_through_the_bridge(backend: Backend) {
+fn neighbour_keeps_its_address_with_rules_on_the_bridge(backend: Backend) {
     let lab = lab("1");
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
     lab.driver(backend)
@@ -57,7 +59,7 @@ fn neighbour_is_seen_as_itself_through_the_bridge(backend: Backend) {
     assert_eq!(ask_udp(&lab.pod2, at(NODE, 20000)).unwrap(), seen);
 }
 
-fn neighbour_gets_through_past_the_bridge(backend: Backend) {
+fn neighbour_is_masqueraded_without_rules_on_the_bridge(backend: Backend) {
     let lab = lab("0");
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
     let neighbours = vec![
@@ -106,11 +108,11 @@ fn bridges_are_found(backend: Backend) {
         assert_eq!(ask_udp(&lab.pod2, at(NODE, 20000)).unwrap(), seen);
         let seen = format!("pod1 {v6}");
         assert_eq!(ask_tcp(&lab.pod2, at(NODE_V6, 20000)).unwrap(), seen);
-        // a client that needs no masquerading is seen as itself
+        // a client that needs no masquerading keeps its address
         let outside = ask_tcp(&lab.client, at(NODE, 20000)).unwrap();
         assert_eq!(outside, format!("pod1 {CLIENT}"));
     };
-    // the CNI makes its bridge for the first pod, when the driver is there already
+    // the CNI makes its bridge for the first pod, after the start of the driver
     lab.node.sh("ip link set br0 down; ip addr flush dev br0");
     let mut driver = lab.driver(backend);
     driver.observe();
@@ -119,12 +121,12 @@ fn bridges_are_found(backend: Backend) {
     );
     driver.reconcile(&mappings);
     asks("10.88.0.1", "fd88::1");
-    // a restart finds everything as it should be
+    // a restart finds no damage
     let rules = lab.rules(backend);
     let mut driver = lab.driver(backend);
     assert!(driver.observe().intact);
     assert_eq!(lab.rules(backend), rules);
-    // the switch of the whole node, and then that of the one bridge
+    // first the setting of the whole node, then that of one bridge
     bridge_nf(&lab, "1");
     assert!(driver.observe().intact, "no damage to be told of");
     asks(POD2, POD2_V6);

@@ -1,4 +1,4 @@
-//! The topology all tests use, and the driver on its node.
+//! The topology that all tests use, and the driver on its node.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -114,7 +114,7 @@ impl Lab {
         }
     }
 
-    /// Everything there is, as text without counters and dates: what iptables of the backend's
+    /// Returns all rules as text without counters and dates: those that iptables of the backend's
     /// flavour shows, or all of nftables.
     pub(crate) fn rules(&self, backend: impl Into<Backend>) -> String {
         let flavour = match backend.into() {
@@ -130,7 +130,7 @@ impl Lab {
         lines.collect()
     }
 
-    /// Takes the rules of the backend away, as a restarted firewall would.
+    /// Removes the rules of the backend, as a restarted firewall would.
     pub(crate) fn flush(&self, backend: Backend) {
         match backend {
             Backend::Iptables(flavour) => self.iptables(flavour, "-t nat -F"),
@@ -144,7 +144,7 @@ impl Lab {
     }
 }
 
-/// The iptables for foreign rules on a node with this backend.
+/// Returns the iptables for foreign rules on a node with this backend.
 pub(crate) fn iptables_of(backend: Backend) -> Flavour {
     match backend {
         Backend::Iptables(flavour) => flavour,
@@ -152,7 +152,7 @@ pub(crate) fn iptables_of(backend: Backend) -> Flavour {
     }
 }
 
-/// The driver under test, run inside the node.
+/// The driver under test, which runs inside the node.
 pub(crate) struct Driver<'a> {
     node: &'a Netns,
     driver: Box<dyn Dataplane>,
@@ -171,7 +171,8 @@ impl<'a> Driver<'a> {
         self.node.run(|| self.driver.observe()).expect("observe")
     }
 
-    /// What the reconciler does: observe, plan, apply; then nothing is left to do.
+    /// Does what the reconciler does (observe, plan, apply), and asserts that nothing is left to
+    /// do.
     pub(crate) fn reconcile(&mut self, desired: &[Mapping]) {
         let desired: BTreeSet<Mapping> = desired.iter().cloned().collect();
         let plan = Plan::new(&desired, &self.observe().mappings);
@@ -179,7 +180,7 @@ impl<'a> Driver<'a> {
         self.assert_is(&desired);
     }
 
-    /// Observes and puts right what is not as it should be, without a look afterwards.
+    /// Observes and repairs, without an observation afterwards.
     pub(crate) fn repair(&mut self, desired: &[Mapping]) {
         let desired: BTreeSet<Mapping> = desired.iter().cloned().collect();
         let plan = Plan::new(&desired, &self.observe().mappings);
@@ -221,7 +222,7 @@ impl<'a> Driver<'a> {
     }
 }
 
-/// As the enforcer opens it: from what is there.
+/// Opens the driver as the enforcer does: from a snapshot of the existing rules.
 pub(crate) fn open(
     backend: Backend,
     settings: &Settings,
@@ -239,12 +240,12 @@ pub(crate) fn ip(text: &str) -> IpAddr {
     text.parse().expect("address")
 }
 
-/// The endpoint of a node.
+/// Returns an endpoint of a node.
 pub(crate) fn at(address: &str, port: u16) -> SocketAddr {
     SocketAddr::new(ip(address), port)
 }
 
-/// A mapping of the pod with that address.
+/// Returns a mapping of the pod with that address.
 pub(crate) fn map(protocol: Protocol, host_port: u16, pod: &str, container_port: u16) -> Mapping {
     Mapping {
         protocol,

@@ -1,5 +1,5 @@
-//! The layout of iptables rules, and the way to it from the layouts of version 0.1, which had the
-//! owners in chains of their own and compared addresses with `xt_bpf` where that was to be had.
+//! The layout of iptables rules, and the upgrade from the layouts of version 0.1. Version 0.1 had
+//! the owners in separate chains, and compared addresses with `xt_bpf` where that was available.
 
 use std::collections::BTreeSet;
 
@@ -22,7 +22,7 @@ crate::for_each_flavour!(
     opening_changes_nothing,
 );
 
-/// What version 0.1 had in the kernel: for IPv4 and for IPv6, with `xt_bpf` and without.
+/// The rules of version 0.1 in the kernel: for IPv4 and for IPv6, with `xt_bpf` and without.
 const OLDER: [[&str; 2]; 2] = [
     [
         include_str!("older/compared.iptables"),
@@ -74,7 +74,7 @@ fn has_older_rules(rules: &str) -> bool {
         .any(|sign| rules.contains(sign))
 }
 
-/// Packets that rules of pods have masqueraded, of both families.
+/// Returns how many packets of both families the rules of pods have masqueraded.
 fn masqueraded(lab: &Lab, flavour: Flavour) -> u32 {
     let save = format!("{flavour}-save -c -t nat");
     let text = lab.node.sh(&format!(
@@ -104,7 +104,7 @@ fn only_what_a_pod_sends_to_itself_is_masqueraded(flavour: Flavour) {
     ];
     let mut driver = lab.driver(flavour);
     driver.reconcile(&mappings());
-    // another program's translation, of what the node sends to itself
+    // another program's translation of packets that the node sends to itself
     let foreign = "-t nat -A OUTPUT -p tcp --dport 9999 -j DNAT --to-destination :9041";
     lab.iptables(flavour, foreign);
     lab.node.sh(&format!(
@@ -124,7 +124,7 @@ fn only_what_a_pod_sends_to_itself_is_masqueraded(flavour: Flavour) {
         format!("pod1 {POD2}")
     );
     for node in [NODE, NODE_V6] {
-        // untranslated, and translated by another program
+        // a port without translation, and one that another program translates
         for port in [9041, 9999] {
             let answer = ask_tcp(&lab.node, at(node, port)).unwrap();
             assert_eq!(answer, format!("node {node}"));
@@ -145,7 +145,7 @@ fn only_what_a_pod_sends_to_itself_is_masqueraded(flavour: Flavour) {
 fn older_rules_are_taken_over_without_a_gap(flavour: Flavour) {
     let all: BTreeSet<Mapping> = older_mappings().into_iter().collect();
     for rules in OLDER {
-        // with the range of before, and with another one
+        // with the old range, and with another one
         for ports in ["20000-20099", "20000-29999"] {
             let lab = older_node(flavour, rules);
             assert!(has_older_rules(&lab.rules(flavour)));
@@ -228,7 +228,7 @@ fn opening_changes_nothing(flavour: Flavour) {
     assert_eq!(self::generation(&lab), generation);
 }
 
-/// How often anything was changed in nftables.
+/// Returns the generation: how often anything was changed in nftables.
 fn generation(lab: &Lab) -> Option<u32> {
     use portmapping_dataplane::change_monitor::GenerationSocket;
     lab.node.run(|| GenerationSocket::default().current())

@@ -1,11 +1,12 @@
-//! The dataplane drivers against the real kernel, in network namespaces of its own.
+//! Tests the dataplane drivers with the real kernel, in separate network namespaces.
 //!
 //! ```text
 //!   client 172.30.0.2 ---- 172.30.0.1 node 10.88.0.1 --- bridge --- pod1 10.88.0.11
 //!          fd30::2         172.30.0.3      fd88::1              \-- pod2 10.88.0.12
 //! ```
 //!
-//! Needs root, and leaves nothing behind: the namespaces have no names, and end with their test.
+//! The tests need root. They leave nothing behind: the namespaces have no names and end with their
+//! test.
 
 #![allow(
     clippy::unwrap_used,
@@ -41,7 +42,7 @@ mod sctp;
 mod serve;
 mod switch;
 
-/// Makes one test per kind of iptables out of a function that takes the kind.
+/// Makes one test per kind of iptables from a function that takes the kind.
 macro_rules! for_each_flavour {
     ($($name:ident),+ $(,)?) => {
         mod nft {
@@ -54,7 +55,7 @@ macro_rules! for_each_flavour {
 }
 pub(crate) use for_each_flavour;
 
-/// Makes one test per backend, and kind of iptables, out of a function that takes the backend.
+/// Makes one test per backend and kind of iptables from a function that takes the backend.
 macro_rules! for_each_backend {
     ($($name:ident),+ $(,)?) => {
         mod nft {

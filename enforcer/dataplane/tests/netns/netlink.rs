@@ -1,4 +1,4 @@
-//! The netlink socket against the real kernel: truth about what was done, whatever comes back.
+//! Tests the netlink socket with the real kernel: its result says what was done, also after errors.
 
 use portmapping_dataplane::netlink::{
     Batch, Encoder, Header, NetlinkError, Options, Socket, flags,
@@ -42,7 +42,7 @@ fn generation(socket: &mut Socket) -> u32 {
     generation.expect("an answer")
 }
 
-/// A table `t` with a set `s` of ports.
+/// Adds a table `t` with a set `s` of ports.
 fn table(batch: &mut Batch) {
     batch.message(inet(NEWTABLE, flags::CREATE), |encoder| {
         encoder.text(1, "t");
@@ -112,7 +112,7 @@ fn refusals_name_their_element_and_undo_all() {
     table(&mut batch);
     ports(&mut batch, [700, 1500]);
     socket.commit(&mut batch).unwrap();
-    // two bad messages in the middle, and a good one at the end, which is acknowledged
+    // two invalid messages in the middle, and a valid one at the end, which is acknowledged
     let mut batch = Batch::new(None);
     ports(&mut batch, 600..800);
     ports(&mut batch, 1400..1600);
@@ -133,7 +133,7 @@ fn refusals_name_their_element_and_undo_all() {
 }
 
 #[test]
-fn rehearsal_changes_nothing_and_finds_what_is_wrong() {
+fn rehearsal_changes_nothing_and_finds_errors() {
     let node = Netns::new();
     let mut socket = open(&node, Options::default());
     let before = generation(&mut socket);
@@ -176,7 +176,7 @@ fn lost_answers_are_uncertain_and_the_next_call_works() {
             ..Options::default()
         },
     );
-    // each of these is answered: more than such a small buffer takes
+    // the kernel answers each of these; the answers do not fit such a small buffer
     let mut batch = Batch::new(None);
     for port in 1..400 {
         let acknowledged = inet(NEWSETELEM, flags::CREATE | flags::ACK);
@@ -194,7 +194,7 @@ fn lost_answers_are_uncertain_and_the_next_call_works() {
     let error = node.run(|| deaf.commit(&mut batch)).unwrap_err();
     assert!(matches!(error, NetlinkError::Lost), "{error}");
     assert!(error.is_uncertain());
-    // it was done all the same, and the socket is a new one that no old answer confuses
+    // the change was made, and the socket is a new one that receives no old answers
     assert_eq!(node.run(|| elements(&mut deaf)).unwrap(), 399);
 }
 
@@ -211,7 +211,7 @@ fn missing_things_are_named_by_the_kernel() {
 }
 
 #[test]
-fn subscription_hears_changes_and_whose_they_are() {
+fn subscription_receives_changes_with_the_port_of_their_sender() {
     let node = Netns::new();
     let mut hearing = open(
         &node,

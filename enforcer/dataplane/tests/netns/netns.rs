@@ -1,4 +1,4 @@
-//! A network namespace without a name: it lives as long as the file that refers to it.
+//! A network namespace without a name: it exists as long as the file that refers to it is open.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -28,7 +28,7 @@ impl Netns {
             netns.set(&format!("net/ipv4/conf/{scope}/rp_filter"), "0");
             netns.set(&format!("net/ipv6/conf/{scope}/accept_dad"), "0");
         }
-        // refused datagrams are answered each time
+        // without a rate limit, every refused datagram gets an ICMP error
         netns.set("net/ipv4/icmp_ratelimit", "0");
         netns.set("net/ipv6/icmp/ratelimit", "0");
         netns
@@ -45,7 +45,7 @@ impl Netns {
         })
     }
 
-    /// Runs a shell script inside; its output.
+    /// Runs a shell script inside and returns its output.
     pub(crate) fn sh(&self, script: &str) -> String {
         let output = self.run(|| Command::new("sh").args(["-ec", script]).output());
         let output = output.expect("sh");
@@ -54,7 +54,7 @@ impl Netns {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// Feeds a program inside.
+    /// Runs a program inside with this input.
     pub(crate) fn feed(&self, program: &str, args: &[&str], input: &str) {
         use std::io::Write as _;
         use std::process::Stdio;
@@ -75,13 +75,13 @@ impl Netns {
         assert!(status.success(), "{program} {args:?} < {input}");
     }
 
-    /// Writes a sysctl; `/proc/sys/net` shows the namespace of who looks.
+    /// Writes a sysctl; `/proc/sys/net` shows the namespace of the thread that opens it.
     pub(crate) fn set(&self, sysctl: &str, value: &str) {
         let path = format!("/proc/sys/{sysctl}");
         self.run(|| std::fs::write(&path, value)).expect(&path);
     }
 
-    /// A path by which `ip link ... netns PATH` finds it.
+    /// Returns a path by which `ip link ... netns PATH` finds it.
     pub(crate) fn path(&self) -> String {
         format!("/proc/{}/fd/{}", process::id(), self.file.as_raw_fd())
     }

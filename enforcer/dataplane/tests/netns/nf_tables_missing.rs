@@ -1,5 +1,5 @@
-//! A kernel without `nf_tables`: a filter on system calls answers as one without netfilter's netlink
-//! does, to this thread and to the programs that it starts.
+//! A kernel without `nf_tables`: a filter on system calls answers like a kernel without netfilter's
+//! netlink, to this thread and to the programs that it starts.
 
 use nix::libc;
 use portmapping_dataplane::Settings;
@@ -22,7 +22,7 @@ fn without_netfilter_netlink<T: Send>(lab: &Lab, work: impl FnOnce() -> T + Send
     })
 }
 
-/// From now on `socket(AF_NETLINK, ..., NETLINK_NETFILTER)` of this thread is refused.
+/// Makes `socket(AF_NETLINK, ..., NETLINK_NETFILTER)` fail on this thread from now on.
 fn refuse_netfilter_netlink() {
     const NUMBER: u32 = 0;
     const FIRST_ARGUMENT: u32 = 16;
@@ -34,7 +34,7 @@ fn refuse_netfilter_netlink() {
         k: value,
     };
     let load = |offset| step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, offset);
-    // to the next if it is that, else over so many to the end
+    // if the value is equal go to the next instruction, else skip `over` instructions to the end
     let is = |value: i64, over| {
         let value = u32::try_from(value).expect("a small number");
         step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, over, value)
@@ -56,7 +56,8 @@ fn refuse_netfilter_netlink() {
         filter: filter.as_mut_ptr(),
     };
     #[allow(unsafe_code)] // no crate wraps it
-    // SAFETY: the program and its filter outlive the call, which copies them; it concerns this thread alone
+    // SAFETY: the program and its filter outlive the call, which copies them; it concerns this
+    // thread alone
     let set = unsafe {
         libc::prctl(
             libc::PR_SET_SECCOMP,
@@ -73,7 +74,7 @@ fn open(backend: Backend) -> Result<BackendMigration, DataplaneError> {
 }
 
 #[test]
-fn both_that_need_it_say_so() {
+fn backends_that_need_nf_tables_say_so() {
     let lab = Lab::new();
     let error = without_netfilter_netlink(&lab, || open(Backend::Nftables).err());
     let error = error.expect("nftables without nf_tables").to_string();
@@ -84,7 +85,7 @@ fn both_that_need_it_say_so() {
 }
 
 #[test]
-fn iptables_legacy_carries_on() {
+fn iptables_legacy_works_without_nf_tables() {
     let lab = Lab::new();
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
     let mappings = [map(Tcp, 20000, POD1, 9040), map(Udp, 20000, POD1, 9040)];
@@ -102,7 +103,7 @@ fn iptables_legacy_carries_on() {
         let observed = driver.observe().expect("observe");
         assert_eq!(observed.mappings, mappings.into());
         assert!(observed.intact);
-        // stale flows cannot be cleared without it, which is counted
+        // without netlink, stale entries cannot be cleared; each failure is counted
         assert!(driver.clear_failures() > 0);
     });
     let answer = ask_tcp(&lab.client, at(NODE, 20000)).expect("an answer");

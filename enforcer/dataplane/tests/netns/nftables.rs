@@ -1,4 +1,4 @@
-//! The nftables driver alone: damage to its table, elements of others, and what the kernel refuses.
+//! The nftables driver alone: damage to its table, foreign elements, and refusals of the kernel.
 
 mod damage;
 mod others;
@@ -63,7 +63,7 @@ impl Damaged {
         self.lab.node.feed("nft", &["-f", "-"], script);
     }
 
-    /// The damage is seen; after a reconciliation all is as it was.
+    /// Asserts that the damage is detected, and that a reconciliation restores the table.
     fn assert_repaired(&self, driver: &mut Driver<'_>, lost: usize, intact: bool) {
         let observed = driver.observe();
         assert_eq!(observed.mappings.len(), mappings().len() - lost);
@@ -82,17 +82,17 @@ impl Damaged {
 }
 
 #[test]
-fn what_nft_lists_it_loads_again() {
+fn nft_loads_its_own_listing_of_the_table() {
     let damaged = Damaged::new();
     let mut driver = damaged.driver();
-    // as those do who save all rules of a node for its next start
+    // some administrators save all rules of a node and load them at its next start
     let listed = damaged.lab.rules(Backend::Nftables);
     damaged.nft(&format!("flush ruleset\n{listed}"));
     assert_eq!(driver.observe().mappings, mappings().into_iter().collect());
 }
 
 #[test]
-fn only_who_reaches_itself_through_our_mappings_is_masqueraded() {
+fn only_connections_to_itself_through_our_mappings_are_masqueraded() {
     let lab = Lab::new();
     let _node = serve(&lab.node, "node", 9040);
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
@@ -105,8 +105,8 @@ fn only_who_reaches_itself_through_our_mappings_is_masqueraded() {
     let asks = |from, address, port| ask_tcp(from, at(address, port)).unwrap();
     assert_eq!(asks(&lab.pod1, OTHER_NODE_ADDRESS, 20002), "pod1 10.88.0.1");
     assert_eq!(asks(&lab.pod1, NODE_V6, 20002), "pod1 fd88::1");
-    // a service of others whose client and server are both the node, at an address that is not the
-    // one that masquerading would choose
+    // a service of another program: client and server are both the node, at an address that
+    // masquerading would not choose
     let (address, seen) = (OTHER_NODE_ADDRESS, format!("node {OTHER_NODE_ADDRESS}"));
     lab.node.sh(&format!(
         "ip route change local {address} dev up0 src {address} table local
@@ -117,11 +117,11 @@ fn only_who_reaches_itself_through_our_mappings_is_masqueraded() {
 }
 
 #[test]
-fn table_gone_between_two_changes_comes_back_whole() {
+fn table_removed_between_two_changes_is_made_again() {
     let damaged = Damaged::new();
     let mut driver = damaged.driver();
     damaged.nft("flush ruleset");
-    // what was there is for the reconciler to put back; the change itself succeeds
+    // the reconciler restores the earlier mappings; the change itself succeeds
     driver.create(&[map(Tcp, 20300, POD1, 9040)]);
     assert!(ask_tcp(&damaged.lab.client, at(NODE, 20300)).is_ok());
     assert!(driver.observe().intact);
@@ -142,7 +142,7 @@ fn lost_answers_are_read_back() {
         .map(|port| map(Tcp, port, POD1, 9040))
         .collect();
     driver.reconcile(&many);
-    // each of several messages is refused, which is more than the buffer takes
+    // the kernel refuses each of several messages; its answers do not fit the buffer
     let nft = "delete element inet portmapping ports4 { tcp . 20000-21999 }";
     let each: Vec<String> = (20000..22000)
         .map(|port| nft.replace("20000-21999", &port.to_string()))
@@ -179,7 +179,7 @@ fn twenty_thousand_mappings_in_one_transaction() {
 }
 
 #[test]
-fn early_datagram_is_refused_and_pins_nothing() {
+fn early_datagram_is_refused_and_leaves_no_conntrack_entry() {
     let lab = Lab::new();
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
     let excluded = {
@@ -193,7 +193,7 @@ fn early_datagram_is_refused_and_pins_nothing() {
     };
     let mut driver = lab.driver_with(Backend::Nftables, &settings);
     driver.reconcile(&[map(Udp, 20001, POD1, 9040)]);
-    // as the keeper holds a port: all addresses, but device lo alone
+    // held as the keeper holds a port: all addresses, on device lo only
     let _held = lab.node.run(|| {
         let socket = UdpSocket::bind("[::]:20000").unwrap();
         SockRef::from(&socket).bind_device(Some(b"lo")).unwrap();

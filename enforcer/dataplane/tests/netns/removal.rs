@@ -1,4 +1,4 @@
-//! A port whose mapping is gone refuses, and others go on.
+//! A port without its mapping refuses connections; other ports still work.
 
 use portmapping_shared::Protocol::{Tcp, Udp};
 

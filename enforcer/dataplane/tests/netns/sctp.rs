@@ -1,5 +1,5 @@
-//! SCTP is translated both ways. The kernel here may lack SCTP sockets, so both ends speak it by
-//! hand, over raw sockets: the client's INIT, the pod's INIT ACK (RFC 9260, 3.3.2 and 3.3.3).
+//! SCTP is translated in both directions. The kernel may lack SCTP sockets, so the tests exchange
+//! packets over raw sockets: the client's INIT, the pod's INIT ACK (RFC 9260, 3.3.2 and 3.3.3).
 
 use std::io::Read as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -23,7 +23,7 @@ crate::for_each_backend!(
 
 struct Raw(Socket);
 
-/// One SCTP packet with one chunk, as it came.
+/// A received SCTP packet with one chunk.
 #[derive(Debug, PartialEq, Eq)]
 struct Packet {
     from: Ipv4Addr,
@@ -92,7 +92,7 @@ fn v4(text: &str) -> Ipv4Addr {
     }
 }
 
-/// The checksum of SCTP (RFC 9260, appendix A).
+/// Returns the checksum of SCTP (RFC 9260, appendix A).
 fn crc32c(bytes: &[u8]) -> u32 {
     let step = |sum: u32| (sum >> 1) ^ if sum & 1 == 1 { 0x82f6_3b78 } else { 0 };
     !bytes.iter().fold(u32::MAX, |sum, byte| {
@@ -126,7 +126,7 @@ fn handshake_is_translated_both_ways(backend: Backend) {
     let lab = Lab::new();
     lab.driver(backend).reconcile(&[
         map(Sctp, 20000, POD1, 9040),
-        // a number of another protocol is another port
+        // the same number with another protocol is another port
         map(Tcp, 20000, POD2, 9040),
     ]);
     handshake(&lab, &lab.pod1, 44444);
@@ -138,6 +138,6 @@ fn moved_port_leads_elsewhere(backend: Backend) {
     driver.reconcile(&[map(Sctp, 20000, POD1, 9040)]);
     handshake(&lab, &lab.pod1, 44444);
     driver.reconcile(&[map(Sctp, 20000, POD2, 9040)]);
-    // the same flow: its entry has to be gone
+    // the flow is the same, so its conntrack entry must be deleted
     handshake(&lab, &lab.pod2, 44444);
 }

@@ -1,4 +1,4 @@
-//! Servers that say who they are and whom they see, and the clients that ask them.
+//! Servers that answer with their name and the address of the client, and clients that ask them.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -11,9 +11,9 @@ use socket2::SockRef;
 
 use crate::netns::Netns;
 
-/// How long an answer may take that is expected to come; a loaded machine is slow.
+/// How long to wait for an expected answer; a loaded machine is slow.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How often a server looks whether its test is over.
+/// How often a server checks whether its test is over.
 const SERVER_TICK: Duration = Duration::from_millis(50);
 
 /// Stops its servers when dropped.
@@ -27,8 +27,8 @@ impl Drop for Server {
     }
 }
 
-/// Greets each TCP connection and datagram at a port, of both families, with "NAME SENDER"; after
-/// the greeting TCP echoes lines.
+/// Answers each TCP connection and datagram at a port, in both families, with "NAME SENDER". Over
+/// TCP, it then echoes lines.
 pub(crate) fn serve(netns: &Netns, name: &'static str, port: u16) -> Server {
     let over = Arc::new(AtomicBool::new(false));
     let (tcp, udp) = netns.run(|| {
@@ -83,7 +83,7 @@ fn echo(stream: &TcpStream, greeting: &str, over: &AtomicBool) -> io::Result<()>
     Ok(())
 }
 
-/// A connection that was greeted.
+/// A TCP connection that has received the first answer.
 pub(crate) struct Conversation {
     stream: BufReader<TcpStream>,
     pub(crate) greeting: String,
@@ -102,7 +102,7 @@ impl Conversation {
         })
     }
 
-    /// Says something and hears it back.
+    /// Sends a line and asserts that it comes back.
     pub(crate) fn goes_on(&mut self) {
         self.stream
             .get_mut()
@@ -114,12 +114,12 @@ impl Conversation {
     }
 }
 
-/// Who answers a TCP connection, and whom it sees.
+/// Returns the answer to a TCP connection: the server's name and the address that it sees.
 pub(crate) fn ask_tcp(from: &Netns, to: SocketAddr) -> io::Result<String> {
     Conversation::open(from, to).map(|conversation| conversation.greeting)
 }
 
-/// Asserts that no process listens.
+/// Asserts that the connection is refused, because no process listens.
 pub(crate) fn assert_refused(from: &Netns, to: SocketAddr) {
     match ask_tcp(from, to) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
@@ -127,7 +127,7 @@ pub(crate) fn assert_refused(from: &Netns, to: SocketAddr) {
     }
 }
 
-/// A UDP client that keeps its port, and so its flow.
+/// A UDP client that keeps its port, and therefore its flow.
 pub(crate) struct UdpClient {
     socket: UdpSocket,
 }
@@ -147,7 +147,7 @@ impl UdpClient {
         Self { socket }
     }
 
-    /// One datagram, one answer; `ConnectionRefused` where no process listens.
+    /// Sends a datagram and returns the answer; `ConnectionRefused` if no process listens.
     pub(crate) fn ask(&self, patience: Duration) -> io::Result<String> {
         self.socket.set_read_timeout(Some(patience))?;
         // an ICMP error of an earlier datagram is reported here, once
@@ -157,7 +157,7 @@ impl UdpClient {
         let mut buffer = [0; 64];
         let length = loop {
             match self.socket.recv(&mut buffer) {
-                // a wait with a limit is not taken up again after a process was stopped for a moment
+                // the kernel does not resume a wait with a time limit after the process was stopped
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 heard => break heard?,
             }
@@ -181,7 +181,7 @@ impl UdpClient {
     }
 }
 
-/// Who answers a datagram.
+/// Returns the answer to a datagram.
 pub(crate) fn ask_udp(from: &Netns, to: SocketAddr) -> io::Result<String> {
     UdpClient::new(from, to).ask(PATIENCE)
 }

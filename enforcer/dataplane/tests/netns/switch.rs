@@ -1,4 +1,4 @@
-//! A node that changes from one backend, or kind of iptables, to another.
+//! A node that changes from one backend or kind of iptables to another.
 
 use std::collections::BTreeSet;
 
@@ -12,11 +12,11 @@ use crate::lab::{self, Backend, Driver, Lab, NODE, NODE_V6, POD1, POD1_V6, POD2,
 use crate::serve::{Conversation, UdpClient, ask_tcp, assert_refused, serve};
 
 crate::for_each_backend!(
-    mappings_move_over,
+    mappings_move_to_another_backend,
     mappings_are_read_before_anything_changes,
-    leftovers_are_no_whole_frame,
-    old_rules_wait_for_what_is_refused,
-    uninstall_clears_all,
+    leftovers_of_other_backends_count_as_damage,
+    old_rules_stay_while_a_mapping_is_refused,
+    uninstall_removes_the_rules_of_every_backend,
 );
 
 fn others(backend: Backend) -> impl Iterator<Item = Backend> {
@@ -25,7 +25,7 @@ fn others(backend: Backend) -> impl Iterator<Item = Backend> {
         .filter(move |other| *other != backend)
 }
 
-/// Everything of ours on the node.
+/// Returns everything of ours on the node.
 fn ours(lab: &Lab) -> String {
     let all = [
         lab.rules(Flavour::Nft),
@@ -37,7 +37,7 @@ fn ours(lab: &Lab) -> String {
     ours.map(|line| line.to_owned() + "\n").collect()
 }
 
-fn mappings_move_over(backend: Backend) {
+fn mappings_move_to_another_backend(backend: Backend) {
     for from in others(backend) {
         let lab = Lab::new();
         let _pod1 = serve(&lab.pod1, "pod1", 9040);
@@ -85,11 +85,11 @@ fn mappings_are_read_before_anything_changes(backend: Backend) {
     }
 }
 
-fn leftovers_are_no_whole_frame(backend: Backend) {
+fn leftovers_of_other_backends_count_as_damage(backend: Backend) {
     for from in others(backend) {
         let lab = Lab::new();
         lab.driver(from).reconcile(&[map(Tcp, 20000, POD1, 9040)]);
-        // no pod wants anything any more, so nothing but this makes the reconciler act
+        // no pod needs a mapping any more, so only this makes the reconciler act
         let mut driver = lab.driver(backend);
         assert!(!driver.observe().intact);
         driver.reconcile(&[]);
@@ -97,7 +97,7 @@ fn leftovers_are_no_whole_frame(backend: Backend) {
     }
 }
 
-fn old_rules_wait_for_what_is_refused(backend: Backend) {
+fn old_rules_stay_while_a_mapping_is_refused(backend: Backend) {
     for from in others(backend) {
         let lab = Lab::new();
         let _pod1 = serve(&lab.pod1, "pod1", 9040);
@@ -108,7 +108,7 @@ fn old_rules_wait_for_what_is_refused(backend: Backend) {
             to_create: mappings.to_vec(),
             ..Plan::default()
         };
-        // one that no backend can make spoils the first change
+        // a mapping that no backend can make causes the first change to fail
         let impossible = Mapping {
             host_ip: Some(crate::lab::ip(NODE_V6)),
             ..map(Tcp, 20002, POD1, 9040)
@@ -126,12 +126,12 @@ fn old_rules_wait_for_what_is_refused(backend: Backend) {
     }
 }
 
-fn uninstall_clears_all(backend: Backend) {
+fn uninstall_removes_the_rules_of_every_backend(backend: Backend) {
     let lab = Lab::new();
     let before = (lab.rules(Flavour::Legacy), lab.rules(Backend::Nftables));
     let mappings = [map(Tcp, 20000, POD1, 9040)];
     lab.driver(backend).reconcile(&mappings);
-    // rules of the others that appeared later, from an older run's backup for example
+    // rules of other backends that appeared later, for example from the backup of an earlier run
     let saved = lab.node.sh("nft list ruleset; iptables-legacy-save -t nat");
     for from in others(backend) {
         let fresh = Lab::new();
@@ -175,7 +175,7 @@ fn nftables_needs_no_programs_from_opening_to_uninstall() {
     driver.uninstall();
     lab.node.run(|| uninstall(&tools)).unwrap();
     assert_eq!(lab.rules(Backend::Nftables), "");
-    // but what only iptables can take away is not passed over in silence
+    // rules that only iptables can remove are reported
     lab.driver(Flavour::Nft)
         .reconcile(&[map(Tcp, 20000, POD1, 9040)]);
     let error = lab.node.run(|| uninstall(&tools)).unwrap_err().to_string();

@@ -22,7 +22,7 @@ fn tuple(encoder: &mut Encoder, kind: u16, from: (IpAddr, u16), to: (IpAddr, u16
     });
 }
 
-/// A message as the kernel sends it, of a flow from 192.0.2.9:40000 (or `fd00::9`).
+/// Returns a message as the kernel sends it, for a flow from 192.0.2.9:40000 (or `fd00::9`).
 fn message(sent_to: (&str, u16), answered_by: (&str, u16)) -> Vec<u8> {
     let sent_to = (sent_to.0.parse::<IpAddr>().unwrap(), sent_to.1);
     let answered_by = (answered_by.0.parse().unwrap(), answered_by.1);
@@ -86,12 +86,12 @@ fn deletes_by_tuple_zone_and_id() {
 
 proptest! {
     #[test]
-    fn nothing_the_kernel_says_makes_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+    fn any_bytes_are_read_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
         let _ = read(&bytes, Protocol::Udp);
     }
 
     #[test]
-    fn no_damage_to_a_real_message_makes_it_panic(
+    fn any_damaged_message_is_read_without_panic(
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
         keep: prop::sample::Index,
     ) {

@@ -1,7 +1,7 @@
 use super::*;
 
 #[test]
-fn finds_the_line_that_a_complaint_names() {
+fn finds_the_line_that_an_error_names() {
     for (stderr, line) in [
         (
             "iptables-restore v1.8.9 (legacy): Couldn't load target `A'\n\nError occurred at line: 2",
@@ -21,7 +21,7 @@ fn finds_the_line_that_a_complaint_names() {
 }
 
 #[test]
-fn says_what_a_person_can_do() {
+fn says_what_to_do() {
     let denied = "iptables v1.8.9 (legacy): can't initialize iptables table `nat': Permission denied (you must be root)";
     assert!(hint(denied).unwrap().contains("NET_RAW"));
     let locked = "Another app is currently holding the xtables lock; still 4s";

@@ -13,17 +13,18 @@ use super::super::transaction::Transaction;
 /// The chains that a change touches.
 #[derive(Debug, Default)]
 struct Touched {
-    /// To be written again with all their rules.
+    /// Chains to be written again with all their rules.
     rewritten: BTreeSet<String>,
     /// Rules to be appended: chain and rule.
     appended: Vec<(String, String)>,
 }
 
-/// What will be there, and the transaction that leads there. Without damage and without a new
-/// protocol, it costs as much as the change is large.
+/// Returns the state after the change, and the transaction that makes it. Without damage and
+/// without a new protocol, its cost depends only on the size of the change.
 ///
-/// A chain that loses a rule is written again: for iptables-nft, which has to read the chain before
-/// it can delete one rule of it, that costs the same. A new rule is appended, which costs a third.
+/// A chain that loses a rule is written again. With iptables-nft, deleting the rule would cost the
+/// same, because iptables-nft must read the chain first. Appending a new rule costs a third of
+/// that.
 pub(super) fn prepare(
     layout: &Layout,
     mut known: Known,
@@ -61,7 +62,7 @@ fn change(layout: &Layout, known: &mut Known, remove: &[&Mapping], create: &[&Ma
         known.protocols.insert(mapping.protocol);
         let leaf = layout.leaf(mapping);
         let mappings = known.leaves.entry(leaf.clone()).or_default();
-        // rules of one port have an order
+        // the rules of one port must be in order
         let alone = mappings.iter().all(|m| m.host_port != mapping.host_port);
         if !mappings.insert((*mapping).clone()) {
             continue;
@@ -104,11 +105,11 @@ fn transaction(
     } else {
         rules_of(layout, known, touched.rewritten)
     };
-    // a chain that is written again has its new rules already
+    // a chain that is written again already contains its new rules
     touched
         .appended
         .retain(|(chain, _)| !chains.contains_key(chain));
-    // a chain that was obsolete before may be wanted now
+    // a chain that was obsolete before may be needed now
     obsolete.retain(|chain| !chains.contains_key(chain));
     let (mut deleted, mut inserted) = (Vec::new(), Vec::new());
     for (jump, rules) in damage.misplaced_jumps {
@@ -124,7 +125,7 @@ fn transaction(
     }
 }
 
-/// The rules of leaves and of chains of pods.
+/// Returns the rules of leaves and of chains of pods.
 fn rules_of(layout: &Layout, known: &Known, chains: BTreeSet<String>) -> Chains {
     let rules = |chain: &String| {
         if let Some(mappings) = known.leaves.get(chain) {

@@ -1,4 +1,4 @@
-//! One family against a model of the kernel's table that knows what iptables-restore does.
+//! Tests one family against a model of the kernel's table that does what iptables-restore does.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +14,7 @@ use crate::exec::Tools;
 use crate::family::Family;
 use portmapping_shared::{PortRange, Protocol};
 
-/// Table nat: chains with their rules. Built-in chains are always there.
+/// A model of table nat: chains with their rules. Built-in chains always exist.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Table(BTreeMap<String, Vec<String>>);
 
@@ -45,7 +45,7 @@ impl Table {
         table
     }
 
-    /// What iptables-save prints.
+    /// Returns what iptables-save prints.
     fn text(&self) -> String {
         let declarations = self.0.keys().map(|chain| format!(":{chain} - [0:0]\n"));
         let rules = self.0.iter().flat_map(|(chain, rules)| {
@@ -58,7 +58,7 @@ impl Table {
         )
     }
 
-    /// What iptables-restore --noflush does; it refuses what the kernel refuses.
+    /// Does what iptables-restore --noflush does; panics where the kernel refuses.
     fn restore(&mut self, text: &str) {
         for line in text.lines() {
             let (command, rest) = line.split_once(' ').unwrap_or((line, ""));
@@ -100,20 +100,20 @@ impl Table {
         }
     }
 
-    /// With the rules of each chain in one order.
+    /// Returns the table with the rules of each chain sorted.
     fn sorted(&self) -> Self {
         let mut table = self.clone();
         table.0.values_mut().for_each(|rules| rules.sort());
         table
     }
 
-    /// What [`FamilyRules::apply`] does, on this table.
+    /// Does what [`FamilyRules::apply`] does, on this table.
     fn apply(&mut self, rules: &FamilyRules, desired: &BTreeSet<Mapping>) -> Known {
         let mut known = rules.parse(&self.text());
         let present: BTreeSet<Mapping> = known.mappings().cloned().collect();
         let remove: Vec<&Mapping> = present.difference(desired).collect();
         let create: Vec<&Mapping> = desired.difference(&present).collect();
-        // as after the first time
+        // as after the first change
         let missing_jumps = std::mem::take(&mut known.damage.missing_jumps);
         let gone = missing_jumps.into_iter().map(|jump| (jump, Vec::new()));
         known.damage.misplaced_jumps.extend(gone);
@@ -122,7 +122,8 @@ impl Table {
         next
     }
 
-    /// Our mappings are exactly these, the frame is whole, and foreign rules are where they were.
+    /// Asserts that our mappings are exactly these, the frame is whole, and foreign rules are
+    /// unchanged.
     fn assert_is(&self, rules: &FamilyRules, desired: &BTreeSet<Mapping>) {
         let known = rules.parse(&self.text());
         let found: BTreeSet<Mapping> = known.mappings().cloned().collect();
@@ -139,7 +140,7 @@ fn rules(range: PortRange) -> FamilyRules {
     FamilyRules::new(commands, Settings::new(range))
 }
 
-/// Mappings as they are wanted: a port of an address is one pod's.
+/// Generates desired mappings: each port of an address belongs to one pod.
 fn any_desired(most: usize) -> impl Strategy<Value = BTreeSet<Mapping>> {
     prop::collection::vec(any_mapping(Family::V4), 0..most).prop_map(|mappings| {
         let key = |m: &Mapping| (m.protocol, m.host_port, m.host_ip);
@@ -176,7 +177,7 @@ fn new_mapping_is_appended_and_a_leaf_that_loses_one_is_written_again() {
     };
     assert_eq!(transaction, expected);
     table.restore(&transaction.text().unwrap());
-    // its last mapping takes the rule of the pod along
+    // the rule of a pod is removed with the pod's last mapping
     let (_, transaction) = change::prepare(&rules.layout, known, &[&new], &[]);
     let kept = [20000, 20001].map(|port| map(Protocol::Tcp, port, "10.244.1.7", 80));
     let expected = Transaction {
@@ -312,7 +313,7 @@ proptest! {
     }
 }
 
-/// What version 0.1 had in the kernel.
+/// The rules of version 0.1 in the kernel.
 const OLDER: [&str; 2] = [
     include_str!("../../../tests/netns/older/compared.iptables"),
     include_str!("../../../tests/netns/older/per-pod.iptables"),

@@ -93,7 +93,7 @@ fn entry_leads_to_the_protocols_in_use() {
             "-p udp -g PORTMAPPING-UDP-OTHER",
         ]
     );
-    // entry, masquerade and its 16, one for other ports; per protocol its root, ten, and a hundred
+    // entry, masquerade and its 16 chains, one for other ports; per protocol a root, 10 and 100
     assert_eq!(chains.len(), 2 + 16 + 1 + 2 * (1 + 10 + 100));
     assert_eq!(chains["PORTMAPPING-UDP-0-0"].len(), 1);
     assert_eq!(chains["PORTMAPPING-UDP-OTHER"].len(), 1);
@@ -109,7 +109,7 @@ fn jumps_name_our_chains_and_comment() {
     }
 }
 
-/// Where a packet to this port ends, by following the jumps.
+/// Follows the jumps and returns the chain in which a packet to this port ends.
 fn followed(chains: &Chains, protocol: Protocol, port: u16) -> Option<String> {
     let mut chain = ENTRY.to_owned();
     for _ in 0..3 {

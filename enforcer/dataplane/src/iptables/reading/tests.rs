@@ -56,7 +56,7 @@ proptest! {
     }
 
     #[test]
-    fn short_way_and_long_way_read_the_same(
+    fn fast_parser_and_full_parser_agree(
         (family, mapping) in any_mapping_of_any_family(),
     ) {
         for rule in [mapping_rule(&mapping), unowned_rule(&mapping)] {
@@ -68,7 +68,7 @@ proptest! {
     }
 
     #[test]
-    fn changed_text_is_no_other_mapping_by_the_short_way(
+    fn fast_parser_reads_changed_text_as_no_other_mapping(
         (family, mapping) in any_mapping_of_any_family(),
         at: prop::sample::Index,
         with in prop_oneof![any::<char>(), prop::char::range(' ', 'f')],

@@ -5,7 +5,7 @@ use super::*;
 
 const DNAT: &str = "-p tcp -m tcp --dport 20000 -m comment --comment \"portmapping:8c1f3a52-uid\" -j DNAT --to-destination 10.244.1.7:80";
 
-/// Of a rule with its owner, or without, as version 0.1 wrote it.
+/// Returns the mapping of a rule with its owner, or without one, as version 0.1 wrote it.
 fn mapping_of(rule: &str, family: Family) -> Option<Mapping> {
     let route = Rule::parse(rule)?.route(family)?;
     let owner = route.owner.clone();
@@ -92,7 +92,7 @@ fn spelling_makes_no_difference() {
 }
 
 #[test]
-fn short_way_takes_no_other_spelling() {
+fn fast_parser_accepts_no_other_spelling() {
     let v4 = format!("-d 192.0.2.1/32 {DNAT}");
     let v6 = "-d fd00::1/128 -p tcp -m tcp --dport 20000 -j DNAT --to-destination [fd00::7]:80";
     assert!(written_by_us(&v4, Family::V4).is_some());

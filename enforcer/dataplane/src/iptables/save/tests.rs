@@ -30,7 +30,7 @@ COMMIT
 "#;
 
 #[test]
-fn finds_our_chains_and_what_leads_to_them() {
+fn finds_our_chains_and_the_rules_that_lead_to_them() {
     let saved = Saved::parse(TEXT);
     let range_jump = "-p tcp -m tcp --dport 20000:29999 -g PORTMAPPING-TCP";
     let chains = BTreeMap::from([
@@ -57,7 +57,7 @@ fn finds_our_chains_and_what_leads_to_them() {
 }
 
 #[test]
-fn sees_nothing_of_ours_where_nothing_is() {
+fn finds_nothing_in_a_table_without_our_rules() {
     for text in [
         "",
         "*nat\nCOMMIT\n",

@@ -1,12 +1,12 @@
 use super::*;
 
 #[test]
-fn nothing_to_do_is_no_text() {
+fn empty_transaction_has_no_text() {
     assert_eq!(Transaction::default().text(), None);
 }
 
 #[test]
-fn declares_before_it_fills_and_removes_last() {
+fn declares_chains_first_and_removes_chains_last() {
     let owned = |pairs: &[(&str, &str)]| {
         pairs
             .iter()

@@ -28,7 +28,7 @@ fn long_list(items: u32) -> Batch {
 }
 
 #[test]
-fn long_list_is_cut_into_messages_and_complete() {
+fn long_list_is_split_into_messages_and_complete() {
     let mut batch = long_list(2000);
     let encoder = batch.seal(true);
     encoder.number(1);
@@ -58,7 +58,7 @@ fn long_list_is_cut_into_messages_and_complete() {
 fn refused_item_is_found() {
     let mut batch = long_list(2000);
     batch.seal(true);
-    // second message of the list: header, table, list, two items of 116 bytes before it
+    // in the second message of the list, after header, table, list and two items of 116 bytes
     let refusal = Refusal {
         message: 2,
         errno: Errno::EXIST,
@@ -83,7 +83,7 @@ fn refused_item_is_found() {
 }
 
 #[test]
-fn empty_is_known_and_a_generation_is_carried() {
+fn empty_batch_is_recognized_and_a_generation_is_sent() {
     let mut batch = Batch::new(Some(7));
     assert!(batch.is_empty());
     batch.list(HEADER, |_| {}, 3, [0; 0], |_, _| {});

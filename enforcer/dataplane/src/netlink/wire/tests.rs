@@ -10,7 +10,7 @@ const HEADER: Header = Header {
 };
 
 #[test]
-fn message_is_laid_out_as_the_kernel_wants_it() {
+fn message_has_the_layout_that_the_kernel_expects() {
     let mut encoder = Encoder::default();
     encoder.message(HEADER, |encoder| {
         encoder.text(1, "abc");
@@ -53,7 +53,7 @@ fn what_was_written_is_read() {
 }
 
 #[test]
-fn too_long_is_remembered_not_cut() {
+fn too_long_value_is_recorded_and_not_truncated() {
     let mut encoder = Encoder::default();
     encoder.bytes(1, &vec![0; MAX_ATTRIBUTE]);
     assert!(!encoder.is_oversized());
@@ -72,7 +72,7 @@ fn too_long_is_remembered_not_cut() {
 }
 
 #[test]
-fn cut_message_is_an_error() {
+fn truncated_message_is_an_error() {
     let mut encoder = Encoder::default();
     encoder.message(HEADER, |encoder| encoder.be32(1, 1));
     for length in 1..encoder.as_bytes().len() {
@@ -81,7 +81,7 @@ fn cut_message_is_an_error() {
     }
 }
 
-/// Everything an attribute can be read as, down to a depth.
+/// Reads attributes in every possible way, down to this depth.
 fn walk(attributes: Attributes<'_>, depth: usize) -> usize {
     attributes
         .map(|attribute| {
@@ -114,7 +114,7 @@ proptest! {
     }
 
     #[test]
-    fn attributes_come_back(values in proptest::collection::vec((0u16..0x3fff, proptest::collection::vec(any::<u8>(), 0..90)), 0..20)) {
+    fn written_attributes_are_read_back(values in proptest::collection::vec((0u16..0x3fff, proptest::collection::vec(any::<u8>(), 0..90)), 0..20)) {
         let mut encoder = Encoder::default();
         for (kind, value) in &values {
             encoder.bytes(*kind, value);

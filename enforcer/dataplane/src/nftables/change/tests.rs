@@ -42,7 +42,7 @@ fn plan(to_remove: &[Mapping], to_create: &[Mapping]) -> Plan {
     }
 }
 
-/// Carries a plan out on what is known.
+/// Returns the content after a plan.
 fn done(content: &Content, plan: &Plan) -> Content {
     let mut next = content.clone();
     let change = Change::new(content, &frame(), plan, true).unwrap();
@@ -51,7 +51,7 @@ fn done(content: &Content, plan: &Plan) -> Content {
 }
 
 #[test]
-fn plan_that_is_fulfilled_sends_nothing() {
+fn plan_that_changes_nothing_sends_nothing() {
     let content = whole(&[mapping(20_000, 1)]);
     let fulfilled = plan(&[mapping(20_001, 2)], &[mapping(20_000, 1)]);
     let change = Change::new(&content, &frame(), &fulfilled, true).unwrap();
@@ -71,7 +71,7 @@ fn another_mapping_in_the_slot_is_not_removed_but_replaced() {
 }
 
 #[test]
-fn damaged_frame_is_made_anew_with_all_that_stays() {
+fn damaged_frame_is_made_again_with_all_remaining_elements() {
     let mut content = whole(&[mapping(20_000, 1), mapping(20_001, 2)]);
     content.frame = FrameState::Damaged;
     content.usurped.insert((SetId::Excluded, vec![0, 1]));
@@ -108,7 +108,7 @@ fn foreign_slot_is_an_error_that_names_the_mapping() {
 }
 
 #[test]
-fn size_of_a_small_change_does_not_depend_on_what_is_there() {
+fn size_of_a_small_change_does_not_depend_on_existing_mappings() {
     let many: Vec<Mapping> = (20_000..29_000).map(|port| mapping(port, 1)).collect();
     let wanted = plan(&[mapping(20_000, 1)], &[mapping(29_500, 1)]);
     let messages = |content: &Content| {

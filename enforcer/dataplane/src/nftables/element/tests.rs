@@ -25,7 +25,7 @@ fn listed(bytes: &[u8]) -> Listed<'_> {
 }
 
 #[test]
-fn mappings_come_back() {
+fn written_mappings_are_read_back() {
     for (host_ip, pod_ip) in [
         (None, "10.244.1.7"),
         (Some("192.0.2.1"), "10.244.1.7"),
@@ -47,7 +47,7 @@ fn mappings_come_back() {
 }
 
 #[test]
-fn bytes_are_those_of_nft() {
+fn bytes_are_the_same_as_those_of_nft() {
     let bytes = written(&mapping(Some("192.0.2.1"), "10.244.1.7"));
     let listed = listed(&bytes);
     assert_eq!(listed.key, [132, 0, 0, 0, 0x4e, 0x27, 0, 0, 192, 0, 2, 1]);
@@ -66,7 +66,7 @@ fn longest_uid_fits() {
 }
 
 #[test]
-fn ours_are_known_by_their_comment_alone() {
+fn own_elements_are_recognized_by_their_comment_alone() {
     let owner = |userdata: &[u8]| {
         let listed = Listed {
             userdata,
@@ -75,7 +75,7 @@ fn ours_are_known_by_their_comment_alone() {
         listed.owner().map(|owner| owner.to_string())
     };
     assert_eq!(owner(b"\0\x11portmapping:uid7\0"), Some("uid7".to_owned()));
-    // something else before it, as newer tools may write
+    // other data comes before it, as newer tools may write it
     assert_eq!(
         owner(b"\x01\x02xx\0\x11portmapping:uid7\0"),
         Some("uid7".to_owned())
@@ -138,7 +138,7 @@ proptest! {
     }
 
     #[test]
-    fn any_key_and_data_come_back(
+    fn any_written_key_and_data_are_read_back(
         number in prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp), Just(Protocol::Sctp)],
         host in 1u16.., container in 1u16.., pod in any::<[u8; 16]>(), bound in any::<Option<[u8; 16]>>(),
     ) {

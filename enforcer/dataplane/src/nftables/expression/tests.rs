@@ -13,7 +13,7 @@ fn found(rule: &Rule) -> Attributes<'_> {
 }
 
 #[test]
-fn rule_is_itself_and_no_other() {
+fn rule_equals_itself_and_no_other() {
     assert!(rule().is(found(&rule())));
     for other in [
         Rule::default(),
@@ -61,7 +61,7 @@ fn every_byte_of_both_addresses_is_compared() {
 }
 
 #[test]
-fn attributes_that_the_kernel_adds_are_no_difference() {
+fn attributes_that_the_kernel_adds_make_no_difference() {
     let expected = Rule::default().expression("meta", |encoder| encoder.be32(2, 16));
     let more = Rule::default().expression("meta", |encoder| {
         encoder.be32(2, 16);
@@ -72,7 +72,7 @@ fn attributes_that_the_kernel_adds_are_no_difference() {
 }
 
 #[test]
-fn garbage_is_another_rule() {
+fn malformed_bytes_equal_no_rule() {
     for garbage in [&[][..], &[0; 3], &[0; 64], &[0xff; 64]] {
         assert!(!rule().is(Attributes::new(garbage)));
     }

@@ -16,7 +16,7 @@ fn frame() -> Frame {
     Frame::new(&Settings::new("20000-29999".parse().unwrap()), abilities)
 }
 
-/// Reads a message as an answer to every request of a read.
+/// Reads the table from a kernel that answers every request with the same message.
 fn read(payload: &[u8]) -> Content {
     let message = Message {
         kind: message::GETSETELEM,
@@ -47,7 +47,7 @@ fn read(payload: &[u8]) -> Content {
     content
 }
 
-/// A dump of one mapping per address.
+/// Returns a dump of one mapping per pod address.
 fn dump(pods: &[[u8; 4]]) -> Vec<u8> {
     let mut encoder = Encoder::default();
     encoder.nest(3, |encoder| {
@@ -85,7 +85,7 @@ proptest! {
     }
 
     #[test]
-    fn spoilt_dump_is_read_without_panic(
+    fn damaged_dump_is_read_without_panic(
         pods in vec(any::<[u8; 4]>(), 0..6),
         spoilt in vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
         cut in any::<prop::sample::Index>(),

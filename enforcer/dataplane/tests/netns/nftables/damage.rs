@@ -1,10 +1,10 @@
-//! Damage to the table is seen, and repaired while connections live on.
+//! Damage to the table is detected and repaired, and connections survive.
 
 use super::{Damaged, mappings};
 use crate::lab::{Backend, NODE, POD1, POD2, at};
 use crate::serve::Conversation;
 
-/// One set element per pod, instead of a comparison.
+/// Masquerades with one set element per pod, instead of a comparison of addresses.
 const EARLIER_HAIRPINS: &str = "
     add set inet portmapping hairpin4 { type ipv4_addr . ipv4_addr; }
     add element inet portmapping hairpin4 { 10.88.0.11 . 10.88.0.11, 10.88.0.12 . 10.88.0.12 }
@@ -18,7 +18,7 @@ fn everything_gone() {
     let mut driver = damaged.driver();
     for script in ["flush ruleset", "delete table inet portmapping"] {
         damaged.nft(script);
-        // no trace is no damage: the mappings are missing, and that is enough
+        // a ruleset without our table is not damaged; the missing mappings are enough to act on
         damaged.assert_repaired(&mut driver, 6, true);
     }
     damaged.nft("flush table inet portmapping");
@@ -47,16 +47,16 @@ fn frame_changed() {
              add element inet portmapping same { 7 . 8 }",
             0,
         ),
-        // how an earlier version masqueraded pods that talk to themselves
+        // how an earlier version masqueraded pods that connect to themselves
         (EARLIER_HAIRPINS, 0),
-        // chains of the same name and rules in another place
+        // chains of the same name and rules with another hook
         (
             "delete chain inet portmapping prerouting
              add chain inet portmapping prerouting { type nat hook prerouting priority -50; }
              add rule inet portmapping prerouting JUMP",
             0,
         ),
-        // a map of another kind
+        // a map of another type
         (
             "flush chain inet portmapping prerouting
              flush chain inet portmapping output
@@ -87,7 +87,8 @@ fn elements_deleted_overwritten_or_emptied() {
     let comment = r#"comment "portmapping:uid-of-another""#;
     for (script, lost, intact) in [
         (format!("delete element {element}"), 1, true),
-        // a new target without a comment: ours by what we knew, so it is ours to put right
+        // a new target without a comment: the last read knows the element as ours, so it is
+        // repaired
         (
             format!(
                 "delete element {element}
@@ -97,7 +98,7 @@ fn elements_deleted_overwritten_or_emptied() {
             false,
         ),
         ("flush map inet portmapping ports4".to_owned(), 4, true),
-        // everything else would go to this pod
+        // the element for all other keys would send them to this pod
         (
             format!("add element inet portmapping ports4 {{ * : {POD2} . 9040 }}"),
             0,
@@ -107,7 +108,7 @@ fn elements_deleted_overwritten_or_emptied() {
         damaged.nft(&script);
         damaged.assert_repaired(&mut driver, lost, intact);
     }
-    // another pod's name at our element: another mapping, which is not wanted
+    // our element with another pod's uid is another mapping, which is not desired
     damaged.nft(&format!(
         "delete element {element}
          add element inet portmapping ports4 {{ tcp . 20000 {comment} : {POD1} . 9040 }}"
@@ -130,7 +131,7 @@ fn connections_live_through_repairs() {
         driver.reconcile(&mappings());
         conversation.goes_on();
     }
-    // a start on what an earlier version left is a repair like any other
+    // a start with the rules of an earlier version is a repair too
     damaged.nft(EARLIER_HAIRPINS);
     let mut successor = damaged.lab.driver(Backend::Nftables);
     damaged.assert_repaired(&mut successor, 0, false);

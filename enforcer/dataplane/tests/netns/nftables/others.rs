@@ -1,4 +1,4 @@
-//! Elements, rules and services of others: neither overwritten, nor lost, nor in the way.
+//! Elements, rules and services of other programs are not overwritten, not lost and not blocked.
 
 use portmapping_dataplane::DataplaneError;
 use portmapping_shared::Protocol::{Tcp, Udp};
@@ -9,7 +9,7 @@ use crate::lab::{Backend, Lab, NODE, NODE_V6, POD1, POD2, at, map};
 use crate::serve::{ask_tcp, ask_udp, serve};
 
 #[test]
-fn element_of_another_is_neither_overwritten_nor_lost() {
+fn element_of_another_program_is_neither_overwritten_nor_lost() {
     let damaged = Damaged::new();
     let mut driver = damaged.driver();
     damaged.nft(&format!(
@@ -32,9 +32,9 @@ fn element_of_another_is_neither_overwritten_nor_lost() {
         "{error}"
     );
     driver.assert_is(&mappings().into_iter().collect());
-    // the others go on
+    // other mappings still work
     driver.create(&[neighbour]);
-    // and a repair of the whole table keeps what is not ours
+    // a repair of the whole table keeps foreign elements
     damaged.nft("add chain inet portmapping strange");
     assert!(!driver.observe().intact);
     driver.reconcile(&mappings());
@@ -51,10 +51,10 @@ fn element_of_another_is_neither_overwritten_nor_lost() {
 }
 
 #[test]
-fn element_that_appears_meanwhile_is_found_by_the_refusal() {
+fn element_added_after_the_last_read_is_found_by_the_refusal() {
     let damaged = Damaged::new();
     let mut driver = damaged.driver();
-    // the driver has not looked since
+    // the driver has not read the table since then
     damaged.nft(&format!(
         "add element inet portmapping ports4 {{ tcp . 20150 : {POD2} . 9040 }}
          delete element inet portmapping ports4 {{ tcp . 20001 }}"
@@ -77,7 +77,7 @@ fn element_that_appears_meanwhile_is_found_by_the_refusal() {
         5,
         "one bad element undoes all"
     );
-    // deleting what was deleted already is no error
+    // deleting an element that is deleted already is not an error
     let mut driver = damaged.driver();
     damaged.nft("delete element inet portmapping ports4 { tcp . 20001 }");
     driver.remove(&[map(Tcp, 20001, POD2, 9040)]);

@@ -1,4 +1,4 @@
-//! Damage that another program does to the table is seen and repaired.
+//! Damage by another program is detected and repaired.
 
 use super::*;
 
@@ -36,7 +36,7 @@ fn damaging() -> impl Strategy<Value = Damaging> {
 }
 
 impl Damaging {
-    /// Only our chains are damaged, and only rules of ours in the built-in ones.
+    /// Damages only our chains, and only our rules in built-in chains.
     fn work(&self, table: &mut Table) {
         let ours = |chain: &str, rule: &str| {
             super::super::super::rule::is_our_chain(chain)
@@ -145,7 +145,7 @@ proptest! {
     }
 
     #[test]
-    fn no_text_makes_it_panic(text in hostile_text()) {
+    fn any_text_is_read_without_panic(text in hostile_text()) {
         let rules = rules(range("20000-20007"));
         let known = rules.parse(&text);
         let _ = change::prepare(&rules.layout, known, &[], &[]).1.text();
