@@ -293,7 +293,7 @@ fn a_template_with_a_result_gets_the_warning_of_its_pods() {
             "{value:?}"
         );
     }
-    // a key with an escape is no mistake of a user; such a template is called no request
+    // no user writes a key with an escape by mistake; such a template is called invalid
     for value in hostile().into_iter().filter(|it| !it.contains('\\')) {
         let result = matches!(classify(&value), Value::Result);
         let warned = copied.is_match(&value) || chosen.is_match(&value);
