@@ -31,9 +31,13 @@ pub(super) fn set(pid: u32, seconds: i64) -> Result<()> {
     outcome.with_context(|| format!("set the clock of process {pid}"))
 }
 
-/// Moves the times of a folder's files by so many seconds.
+/// Moves the times of a folder's files by so many seconds. A node that has just started may not have
+/// the folder yet.
 pub(super) fn shift_files(folder: &Path, seconds: i64) -> Result<()> {
-    let entries = fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))?;
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        entries => entries.with_context(|| format!("list {}", folder.display()))?,
+    };
     let by = Duration::from_secs(seconds.unsigned_abs());
     for entry in entries {
         let path = entry?.path();
