@@ -33,13 +33,20 @@ const CALL_SILENCE: Duration = Duration::from_secs(15);
 /// limit.
 const STATE_QUEUE: usize = 4;
 
+/// Limit for calls in progress at the end: less than the pod's termination grace period.
+const EXIT_LIMIT: Duration = Duration::from_secs(5);
+
 /// Runs `enforcer run` until SIGTERM or SIGINT.
 pub fn run(args: RunArgs) -> anyhow::Result<()> {
     let config = RunConfig::try_from(args)?;
     if let Err(error) = scheduling::use_short_slices(None) {
         tracing::info!(%error, "sched_setattr failed; pods may start more slowly on a busy node");
     }
-    runtime()?.block_on(serve(config))
+    let runtime = runtime()?;
+    let outcome = runtime.block_on(serve(config));
+    // a change in progress may finish; a program that hangs must not keep the enforcer from ending
+    runtime.shutdown_timeout(EXIT_LIMIT);
+    outcome
 }
 
 /// Returns the tokio runtime of every subcommand.

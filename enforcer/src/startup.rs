@@ -38,7 +38,7 @@ pub(crate) async fn recover(
     let held = keeper.list().await?;
     let reading = tokio::time::timeout(READ_LIMIT, reading).await;
     let snapshot = reading
-        .context("iptables-save does not end; trying again")?
+        .context("iptables-save does not end: the kernel or its lock hangs; the enforcer ends, and the kubelet starts it again")?
         .context("read the rules")?;
     // before anything that can fail: until then another process can bind a port that no keeper holds
     let mapped = migration::mappings(&snapshot, &settings);
