@@ -7,16 +7,21 @@ mod mappings;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use portmapping_shared::{Mapping, Plan, PodUid};
+use portmapping_shared::{Backoff, Mapping, Plan, PodUid};
 
-use crate::backoff::backoff;
 use crate::ports::PortKey;
 use mappings::{MappingTable, port_of};
 
-/// First and longest wait between attempts to change the kernel after several failures in a row.
-const RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(30));
-/// First and longest wait before a pod is tried again whose rules alone were refused.
-const BLOCKED: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// Waits between attempts to change the kernel after several failures in a row.
+const RETRY: Backoff = Backoff {
+    first: Duration::from_millis(20),
+    longest: Duration::from_secs(30),
+};
+/// Waits before a pod is tried again whose rules alone were refused.
+const BLOCKED: Backoff = Backoff {
+    first: Duration::from_millis(500),
+    longest: Duration::from_secs(30),
+};
 /// Failures in a row that halving explains: 2^8 pods, of which one is refused.
 const HALVINGS: u32 = 8;
 /// Pods in one change set while nothing fails.
@@ -202,14 +207,17 @@ impl Kernel {
         if let (1, Some(pod)) = (creators.len(), creators.first()) {
             let failures = self.blocked.get(*pod).map_or(0, |blocked| blocked.failures);
             let blocked = Blocked {
-                until: now + backoff(BLOCKED, failures),
+                until: now + BLOCKED.after(failures.saturating_add(1), 0.0),
                 failures: failures + 1,
                 error: error.clone(),
             };
             self.blocked.insert((*pod).clone(), blocked);
         }
         self.error = Some(error);
-        let wait = backoff(RETRY, self.failures.saturating_sub(HALVINGS));
+        let wait = RETRY.after(
+            self.failures.saturating_sub(HALVINGS).saturating_add(1),
+            0.0,
+        );
         self.failures = self.failures.saturating_add(1);
         self.retry_at = Some(now + wait);
     }

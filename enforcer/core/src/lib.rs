@@ -24,7 +24,6 @@
 
 mod action;
 mod addresses;
-mod backoff;
 mod kernel;
 mod limiter;
 mod node;

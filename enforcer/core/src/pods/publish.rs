@@ -4,15 +4,17 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use portmapping_shared::contract::{CONDITION, REASON_MAPPED, REASON_RELEASED};
-use portmapping_shared::{ResultEntry, annotation};
+use portmapping_shared::{Backoff, ResultEntry, annotation};
 
 use super::result::describe_port;
 use super::state::{PodFacts, PodState, Progress, Refusal, Want};
 use crate::action::{Condition, EventKind, Publication, Record};
-use crate::backoff::backoff;
 
-/// First and longest wait between attempts to write one pod.
-const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+/// Waits between attempts to write one pod.
+const RETRY: Backoff = Backoff {
+    first: Duration::from_millis(200),
+    longest: Duration::from_secs(30),
+};
 /// How long our own write may take to come back on the watch.
 const ECHO: Duration = Duration::from_secs(10);
 /// Longest condition message and event note, in bytes (events.k8s.io/v1 allows 1 kB).
@@ -64,7 +66,7 @@ impl PodState {
         let publish = &mut self.publish;
         let publication = publish.in_flight.take()?;
         if !taken {
-            publish.retry_at = Some(now + backoff(RETRY, publish.failures));
+            publish.retry_at = Some(now + RETRY.after(publish.failures.saturating_add(1), 0.0));
             publish.failures += 1;
             return None;
         }

@@ -2,12 +2,17 @@
 
 use std::time::{Duration, Instant};
 
+use portmapping_shared::Backoff;
+
 /// Shortest time between two reads.
 const BETWEEN: Duration = Duration::from_millis(100);
 /// The pause after a read lasts this many times as long as the read took.
 const REST: u32 = 9;
-/// Longest wait while another program damages our rules repeatedly.
-const LONGEST: Duration = Duration::from_secs(5);
+/// Waits while another program damages our rules repeatedly.
+const REPEATED: Backoff = Backoff {
+    first: BETWEEN,
+    longest: Duration::from_secs(5),
+};
 /// Damage does not count as repeated if it comes later than this after the last one.
 const FORGIVEN: Duration = Duration::from_secs(30);
 
@@ -42,8 +47,8 @@ impl Pace {
         let last_read = self.last_read.map(|(at, took)| at + took * REST);
         let damaged = self.damaged.and_then(|(at, times)| {
             // the first repetition is repaired at once
-            let doublings = times.checked_sub(2)?.min(10);
-            Some(at + (BETWEEN * (1 << doublings)).min(LONGEST))
+            let repetitions = times.checked_sub(1)?;
+            Some(at + REPEATED.after(repetitions, 0.0))
         });
         [hinted, last_read, damaged]
             .into_iter()
@@ -84,7 +89,7 @@ mod tests {
         }
         assert_eq!(waits[0], 9 * MS);
         assert!(waits.is_sorted(), "{waits:?}");
-        assert_eq!(waits.last(), Some(&LONGEST));
+        assert_eq!(waits.last(), Some(&REPEATED.longest));
         // after a time without damage the back-off starts again
         now += FORGIVEN;
         pace.record_read(now, MS, true);
