@@ -2,8 +2,11 @@
 //!
 //! A UDP flow keeps the destination of its first datagram while it is in use. This is the pod that
 //! had the port then, or the node itself if the sender began before the mapping existed. After a
-//! change of rules, the UDP and SCTP entries that contradict the rules are therefore deleted. TCP
-//! entries stay, because the peers of a TCP connection detect the change themselves.
+//! change of rules, the UDP and SCTP entries that contradict the rules are therefore deleted.
+//!
+//! TCP entries stay, because the peers of a TCP connection detect the change themselves. Only an
+//! entry whose handshake is not complete is deleted with its mapping: the client repeats its SYN,
+//! and the next pod with the same address would accept it.
 //!
 //! This also helps a client that sends too early: its entry is deleted some milliseconds after the
 //! rules are made, and its next datagram creates a new entry. A rule that refuses datagrams to
@@ -17,8 +20,10 @@
 mod entry;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, UdpSocket};
+use std::io;
+use std::net::IpAddr;
 
+use nix::sys::socket::SockaddrStorage;
 use portmapping_shared::{Mapping, Protocol};
 use rustix::io::Errno;
 
@@ -55,7 +60,7 @@ impl Conntrack {
     /// Deletes the entries of a family that contradict changed rules, which are in the kernel
     /// already. Failures are logged and counted; the rules stay, and stale entries time out.
     pub(super) fn clear(&mut self, family: Family, removed: &[&Mapping], created: &[&Mapping]) {
-        for protocol in [Protocol::Udp, Protocol::Sctp] {
+        for protocol in Protocol::ALL {
             let change = Change::new(protocol, removed, created);
             let mut outcome = Ok(());
             for _ in 0..TRIES {
@@ -84,7 +89,7 @@ impl Conntrack {
         protocol: Protocol,
         change: &Change<'_>,
     ) -> Result<(), NetlinkError> {
-        let ports = change.ports();
+        let ports = change.ports(protocol);
         if ports.is_empty() {
             return Ok(());
         }
@@ -111,10 +116,11 @@ impl Conntrack {
                 Err(error) => return Err(error),
             }
         }
-        let mut local = BTreeMap::new();
+        let mut own = None;
         for entry in found {
-            let mut is_local = |ip| *local.entry(ip).or_insert_with(|| is_local(ip));
-            if !change.contradicts(&entry, &mut is_local) {
+            let is_stale = change.outlived_by(&entry)
+                || change.bypassed_by(&entry) && is_own(&mut own, entry.dst)?;
+            if !is_stale {
                 continue;
             }
             let (header, body) = entry.delete(family);
@@ -155,35 +161,55 @@ impl<'a> Change<'a> {
         }
     }
 
-    fn ports(&self) -> BTreeSet<u16> {
-        self.removed
-            .keys()
-            .chain(self.created.keys())
-            .copied()
-            .collect()
+    /// Returns the ports whose entries may be stale. A new mapping leaves TCP entries alone.
+    fn ports(&self, protocol: Protocol) -> BTreeSet<u16> {
+        let created = self.created.keys().filter(|_| protocol != Protocol::Tcp);
+        self.removed.keys().chain(created).copied().collect()
     }
 
-    /// Returns whether an entry sends packets to a pod that lost the port, or to another
-    /// destination than the pod that has the port now.
-    fn contradicts(&self, entry: &Entry, is_local: impl FnOnce(IpAddr) -> bool) -> bool {
-        let at = |mappings: &'_ ByPort<'a>| mappings.get(&entry.port).cloned().unwrap_or_default();
-        let (removed, created) = (at(&self.removed), at(&self.created));
-        let leads_to = |mapping: &&Mapping| {
-            entry.answered_by == mapping.pod_ip
-                && entry.answering_port == mapping.container_port.get()
-        };
-        let concerns = |mapping: &&Mapping| mapping.host_ip.is_none_or(|ip| ip == entry.dst);
-        if created.iter().any(leads_to) {
-            return false;
-        }
-        // flows that the node forwards to the same port of another host are not ours
-        removed.iter().any(leads_to) || (created.iter().any(concerns) && is_local(entry.dst))
+    /// Returns whether an entry sends packets to a pod that lost the port and did not get it again.
+    fn outlived_by(&self, entry: &Entry) -> bool {
+        at(&self.removed, entry).any(|mapping| entry.leads_to(mapping))
+            && !at(&self.created, entry).any(|mapping| entry.leads_to(mapping))
+            && !(entry.protocol == Protocol::Tcp && entry.is_established)
+    }
+
+    /// Returns whether an entry whose destination is this node sends packets to another endpoint
+    /// than the pod that has the port now. Flows that the node forwards to the same port of another
+    /// host look the same; they are not ours.
+    fn bypassed_by(&self, entry: &Entry) -> bool {
+        let concerns = |mapping: &Mapping| mapping.host_ip.is_none_or(|ip| ip == entry.dst);
+        entry.protocol != Protocol::Tcp
+            && at(&self.created, entry).any(concerns)
+            && !at(&self.created, entry).any(|mapping| entry.leads_to(mapping))
     }
 }
 
-/// Returns whether this node has the address. Only then can a socket be bound to it.
-fn is_local(ip: IpAddr) -> bool {
-    UdpSocket::bind((ip, 0)).is_ok()
+/// Returns the mappings of the port that an entry was sent to.
+fn at<'a>(mappings: &ByPort<'a>, entry: &Entry) -> impl Iterator<Item = &'a Mapping> {
+    mappings.get(&entry.port).into_iter().flatten().copied()
+}
+
+/// Returns whether an address is one of this node's; reads them at the first call.
+fn is_own(own: &mut Option<BTreeSet<IpAddr>>, ip: IpAddr) -> Result<bool, NetlinkError> {
+    let own = match own {
+        Some(own) => own,
+        none => none.insert(own_addresses().map_err(NetlinkError::Addresses)?),
+    };
+    Ok(own.contains(&ip))
+}
+
+/// Returns the addresses of this node's interfaces. A bind would not tell them apart from others:
+/// with `ip_nonlocal_bind` it succeeds for every address.
+fn own_addresses() -> io::Result<BTreeSet<IpAddr>> {
+    let address = |storage: SockaddrStorage| {
+        let v4 = storage.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+        v4.or_else(|| storage.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+    };
+    let interfaces = nix::ifaddrs::getifaddrs()?;
+    Ok(interfaces
+        .filter_map(|interface| address(interface.address?))
+        .collect())
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use portmapping_shared::Protocol;
+use portmapping_shared::{Mapping, Protocol};
 
 use crate::family::Family;
 use crate::netlink::{Attributes, Encoder, Header, Message};
@@ -14,6 +14,7 @@ const DELETE: u16 = 0x0102;
 /// `CTA_*`.
 const TUPLE_ORIG: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
+const STATUS: u16 = 3;
 const ID: u16 = 12;
 const ZONE: u16 = 18;
 const FILTER: u16 = 25;
@@ -31,16 +32,21 @@ const ORIG_FLAGS: u16 = 1;
 const REPLY_FLAGS: u16 = 2;
 const MATCH_NUMBER: u32 = 8;
 const MATCH_DESTINATION_PORT: u32 = 32;
+/// `IPS_ASSURED` (`linux/netfilter/nf_conntrack_common.h`): for TCP, the handshake is complete.
+const ASSURED: u32 = 4;
 /// `NLA_F_NESTED`: the bit of an attribute's type which says that it contains attributes.
 const NESTED: u16 = 0x8000;
 
 /// A flow: where it was sent, which endpoint answers it, and how the kernel identifies it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
+    pub(super) protocol: Protocol,
     pub(super) dst: IpAddr,
     pub(super) port: u16,
     pub(super) answered_by: IpAddr,
     pub(super) answering_port: u16,
+    /// Whether the handshake of a connection is complete.
+    pub(super) is_established: bool,
     name: Name,
 }
 
@@ -79,11 +85,17 @@ impl Entry {
     pub(super) fn read(message: &Message<'_>, protocol: Protocol) -> Option<Self> {
         let attributes = message.attributes();
         let (mut sent, mut answered) = (None, None);
+        let mut is_established = false;
         let mut name = Name::default();
         for attribute in attributes {
             match attribute.kind {
                 TUPLE_ORIG => sent = Tuple::read(attribute.attributes(), protocol),
                 TUPLE_REPLY => answered = Tuple::read(attribute.attributes(), protocol),
+                STATUS => {
+                    let status = attribute.be32().unwrap_or_default();
+                    is_established = status & ASSURED != 0;
+                    continue;
+                }
                 ID | ZONE => {}
                 _ => continue,
             }
@@ -96,12 +108,19 @@ impl Entry {
         }
         let (sent, answered) = (sent?, answered?);
         Some(Self {
+            protocol,
             dst: sent.destination,
             port: sent.destination_port,
             answered_by: answered.source,
             answering_port: answered.source_port,
+            is_established,
             name,
         })
+    }
+
+    /// Returns whether the entry sends packets to the pod of a mapping.
+    pub(super) fn leads_to(&self, mapping: &Mapping) -> bool {
+        self.answered_by == mapping.pod_ip && self.answering_port == mapping.container_port.get()
     }
 
     /// Builds the request that deletes this entry and no other.

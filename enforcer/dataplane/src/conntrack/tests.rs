@@ -17,7 +17,8 @@ fn flow() -> Entry {
 }
 
 fn contradicts(entry: &Entry, removed: &[&Mapping], created: &[&Mapping], local: bool) -> bool {
-    Change::new(Protocol::Udp, removed, created).contradicts(entry, |_| local)
+    let change = Change::new(entry.protocol, removed, created);
+    change.outlived_by(entry) || change.bypassed_by(entry) && local
 }
 
 #[test]
@@ -57,7 +58,27 @@ fn flow_that_bypasses_a_new_mapping_is_stale_if_the_node_is_its_destination() {
 }
 
 #[test]
+fn only_an_incomplete_handshake_ends_with_its_mapping() {
+    let tcp = |pod: &str| Mapping {
+        protocol: Protocol::Tcp,
+        ..mapping(20000, pod)
+    };
+    let (pod1, pod2) = (tcp("10.88.0.11"), tcp("10.88.0.12"));
+    let connection = |is_established| {
+        let mut entry = flow();
+        entry.protocol = Protocol::Tcp;
+        entry.is_established = is_established;
+        entry
+    };
+    assert!(contradicts(&connection(false), &[&pod1], &[], true));
+    assert!(!contradicts(&connection(true), &[&pod1], &[], true));
+    assert!(!contradicts(&connection(false), &[&pod1], &[&pod1], true));
+    assert!(!contradicts(&connection(false), &[], &[&pod2], true));
+}
+
+#[test]
 fn distinguishes_own_addresses_from_others() {
-    assert!(is_local([127, 0, 0, 1].into()));
-    assert!(!is_local([192, 0, 2, 1].into()));
+    let own = own_addresses().unwrap();
+    assert!(own.contains(&IpAddr::from([127, 0, 0, 1])));
+    assert!(!own.contains(&IpAddr::from([192, 0, 2, 1])));
 }

@@ -1,15 +1,21 @@
-//! UDP flows follow their mapping; flows of other programs stay unchanged.
+//! Flows follow their mapping; flows of other programs stay unchanged.
+
+use std::io::ErrorKind;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use portmapping_shared::Protocol::{Tcp, Udp};
 
 use crate::lab::{Backend, Lab, NODE, NODE_V6, POD1, POD1_V6, POD2, POD2_V6, at, map};
-use crate::serve::{Conversation, UdpClient, serve};
+use crate::serve::{Conversation, UdpClient, ask_tcp, serve};
 
 crate::for_each_backend!(
     client_of_a_moved_port_reaches_the_new_pod,
     client_that_sent_too_early_gets_through,
     flow_of_a_removed_mapping_ends,
     flows_of_others_stay,
+    forwarded_flows_of_others_stay_where_any_address_can_be_bound,
+    client_in_a_handshake_does_not_reach_the_next_pod_at_the_address,
 );
 
 fn client_of_a_moved_port_reaches_the_new_pod(backend: Backend) {
@@ -39,8 +45,8 @@ fn client_that_sent_too_early_gets_through(backend: Backend) {
         .run(|| std::net::UdpSocket::bind("[::]:20000").unwrap());
     let v4 = UdpClient::new(&lab.client, at(NODE, 20000));
     let v6 = UdpClient::new(&lab.client, at(NODE_V6, 20000));
-    v4.ask(std::time::Duration::from_millis(20)).unwrap_err();
-    v6.ask(std::time::Duration::from_millis(20)).unwrap_err();
+    v4.ask(Duration::from_millis(20)).unwrap_err();
+    v6.ask(Duration::from_millis(20)).unwrap_err();
     driver.create(&[map(Udp, 20000, POD1, 9040), map(Udp, 20000, POD1_V6, 9040)]);
     v4.hears("pod1");
     v6.hears("pod1");
@@ -55,7 +61,7 @@ fn flow_of_a_removed_mapping_ends(backend: Backend) {
     let client = UdpClient::new(&lab.client, at(NODE, 20000));
     client.hears("pod1");
     driver.remove(&[mapping]);
-    assert!(client.ask(std::time::Duration::from_secs(1)).is_err());
+    assert!(client.ask(Duration::from_secs(1)).is_err());
 }
 
 fn flows_of_others_stay(backend: Backend) {
@@ -81,4 +87,72 @@ fn flows_of_others_stay(backend: Backend) {
     driver.remove(&[mapping]);
     assert_eq!(flows(), "2\n");
     conversation.goes_on();
+}
+
+fn forwarded_flows_of_others_stay_where_any_address_can_be_bound(backend: Backend) {
+    let lab = Lab::new();
+    lab.node.set("net/ipv4/ip_nonlocal_bind", "1");
+    lab.node.set("net/ipv6/ip_nonlocal_bind", "1");
+    let _pod2 = serve(&lab.pod2, "pod2", 20000);
+    let mut driver = lab.driver(backend);
+    // the node tracks flows once it has a nat rule
+    driver.reconcile(&[map(Udp, 20001, POD1, 9040), map(Udp, 20001, POD1_V6, 9040)]);
+    let v4 = UdpClient::new(&lab.client, at(POD2, 20000));
+    let v6 = UdpClient::new(&lab.client, at(POD2_V6, 20000));
+    v4.hears("pod2");
+    v6.hears("pod2");
+    let before = entries(&lab, "-p udp --orig-port-dst 20000 -o id");
+    assert_eq!(before.lines().count(), 2, "{before}");
+    driver.create(&[map(Udp, 20000, POD1, 9040), map(Udp, 20000, POD1_V6, 9040)]);
+    let ids = |list: &str| -> Vec<String> {
+        let ids = list.lines().filter_map(|line| line.split("id=").nth(1));
+        ids.map(str::to_owned).collect()
+    };
+    let after = entries(&lab, "-p udp --orig-port-dst 20000 -o id");
+    assert_eq!(ids(&after), ids(&before));
+}
+
+fn client_in_a_handshake_does_not_reach_the_next_pod_at_the_address(backend: Backend) {
+    let lab = Lab::new();
+    let _living = serve(&lab.pod1, "pod1", 9041);
+    let mut driver = lab.driver(backend);
+    let mappings = [
+        map(Tcp, 20000, POD1, 9040),
+        map(Tcp, 20000, POD1_V6, 9040),
+        map(Tcp, 20001, POD1, 9041),
+    ];
+    driver.reconcile(&mappings);
+    let mut established = Conversation::open(&lab.client, at(NODE, 20001)).unwrap();
+    // the pod ends: nothing answers at its address any more
+    lab.pod1.sh("nft add table inet ended
+         nft add chain inet ended input '{ type filter hook input priority 0; }'
+         nft add rule inet ended input tcp dport 9040 drop");
+    thread::scope(|scope| {
+        let client = &lab.client;
+        let open = |to| scope.spawn(move || ask_tcp(client, to));
+        let clients = [at(NODE, 20000), at(NODE_V6, 20000)].map(open);
+        let begun = Instant::now();
+        while entries(&lab, "-p tcp --orig-port-dst 20000 --state SYN_SENT")
+            .lines()
+            .count()
+            < 2
+        {
+            assert!(begun.elapsed() < Duration::from_secs(10), "no SYN arrives");
+        }
+        driver.remove(&mappings);
+        let _next = serve(&lab.pod1, "another pod", 9040);
+        lab.pod1.sh("nft delete table inet ended");
+        for client in clients {
+            let outcome = client.join().unwrap();
+            let error = outcome.expect_err("the client is connected to another pod");
+            assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+        }
+    });
+    established.goes_on();
+}
+
+/// Returns the node's conntrack entries of both families.
+fn entries(lab: &Lab, filter: &str) -> String {
+    let list = |family| format!("conntrack -L -f {family} {filter} 2>/dev/null");
+    lab.node.sh(&[list("ipv4"), list("ipv6")].join("; "))
 }

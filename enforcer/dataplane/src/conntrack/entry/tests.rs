@@ -36,7 +36,7 @@ fn message(sent_to: (&str, u16), answered_by: (&str, u16)) -> Vec<u8> {
     encoder.message(header(0x0100, Family::V4), |encoder| {
         tuple(encoder, TUPLE_ORIG, client, sent_to);
         tuple(encoder, TUPLE_REPLY, answered_by, client);
-        encoder.be32(3, 0x188);
+        encoder.be32(STATUS, 0x18c);
         encoder.be32(ID, 0x1234_5678);
         encoder.bytes(ZONE, &[0, 7]);
     });
@@ -62,6 +62,7 @@ fn reads_both_tuples() {
         assert_eq!(sent, (node.parse().unwrap(), 20000));
         let answered = (entry.answered_by, entry.answering_port);
         assert_eq!(answered, (pod.parse().unwrap(), 9053));
+        assert!(entry.is_established);
     }
     let udp = message(("172.30.0.1", 20000), ("10.88.0.11", 9053));
     assert_eq!(read(&udp, Protocol::Sctp), None);
