@@ -15,7 +15,7 @@ use prometheus_client::registry::Registry;
 pub struct CallLabels {
     /// `hold`, `release`, `apply`, `observe`, `publish` or `event`.
     pub call: &'static str,
-    /// `ok` or `error`.
+    /// `ok`, `error` or, for `publish`, `conflict`.
     pub outcome: &'static str,
 }
 
@@ -146,6 +146,14 @@ impl Metrics {
     /// Counts a call.
     pub fn record_call(&self, call: &'static str, ok: bool) {
         let outcome = if ok { "ok" } else { "error" };
+        self.calls
+            .get_or_create(&CallLabels { call, outcome })
+            .inc();
+    }
+
+    /// Counts a publication that was refused because the pod has a newer version.
+    pub fn record_conflict(&self) {
+        let (call, outcome) = ("publish", "conflict");
         self.calls
             .get_or_create(&CallLabels { call, outcome })
             .inc();

@@ -181,6 +181,7 @@ pub(crate) fn facts(pod: &SlimPod) -> Option<PodFacts> {
             uid,
         },
         spec: pod.spec.clone(),
+        version: pod.resource_version().unwrap_or_default(),
         record: Record {
             annotation: annotation(ANNOTATION),
             mark: annotation(REQUEST_MARK),

@@ -18,6 +18,8 @@ mod events;
 
 /// Longest wait for the API server's answer to one write.
 const WRITE_LIMIT: Duration = Duration::from_secs(10);
+/// HTTP status of a write that was decided for another version or uid.
+const CONFLICT: u16 = 409;
 
 /// Why a write failed.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +53,22 @@ pub(crate) struct Publisher {
     events: Events,
 }
 
+impl PublishError {
+    /// Whether the pod has another version than the one that the write was decided for.
+    pub(crate) fn is_conflict(&self) -> bool {
+        matches!(
+            self,
+            Self::Patch {
+                source: CallError::Failed {
+                    source: kube::Error::Api(status),
+                    ..
+                },
+                ..
+            } if status.code == CONFLICT
+        )
+    }
+}
+
 impl Publisher {
     /// A publisher that signs its events with the node's name.
     #[must_use]
@@ -62,8 +80,8 @@ impl Publisher {
     }
 
     /// Sets annotation, request mark and condition in one patch, so that no client sees one without the
-    /// others.
-    pub(crate) async fn publish(&self, publication: &Publication) -> Result<(), PublishError> {
+    /// others. Answers the pod's version after that.
+    pub(crate) async fn publish(&self, publication: &Publication) -> Result<String, PublishError> {
         let pod = &publication.pod;
         // the response is a whole pod, of which only the metadata is decoded
         let resource = ApiResource::erase::<Pod>(&());
@@ -76,7 +94,7 @@ impl Publisher {
         let body = Patch::Strategic(patch(publication, Timestamp::now()));
         let call = api.patch_status(&pod.name, &params, &body);
         match within(WRITE_LIMIT, "PATCH pods/status", call).await {
-            Ok(_) => Ok(()),
+            Ok(pod) => Ok(pod.metadata.resource_version.unwrap_or_default()),
             Err(source) => Err(PublishError::Patch {
                 pod: pod.to_string(),
                 source,
@@ -97,10 +115,11 @@ impl Publisher {
 }
 
 /// Returns the strategic merge patch. The uid in it makes the write fail on another pod of the same
-/// name.
+/// name, and the version on a pod that changed after the decision: the user's last word counts.
 fn patch(publication: &Publication, now: Timestamp) -> Value {
     let Publication {
         pod,
+        version,
         current,
         wanted,
     } = publication;
@@ -121,7 +140,7 @@ fn patch(publication: &Publication, now: Timestamp) -> Value {
             body
         }
     };
-    // unchanged annotations are left out: a user may have changed them in the meantime
+    // unchanged annotations are left out: the patch is smaller, and their owner stays the same
     let annotations = [
         (ANNOTATION, &current.annotation, &wanted.annotation),
         (REQUEST_MARK, &current.mark, &wanted.mark),
@@ -132,6 +151,7 @@ fn patch(publication: &Publication, now: Timestamp) -> Value {
     json!({
         "metadata": {
             "uid": pod.uid.as_str(),
+            "resourceVersion": version,
             "annotations": annotations.collect::<serde_json::Map<_, _>>(),
         },
         "status": { "conditions": [condition] },

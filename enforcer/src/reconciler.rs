@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use portmapping_enforcer_core::{Action, NodeState, PortKey, SandboxUpdate, Status};
+use portmapping_enforcer_core::{
+    Action, NodeState, PortKey, PublishOutcome, SandboxUpdate, Status,
+};
 use portmapping_shared::{Plan, PodUid};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinSet};
@@ -94,7 +96,7 @@ enum Finished {
         /// None if it failed; the next check tries again.
         observed: Option<Observed>,
     },
-    Published(PodUid, bool),
+    Published(PodUid, PublishOutcome),
     Nothing,
 }
 
@@ -294,9 +296,7 @@ impl Reconciler {
                 }
                 self.update_metrics();
             }
-            Finished::Published(uid, taken) => {
-                self.state.published(now, &uid, taken);
-            }
+            Finished::Published(uid, outcome) => self.state.published(now, &uid, outcome),
             Finished::Nothing => {}
         }
     }

@@ -1,12 +1,18 @@
 //! When does a mapping begin and end? Requested late, removed, pod deleted, pod completed.
 
-use anyhow::{Context, Result, ensure};
-use serde_json::json;
+use std::time::Duration;
 
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use crate::support::caller::patch_in_turn;
 use crate::support::outside::{Way, is_refused};
 use crate::support::pods::{annotated, annotation, condition, entries, mapped_pod, on_node, pod};
 use crate::support::space::Space;
 use crate::support::{ANNOTATION, MARK, eventually, node_addresses, shared};
+
+/// Pairs of words, 14 to 40 ms apart.
+const TURNS: u64 = 60;
 
 #[test]
 fn a_running_pod_is_mapped_when_annotated_and_unmapped_when_not() -> Result<()> {
@@ -63,6 +69,45 @@ fn a_running_pod_is_mapped_when_annotated_and_unmapped_when_not() -> Result<()> 
                 events.iter().any(|(reason, _)| reason == "PortsReleased"),
                 "{events:?}"
             );
+            Ok(())
+        })
+    })
+}
+
+#[test]
+fn the_last_of_two_words_counts_however_close_they_are() -> Result<()> {
+    shared(|cluster| {
+        Space::with(cluster, "life-words", |space| {
+            space.create(&mapped_pod("words"))?;
+            space.ready("words")?;
+            let word =
+                |value: Value| json!({ "metadata": { "annotations": { ANNOTATION: value } } });
+            let (first, second) = (r#"[{"containerPort":7001}]"#, r#"[{"containerPort":7002}]"#);
+            for turn in 0..TURNS {
+                let pause = Duration::from_millis(14 + turn % 27);
+                let removal = turn % 3 == 0;
+                let last = if removal { Value::Null } else { json!(second) };
+                let words = [word(json!(first)), word(last)];
+                patch_in_turn(cluster, (space.name.as_str(), "words"), &words, pause)?;
+                eventually("the last word to count", || {
+                    let pod = space.pod("words")?;
+                    let condition = condition(&pod, ANNOTATION).context("no condition")?;
+                    if removal {
+                        ensure!(
+                            annotation(&pod).is_none(),
+                            "turn {turn}: {:?}",
+                            annotation(&pod)
+                        );
+                        ensure!(condition["reason"] == "Released", "{condition}");
+                    } else {
+                        let ports: Vec<u16> =
+                            entries(&pod)?.iter().map(|e| e.container_port).collect();
+                        ensure!(ports == [7002], "turn {turn}: {ports:?}");
+                        ensure!(condition["status"] == "True", "{condition}");
+                    }
+                    Ok(())
+                })?;
+            }
             Ok(())
         })
     })

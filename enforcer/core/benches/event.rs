@@ -6,7 +6,9 @@
 
 use std::time::{Duration, Instant};
 
-use portmapping_enforcer_core::{Action, Config, NodeState, PodFacts, Record, Sandbox};
+use portmapping_enforcer_core::{
+    Action, Config, NodeState, PodFacts, PublishOutcome, Record, Sandbox,
+};
 use portmapping_shared::pod::{Container, DeclaredPort};
 use portmapping_shared::{PodRef, PodSpec, PortSet};
 
@@ -35,6 +37,7 @@ fn facts(n: u32) -> PodFacts {
             containers: vec![container],
             ..PodSpec::default()
         },
+        version: String::new(),
         record: Record {
             annotation: Some(String::new()),
             ..Record::default()
@@ -69,7 +72,11 @@ fn answer(state: &mut NodeState, now: Duration) {
                 }
                 Action::Release(keys) => state.released(now, &keys),
                 Action::Program(plan) => state.programmed(now, &plan, Ok(())),
-                Action::Publish(publication) => state.published(now, &publication.pod.uid, true),
+                Action::Publish(publication) => {
+                    let version = "published".to_owned();
+                    let outcome = PublishOutcome::Written { version };
+                    state.published(now, &publication.pod.uid, outcome);
+                }
                 Action::Event(_) => {}
             }
         }

@@ -25,10 +25,27 @@ pub enum Action {
 pub struct Publication {
     /// The pod; the patch must fail if another uid has the name by now.
     pub pod: PodRef,
+    /// The version of the pod that this was decided for; the patch must fail on any other, so that
+    /// a change by a user in the meantime is never overwritten.
+    pub version: String,
     /// What the API says now.
     pub current: Record,
     /// What it must say.
     pub wanted: Record,
+}
+
+/// What the API server answered to a publication.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PublishOutcome {
+    /// The pod has this version now, and our record stands in it.
+    Written {
+        /// Its resourceVersion.
+        version: String,
+    },
+    /// The pod has changed in the meantime; the newer version is decided on when it is shown.
+    Conflict,
+    /// The write failed, or was not answered.
+    Failed,
 }
 
 /// The part of a pod object that is ours to write.

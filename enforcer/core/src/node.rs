@@ -13,7 +13,7 @@ use portmapping_shared::{LeasedPort, Mapping, Plan, PodRef, PodUid, PortRange, P
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use crate::action::{Action, EventKind, PodEvent};
+use crate::action::{Action, EventKind, PodEvent, PublishOutcome};
 use crate::addresses::Addresses;
 use crate::kernel::{Kernel, ports_of};
 use crate::pods::{PodFacts, PodState, Refusal, Want};
@@ -116,6 +116,10 @@ impl NodeState {
     /// The API shows this pod.
     pub fn pod_applied(&mut self, now: Duration, facts: PodFacts) {
         let uid = facts.pod.uid.clone();
+        let known = self.pods.get_mut(&uid);
+        if known.is_some_and(|pod| pod.publish.is_outdated(&facts.version)) {
+            return;
+        }
         self.forget_namesake(now, &facts);
         if !facts.host_ips.is_empty() && self.host_ips != facts.host_ips {
             self.host_ips.clone_from(&facts.host_ips);
@@ -132,7 +136,9 @@ impl NodeState {
             pod.addressed = seq;
         }
         pod.want = facts.want(self.config.max_ports);
-        pod.publish.seen(&facts.record, first);
+        let known_version = before.as_ref().map(|before| &before.version);
+        pod.publish
+            .seen(&facts.record, first, known_version != Some(&facts.version));
         pod.recovered.clear();
         self.addresses.api_says(&uid, &facts.pod_ips);
         pod.facts = Some(facts);
@@ -161,7 +167,7 @@ impl NodeState {
         }
         for pod in self.pods.values_mut() {
             // a list shows the present: no older event is still to come
-            pod.publish.stop_waiting();
+            pod.publish.forget_outdated();
         }
         self.mark_all();
         self.converge(now);
@@ -256,10 +262,10 @@ impl NodeState {
         self.converge(now);
     }
 
-    /// The API server took a publication, or did not.
-    pub fn published(&mut self, now: Duration, uid: &PodUid, taken: bool) {
+    /// The API server answered a publication.
+    pub fn published(&mut self, now: Duration, uid: &PodUid, outcome: PublishOutcome) {
         let pod = self.pods.get_mut(uid);
-        if let Some((kind, note)) = pod.and_then(|pod| pod.published(now, taken)) {
+        if let Some((kind, note)) = pod.and_then(|pod| pod.published(now, outcome)) {
             self.emit(uid, kind, note);
         }
         self.dirty.insert(uid.clone());

@@ -11,6 +11,7 @@ fn publication(current: Record, wanted: Record) -> Publication {
     };
     Publication {
         pod,
+        version: "7".to_owned(),
         current,
         wanted,
     }
@@ -33,13 +34,14 @@ fn now() -> Timestamp {
 }
 
 #[test]
-fn annotation_mark_and_condition_go_in_one_patch_bound_to_the_uid() {
+fn annotation_mark_and_condition_go_in_one_patch_bound_to_uid_and_version() {
     let body = patch(&publication(Record::default(), record(true)), now());
     assert_eq!(
         body,
         json!({
             "metadata": {
                 "uid": "uid-a",
+                "resourceVersion": "7",
                 "annotations": { ANNOTATION: "[]", REQUEST_MARK: "[1]" },
             },
             "status": { "conditions": [{

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use portmapping_enforcer_core::{PodEvent, PortKey, Publication};
+use portmapping_enforcer_core::{PodEvent, PortKey, Publication, PublishOutcome};
 use portmapping_runtime::deadline::chain;
 use portmapping_shared::Plan;
 use rustix::io::Errno;
@@ -122,23 +122,36 @@ impl Reconciler {
         self.tasks.spawn(async move {
             let _permit = writes.acquire_owned().await;
             tracing::debug!(pod = %publication.pod, "publishing");
-            let outcome = publisher.publish(&publication).await;
-            metrics.record_call("publish", outcome.is_ok());
-            if let Err(error) = &outcome {
-                tracing::warn!(
-                    error = chain(error),
-                    "cannot publish a result; trying again"
-                );
-            } else {
-                tracing::info!(
-                    pod = %publication.pod,
-                    uid = %publication.pod.uid,
-                    result = publication.wanted.annotation,
-                    mapped = publication.wanted.condition.as_ref().is_some_and(|c| c.status),
-                    "published"
-                );
-            }
-            Finished::Published(publication.pod.uid, outcome.is_ok())
+            let outcome = match publisher.publish(&publication).await {
+                Ok(version) => {
+                    metrics.record_call("publish", true);
+                    tracing::info!(
+                        pod = %publication.pod,
+                        uid = %publication.pod.uid,
+                        result = publication.wanted.annotation,
+                        mapped = publication.wanted.condition.as_ref().is_some_and(|c| c.status),
+                        "published"
+                    );
+                    PublishOutcome::Written { version }
+                }
+                Err(error) if error.is_conflict() => {
+                    metrics.record_conflict();
+                    tracing::debug!(
+                        pod = %publication.pod,
+                        "the pod changed in the meantime; deciding again on its newest version"
+                    );
+                    PublishOutcome::Conflict
+                }
+                Err(error) => {
+                    metrics.record_call("publish", false);
+                    tracing::warn!(
+                        error = chain(&error),
+                        "cannot publish a result; trying again"
+                    );
+                    PublishOutcome::Failed
+                }
+            };
+            Finished::Published(publication.pod.uid, outcome)
         });
     }
 

@@ -1,5 +1,7 @@
 //! Writes to the API server as another user than the admin.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use e2e::Cluster;
 use k8s_openapi::api::core::v1::Pod;
@@ -43,6 +45,33 @@ pub(crate) fn patch_pod(
             Err(kube::Error::Api(status)) => Ok(Err(status.message.clone())),
             Err(error) => Err(error).context("patch a pod"),
         }
+    })
+}
+
+/// Merge patches of the admin on a pod, one after the other on one connection, each `pause` after the
+/// start of the one before.
+pub(crate) fn patch_in_turn(
+    cluster: &Cluster,
+    (namespace, pod): (&str, &str),
+    bodies: &[Value],
+    pause: Duration,
+) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let api: Api<Pod> = Api::namespaced(client(cluster, &Caller::Admin).await?, namespace);
+        // the connection is made before the first patch, so that the pauses are true
+        api.get(pod).await.context("get a pod")?;
+        let mut turn = tokio::time::interval(pause);
+        for body in bodies {
+            turn.tick().await;
+            let (params, body) = (PatchParams::default(), Patch::Merge(body));
+            api.patch(pod, &params, &body)
+                .await
+                .context("patch a pod")?;
+        }
+        Ok(())
     })
 }
 

@@ -6,7 +6,7 @@ use portmapping_shared::pod::{Container, DeclaredPort, ReadinessGate};
 use portmapping_shared::{Plan, PodRef, PodSpec, annotation};
 
 use super::*;
-use crate::action::{Condition, Publication, Record};
+use crate::action::{Condition, Publication, PublishOutcome, Record};
 use crate::addresses::AddressSource;
 use crate::sandbox::{Sandbox, SandboxId};
 
@@ -57,6 +57,7 @@ fn facts(name: &str, ip: Option<&str>) -> PodFacts {
             }],
             ..PodSpec::default()
         },
+        version: String::new(),
         record: Record {
             annotation: Some(String::new()),
             ..Record::default()
@@ -76,6 +77,8 @@ struct Node {
     written: Vec<Publication>,
     /// The pods of the API server; it shows each write at once.
     pods: BTreeMap<PodUid, PodFacts>,
+    /// Versions given so far.
+    versions: u32,
     echoes: bool,
 }
 
@@ -87,14 +90,49 @@ impl Node {
             emitted: Vec::new(),
             written: Vec::new(),
             pods: BTreeMap::new(),
+            versions: 0,
             echoes: true,
         }
     }
 
     fn applied(&mut self, facts: PodFacts) -> &mut Self {
-        self.pods.insert(facts.pod.uid.clone(), facts.clone());
+        let facts = self.changed(facts);
         self.state.pod_applied(self.now, facts);
         self
+    }
+
+    /// The API server's pod changes; the watch does not show it yet.
+    fn changed(&mut self, mut facts: PodFacts) -> PodFacts {
+        self.versions += 1;
+        facts.version = self.versions.to_string();
+        self.pods.insert(facts.pod.uid.clone(), facts.clone());
+        facts
+    }
+
+    /// The API server takes a publication that was decided for the newest version.
+    fn publish(&mut self, publication: Publication) {
+        let Publication {
+            pod,
+            version,
+            wanted,
+            ..
+        } = publication.clone();
+        let known = self.pods.get(&pod.uid).cloned();
+        let Some(facts) = known.filter(|facts| facts.version == version) else {
+            let conflict = PublishOutcome::Conflict;
+            return self.state.published(self.now, &pod.uid, conflict);
+        };
+        self.written.push(publication);
+        let facts = self.changed(PodFacts {
+            record: wanted,
+            ..facts
+        });
+        let version = facts.version.clone();
+        let outcome = PublishOutcome::Written { version };
+        self.state.published(self.now, &pod.uid, outcome);
+        if self.echoes {
+            self.state.pod_applied(self.now, facts);
+        }
     }
 
     /// Answers everything until nothing more is asked.
@@ -124,15 +162,7 @@ impl Node {
                         self.state.programmed(self.now, &plan, outcome);
                         assert_eq!(self.state.audit(), Ok(()));
                     }
-                    Action::Publish(publication) => {
-                        self.written.push(publication.clone());
-                        let uid = &publication.pod.uid;
-                        self.state.published(self.now, uid, true);
-                        if let Some(facts) = self.pods.get_mut(uid).filter(|_| self.echoes) {
-                            facts.record = publication.wanted;
-                            self.state.pod_applied(self.now, facts.clone());
-                        }
-                    }
+                    Action::Publish(publication) => self.publish(publication),
                     Action::Event(event) => self.emitted.push((event.kind, event.note)),
                 }
             }

@@ -73,8 +73,6 @@ impl PodState {
             return None;
         }
         self.forgery.found = Some(value);
-        // our last write was overwritten, so no event that is still to come shows it
-        self.publish.stop_waiting();
         self.forgery.events.record(now).then(|| note(&foreign, ""))
     }
 }

@@ -1,5 +1,6 @@
 //! What the API must say about a pod, and the one write that makes it say so.
 
+use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -8,15 +9,15 @@ use portmapping_shared::{Backoff, ResultEntry, annotation};
 
 use super::result::describe_port;
 use super::state::{PodFacts, PodState, Progress, Refusal, Want};
-use crate::action::{Condition, EventKind, Publication, Record};
+use crate::action::{Condition, EventKind, Publication, PublishOutcome, Record};
 
 /// Waits between attempts to write one pod.
 const RETRY: Backoff = Backoff {
     first: Duration::from_millis(200),
     longest: Duration::from_secs(30),
 };
-/// How long our own write may take to come back on the watch.
-const ECHO: Duration = Duration::from_secs(10);
+/// Versions remembered as older than our last write; a watch is never that many writes behind.
+const MAX_OUTDATED: usize = 8;
 /// Longest condition message and event note, in bytes (events.k8s.io/v1 allows 1 kB).
 const MESSAGE_BYTES: usize = 1000;
 /// Added for a pod that was annotated while it ran, or created while the webhook was not there.
@@ -26,10 +27,12 @@ const UNGATED: &str = " (no readiness gate: Ready did not wait for this)";
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Publish {
     in_flight: Option<Publication>,
-    /// Written, not yet seen on the watch, and how long to wait for that. Events sent before our
-    /// write still show the old record, and would make us write again.
-    echo: Option<(Record, Duration)>,
+    /// Versions of the pod that our writes have replaced and the watch may still show. They would
+    /// make us write again.
+    outdated: VecDeque<String>,
     retry_at: Option<Duration>,
+    /// The last write was based on a version that is not the newest.
+    conflicted: bool,
     failures: u32,
     /// The last refusal that an event reported.
     last_event: Option<Refusal>,
@@ -38,43 +41,71 @@ pub(crate) struct Publish {
 }
 
 impl Publish {
+    /// Whether one of our writes has replaced this version of the pod. A watch shows versions in
+    /// order, so the first that is not outdated ends the wait for older ones.
+    pub(crate) fn is_outdated(&mut self, version: &String) -> bool {
+        let outdated = self.outdated.contains(version);
+        if !outdated {
+            self.forget_outdated();
+        }
+        outdated
+    }
+
+    /// No version that is still to come is outdated.
+    pub(crate) fn forget_outdated(&mut self) {
+        self.outdated.clear();
+    }
+
     /// The API shows this record. `first`: for the first time, and the writer of a result in it
-    /// has announced that.
-    pub(crate) fn seen(&mut self, record: &Record, first: bool) {
+    /// has announced that. `newer`: in another version than before.
+    pub(crate) fn seen(&mut self, record: &Record, first: bool, newer: bool) {
         if first {
             self.announced.clone_from(&record.annotation);
         }
-        if self.echo.as_ref().is_some_and(|(echo, _)| echo == record) {
-            self.echo = None;
+        if newer && self.conflicted {
+            self.conflicted = false;
+            self.retry_at = None;
         }
     }
 
-    /// No event that is still to come shows our last write.
-    pub(crate) fn stop_waiting(&mut self) {
-        self.echo = None;
-    }
-
     pub(super) fn next_deadline(&self) -> Option<Duration> {
-        let echo = self.echo.as_ref().map(|(_, until)| *until);
-        self.retry_at.into_iter().chain(echo).min()
+        self.retry_at
     }
 }
 
 impl PodState {
-    /// The API server took a publication, or did not. Answers the event to emit.
-    pub(crate) fn published(&mut self, now: Duration, taken: bool) -> Option<(EventKind, String)> {
+    /// The API server answered a publication. Answers the event to emit.
+    pub(crate) fn published(
+        &mut self,
+        now: Duration,
+        outcome: PublishOutcome,
+    ) -> Option<(EventKind, String)> {
         let publish = &mut self.publish;
         let publication = publish.in_flight.take()?;
-        if !taken {
-            publish.retry_at = Some(now + RETRY.after(publish.failures.saturating_add(1), 0.0));
-            publish.failures += 1;
-            return None;
-        }
+        let facts = self.facts.as_mut()?;
+        // the watch may have shown a newer version while the answer was on its way
+        let newest = facts.version == publication.version;
+        let version = match outcome {
+            PublishOutcome::Written { version } => version,
+            PublishOutcome::Conflict if !newest => return None,
+            PublishOutcome::Conflict | PublishOutcome::Failed => {
+                publish.conflicted = outcome == PublishOutcome::Conflict;
+                publish.retry_at = Some(now + RETRY.after(publish.failures.saturating_add(1), 0.0));
+                publish.failures += 1;
+                return None;
+            }
+        };
         publish.retry_at = None;
         publish.failures = 0;
-        let shown = self.facts.as_ref().map(|facts| &facts.record);
-        if shown != Some(&publication.wanted) {
-            publish.echo = Some((publication.wanted.clone(), now + ECHO));
+        if newest {
+            facts.record = publication.wanted.clone();
+            if version != publication.version {
+                publish.outdated.push_back(publication.version);
+                facts.version = version;
+            }
+            if publish.outdated.len() > MAX_OUTDATED {
+                publish.outdated.pop_front();
+            }
         }
         self.announce(&publication.wanted)
     }
@@ -82,10 +113,7 @@ impl PodState {
     /// Records the write that is asked for now, if there is one.
     pub(crate) fn publishing(&mut self, now: Duration, due: Option<&Publication>) {
         let publish = &mut self.publish;
-        // a write is asked for now, or the wait or the reason to write is over
-        publish
-            .echo
-            .take_if(|(_, until)| due.is_some() || *until <= now);
+        // a write is asked for now, or the wait is over
         publish.retry_at.take_if(|at| due.is_some() || *at <= now);
         if let Some(due) = due {
             publish.in_flight = Some(due.clone());
@@ -95,8 +123,7 @@ impl PodState {
         }
     }
 
-    /// The write that is due. While our last write is on its way back to us, the same one is not
-    /// due again.
+    /// The write that is due.
     pub(crate) fn due_publication(
         &self,
         now: Duration,
@@ -108,11 +135,10 @@ impl PodState {
         }
         let facts = self.facts.as_ref()?;
         let wanted = self.wanted_record(facts, progress)?;
-        let echo = publish.echo.as_ref().filter(|(_, until)| now < *until);
-        let written = echo.is_some_and(|(echo, _)| *echo == wanted);
         let gone = facts.deleting && facts.finished;
-        (wanted != facts.record && !written && !gone).then(|| Publication {
+        (wanted != facts.record && !gone).then(|| Publication {
             pod: facts.pod.clone(),
+            version: facts.version.clone(),
             current: facts.record.clone(),
             wanted,
         })

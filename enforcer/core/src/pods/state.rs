@@ -24,6 +24,8 @@ pub struct PodFacts {
     pub pod: PodRef,
     /// The part of its spec that decides about ports.
     pub spec: PodSpec,
+    /// The resourceVersion of the pod that shows all this.
+    pub version: String,
     /// What the API says of its mapping.
     pub record: Record,
     /// Addresses of its sandbox as the API names them, the first one first. They come late; empty

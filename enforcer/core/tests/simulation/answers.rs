@@ -1,6 +1,6 @@
 //! Keeper, kernel and API server carry out what they are asked, or fail.
 
-use portmapping_enforcer_core::{PortKey, Publication};
+use portmapping_enforcer_core::{PortKey, Publication, PublishOutcome};
 use portmapping_shared::{Mapping, Plan};
 use rand::RngExt;
 
@@ -115,8 +115,15 @@ impl World {
     fn publish(&mut self, publication: &Publication, fails: bool) {
         let uid = &publication.pod.uid;
         let lost_answer = fails && self.rng.random_range(0..2) == 0;
-        let known = self.pods.contains_key(uid);
-        if known && (!fails || lost_answer) {
+        let version = self.pods.get(uid).map(|facts| &facts.version);
+        let newest = version == Some(&publication.version);
+        let mut outcome = if newest {
+            PublishOutcome::Failed
+        } else {
+            self.seen.conflicts += 1;
+            PublishOutcome::Conflict
+        };
+        if newest && (!fails || lost_answer) {
             let wanted = &publication.wanted;
             if wanted.condition.as_ref().is_some_and(|c| c.status) {
                 self.seen.mapped += 1;
@@ -130,10 +137,14 @@ impl World {
                     facts.record.mark.clone_from(&wanted.mark);
                 }
                 facts.record.condition.clone_from(&wanted.condition);
-                self.watch.push_back(Ok(facts.clone()));
+            }
+            self.show(uid);
+            if let Some(facts) = self.pods.get(uid).filter(|_| !fails) {
+                let version = facts.version.clone();
+                outcome = PublishOutcome::Written { version };
             }
         }
-        self.record(|| format!("publish {uid} {:?}", publication.wanted));
-        self.state.published(self.now, uid, known && !fails);
+        self.record(|| format!("publish {uid} {:?}: {outcome:?}", publication.wanted));
+        self.state.published(self.now, uid, outcome);
     }
 }

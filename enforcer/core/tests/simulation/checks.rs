@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use portmapping_enforcer_core::{PodFacts, PortKey, Publication};
-use portmapping_shared::{Mapping, Plan, PodUid, annotation};
+use portmapping_enforcer_core::{PodFacts, PortKey, Publication, Record};
+use portmapping_shared::{Mapping, Plan, PodUid, PortRequest, annotation};
 
-use crate::world::{Call, World};
+use crate::world::{Call, World, config};
 
 impl World {
     /// When a plan is asked for: it creates only desired rules and removes none of them (I6), it
@@ -125,10 +125,12 @@ impl World {
                 self.start_sandbox_of(&uid);
             }
         }
-        for (uid, facts) in &mut self.pods {
-            if let Some(sandbox) = self.living.get(uid) {
-                facts.pod_ips.clone_from(&sandbox.ips);
+        for uid in self.pods.keys().cloned().collect::<Vec<_>>() {
+            let sandbox = self.living.get(&uid).cloned();
+            if let (Some(facts), Some(sandbox)) = (self.pods.get_mut(&uid), sandbox) {
+                facts.pod_ips = sandbox.ips;
             }
+            self.show(&uid);
         }
         self.overflow();
         self.relist();
@@ -152,6 +154,7 @@ impl World {
         }
         for facts in self.pods.values() {
             self.check_end(facts)?;
+            self.check_last_word(facts)?;
         }
         for mapping in &self.kernel {
             if !self.pods.contains_key(&mapping.owner) {
@@ -159,6 +162,33 @@ impl World {
             }
         }
         self.check_leaks()
+    }
+
+    /// What a user wrote last counts, whatever was in flight at that moment.
+    fn check_last_word(&self, facts: &PodFacts) -> Result<(), String> {
+        let Some(word) = self.last_word.get(&facts.pod.uid) else {
+            return Ok(());
+        };
+        let Record {
+            annotation,
+            mark,
+            condition,
+        } = &facts.record;
+        let asked = word
+            .as_deref()
+            .map(|word| PortRequest::resolve(word, &facts.spec, config().max_ports));
+        let counts = match asked {
+            None => annotation.is_none(),
+            Some(Err(_)) => facts.finished || annotation == word,
+            Some(Ok(request)) => {
+                let mapped = condition.as_ref().is_some_and(|c| c.status);
+                annotation.is_some() && (!mapped || *mark == Some(request.to_mark()))
+            }
+        };
+        if counts {
+            return Ok(());
+        }
+        Err(format!("the last word {word:?} was lost: {facts:?}"))
     }
 
     fn check_end(&self, facts: &PodFacts) -> Result<(), String> {

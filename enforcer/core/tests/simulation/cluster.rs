@@ -57,6 +57,7 @@ impl World {
                 uid: uid.clone(),
             },
             spec,
+            version: String::new(),
             record: Record {
                 annotation,
                 ..Record::default()
@@ -71,8 +72,19 @@ impl World {
         }
         self.record(|| format!("create {uid} {name}"));
         self.names.insert(uid.clone(), name);
-        self.watch.push_back(Ok(facts.clone()));
-        self.pods.insert(uid, facts);
+        let word = facts.record.annotation.clone();
+        self.last_word.insert(uid.clone(), word);
+        self.pods.insert(uid.clone(), facts);
+        self.show(&uid);
+    }
+
+    /// The pod has changed: it gets a new version, and the watch will show it.
+    pub(crate) fn show(&mut self, uid: &PodUid) {
+        if let Some(facts) = self.pods.get_mut(uid) {
+            self.next += 1;
+            facts.version = self.next.to_string();
+            self.watch.push_back(Ok(facts.clone()));
+        }
     }
 
     /// The kubelet reports the address of the pod's sandbox to the API server, late.
@@ -84,7 +96,7 @@ impl World {
         if let Some(facts) = self.pods.get_mut(&uid) {
             facts.pod_ips = ips;
             facts.host_ips = vec![IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1))];
-            self.watch.push_back(Ok(facts.clone()));
+            self.show(&uid);
             self.record(|| format!("report address of {uid}"));
         }
     }
@@ -99,7 +111,7 @@ impl World {
         if self.rng.random_range(0..3) == 0 {
             if let Some(facts) = self.pods.get_mut(&uid) {
                 facts.finished = true;
-                self.watch.push_back(Ok(facts.clone()));
+                self.show(&uid);
             }
         } else {
             self.pods.remove(&uid);
@@ -117,8 +129,9 @@ impl World {
         };
         self.record(|| format!("annotate {uid} {value:?}"));
         if let Some(facts) = self.pods.get_mut(&uid) {
-            facts.record.annotation = value;
-            self.watch.push_back(Ok(facts.clone()));
+            facts.record.annotation.clone_from(&value);
+            self.last_word.insert(uid.clone(), value);
+            self.show(&uid);
         }
     }
 
@@ -134,7 +147,8 @@ impl World {
             facts.pod.name
         ));
         self.forged.insert(uid.clone());
-        self.watch.push_back(Ok(facts.clone()));
+        self.last_word.remove(&uid);
+        self.show(&uid);
         self.record(|| format!("forge {uid} {port}"));
     }
 

@@ -39,10 +39,11 @@ pub(crate) struct Seen {
     pub(crate) forged: u64,
     pub(crate) repaired: u64,
     pub(crate) exhausted: u64,
+    pub(crate) conflicts: u64,
 }
 
 impl Seen {
-    fn all(&mut self) -> [&mut u64; 10] {
+    fn all(&mut self) -> [&mut u64; 11] {
         [
             &mut self.mapped,
             &mut self.restarts,
@@ -54,6 +55,7 @@ impl Seen {
             &mut self.forged,
             &mut self.repaired,
             &mut self.exhausted,
+            &mut self.conflicts,
         ]
     }
 
@@ -100,6 +102,8 @@ pub(crate) struct World {
     /// The pod that was last mapped at a port (uid and name), and when its rule was removed.
     pub(crate) last: BTreeMap<PortKey, (PodUid, String, Duration)>,
     pub(crate) names: BTreeMap<PodUid, String>,
+    /// What a user wrote last into the annotation of each pod, if that was no forged result.
+    pub(crate) last_word: BTreeMap<PodUid, Option<String>>,
     /// Pods whose result a user forged.
     pub(crate) forged: BTreeSet<PodUid>,
     pub(crate) next: u32,
@@ -148,6 +152,7 @@ impl World {
             other_processes: BTreeSet::new(),
             last: BTreeMap::new(),
             names: BTreeMap::new(),
+            last_word: BTreeMap::new(),
             forged: BTreeSet::new(),
             next: 0,
             broken: None,

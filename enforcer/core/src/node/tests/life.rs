@@ -40,8 +40,8 @@ fn a_pod_is_held_then_programmed_then_published() {
         [9040, 53]
     );
     assert!(publication.wanted.condition.as_ref().unwrap().status);
-    let uid = publication.pod.uid.clone();
-    node.state.published(NOW, &uid, true);
+    node.echoes = false;
+    node.publish(publication.clone());
     let actions = node.state.take_actions();
     assert!(matches!(&actions[..], [Action::Event(event)] if event.kind == EventKind::Mapped));
 }
@@ -52,12 +52,16 @@ fn a_result_is_written_once_even_if_old_events_repeat() {
         echoes: false,
         ..Node::new("20000-20009")
     };
-    node.applied(facts("a", Some("10.244.0.2"))).settle();
+    node.applied(facts("a", Some("10.244.0.2")));
+    let old = node.shown("a");
+    node.settle();
     for _ in 0..3 {
-        node.applied(facts("a", Some("10.244.0.2"))).settle();
+        // a list from the API server's cache may be older than our write
+        node.state.pod_applied(node.now, old.clone());
+        node.settle();
     }
-    let seen = echoed(&node, facts("a", Some("10.244.0.2")));
-    node.applied(seen).settle();
+    node.state.pod_applied(node.now, node.shown("a"));
+    node.settle();
     assert_eq!(
         (node.written.len(), node.events()),
         (1, vec![EventKind::Mapped])
@@ -232,7 +236,8 @@ fn a_write_that_the_api_server_refuses_is_tried_again() {
                 Action::Program(plan) => node.state.programmed(node.now, &plan, Ok(())),
                 Action::Publish(publication) => {
                     refusals += 1;
-                    node.state.published(node.now, &publication.pod.uid, false);
+                    let uid = &publication.pod.uid;
+                    node.state.published(node.now, uid, PublishOutcome::Failed);
                 }
                 other => panic!("{other:?}"),
             }
@@ -266,4 +271,46 @@ fn a_result_that_a_user_reset_is_written_again_with_the_same_ports() {
     assert_eq!(node.written[0].wanted, node.written[1].wanted);
     assert_eq!(node.host_ports("a"), ports);
     assert_eq!(node.events(), [EventKind::Mapped], "nothing new happened");
+}
+
+#[test]
+fn the_last_of_two_words_counts_though_a_result_is_in_flight() {
+    let one = r#"[{"containerPort":53}]"#;
+    for (last, ports) in [(Some(one), 1), (None, 0), (Some(""), 2)] {
+        let mut node = Node::new("20000-29999");
+        node.applied(facts("a", Some("10.244.0.2"))).settle();
+        let mut pod = node.shown("a");
+        pod.record.annotation = Some(r#"[{"containerPort":9040}]"#.into());
+        node.applied(pod.clone());
+        // the user writes again while the answer to the first word is decided and written
+        pod.record.annotation = last.map(str::to_owned);
+        let newest = node.changed(pod);
+        node.settle();
+        let text = node.shown("a").record.annotation;
+        assert_eq!(text.as_deref(), last, "the user's text was overwritten");
+        node.state.pod_applied(node.now, newest);
+        node.settle();
+        assert_eq!(node.host_ports("a").len(), ports);
+        let shown = node.shown("a").record.annotation.unwrap_or_default();
+        let entries = annotation::decode(&shown).unwrap_or_default();
+        assert_eq!(entries.len(), ports, "{shown}");
+    }
+}
+
+#[test]
+fn a_publication_that_met_a_newer_version_is_not_repeated_for_the_old_one() {
+    let mut node = Node::new("20000-20009");
+    node.applied(facts("a", Some("10.244.0.2")));
+    let newest = node.changed(node.shown("a"));
+    node.settle();
+    assert_eq!(node.written, []);
+    assert_eq!(
+        node.state.take_actions(),
+        [],
+        "it waits for the newer version"
+    );
+    node.state.pod_applied(node.now, newest);
+    node.settle();
+    assert_eq!(node.written.len(), 1);
+    assert!(node.state.next_deadline().is_none());
 }

@@ -13,8 +13,7 @@ fn an_event_processes_only_its_own_pod() {
     let mut node = Node::new("10000-60000");
     node.settle();
     for n in 0..PODS {
-        node.state
-            .pod_applied(NOW, facts(&format!("p{n}"), Some(&address(n))));
+        node.applied(facts(&format!("p{n}"), Some(&address(n))));
     }
     while let actions @ [_, ..] = node.state.take_actions().as_slice() {
         for action in actions {
@@ -25,7 +24,7 @@ fn an_event_processes_only_its_own_pod() {
                 }
                 Action::Program(plan) => node.state.programmed(NOW, plan, Ok(())),
                 Action::Publish(publication) => {
-                    node.state.published(NOW, &publication.pod.uid, true);
+                    node.publish(publication.clone());
                 }
                 Action::Release(keys) => node.state.released(NOW, keys),
                 Action::Event(_) => {}
