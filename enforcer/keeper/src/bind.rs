@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use portmapping_shared::{HostPort, Protocol};
 use rustix::io::Errno;
@@ -76,10 +76,7 @@ fn bind_as(domain: Domain, kind: Type, port: HostPort) -> io::Result<Socket> {
         socket.set_only_v6(false)?;
     }
     if kind == Type::DGRAM {
-        // other processes still cannot bind the port, and clients from outside get ICMP port
-        // unreachable instead of no answer
-        socket.bind_device(Some(b"lo"))?;
-        // datagrams that this node sends to itself are never read: queue as few as possible
+        // datagrams are never read: queue as few as possible
         socket.set_recv_buffer_size(0)?;
     }
     let address: SocketAddr = if domain == Domain::IPV6 {
@@ -88,7 +85,31 @@ fn bind_as(domain: Domain, kind: Type, port: HostPort) -> io::Result<Socket> {
         (Ipv4Addr::UNSPECIFIED, port.get()).into()
     };
     socket.bind(&address.into())?;
+    if kind == Type::DGRAM {
+        leave_to_loopback(&socket)?;
+    }
     Ok(socket)
+}
+
+/// Makes a bound UDP socket receive from device lo only: other processes still cannot bind the
+/// port, and clients from outside get ICMP port unreachable instead of no answer. Before the bind,
+/// this would hide a socket that another process has bound to another device.
+fn leave_to_loopback(socket: &Socket) -> io::Result<()> {
+    static REFUSED: Once = Once::new();
+    match socket.bind_device(Some(b"lo")) {
+        // Linux before 5.7 wants NET_RAW
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            REFUSED.call_once(|| {
+                tracing::warn!(
+                    %error,
+                    "held UDP ports cannot be bound to device lo (Linux before 5.7): they are held \
+                     on all devices, and datagrams to a port that is not mapped get no answer"
+                );
+            });
+            Ok(())
+        }
+        other => other,
+    }
 }
 
 fn is_errno(error: &io::Error, errno: Errno) -> bool {

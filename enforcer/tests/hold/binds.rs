@@ -211,6 +211,32 @@ fn port_of_another_process_is_refused_until_it_closes_it() {
 }
 
 #[test]
+fn udp_port_of_a_process_that_is_bound_to_a_device_is_refused() {
+    in_netns(|| {
+        let node = Node::new();
+        let keeper = node.keeper("a");
+        ip("link add eth1 type veth peer name eth2");
+        for (number, address, device) in [
+            (20000, "0.0.0.0", "eth1"),
+            (20001, "::", "eth1"),
+            (20002, "0.0.0.0", "lo"),
+        ] {
+            let address: IpAddr = address.parse().unwrap();
+            let port = ports(Udp, number, 1)[0];
+            let other = socket(Domain::for_address((address, 0).into()), Udp);
+            other.bind_device(Some(device.as_bytes())).unwrap();
+            other
+                .bind(&SocketAddr::from((address, number)).into())
+                .unwrap();
+            let refused = block_on(keeper.client().hold(&[port])).unwrap();
+            assert_eq!(refused, [IN_USE], "{address} on {device}");
+            drop(other);
+            keeper.hold(&[port]);
+        }
+    });
+}
+
+#[test]
 fn hold_is_idempotent_and_holds_only_the_requested_ports() {
     in_netns(|| {
         let node = Node::new();

@@ -9,5 +9,6 @@ mod clients;
 mod facts;
 mod handover;
 mod limits;
+mod old_kernel;
 mod reacquire;
 mod world;
