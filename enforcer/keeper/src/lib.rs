@@ -75,6 +75,7 @@ pub struct KeeperArgs {
     #[arg(
         long,
         value_name = "PORTS",
+        env = "PORTMAPPING_RANGE",
         value_delimiter = ',',
         default_value = "20000-29999"
     )]

@@ -27,20 +27,40 @@ fn defaults_are_those_of_the_manifest() {
         "node ports are never allocated"
     );
     let manifest = include_str!("../../../manifests/base/enforcer.yaml");
-    for flag in [
-        "--range=20000-29999",
-        "--node-port-range=30000-32767",
-        "--cooldown=30s",
-        "--quarantine=60s",
-        "--max-ports=64",
-        "--backend=iptables",
-        "--iptables=auto",
-        "--check-every=5s",
-        "--cni-results=/var/lib/cni/results",
-    ] {
-        assert!(
-            manifest.contains(flag),
-            "the manifest shows another default than {flag}"
+    let command = Cli::command();
+    for subcommand in ["run", "keep"] {
+        let flags = command.find_subcommand(subcommand).unwrap();
+        let mut variables = 0;
+        for flag in flags.get_arguments() {
+            let (Some(name), [default]) = (flag.get_env(), flag.get_default_values()) else {
+                continue;
+            };
+            let (name, default) = (name.to_str().unwrap(), default.to_str().unwrap());
+            variables += 1;
+            let set = format!("{{name: {name}, value: {default}}}");
+            let listed = |line: &str| {
+                let mut words = line.split_whitespace().skip(1);
+                words.next() == Some(&format!("{name}={default}"))
+            };
+            assert!(
+                manifest.contains(&set) || manifest.lines().any(listed),
+                "the manifest does not show that {name} is {default} by default"
+            );
+        }
+        assert!(variables > 0, "{subcommand} has no variable");
+    }
+}
+
+#[test]
+fn enforcer_and_keeper_read_the_range_from_the_same_variable() {
+    let command = Cli::command();
+    for subcommand in ["run", "keep"] {
+        let flags = command.find_subcommand(subcommand).unwrap();
+        let range = flags.get_arguments().find(|flag| flag.get_id() == "range");
+        assert_eq!(
+            range.unwrap().get_env(),
+            Some("PORTMAPPING_RANGE".as_ref()),
+            "{subcommand}"
         );
     }
 }

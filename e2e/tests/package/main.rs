@@ -1,0 +1,11 @@
+//! What a user installs, as rendered text: no cluster, no root.
+
+#![allow(
+    clippy::panic_in_result_fn,
+    reason = "a test that fails may panic or return its error"
+)]
+
+mod render;
+
+mod name_namespaces;
+mod set_variables;

@@ -1,0 +1,116 @@
+//! Can a setting be changed without knowing the subcommand?
+
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+
+use crate::render::{find, kustomize, overlay};
+
+/// Every container of the two workloads.
+fn containers(objects: &[Value]) -> Result<Vec<Value>> {
+    let mut all = Vec::new();
+    for (kind, name) in [("Deployment", "webhook"), ("DaemonSet", "enforcer")] {
+        let spec = &find(objects, kind, name)?["spec"]["template"]["spec"];
+        for list in ["initContainers", "containers"] {
+            all.extend(spec[list].as_array().cloned().unwrap_or_default());
+        }
+    }
+    Ok(all)
+}
+
+#[test]
+fn args_hold_nothing_but_the_subcommand() -> Result<()> {
+    for directory in ["base", "overlays/cert-manager", "overlays/legacy-iptables"] {
+        for container in containers(&kustomize(directory)?)? {
+            let expected = match container["name"].as_str() {
+                Some("keeper") => json!(["keep"]),
+                Some("enforcer") => json!(["run"]),
+                _ => Value::Null,
+            };
+            let args = &container["args"];
+            ensure!(
+                *args == expected,
+                "{directory}: args of {}: {args}",
+                container["name"]
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_changed_range_keeps_the_other_settings_and_the_uninstall_overlay_uninstalls() -> Result<()> {
+    let patched = overlay(
+        "range",
+        "resources: [MANIFESTS/overlays/uninstall]\n\
+         patches:\n\
+         - patch: |\n    apiVersion: apps/v1\n    kind: DaemonSet\n    metadata: {name: enforcer, namespace: portmapping-system}\n    spec: \
+         {template: {spec: {containers: [{name: enforcer, env: [{name: PORTMAPPING_RANGE, value: 21000-24999}]}]}}}\n",
+    )?;
+    let set = find(&patched, "DaemonSet", "enforcer")?;
+    let enforcer = &set["spec"]["template"]["spec"]["containers"][0];
+    ensure!(
+        enforcer["args"] == json!(["uninstall", "--stay"]),
+        "args: {}",
+        enforcer["args"]
+    );
+    let usual = kustomize("base")?;
+    let usual = find(&usual, "DaemonSet", "enforcer")?;
+    let usual = &usual["spec"]["template"]["spec"]["containers"][0]["env"];
+    let names = |list: &Value| -> Vec<Value> {
+        let list = list.as_array().cloned().unwrap_or_default();
+        list.iter()
+            .map(|variable| variable["name"].clone())
+            .collect()
+    };
+    ensure!(
+        names(&enforcer["env"])
+            .iter()
+            .all(|name| names(usual).contains(name)),
+        "{}",
+        enforcer["env"]
+    );
+    ensure!(
+        names(&enforcer["env"]).len() == names(usual).len(),
+        "a variable is missing: {}",
+        enforcer["env"]
+    );
+    Ok(())
+}
+
+#[test]
+fn drains_virtual_nodes_and_meshes_do_not_block_the_workloads() -> Result<()> {
+    let base = kustomize("base")?;
+    let budget = find(&base, "PodDisruptionBudget", "webhook")?;
+    ensure!(budget["spec"]["maxUnavailable"] == 1, "{}", budget["spec"]);
+    for (kind, name) in [("Deployment", "webhook"), ("DaemonSet", "enforcer")] {
+        let template = &find(&base, kind, name)?["spec"]["template"];
+        let labels = &template["metadata"]["labels"];
+        ensure!(labels["sidecar.istio.io/inject"] == "false", "{labels}");
+        ensure!(labels["istio.io/dataplane-mode"] == "none", "{labels}");
+        let annotations = &template["metadata"]["annotations"];
+        ensure!(
+            annotations["linkerd.io/inject"] == "disabled",
+            "{annotations}"
+        );
+    }
+    let set = find(&base, "DaemonSet", "enforcer")?;
+    let terms = &set["spec"]["template"]["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+        ["nodeSelectorTerms"];
+    // one term: terms are alternatives, and one that excludes nothing would undo the others
+    ensure!(
+        terms.as_array().is_some_and(|terms| terms.len() == 1),
+        "{terms}"
+    );
+    let term = &terms[0]["matchExpressions"];
+    for (key, value) in [
+        ("type", "virtual-kubelet"),
+        ("eks.amazonaws.com/compute-type", "fargate"),
+    ] {
+        let wanted = json!({ "key": key, "operator": "NotIn", "values": [value] });
+        ensure!(
+            term.as_array().is_some_and(|terms| terms.contains(&wanted)),
+            "{key}: {term}"
+        );
+    }
+    Ok(())
+}
