@@ -1,7 +1,7 @@
 //! Flags of `enforcer` in two stages: the raw flags, and the validated [`RunConfig`].
 
 use std::ffi::OsString;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use portmapping_runtime::log::LogArgs;
 use portmapping_shared::contract::DEFAULT_MAX_PORTS;
 use portmapping_shared::{PortRange, PortSet};
 
-use portmapping_dataplane::Subnet;
+use portmapping_dataplane::{AddressSelection, Subnet};
 use portmapping_keeper::{DEFAULT_SOCKET, KeeperArgs};
 
 /// Default path of the unix socket for health, metrics and state.
@@ -87,6 +87,19 @@ pub struct RunArgs {
     /// bridges
     #[arg(long, env = "PORTMAPPING_NEIGHBOURS", value_delimiter = ',')]
     neighbours: Vec<Subnet>,
+    /// Addresses of the node at which mapped ports answer. node: the InternalIPs and ExternalIPs of its
+    /// Node object; all: every address, except loopback, link-local and multicast; or the addresses in
+    /// these subnets, separated by commas
+    #[arg(
+        long,
+        value_name = "node|all|CIDR,...",
+        env = "PORTMAPPING_HOST_ADDRESSES",
+        default_value = "node"
+    )]
+    host_addresses: AddressSelection,
+    /// Addresses of the node until its Node object is read: status.hostIPs by the downward API
+    #[arg(long, env = "HOST_IPS", value_delimiter = ',')]
+    host_ips: Vec<IpAddr>,
     /// Directory of the container runtime's CNI results, which have a pod's address before its status
     /// has; empty: use the status only
     #[arg(
@@ -173,6 +186,10 @@ pub struct RunConfig {
     pub iptables: IptablesChoice,
     /// Pod subnets behind the node's bridges.
     pub neighbours: Vec<Subnet>,
+    /// Which addresses of the node become host addresses.
+    pub host_addresses: AddressSelection,
+    /// Addresses of the node until its Node object is read.
+    pub host_ips: Vec<IpAddr>,
     /// Directory of the container runtime's CNI results; None to use the status only.
     pub cni_results: Option<PathBuf>,
     /// Period of the check of the rules.
@@ -214,6 +231,8 @@ impl TryFrom<RunArgs> for RunConfig {
             backend,
             iptables,
             neighbours,
+            host_addresses,
+            host_ips,
             cni_results,
             check_every,
             keeper_socket,
@@ -245,6 +264,8 @@ impl TryFrom<RunArgs> for RunConfig {
             backend,
             iptables,
             neighbours,
+            host_addresses,
+            host_ips,
             cni_results: (!cni_results.is_empty()).then(|| cni_results.into()),
             check_every,
             keeper_socket,

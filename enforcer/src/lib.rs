@@ -18,6 +18,7 @@ pub mod cni;
 pub mod health;
 pub mod keeper_client;
 pub mod metrics;
+mod node_addresses;
 pub mod node_facts;
 mod pods;
 mod publish;

@@ -4,6 +4,7 @@
 mod calls;
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -78,6 +79,8 @@ pub(crate) struct Inputs {
     pub sandboxes: mpsc::Receiver<SandboxUpdate>,
     /// Changes whenever another process may have altered our rules: they are read back at once.
     pub damage_hints: watch::Receiver<u64>,
+    /// The addresses that the Node object names; None before it is read.
+    pub node_addresses: watch::Receiver<Option<BTreeSet<IpAddr>>>,
     /// Requests for the state.
     pub state_requests: mpsc::Receiver<StateRequest>,
     /// How often the rules are read back.
@@ -122,6 +125,8 @@ pub(crate) struct Reconciler {
     damaged_since: Option<Instant>,
     /// A read was asked for during a read or a change: read once more after it.
     read_again: bool,
+    /// What the Node object names, for the next read.
+    node_addresses: Option<BTreeSet<IpAddr>>,
     /// Changes started so far. A read during which a change started is not used.
     changes: u64,
     /// Mappings that the rules should have; None before the first count.
@@ -143,6 +148,7 @@ impl Reconciler {
             changing: false,
             damaged_since: None,
             read_again: false,
+            node_addresses: None,
             changes: 0,
             expected_mappings: None,
         }
@@ -198,6 +204,10 @@ impl Reconciler {
                     }
                 }
                 Ok(()) = inputs.damage_hints.changed() => self.observe(),
+                Ok(()) = inputs.node_addresses.changed() => {
+                    self.node_addresses.clone_from(&inputs.node_addresses.borrow_and_update());
+                    self.observe();
+                }
                 Some(finished) = self.tasks.join_next() => {
                     self.finish_call(finished.map_err(ReconcileError::Task)?);
                 }
@@ -289,6 +299,7 @@ impl Reconciler {
                 match observed {
                     Some(observed) if before == self.changes => {
                         self.report_damage(&observed);
+                        self.state.host_addresses_read(now, observed.host_addresses);
                         self.state.observed(now, observed.mappings, observed.intact);
                     }
                     Some(_) => self.read_again = true,

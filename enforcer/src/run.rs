@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use parking_lot::Mutex;
-use portmapping_dataplane::Dataplane as _;
+use portmapping_dataplane::{AddressSelection, Dataplane as _};
 use portmapping_enforcer_core::NodeState;
 use portmapping_keeper::wire::KeeperRole;
 use portmapping_runtime::client::ApiServer;
@@ -18,6 +18,7 @@ use crate::cni::{self, SANDBOX_QUEUE};
 use crate::health::{Routers, admin_listener};
 use crate::keeper_client::follow_role;
 use crate::metrics::Metrics;
+use crate::node_addresses;
 use crate::pods::{self, POD_QUEUE};
 use crate::publish::Publisher;
 use crate::reconciler::{Drivers, Inputs, Reconciler};
@@ -95,6 +96,7 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
     let (role_sender, role) = watch::channel(KeeperRole::Active);
     let (keeper_lost_sender, keeper_lost) = watch::channel(0);
     let (damage_sender, damage_hints) = watch::channel(0);
+    let (addresses_sender, node_addresses) = watch::channel(None);
     let (sandbox_sender, sandboxes) = mpsc::channel(SANDBOX_QUEUE);
     if let Some(dir) = config.cni_results {
         let followed = cni::watch(dir, sandbox_sender, metrics.clone(), token.clone());
@@ -114,6 +116,7 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
         keeper_lost,
         sandboxes,
         damage_hints,
+        node_addresses,
         state_requests: requests,
         check_every: config.check_every,
         on_listed: Box::new(move || pods_ready.ready()),
@@ -130,6 +133,15 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
         changes.hint(damage_sender, ending).await;
     });
     let node = config.node;
+    if config.host_addresses == AddressSelection::Node {
+        let (client, node, ending) = (watch_client.clone(), node.clone(), token.clone());
+        tasks.spawn("node", async move {
+            tokio::select! {
+                () = ending.cancelled() => {}
+                () = node_addresses::watch(client, &node, addresses_sender) => {}
+            }
+        });
+    }
     let ending = token.clone();
     tasks.try_spawn("pods", async move {
         tokio::select! {

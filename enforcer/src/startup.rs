@@ -11,6 +11,7 @@ use portmapping_dataplane::snapshot::Snapshot;
 use portmapping_dataplane::{Dataplane as _, Observed, Settings, Tools, detect};
 use portmapping_enforcer_core::Recovered;
 use portmapping_runtime::deadline::chain;
+use portmapping_shared::pod::canonical_ip;
 
 use crate::args::{BackendChoice, IptablesChoice, RunConfig};
 use crate::keeper_client::KeeperClient;
@@ -58,6 +59,7 @@ pub(crate) async fn recover(
     let found = Recovered {
         mappings: observed.mappings,
         intact: observed.intact,
+        host_addresses: observed.host_addresses,
         held,
         in_other_backends,
     };
@@ -92,6 +94,8 @@ fn settings(config: &mut RunConfig) -> Settings {
     Settings {
         excluded: config.core.excluded.clone(),
         neighbours: std::mem::take(&mut config.neighbours),
+        selection: config.host_addresses.clone(),
+        host_addresses: config.host_ips.iter().copied().map(canonical_ip).collect(),
         ..Settings::new(config.core.range)
     }
 }

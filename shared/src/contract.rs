@@ -16,6 +16,8 @@ pub const REASON_MAPPED: &str = "Mapped";
 pub const REASON_NO_FREE_PORT: &str = "NoFreePort";
 /// Condition reason while another process has a host port of the pod.
 pub const REASON_PORT_CONFLICT: &str = "PortConflict";
+/// Condition reason while a requested hostIP is not a host address of the node.
+pub const REASON_HOST_IP_NOT_ON_NODE: &str = "HostIPNotOnNode";
 /// Condition reason while the kernel refuses the pod's rules.
 pub const REASON_DATAPLANE_ERROR: &str = "DataplaneError";
 /// Condition reason when the enforcer cannot read the annotation of a pod with a readiness gate.

@@ -1,6 +1,7 @@
 //! Our drivers, on a node of the benchmark.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -123,7 +124,10 @@ impl Backend {
         let range: PortRange = format!("{FIRST_PORT}-{LAST_PORT}")
             .parse()
             .context("the range of host ports")?;
-        let settings = Settings::new(range);
+        let settings = Settings {
+            host_addresses: addresses(node)?,
+            ..Settings::new(range)
+        };
         let driver = node.run(|| {
             let driver: Box<dyn Dataplane> = match self.flavour() {
                 None => Box::new(Nftables::open(&settings).context("open the nftables driver")?),
@@ -139,6 +143,14 @@ impl Backend {
         })?;
         Ok(Ours(driver))
     }
+}
+
+/// Returns the addresses of a node's interfaces.
+fn addresses(node: &Netns) -> Result<BTreeSet<IpAddr>> {
+    let listed = node.sh("ip -o address show scope global")?;
+    let words = listed.split_whitespace();
+    let addresses = words.filter_map(|word| word.split_once('/')?.0.parse().ok());
+    Ok(addresses.collect())
 }
 
 /// A driver. Times are in ms, and are those of the driver alone.

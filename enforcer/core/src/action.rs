@@ -94,6 +94,8 @@ pub enum EventKind {
     NoFreePort,
     /// Another process has one of its ports, or a static hostPort claims it.
     PortConflict,
+    /// A hostIP that it asks for is not a host address of the node.
+    HostIpNotOnNode,
     /// The kernel refuses its rules.
     DataplaneError,
     /// The annotation is not a valid request.
@@ -113,6 +115,7 @@ impl EventKind {
             Self::Repaired => c::EVENT_REPAIRED,
             Self::NoFreePort => c::REASON_NO_FREE_PORT,
             Self::PortConflict => c::REASON_PORT_CONFLICT,
+            Self::HostIpNotOnNode => c::REASON_HOST_IP_NOT_ON_NODE,
             Self::DataplaneError => c::REASON_DATAPLANE_ERROR,
             Self::InvalidRequest => c::REASON_INVALID_REQUEST,
             Self::ForgedResult => c::EVENT_FORGED_RESULT,

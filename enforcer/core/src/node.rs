@@ -54,6 +54,8 @@ pub struct NodeState {
     kernel: Kernel,
     /// The node's own addresses, from the pod that named them last.
     host_ips: Vec<IpAddr>,
+    /// The addresses at which mappings answer; None: not known yet, every hostIP is mapped.
+    host_addresses: Option<BTreeSet<IpAddr>>,
     /// Pods to process now.
     dirty: BTreeSet<PodUid>,
     /// Pods to process later.
@@ -79,6 +81,7 @@ impl NodeState {
             addresses: Addresses::default(),
             kernel: Kernel::new(BTreeSet::new(), false),
             host_ips: Vec::new(),
+            host_addresses: None,
             dirty: BTreeSet::new(),
             wakes: Timers::default(),
             arrivals: 0,
@@ -260,6 +263,15 @@ impl NodeState {
             self.begin_rests(now, draining);
         }
         self.converge(now);
+    }
+
+    /// Mappings answer at these addresses of the node.
+    pub fn host_addresses_read(&mut self, now: Duration, addresses: BTreeSet<IpAddr>) {
+        if self.host_addresses.as_ref() != Some(&addresses) {
+            self.host_addresses = Some(addresses);
+            self.mark_all();
+            self.converge(now);
+        }
     }
 
     /// The API server answered a publication.

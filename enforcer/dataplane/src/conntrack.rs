@@ -20,10 +20,8 @@
 mod entry;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::net::IpAddr;
 
-use nix::sys::socket::SockaddrStorage;
 use portmapping_shared::{Mapping, Protocol};
 use rustix::io::Errno;
 
@@ -44,12 +42,24 @@ pub(super) struct Conntrack {
     /// Opened at the first change, in the network namespace of the caller.
     socket: Option<Socket>,
     failures: u64,
+    /// The current host addresses.
+    host_addresses: BTreeSet<IpAddr>,
+    /// All host addresses since the start: flows through an earlier one may still exist.
+    ever_host_addresses: BTreeSet<IpAddr>,
 }
 
 impl Conntrack {
     /// Creates the value; the socket is opened at the first change.
-    pub(super) fn new() -> Self {
-        Self::default()
+    pub(super) fn new(host_addresses: &BTreeSet<IpAddr>) -> Self {
+        let mut conntrack = Self::default();
+        conntrack.set_host_addresses(host_addresses);
+        conntrack
+    }
+
+    /// Sets the addresses at which mappings answer. Flows to other addresses are not ours.
+    pub(super) fn set_host_addresses(&mut self, addresses: &BTreeSet<IpAddr>) {
+        self.host_addresses.clone_from(addresses);
+        self.ever_host_addresses.extend(addresses);
     }
 
     /// Returns how often listing or deleting entries failed.
@@ -116,11 +126,9 @@ impl Conntrack {
                 Err(error) => return Err(error),
             }
         }
-        let mut own = None;
+        let (current, ever) = (&self.host_addresses, &self.ever_host_addresses);
         for entry in found {
-            let is_stale = change.outlived_by(&entry)
-                || change.bypassed_by(&entry) && is_own(&mut own, entry.dst)?;
-            if !is_stale {
+            if !change.contradicts(&entry, current, ever) {
                 continue;
             }
             let (header, body) = entry.delete(family);
@@ -167,6 +175,18 @@ impl<'a> Change<'a> {
         self.removed.keys().chain(created).copied().collect()
     }
 
+    /// Returns whether an entry contradicts the rules. Flows to other addresses than host addresses,
+    /// such as those of a Service, are not ours.
+    fn contradicts(
+        &self,
+        entry: &Entry,
+        current: &BTreeSet<IpAddr>,
+        ever: &BTreeSet<IpAddr>,
+    ) -> bool {
+        ever.contains(&entry.dst) && self.outlived_by(entry)
+            || current.contains(&entry.dst) && self.bypassed_by(entry)
+    }
+
     /// Returns whether an entry sends packets to a pod that lost the port and did not get it again.
     fn outlived_by(&self, entry: &Entry) -> bool {
         at(&self.removed, entry).any(|mapping| entry.leads_to(mapping))
@@ -174,9 +194,8 @@ impl<'a> Change<'a> {
             && !(entry.protocol == Protocol::Tcp && entry.is_established)
     }
 
-    /// Returns whether an entry whose destination is this node sends packets to another endpoint
-    /// than the pod that has the port now. Flows that the node forwards to the same port of another
-    /// host look the same; they are not ours.
+    /// Returns whether an entry sends packets to another endpoint than the pod that has the port
+    /// now. Flows that the node forwards to the same port of another host look the same.
     fn bypassed_by(&self, entry: &Entry) -> bool {
         let concerns = |mapping: &Mapping| mapping.host_ip.is_none_or(|ip| ip == entry.dst);
         entry.protocol != Protocol::Tcp
@@ -188,28 +207,6 @@ impl<'a> Change<'a> {
 /// Returns the mappings of the port that an entry was sent to.
 fn at<'a>(mappings: &ByPort<'a>, entry: &Entry) -> impl Iterator<Item = &'a Mapping> {
     mappings.get(&entry.port).into_iter().flatten().copied()
-}
-
-/// Returns whether an address is one of this node's; reads them at the first call.
-fn is_own(own: &mut Option<BTreeSet<IpAddr>>, ip: IpAddr) -> Result<bool, NetlinkError> {
-    let own = match own {
-        Some(own) => own,
-        none => none.insert(own_addresses().map_err(NetlinkError::Addresses)?),
-    };
-    Ok(own.contains(&ip))
-}
-
-/// Returns the addresses of this node's interfaces. A bind would not tell them apart from others:
-/// with `ip_nonlocal_bind` it succeeds for every address.
-fn own_addresses() -> io::Result<BTreeSet<IpAddr>> {
-    let address = |storage: SockaddrStorage| {
-        let v4 = storage.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
-        v4.or_else(|| storage.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
-    };
-    let interfaces = nix::ifaddrs::getifaddrs()?;
-    Ok(interfaces
-        .filter_map(|interface| address(interface.address?))
-        .collect())
 }
 
 #[cfg(test)]

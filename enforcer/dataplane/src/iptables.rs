@@ -5,6 +5,7 @@
 //! family, which writes only the chains that change. It never names chains or rules of others.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::panic::resume_unwind;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -73,6 +74,7 @@ impl Iptables {
             FamilyRules::new(Commands::new(family, flavour, tools.clone()), settings)
         };
         let (v4_text, v6_text) = (ipv4?, ipv6);
+        let conntrack = Conntrack::new(&settings.host_addresses);
         let ipv4 = rules(Family::V4, settings.clone());
         let (ipv6, v6_text) = match v6_text {
             Ok(text) => (Ok(rules(Family::V6, settings)), text),
@@ -86,7 +88,7 @@ impl Iptables {
             tools,
             ipv4,
             ipv6,
-            conntrack: Conntrack::new(),
+            conntrack,
             monitor: ChangeMonitor::default(),
             generation: GenerationSocket::default(),
             read_at: None,
@@ -214,6 +216,14 @@ impl Dataplane for Iptables {
         if let Ok(ipv6) = &mut self.ipv6 {
             ipv6.set_neighbours(neighbours);
         }
+    }
+
+    fn set_host_addresses(&mut self, addresses: &BTreeSet<IpAddr>) {
+        self.ipv4.set_host_addresses(addresses);
+        if let Ok(ipv6) = &mut self.ipv6 {
+            ipv6.set_host_addresses(addresses);
+        }
+        self.conntrack.set_host_addresses(addresses);
     }
 
     fn has_ipv6(&self) -> bool {

@@ -23,6 +23,7 @@
 //! learns all mappings and their owners from the kernel.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use portmapping_shared::{Mapping, Plan};
 
@@ -34,6 +35,7 @@ mod error;
 mod exec;
 mod family;
 mod forward;
+mod host_addresses;
 pub mod iptables;
 pub mod migration;
 pub mod netlink;
@@ -46,6 +48,7 @@ use change_monitor::ChangeMonitor;
 pub use error::DataplaneError;
 pub use exec::{ExecError, Tools};
 pub use family::Family;
+pub use host_addresses::{AddressSelection, InvalidSelection};
 pub use settings::{InvalidSubnet, Settings, Subnet};
 pub use uninstall::uninstall;
 
@@ -56,6 +59,8 @@ pub struct Observed {
     pub mappings: BTreeSet<Mapping>,
     /// Whether the frame around them (chains and jumps) is as it should be.
     pub intact: bool,
+    /// The host addresses at which the rules answer.
+    pub host_addresses: BTreeSet<IpAddr>,
 }
 
 impl Observed {
@@ -63,6 +68,7 @@ impl Observed {
     fn add(&mut self, other: Self) {
         self.mappings.extend(other.mappings);
         self.intact &= other.intact;
+        self.host_addresses.extend(other.host_addresses);
     }
 }
 
@@ -83,6 +89,9 @@ pub trait Dataplane: Send {
     /// Sets the subnets within which connections between pods are masqueraded, from the next change
     /// on.
     fn set_neighbours(&mut self, neighbours: &[Subnet]);
+
+    /// Sets the addresses at which mappings answer, from the next change on.
+    fn set_host_addresses(&mut self, addresses: &BTreeSet<IpAddr>);
 
     /// Returns whether IPv6 mappings can be made.
     fn has_ipv6(&self) -> bool;

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use portmapping_shared::{Mapping, Plan};
@@ -14,6 +15,7 @@ use super::bridges::Bridges;
 use super::change_monitor::ChangeMonitor;
 use super::exec::Tools;
 use super::forward::Forward;
+use super::host_addresses::HostAddresses;
 use super::iptables::{self, Flavour, Iptables};
 use super::nftables::{self, Nftables};
 use super::settings::{Settings, Subnet};
@@ -142,6 +144,7 @@ pub struct BackendMigration {
     forward: Forward,
     /// None if the configuration names the neighbours.
     bridges: Option<Bridges>,
+    host_addresses: HostAddresses,
     /// Whether there are mappings, or are to be.
     in_use: bool,
 }
@@ -163,6 +166,10 @@ impl BackendMigration {
             .into_iter()
             .partition(|saved| backend == saved.flavour.into());
         let (to, observed) = backend.open(settings, &tools, own.into_iter().next())?;
+        // until the Node object is read, the rules that were found keep their addresses
+        let mut named = settings.host_addresses.clone();
+        named.extend(&observed.host_addresses);
+        named.extend(observed.mappings.iter().filter_map(|rule| rule.host_ip));
         let mut from = Vec::new();
         let mut in_other_backends = BTreeSet::new();
         for (other, mappings) in leftovers(backend, settings, &others) {
@@ -173,6 +180,7 @@ impl BackendMigration {
                 "moving mappings of an earlier run to this backend"
             );
             from.push(other);
+            named.extend(mappings.iter().filter_map(|rule| rule.host_ip));
             in_other_backends.extend(mappings);
         }
         let mut migration = Self {
@@ -185,7 +193,17 @@ impl BackendMigration {
             begun: false,
             forward,
             bridges: settings.neighbours.is_empty().then(Bridges::default),
+            host_addresses: HostAddresses::new(
+                settings.selection.clone(),
+                settings.host_addresses.clone(),
+                named,
+            ),
             in_use: false,
+        };
+        let observed = if migration.find_host_addresses() {
+            migration.to.observe()?
+        } else {
+            observed
         };
         let observed = migration.complete(observed);
         Ok((migration, observed))
@@ -211,10 +229,24 @@ impl BackendMigration {
         true
     }
 
-    /// Changes the rules if the node's bridges have changed. The rules were correct before, so this
-    /// is not reported as damage.
-    fn with_neighbours(&mut self, observed: Observed) -> Result<Observed, DataplaneError> {
-        if !self.find_neighbours() || observed.mappings.is_empty() {
+    /// Reads the node's addresses. Returns whether the host addresses have changed.
+    fn find_host_addresses(&mut self) -> bool {
+        let Some(found) = self.host_addresses.refresh() else {
+            return false;
+        };
+        let addresses: Vec<String> = found.iter().map(ToString::to_string).collect();
+        tracing::info!(
+            addresses = addresses.join(","),
+            "mapped ports answer at these addresses"
+        );
+        self.to.set_host_addresses(found);
+        true
+    }
+
+    /// Changes the rules if the node's bridges or addresses have changed. The rules were correct
+    /// before, so this is not reported as damage.
+    fn with_node(&mut self, observed: Observed) -> Result<Observed, DataplaneError> {
+        if !(self.find_neighbours() | self.find_host_addresses()) {
             return Ok(observed);
         }
         self.to.apply(&Plan::default())?;
@@ -229,6 +261,9 @@ impl BackendMigration {
         observed.intact &= self.forward.is_open(self.in_use);
         // makes the reconciler act even if no pod needs a mapping
         observed.intact &= self.begun || self.from.is_empty();
+        observed
+            .host_addresses
+            .clone_from(self.host_addresses.current());
         self.sweep();
         observed
     }
@@ -262,7 +297,7 @@ impl Dataplane for BackendMigration {
 
     fn observe(&mut self) -> Result<Observed, DataplaneError> {
         let observed = self.to.observe()?;
-        let observed = self.with_neighbours(observed)?;
+        let observed = self.with_node(observed)?;
         self.forward.read();
         Ok(self.complete(observed))
     }
@@ -297,6 +332,12 @@ impl Dataplane for BackendMigration {
     fn set_neighbours(&mut self, neighbours: &[Subnet]) {
         self.bridges = None;
         self.to.set_neighbours(neighbours);
+    }
+
+    /// Sets the addresses that the Node object names. The next observation takes those that are
+    /// local, if `--host-addresses` is `node`.
+    fn set_host_addresses(&mut self, addresses: &BTreeSet<IpAddr>) {
+        self.host_addresses.set_named(addresses.clone());
     }
 
     fn has_ipv6(&self) -> bool {

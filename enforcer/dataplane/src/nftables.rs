@@ -5,6 +5,7 @@
 //! if its comment names a pod; other elements are neither changed nor counted.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::Instant;
 
 use portmapping_shared::contract::CHAIN_PREFIX;
@@ -76,7 +77,7 @@ impl Nftables {
                         abilities,
                         known: Content::default(),
                         stale: true,
-                        conntrack: Conntrack::new(),
+                        conntrack: Conntrack::new(&settings.host_addresses),
                         monitor: ChangeMonitor::default(),
                     });
                 }
@@ -202,6 +203,7 @@ impl Dataplane for Nftables {
         Ok(Observed {
             mappings: self.known.mappings.values().cloned().collect(),
             intact: self.known.is_intact(),
+            host_addresses: self.known.host_addresses.clone(),
         })
     }
 
@@ -220,6 +222,13 @@ impl Dataplane for Nftables {
 
     fn set_neighbours(&mut self, neighbours: &[Subnet]) {
         self.settings.neighbours = neighbours.to_vec();
+        self.frame = Frame::new(&self.settings, self.abilities);
+        self.stale = true;
+    }
+
+    fn set_host_addresses(&mut self, addresses: &BTreeSet<IpAddr>) {
+        self.settings.host_addresses.clone_from(addresses);
+        self.conntrack.set_host_addresses(addresses);
         self.frame = Frame::new(&self.settings, self.abilities);
         self.stale = true;
     }

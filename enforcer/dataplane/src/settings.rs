@@ -1,5 +1,6 @@
 //! What an administrator may set.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -7,6 +8,7 @@ use std::str::FromStr;
 use portmapping_shared::{PortRange, PortSet};
 
 use crate::family::Family;
+use crate::host_addresses::AddressSelection;
 
 /// Settings of the rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,16 +20,22 @@ pub struct Settings {
     /// Subnets of pods that share a bridge whose packets pass no rules (bridge-nf-call-iptables is
     /// 0). There, a pod reaches the host port of another pod only if the connection is masqueraded.
     pub neighbours: Vec<Subnet>,
+    /// Which addresses of the node become host addresses.
+    pub selection: AddressSelection,
+    /// The addresses at which mappings answer. Packets to all other addresses are not ours.
+    pub host_addresses: BTreeSet<IpAddr>,
 }
 
 impl Settings {
-    /// Returns settings with every port of the range and no neighbours.
+    /// Returns settings with every port of the range, no neighbours and no host addresses.
     #[must_use]
     pub fn new(range: PortRange) -> Self {
         Self {
             range,
             excluded: PortSet::default(),
             neighbours: Vec::new(),
+            selection: AddressSelection::default(),
+            host_addresses: BTreeSet::new(),
         }
     }
 }
@@ -49,6 +57,16 @@ impl Subnet {
             network: masked(ip, length),
             length,
         })
+    }
+
+    /// Returns the network that has this address only.
+    #[must_use]
+    pub fn of_address(ip: IpAddr) -> Self {
+        let length = if ip.is_ipv4() { 32 } else { 128 };
+        Self {
+            network: ip,
+            length,
+        }
     }
 
     pub(crate) fn family(&self) -> Family {

@@ -95,9 +95,15 @@ impl Reconciler {
         let before = self.changes;
         let dataplane = Arc::clone(&self.drivers.dataplane);
         let metrics = self.drivers.metrics.clone();
+        let node_addresses = self.node_addresses.take();
         self.tasks.spawn_blocking(move || {
             let begun = Instant::now();
-            let observed = dataplane.lock().observe();
+            let mut dataplane = dataplane.lock();
+            if let Some(addresses) = node_addresses {
+                dataplane.set_host_addresses(&addresses);
+            }
+            let observed = dataplane.observe();
+            drop(dataplane);
             let us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
             tracing::debug!(us, "rules read back");
             metrics.record_call("observe", observed.is_ok());

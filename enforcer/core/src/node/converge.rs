@@ -103,12 +103,17 @@ impl NodeState {
         // an address that a newer pod owns by now has no rules of this one
         let reachable = leases.is_empty() || !self.kernel.desired(uid).is_empty();
         // right after its start a pod names no address of the node; the other pods do
-        let own = self.facts(uid).and_then(|facts| facts.host_ips.first());
+        let own = self.facts(uid).map(|facts| facts.host_ips.iter());
+        let named = own.into_iter().flatten().chain(&self.host_ips);
+        let mut answering = named.filter(|ip| self.is_host_address(**ip));
+        let host_ip = answering
+            .next()
+            .or(self.host_addresses.iter().flatten().next());
         Progress {
             leases,
             held: complete && self.ports.all_held(uid),
             ruled: reachable && self.kernel.is_intact() && self.kernel.has_rules(uid),
-            host_ip: own.or(self.host_ips.first()).copied(),
+            host_ip: host_ip.copied(),
         }
     }
 
@@ -122,7 +127,38 @@ impl NodeState {
             let ended = self.addresses.has_ended(uid, ip);
             family && !ended && self.addresses.owner(ip).is_none_or(|owner| owner == uid)
         };
-        pod.desired(uid, &self.progress(uid), owns, self.kernel.present(uid))
+        let mut desired = pod.desired(uid, &self.progress(uid), owns, self.kernel.present(uid));
+        desired.retain(|mapping| mapping.host_ip.is_none_or(|ip| self.is_host_address(ip)));
+        desired
+    }
+
+    /// Whether mappings answer at the address.
+    fn is_host_address(&self, ip: IpAddr) -> bool {
+        let known = self.host_addresses.as_ref();
+        known.is_none_or(|addresses| addresses.contains(&ip))
+    }
+
+    /// Why a lease cannot be mapped at the addresses of this node, if one cannot.
+    fn without_host_address(&self, leases: &BTreeSet<LeasedPort>) -> Option<String> {
+        let known = self.host_addresses.as_ref()?;
+        let missing = |lease: &&LeasedPort| match lease.host_ip {
+            Some(ip) => !known.contains(&ip),
+            None => known.is_empty(),
+        };
+        let lease = leases.iter().find(missing)?;
+        let (port, protocol) = (lease.container_port, lease.protocol);
+        let known: Vec<String> = known.iter().map(IpAddr::to_string).collect();
+        Some(match lease.host_ip {
+            Some(ip) if !known.is_empty() => format!(
+                "container port {port}/{protocol} cannot be mapped: hostIP {ip} is no host address \
+                 of this node; it has {}",
+                known.join(", ")
+            ),
+            _ => format!(
+                "container port {port}/{protocol} cannot be mapped: this node has no host address; \
+                 see --host-addresses of the enforcer"
+            ),
+        })
     }
 
     /// Ends the leases that the pod does not ask for any more.
@@ -195,6 +231,7 @@ impl NodeState {
     /// Updates why the pod is not mapped. What is in the way before the kernel is named first.
     fn update_refusal(&mut self, uid: &PodUid) {
         let (leases, held) = (self.ports.leases(uid), self.ports.all_held(uid));
+        let homeless = self.without_host_address(leases);
         let Some(pod) = self.pods.get_mut(uid) else {
             return;
         };
@@ -213,9 +250,13 @@ impl NodeState {
         if held {
             pod.clear_refusal(EventKind::PortConflict);
         }
+        pod.clear_refusal(EventKind::HostIpNotOnNode);
         pod.clear_refusal(EventKind::DataplaneError);
         if pod.refusal.is_some() {
             return;
+        }
+        if let Some(message) = homeless {
+            return pod.refusal = refusal(EventKind::HostIpNotOnNode, message);
         }
         let unservable = pod.unservable(leases, self.config.ipv6);
         let message = match (unservable, self.kernel.refusal(uid)) {

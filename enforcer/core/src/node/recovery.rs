@@ -1,6 +1,7 @@
 //! The first state after a start: what the kernel and the keeper still have.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use portmapping_shared::{LeasedPort, Mapping};
@@ -18,6 +19,8 @@ pub struct Recovered {
     pub in_other_backends: BTreeSet<Mapping>,
     /// Whether the chains around the rules are complete.
     pub intact: bool,
+    /// The addresses at which mappings answer; empty: not known.
+    pub host_addresses: BTreeSet<IpAddr>,
     /// What the keeper holds.
     pub held: BTreeSet<PortKey>,
 }
@@ -30,6 +33,7 @@ impl NodeState {
     pub fn recover(config: Config, seed: u64, now: Duration, found: Recovered) -> Self {
         let mut state = Self::new(config, seed);
         state.kernel = Kernel::new(found.mappings.clone(), found.intact);
+        state.host_addresses = (!found.host_addresses.is_empty()).then_some(found.host_addresses);
         // the chosen backend comes first, so it wins where the two contradict each other
         for mapping in found.mappings.into_iter().chain(found.in_other_backends) {
             let lease = LeasedPort {

@@ -12,6 +12,7 @@ use crate::sandbox::{Sandbox, SandboxId};
 
 mod addresses;
 mod forgery;
+mod host_addresses;
 mod kernel;
 mod life;
 mod ports;

@@ -258,6 +258,7 @@ impl World {
             mappings: self.kernel.clone(),
             in_other_backends: BTreeSet::new(),
             intact: self.intact,
+            host_addresses: BTreeSet::new(),
             held: self.keeper.clone(),
         };
         if self.rng.random_range(0..5) == 0 {

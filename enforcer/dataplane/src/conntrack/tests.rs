@@ -1,5 +1,7 @@
 use super::*;
 
+const NODE: &str = "172.30.0.1";
+
 fn mapping(port: u16, pod: &str) -> Mapping {
     Mapping {
         protocol: Protocol::Udp,
@@ -17,8 +19,9 @@ fn flow() -> Entry {
 }
 
 fn contradicts(entry: &Entry, removed: &[&Mapping], created: &[&Mapping], local: bool) -> bool {
-    let change = Change::new(entry.protocol, removed, created);
-    change.outlived_by(entry) || change.bypassed_by(entry) && local
+    let ever = BTreeSet::from([NODE.parse().unwrap()]);
+    let current = if local { ever.clone() } else { BTreeSet::new() };
+    Change::new(entry.protocol, removed, created).contradicts(entry, &current, &ever)
 }
 
 #[test]
@@ -77,8 +80,10 @@ fn only_an_incomplete_handshake_ends_with_its_mapping() {
 }
 
 #[test]
-fn distinguishes_own_addresses_from_others() {
-    let own = own_addresses().unwrap();
-    assert!(own.contains(&IpAddr::from([127, 0, 0, 1])));
-    assert!(!own.contains(&IpAddr::from([192, 0, 2, 1])));
+fn flow_to_an_address_that_was_never_a_host_address_stays() {
+    let service = Entry::example("10.96.0.7", 20000, "10.88.0.11", 9053);
+    let pod1 = mapping(20000, "10.88.0.11");
+    assert!(!contradicts(&service, &[&pod1], &[], true));
+    let elsewhere = Entry::example("10.96.0.7", 20000, "10.88.0.12", 9053);
+    assert!(!contradicts(&elsewhere, &[], &[&pod1], true));
 }

@@ -4,6 +4,9 @@
 //! second one (an enforcer that is being terminated) can at most duplicate a rule. The next read
 //! finds that.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
 use portmapping_shared::Mapping;
 
 use super::commands::Commands;
@@ -47,6 +50,7 @@ impl FamilyRules {
         self.known.as_ref().map(|known| Observed {
             mappings: known.mappings().cloned().collect(),
             intact: known.untouched || known.damage == Damage::default(),
+            host_addresses: known.host_addresses.clone(),
         })
     }
 
@@ -117,6 +121,12 @@ impl FamilyRules {
     /// Replaces the neighbours. The next change or read compares the table with the new layout.
     pub(super) fn set_neighbours(&mut self, neighbours: &[Subnet]) {
         self.layout.set_neighbours(neighbours);
+        self.known = None;
+    }
+
+    /// Replaces the host addresses. The next change or read compares the table with the new layout.
+    pub(super) fn set_host_addresses(&mut self, addresses: &BTreeSet<IpAddr>) {
+        self.layout.set_host_addresses(addresses);
         self.known = None;
     }
 

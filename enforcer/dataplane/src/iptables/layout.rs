@@ -1,9 +1,11 @@
 //! The rules as they should be, written as iptables-save writes them. Pure.
 //!
 //! ```text
-//! PREROUTING --+-> PORTMAPPING -g-> PORTMAPPING-TCP -g-> PORTMAPPING-TCP-2 -g-> PORTMAPPING-TCP-2-3
-//! OUTPUT     --+   (local dst.)     (ten parts of        (ten parts of that)    one DNAT rule per
-//!                                    the range)                                 mapping
+//! PREROUTING --+-> PORTMAPPING -g-> PORTMAPPING-HOST -g-> PORTMAPPING-TCP -g-> PORTMAPPING-TCP-2
+//! OUTPUT     --+   (one rule per    (one rule per         (ten parts of        (ten parts of that)
+//!                  host address)     protocol)             the range)          -g-> PORTMAPPING-TCP-2-3
+//!                                                                              (one DNAT rule per
+//!                                                                               mapping)
 //! POSTROUTING ---> PORTMAPPING-MASQ -g-> PORTMAPPING-MASQ-9
 //!  (translated)    (16 parts by the      one MASQUERADE rule per pod, for what the pod sends
 //!                   last address bits)   to itself
@@ -23,8 +25,10 @@ use super::rule::mapping_rule;
 use crate::family::Family;
 use crate::settings::{Settings, Subnet};
 
-/// The chain that every packet to a local address enters first.
+/// The chain that every packet enters first.
 const ENTRY: &str = CHAIN_PREFIX;
+/// The chain that every packet to a host address enters next.
+const HOST: &str = "PORTMAPPING-HOST";
 /// The chain that every translated packet enters last.
 const MASQUERADE: &str = "PORTMAPPING-MASQ";
 /// The number of chains into which the port range is divided, and then each of those.
@@ -52,12 +56,12 @@ pub(super) const JUMPS: [Jump; 3] = [
     Jump {
         from: "PREROUTING",
         to: ENTRY,
-        rule: "-m addrtype --dst-type LOCAL -m comment --comment portmapping -j PORTMAPPING",
+        rule: "-m comment --comment portmapping -j PORTMAPPING",
     },
     Jump {
         from: "OUTPUT",
         to: ENTRY,
-        rule: "-m addrtype --dst-type LOCAL -m comment --comment portmapping -j PORTMAPPING",
+        rule: "-m comment --comment portmapping -j PORTMAPPING",
     },
     Jump {
         from: "POSTROUTING",
@@ -98,6 +102,11 @@ impl Layout {
         self.settings.neighbours = neighbours.to_vec();
     }
 
+    /// Replaces the host addresses.
+    pub(super) fn set_host_addresses(&mut self, addresses: &BTreeSet<IpAddr>) {
+        self.settings.host_addresses.clone_from(addresses);
+    }
+
     /// Returns whether the port of a mapping is in the range. After a change of the range it may
     /// not be.
     pub(super) fn is_in_range(&self, mapping: &Mapping) -> bool {
@@ -132,7 +141,8 @@ impl Layout {
             .filter(|protocol| leaves.contains_key(&outside(*protocol)))
             .collect();
         let mut chains = Chains::from([
-            (ENTRY.to_owned(), self.entry_rules(protocols, &outside)),
+            (ENTRY.to_owned(), self.entry_rules()),
+            (HOST.to_owned(), self.host_rules(protocols, &outside)),
             (
                 MASQUERADE.to_owned(),
                 self.masquerade_rules(outside.is_empty()),
@@ -186,9 +196,32 @@ impl Layout {
         chains.insert(root(protocol), parts);
     }
 
+    /// Returns the jumps of packets to host addresses. The address is compared here once, so that
+    /// the rules of mappings need not do it.
+    fn entry_rules(&self) -> Vec<String> {
+        let addresses = self.settings.host_addresses.iter();
+        let addresses = addresses.filter(|ip| Family::of(**ip) == self.family);
+        addresses.map(|ip| self.host_rule(*ip)).collect()
+    }
+
+    fn host_rule(&self, ip: IpAddr) -> String {
+        format!("-d {ip}/{} -g {HOST}", self.family.host_length())
+    }
+
+    /// Returns the host addresses of a table's chains.
+    pub(super) fn host_addresses_in(&self, chains: &BTreeMap<&str, Vec<&str>>) -> BTreeSet<IpAddr> {
+        let rules = chains.get(ENTRY).into_iter().flatten();
+        let read = |rule: &&str| {
+            let (ip, _) = rule.strip_prefix("-d ")?.split_once('/')?;
+            let ip = ip.parse().ok()?;
+            (Family::of(ip) == self.family && self.host_rule(ip) == *rule).then_some(ip)
+        };
+        rules.filter_map(read).collect()
+    }
+
     /// Returns the jumps to the ranges. Ports outside the range have a chain only while some of
     /// them are mapped.
-    fn entry_rules(&self, protocols: &BTreeSet<Protocol>, outside: &[Protocol]) -> Vec<String> {
+    fn host_rules(&self, protocols: &BTreeSet<Protocol>, outside: &[Protocol]) -> Vec<String> {
         let range = self.settings.range;
         let ports = port(range.first())..=port(range.last());
         let jumps = protocols

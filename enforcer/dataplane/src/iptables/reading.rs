@@ -1,6 +1,7 @@
 //! Reads what a table has of ours, and how it differs from what it should be. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use portmapping_shared::{Mapping, Protocol};
 
@@ -21,6 +22,8 @@ pub(super) struct Known {
     pub(super) protocols: BTreeSet<Protocol>,
     pub(super) leaves: Leaves,
     pub(super) pods: Pods,
+    /// The addresses at which the rules answer.
+    pub(super) host_addresses: BTreeSet<IpAddr>,
     pub(super) damage: Damage,
 }
 
@@ -64,6 +67,7 @@ impl Known {
             protocols: Protocol::ALL.into_iter().filter(has_chains).collect(),
             leaves,
             pods,
+            host_addresses: layout.host_addresses_in(&saved.chains),
             damage: Damage::default(),
         };
         let damage = known.damage(&saved, &whole, layout);

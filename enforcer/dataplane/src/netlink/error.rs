@@ -24,9 +24,6 @@ pub enum NetlinkError {
         "cannot open a netlink socket to netfilter: the kernel needs nf_tables (CONFIG_NETFILTER_NETLINK), the container the capability NET_ADMIN"
     )]
     Open(#[source] io::Error),
-    /// The node's own addresses could not be read.
-    #[error("cannot read the addresses of this node's interfaces")]
-    Addresses(#[source] io::Error),
     /// An attribute is longer than its 16-bit length field can express.
     #[error("a netlink attribute of more than 65,531 bytes cannot be sent")]
     Oversized,

@@ -251,7 +251,7 @@ fn address_length(family: Family) -> usize {
     }
 }
 
-fn read_ip(family: Family, bytes: &[u8]) -> Option<IpAddr> {
+pub(super) fn read_ip(family: Family, bytes: &[u8]) -> Option<IpAddr> {
     Some(match family {
         Family::V4 => IpAddr::from(<[u8; 4]>::try_from(bytes).ok()?),
         Family::V6 => IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?),

@@ -42,8 +42,6 @@ const CT_DST_IP6: u32 = 22;
 const STATE_NEW: u32 = 8;
 /// `IPS_DST_NAT`.
 const STATUS_DNAT: u32 = 0x20;
-/// `RTN_LOCAL` (linux/rtnetlink.h).
-const ADDRESS_LOCAL: u32 = 2;
 /// `NF_NAT_RANGE_MAP_IPS | NF_NAT_RANGE_PROTO_SPECIFIED`: the kernel adds the first by itself.
 const NAT_ADDRESS_AND_PORT: u32 = 1 | 2;
 const VERDICT_RETURN: i32 = -5;
@@ -140,10 +138,10 @@ impl Rule {
         })
     }
 
-    fn lookup(self, set: &str, into: Option<u32>) -> Self {
+    fn lookup(self, register: u32, set: &str, into: Option<u32>) -> Self {
         self.expression("lookup", |encoder| {
             encoder.text(1, set);
-            encoder.be32(2, REG_1);
+            encoder.be32(2, register);
             if let Some(register) = into {
                 encoder.be32(3, register);
             }
@@ -183,7 +181,7 @@ impl Rule {
         } else {
             key
         };
-        key.lookup(map, Some(REG_1))
+        key.lookup(REG_1, map, Some(REG_1))
     }
 
     /// Matches packets whose connection has its original destination in the map: protocol and port
@@ -197,16 +195,20 @@ impl Rule {
         } else {
             key
         };
-        key.lookup(map, Some(REG_1))
+        key.lookup(REG_1, map, Some(REG_1))
     }
 
-    /// Matches packets to an address of this node; does not use the first two registers.
-    pub(super) fn for_this_node(self) -> Self {
-        self.numbers("fib", &[(1, REG_3), (2, 3), (3, 2)]).compare(
-            REG_3,
-            EQUAL,
-            &ADDRESS_LOCAL.to_ne_bytes(),
-        )
+    /// Matches packets to an address in the set; does not use the first two registers.
+    pub(super) fn to_any_of(self, ip: Ip, set: &str) -> Self {
+        self.payload(NETWORK, ip.daddr, ip.length, REG_3)
+            .lookup(REG_3, set, None)
+    }
+
+    /// Matches packets to a network.
+    pub(super) fn to_network(self, ip: Ip, network: IpAddr, netmask: IpAddr) -> Self {
+        self.payload(NETWORK, ip.daddr, ip.length, REG_3)
+            .mask(REG_3, &octets(netmask))
+            .compare(REG_3, EQUAL, &octets(network))
     }
 
     /// Ends the rule: the connection goes to the endpoint that the map returned.
@@ -227,7 +229,7 @@ impl Rule {
         (0..ip.length).rev().fold(self, |rule, byte| {
             rule.payload(NETWORK, ip.saddr + byte, 1, REG_1)
                 .payload(NETWORK, ip.daddr + byte, 1, REG_1B)
-                .lookup(set, None)
+                .lookup(REG_1, set, None)
         })
     }
 
@@ -263,7 +265,8 @@ impl Rule {
 
     /// Matches datagrams whose port is in the set.
     pub(super) fn port_in(self, set: &str) -> Self {
-        self.payload(TRANSPORT, 2, 2, REG_1).lookup(set, None)
+        self.payload(TRANSPORT, 2, 2, REG_1)
+            .lookup(REG_1, set, None)
     }
 
     /// Matches packets that a socket can receive from the device on which they arrived.

@@ -1,15 +1,14 @@
 //! The table as it should be, without the mappings: sets, chains and rules.
 //!
 //! ```text
-//! prerouting, output (-101)  in @bound4/6: DNAT; in @ports4/6: DNAT      (local destinations)
+//! prerouting, output (-101)  in @bound4/6: DNAT; in @ports4/6: DNAT      (to @hosts4/6)
 //! postrouting        (99)    begun to a mapped port, and from a pod to itself
 //!                            or within a neighbour subnet: masquerade
 //! input              (10)    refuse first datagrams to the range where no socket receives them
 //! ```
 //!
 //! Priority -101: at -100, the chain registered last would come first, whether it is ours or one of
-//! kube-proxy or CNI portmap. The map is looked up before the address type, because this is cheaper
-//! for all other packets.
+//! kube-proxy or CNI portmap. The map is looked up before the address: most packets are not in it.
 //!
 //! A connection of a pod to itself is found by comparing both addresses byte by byte, the last byte
 //! first, with the pairs of equal bytes in @same. A set of pods would be as large as the maps, and
@@ -26,16 +25,17 @@
 //! answer.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use portmapping_shared::contract::NFT_TABLE;
 use portmapping_shared::{PortRange, Protocol};
 
 use crate::family::Family;
 use crate::netlink::{Batch, Encoder, Header, flags};
-use crate::settings::Settings;
+use crate::settings::{Settings, Subnet};
 
 use super::element::Foreign;
-use super::expression::{Ip, Rule};
+use super::expression::{Ip, Rule, octets};
 use super::sets::{SetId, SetShape};
 use super::table::Content;
 
@@ -110,14 +110,20 @@ impl Frame {
         };
         let of_family = |(family, _): &(Family, Ip)| [SetId::Ports(*family), SetId::Bound(*family)];
         let sets = families.iter().flat_map(of_family);
+        let hosts = families.iter().map(|(family, _)| {
+            let hosts = settings.host_addresses.iter();
+            let hosts = hosts.filter(|ip| Family::of(**ip) == *family);
+            (SetId::Hosts(*family), hosts.map(|ip| octets(*ip)).collect())
+        });
         let excluded = settings.range.ports();
         let excluded = excluded.filter(|port| settings.excluded.contains(*port));
         let excluded = excluded.map(|port| port.get().to_be_bytes().to_vec());
         let same = (0..=u8::MAX).map(|byte| vec![byte, 0, 0, 0, byte, 0, 0, 0]);
-        let fixed = BTreeMap::from([
+        let others = [
             (SetId::Excluded, excluded.collect()),
             (SetId::Same, same.collect()),
-        ]);
+        ];
+        let fixed: BTreeMap<SetId, BTreeSet<Vec<u8>>> = hosts.chain(others).collect();
         let nat = |name, hook, priority, rules| Chain {
             name,
             kind: "nat",
@@ -139,7 +145,7 @@ impl Frame {
                     kind: "filter",
                     hook: 1,
                     priority: 10,
-                    rules: refusals(settings, abilities),
+                    rules: refusals(families, settings, abilities),
                 },
             ],
             fixed,
@@ -239,22 +245,21 @@ fn make_chain(batch: &mut Batch, table: &str, chain: &Chain) {
 
 /// Returns the DNAT rules: the maps for one address come before those for all addresses.
 fn translations(families: &[(Family, Ip)]) -> Vec<Rule> {
-    let rule = |ip: Ip, bound, map: SetId| {
-        Rule::default()
-            .version(ip)
-            .mapped(ip, bound, map.name())
-            .for_this_node()
-            .dnat(ip)
-    };
-    families
-        .iter()
-        .flat_map(|(family, ip)| {
-            [
-                rule(*ip, true, SetId::Bound(*family)),
-                rule(*ip, false, SetId::Ports(*family)),
-            ]
-        })
-        .collect()
+    let mut rules = Vec::new();
+    for (family, ip) in families {
+        for (bound, map) in [
+            (true, SetId::Bound(*family)),
+            (false, SetId::Ports(*family)),
+        ] {
+            let rule = Rule::default()
+                .version(*ip)
+                .mapped(*ip, bound, map.name())
+                .to_any_of(*ip, SetId::Hosts(*family).name())
+                .dnat(*ip);
+            rules.push(rule);
+        }
+    }
+    rules
 }
 
 fn masquerades(families: &[(Family, Ip)], settings: &Settings) -> Vec<Rule> {
@@ -280,15 +285,35 @@ fn masquerades(families: &[(Family, Ip)], settings: &Settings) -> Vec<Rule> {
     rules
 }
 
-fn refusals(settings: &Settings, abilities: Abilities) -> Vec<Rule> {
+fn refusals(families: &[(Family, Ip)], settings: &Settings, abilities: Abilities) -> Vec<Rule> {
     let datagram = || Rule::default().new_datagram_to(settings.range);
     let mut rules = vec![datagram().port_in(SetId::Excluded.name()).leave()];
+    // a mapped port does not answer at loopback addresses, and the keeper's socket never answers
+    for (family, ip) in families {
+        let loopback = loopback(*family);
+        let rule = datagram()
+            .version(*ip)
+            .to_network(*ip, loopback.network(), loopback.netmask())
+            .mapped(*ip, false, SetId::Ports(*family).name());
+        rules.push(rule.refuse());
+    }
     if abilities.sockets {
         rules.push(datagram().awaited().leave());
     }
-    // mappings do not apply to broadcasts
-    rules.push(datagram().for_this_node().refuse());
+    // datagrams to addresses of others, and broadcasts, are not for mapped ports
+    for (family, ip) in families {
+        let rule = datagram().version(*ip);
+        rules.push(rule.to_any_of(*ip, SetId::Hosts(*family).name()).refuse());
+    }
     rules
+}
+
+fn loopback(family: Family) -> Subnet {
+    match family {
+        Family::V4 => Subnet::new(Ipv4Addr::LOCALHOST.into(), 8),
+        Family::V6 => None,
+    }
+    .unwrap_or(Subnet::of_address(Ipv6Addr::LOCALHOST.into()))
 }
 
 /// The name of the table in transactions that are only checked.

@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use crate::netlink::{Attributes, Message, NetlinkError, Socket};
 
-use super::element::{Foreign, Listed, Slot};
+use super::element::{Foreign, Listed, Slot, read_ip};
 use super::frame::{Chain, Frame, NAME, OURS, TABLE, header, message};
 use super::sets::{SetId, SetShape};
 use super::table::{Content, FrameState};
@@ -222,6 +222,9 @@ fn read_elements(
                 if listed.odd {
                     regular = false;
                 } else if let Some(keys) = fixed {
+                    if let SetId::Hosts(family) = set {
+                        content.host_addresses.extend(read_ip(family, listed.key));
+                    }
                     regular &= keys.contains(listed.key);
                     count += 1;
                 } else if let Some(mapping) = mapping(set, &listed) {

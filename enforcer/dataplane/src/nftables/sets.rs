@@ -18,10 +18,12 @@ const fn joined(left: u32, right: u32) -> u32 {
 /// A set or map of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum SetId {
-    /// Protocol and port to pod, at every address of the node.
+    /// Protocol and port to pod, at every host address.
     Ports(Family),
-    /// Protocol, port and node address to pod.
+    /// Protocol, port and host address to pod.
     Bound(Family),
+    /// The node's addresses at which mappings answer.
+    Hosts(Family),
     /// Ports of the range that are never mapped.
     Excluded,
     /// Every pair of equal bytes, to compare addresses.
@@ -48,6 +50,8 @@ impl SetId {
             Self::Ports(Family::V6) => ("ports6", PORT, Some(TARGET6)),
             Self::Bound(Family::V4) => ("bound4", (joined(PORT.0, IPV4), 12), Some(TARGET4)),
             Self::Bound(Family::V6) => ("bound6", (joined(PORT.0, IPV6), 24), Some(TARGET6)),
+            Self::Hosts(Family::V4) => ("hosts4", (IPV4, 4), None),
+            Self::Hosts(Family::V6) => ("hosts6", (IPV6, 16), None),
             Self::Excluded => ("excluded", (SERVICE, 2), None),
             Self::Same => ("same", (joined(INTEGER, INTEGER), 8), None),
         };

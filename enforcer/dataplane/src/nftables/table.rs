@@ -1,6 +1,7 @@
 //! What the table holds, as of the last read or change.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use portmapping_shared::Mapping;
 
@@ -33,6 +34,8 @@ pub(super) struct Content {
     pub(super) foreign: BTreeMap<RawKey, Foreign>,
     /// Foreign elements that have the keys of ours.
     pub(super) usurped: BTreeSet<RawKey>,
+    /// The addresses at which the table answers.
+    pub(super) host_addresses: BTreeSet<IpAddr>,
 }
 
 impl Content {

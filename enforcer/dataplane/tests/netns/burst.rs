@@ -2,12 +2,11 @@
 
 use std::time::Instant;
 
-use portmapping_dataplane::Settings;
 use portmapping_dataplane::iptables::Flavour;
 use portmapping_shared::Mapping;
 use portmapping_shared::Protocol::{Tcp, Udp};
 
-use crate::lab::{Backend, Lab, NODE, POD1, POD2, at, map, range};
+use crate::lab::{self, Backend, Lab, NODE, POD1, POD2, at, map, range};
 use crate::serve::{ask_tcp, ask_udp, serve};
 
 crate::for_each_backend!(many_mappings_in_one_change, every_port_of_a_large_range);
@@ -45,7 +44,7 @@ fn many_mappings_in_one_change(backend: Backend) {
 fn every_port_of_a_large_range(backend: Backend) {
     let lab = Lab::new();
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
-    let mut driver = lab.driver_with(backend, &Settings::new(range("20000-39999")));
+    let mut driver = lab.driver_with(backend, &lab::settings_for(range("20000-39999")));
     let mut timed = |what: &str, work: &mut dyn FnMut(&mut crate::lab::Driver<'_>)| {
         let start = Instant::now();
         work(&mut driver);

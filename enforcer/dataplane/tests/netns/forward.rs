@@ -1,12 +1,12 @@
 //! Nodes whose FORWARD chain drops packets that no rule accepts.
 
-use portmapping_dataplane::Settings;
 use portmapping_dataplane::iptables::Flavour;
 use portmapping_shared::Mapping;
 use portmapping_shared::Protocol::{Tcp, Udp};
 
 use crate::lab::{
-    Backend, Driver, Lab, NODE, NODE_V6, POD1, POD1_V6, POD2, at, iptables_of, map, open, range,
+    self, Backend, Driver, Lab, NODE, NODE_V6, POD1, POD1_V6, POD2, at, iptables_of, map, open,
+    range,
 };
 use crate::programs::Programs;
 use crate::serve::{UdpClient, ask_tcp, serve};
@@ -153,7 +153,7 @@ fn a_filter_table_that_could_not_be_read_is_read_again() {
     let lab = docker_host(Flavour::Nft);
     lab.iptables(Flavour::Nft, "-P FORWARD ACCEPT");
     let programs = Programs::new(Flavour::Nft);
-    let settings = Settings::new(range("20000-29999"));
+    let settings = lab::settings_for(range("20000-29999"));
     let opened = lab
         .node
         .run(|| open(Backend::Nftables, &settings, &programs.tools()));

@@ -5,7 +5,7 @@ use portmapping_dataplane::Settings;
 use portmapping_shared::Protocol::{Tcp, Udp};
 
 use crate::lab::{
-    Backend, CLIENT, Lab, NODE, NODE_V6, POD1, POD1_V6, POD2, POD2_V6, at, map, range,
+    self, Backend, CLIENT, Lab, NODE, NODE_V6, POD1, POD1_V6, POD2, POD2_V6, at, map, range,
 };
 use crate::serve::{ask_tcp, ask_udp, serve};
 
@@ -68,7 +68,7 @@ fn neighbour_is_masqueraded_without_rules_on_the_bridge(backend: Backend) {
     ];
     let settings = Settings {
         neighbours,
-        ..Settings::new(range("20000-29999"))
+        ..lab::settings_for(range("20000-29999"))
     };
     let mut driver = lab.driver_with(backend, &settings);
     driver.reconcile(&[

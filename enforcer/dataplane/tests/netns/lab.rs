@@ -9,7 +9,7 @@ use portmapping_dataplane::iptables::Flavour;
 pub(crate) use portmapping_dataplane::migration::Backend;
 use portmapping_dataplane::migration::BackendMigration;
 use portmapping_dataplane::snapshot::Snapshot;
-use portmapping_dataplane::{Dataplane, DataplaneError, Observed, Tools};
+use portmapping_dataplane::{AddressSelection, Dataplane, DataplaneError, Observed, Tools};
 use portmapping_shared::{ContainerPort, HostPort, Mapping, Plan, PortRange, Protocol};
 
 use crate::netns::Netns;
@@ -95,7 +95,7 @@ impl Lab {
     }
 
     pub(crate) fn driver(&self, backend: impl Into<Backend>) -> Driver<'_> {
-        self.driver_with(backend, &Settings::new(range("20000-29999")))
+        self.driver_with(backend, &settings_for(range("20000-29999")))
     }
 
     pub(crate) fn driver_with(
@@ -230,6 +230,16 @@ pub(crate) fn open(
 ) -> Result<BackendMigration, DataplaneError> {
     let snapshot = Snapshot::read(tools);
     BackendMigration::open(backend, settings, tools.clone(), snapshot).map(|(driver, _)| driver)
+}
+
+/// Returns settings whose host addresses are all addresses of the lab's node.
+pub(crate) fn settings_for(range: PortRange) -> Settings {
+    let addresses = [NODE, OTHER_NODE_ADDRESS, NODE_V6, "10.88.0.1", "fd88::1"];
+    Settings {
+        selection: AddressSelection::All,
+        host_addresses: addresses.map(ip).into(),
+        ..Settings::new(range)
+    }
 }
 
 pub(crate) fn range(text: &str) -> PortRange {

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use portmapping_dataplane::iptables::Flavour;
-use portmapping_dataplane::{Settings, Tools, uninstall};
+use portmapping_dataplane::{Tools, uninstall};
 use portmapping_shared::Mapping;
 use portmapping_shared::Protocol::{Tcp, Udp};
 
@@ -157,7 +157,7 @@ fn older_rules_are_taken_over_without_a_gap(flavour: Flavour) {
             let mut v6 = Conversation::open(&lab.client, at(NODE_V6, 20000)).unwrap();
             let datagrams = UdpClient::new(&lab.client, at(NODE, 20000));
             datagrams.hears("pod1");
-            let settings = Settings::new(range(ports));
+            let settings = lab::settings_for(range(ports));
             let mut driver = lab.driver_with(flavour, &settings);
             let observed = driver.observe();
             assert_eq!(observed.mappings, all);
@@ -198,7 +198,7 @@ fn older_rules_move_to_nftables(flavour: Flavour) {
     let lab = older_node(flavour, OLDER[0]);
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
     let mut connection = Conversation::open(&lab.client, at(NODE, 20000)).unwrap();
-    let settings = Settings::new(range("20000-29999"));
+    let settings = lab::settings_for(range("20000-29999"));
     let open = || lab::open(lab::Backend::Nftables, &settings, &Tools::default());
     let driver = lab.node.run(open).unwrap();
     let all: BTreeSet<Mapping> = older_mappings().into_iter().collect();

@@ -2,7 +2,6 @@
 //! netlink, to this thread and to the programs that it starts.
 
 use nix::libc;
-use portmapping_dataplane::Settings;
 use portmapping_dataplane::detect::detect;
 use portmapping_dataplane::iptables::Flavour;
 use portmapping_dataplane::migration::BackendMigration;
@@ -69,7 +68,7 @@ fn refuse_netfilter_netlink() {
 }
 
 fn open(backend: Backend) -> Result<BackendMigration, DataplaneError> {
-    let settings = Settings::new(range("20000-29999"));
+    let settings = lab::settings_for(range("20000-29999"));
     lab::open(backend, &settings, &Tools::default())
 }
 

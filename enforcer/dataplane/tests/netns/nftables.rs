@@ -15,8 +15,8 @@ use portmapping_shared::{Mapping, Plan};
 use socket2::SockRef;
 
 use crate::lab::{
-    Backend, CLIENT, Driver, Lab, NODE, NODE_V6, OTHER_NODE_ADDRESS, POD1, POD1_V6, POD2, at, ip,
-    map, range,
+    self, Backend, CLIENT, Driver, Lab, NODE, NODE_V6, OTHER_NODE_ADDRESS, POD1, POD1_V6, POD2, at,
+    ip, map, range,
 };
 use crate::serve::{Server, UdpClient, ask_tcp, ask_udp, serve};
 
@@ -135,7 +135,7 @@ fn lost_answers_are_read_back() {
         receive_buffer: 1,
         ..Options::default()
     };
-    let settings = Settings::new(range("20000-29999"));
+    let settings = lab::settings_for(range("20000-29999"));
     let open = || Nftables::open_with(&settings, options);
     let mut driver = Driver::new(&lab.node, Box::new(lab.node.run(open).unwrap()));
     let many: Vec<Mapping> = (20000..22000)
@@ -189,7 +189,7 @@ fn early_datagram_is_refused_and_leaves_no_conntrack_entry() {
     };
     let settings = Settings {
         excluded,
-        ..Settings::new(range("20000-29999"))
+        ..lab::settings_for(range("20000-29999"))
     };
     let mut driver = lab.driver_with(Backend::Nftables, &settings);
     driver.reconcile(&[map(Udp, 20001, POD1, 9040)]);
@@ -218,7 +218,7 @@ fn early_datagram_is_refused_and_leaves_no_conntrack_entry() {
 fn needs_no_program() {
     let lab = Lab::new();
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
-    let settings = Settings::new(range("20000-29999"));
+    let settings = lab::settings_for(range("20000-29999"));
     let open = || Nftables::open(&settings);
     let mut driver = Driver::new(&lab.node, Box::new(lab.node.run(open).unwrap()));
     driver.reconcile(&mappings());

@@ -4,13 +4,12 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::time::Duration;
 
-use portmapping_dataplane::Settings;
 use portmapping_dataplane::iptables::{Flavour, Iptables};
 use portmapping_dataplane::snapshot::SavedTables;
 use portmapping_dataplane::{DataplaneError, Tools};
 use tempfile::TempDir;
 
-use crate::lab::range;
+use crate::lab::{self, range};
 
 /// A directory of programs: the real ones, some of them replaced by scripts.
 pub(crate) struct Programs {
@@ -55,7 +54,7 @@ impl Programs {
     pub(crate) fn open(&self, flavour: Flavour) -> Result<Iptables, DataplaneError> {
         let tools = self.tools();
         let saved = SavedTables::read(flavour, &tools);
-        let opened = Iptables::open(Settings::new(range("20000-29999")), tools, saved);
+        let opened = Iptables::open(lab::settings_for(range("20000-29999")), tools, saved);
         opened.map(|(driver, _)| driver)
     }
 

@@ -1,9 +1,8 @@
 //! Ranges of any size, and a range that changes between two runs.
 
-use portmapping_dataplane::Settings;
 use portmapping_shared::Protocol::{Tcp, Udp};
 
-use crate::lab::{Backend, Lab, NODE, POD1, POD2, at, map, range};
+use crate::lab::{self, Backend, Lab, NODE, POD1, POD2, at, map, range};
 use crate::serve::{ask_tcp, ask_udp, assert_refused, serve};
 
 crate::for_each_backend!(
@@ -22,7 +21,7 @@ fn first_and_last_port_of_any_range_answer(backend: Backend) {
         "60000-65535",
     ] {
         let range = range(text);
-        let mut driver = lab.driver_with(backend, &Settings::new(range));
+        let mut driver = lab.driver_with(backend, &lab::settings_for(range));
         println!("{range:?}");
         let (first, last) = (range.first().get(), range.last().get());
         driver.reconcile(&[map(Tcp, first, POD1, 9040), map(Tcp, last, POD1, 9040)]);
@@ -43,7 +42,7 @@ fn old_range_is_kept_and_removable(backend: Backend) {
     let _pod2 = serve(&lab.pod2, "pod2", 9040);
     let old = [map(Tcp, 20000, POD1, 9040), map(Udp, 20000, POD1, 9040)];
     lab.driver(backend).reconcile(&old);
-    let mut driver = lab.driver_with(backend, &Settings::new(range("40000-40999")));
+    let mut driver = lab.driver_with(backend, &lab::settings_for(range("40000-40999")));
     let seen = driver.observe();
     assert_eq!(seen.mappings, old.iter().cloned().collect());
     assert!(!seen.intact, "the tree is that of another range");

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use portmapping_dataplane::Settings;
 use portmapping_dataplane::iptables::Flavour;
 use portmapping_dataplane::{Tools, uninstall};
 use portmapping_shared::Protocol::{Tcp, Udp};
@@ -72,7 +71,7 @@ fn mappings_are_read_before_anything_changes(backend: Backend) {
         let mappings = [map(Tcp, 20000, POD1, 9040), map(Tcp, 20001, POD1_V6, 9040)];
         lab.driver(from).reconcile(&mappings);
         let before = ours(&lab);
-        let settings = Settings::new(range("20000-29999"));
+        let settings = lab::settings_for(range("20000-29999"));
         let open = || lab::open(backend, &settings, &Tools::default());
         let migration = lab.node.run(open).unwrap();
         let expected: BTreeSet<Mapping> = mappings.into_iter().collect();
@@ -167,7 +166,7 @@ fn nftables_needs_no_programs_from_opening_to_uninstall() {
         directory: Some(empty.path().to_owned()),
         ..Tools::default()
     };
-    let settings = Settings::new(range("20000-29999"));
+    let settings = lab::settings_for(range("20000-29999"));
     let open = || lab::open(Backend::Nftables, &settings, &tools);
     let mut driver = Driver::new(&lab.node, Box::new(lab.node.run(open).unwrap()));
     driver.reconcile(&[map(Tcp, 20000, POD1, 9040), map(Udp, 20000, POD1, 9040)]);

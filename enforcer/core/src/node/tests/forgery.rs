@@ -88,6 +88,7 @@ fn after_a_restart_or_a_reboot_only_results_of_others_are_forged() {
         held: mappings.iter().map(|m| (m.protocol, m.host_port)).collect(),
         mappings,
         intact: true,
+        host_addresses: BTreeSet::new(),
         ..Recovered::default()
     };
     let restarted = || NodeState::recover(config("20000-29999"), 2, NOW, found.clone());

@@ -11,6 +11,7 @@ fn recovered(node: &Node) -> Recovered {
     Recovered {
         mappings,
         intact: true,
+        host_addresses: BTreeSet::new(),
         held,
         ..Recovered::default()
     }
@@ -74,6 +75,7 @@ fn mappings_of_another_backend_are_taken_over() {
         mappings: BTreeSet::new(),
         in_other_backends: before.mappings.clone(),
         intact: false,
+        host_addresses: BTreeSet::new(),
         ..before
     };
     node.emitted.clear();
@@ -131,6 +133,7 @@ fn a_pod_whose_rules_were_flushed_during_a_restart_gets_its_held_ports() {
     let found = Recovered {
         mappings: BTreeSet::new(),
         intact: false,
+        host_addresses: BTreeSet::new(),
         ..recovered(&node)
     };
     node.state = NodeState::recover(config("20000-20009"), 9, NOW, found);

@@ -135,6 +135,7 @@ fn a_static_port_takes_the_port_of_a_pod_that_only_the_kernel_knows() {
         held: mappings.iter().map(|m| (m.protocol, m.host_port)).collect(),
         mappings,
         intact: true,
+        host_addresses: BTreeSet::new(),
         ..Recovered::default()
     };
     let mut node = Node {

@@ -86,18 +86,46 @@ fn entry_leads_to_the_protocols_in_use() {
     let protocols = [Protocol::Tcp, Protocol::Udp].into();
     let chains = layout.chains(&protocols, &leaves, &Pods::new());
     assert_eq!(
-        chains[ENTRY],
+        chains[HOST],
         [
             "-p tcp -m tcp --dport 20000:29999 -g PORTMAPPING-TCP",
             "-p udp -m udp --dport 20000:29999 -g PORTMAPPING-UDP",
             "-p udp -g PORTMAPPING-UDP-OTHER",
         ]
     );
-    // entry, masquerade and its 16 chains, one for other ports; per protocol a root, 10 and 100
-    assert_eq!(chains.len(), 2 + 16 + 1 + 2 * (1 + 10 + 100));
+    // two entries, masquerade and its 16 chains, one for other ports; per protocol a root, 10 and
+    // 100
+    assert_eq!(chains.len(), 3 + 16 + 1 + 2 * (1 + 10 + 100));
     assert_eq!(chains["PORTMAPPING-UDP-0-0"].len(), 1);
     assert_eq!(chains["PORTMAPPING-UDP-OTHER"].len(), 1);
     assert!(!chains[MASQUERADE][0].contains("ctorigdstport"));
+}
+
+#[test]
+fn entry_leads_on_from_the_host_addresses_of_the_family() {
+    let addresses = ["192.0.2.1", "192.0.2.9", "2001:db8::1"];
+    let settings = Settings {
+        host_addresses: addresses.map(|ip| ip.parse().unwrap()).into(),
+        ..Settings::new(range("20000"))
+    };
+    for (family, rules) in [
+        (
+            Family::V4,
+            &[
+                "-d 192.0.2.1/32 -g PORTMAPPING-HOST",
+                "-d 192.0.2.9/32 -g PORTMAPPING-HOST",
+            ][..],
+        ),
+        (Family::V6, &["-d 2001:db8::1/128 -g PORTMAPPING-HOST"]),
+    ] {
+        let layout = Layout::new(family, settings.clone());
+        let chains = layout.frame(&BTreeSet::new(), &Leaves::new());
+        assert_eq!(chains[ENTRY], rules);
+        let read = BTreeMap::from([(ENTRY, chains[ENTRY].iter().map(String::as_str).collect())]);
+        let of_family = addresses.map(|ip| ip.parse::<IpAddr>().unwrap());
+        let of_family = of_family.into_iter().filter(|ip| Family::of(*ip) == family);
+        assert_eq!(layout.host_addresses_in(&read), of_family.collect());
+    }
 }
 
 #[test]
@@ -111,7 +139,7 @@ fn jumps_name_our_chains_and_comment() {
 
 /// Follows the jumps and returns the chain in which a packet to this port ends.
 fn followed(chains: &Chains, protocol: Protocol, port: u16) -> Option<String> {
-    let mut chain = ENTRY.to_owned();
+    let mut chain = HOST.to_owned();
     for _ in 0..3 {
         let jumps = chains[&chain].iter().filter_map(|rule| {
             let mut words = rule.split(' ').skip_while(|word| *word != "--dport");

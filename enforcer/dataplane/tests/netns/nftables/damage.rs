@@ -30,7 +30,7 @@ fn frame_changed() {
     let damaged = Damaged::new();
     let mut driver = damaged.driver();
     let whole = damaged.lab.rules(Backend::Nftables);
-    let jump = "fib daddr type local dnat ip to meta l4proto . th dport map @ports4";
+    let jump = "ip daddr @hosts4 dnat ip to meta l4proto . th dport map @ports4";
     for (script, lost) in [
         ("flush chain inet portmapping prerouting", 0),
         ("flush chain inet portmapping postrouting", 0),

@@ -1,0 +1,106 @@
+//! The watch on this node's Node object: the addresses that it names.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::pin::pin;
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::Node;
+use kube::Client;
+use kube::api::{Api, ApiResource};
+use kube::core::Object;
+use kube::runtime::{WatchStreamExt, watcher};
+use portmapping_shared::pod::canonical_ip;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+/// A node of which only the addresses are decoded.
+type SlimNode = Object<Spec, Status>;
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+struct Spec {}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default)]
+struct Status {
+    addresses: Option<Vec<Address>>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default)]
+struct Address {
+    #[serde(rename = "type")]
+    kind: String,
+    address: String,
+}
+
+/// Watches the Node object until the reconciler goes away. While it cannot be read, the enforcer
+/// continues with the addresses that it knows.
+pub(crate) async fn watch(
+    client: Client,
+    node: &str,
+    addresses: watch::Sender<Option<BTreeSet<IpAddr>>>,
+) {
+    let api: Api<SlimNode> = Api::all_with(client, &ApiResource::erase::<Node>(&()));
+    let config = watcher::Config::default()
+        .fields(&format!("metadata.name={node}"))
+        .any_semantic();
+    let mut events = pin!(watcher(api, config).default_backoff());
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(watcher::Event::Apply(node) | watcher::Event::InitApply(node)) => {
+                let named = Some(named(&node.status.unwrap_or_default()));
+                addresses.send_if_modified(|known| {
+                    let changed = *known != named;
+                    *known = named;
+                    changed
+                });
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(
+                error = portmapping_runtime::deadline::chain(&error),
+                "the watch on the Node object failed; the host addresses stay as they are; trying again"
+            ),
+        }
+        if addresses.is_closed() {
+            return;
+        }
+    }
+}
+
+/// Returns the node's own addresses; a hostname is none.
+fn named(status: &Status) -> BTreeSet<IpAddr> {
+    let addresses = status.addresses.iter().flatten();
+    let own = addresses.filter(|a| matches!(a.kind.as_str(), "InternalIP" | "ExternalIP"));
+    own.filter_map(|address| address.address.parse().ok())
+        .map(canonical_ip)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn internal_and_external_addresses_are_the_nodes_own() {
+        let node: SlimNode = serde_json::from_value(serde_json::json!({
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": "n1"},
+            "spec": {"podCIDR": "10.244.1.0/24"},
+            "status": {"images": [{"sizeBytes": 7}], "addresses": [
+                {"type": "InternalIP", "address": "10.0.0.11"},
+                {"type": "InternalIP", "address": "fd00::11"},
+                {"type": "ExternalIP", "address": "203.0.113.7"},
+                {"type": "Hostname", "address": "10.0.0.99"},
+                {"type": "InternalDNS", "address": "n1.example"},
+                {"type": "ExternalIP", "address": "n1.example"},
+            ]},
+        }))
+        .unwrap();
+        let expected = ["10.0.0.11", "fd00::11", "203.0.113.7"];
+        let expected = expected.map(|ip| ip.parse().unwrap()).into();
+        assert_eq!(named(&node.status.unwrap()), expected);
+        assert_eq!(named(&Status::default()), BTreeSet::new());
+    }
+}
