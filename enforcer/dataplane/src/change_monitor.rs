@@ -21,6 +21,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use listen::GenerationSocket;
+pub(crate) use listen::current_generation;
 use pace::Pace;
 
 /// How many of our changes are kept until their announcements arrive.

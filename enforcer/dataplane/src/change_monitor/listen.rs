@@ -109,20 +109,24 @@ impl GenerationSocket {
     }
 
     fn ask(&mut self) -> Result<Option<u32>, NetlinkError> {
-        let socket = match &mut self.0 {
+        current_generation(match &mut self.0 {
             Some(socket) => socket,
             none => none.insert(Socket::open(Options::default())?),
-        };
-        let mut current = None;
-        let header = Header {
-            kind: GET,
-            ..Header::default()
-        };
-        socket.request(
-            header,
-            |_| {},
-            |answer| current = generation(answer).or(current),
-        )?;
-        Ok(current)
+        })
     }
+}
+
+/// Requests the current generation; None if the kernel does not tell it.
+pub(crate) fn current_generation(socket: &mut Socket) -> Result<Option<u32>, NetlinkError> {
+    let header = Header {
+        kind: GET,
+        ..Header::default()
+    };
+    let mut current = None;
+    socket.request(
+        header,
+        |_| {},
+        |answer| current = generation(answer).or(current),
+    )?;
+    Ok(current)
 }

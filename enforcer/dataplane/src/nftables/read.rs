@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use portmapping_shared::Mapping;
 use rustix::io::Errno;
 
+use crate::change_monitor::current_generation;
 use crate::netlink::{Attributes, Message, NetlinkError, Socket};
 
 use super::element::{Foreign, Listed, Slot, read_ip};
@@ -40,15 +41,7 @@ pub(super) fn read_table(
 }
 
 fn generation(socket: &mut Socket) -> Result<u32, NetlinkError> {
-    let mut generation = None;
-    socket.request(
-        header(message::GETGEN, 0),
-        |_| {},
-        |answer| {
-            generation = answer.attributes().find(1).and_then(|id| id.be32());
-        },
-    )?;
-    generation.ok_or(NetlinkError::Malformed)
+    current_generation(socket)?.ok_or(NetlinkError::Malformed)
 }
 
 fn snapshot(socket: &mut Socket, frame: &Frame, before: &Content) -> Result<Content, NetlinkError> {
