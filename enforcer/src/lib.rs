@@ -24,7 +24,6 @@ mod pods;
 mod publish;
 mod reconciler;
 pub mod run;
-pub mod scheduling;
 mod startup;
 mod state;
 pub mod uninstall;

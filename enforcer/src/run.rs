@@ -22,7 +22,6 @@ use crate::node_addresses;
 use crate::pods::{self, POD_QUEUE};
 use crate::publish::Publisher;
 use crate::reconciler::{Drivers, Inputs, Reconciler};
-use crate::scheduling;
 use crate::startup::{read_node_facts, recover};
 
 /// Longest silence on a watch before its connection is closed. The API server sends a bookmark every
@@ -40,9 +39,6 @@ const EXIT_LIMIT: Duration = Duration::from_secs(5);
 /// Runs `enforcer run` until SIGTERM or SIGINT.
 pub fn run(args: RunArgs) -> anyhow::Result<()> {
     let config = RunConfig::try_from(args)?;
-    if let Err(error) = scheduling::use_short_slices(None) {
-        tracing::info!(%error, "sched_setattr failed; pods may start more slowly on a busy node");
-    }
     let runtime = runtime()?;
     let outcome = runtime.block_on(serve(config));
     // a change in progress may finish; a program that hangs must not keep the enforcer from ending
