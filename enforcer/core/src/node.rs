@@ -138,7 +138,7 @@ impl NodeState {
         if known_ips != Some(&facts.pod_ips) {
             pod.addressed = seq;
         }
-        pod.want = facts.want(self.config.max_ports);
+        pod.update_want(&facts, first, self.config.max_ports);
         let known_version = before.as_ref().map(|before| &before.version);
         pod.publish
             .seen(&facts.record, first, known_version != Some(&facts.version));

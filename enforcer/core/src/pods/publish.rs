@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use portmapping_shared::contract::{CONDITION, REASON_MAPPED, REASON_RELEASED};
-use portmapping_shared::{Backoff, ResultEntry, annotation};
+use portmapping_shared::{Backoff, InvalidRequest, ResultEntry, annotation};
 
 use super::result::describe_port;
 use super::state::{PodFacts, PodState, Progress, Refusal, Want};
@@ -164,9 +164,14 @@ impl PodState {
             return None;
         }
         let entries = self.result(progress.leases)?;
-        let message = cut(&summary(&entries, progress.host_ip));
+        let message = summary(&entries, progress.host_ip);
+        let (annotation, message) = match &self.typo {
+            None => (Some(annotation::encode(&entries)), cut(&message)),
+            // the user corrects the text, and would not find it again
+            Some(typo) => (current.annotation.clone(), mapped_despite(&message, typo)),
+        };
         Some(Record {
-            annotation: Some(annotation::encode(&entries)),
+            annotation,
             mark: Some(request.to_mark()),
             condition: Some(condition(true, REASON_MAPPED, message)),
         })
@@ -177,6 +182,13 @@ impl PodState {
         let facts = self.facts.as_ref()?;
         let publish = &mut self.publish;
         let last_event = publish.last_event.take();
+        if let Some(typo) = self.typo.as_ref().filter(|_| self.refusal.is_none()) {
+            let (kind, message) = (EventKind::InvalidRequest, unused(typo));
+            let refusal = Some(Refusal { kind, message });
+            let changed = last_event != refusal;
+            publish.last_event.clone_from(&refusal);
+            return refusal.filter(|_| changed).map(|it| (kind, it.message));
+        }
         if let Some(mapped) = written.condition.as_ref().filter(|c| c.status) {
             let changed = publish.announced != written.annotation || last_event.is_some();
             publish.announced.clone_from(&written.annotation);
@@ -242,6 +254,18 @@ fn summary(entries: &[ResultEntry], node: Option<IpAddr>) -> String {
         format!("{host}{}", describe_port(entry))
     });
     lines.collect::<Vec<_>>().join(", ")
+}
+
+/// What is wrong with a text that does not count.
+fn unused(typo: &InvalidRequest) -> String {
+    let kept = "; until then the pod keeps the host ports of its last valid request";
+    cut_to(&typo.to_string(), MESSAGE_BYTES / 2 - kept.len()) + kept
+}
+
+/// The condition's message of a pod that is mapped while its annotation has a typo.
+fn mapped_despite(summary: &str, typo: &InvalidRequest) -> String {
+    let unused = format!("; {}", unused(typo));
+    cut_to(summary, MESSAGE_BYTES - unused.len()) + &unused
 }
 
 /// The note of `PortsMapped`. A user who waits for Ready must learn that it did not wait.

@@ -56,13 +56,9 @@ impl PodFacts {
         if self.finished {
             return Want::Nothing;
         }
-        let from_mark = || {
-            let mark = self.record.mark.as_deref()?;
-            PortRequest::from_mark(mark, &self.spec, max_ports).ok()
-        };
         // once the annotation is a result, the mark says what was asked for
         let marked = match annotation::classify(value) {
-            Value::Result => from_mark(),
+            Value::Result => self.marked(max_ports),
             Value::Request(_) | Value::Invalid(_) => None,
         };
         let request = match marked {
@@ -74,6 +70,12 @@ impl PodFacts {
             Ok(request) => Want::Ports(request),
             Err(invalid) => Want::Invalid(invalid),
         }
+    }
+
+    /// What the request mark asks for.
+    fn marked(&self, max_ports: usize) -> Option<PortRequest> {
+        let mark = self.record.mark.as_deref()?;
+        PortRequest::from_mark(mark, &self.spec, max_ports).ok()
     }
 }
 
@@ -125,6 +127,8 @@ pub(crate) struct PodState {
     /// None: found in the kernel, not yet seen in the API.
     pub(crate) facts: Option<PodFacts>,
     pub(crate) want: Want,
+    /// What is wrong with the annotation, while the last valid request still counts.
+    pub(crate) typo: Option<InvalidRequest>,
     /// When the API first named its addresses, as a count.
     pub(crate) addressed: u64,
     /// The rules found at the start; wanted until the API shows the pod.
@@ -144,6 +148,7 @@ impl PodState {
             seq,
             facts: None,
             want: Want::Nothing,
+            typo: None,
             addressed: seq,
             recovered: BTreeSet::new(),
             refusal: None,
@@ -152,6 +157,26 @@ impl PodState {
             publish: Publish::default(),
             forgery: Forgery::default(),
             repairs: Limiter::default(),
+        }
+    }
+
+    /// Updates what the pod asks for. A text that is not a valid request changes nothing: a typo must
+    /// not cut a live mapping. `first`: the API shows the pod for the first time, and its mark is the
+    /// last valid request.
+    pub(crate) fn update_want(&mut self, facts: &PodFacts, first: bool, max_ports: usize) {
+        let before = std::mem::replace(&mut self.want, facts.want(max_ports));
+        self.typo = None;
+        let Want::Invalid(typo) = &self.want else {
+            return;
+        };
+        let last = match before {
+            Want::Ports(request) => Some(request),
+            _ if first => facts.marked(max_ports),
+            _ => None,
+        };
+        if let Some(last) = last.filter(|request| !request.ports.is_empty()) {
+            self.typo = Some(typo.clone());
+            self.want = Want::Ports(last);
         }
     }
 

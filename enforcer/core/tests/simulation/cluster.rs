@@ -10,6 +10,8 @@ use rand::RngExt;
 use crate::world::World;
 
 const NAMES: usize = 5;
+/// An annotation that is no valid request.
+pub(crate) const TYPO: &str = "nonsense";
 
 impl World {
     pub(crate) fn random_pod(&mut self) -> Option<PodUid> {
@@ -124,7 +126,7 @@ impl World {
         let value = match self.rng.random_range(0..4) {
             0 => None,
             1 => Some(r#"[{"containerPort":9040}]"#.to_owned()),
-            2 => Some("nonsense".to_owned()),
+            2 => Some(TYPO.to_owned()),
             _ => Some(String::new()),
         };
         self.record(|| format!("annotate {uid} {value:?}"));

@@ -40,10 +40,11 @@ pub(crate) struct Seen {
     pub(crate) repaired: u64,
     pub(crate) exhausted: u64,
     pub(crate) conflicts: u64,
+    pub(crate) typos: u64,
 }
 
 impl Seen {
-    fn all(&mut self) -> [&mut u64; 11] {
+    fn all(&mut self) -> [&mut u64; 12] {
         [
             &mut self.mapped,
             &mut self.restarts,
@@ -56,6 +57,7 @@ impl Seen {
             &mut self.repaired,
             &mut self.exhausted,
             &mut self.conflicts,
+            &mut self.typos,
         ]
     }
 

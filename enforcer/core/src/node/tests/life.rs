@@ -314,3 +314,78 @@ fn a_publication_that_met_a_newer_version_is_not_repeated_for_the_old_one() {
     assert_eq!(node.written.len(), 1);
     assert!(node.state.next_deadline().is_none());
 }
+
+#[test]
+fn a_typo_in_a_later_request_keeps_the_mapping_and_is_reported() {
+    let mut node = Node::new("20000-29999");
+    node.applied(facts("a", Some("10.244.0.2"))).settle();
+    let (ports, rules) = (node.host_ports("a"), node.state.desired());
+    let typo = r#"[{"containerPort":9040},{"containerPrt":53}]"#;
+    let mut pod = node.shown("a");
+    pod.record.annotation = Some(typo.into());
+    node.applied(pod).settle();
+    assert_eq!(
+        (node.host_ports("a"), node.state.desired()),
+        (ports.clone(), rules.clone())
+    );
+    let Condition {
+        status, message, ..
+    } = node.last().condition.clone().unwrap();
+    let first = format!("10.0.0.11:{} -> 9040/TCP", node.host_ports("a")[0]);
+    let other = format!("10.0.0.11:{} -> 9040/TCP", node.host_ports("a")[1]);
+    assert!(
+        message.contains(&first) || message.contains(&other),
+        "{message}"
+    );
+    assert!(status && message.contains("containerPrt"), "{message}");
+    assert_eq!(
+        node.last().annotation.as_deref(),
+        Some(typo),
+        "the user's text stays"
+    );
+    let notes = node.notes(EventKind::InvalidRequest);
+    assert!(
+        notes.len() == 1 && notes[0].contains("containerPrt"),
+        "{notes:?}"
+    );
+    assert_eq!(node.notes(EventKind::Released), [""; 0]);
+
+    // a restarted enforcer knows the last valid request by the mark
+    let seen = node.shown("a");
+    let found = Recovered {
+        held: rules.iter().map(|m| (m.protocol, m.host_port)).collect(),
+        mappings: rules.clone(),
+        intact: true,
+        ..Recovered::default()
+    };
+    node.state = NodeState::recover(config("20000-29999"), 2, NOW, found);
+    let written = node.written.len();
+    node.applied(seen).settle();
+    assert_eq!((node.host_ports("a"), node.state.desired()), (ports, rules));
+    assert_eq!(node.written.len(), written, "nothing changed");
+
+    // the corrected text counts
+    let mut pod = node.shown("a");
+    pod.record.annotation = Some(r#"[{"containerPort":53}]"#.into());
+    node.applied(pod).settle();
+    let entries = annotation::decode(node.last().annotation.as_deref().unwrap()).unwrap();
+    assert_eq!(entries.len(), 1);
+    let message = node.last().condition.clone().unwrap().message;
+    assert!(!message.contains("containerPrt"), "{message}");
+}
+
+#[test]
+fn a_typo_after_a_removal_maps_nothing() {
+    let mut node = Node::new("20000-29999");
+    node.applied(facts("a", Some("10.244.0.2"))).settle();
+    for text in [None, Some("yes please".to_owned())] {
+        let mut pod = node.shown("a");
+        pod.record.annotation = text;
+        node.applied(pod).settle();
+    }
+    let reason = node.last().condition.clone().unwrap().reason;
+    assert_eq!(
+        (reason.as_str(), node.host_ports("a").len()),
+        ("InvalidRequest", 0)
+    );
+}
