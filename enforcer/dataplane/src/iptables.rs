@@ -35,7 +35,7 @@ mod transaction;
 mod uninstall;
 
 use commands::Commands;
-use family_rules::FamilyRules;
+use family_rules::{FamilyRules, Reading};
 pub use flavour::Flavour;
 use layout::Layout;
 use reading::Known;
@@ -93,7 +93,7 @@ impl Iptables {
             generation: GenerationSocket::default(),
             read_at: None,
         };
-        let observed = driver.take(generation, Duration::ZERO, &v4_text, &v6_text);
+        let (observed, _) = driver.take(generation, Duration::ZERO, &v4_text, &v6_text);
         Ok((driver, observed))
     }
 
@@ -115,23 +115,49 @@ impl Iptables {
         Some(observed)
     }
 
-    /// Records what was read.
+    /// Records what was read. Also returns whether it is not intact only because rules of other
+    /// programs come before our jumps.
     fn take(
         &mut self,
         generation: Option<u32>,
         took: Duration,
         ipv4: &str,
         ipv6: &str,
-    ) -> Observed {
-        let (mut observed, mut altered) = self.ipv4.take(ipv4);
+    ) -> (Observed, bool) {
+        let mut readings = vec![self.ipv4.take(ipv4)];
         if let Ok(rules) = &mut self.ipv6 {
-            let (of_ipv6, altered_ipv6) = rules.take(ipv6);
-            observed.add(of_ipv6);
-            altered |= altered_ipv6;
+            readings.push(rules.take(ipv6));
+        }
+        let altered = readings.iter().any(|reading| reading.altered);
+        let complete = |reading: &Reading| reading.observed.intact || reading.only_order;
+        let only_order = readings.iter().all(complete) && readings.iter().any(|r| r.only_order);
+        let mut observed = Observed {
+            intact: true,
+            ..Observed::default()
+        };
+        for reading in readings {
+            observed.add(reading.observed);
         }
         self.read_at = generation;
         self.monitor.record_read(generation, took, altered);
-        observed
+        (observed, only_order)
+    }
+
+    /// Makes our jumps the first rules of their chains again. CNI portmap puts its jump first when a
+    /// node gets its first static host port. No mapping was missing, so this is not reported as
+    /// damage; after a failure it is, and the reconciler tries again.
+    fn restore_order(&mut self, observed: &mut Observed) {
+        match self.apply(&Plan::default()) {
+            Ok(()) => {
+                observed.intact = true;
+                tracing::info!(
+                    "another program put rules before our jumps in table nat; the jumps are first again"
+                );
+            }
+            Err(error) => {
+                tracing::warn!(%error, "another program put rules before our jumps in table nat, and the jumps could not be moved");
+            }
+        }
     }
 
     /// Applies the plan for one family. Returns the number of commits, if it is known.
@@ -177,7 +203,11 @@ impl Dataplane for Iptables {
             };
             (ipv4, ipv6.map_or(Ok(String::new()), join))
         });
-        Ok(self.take(generation, begun.elapsed(), &ipv4?, &ipv6?))
+        let (mut observed, only_order) = self.take(generation, begun.elapsed(), &ipv4?, &ipv6?);
+        if only_order {
+            self.restore_order(&mut observed);
+        }
+        Ok(observed)
     }
 
     fn apply(&mut self, plan: &Plan) -> Result<(), DataplaneError> {

@@ -1,4 +1,4 @@
-//! A kernel before Linux 5.7, which lets no process without NET_RAW bind a socket to a device: a
+//! A kernel before Linux 5.7, which lets no process without `NET_RAW` bind a socket to a device: a
 //! filter on system calls answers like it, to this thread and to the programs that it starts.
 
 use nix::libc;

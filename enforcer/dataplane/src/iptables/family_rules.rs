@@ -29,6 +29,15 @@ pub(super) struct FamilyRules {
     installed: bool,
 }
 
+/// What a read of the table shows.
+pub(super) struct Reading {
+    pub(super) observed: Observed,
+    /// Whether another program changed something of ours.
+    pub(super) altered: bool,
+    /// Whether it is not intact only because rules of other programs come before our jumps.
+    pub(super) only_order: bool,
+}
+
 impl FamilyRules {
     pub(super) fn new(commands: Commands, settings: Settings) -> Self {
         let layout = Layout::new(commands.family, settings);
@@ -54,9 +63,8 @@ impl FamilyRules {
         })
     }
 
-    /// Records the table as iptables-save printed it. Also returns whether another program changed
-    /// it.
-    pub(super) fn take(&mut self, text: &str) -> (Observed, bool) {
+    /// Records the table as iptables-save printed it.
+    pub(super) fn take(&mut self, text: &str) -> Reading {
         let believed = self.known.take();
         let known = self.parse(text);
         // a rule that another program sent to a different pod can still be read
@@ -76,10 +84,15 @@ impl FamilyRules {
         };
         // an earlier run of this program may have made the jumps
         self.installed |= !known.untouched && known.damage.missing_jumps.is_empty();
+        let only_order = known.damage.is_order_only() && !strange;
         self.known = Some(known);
         let mut observed = self.observed().unwrap_or_default();
         observed.intact &= !strange;
-        (observed, altered)
+        Reading {
+            observed,
+            altered,
+            only_order,
+        }
     }
 
     /// Repairs all chains and jumps and changes mappings, in one transaction; only the first jumps

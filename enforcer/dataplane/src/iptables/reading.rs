@@ -40,6 +40,23 @@ pub(super) struct Damage {
     pub(super) misplaced_jumps: Vec<(Jump, Vec<String>)>,
 }
 
+impl Damage {
+    /// Returns whether nothing is missing or altered, and only rules of other programs come before
+    /// our jumps.
+    pub(super) fn is_order_only(&self) -> bool {
+        let Self {
+            chains,
+            obsolete,
+            missing_jumps,
+            misplaced_jumps,
+        } = self;
+        let others = chains.is_empty() && obsolete.is_empty() && missing_jumps.is_empty();
+        let mut moved = misplaced_jumps.iter();
+        let moved = moved.all(|(jump, found)| same_rules(&[jump.rule], found));
+        others && moved && !misplaced_jumps.is_empty()
+    }
+}
+
 impl Known {
     /// Parses the output of iptables-save.
     pub(super) fn read(text: &str, family: Family, layout: &Layout) -> Self {

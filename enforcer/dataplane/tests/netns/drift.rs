@@ -116,14 +116,21 @@ fn jumps_doubled_moved_or_edited(flavour: Flavour) {
     const JUMP: &str = "-m comment --comment portmapping -j PORTMAPPING";
     let damaged = Damaged::new(flavour);
     let mut driver = damaged.driver();
-    for change in [
-        format!("-A PREROUTING -m addrtype --dst-type LOCAL {JUMP}"),
-        "-I PREROUTING -s 192.0.2.1 -j ACCEPT".to_owned(),
-        format!("-R OUTPUT 1 -m addrtype ! --dst-type LOCAL {JUMP}"),
-        "-I POSTROUTING -s 192.0.2.1 -j ACCEPT".to_owned(),
+    for (change, reported) in [
+        (
+            format!("-A PREROUTING -m addrtype --dst-type LOCAL {JUMP}"),
+            true,
+        ),
+        ("-I PREROUTING -s 192.0.2.1 -j ACCEPT".to_owned(), false),
+        (
+            format!("-R OUTPUT 1 -m addrtype ! --dst-type LOCAL {JUMP}"),
+            true,
+        ),
+        ("-I POSTROUTING -s 192.0.2.1 -j ACCEPT".to_owned(), false),
     ] {
         damaged.iptables(&format!("-t nat {change}"));
-        damaged.assert_repaired(&mut driver, 0, false);
+        // rules of others before a jump are no damage: the read itself moves the jump
+        damaged.assert_repaired(&mut driver, 0, !reported);
         assert_eq!(
             damaged.lab.rules(flavour).matches("PORTMAPPING\n").count(),
             4,

@@ -227,10 +227,12 @@ fn rule_that_leads_to_another_pod_is_damage() {
     let mut rules = rules(range("20000-29999"));
     let mut table = Table::new();
     table.apply(&rules, &some());
-    assert!(rules.take(&table.text()).0.intact);
+    assert!(rules.take(&table.text()).observed.intact);
     let leaf = table.0.get_mut(LEAF).unwrap();
     leaf[0] = leaf[0].replace("10.244.1.7", "10.244.1.8");
-    let (observed, altered) = rules.take(&table.text());
+    let Reading {
+        observed, altered, ..
+    } = rules.take(&table.text());
     assert!(altered && !observed.intact);
     assert_eq!(observed.mappings.difference(&some()).count(), 1);
     table.apply(&rules, &some());
