@@ -121,6 +121,21 @@ pub fn node_tools() -> Result<PathBuf> {
     })
 }
 
+/// A folder with helm, and with the programs that check what is released.
+pub fn release_tools() -> Result<PathBuf> {
+    let module = paths::root().join("release/tools");
+    let inputs = inputs()?
+        .file(&module.join("go.mod"))?
+        .file(&module.join("go.sum"))?;
+    cache::get("release-tools", inputs, |folder| {
+        progress::say("building helm from its Go module");
+        let mut build = go_build(&module);
+        build.arg("-ldflags=-s -w").arg("-o");
+        build.arg(folder.join("")).arg("tool");
+        process::run_long("helm", &mut build, PATIENCE)
+    })
+}
+
 /// A program of one module, built from these of the module's files; the path of the program.
 pub fn program(name: &str, module: &Path, files: &[&str]) -> Result<PathBuf> {
     let inputs = files

@@ -7,5 +7,6 @@
 
 mod render;
 
+mod agree;
 mod name_namespaces;
 mod set_variables;

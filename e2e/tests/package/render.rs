@@ -52,6 +52,18 @@ fn build(directory: &Path) -> Result<Vec<Value>> {
     )?)
 }
 
+/// The objects of the chart with these values, as `helm template` takes them.
+pub(crate) fn chart(namespace: &str, values: &str) -> Result<Vec<Value>> {
+    let mut helm = process::command(go::release_tools()?.join("helm"));
+    helm.args(["template", "any-name"])
+        .arg(paths::manifests().join("chart"))
+        .args(["--namespace", namespace, "--kube-version", "1.36.0"]);
+    if !values.is_empty() {
+        helm.args(["--set", values]);
+    }
+    objects(&process::run(&mut helm, LIMIT)?)
+}
+
 /// The objects of a stream of YAML documents.
 pub(crate) fn objects(text: &str) -> Result<Vec<Value>> {
     serde_yaml_ng::Deserializer::from_str(text)

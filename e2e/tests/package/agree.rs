@@ -1,0 +1,163 @@
+//! Do Helm and kustomize install the same?
+
+use std::collections::BTreeMap;
+
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+
+use crate::render::{chart, find, kustomize, overlay};
+
+const NAMESPACE: &str = "portmapping-system";
+
+/// What a directory of `manifests` holds besides the base, and the chart's values for the same.
+const OVERLAYS: [(&str, &str); 3] = [
+    ("ignore", "failurePolicy=Ignore"),
+    ("cert-manager", "certManager=true"),
+    ("legacy-iptables", "legacyIptables=true"),
+];
+const COMPONENTS: [(&str, &str); 5] = [
+    ("critical-quota", "resourceQuota=true"),
+    (
+        "no-preemption",
+        "enforcer.priorityClassName=portmapping-enforcer",
+    ),
+    ("network-policy", "networkPolicy=true"),
+    (
+        "host-network",
+        "webhook.hostNetwork=true,webhook.port=10260,webhook.healthPort=10261",
+    ),
+    ("openshift", "openshift=true"),
+];
+
+/// By kind and name; without the Namespace, which Helm does not render, and with variables in one order.
+fn comparable(objects: Vec<Value>) -> BTreeMap<(String, String), Value> {
+    objects
+        .into_iter()
+        .filter(|object| object["kind"] != "Namespace")
+        .map(|mut object| {
+            for list in ["initContainers", "containers"] {
+                let containers = object.pointer_mut(&format!("/spec/template/spec/{list}"));
+                for container in containers
+                    .and_then(Value::as_array_mut)
+                    .into_iter()
+                    .flatten()
+                {
+                    if let Some(variables) = container["env"].as_array_mut() {
+                        variables.sort_by_key(|variable| variable["name"].to_string());
+                    }
+                }
+            }
+            let key = [&object["kind"], &object["metadata"]["name"]].map(ToString::to_string);
+            let [kind, name] = key;
+            ((kind, name), object)
+        })
+        .collect()
+}
+
+fn agree(what: &str, kustomize: Vec<Value>, chart: Vec<Value>) -> Result<()> {
+    let (kustomize, chart) = (comparable(kustomize), comparable(chart));
+    let names = |objects: &BTreeMap<_, _>| -> Vec<_> { objects.keys().cloned().collect() };
+    let (left, right) = (names(&kustomize), names(&chart));
+    ensure!(
+        left == right,
+        "{what}: kustomize has {left:?}, helm {right:?}"
+    );
+    for (key, object) in &kustomize {
+        let other = &chart[key];
+        ensure!(
+            object == other,
+            "{what}: {key:?} differs:\nkustomize {object}\nhelm      {other}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn helm_and_kustomize_install_equal_objects() -> Result<()> {
+    agree("base", kustomize("base")?, chart(NAMESPACE, "")?)?;
+    for (name, values) in OVERLAYS {
+        agree(
+            name,
+            kustomize(&format!("overlays/{name}"))?,
+            chart(NAMESPACE, values)?,
+        )?;
+    }
+    for (name, values) in COMPONENTS {
+        let text =
+            format!("resources: [MANIFESTS/base]\ncomponents: [MANIFESTS/components/{name}]\n");
+        agree(
+            name,
+            overlay(&format!("component-{name}"), &text)?,
+            chart(NAMESPACE, values)?,
+        )?;
+    }
+    Ok(())
+}
+
+#[test]
+fn helm_and_kustomize_agree_in_another_namespace_and_with_another_registry() -> Result<()> {
+    let text = "namespace: elsewhere\n\
+         resources: [MANIFESTS/base]\n\
+         transformers: [MANIFESTS/transformers/namespace]\n\
+         images:\n\
+         - {name: localhost/portmapping-webhook, newName: mirror.example/team/portmapping-webhook, newTag: \"7\"}\n\
+         - {name: localhost/portmapping-enforcer, newName: mirror.example/team/portmapping-enforcer, newTag: \"7\"}\n";
+    // kubectl ignores the namespace that kustomize gives to objects of the cluster
+    let cluster_scoped = |object: &mut Value| {
+        let kind = object["kind"].as_str().unwrap_or_default();
+        if kind.starts_with("ValidatingAdmissionPolicy")
+            && let Some(meta) = object["metadata"].as_object_mut()
+        {
+            meta.remove("namespace");
+        }
+    };
+    let mut kustomized = overlay("agree-elsewhere", text)?;
+    kustomized.iter_mut().for_each(cluster_scoped);
+    let values = "images.registry=mirror.example/team,images.tag=7";
+    agree("elsewhere", kustomized, chart("elsewhere", values)?)
+}
+
+#[test]
+fn the_chart_never_renders_what_others_write() -> Result<()> {
+    for values in ["", "certManager=true"] {
+        let objects = chart(NAMESPACE, values)?;
+        let registration = find(&objects, "MutatingWebhookConfiguration", "portmapping")?;
+        let webhook = &registration["webhooks"][0];
+        // a GitOps tool would set them back to the rendered value, again and again
+        ensure!(
+            webhook["clientConfig"].get("caBundle").is_none(),
+            "{webhook}"
+        );
+        ensure!(webhook.get("namespaceSelector").is_none(), "{webhook}");
+        ensure!(objects == chart(NAMESPACE, values)?, "not deterministic");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_keepers_memory_limit_follows_from_the_range() -> Result<()> {
+    for (range, limit) in [
+        ("20000-29999", "128Mi"),
+        ("20000-20999", "71Mi"),
+        ("10000-49999", "320Mi"),
+    ] {
+        let objects = chart(NAMESPACE, &format!("range={range}"))?;
+        let set = find(&objects, "DaemonSet", "enforcer")?;
+        let pod = &set["spec"]["template"]["spec"];
+        let keeper = &pod["initContainers"][0];
+        ensure!(
+            keeper["resources"]["limits"] == json!({ "memory": limit }),
+            "{range}: {}",
+            keeper["resources"]
+        );
+        for container in [keeper, &pod["containers"][0]] {
+            let variable = json!({ "name": "PORTMAPPING_RANGE", "value": range });
+            let env = container["env"].as_array();
+            ensure!(
+                env.is_some_and(|env| env.contains(&variable)),
+                "{container}"
+            );
+        }
+    }
+    Ok(())
+}
