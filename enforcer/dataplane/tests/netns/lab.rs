@@ -187,6 +187,13 @@ impl<'a> Driver<'a> {
         self.try_apply(&plan).expect("apply");
     }
 
+    /// The Node object names these addresses; the next observation uses them.
+    pub(crate) fn name_addresses(&mut self, addresses: &[&str]) -> Observed {
+        let addresses = addresses.iter().copied().map(ip).collect();
+        self.driver.set_host_addresses(&addresses);
+        self.observe()
+    }
+
     pub(crate) fn changes(&self) -> ChangeMonitor {
         self.driver.changes()
     }

@@ -28,6 +28,7 @@ mod foreign;
 mod foreign_life;
 mod forward;
 mod hairpin;
+mod host_addresses;
 mod host_ip;
 mod lab;
 mod layouts;

@@ -30,11 +30,16 @@ impl Drop for Server {
 /// Answers each TCP connection and datagram at a port, in both families, with "NAME SENDER". Over
 /// TCP, it then echoes lines.
 pub(crate) fn serve(netns: &Netns, name: &'static str, port: u16) -> Server {
+    serve_at(netns, name, SocketAddr::from(([0; 16], port)))
+}
+
+/// Serves at one address, from which datagrams are then answered.
+pub(crate) fn serve_at(netns: &Netns, name: &'static str, at: SocketAddr) -> Server {
     let over = Arc::new(AtomicBool::new(false));
     let (tcp, udp) = netns.run(|| {
         (
-            TcpListener::bind(("::", port)).expect("tcp"),
-            UdpSocket::bind(("::", port)).expect("udp"),
+            TcpListener::bind(at).expect("tcp"),
+            UdpSocket::bind(at).expect("udp"),
         )
     });
     SockRef::from(&tcp)
