@@ -16,6 +16,7 @@ mod policy_pods;
 mod policy_rights;
 mod policy_values;
 mod reach;
+mod reach_addresses;
 mod refuse_forgery;
 mod support;
 mod survive_faults;
