@@ -87,9 +87,9 @@ pub struct RunArgs {
     /// bridges
     #[arg(long, env = "PORTMAPPING_NEIGHBOURS", value_delimiter = ',')]
     neighbours: Vec<Subnet>,
-    /// Addresses of the node at which mapped ports answer. node: the InternalIPs and ExternalIPs of its
-    /// Node object; all: every address, except loopback, link-local and multicast; or the addresses in
-    /// these subnets, separated by commas
+    /// Addresses of the node at which mapped ports answer. node: the internal and external addresses
+    /// that its Node object names; all: every address, except loopback, link-local and multicast
+    /// addresses; or the addresses in these subnets, separated by commas
     #[arg(
         long,
         value_name = "node|all|CIDR,...",

@@ -199,13 +199,13 @@ impl Rule {
     }
 
     /// Matches packets to an address in the set; does not use the first two registers.
-    pub(super) fn to_any_of(self, ip: Ip, set: &str) -> Self {
+    pub(super) fn sent_to_any_of(self, ip: Ip, set: &str) -> Self {
         self.payload(NETWORK, ip.daddr, ip.length, REG_3)
             .lookup(REG_3, set, None)
     }
 
     /// Matches packets to a network.
-    pub(super) fn to_network(self, ip: Ip, network: IpAddr, netmask: IpAddr) -> Self {
+    pub(super) fn sent_to_network(self, ip: Ip, network: IpAddr, netmask: IpAddr) -> Self {
         self.payload(NETWORK, ip.daddr, ip.length, REG_3)
             .mask(REG_3, &octets(netmask))
             .compare(REG_3, EQUAL, &octets(network))

@@ -254,7 +254,7 @@ fn translations(families: &[(Family, Ip)]) -> Vec<Rule> {
             let rule = Rule::default()
                 .version(*ip)
                 .mapped(*ip, bound, map.name())
-                .to_any_of(*ip, SetId::Hosts(*family).name())
+                .sent_to_any_of(*ip, SetId::Hosts(*family).name())
                 .dnat(*ip);
             rules.push(rule);
         }
@@ -293,7 +293,7 @@ fn refusals(families: &[(Family, Ip)], settings: &Settings, abilities: Abilities
         let loopback = loopback(*family);
         let rule = datagram()
             .version(*ip)
-            .to_network(*ip, loopback.network(), loopback.netmask())
+            .sent_to_network(*ip, loopback.network(), loopback.netmask())
             .mapped(*ip, false, SetId::Ports(*family).name());
         rules.push(rule.refuse());
     }
@@ -303,7 +303,10 @@ fn refusals(families: &[(Family, Ip)], settings: &Settings, abilities: Abilities
     // datagrams to addresses of others, and broadcasts, are not for mapped ports
     for (family, ip) in families {
         let rule = datagram().version(*ip);
-        rules.push(rule.to_any_of(*ip, SetId::Hosts(*family).name()).refuse());
+        rules.push(
+            rule.sent_to_any_of(*ip, SetId::Hosts(*family).name())
+                .refuse(),
+        );
     }
     rules
 }

@@ -4,7 +4,7 @@ fn rule() -> Rule {
     Rule::default()
         .version(Ip::V4)
         .mapped(Ip::V4, false, "ports4")
-        .to_any_of(Ip::V4, "hosts4")
+        .sent_to_any_of(Ip::V4, "hosts4")
         .dnat(Ip::V4)
 }
 
@@ -22,17 +22,17 @@ fn rule_equals_itself_and_no_other() {
         Rule::default()
             .version(Ip::V6)
             .mapped(Ip::V4, false, "ports4")
-            .to_any_of(Ip::V4, "hosts4")
+            .sent_to_any_of(Ip::V4, "hosts4")
             .dnat(Ip::V4),
         Rule::default()
             .version(Ip::V4)
             .mapped(Ip::V4, false, "ports6")
-            .to_any_of(Ip::V4, "hosts4")
+            .sent_to_any_of(Ip::V4, "hosts4")
             .dnat(Ip::V4),
         Rule::default()
             .version(Ip::V4)
             .mapped(Ip::V4, true, "ports4")
-            .to_any_of(Ip::V4, "hosts4")
+            .sent_to_any_of(Ip::V4, "hosts4")
             .dnat(Ip::V4),
     ] {
         assert!(!rule().is(found(&other)), "{other:?}");
