@@ -257,6 +257,8 @@ impl TryFrom<RunArgs> for RunConfig {
             quarantine,
             max_ports,
             ipv6: true,
+            // set at the start
+            epoch: Duration::ZERO,
         };
         Ok(Self {
             node: node_name,

@@ -13,7 +13,7 @@ use prometheus_client::registry::Registry;
 /// Labels of the counter of calls.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct CallLabels {
-    /// `hold`, `release`, `apply`, `observe`, `publish` or `event`.
+    /// `hold`, `release`, `apply`, `observe`, `publish`, `read_pod` or `event`.
     pub call: &'static str,
     /// `ok`, `error` or, for `publish`, `conflict`.
     pub outcome: &'static str,

@@ -1,5 +1,6 @@
 //! The watch on this node's pods: turns what the API server sends into [`PodFacts`].
 
+mod running;
 mod watch_backoff;
 
 use std::collections::BTreeSet;
@@ -20,6 +21,7 @@ use portmapping_shared::{PodRef, PodSpec, PodUid};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
+pub(crate) use self::running::running_at;
 use self::watch_backoff::WatchBackoff;
 
 /// Updates that may wait for the reconciler. When the queue is full, the watch waits; none is lost.
@@ -43,6 +45,20 @@ pub(crate) struct PodStatus {
     host_ips: Option<Vec<Address>>,
     conditions: Option<Vec<PodCondition>>,
     container_statuses: Option<Vec<ContainerStatus>>,
+    init_container_statuses: Option<Vec<ContainerStatus>>,
+    ephemeral_container_statuses: Option<Vec<ContainerStatus>>,
+}
+
+impl PodStatus {
+    /// All containers: main ones, init containers (sidecars are among them), ephemeral ones.
+    fn containers(&self) -> impl Iterator<Item = &ContainerStatus> {
+        let lists = [
+            &self.container_statuses,
+            &self.init_container_statuses,
+            &self.ephemeral_container_statuses,
+        ];
+        lists.into_iter().flatten().flatten()
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -70,6 +86,7 @@ struct ContainerStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default)]
 struct ContainerState {
+    running: Option<serde_json::Value>,
     terminated: Option<serde_json::Value>,
 }
 
@@ -198,17 +215,26 @@ pub(crate) fn facts(pod: &SlimPod) -> Option<PodFacts> {
     })
 }
 
-/// Returns whether all containers have ended. A deleted pod of which this is true serves no client,
-/// and its address may be reused before the API server reports its deletion.
+/// Returns whether all main containers have ended, and no sidecar runs on. A deleted pod of which this
+/// is true serves no client, and its address may be reused before the API server reports its deletion.
 fn all_terminated(status: &PodStatus) -> bool {
-    let containers = status.container_statuses.as_deref().unwrap_or_default();
-    let terminated = |container: &ContainerStatus| {
-        container
-            .state
+    let main = status.container_statuses.as_deref().unwrap_or_default();
+    let serves = status.containers().any(ContainerStatus::is_running);
+    !main.is_empty() && main.iter().all(ContainerStatus::is_terminated) && !serves
+}
+
+impl ContainerStatus {
+    fn is_running(&self) -> bool {
+        self.state
+            .as_ref()
+            .is_some_and(|state| state.running.is_some())
+    }
+
+    fn is_terminated(&self) -> bool {
+        self.state
             .as_ref()
             .is_some_and(|state| state.terminated.is_some())
-    };
-    !containers.is_empty() && containers.iter().all(terminated)
+    }
 }
 
 fn addresses(all: Option<&[Address]>, first: Option<&str>) -> Vec<IpAddr> {

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use kube::Client;
 use parking_lot::Mutex;
 use portmapping_enforcer_core::{
     Action, NodeState, PortKey, PublishOutcome, SandboxUpdate, Status,
@@ -29,6 +30,8 @@ use portmapping_keeper::wire::KeeperRole;
 const MAX_PUBLICATIONS: usize = 16;
 /// Events in flight at once. More wait; no patch waits for an event.
 const MAX_EVENTS: usize = 4;
+/// Reads of pods in flight at once. More wait; each is short.
+const MAX_READS: usize = 4;
 /// Updates handled before actions are carried out, so that a burst becomes one change of the rules.
 const BATCH: usize = 64;
 /// First check of the rules after the start. After a handover the earlier enforcer may still finish a
@@ -63,6 +66,8 @@ pub(crate) struct Drivers {
     pub dataplane: Arc<Mutex<Box<dyn Dataplane>>>,
     /// The API server.
     pub publisher: Publisher,
+    /// The API server, for reads of single pods.
+    pub client: Client,
     /// The counters and gauges.
     pub metrics: Metrics,
 }
@@ -100,6 +105,8 @@ enum Finished {
         observed: Option<Observed>,
     },
     Published(PodUid, PublishOutcome),
+    /// The addresses at which the pod runs, and when the read was asked for.
+    PodRead(PodUid, Duration, Vec<IpAddr>),
     Nothing,
 }
 
@@ -118,6 +125,7 @@ pub(crate) struct Reconciler {
     tasks: JoinSet<Finished>,
     publications: Arc<Semaphore>,
     events: Arc<Semaphore>,
+    reads: Arc<Semaphore>,
     started: Instant,
     observing: bool,
     changing: bool,
@@ -143,6 +151,7 @@ impl Reconciler {
             tasks: JoinSet::new(),
             publications: Arc::new(Semaphore::new(MAX_PUBLICATIONS)),
             events: Arc::new(Semaphore::new(MAX_EVENTS)),
+            reads: Arc::new(Semaphore::new(MAX_READS)),
             started,
             observing: false,
             changing: false,
@@ -264,6 +273,7 @@ impl Reconciler {
                 Action::Release(keys) => self.release(keys),
                 Action::Program(plan) => self.program(plan),
                 Action::Publish(publication) => self.publish(publication),
+                Action::ReadPod { pod, asked } => self.read_pod(pod, asked),
                 Action::Event(event) => self.emit(event),
             }
         }
@@ -308,6 +318,9 @@ impl Reconciler {
                 self.update_metrics();
             }
             Finished::Published(uid, outcome) => self.state.published(now, &uid, outcome),
+            Finished::PodRead(uid, asked, running_at) => {
+                self.state.pod_read(now, &uid, asked, &running_at);
+            }
             Finished::Nothing => {}
         }
     }

@@ -1,7 +1,7 @@
 //! `enforcer run`: starts every part and connects them.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use parking_lot::Mutex;
@@ -57,6 +57,10 @@ pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 
 async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
     let started = Instant::now();
+    // a clock before 1970 makes every CNI result newer than what the API says
+    config.core.epoch = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     let mut tasks = Supervisor::install().context("cannot install the signal handlers")?;
     let token = tasks.token();
     let readiness = Readiness::default();
@@ -103,7 +107,8 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
     let drivers = Drivers {
         keeper: Arc::new(tokio::sync::Mutex::new(keeper)),
         dataplane: Arc::new(Mutex::new(Box::new(dataplane))),
-        publisher: Publisher::new(client, &config.node),
+        publisher: Publisher::new(client.clone(), &config.node),
+        client,
         metrics,
     };
     let inputs = Inputs {

@@ -77,7 +77,7 @@ fn answer(state: &mut NodeState, now: Duration) {
                     let outcome = PublishOutcome::Written { version };
                     state.published(now, &publication.pod.uid, outcome);
                 }
-                Action::Event(_) => {}
+                Action::Event(_) | Action::ReadPod { .. } => {}
             }
         }
     }
@@ -103,6 +103,7 @@ fn node(range: &str, pods: u32) -> NodeState {
         quarantine: Duration::from_mins(1),
         max_ports: 64,
         ipv6: true,
+        epoch: Duration::ZERO,
     };
     let (mut state, now) = (NodeState::new(config, 1), Duration::from_secs(1));
     for n in 0..pods {

@@ -1,5 +1,7 @@
 //! What the state machine asks its drivers to do.
 
+use std::time::Duration;
+
 use portmapping_shared::{Plan, PodRef};
 
 use crate::ports::PortKey;
@@ -16,6 +18,13 @@ pub enum Action {
     Program(Plan),
     /// Write annotation and condition in one patch; answered by `published`.
     Publish(Publication),
+    /// Read the pod from the API server itself, not from a cache; answered by `pod_read`.
+    ReadPod {
+        /// The pod.
+        pod: PodRef,
+        /// When it was asked for; the answer names it.
+        asked: Duration,
+    },
     /// Emit an event; best effort, not answered.
     Event(PodEvent),
 }

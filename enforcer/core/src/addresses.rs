@@ -2,8 +2,10 @@
 //!
 //! A pod's addresses are those of its newest sandbox, else what the API says. An address has one
 //! owner: of several pods that claim it, the one with the newest sandbox. What the API says counts
-//! less than any sandbox, because it comes late and is removed late. So the users who may write
-//! results on the node (root) decide which pod owns an address, and no other user does.
+//! less than any sandbox, because it comes late and is removed late. Only a result of a pod that the
+//! API has not shown may be a leftover: one that was written before the API first named the address
+//! for another pod counts less than the API. So the users who may write results on the node (root)
+//! decide which pod owns an address, and no other user does.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
@@ -24,10 +26,17 @@ const MAX_UNKNOWN: usize = 1024;
 pub(crate) enum Rank {
     /// The kernel has rules for it from before a restart; when the pod was first seen, as a count.
     Recovered(u64),
-    /// The API says so; when it first did, as a count.
-    Status(u64),
-    /// A sandbox has it: when its result was written, then its arrival as a count.
-    Sandbox(Duration, u64),
+    /// The API says so; when it first did, since the Unix epoch and as a count.
+    Status(Duration, u64),
+    /// A sandbox has it.
+    Sandbox {
+        /// When its result was written, since the Unix epoch.
+        written: Duration,
+        /// When it arrived, as a count.
+        arrival: u64,
+        /// Whether the API has shown its pod.
+        known: bool,
+    },
 }
 
 /// Where a pod's addresses come from.
@@ -95,7 +104,11 @@ impl Addresses {
         }
         if let Some((sandbox, arrival)) = self.newest(uid) {
             let source = AddressSource::Sandbox(sandbox.id.clone());
-            let rank = Rank::Sandbox(sandbox.written, arrival);
+            let rank = Rank::Sandbox {
+                written: sandbox.written,
+                arrival,
+                known: facts.is_some(),
+            };
             return PodAddresses::claimed(sandbox.ips.clone(), source, rank);
         }
         let Some(pod) = pod else {
@@ -115,7 +128,8 @@ impl Addresses {
         if facts.pod_ips.is_empty() || facts.pod_ips.iter().any(stale) {
             return PodAddresses::default();
         }
-        let rank = Rank::Status(pod.addressed);
+        let (reported, count) = pod.addressed;
+        let rank = Rank::Status(reported, count);
         PodAddresses::claimed(facts.pod_ips.clone(), AddressSource::Status, rank)
     }
 
@@ -198,8 +212,23 @@ impl Addresses {
         self.ended.get(uid).is_some_and(|ended| ended.contains(&ip))
     }
 
-    /// The pod is gone. Its sandboxes may exist a moment longer.
-    pub(crate) fn forget(&mut self, uid: &PodUid) {
+    /// Whether a result names the address that the API first named at `reported`; a leftover does not
+    /// count.
+    pub(crate) fn is_named(
+        &self,
+        ip: IpAddr,
+        reported: Duration,
+        known: impl Fn(&PodUid) -> bool,
+    ) -> bool {
+        let mut sandboxes = self.sandboxes.values();
+        sandboxes.any(|(sandbox, _)| {
+            let counts = known(&sandbox.uid) || sandbox.written >= reported;
+            counts && sandbox.ips.contains(&ip)
+        })
+    }
+
+    /// Forgets the pod's ended sandboxes: the pod is gone, or runs at their addresses after all.
+    pub(crate) fn forget_ended(&mut self, uid: &PodUid) {
         self.ended.remove(uid);
     }
 
@@ -216,6 +245,8 @@ impl Addresses {
         touched.insert(uid.clone());
         if let Some((ips, _)) = self.claimed.remove(uid) {
             for ip in ips {
+                // without this claim a leftover may count again, and the owner be another pod
+                touched.extend(self.owner(ip).cloned());
                 if let Some(claims) = self.claims.get_mut(&ip) {
                     claims.remove(uid);
                     if claims.is_empty() {
@@ -230,6 +261,8 @@ impl Addresses {
                 touched.extend(self.owner(*ip).cloned());
                 let claims = self.claims.entry(*ip).or_default();
                 claims.insert(uid.clone(), rank);
+                // a leftover may count less now, and a third pod have the address
+                touched.extend(self.owner(*ip).cloned());
             }
             self.claimed.insert(uid.clone(), (ips, rank));
         }
@@ -244,7 +277,17 @@ impl Addresses {
     /// The pod an address belongs to.
     pub(crate) fn owner(&self, ip: IpAddr) -> Option<&PodUid> {
         let claims = self.claims.get(&ip)?;
-        let newest = claims.iter().max_by_key(|(uid, rank)| (**rank, *uid));
+        let reported = claims.values().filter_map(|rank| match rank {
+            Rank::Status(reported, _) => Some(*reported),
+            Rank::Recovered(_) | Rank::Sandbox { .. } => None,
+        });
+        let reported = reported.max().unwrap_or_default();
+        let leftover = |rank: &Rank| match rank {
+            Rank::Sandbox { written, known, .. } => !known && *written < reported,
+            Rank::Recovered(_) | Rank::Status(..) => false,
+        };
+        let valid = claims.iter().filter(|(_, rank)| !leftover(rank));
+        let newest = valid.max_by_key(|(uid, rank)| (**rank, *uid));
         newest.map(|(uid, _)| uid)
     }
 

@@ -3,6 +3,7 @@
 mod audit;
 mod converge;
 mod recovery;
+mod sandboxes;
 mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +19,6 @@ use crate::addresses::Addresses;
 use crate::kernel::{Kernel, ports_of};
 use crate::pods::{PodFacts, PodState, Refusal, Want};
 use crate::ports::{KEEPER_RETRY, PortKey, Ports, Timers};
-use crate::sandbox::{Sandbox, SandboxId};
 
 pub use recovery::Recovered;
 pub use status::{Counts, PodStatus, Status};
@@ -38,6 +38,9 @@ pub struct Config {
     pub max_ports: usize,
     /// Whether the dataplane can translate IPv6.
     pub ipv6: bool,
+    /// The node's clock at the time 0 of this crate, since the Unix epoch: with it, what the API says
+    /// is compared with the times at which the runtime wrote its results.
+    pub epoch: Duration,
 }
 
 /// Every decision of one node's enforcer. The crate's documentation draws the flow.
@@ -129,14 +132,14 @@ impl NodeState {
             // what is published names them
             self.mark_all();
         }
-        let seq = self.arrival();
+        let (seq, reported) = (self.arrival(), self.config.epoch + now);
         let pod = self.pods.entry(uid.clone());
         let pod = pod.or_insert_with(|| PodState::new(seq));
         let before = pod.facts.take();
         let first = before.is_none();
         let known_ips = before.as_ref().map(|before| &before.pod_ips);
         if known_ips != Some(&facts.pod_ips) {
-            pod.addressed = seq;
+            pod.addressed = (reported, seq);
         }
         pod.update_want(&facts, first, self.config.max_ports);
         let known_version = before.as_ref().map(|before| &before.version);
@@ -173,36 +176,6 @@ impl NodeState {
             pod.publish.forget_outdated();
         }
         self.mark_all();
-        self.converge(now);
-    }
-
-    /// The runtime created a sandbox, or changed one. The API may not have shown the pod yet, and
-    /// the pod may ask for nothing.
-    pub fn sandbox_up(&mut self, now: Duration, sandbox: Sandbox) {
-        self.record_up(sandbox);
-        self.converge(now);
-    }
-
-    /// The runtime removed a sandbox. Another pod may soon get its addresses, whatever the API
-    /// still says.
-    pub fn sandbox_down(&mut self, now: Duration, id: &SandboxId) {
-        self.record_down(id);
-        self.converge(now);
-    }
-
-    /// All sandboxes of the runtime: those seen before that are missing are gone. Pods whose
-    /// sandbox was never seen keep the addresses that the API names.
-    pub fn sandboxes_listed(&mut self, now: Duration, mut sandboxes: Vec<Sandbox>) {
-        let listed: BTreeSet<&SandboxId> = sandboxes.iter().map(|sandbox| &sandbox.id).collect();
-        let gone = self.addresses.ids().filter(|id| !listed.contains(id));
-        let gone: Vec<SandboxId> = gone.cloned().collect();
-        sandboxes.sort_by_key(|sandbox| sandbox.written);
-        for sandbox in sandboxes {
-            self.record_up(sandbox);
-        }
-        for id in gone {
-            self.record_down(&id);
-        }
         self.converge(now);
     }
 
@@ -320,47 +293,12 @@ impl NodeState {
         for lease in self.ports.leases(uid).clone() {
             self.end_lease(now, uid, &lease);
         }
-        self.addresses.forget(uid);
+        self.addresses.forget_ended(uid);
         let before = self.pods.remove(uid).and_then(|pod| pod.facts);
         self.update_static_ports(now, uid, before.as_ref());
         self.wakes.set(uid, None);
         self.dirty.insert(uid.clone());
         self.update_addresses(uid);
-    }
-
-    fn record_up(&mut self, sandbox: Sandbox) {
-        let arrival = self.arrival();
-        for uid in self.addresses.up(sandbox, arrival) {
-            // rules found at the start lead where the pod was, and it may have moved since
-            if let Some((newest, _)) = self.addresses.newest(&uid)
-                && let Some(pod) = self.pods.get_mut(&uid)
-            {
-                let ips = &newest.ips;
-                pod.recovered.retain(|rule| ips.contains(&rule.pod_ip));
-            }
-            self.update_addresses(&uid);
-        }
-    }
-
-    fn record_down(&mut self, id: &SandboxId) {
-        let known = |uid: &PodUid| self.pods.get(uid).is_some_and(|pod| pod.facts.is_some());
-        if let Some(uid) = self.addresses.down(id, known) {
-            self.update_addresses(&uid);
-        }
-    }
-
-    /// Finds a pod's addresses again, and marks the pods that gain or lose one.
-    fn update_addresses(&mut self, uid: &PodUid) {
-        let pod = self.pods.get(uid);
-        let found = self.addresses.locate(uid, pod, self.ports.leases(uid));
-        self.dirty.extend(self.addresses.claim(uid, found.claim));
-        if let Some(pod) = self.pods.get_mut(uid)
-            && (&pod.ips, &pod.source) != (&found.ips, &found.source)
-        {
-            pod.ips = found.ips;
-            pod.source = found.source;
-            self.dirty.insert(uid.clone());
-        }
     }
 
     /// Another process has the port.

@@ -5,6 +5,7 @@ mod forgery;
 mod publish;
 mod result;
 pub(crate) mod state;
+mod unmapped;
 
 pub(crate) use forgery::suppressed_note;
 pub use state::PodFacts;

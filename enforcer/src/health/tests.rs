@@ -18,6 +18,7 @@ fn config() -> Config {
         quarantine: Duration::ZERO,
         max_ports: 1,
         ipv6: false,
+        epoch: Duration::ZERO,
     }
 }
 

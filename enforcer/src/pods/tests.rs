@@ -100,6 +100,26 @@ fn a_pod_is_finished_by_its_phase_or_when_deleted_with_all_containers_ended() {
 }
 
 #[test]
+fn a_deleted_pod_is_not_finished_while_a_sidecar_drains() {
+    let ended = json!({ "name": "c", "state": { "terminated": { "exitCode": 0 } } });
+    let running = json!({ "name": "s", "state": { "running": { "startedAt": null } } });
+    let waiting = json!({ "name": "s", "state": { "waiting": {} } });
+    let deleted = json!({ "deletionTimestamp": "2026-11-20T00:00:00Z" });
+    for (kind, other, finished) in [
+        ("initContainerStatuses", &running, false),
+        ("ephemeralContainerStatuses", &running, false),
+        // an init container that has ended, or will not start any more
+        ("initContainerStatuses", &ended, true),
+        ("initContainerStatuses", &waiting, true),
+    ] {
+        let mut status = json!({ "phase": "Running", "containerStatuses": [ended] });
+        status[kind] = json!([other]);
+        let facts = facts(&pod(&json!({ "metadata": deleted, "status": status }))).unwrap();
+        assert_eq!(facts.finished, finished, "{kind} {other}");
+    }
+}
+
+#[test]
 fn a_pod_with_an_unusable_uid_is_ignored() {
     assert!(facts(&pod(&json!({ "metadata": { "uid": "a b" } }))).is_none());
     assert!(facts(&pod(&json!({ "metadata": { "uid": null } }))).is_none());

@@ -1,15 +1,16 @@
 //! Carries actions out: each is a task, whose result goes back to the loop.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use portmapping_enforcer_core::{PodEvent, PortKey, Publication, PublishOutcome};
 use portmapping_runtime::deadline::chain;
-use portmapping_shared::Plan;
+use portmapping_shared::{Plan, PodRef};
 use rustix::io::Errno;
 
 use super::{Finished, KeeperAnswer, Reconciler};
 use crate::keeper_client::{KeeperClient, KeeperClientError};
+use crate::pods::running_at;
 use portmapping_keeper::wire::HoldOutcome;
 
 impl Reconciler {
@@ -158,6 +159,22 @@ impl Reconciler {
                 }
             };
             Finished::Published(publication.pod.uid, outcome)
+        });
+    }
+
+    /// Reads a pod whose CNI result was removed. A failed read confirms nothing; core asks again.
+    pub(super) fn read_pod(&mut self, pod: PodRef, asked: Duration) {
+        let client = self.drivers.client.clone();
+        let metrics = self.drivers.metrics.clone();
+        let reads = Arc::clone(&self.reads);
+        self.tasks.spawn(async move {
+            let _permit = reads.acquire_owned().await;
+            let found = running_at(client, &pod).await;
+            metrics.record_call("read_pod", found.is_ok());
+            if let Err(error) = &found {
+                tracing::warn!(error = chain(error), "the pod stays unmapped; trying again");
+            }
+            Finished::PodRead(pod.uid, asked, found.unwrap_or_default())
         });
     }
 

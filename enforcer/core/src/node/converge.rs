@@ -31,7 +31,7 @@ impl NodeState {
         for uid in &dirty {
             let desired = self.desired_of(uid);
             self.kernel.set_desired(uid, desired);
-            self.update_refusal(uid);
+            self.update_refusal(now, uid);
         }
         let (to_hold, to_close) = self.ports.ask_keeper(now);
         let hold = (!to_hold.is_empty()).then_some(Action::Hold(to_hold));
@@ -40,6 +40,7 @@ impl NodeState {
         let asked = hold.into_iter().chain(release).chain(program);
         self.actions.extend(asked);
         for uid in &dirty {
+            self.confirm(now, uid);
             self.publish(now, uid);
             self.emit_suppressed(now, uid);
             let next = self.pods.get(uid).and_then(PodState::next_deadline);
@@ -101,7 +102,12 @@ impl NodeState {
         let lacks = |pod: &PodState| pod.lacks_ports(leases);
         let complete = !self.pods.get(uid).is_some_and(lacks);
         // an address that a newer pod owns by now has no rules of this one
-        let reachable = leases.is_empty() || !self.kernel.desired(uid).is_empty();
+        let needed = |pod: &PodState| {
+            let mut ips = pod.needed_ips(leases, |ip| self.serves_family(ip));
+            ips.all(|ip| self.owns(uid, ip))
+        };
+        let owned = self.pods.get(uid).is_none_or(needed);
+        let reachable = leases.is_empty() || owned && !self.kernel.desired(uid).is_empty();
         // right after its start a pod names no address of the node; the other pods do
         let own = self.facts(uid).map(|facts| facts.host_ips.iter());
         let named = own.into_iter().flatten().chain(&self.host_ips);
@@ -112,6 +118,7 @@ impl NodeState {
         Progress {
             leases,
             held: complete && self.ports.all_held(uid),
+            owned,
             ruled: reachable && self.kernel.is_intact() && self.kernel.has_rules(uid),
             host_ip: host_ip.copied(),
         }
@@ -122,11 +129,7 @@ impl NodeState {
         let Some(pod) = self.pods.get(uid) else {
             return BTreeSet::new();
         };
-        let owns = |ip: IpAddr| {
-            let family = self.config.ipv6 || ip.is_ipv4();
-            let ended = self.addresses.has_ended(uid, ip);
-            family && !ended && self.addresses.owner(ip).is_none_or(|owner| owner == uid)
-        };
+        let owns = |ip: IpAddr| (self.config.ipv6 || ip.is_ipv4()) && self.owns(uid, ip);
         let mut desired = pod.desired(uid, &self.progress(uid), owns, self.kernel.present(uid));
         desired.retain(|mapping| mapping.host_ip.is_none_or(|ip| self.is_host_address(ip)));
         desired
@@ -159,6 +162,23 @@ impl NodeState {
                  see --host-addresses of the enforcer"
             ),
         })
+    }
+
+    /// Whether node and packet filter have the address's family. Before an address of the node is
+    /// known, they have each.
+    fn serves_family(&self, ip: IpAddr) -> bool {
+        let same = |host: &IpAddr| host.is_ipv4() == ip.is_ipv4();
+        let shared = match &self.host_addresses {
+            Some(known) => known.iter().any(same),
+            None => self.host_ips.is_empty() || self.host_ips.iter().any(same),
+        };
+        (self.config.ipv6 || ip.is_ipv4()) && shared
+    }
+
+    /// Whether traffic to the address reaches this pod and no other.
+    fn owns(&self, uid: &PodUid, ip: IpAddr) -> bool {
+        let ended = self.addresses.has_ended(uid, ip);
+        !ended && self.addresses.owner(ip).is_none_or(|owner| owner == uid)
     }
 
     /// Ends the leases that the pod does not ask for any more.
@@ -229,12 +249,19 @@ impl NodeState {
     }
 
     /// Updates why the pod is not mapped. What is in the way before the kernel is named first.
-    fn update_refusal(&mut self, uid: &PodUid) {
+    fn update_refusal(&mut self, now: Duration, uid: &PodUid) {
+        let Progress {
+            held: complete,
+            owned,
+            ruled,
+            ..
+        } = self.progress(uid);
         let (leases, held) = (self.ports.leases(uid), self.ports.all_held(uid));
         let homeless = self.without_host_address(leases);
         let Some(pod) = self.pods.get_mut(uid) else {
             return;
         };
+        pod.update_unmapped(now, complete && ruled);
         let refusal = |kind, message| Some(Refusal { kind, message });
         match &pod.want {
             Want::Nothing if pod.facts.is_none() => return,
@@ -271,7 +298,10 @@ impl NodeState {
                 )
             }
             (None, Some(error)) => format!("the node's rules could not be changed: {error}"),
-            (None, None) => return,
+            (None, None) => match pod.doubt(now, owned, complete) {
+                Some(doubt) => doubt.to_owned(),
+                None => return,
+            },
         };
         pod.refusal = refusal(EventKind::DataplaneError, message);
     }

@@ -19,6 +19,7 @@ mod ports;
 mod recovery;
 mod scale;
 mod static_ports;
+mod truth;
 
 const NOW: Duration = Duration::from_secs(1000);
 
@@ -30,6 +31,7 @@ fn config(range: &str) -> Config {
         quarantine: Duration::from_mins(1),
         max_ports: 64,
         ipv6: true,
+        epoch: Duration::ZERO,
     }
 }
 
@@ -80,6 +82,8 @@ struct Node {
     pods: BTreeMap<PodUid, PodFacts>,
     /// Versions given so far.
     versions: u32,
+    /// Reads of pods that were asked for; the tests answer them.
+    reads: Vec<(PodRef, Duration)>,
     echoes: bool,
 }
 
@@ -92,6 +96,7 @@ impl Node {
             written: Vec::new(),
             pods: BTreeMap::new(),
             versions: 0,
+            reads: Vec::new(),
             echoes: true,
         }
     }
@@ -164,6 +169,7 @@ impl Node {
                         assert_eq!(self.state.audit(), Ok(()));
                     }
                     Action::Publish(publication) => self.publish(publication),
+                    Action::ReadPod { pod, asked } => self.reads.push((pod, asked)),
                     Action::Event(event) => self.emitted.push((event.kind, event.note)),
                 }
             }

@@ -200,6 +200,11 @@ impl PodState {
             publish.last_event = Some(refusal.clone());
             return changed.then(|| (refusal.kind, cut(&refusal.message)));
         }
+        let condition = written.condition.as_ref();
+        if condition.is_some_and(|condition| condition.reason != REASON_RELEASED) {
+            // a refusal that is over by now
+            return None;
+        }
         annotation::decode(&publish.announced.take()?)?;
         let note = "the pod's host ports are released".to_owned();
         Some((EventKind::Released, note))

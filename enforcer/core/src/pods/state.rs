@@ -11,6 +11,7 @@ use portmapping_shared::{
 
 use super::forgery::Forgery;
 use super::publish::Publish;
+use super::unmapped::Confirmation;
 use crate::action::{EventKind, Record};
 use crate::addresses::AddressSource;
 use crate::limiter::Limiter;
@@ -113,6 +114,8 @@ pub(crate) struct Progress<'a> {
     pub(crate) leases: &'a BTreeSet<LeasedPort>,
     /// Whether every requested port is leased and bound.
     pub(crate) held: bool,
+    /// Whether the pod owns each address that its ports need.
+    pub(crate) owned: bool,
     /// Whether every rule that the pod needs is in the kernel.
     pub(crate) ruled: bool,
     /// The node's address.
@@ -129,8 +132,8 @@ pub(crate) struct PodState {
     pub(crate) want: Want,
     /// What is wrong with the annotation, while the last valid request still counts.
     pub(crate) typo: Option<InvalidRequest>,
-    /// When the API first named its addresses, as a count.
-    pub(crate) addressed: u64,
+    /// When the API first named its addresses: since the Unix epoch, and as a count.
+    pub(crate) addressed: (Duration, u64),
     /// The rules found at the start; wanted until the API shows the pod.
     pub(crate) recovered: BTreeSet<Mapping>,
     pub(crate) refusal: Option<Refusal>,
@@ -140,6 +143,9 @@ pub(crate) struct PodState {
     pub(crate) publish: Publish,
     pub(crate) forgery: Forgery,
     pub(crate) repairs: Limiter,
+    /// Since when the API says True and the pod is not mapped.
+    pub(crate) unmapped: Option<Duration>,
+    pub(crate) confirmation: Confirmation,
 }
 
 impl PodState {
@@ -149,7 +155,7 @@ impl PodState {
             facts: None,
             want: Want::Nothing,
             typo: None,
-            addressed: seq,
+            addressed: (Duration::ZERO, seq),
             recovered: BTreeSet::new(),
             refusal: None,
             ips: Vec::new(),
@@ -157,6 +163,8 @@ impl PodState {
             publish: Publish::default(),
             forgery: Forgery::default(),
             repairs: Limiter::default(),
+            unmapped: None,
+            confirmation: Confirmation::default(),
         }
     }
 
@@ -259,9 +267,16 @@ impl PodState {
 
     /// When this pod is to be processed again, if no event comes before.
     pub(crate) fn next_deadline(&self) -> Option<Duration> {
-        let limits = [self.repairs.next(), self.forgery.events.next()];
-        let all = limits.into_iter().chain([self.publish.next_deadline()]);
-        all.flatten().min()
+        // once the pod is refused, the doubt is in the condition
+        let doubt = self.unmapped_until().filter(|_| self.refusal.is_none());
+        let all = [
+            self.repairs.next(),
+            self.forgery.events.next(),
+            self.publish.next_deadline(),
+            self.confirmation.next_deadline(),
+            doubt,
+        ];
+        all.into_iter().flatten().min()
     }
 
     /// Whether the pod is refused for this reason.
@@ -300,7 +315,7 @@ pub(super) fn serves(lease: &LeasedPort, port: &RequestedPort) -> bool {
         == (port.container_port, port.protocol, port.host_ip)
 }
 
-fn same_family(lease: &LeasedPort, ip: IpAddr) -> bool {
+pub(super) fn same_family(lease: &LeasedPort, ip: IpAddr) -> bool {
     let host_ip = lease.host_ip;
     host_ip.is_none_or(|host_ip| host_ip.is_ipv4() == ip.is_ipv4())
 }

@@ -1,8 +1,9 @@
 //! Keeper, kernel and API server carry out what they are asked, or fail.
 
 use portmapping_enforcer_core::{PortKey, Publication, PublishOutcome};
-use portmapping_shared::{Mapping, Plan};
+use portmapping_shared::{Mapping, Plan, PodUid};
 use rand::RngExt;
+use std::time::Duration;
 
 use crate::world::{COOLDOWN, Call, World};
 
@@ -29,6 +30,7 @@ impl World {
                 for key in &keys {
                     self.keeper.remove(key);
                     self.unheld.remove(key);
+                    self.reference.held.remove(key);
                 }
                 self.state.released(self.now, &keys);
             }
@@ -38,6 +40,7 @@ impl World {
             }
             Call::Program(plan) => self.program(&plan),
             Call::Publish(publication) => self.publish(&publication, fails),
+            Call::ReadPod(pod, asked) => self.read_pod(&pod.uid, asked, fails),
             Call::Observe => {
                 // what is read during a change is ignored
                 if !self
@@ -46,12 +49,27 @@ impl World {
                     .any(|call| matches!(call, Call::Program(_)))
                 {
                     self.damaged = false;
+                    self.reference.rules.clone_from(&self.kernel);
+                    self.reference.intact = self.intact;
                 }
                 self.state
                     .observed(self.now, self.kernel.clone(), self.intact);
             }
         }
         self.collect();
+    }
+
+    /// The kubelet has reported whatever happened to the sandbox by now.
+    fn read_pod(&mut self, uid: &PodUid, asked: Duration, fails: bool) {
+        let shown = self.pods.get(uid).filter(|facts| !facts.finished && !fails);
+        let living = self.living.get(uid).map(|sandbox| &sandbox.ips);
+        let runs = shown.filter(|facts| living == Some(&facts.pod_ips));
+        let running_at = runs.map(|facts| facts.pod_ips.clone()).unwrap_or_default();
+        self.record(|| format!("read {uid}: {running_at:?}"));
+        if self.reference.confirm(uid, asked, &running_at) {
+            self.seen.confirmed += 1;
+        }
+        self.state.pod_read(self.now, uid, asked, &running_at);
     }
 
     fn hold(&mut self, keys: &[PortKey]) {
@@ -64,6 +82,12 @@ impl World {
                 self.unheld.remove(key);
                 outcomes.push((*key, Ok(())));
             }
+        }
+        let held = outcomes.iter().filter(|(_, outcome)| outcome.is_ok());
+        self.reference.held.extend(held.map(|(key, _)| *key));
+        let refused = outcomes.iter().filter(|(_, outcome)| outcome.is_err());
+        for (key, _) in refused {
+            self.reference.held.remove(key);
         }
         self.state.held(self.now, outcomes);
     }
@@ -90,6 +114,7 @@ impl World {
             self.kernel.insert(mapping.clone());
         }
         self.intact = true;
+        self.reference.programmed(plan);
         self.state.programmed(self.now, plan, Ok(()));
     }
 

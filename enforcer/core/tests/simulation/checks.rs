@@ -4,11 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use portmapping_enforcer_core::{PodFacts, PortKey, Publication, Record};
-use portmapping_shared::{Mapping, Plan, PodUid, PortRequest, annotation};
+use portmapping_enforcer_core::{PodFacts, PodStatus, PortKey, Publication, Record};
+use portmapping_shared::{LeasedPort, Mapping, Plan, PodUid, PortRequest, annotation};
 
 use crate::cluster::TYPO;
-use crate::world::{Call, World, config};
+use crate::runtime::LEFTOVER;
+use crate::world::{Call, EPOCH, World, config};
+
+/// Damage that is repaired within this time is no write; longer for a pod that is being deleted.
+const GRACE: Duration = Duration::from_secs(2);
+const DELETION: Duration = Duration::from_secs(5);
 
 impl World {
     /// When a plan is asked for: it creates only desired rules and removes none of them (I6), it
@@ -35,12 +40,10 @@ impl World {
             .collect();
         let creators: BTreeSet<&PodUid> = plan.to_create.iter().map(|m| &m.owner).collect();
         for uid in creators {
-            let wanted = desired
-                .iter()
-                .filter(|mapping| mapping.owner == *uid)
-                .count();
-            if leased.get(uid) != Some(&wanted) {
-                self.broken = Some(format!("I4: {uid} gets {wanted} rules, of {leased:?}"));
+            let own = desired.iter().filter(|mapping| mapping.owner == *uid);
+            let wanted: BTreeSet<PortKey> = own.map(|m| (m.protocol, m.host_port)).collect();
+            if leased.get(uid) != Some(&wanted.len()) {
+                self.broken = Some(format!("I4: {uid} gets {wanted:?}, of {leased:?}"));
             }
         }
         for mapping in &plan.to_create {
@@ -71,6 +74,10 @@ impl World {
             return;
         };
         let uid = &publication.pod.uid;
+        let leases = self.leases(uid);
+        if !self.reference.is_mapped(uid, &leases) {
+            self.broken = Some(format!("I10: True for {uid}, not mapped: {leases:?}"));
+        }
         // container port 80 is the one with a static hostPort
         for entry in entries.iter().filter(|entry| entry.container_port != 80) {
             let ruled = self.kernel.iter().find(|mapping| {
@@ -87,8 +94,41 @@ impl World {
         }
     }
 
+    fn leases(&self, uid: &PodUid) -> Vec<LeasedPort> {
+        let pods = self.state.status().pods.into_iter();
+        let own = pods.filter(|pod| pod.uid == *uid);
+        own.flat_map(|pod| pod.lease).collect()
+    }
+
+    /// I10: a pod that is known not to be mapped is not left True for longer than a repair may take.
+    fn check_truth(&mut self) -> Result<(), String> {
+        let pods = self.state.status().pods;
+        let mapped = |pod: &PodStatus| self.reference.is_mapped(&pod.uid, &pod.lease);
+        let unmapped: Vec<&PodStatus> = pods.iter().filter(|pod| !mapped(pod)).collect();
+        self.unmapped
+            .retain(|uid, _| unmapped.iter().any(|pod| pod.uid == *uid));
+        for pod in unmapped {
+            let Some(facts) = self.reference.facts(&pod.uid) else {
+                continue;
+            };
+            // what the API says, and the state machine has seen
+            let says = |facts: &PodFacts| facts.record.condition.as_ref().is_some_and(|c| c.status);
+            if facts.finished || !says(facts) || !self.pods.get(&pod.uid).is_some_and(says) {
+                self.unmapped.remove(&pod.uid);
+                continue;
+            }
+            let since = *self.unmapped.entry(pod.uid.clone()).or_insert(self.now);
+            let grace = if facts.deleting { DELETION } else { GRACE };
+            if pod.refusal.is_none() && self.now >= since + grace {
+                return Err(format!("I10: True since {since:?} and not mapped: {pod:?}"));
+            }
+        }
+        Ok(())
+    }
+
     /// What must hold after every step.
-    pub(crate) fn check(&self) -> Result<(), String> {
+    pub(crate) fn check(&mut self) -> Result<(), String> {
+        self.check_truth()?;
         if let Some(broken) = &self.broken {
             return Err(broken.clone());
         }
@@ -124,8 +164,11 @@ impl World {
         self.living
             .retain(|uid, _| pods.get(uid).is_some_and(|facts| !facts.finished));
         let living = &self.living;
-        self.files
-            .retain(|id, file| living.get(&file.uid).is_some_and(|s| s.id == *id));
+        self.files.retain(|id, file| {
+            let lives = living.get(&file.uid).is_some_and(|s| s.id == *id);
+            let leftover = file.uid.as_str().starts_with(LEFTOVER) && file.written < EPOCH;
+            lives || leftover
+        });
         for uid in self.pods.keys().cloned().collect::<Vec<_>>() {
             if !self.living.contains_key(&uid) {
                 self.start_sandbox_of(&uid);
@@ -215,7 +258,9 @@ impl World {
                         .iter()
                         .any(|m| port(m) && m.pod_ip.to_string() == entry.pod_ip)
                 };
-                ours.clone().count() == rules.len() && ours.clone().all(|entry| backed(&entry))
+                let ports: BTreeSet<PortKey> =
+                    rules.iter().map(|m| (m.protocol, m.host_port)).collect();
+                ours.clone().count() == ports.len() && ours.clone().all(|entry| backed(&entry))
             });
         match (asks, shown) {
             (true, Some((true, _))) if rules.iter().all(lives) && true_entries => Ok(()),

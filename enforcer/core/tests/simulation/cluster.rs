@@ -1,6 +1,6 @@
 //! The API server: pods are created, changed and deleted, and the watch shows it late.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use portmapping_enforcer_core::{PodFacts, Record};
 use portmapping_shared::pod::{Container, DeclaredPort};
@@ -98,6 +98,9 @@ impl World {
         if let Some(facts) = self.pods.get_mut(&uid) {
             facts.pod_ips = ips;
             facts.host_ips = vec![IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1))];
+            if facts.pod_ips.len() > 1 {
+                facts.host_ips.push(IpAddr::V6(Ipv6Addr::LOCALHOST));
+            }
             self.show(&uid);
             self.record(|| format!("report address of {uid}"));
         }
@@ -157,7 +160,7 @@ impl World {
     pub(crate) fn deliver(&mut self) {
         match self.watch.pop_front() {
             Some(Ok(facts)) => {
-                self.reference.shown(&facts);
+                self.reference.shown(self.now, &facts);
                 self.state.pod_applied(self.now, facts);
             }
             Some(Err(uid)) => {
@@ -173,7 +176,7 @@ impl World {
         self.record(|| "relist".to_owned());
         self.watch.clear();
         for facts in self.pods.values().cloned().collect::<Vec<_>>() {
-            self.reference.shown(&facts);
+            self.reference.shown(self.now, &facts);
             self.state.pod_applied(self.now, facts);
             self.collect();
         }

@@ -3,9 +3,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
-use portmapping_enforcer_core::{PodFacts, Sandbox, SandboxId, SandboxUpdate};
-use portmapping_shared::{HostPort, Mapping, PodUid, Protocol};
+use portmapping_enforcer_core::{PodFacts, PortKey, Recovered, Sandbox, SandboxId, SandboxUpdate};
+use portmapping_shared::{HostPort, LeasedPort, Mapping, Plan, PodUid, Protocol};
+
+use crate::world::EPOCH;
+
+/// A read of a pod proves nothing sooner after the removal of its result.
+const CONFIRM: Duration = Duration::from_secs(3);
 
 #[derive(Default)]
 pub(crate) struct Reference {
@@ -16,18 +22,29 @@ pub(crate) struct Reference {
     learned: BTreeMap<PodUid, u64>,
     sandboxes: BTreeMap<SandboxId, Sandbox>,
     ended: BTreeSet<(PodUid, IpAddr)>,
+    /// When the API first named a pod's present addresses, by the node's clock.
+    reported: BTreeMap<PodUid, Duration>,
+    /// When the last result of a pod was removed.
+    removed: BTreeMap<PodUid, Duration>,
     count: u64,
+    /// What the keeper was said to hold, and the kernel to have.
+    pub(crate) held: BTreeSet<PortKey>,
+    pub(crate) rules: BTreeSet<Mapping>,
+    pub(crate) intact: bool,
 }
 
 impl Reference {
-    pub(crate) fn new(recovered: BTreeSet<Mapping>) -> Self {
+    pub(crate) fn new(recovered: BTreeSet<Mapping>, found: &Recovered) -> Self {
         Self {
             recovered,
+            held: found.held.clone(),
+            rules: found.mappings.clone(),
+            intact: found.intact,
             ..Self::default()
         }
     }
 
-    pub(crate) fn shown(&mut self, facts: &PodFacts) {
+    pub(crate) fn shown(&mut self, now: Duration, facts: &PodFacts) {
         self.count += 1;
         let uid = &facts.pod.uid;
         // of two pods with one name the earlier is gone
@@ -44,6 +61,7 @@ impl Reference {
         let before = self.shown.insert(uid.clone(), facts.clone());
         if before.is_none_or(|before| before.pod_ips != facts.pod_ips) {
             self.learned.insert(uid.clone(), self.count);
+            self.reported.insert(uid.clone(), EPOCH + now);
         }
         self.recovered.retain(|mapping| mapping.owner != *uid);
         let stale = |ip: &IpAddr| self.ended.contains(&(uid.clone(), *ip));
@@ -69,10 +87,10 @@ impl Reference {
         }
     }
 
-    pub(crate) fn record(&mut self, update: &SandboxUpdate) {
+    pub(crate) fn record(&mut self, now: Duration, update: &SandboxUpdate) {
         match update {
             SandboxUpdate::Up(sandbox) => self.up(sandbox),
-            SandboxUpdate::Down(id) => self.down(id),
+            SandboxUpdate::Down(id) => self.down(now, id),
             SandboxUpdate::Listed(all) => {
                 for sandbox in all {
                     self.up(sandbox);
@@ -84,7 +102,7 @@ impl Reference {
                     .cloned()
                     .collect();
                 for id in gone {
-                    self.down(&id);
+                    self.down(now, &id);
                 }
             }
         }
@@ -97,10 +115,11 @@ impl Reference {
         self.sandboxes.insert(sandbox.id.clone(), sandbox.clone());
     }
 
-    fn down(&mut self, id: &SandboxId) {
+    fn down(&mut self, now: Duration, id: &SandboxId) {
         let Some(gone) = self.sandboxes.remove(id) else {
             return;
         };
+        self.removed.insert(gone.uid.clone(), now);
         let same = |other: &&Sandbox| other.uid == gone.uid;
         for ip in gone.ips {
             let lives = |other: &Sandbox| other.ips.contains(&ip);
@@ -108,6 +127,64 @@ impl Reference {
                 self.ended.insert((gone.uid.clone(), ip));
             }
         }
+    }
+
+    /// A read of the pod that began at `asked`. Answers whether it proves that the pod still has its
+    /// addresses.
+    pub(crate) fn confirm(&mut self, uid: &PodUid, asked: Duration, running_at: &[IpAddr]) -> bool {
+        let removed = self.removed.get(uid);
+        let late = removed.is_some_and(|removed| asked >= *removed + CONFIRM);
+        let facts = self.shown.get(uid);
+        let same = facts.is_some_and(|facts| facts.pod_ips == running_at && !running_at.is_empty());
+        let reported = self.reported.get(uid).copied().unwrap_or_default();
+        let names = |sandbox: &Sandbox| {
+            let counts = self.shown.contains_key(&sandbox.uid) || sandbox.written >= reported;
+            counts && sandbox.ips.iter().any(|ip| running_at.contains(ip))
+        };
+        let confirmed =
+            late && same && self.newest(uid).is_none() && !self.sandboxes.values().any(names);
+        if confirmed {
+            self.ended.retain(|(other, _)| other != uid);
+        }
+        confirmed
+    }
+
+    pub(crate) fn programmed(&mut self, plan: &Plan) {
+        for mapping in &plan.to_remove {
+            self.rules.remove(mapping);
+        }
+        self.rules.extend(plan.to_create.iter().cloned());
+        self.intact = true;
+    }
+
+    /// The pod as the API showed it last.
+    pub(crate) fn facts(&self, uid: &PodUid) -> Option<&PodFacts> {
+        self.shown.get(uid)
+    }
+
+    /// I10: whether each of these ports is held, and has a rule at each address of the pod.
+    pub(crate) fn is_mapped(&self, uid: &PodUid, leases: &[LeasedPort]) -> bool {
+        let ended = |ip: &IpAddr| self.ended.contains(&(uid.clone(), *ip));
+        let named = self.shown.get(uid).map(|facts| facts.pod_ips.clone());
+        let ips = match self.newest(uid) {
+            Some(sandbox) => sandbox.ips.clone(),
+            None => named.unwrap_or_default(),
+        };
+        let ruled = |lease: &LeasedPort, ip: IpAddr| {
+            self.rules.contains(&Mapping {
+                protocol: lease.protocol,
+                host_port: lease.host_port,
+                host_ip: lease.host_ip,
+                pod_ip: ip,
+                container_port: lease.container_port,
+                owner: uid.clone(),
+            })
+        };
+        let whole = |lease: &LeasedPort| {
+            let held = self.held.contains(&(lease.protocol, lease.host_port));
+            held && !ips.is_empty() && ips.iter().all(|ip| ruled(lease, *ip) && !ended(ip))
+        };
+        leases.is_empty() || self.intact && leases.iter().all(whole)
     }
 
     fn newest(&self, uid: &PodUid) -> Option<&Sandbox> {
@@ -143,11 +220,22 @@ impl Reference {
             .shown
             .keys()
             .chain(self.sandboxes.values().map(|s| &s.uid));
-        let better = |other: &&PodUid| *other != uid && self.claim(other, ip) > own;
+        let better = |other: &&PodUid| {
+            *other != uid && self.claim(other, ip) > own && !self.is_leftover(other, ip)
+        };
         match others.into_iter().find(better) {
             Some(other) => Err(format!("I3: {mapping}, but {other} has that address")),
             None => Ok(()),
         }
+    }
+
+    /// Whether a result of an unknown pod is older than what the API says of the address.
+    fn is_leftover(&self, uid: &PodUid, ip: IpAddr) -> bool {
+        let by_api = |other: &&PodUid| self.claim(other, ip).is_some_and(|(sandbox, _)| !sandbox);
+        let named = self.shown.keys().filter(by_api);
+        let reported = named.filter_map(|other| self.reported.get(other)).max();
+        let written = self.newest(uid).map(|sandbox| sandbox.written);
+        !self.shown.contains_key(uid) && written < reported.copied()
     }
 
     /// Whether the spec of a pod that the state machine knows claims the port.

@@ -7,9 +7,11 @@ use portmapping_enforcer_core::{Sandbox, SandboxId, SandboxUpdate};
 use portmapping_shared::PodUid;
 use rand::RngExt;
 
-use crate::world::World;
+use crate::world::{EPOCH, World};
 
 const ADDRESSES: u8 = 8;
+/// Begins the uid of a pod that left a result behind.
+pub(crate) const LEFTOVER: &str = "leftover";
 
 impl World {
     /// A pod gets its first sandbox, or another one because the last one ended.
@@ -38,9 +40,8 @@ impl World {
         let sandbox = Sandbox {
             uid: uid.clone(),
             id: format!("s{}", self.next).parse().expect("an id"),
-            ips: vec![ip],
-            // each result is later than the one before, whatever the clock does
-            written: Duration::from_millis(self.next.into()),
+            ips: self.addresses(ip),
+            written: self.write_time(),
         };
         self.record(|| format!("sandbox {} of {uid} {ip}", sandbox.id));
         self.living.insert(uid.clone(), sandbox.clone());
@@ -75,6 +76,48 @@ impl World {
         }
     }
 
+    fn addresses(&self, ip: IpAddr) -> Vec<IpAddr> {
+        let IpAddr::V4(v4) = ip else { return vec![ip] };
+        let v6 = IpAddr::V6(v4.to_ipv6_compatible());
+        if self.dual_stack {
+            vec![ip, v6]
+        } else {
+            vec![ip]
+        }
+    }
+
+    /// Each result is later than the one before, whatever the clock does.
+    fn write_time(&self) -> Duration {
+        EPOCH + self.now + Duration::from_nanos(self.next.into())
+    }
+
+    /// An administrator removes all results; the sandboxes live on.
+    pub(crate) fn wipe_results(&mut self) {
+        self.record(|| "results wiped".to_owned());
+        self.seen.wiped += 1;
+        let gone = std::mem::take(&mut self.files).into_keys();
+        self.updates.extend(gone.map(SandboxUpdate::Down));
+    }
+
+    /// A result of a pod that the API never shows names an address: a leftover from before any pod
+    /// was created, or a result of now, whose pod the API does not show yet.
+    pub(crate) fn write_unknown_result(&mut self) {
+        self.next += 1;
+        let leftover = self.rng.random_range(0..2) == 0;
+        let ip = Ipv4Addr::new(10, 244, 0, self.rng.random_range(0..ADDRESSES));
+        let kind = if leftover { LEFTOVER } else { "unknown" };
+        let written = Duration::from_nanos(self.next.into());
+        let sandbox = Sandbox {
+            uid: format!("{kind}-{}", self.next).parse().expect("a uid"),
+            id: format!("u{}", self.next).parse().expect("an id"),
+            ips: self.addresses(IpAddr::V4(ip)),
+            written: if leftover { written } else { self.write_time() },
+        };
+        self.seen.leftovers += u64::from(leftover);
+        self.record(|| format!("{sandbox:?}"));
+        self.write_result(sandbox);
+    }
+
     /// A result is written again; or a hostile one, which names another pod's address.
     pub(crate) fn repeat_result(&mut self) {
         let count = self.files.len();
@@ -93,7 +136,7 @@ impl World {
             self.next += 1;
             sandbox.id = format!("h{}", self.next).parse().expect("an id");
             sandbox.ips = other.ips;
-            sandbox.written = Duration::from_millis(self.next.into());
+            sandbox.written = self.write_time();
             self.record(|| {
                 format!(
                     "hostile {} of {} {:?}",
@@ -121,7 +164,7 @@ impl World {
                 .unwrap_or(at),
         };
         let update = self.updates.remove(at);
-        self.reference.record(&update);
+        self.reference.record(self.now, &update);
         match update {
             SandboxUpdate::Up(sandbox) => self.state.sandbox_up(self.now, sandbox),
             SandboxUpdate::Down(id) => self.state.sandbox_down(self.now, &id),

@@ -8,7 +8,7 @@ use portmapping_enforcer_core::{
     Action, Config, EventKind, NodeState, PodFacts, PortKey, Publication, Recovered, Sandbox,
     SandboxId, SandboxUpdate,
 };
-use portmapping_shared::{HostPort, Mapping, Plan, PodUid, PortSet, Protocol};
+use portmapping_shared::{HostPort, Mapping, Plan, PodRef, PodUid, PortSet, Protocol};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -16,6 +16,8 @@ use crate::reference::Reference;
 
 const RANGE: &str = "20000-20011";
 pub(crate) const COOLDOWN: Duration = Duration::from_secs(30);
+/// The node's clock when a walk begins; leftovers are older.
+pub(crate) const EPOCH: Duration = Duration::from_hours(1);
 
 /// A call of the enforcer that is on its way.
 pub(crate) enum Call {
@@ -23,6 +25,7 @@ pub(crate) enum Call {
     Release(Vec<PortKey>),
     Program(Plan),
     Publish(Box<Publication>),
+    ReadPod(PodRef, Duration),
     Observe,
 }
 
@@ -41,10 +44,14 @@ pub(crate) struct Seen {
     pub(crate) exhausted: u64,
     pub(crate) conflicts: u64,
     pub(crate) typos: u64,
+    pub(crate) wiped: u64,
+    pub(crate) confirmed: u64,
+    pub(crate) doubted: u64,
+    pub(crate) leftovers: u64,
 }
 
 impl Seen {
-    fn all(&mut self) -> [&mut u64; 12] {
+    fn all(&mut self) -> [&mut u64; 16] {
         [
             &mut self.mapped,
             &mut self.restarts,
@@ -58,6 +65,10 @@ impl Seen {
             &mut self.exhausted,
             &mut self.conflicts,
             &mut self.typos,
+            &mut self.wiped,
+            &mut self.confirmed,
+            &mut self.doubted,
+            &mut self.leftovers,
         ]
     }
 
@@ -91,6 +102,8 @@ pub(crate) struct World {
     pub(crate) updates: Vec<SandboxUpdate>,
     /// Whether this runtime writes results.
     pub(crate) writes_results: bool,
+    /// Whether pods have an address of both families.
+    pub(crate) dual_stack: bool,
     pub(crate) kernel: BTreeSet<Mapping>,
     pub(crate) intact: bool,
     /// Rules were damaged since they were last read back.
@@ -108,6 +121,8 @@ pub(crate) struct World {
     pub(crate) last_word: BTreeMap<PodUid, Option<String>>,
     /// Pods whose result a user forged.
     pub(crate) forged: BTreeSet<PodUid>,
+    /// Pods of which the state machine knows that they are not mapped, and since when.
+    pub(crate) unmapped: BTreeMap<PodUid, Duration>,
     pub(crate) next: u32,
     pub(crate) broken: Option<String>,
     log: VecDeque<String>,
@@ -126,6 +141,7 @@ pub(crate) fn config() -> Config {
         quarantine: Duration::from_mins(1),
         max_ports: 64,
         ipv6: true,
+        epoch: EPOCH,
     }
 }
 
@@ -133,6 +149,7 @@ impl World {
     pub(crate) fn new(seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let writes_results = rng.random_range(0..4) > 0;
+        let dual_stack = rng.random_range(0..3) == 0;
         Self {
             rng,
             now: Duration::ZERO,
@@ -145,6 +162,7 @@ impl World {
             files: BTreeMap::new(),
             updates: Vec::new(),
             writes_results,
+            dual_stack,
             kernel: BTreeSet::new(),
             intact: false,
             damaged: false,
@@ -156,6 +174,7 @@ impl World {
             names: BTreeMap::new(),
             last_word: BTreeMap::new(),
             forged: BTreeSet::new(),
+            unmapped: BTreeMap::new(),
             next: 0,
             broken: None,
             log: VecDeque::new(),
@@ -199,6 +218,8 @@ impl World {
             920..925 => self.lose_keeper(),
             925..930 => self.overflow(),
             930..938 => self.repeat_result(),
+            938..941 => self.wipe_results(),
+            941..945 => self.write_unknown_result(),
             _ => self.pass_time(),
         }
         self.collect();
@@ -218,11 +239,15 @@ impl World {
                     self.check_publication(&publication);
                     Call::Publish(Box::new(publication))
                 }
+                Action::ReadPod { pod, asked } => Call::ReadPod(pod, asked),
                 Action::Event(event) => {
                     self.record(|| format!("event {:?} {}: {}", event.kind, event.pod, event.note));
                     match event.kind {
                         EventKind::Repaired => self.seen.repaired += 1,
                         EventKind::NoFreePort => self.seen.exhausted += 1,
+                        EventKind::DataplaneError if event.note.contains(": the ") => {
+                            self.seen.doubted += 1;
+                        }
                         EventKind::ForgedResult => {
                             self.seen.forged += 1;
                             if !self.forged.contains(&event.pod.uid) {
@@ -278,8 +303,9 @@ impl World {
                 self.forged.insert(uid.clone());
             }
         }
+        self.unmapped.clear();
         let known = found.mappings.iter().chain(&found.in_other_backends);
-        self.reference = Reference::new(known.cloned().collect());
+        self.reference = Reference::new(known.cloned().collect(), &found);
         self.state = NodeState::recover(config(), seed, self.now, found);
         self.collect();
         self.updates.clear();
@@ -332,6 +358,7 @@ impl World {
         self.unheld.append(&mut self.keeper);
         self.calls
             .retain(|call| !matches!(call, Call::Hold(_) | Call::Release(_)));
+        self.reference.held.clear();
         self.state.keeper_listed(self.now, &BTreeSet::new());
     }
 

@@ -156,7 +156,8 @@ fn the_newest_sandbox_owns_an_address_whatever_the_api_says() {
 fn a_sandbox_of_an_unknown_pod_takes_the_address_from_its_old_owner() {
     let mut node = Node::new("20000-29999");
     node.applied(facts("old", Some("10.244.0.2"))).settle();
-    node.up(sandbox("new", "s2", "10.244.0.2", 2));
+    let later = node.now.as_secs() + 1;
+    node.up(sandbox("new", "s2", "10.244.0.2", later));
     assert!(node.state.desired().is_empty());
 }
 

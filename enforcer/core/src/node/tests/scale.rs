@@ -27,7 +27,7 @@ fn an_event_processes_only_its_own_pod() {
                     node.publish(publication.clone());
                 }
                 Action::Release(keys) => node.state.released(NOW, keys),
-                Action::Event(_) => {}
+                Action::Event(_) | Action::ReadPod { .. } => {}
             }
         }
     }

@@ -92,7 +92,7 @@ fn the_port_is_closed_without_a_rest_because_the_static_pod_may_bind_it() {
                     let held = keys.into_iter().map(|key| (key, Ok(()))).collect();
                     node.state.held(node.now, held);
                 }
-                Action::Publish(_) | Action::Event(_) => {}
+                Action::Publish(_) | Action::Event(_) | Action::ReadPod { .. } => {}
             }
         }
     }
