@@ -81,8 +81,21 @@ pub(crate) struct Addresses {
 }
 
 impl Addresses {
-    /// Finds a pod's addresses from all that is known.
+    /// Finds a pod's addresses from all that is known: of each family the one that is mapped. A
+    /// sandbox may have more of them, and the pod claims all of those.
     pub(crate) fn locate(
+        &self,
+        uid: &PodUid,
+        pod: Option<&PodState>,
+        leases: &BTreeSet<LeasedPort>,
+    ) -> PodAddresses {
+        let mut found = self.find(uid, pod, leases);
+        let named = |ip: &IpAddr| pod.is_some_and(|pod| pod.is_reported_at(*ip, leases));
+        found.ips = one_per_family(&found.ips, named);
+        found
+    }
+
+    fn find(
         &self,
         uid: &PodUid,
         pod: Option<&PodState>,
@@ -314,4 +327,17 @@ impl Addresses {
             .or_default()
             .extend(gone);
     }
+}
+
+/// Returns one address per family, in order: the first that is `preferred`, else the first.
+fn one_per_family(ips: &[IpAddr], preferred: impl Fn(&IpAddr) -> bool) -> Vec<IpAddr> {
+    let chosen = |family: bool| {
+        let mut of_family = ips.iter().filter(move |ip| ip.is_ipv4() == family);
+        let first = of_family.clone().next();
+        of_family.find(|ip| preferred(ip)).or(first)
+    };
+    let chosen = [chosen(true), chosen(false)];
+    let mut all = ips.to_vec();
+    all.retain(|ip| chosen.contains(&Some(ip)));
+    all
 }

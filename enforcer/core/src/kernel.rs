@@ -10,7 +10,8 @@ use std::time::Duration;
 use portmapping_shared::{Backoff, Mapping, Plan, PodUid};
 
 use crate::ports::PortKey;
-use mappings::{MappingTable, port_of};
+use mappings::MappingTable;
+pub(crate) use mappings::port_of;
 
 /// Waits between attempts to change the kernel after several failures in a row.
 const RETRY: Backoff = Backoff {

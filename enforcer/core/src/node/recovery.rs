@@ -7,6 +7,7 @@ use std::time::Duration;
 use portmapping_shared::{LeasedPort, Mapping};
 
 use super::{Config, Kernel, NodeState, PodState};
+use crate::kernel::port_of;
 use crate::ports::{PortKey, key_of};
 
 /// What was found at the start, before the API server was asked anything.
@@ -51,7 +52,12 @@ impl NodeState {
             }
             let seq = state.arrival();
             let pod = state.pods.entry(uid).or_insert_with(|| PodState::new(seq));
-            pod.recovered.insert(mapping);
+            // version 0.1 made one for each address of the pod's interface; of these the first stays
+            let family = mapping.pod_ip.is_ipv4();
+            let mut same_lease = pod.recovered.iter().filter(|other| port_of(other) == key);
+            if same_lease.all(|other| other.pod_ip.is_ipv4() != family) {
+                pod.recovered.insert(mapping);
+            }
         }
         for key in found.held {
             let ruled = state.kernel.is_ruled(key);

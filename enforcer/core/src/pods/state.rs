@@ -222,6 +222,15 @@ impl PodState {
         self.recovered.iter().filter(kept).cloned().collect()
     }
 
+    /// Whether the API names this address for the pod. Before the API has shown the pod, rules from
+    /// before a restart say what it named.
+    pub(crate) fn is_reported_at(&self, ip: IpAddr, leases: &BTreeSet<LeasedPort>) -> bool {
+        match &self.facts {
+            Some(facts) => facts.pod_ips.contains(&ip),
+            None => self.recovered(leases).iter().any(|rule| rule.pod_ip == ip),
+        }
+    }
+
     /// The rules that this pod needs at the addresses it owns. A rule that exists stays while its
     /// port is asked for again.
     pub(crate) fn desired(

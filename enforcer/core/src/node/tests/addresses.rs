@@ -211,3 +211,65 @@ fn a_pod_on_the_host_network_claims_no_address() {
         .settle();
     assert_eq!(node.leads_to("a").len(), 1);
 }
+
+/// A sandbox whose interface has two IPv4 addresses and one of IPv6.
+fn with_two_of_a_family(name: &str) -> Sandbox {
+    let ips = ["10.244.0.2", "10.244.0.3", "fd00:244::2"];
+    Sandbox {
+        ips: ips.map(|ip| ip.parse().unwrap()).to_vec(),
+        ..sandbox(name, "s1", ips[0], 1)
+    }
+}
+
+#[test]
+fn a_pod_with_two_ipv4_addresses_is_mapped_at_the_one_that_the_api_names() {
+    let mut node = Node::new("20000-29999");
+    node.applied(facts("a", None)).settle();
+    node.up(with_two_of_a_family("a"));
+    let first = ["10.244.0.2", "fd00:244::2"].map(str::to_owned);
+    assert_eq!(node.leads_to("a"), first.into());
+    let ports = node.host_ports("a");
+    assert_eq!(node.state.desired().len(), 2 * ports.len());
+    let mut shown = node.shown("a");
+    shown.pod_ips = vec!["10.244.0.3".parse().unwrap()];
+    node.applied(shown).settle();
+    let named = ["10.244.0.3", "fd00:244::2"].map(str::to_owned);
+    assert_eq!(node.leads_to("a"), named.clone().into());
+    assert_eq!(node.host_ports("a"), ports);
+    let annotation = node.shown("a").record.annotation.unwrap();
+    assert!(annotation.contains("10.244.0.3"), "{annotation}");
+    // no other pod gets traffic at the address that is not mapped
+    node.applied(facts("b", Some("10.244.0.2"))).settle();
+    assert!(node.leads_to("b").is_empty());
+    // after a restart the rules stay, before the API is asked
+    let mappings = node.state.desired();
+    let found = Recovered {
+        held: mappings.iter().map(crate::kernel::port_of).collect(),
+        mappings,
+        intact: true,
+        ..Recovered::default()
+    };
+    node.state = NodeState::recover(config("20000-29999"), 9, NOW, found);
+    node.up(with_two_of_a_family("a"));
+    assert_eq!(node.leads_to("a"), named.into());
+}
+
+#[test]
+fn of_two_rules_that_lead_one_port_to_one_pod_one_stays() {
+    let mut node = Node::new("20000-29999");
+    node.applied(facts("a", Some("10.244.0.2"))).settle();
+    let mut mappings = node.state.desired();
+    let ports = mappings.len();
+    mappings.extend(mappings.clone().into_iter().map(|mut mapping| {
+        mapping.pod_ip = "10.244.0.3".parse().unwrap();
+        mapping
+    }));
+    let found = Recovered {
+        held: mappings.iter().map(crate::kernel::port_of).collect(),
+        mappings: BTreeSet::new(),
+        in_other_backends: mappings,
+        ..Recovered::default()
+    };
+    node.state = NodeState::recover(config("20000-29999"), 9, NOW, found);
+    assert_eq!(node.state.desired().len(), ports);
+}
