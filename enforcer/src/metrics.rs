@@ -33,12 +33,19 @@ pub struct ByProtocol {
     pub protocol: &'static str,
 }
 
+/// Labels of a gauge per address family.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ByFamily {
+    /// `ipv4` or `ipv6`.
+    pub family: &'static str,
+}
+
 /// The enforcer's metrics.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     calls: Family<CallLabels, Counter>,
     apply_seconds: Histogram,
-    mappings: Gauge,
+    mappings: Family<ByFamily, Gauge>,
     pods: Gauge,
     refused: Gauge,
     cooling: Gauge,
@@ -61,7 +68,7 @@ impl Metrics {
         let metrics = Self {
             calls: Family::default(),
             apply_seconds: Histogram::new(buckets),
-            mappings: Gauge::default(),
+            mappings: Family::default(),
             pods: Gauge::default(),
             refused: Gauge::default(),
             cooling: Gauge::default(),
@@ -86,7 +93,7 @@ impl Metrics {
         );
         registry.register(
             "mappings",
-            "Mappings in the kernel, one for each port and address family",
+            "Mappings in the kernel, by address family of the pod",
             metrics.mappings.clone(),
         );
         registry.register("pods", "Pods that ask for host ports", metrics.pods.clone());
@@ -192,7 +199,11 @@ impl Metrics {
     /// Sets the gauges.
     pub fn update(&self, counts: &Counts, uptime_seconds: f64) {
         let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-        self.mappings.set(gauge(counts.mappings));
+        let ipv4 = counts.mappings - counts.ipv6_mappings;
+        for (family, count) in [("ipv4", ipv4), ("ipv6", counts.ipv6_mappings)] {
+            let label = ByFamily { family };
+            self.mappings.get_or_create(&label).set(gauge(count));
+        }
         self.pods.set(gauge(counts.pods));
         self.refused.set(gauge(counts.refused));
         self.cooling.set(gauge(counts.cooling));

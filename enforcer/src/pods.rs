@@ -10,12 +10,13 @@ use std::time::Instant;
 
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, ApiResource};
 use kube::core::Object;
 use kube::runtime::watcher;
 use kube::{Client, ResourceExt};
 use portmapping_enforcer_core::{Condition, PodFacts, Record};
-use portmapping_shared::contract::{ANNOTATION, CONDITION, REQUEST_MARK};
+use portmapping_shared::contract::{ANNOTATION, CONDITION, ENFORCER_MANAGER, REQUEST_MARK};
 use portmapping_shared::pod::canonical_ip;
 use portmapping_shared::{PodRef, PodSpec, PodUid};
 use serde::{Deserialize, Serialize};
@@ -208,6 +209,7 @@ pub(crate) fn facts(pod: &SlimPod) -> Option<PodFacts> {
                 message: condition.message.clone().unwrap_or_default(),
             }),
         },
+        annotation_manager: annotation_manager(&pod.metadata),
         pod_ips: addresses(status.pod_ips.as_deref(), status.pod_ip.as_deref()),
         host_ips: addresses(status.host_ips.as_deref(), status.host_ip.as_deref()),
         finished: ended || deleting && all_terminated(&status),
@@ -235,6 +237,19 @@ impl ContainerStatus {
             .as_ref()
             .is_some_and(|state| state.terminated.is_some())
     }
+}
+
+/// Returns who, other than the enforcer, wrote the annotation last.
+fn annotation_manager(metadata: &ObjectMeta) -> Option<String> {
+    let field = format!("f:{ANNOTATION}");
+    let others = metadata.managed_fields.iter().flatten().filter(|entry| {
+        let fields = entry.fields_v1.as_ref();
+        let written = fields.and_then(|fields| fields.0.get("f:metadata")?.get("f:annotations"));
+        entry.manager.as_deref() != Some(ENFORCER_MANAGER)
+            && written.is_some_and(|annotations| annotations.get(&field).is_some())
+    });
+    let last = others.max_by_key(|entry| entry.time.as_ref().map(|time| time.0));
+    last.and_then(|entry| entry.manager.clone())
 }
 
 fn addresses(all: Option<&[Address]>, first: Option<&str>) -> Vec<IpAddr> {

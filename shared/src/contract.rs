@@ -33,6 +33,10 @@ pub const EVENT_RELEASED: &str = "PortsReleased";
 pub const EVENT_REPAIRED: &str = "MappingRepaired";
 /// Event: the annotation held a result that the enforcer did not write.
 pub const EVENT_FORGED_RESULT: &str = "ForgedResult";
+/// Event: another controller replaces the result by the request again and again.
+pub const EVENT_ANNOTATION_CONTESTED: &str = "AnnotationContested";
+/// Event: the pod asks for its declared ports and declares none.
+pub const EVENT_NO_PORTS: &str = "NoPorts";
 
 /// Namespace the manifests install into.
 pub const NAMESPACE: &str = "portmapping-system";

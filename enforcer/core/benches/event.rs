@@ -42,6 +42,7 @@ fn facts(n: u32) -> PodFacts {
             annotation: Some(String::new()),
             ..Record::default()
         },
+        annotation_manager: None,
         pod_ips: Vec::new(),
         host_ips: vec!["10.0.0.11".parse().expect("an address")],
         finished: false,

@@ -111,6 +111,10 @@ pub enum EventKind {
     InvalidRequest,
     /// Its annotation was a result that no enforcer wrote.
     ForgedResult,
+    /// Another controller replaces the result by the request again and again.
+    AnnotationContested,
+    /// It asks for its declared ports and declares none.
+    NoPorts,
 }
 
 impl EventKind {
@@ -128,6 +132,8 @@ impl EventKind {
             Self::DataplaneError => c::REASON_DATAPLANE_ERROR,
             Self::InvalidRequest => c::REASON_INVALID_REQUEST,
             Self::ForgedResult => c::EVENT_FORGED_RESULT,
+            Self::AnnotationContested => c::EVENT_ANNOTATION_CONTESTED,
+            Self::NoPorts => c::EVENT_NO_PORTS,
         }
     }
 

@@ -117,6 +117,11 @@ impl Kernel {
         self.present.len()
     }
 
+    /// How many of them are of IPv6.
+    pub(crate) fn ipv6_len(&self) -> usize {
+        self.present.ipv6()
+    }
+
     /// Why the last change failed.
     pub(crate) fn error(&self) -> Option<&str> {
         self.error.as_deref()

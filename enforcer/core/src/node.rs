@@ -141,7 +141,7 @@ impl NodeState {
         if known_ips != Some(&facts.pod_ips) {
             pod.addressed = (reported, seq);
         }
-        pod.update_want(&facts, first, self.config.max_ports);
+        let events = pod.update_want(now, &facts, before.as_ref(), self.config.max_ports);
         let known_version = before.as_ref().map(|before| &before.version);
         pod.publish
             .seen(&facts.record, first, known_version != Some(&facts.version));
@@ -151,6 +151,9 @@ impl NodeState {
         self.update_static_ports(now, &uid, before.as_ref());
         self.update_addresses(&uid);
         self.update_leases(now, &uid);
+        for (kind, note) in events {
+            self.emit(&uid, kind, note);
+        }
         let (pod, leases) = (self.pods.get_mut(&uid), self.ports.leases(&uid));
         if let Some(note) = pod.and_then(|pod| pod.check_result(now, leases, first)) {
             self.emit(&uid, EventKind::ForgedResult, note);

@@ -1,6 +1,7 @@
 //! What is known of each pod, and what follows from it: the ports to ask for, the rules that it
 //! needs, the result to write.
 
+mod contest;
 mod forgery;
 mod publish;
 mod result;

@@ -161,3 +161,26 @@ async fn the_watch_ends_with_the_reconciler() {
     let events = vec![Ok(watcher::Event::Apply(pod(&json!({}))))];
     assert!(forward(stream::iter(events), sender).await.is_ok());
 }
+
+#[test]
+fn the_manager_that_wrote_the_annotation_last_is_known() {
+    let entry = |manager: &str, minute: u8, key: &str| {
+        json!({
+            "manager": manager, "operation": "Update", "apiVersion": "v1", "fieldsType": "FieldsV1",
+            "time": format!("2026-11-20T00:{minute:02}:00Z"),
+            "fieldsV1": { "f:metadata": { "f:annotations": { format!("f:{key}"): {} } } },
+        })
+    };
+    let managers = |entries: serde_json::Value| {
+        let pod = pod(&json!({ "metadata": { "managedFields": entries } }));
+        facts(&pod).unwrap().annotation_manager
+    };
+    assert_eq!(managers(json!([])), None);
+    let found = managers(json!([
+        entry("kubectl", 1, ANNOTATION),
+        entry("gitops", 2, ANNOTATION),
+        entry("other", 3, REQUEST_MARK),
+        entry(ENFORCER_MANAGER, 4, ANNOTATION),
+    ]));
+    assert_eq!(found.as_deref(), Some("gitops"));
+}

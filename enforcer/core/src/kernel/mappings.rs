@@ -15,6 +15,8 @@ pub(crate) struct MappingTable {
     /// How many mappings each port has: one per address family.
     ports: BTreeMap<PortKey, usize>,
     len: usize,
+    /// How many of them are of IPv6.
+    ipv6: usize,
 }
 
 impl MappingTable {
@@ -22,12 +24,18 @@ impl MappingTable {
         self.len
     }
 
+    pub(crate) fn ipv6(&self) -> usize {
+        self.ipv6
+    }
+
     pub(crate) fn insert(&mut self, mapping: Mapping) {
         let key = port_of(&mapping);
+        let ipv6 = mapping.pod_ip.is_ipv6();
         let owner = self.by_owner.entry(mapping.owner.clone()).or_default();
         if owner.insert(mapping) {
             *self.ports.entry(key).or_default() += 1;
             self.len += 1;
+            self.ipv6 += usize::from(ipv6);
         }
     }
 
@@ -47,6 +55,7 @@ impl MappingTable {
                 }
             }
             self.len -= 1;
+            self.ipv6 -= usize::from(mapping.pod_ip.is_ipv6());
         }
     }
 

@@ -26,6 +26,8 @@ pub struct Counts {
     pub refused: usize,
     /// Rules in the kernel, as far as is known.
     pub mappings: usize,
+    /// Those of them that lead to an IPv6 address.
+    pub ipv6_mappings: usize,
     /// Ports cooling down.
     pub cooling: usize,
     /// Ports that another process has.
@@ -86,6 +88,7 @@ impl NodeState {
             pods: self.concerned().count(),
             refused: refused.count(),
             mappings: self.kernel.len(),
+            ipv6_mappings: self.kernel.ipv6_len(),
             cooling,
             quarantined,
             free: free.to_vec(),

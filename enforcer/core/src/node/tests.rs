@@ -11,6 +11,7 @@ use crate::addresses::AddressSource;
 use crate::sandbox::{Sandbox, SandboxId};
 
 mod addresses;
+mod contest;
 mod forgery;
 mod host_addresses;
 mod kernel;
@@ -65,6 +66,7 @@ fn facts(name: &str, ip: Option<&str>) -> PodFacts {
             annotation: Some(String::new()),
             ..Record::default()
         },
+        annotation_manager: None,
         pod_ips: ip.into_iter().map(|ip| ip.parse().unwrap()).collect(),
         host_ips: vec!["10.0.0.11".parse().unwrap()],
         finished: false,

@@ -115,7 +115,11 @@ impl PodState {
         let publish = &mut self.publish;
         // a write is asked for now, or the wait is over
         publish.retry_at.take_if(|at| due.is_some() || *at <= now);
+        self.contest.end_wait(now);
         if let Some(due) = due {
+            if due.wanted.condition.as_ref().is_some_and(|c| c.status) {
+                self.contest.publishing(now);
+            }
             publish.in_flight = Some(due.clone());
             if let Some(annotation) = &due.wanted.annotation {
                 self.forgery.record_written(annotation.clone());
@@ -136,7 +140,13 @@ impl PodState {
         let facts = self.facts.as_ref()?;
         let wanted = self.wanted_record(facts, progress)?;
         let gone = facts.deleting && facts.finished;
-        (wanted != facts.record && !gone).then(|| Publication {
+        // only the annotation is to be restored, and another controller will replace it again
+        let restored = Record {
+            annotation: facts.record.annotation.clone(),
+            ..wanted.clone()
+        };
+        let waits = self.contest.restore_at.is_some_and(|at| now < at) && restored == facts.record;
+        (wanted != facts.record && !gone && !waits).then(|| Publication {
             pod: facts.pod.clone(),
             version: facts.version.clone(),
             current: facts.record.clone(),

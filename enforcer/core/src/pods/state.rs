@@ -5,10 +5,12 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use portmapping_shared::annotation::{self, Value};
+use portmapping_shared::contract::ANNOTATION;
 use portmapping_shared::{
     InvalidRequest, LeasedPort, Mapping, PodRef, PodSpec, PodUid, PortRequest, RequestedPort,
 };
 
+use super::contest::Contest;
 use super::forgery::Forgery;
 use super::publish::Publish;
 use super::unmapped::Confirmation;
@@ -29,6 +31,8 @@ pub struct PodFacts {
     pub version: String,
     /// What the API says of its mapping.
     pub record: Record,
+    /// The field manager, other than the enforcer, that wrote the annotation last.
+    pub annotation_manager: Option<String>,
     /// Addresses of its sandbox as the API names them, the first one first. They come late; empty
     /// before.
     pub pod_ips: Vec<IpAddr>,
@@ -142,6 +146,7 @@ pub(crate) struct PodState {
     pub(crate) source: AddressSource,
     pub(crate) publish: Publish,
     pub(crate) forgery: Forgery,
+    pub(crate) contest: Contest,
     pub(crate) repairs: Limiter,
     /// Since when the API says True and the pod is not mapped.
     pub(crate) unmapped: Option<Duration>,
@@ -162,17 +167,43 @@ impl PodState {
             source: AddressSource::Nowhere,
             publish: Publish::default(),
             forgery: Forgery::default(),
+            contest: Contest::default(),
             repairs: Limiter::default(),
             unmapped: None,
             confirmation: Confirmation::default(),
         }
     }
 
-    /// Updates what the pod asks for. A text that is not a valid request changes nothing: a typo must
-    /// not cut a live mapping. `first`: the API shows the pod for the first time, and its mark is the
-    /// last valid request.
-    pub(crate) fn update_want(&mut self, facts: &PodFacts, first: bool, max_ports: usize) {
+    /// Updates what the pod asks for; answers the events to emit. `shown`: what the API showed before.
+    pub(crate) fn update_want(
+        &mut self,
+        now: Duration,
+        facts: &PodFacts,
+        shown: Option<&PodFacts>,
+        max_ports: usize,
+    ) -> Vec<(EventKind, String)> {
         let before = std::mem::replace(&mut self.want, facts.want(max_ports));
+        let value = |facts: &PodFacts| facts.record.annotation.clone();
+        let (old, new) = (shown.and_then(value), value(facts));
+        let mut events = Vec::new();
+        if old != new && self.want == Want::Nothing && new.is_some() && !facts.finished {
+            events.push((EventKind::NoPorts, NO_PORTS.to_owned()));
+        }
+        let is_result = |value: &Option<String>| {
+            let value = value.as_deref().map(annotation::classify);
+            value == Some(Value::Result)
+        };
+        let asked = matches!(self.want, Want::Ports(_)) && self.want == before;
+        if asked && is_result(&old) && !is_result(&new) && self.contest.reset(now) {
+            events.push((EventKind::AnnotationContested, contested(facts)));
+        }
+        self.keep_last_request(before, facts, shown.is_none(), max_ports);
+        events
+    }
+
+    /// A text that is not a valid request changes nothing: a typo must not cut a live mapping.
+    /// `first`: the API shows the pod for the first time, and its mark is the last valid request.
+    fn keep_last_request(&mut self, before: Want, facts: &PodFacts, first: bool, max_ports: usize) {
         self.typo = None;
         let Want::Invalid(typo) = &self.want else {
             return;
@@ -282,6 +313,7 @@ impl PodState {
             self.repairs.next(),
             self.forgery.events.next(),
             self.publish.next_deadline(),
+            self.contest.restore_at,
             self.confirmation.next_deadline(),
             doubt,
         ];
@@ -316,6 +348,21 @@ impl PodState {
             Want::Ports(_) => Phase::Published,
         }
     }
+}
+
+/// The note of `NoPorts`.
+const NO_PORTS: &str = "no container of the pod declares a port, so nothing is mapped: declare \
+                        ports in a container, or list the ports in the annotation";
+
+/// The note of `AnnotationContested`.
+fn contested(facts: &PodFacts) -> String {
+    let manager = facts.annotation_manager.as_deref();
+    format!(
+        "field manager {:?} replaces the result in annotation {ANNOTATION} by the request again and \
+         again; the host ports stay mapped, and the result is published at most once a minute: \
+         configure it to ignore this annotation of pods",
+        manager.unwrap_or("unknown")
+    )
 }
 
 /// Whether a lease is what a requested port asks for.

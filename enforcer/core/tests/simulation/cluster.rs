@@ -64,6 +64,7 @@ impl World {
                 annotation,
                 ..Record::default()
             },
+            annotation_manager: None,
             pod_ips: Vec::new(),
             host_ips: Vec::new(),
             finished: false,

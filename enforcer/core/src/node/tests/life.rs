@@ -153,7 +153,12 @@ fn a_pod_that_asks_for_nothing_is_never_written() {
     let mut empty = facts("empty", Some("10.244.0.3"));
     empty.spec.containers.clear();
     node.applied(plain).applied(empty).settle();
-    assert!(node.written.is_empty() && node.emitted.is_empty());
+    assert!(node.written.is_empty());
+    assert_eq!(
+        node.events(),
+        [EventKind::NoPorts],
+        "of the pod that asks for its ports"
+    );
     assert!(node.state.status().pods.is_empty());
 }
 
@@ -201,6 +206,8 @@ fn a_dual_stack_pod_has_one_host_port_in_both_families() {
     assert_eq!(desired.len(), 4);
     let ports: BTreeSet<PortKey> = desired.iter().map(|m| (m.protocol, m.host_port)).collect();
     assert_eq!(ports.len(), 2);
+    let counts = node.state.counts();
+    assert_eq!((counts.mappings, counts.ipv6_mappings), (4, 2));
 }
 
 #[test]
