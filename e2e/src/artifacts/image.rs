@@ -20,8 +20,6 @@ pub const ECHO: &str = "localhost/echo:1";
 const TEST_SERVER: &str = "portmapping-echo";
 const WEBHOOK: &str = "localhost/portmapping-webhook:dev";
 const ENFORCER: &str = "localhost/portmapping-enforcer:dev";
-/// The Debian release the base's packages come from.
-const SUITE: &str = "bookworm";
 const PATIENCE: Duration = Duration::from_mins(5);
 
 /// The archives that every cluster needs (pause and the test server) and, if asked for, the product's.
@@ -29,24 +27,24 @@ pub fn archives(with_product: bool) -> Result<Vec<PathBuf>> {
     if !with_product {
         return basic(&rust::release(&[TEST_SERVER])?);
     }
-    // One cargo builds all binaries. At the same time the packages of the base are downloaded.
+    // One cargo builds all binaries. At the same time the enforcer's packages are downloaded.
     thread::scope(|scope| {
-        let base = scope.spawn(base);
+        let packages = scope.spawn(packages);
         let binaries = rust::release(&[TEST_SERVER, "webhook", "enforcer"])?;
         let mut archives = basic(&binaries)?;
-        archives.extend(of_product(&binaries, &joined(base)?)?);
+        archives.extend(of_product(&binaries, &joined(packages)?)?);
         Ok(archives)
     })
 }
 
 /// The archives of the product.
 pub fn product() -> Result<Vec<PathBuf>> {
-    of_product(&rust::release(&["webhook", "enforcer"])?, &base()?)
+    of_product(&rust::release(&["webhook", "enforcer"])?, &packages()?)
 }
 
 fn joined(thread: ScopedJoinHandle<'_, Result<PathBuf>>) -> Result<PathBuf> {
     let ended = thread.join();
-    ended.map_err(|_| anyhow!("the thread that builds the enforcer's base panicked"))?
+    ended.map_err(|_| anyhow!("the thread that unpacks the enforcer's packages panicked"))?
 }
 
 fn basic(binaries: &Path) -> Result<Vec<PathBuf>> {
@@ -59,79 +57,74 @@ fn basic(binaries: &Path) -> Result<Vec<PathBuf>> {
                 name,
                 file: &file,
                 content: &binary,
-                stage: Some(stage),
-                base: None,
+                source: Source::Target(stage),
             }
             .archive()
         })
         .collect()
 }
 
-fn of_product(binaries: &Path, base: &Path) -> Result<Vec<PathBuf>> {
+fn of_product(binaries: &Path, packages: &Path) -> Result<Vec<PathBuf>> {
     let webhook = Recipe {
         name: WEBHOOK,
         file: &paths::root().join("webhook/Containerfile"),
         content: &binaries.join("webhook"),
-        stage: None,
-        base: None,
+        source: Source::Builder { packages: None },
     };
     let enforcer = Recipe {
         name: ENFORCER,
         file: &paths::root().join("enforcer/Containerfile"),
         content: &binaries.join("enforcer"),
-        stage: None,
-        base: Some(base),
+        source: Source::Builder {
+            packages: Some(packages),
+        },
     };
     Ok(vec![webhook.archive()?, enforcer.archive()?])
 }
 
-/// The enforcer's base: Debian packages unpacked into an image.
-fn base() -> Result<PathBuf> {
-    let sources = paths::sources().join("base");
-    let (script, file) = (sources.join("extract"), sources.join("Containerfile"));
-    let inputs = Inputs::default().value(SUITE).file(&script)?.file(&file)?;
-    let folder = cache::get("image-base", inputs, |folder| {
-        let content = folder.join("extract.tar");
-        let mut extract = process::command(&script);
-        extract.arg(SUITE).arg(&content);
+/// A folder with the Debian packages of the enforcer's image, unpacked.
+fn packages() -> Result<PathBuf> {
+    let script = paths::root().join("enforcer/packages");
+    let inputs = Inputs::default().file(&script)?;
+    cache::get("enforcer-packages", inputs, |folder| {
+        let mut unpack = process::command(&script);
         process::run_long(
-            "Debian packages of the enforcer's base",
-            &mut extract,
+            "Debian packages of the enforcer's image",
+            unpack.arg(folder),
             PATIENCE,
-        )?;
-        let name = "localhost/portmapping-base:1";
-        let recipe = Recipe {
-            name,
-            file: &file,
-            content: &content,
-            stage: None,
-            base: None,
-        };
-        recipe.build(folder)?;
-        fs::remove_file(&content).with_context(|| format!("remove {}", content.display()))
-    })?;
-    Ok(folder.join("image.tar"))
+        )
+    })
 }
 
 struct Recipe<'a> {
     name: &'a str,
     file: &'a Path,
-    /// The one file that goes into the image.
+    /// The program that goes into the image.
     content: &'a Path,
-    stage: Option<&'a str>,
-    base: Option<&'a Path>,
+    source: Source<'a>,
+}
+
+/// Where a Containerfile finds the program.
+#[derive(Clone, Copy)]
+enum Source<'a> {
+    /// In the build context; the stage to build.
+    Target(&'a str),
+    /// In place of the stage that compiles it, as a user can do too; unpacked packages likewise.
+    Builder { packages: Option<&'a Path> },
 }
 
 impl Recipe<'_> {
     fn archive(&self) -> Result<PathBuf> {
-        let mut inputs = Inputs::default()
-            .value(self.name)
-            .value(self.stage.unwrap_or_default());
+        let mut inputs = Inputs::default().value(self.name);
         inputs = inputs.file(self.file)?.file(self.content)?;
-        if let Some(base) = self.base {
-            // Its folder is named after its content.
-            inputs = inputs.value(&base.to_string_lossy());
-        }
+        inputs = match self.source {
+            Source::Target(stage) => inputs.value(stage),
+            Source::Builder { packages: None } => inputs,
+            // The folder is named after its content.
+            Source::Builder {
+                packages: Some(folder),
+            } => inputs.value(&folder.to_string_lossy()),
+        };
         let short: String = self
             .name
             .chars()
@@ -148,8 +141,14 @@ impl Recipe<'_> {
         let work = folder.join("work");
         let context = work.join("context");
         fs::create_dir_all(&context).with_context(|| format!("create {}", context.display()))?;
+        let builder = work.join("builder");
+        let place = match self.source {
+            Source::Target(_) => context.clone(),
+            Source::Builder { .. } => builder.join("out"),
+        };
+        fs::create_dir_all(&place).with_context(|| format!("create {}", place.display()))?;
         let file_name = self.content.file_name().context("an image needs a file")?;
-        fs::copy(self.content, context.join(file_name))
+        fs::copy(self.content, place.join(file_name))
             .with_context(|| format!("copy {}", self.content.display()))?;
         // Debian's buildah has no policy without its recommended packages.
         let policy = write(
@@ -168,12 +167,19 @@ impl Recipe<'_> {
         bud.args(["--isolation", "chroot", "--timestamp", "0", "--pull-never"]);
         bud.arg("--signature-policy").arg(&policy);
         bud.arg("--file").arg(self.file).args(["--tag", self.name]);
-        if let Some(stage) = self.stage {
-            bud.args(["--target", stage]);
-        }
-        if let Some(base) = self.base {
-            bud.arg("--build-arg")
-                .arg(format!("BASE=docker-archive:{}", base.display()));
+        match self.source {
+            Source::Target(stage) => {
+                bud.args(["--target", stage]);
+            }
+            Source::Builder { packages } => {
+                let replaced = [("builder", Some(builder.as_path())), ("packages", packages)];
+                for (stage, folder) in replaced {
+                    if let Some(folder) = folder {
+                        bud.arg("--build-context")
+                            .arg(format!("{stage}={}", folder.display()));
+                    }
+                }
+            }
         }
         process::run(bud.arg(&context), PATIENCE)
             .with_context(|| format!("build the image {}", self.name))?;

@@ -11,7 +11,7 @@ use crate::process;
 use crate::progress::Step;
 
 /// A program that must be on the PATH, and the Debian package that has it.
-const PROGRAMS: [(&str, &str); 13] = [
+const PROGRAMS: [(&str, &str); 12] = [
     ("ip", "iproute2"),
     ("iptables", "iptables"),
     ("nft", "nftables"),
@@ -20,7 +20,6 @@ const PROGRAMS: [(&str, &str); 13] = [
     ("nsenter", "util-linux"),
     ("runc", "runc"),
     ("buildah", "buildah"),
-    ("mmdebstrap", "mmdebstrap"),
     ("musl-gcc", "musl-tools"),
     ("gcc", "gcc"),
     ("curl", "curl"),
