@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -18,7 +19,10 @@ struct Overlay(PathBuf);
 
 impl Overlay {
     fn new(name: &str, text: &str) -> Result<Self> {
-        let path = paths::root().join(format!("target/package/{name}-{}", std::process::id()));
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("target/package/{name}-{}-{number}", std::process::id());
+        let path = paths::root().join(name);
         fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
         let overlay = Self(path);
         let file = overlay.0.join("kustomization.yaml");
