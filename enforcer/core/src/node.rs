@@ -2,6 +2,7 @@
 
 mod audit;
 mod converge;
+mod host_addresses;
 mod recovery;
 mod sandboxes;
 mod status;
@@ -239,15 +240,6 @@ impl NodeState {
             self.begin_rests(now, draining);
         }
         self.converge(now);
-    }
-
-    /// Mappings answer at these addresses of the node.
-    pub fn host_addresses_read(&mut self, now: Duration, addresses: BTreeSet<IpAddr>) {
-        if self.host_addresses.as_ref() != Some(&addresses) {
-            self.host_addresses = Some(addresses);
-            self.mark_all();
-            self.converge(now);
-        }
     }
 
     /// The API server answered a publication.
