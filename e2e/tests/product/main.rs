@@ -6,6 +6,7 @@
 //! that have to enter a node fail there with that reason.
 
 mod admit_requests;
+mod install_helm;
 mod map_life;
 mod map_ports;
 mod map_range;
