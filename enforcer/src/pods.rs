@@ -28,6 +28,10 @@ use self::watch_backoff::WatchBackoff;
 /// Updates that may wait for the reconciler. When the queue is full, the watch waits; none is lost.
 pub(crate) const POD_QUEUE: usize = 256;
 
+/// Annotations of a mirror pod, by which the API shows a static pod.
+const CONFIG_HASH: &str = "kubernetes.io/config.hash";
+const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
+
 /// A pod of which only the fields that decide about ports are decoded.
 pub(crate) type SlimPod = Object<PodSpec, PodStatus>;
 
@@ -179,6 +183,16 @@ fn uid(pod: &SlimPod) -> Option<PodUid> {
     }
 }
 
+/// Returns the uid under which the runtime knows a static pod: the kubelet's hash of its manifest. The
+/// API shows the pod as a mirror pod, whose annotations both name the hash.
+fn runtime_uid(pod: &SlimPod) -> Option<PodUid> {
+    let hash = pod.annotations().get(CONFIG_HASH)?;
+    // 32 hexadecimal digits, so that it is never the uid of another pod in the API
+    let plain = hash.len() == 32 && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let mirrored = pod.annotations().get(CONFIG_MIRROR) == Some(hash);
+    (plain && mirrored).then(|| hash.parse().ok()).flatten()
+}
+
 /// Returns what the state machine needs of a pod; None if it has no usable uid.
 #[must_use]
 pub(crate) fn facts(pod: &SlimPod) -> Option<PodFacts> {
@@ -198,6 +212,7 @@ pub(crate) fn facts(pod: &SlimPod) -> Option<PodFacts> {
             name: pod.name_any(),
             uid,
         },
+        runtime_uid: runtime_uid(pod),
         spec: pod.spec.clone(),
         version: pod.resource_version().unwrap_or_default(),
         record: Record {

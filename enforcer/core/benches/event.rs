@@ -33,6 +33,7 @@ fn facts(n: u32) -> PodFacts {
                 .parse()
                 .expect("a uid"),
         },
+        runtime_uid: None,
         spec: PodSpec {
             containers: vec![container],
             ..PodSpec::default()

@@ -76,6 +76,10 @@ pub(crate) struct Addresses {
     ended: BTreeMap<PodUid, BTreeSet<IpAddr>>,
     /// Pods in `ended` that the API has not shown, the oldest first.
     unknown: VecDeque<PodUid>,
+    /// The uid under which the runtime knows each static pod, and the way back. The API shows a static
+    /// pod as a mirror pod with a uid of its own.
+    runtime_uids: BTreeMap<PodUid, PodUid>,
+    mirror_uids: BTreeMap<PodUid, PodUid>,
     claims: BTreeMap<IpAddr, BTreeMap<PodUid, Rank>>,
     claimed: BTreeMap<PodUid, (Vec<IpAddr>, Rank)>,
 }
@@ -101,6 +105,9 @@ impl Addresses {
         pod: Option<&PodState>,
         leases: &BTreeSet<LeasedPort>,
     ) -> PodAddresses {
+        if self.mirror_uids.contains_key(uid) {
+            return PodAddresses::default();
+        }
         let facts = pod.and_then(|pod| pod.facts.as_ref());
         if let Some(facts) = facts {
             if facts.finished {
@@ -174,7 +181,7 @@ impl Addresses {
             self.record_ended(&before);
             touched.insert(before.uid);
         }
-        touched
+        touched.iter().map(|uid| self.pod_of(uid).clone()).collect()
     }
 
     /// Removes a sandbox. Answers its pod. `known`: whether the API has shown a pod.
@@ -185,18 +192,19 @@ impl Addresses {
     ) -> Option<PodUid> {
         let sandbox = self.take(id)?;
         self.record_ended(&sandbox);
-        if !known(&sandbox.uid) && !self.unknown.contains(&sandbox.uid) {
+        let pod = self.pod_of(&sandbox.uid).clone();
+        if !known(&pod) && !self.unknown.contains(&sandbox.uid) {
             self.unknown.push_back(sandbox.uid.clone());
             while self.unknown.len() > MAX_UNKNOWN {
                 let Some(oldest) = self.unknown.pop_front() else {
                     break;
                 };
-                if !known(&oldest) {
+                if !known(self.pod_of(&oldest)) {
                     self.ended.remove(&oldest);
                 }
             }
         }
-        Some(sandbox.uid)
+        Some(pod)
     }
 
     /// The ids of all sandboxes.
@@ -206,7 +214,7 @@ impl Addresses {
 
     /// The pod's newest sandbox, with its arrival.
     pub(crate) fn newest(&self, uid: &PodUid) -> Option<(&Sandbox, u64)> {
-        let (_, _, id) = self.of_pod.get(uid)?.last()?;
+        let (_, _, id) = self.of_pod.get(self.runtime_uid(uid))?.last()?;
         self.sandboxes
             .get(id)
             .map(|(sandbox, arrival)| (sandbox, *arrival))
@@ -214,15 +222,17 @@ impl Addresses {
 
     /// The API names these addresses. It is up to date once they are not those of ended sandboxes.
     pub(crate) fn api_says(&mut self, uid: &PodUid, ips: &[IpAddr]) {
-        self.unknown.retain(|unknown| unknown != uid);
+        let runtime = self.runtime_uid(uid).clone();
+        self.unknown.retain(|unknown| *unknown != runtime);
         if !ips.is_empty() && !ips.iter().any(|ip| self.has_ended(uid, *ip)) {
-            self.ended.remove(uid);
+            self.ended.remove(&runtime);
         }
     }
 
     /// Whether a sandbox of this pod had the address and has ended.
     pub(crate) fn has_ended(&self, uid: &PodUid, ip: IpAddr) -> bool {
-        self.ended.get(uid).is_some_and(|ended| ended.contains(&ip))
+        let ended = self.ended.get(self.runtime_uid(uid));
+        ended.is_some_and(|ended| ended.contains(&ip))
     }
 
     /// Whether a result names the address that the API first named at `reported`; a leftover does not
@@ -235,14 +245,41 @@ impl Addresses {
     ) -> bool {
         let mut sandboxes = self.sandboxes.values();
         sandboxes.any(|(sandbox, _)| {
-            let counts = known(&sandbox.uid) || sandbox.written >= reported;
+            let counts = known(self.pod_of(&sandbox.uid)) || sandbox.written >= reported;
             counts && sandbox.ips.contains(&ip)
         })
     }
 
     /// Forgets the pod's ended sandboxes: the pod is gone, or runs at their addresses after all.
     pub(crate) fn forget_ended(&mut self, uid: &PodUid) {
-        self.ended.remove(uid);
+        self.ended.remove(&self.runtime_uid(uid).clone());
+    }
+
+    /// The API shows a static pod: the sandboxes that the runtime has for its uid are the pod's. Answers
+    /// whether that is new. A second pod with the same one is no mirror of it, and gets nothing.
+    pub(crate) fn link(&mut self, uid: &PodUid, runtime: &PodUid) -> bool {
+        let free = !self.mirror_uids.contains_key(runtime) && !self.runtime_uids.contains_key(uid);
+        if free {
+            self.runtime_uids.insert(uid.clone(), runtime.clone());
+            self.mirror_uids.insert(runtime.clone(), uid.clone());
+        }
+        free
+    }
+
+    /// The pod is gone. Answers the runtime's uid for it, if that was another.
+    pub(crate) fn unlink(&mut self, uid: &PodUid) -> Option<PodUid> {
+        let runtime = self.runtime_uids.remove(uid)?;
+        self.mirror_uids.remove(&runtime);
+        Some(runtime)
+    }
+
+    fn runtime_uid<'a>(&'a self, uid: &'a PodUid) -> &'a PodUid {
+        self.runtime_uids.get(uid).unwrap_or(uid)
+    }
+
+    /// The pod that the runtime knows under this uid.
+    fn pod_of<'a>(&'a self, runtime: &'a PodUid) -> &'a PodUid {
+        self.mirror_uids.get(runtime).unwrap_or(runtime)
     }
 
     /// Replaces what a pod claims. Answers the pods whose addresses may have changed.

@@ -138,6 +138,10 @@ impl NodeState {
         let pod = pod.or_insert_with(|| PodState::new(seq));
         let before = pod.facts.take();
         let first = before.is_none();
+        let gone = |facts: &PodFacts| facts.deleting && facts.finished;
+        if gone(&facts) && !before.as_ref().is_some_and(gone) {
+            pod.publish.wait_for_deletion(now);
+        }
         let known_ips = before.as_ref().map(|before| &before.pod_ips);
         if known_ips != Some(&facts.pod_ips) {
             pod.addressed = (reported, seq);
@@ -147,9 +151,14 @@ impl NodeState {
         pod.publish
             .seen(&facts.record, first, known_version != Some(&facts.version));
         pod.recovered.clear();
+        let runtime_uid = facts.runtime_uid.clone();
+        let linked = runtime_uid.filter(|runtime| self.addresses.link(&uid, runtime));
         self.addresses.api_says(&uid, &facts.pod_ips);
         pod.facts = Some(facts);
         self.update_static_ports(now, &uid, before.as_ref());
+        if let Some(runtime_uid) = linked {
+            self.update_addresses(&runtime_uid);
+        }
         self.update_addresses(&uid);
         self.update_leases(now, &uid);
         for (kind, note) in events {
@@ -289,11 +298,14 @@ impl NodeState {
             self.end_lease(now, uid, &lease);
         }
         self.addresses.forget_ended(uid);
+        let runtime_uid = self.addresses.unlink(uid);
         let before = self.pods.remove(uid).and_then(|pod| pod.facts);
         self.update_static_ports(now, uid, before.as_ref());
         self.wakes.set(uid, None);
         self.dirty.insert(uid.clone());
-        self.update_addresses(uid);
+        for uid in [Some(uid), runtime_uid.as_ref()].into_iter().flatten() {
+            self.update_addresses(uid);
+        }
     }
 
     /// Another process has the port.

@@ -120,6 +120,25 @@ fn a_deleted_pod_is_not_finished_while_a_sidecar_drains() {
 }
 
 #[test]
+fn the_runtime_knows_a_static_pod_by_its_hash() {
+    let (hash, uid) = (
+        "0123456789abcdef0123456789abcdef",
+        "e9b1a6b2-5d1f-4f3c-9d1a-000000000000",
+    );
+    let runtime_uid = |hash: &str, mirror: &str| {
+        let annotations = json!({ CONFIG_HASH: hash, CONFIG_MIRROR: mirror });
+        let pod = pod(&json!({ "metadata": { "annotations": annotations } }));
+        let uid = facts(&pod).unwrap().runtime_uid;
+        uid.map(|uid| uid.to_string())
+    };
+    assert_eq!(runtime_uid(hash, hash).as_deref(), Some(hash));
+    // no mirror pod; and the uid of another pod
+    assert_eq!(runtime_uid(hash, ""), None);
+    assert_eq!(runtime_uid(uid, uid), None);
+    assert_eq!(facts(&pod(&json!({}))).unwrap().runtime_uid, None);
+}
+
+#[test]
 fn a_pod_with_an_unusable_uid_is_ignored() {
     assert!(facts(&pod(&json!({ "metadata": { "uid": "a b" } }))).is_none());
     assert!(facts(&pod(&json!({ "metadata": { "uid": null } }))).is_none());

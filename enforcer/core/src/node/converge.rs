@@ -111,6 +111,7 @@ impl NodeState {
         // right after its start a pod names no address of the node; the other pods do
         let own = self.facts(uid).map(|facts| facts.host_ips.iter());
         let named = own.into_iter().flatten().chain(&self.host_ips);
+        let node_ip = named.clone().next().copied();
         let mut answering = named.filter(|ip| self.is_host_address(**ip));
         let host_ip = answering
             .next()
@@ -121,6 +122,7 @@ impl NodeState {
             owned,
             ruled: reachable && self.kernel.is_intact() && self.kernel.has_rules(uid),
             host_ip: host_ip.copied(),
+            node_ip,
         }
     }
 

@@ -54,6 +54,7 @@ fn facts(name: &str, ip: Option<&str>) -> PodFacts {
             name: name.into(),
             uid: format!("uid-{name}").parse().unwrap(),
         },
+        runtime_uid: None,
         spec: PodSpec {
             containers: vec![Container {
                 ports,

@@ -9,6 +9,7 @@ use portmapping_shared::{Backoff, InvalidRequest, ResultEntry, annotation};
 
 use super::result::describe_port;
 use super::state::{PodFacts, PodState, Progress, Refusal, Want};
+use super::unmapped::DELETION;
 use crate::action::{Condition, EventKind, Publication, PublishOutcome, Record};
 
 /// Waits between attempts to write one pod.
@@ -31,6 +32,8 @@ pub(crate) struct Publish {
     /// make us write again.
     outdated: VecDeque<String>,
     retry_at: Option<Duration>,
+    /// The pod has ended and is being deleted: a write before would have no reader.
+    quiet_until: Option<Duration>,
     /// The last write was based on a version that is not the newest.
     conflicted: bool,
     failures: u32,
@@ -68,8 +71,13 @@ impl Publish {
         }
     }
 
+    /// The pod has ended and is being deleted. A finalizer may keep it.
+    pub(crate) fn wait_for_deletion(&mut self, now: Duration) {
+        self.quiet_until = Some(now + DELETION);
+    }
+
     pub(super) fn next_deadline(&self) -> Option<Duration> {
-        self.retry_at
+        self.retry_at.into_iter().chain(self.quiet_until).min()
     }
 }
 
@@ -116,6 +124,7 @@ impl PodState {
         // a write is asked for now, or the wait is over
         publish.retry_at.take_if(|at| due.is_some() || *at <= now);
         self.contest.end_wait(now);
+        publish.quiet_until.take_if(|at| *at <= now);
         if let Some(due) = due {
             if due.wanted.condition.as_ref().is_some_and(|c| c.status) {
                 self.contest.publishing(now);
@@ -139,7 +148,7 @@ impl PodState {
         }
         let facts = self.facts.as_ref()?;
         let wanted = self.wanted_record(facts, progress)?;
-        let gone = facts.deleting && facts.finished;
+        let gone = publish.quiet_until.is_some_and(|at| now < at);
         // only the annotation is to be restored, and another controller will replace it again
         let restored = Record {
             annotation: facts.record.annotation.clone(),
@@ -173,7 +182,7 @@ impl PodState {
         if !progress.held || !progress.ruled {
             return None;
         }
-        let entries = self.result(progress.leases)?;
+        let entries = self.result(progress)?;
         let message = summary(&entries, progress.host_ip);
         let (annotation, message) = match &self.typo {
             None => (Some(annotation::encode(&entries)), cut(&message)),

@@ -1,17 +1,22 @@
 //! A pod's result: the ports it has, and those that an earlier result names.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use portmapping_shared::{HostPort, LeasedPort, RequestedPort, ResultEntry, annotation};
 
-use super::state::{PodState, serves};
+use super::state::{PodState, Progress, serves};
 use crate::ports::WantedPort;
 
 impl PodState {
     /// The result in the order of the spec; None while a port or an address is missing.
-    pub(super) fn result(&self, leases: &BTreeSet<LeasedPort>) -> Option<Vec<ResultEntry>> {
+    pub(super) fn result(&self, progress: &Progress<'_>) -> Option<Vec<ResultEntry>> {
         let facts = self.facts.as_ref()?;
-        let pod_ip = self.ips.first()?.to_string();
+        let leases = progress.leases;
+        // status.podIP; the kubelet chooses the family of the node's first address for it
+        let primary = facts.pod_ips.first().copied().or(progress.node_ip);
+        let same = |ip: &&IpAddr| primary.is_some_and(|primary| primary.is_ipv4() == ip.is_ipv4());
+        let pod_ip = self.ips.iter().find(same).or(self.ips.first())?.to_string();
         let allocated = |port: &RequestedPort| {
             let lease = leases.iter().find(|lease| serves(lease, port));
             lease.map(|lease| lease.host_port)

@@ -25,6 +25,8 @@ use crate::ports::{StaticPort, key_of, static_ports};
 pub struct PodFacts {
     /// The pod.
     pub pod: PodRef,
+    /// The uid under which the runtime knows the pod, if that is another: of a static pod.
+    pub runtime_uid: Option<PodUid>,
     /// The part of its spec that decides about ports.
     pub spec: PodSpec,
     /// The resourceVersion of the pod that shows all this.
@@ -124,6 +126,8 @@ pub(crate) struct Progress<'a> {
     pub(crate) ruled: bool,
     /// The node's address.
     pub(crate) host_ip: Option<IpAddr>,
+    /// The first address that the API names for the node.
+    pub(crate) node_ip: Option<IpAddr>,
 }
 
 /// One pod in the state machine.
@@ -234,14 +238,24 @@ impl PodState {
         self.unleased(leases).next().is_some()
     }
 
-    /// The leases that the pod does not ask for any more.
+    /// The leases that the pod does not ask for any more. After a crash between two changes of the
+    /// rules a port may have two of them: the one that the result in the API names stays.
     pub(crate) fn surplus(&self, leases: &BTreeSet<LeasedPort>) -> Vec<LeasedPort> {
-        let wanted = |lease: &LeasedPort| {
-            let mut ports = self.want.ports().iter();
-            ports.any(|port| port.static_host_port.is_none() && serves(lease, port))
+        let record = self.facts.as_ref().map(|facts| &facts.record);
+        let result = record.and_then(|record| annotation::decode(record.annotation.as_deref()?));
+        let named = |lease: &&LeasedPort| {
+            let mut entries = result.iter().flatten();
+            entries.any(|entry| entry.host_port == lease.host_port.get())
         };
-        let surplus = leases.iter().filter(|lease| !wanted(lease));
-        surplus.copied().collect()
+        let ports = self.want.ports().iter();
+        let kept = ports
+            .filter(|port| port.static_host_port.is_none())
+            .filter_map(|port| {
+                let serving = leases.iter().filter(|lease| serves(lease, port));
+                serving.clone().find(named).or(serving.clone().next())
+            });
+        let kept: BTreeSet<LeasedPort> = kept.copied().collect();
+        leases.difference(&kept).copied().collect()
     }
 
     /// The rules that were found at the start and whose ports the pod still has.

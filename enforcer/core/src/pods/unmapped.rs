@@ -14,7 +14,7 @@ use crate::addresses::AddressSource;
 const GRACE: Duration = Duration::from_secs(2);
 /// The same for a pod that is being deleted: an ordinary deletion is over by then, and costs no
 /// write.
-const DELETION: Duration = Duration::from_secs(5);
+pub(super) const DELETION: Duration = Duration::from_secs(5);
 /// From the removal of a sandbox's result to the read that may map the pod again. By then the
 /// kubelet has reported a sandbox that has really ended.
 const CONFIRM: Duration = Duration::from_secs(3);

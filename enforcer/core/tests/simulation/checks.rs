@@ -165,7 +165,7 @@ impl World {
             .retain(|uid, _| pods.get(uid).is_some_and(|facts| !facts.finished));
         let living = &self.living;
         self.files.retain(|id, file| {
-            let lives = living.get(&file.uid).is_some_and(|s| s.id == *id);
+            let lives = living.values().any(|sandbox| sandbox.id == *id);
             let leftover = file.uid.as_str().starts_with(LEFTOVER) && file.written < EPOCH;
             lives || leftover
         });

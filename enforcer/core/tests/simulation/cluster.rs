@@ -58,6 +58,11 @@ impl World {
                 name: name.clone(),
                 uid: uid.clone(),
             },
+            // one in eight is a static pod
+            runtime_uid: (self.rng.random_range(0..8) == 0).then(|| {
+                let hash = format!("hash-{uid}");
+                hash.parse().expect("a uid")
+            }),
             spec,
             version: String::new(),
             record: Record {
@@ -114,9 +119,12 @@ impl World {
             self.stop_sandbox_of(&uid);
         }
         self.record(|| format!("end {uid}"));
-        if self.rng.random_range(0..3) == 0 {
+        let finalizer = self.rng.random_range(0..4) == 0;
+        if finalizer || self.rng.random_range(0..3) == 0 {
+            self.seen.finalizers += u64::from(finalizer);
             if let Some(facts) = self.pods.get_mut(&uid) {
                 facts.finished = true;
+                facts.deleting |= finalizer;
                 self.show(&uid);
             }
         } else {

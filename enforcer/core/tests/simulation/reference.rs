@@ -64,16 +64,18 @@ impl Reference {
             self.reported.insert(uid.clone(), EPOCH + now);
         }
         self.recovered.retain(|mapping| mapping.owner != *uid);
-        let stale = |ip: &IpAddr| self.ended.contains(&(uid.clone(), *ip));
+        let runtime = self.runtime_uid(uid).clone();
+        let stale = |ip: &IpAddr| self.has_ended(uid, *ip);
         if !facts.pod_ips.is_empty() && !facts.pod_ips.iter().any(stale) {
-            self.ended.retain(|(other, _)| other != uid);
+            self.ended.retain(|(other, _)| *other != runtime);
         }
     }
 
     pub(crate) fn gone(&mut self, uid: &PodUid) {
+        let runtime = self.runtime_uid(uid).clone();
         self.shown.remove(uid);
         self.recovered.retain(|mapping| mapping.owner != *uid);
-        self.ended.retain(|(other, _)| other != uid);
+        self.ended.retain(|(other, _)| *other != runtime);
     }
 
     pub(crate) fn relisted(&mut self, living: &BTreeSet<PodUid>) {
@@ -132,19 +134,21 @@ impl Reference {
     /// A read of the pod that began at `asked`. Answers whether it proves that the pod still has its
     /// addresses.
     pub(crate) fn confirm(&mut self, uid: &PodUid, asked: Duration, running_at: &[IpAddr]) -> bool {
-        let removed = self.removed.get(uid);
+        let runtime = self.runtime_uid(uid).clone();
+        let removed = self.removed.get(&runtime);
         let late = removed.is_some_and(|removed| asked >= *removed + CONFIRM);
         let facts = self.shown.get(uid);
         let same = facts.is_some_and(|facts| facts.pod_ips == running_at && !running_at.is_empty());
         let reported = self.reported.get(uid).copied().unwrap_or_default();
         let names = |sandbox: &Sandbox| {
-            let counts = self.shown.contains_key(&sandbox.uid) || sandbox.written >= reported;
+            let known = self.shown.contains_key(self.pod_of(&sandbox.uid));
+            let counts = known || sandbox.written >= reported;
             counts && sandbox.ips.iter().any(|ip| running_at.contains(ip))
         };
         let confirmed =
             late && same && self.newest(uid).is_none() && !self.sandboxes.values().any(names);
         if confirmed {
-            self.ended.retain(|(other, _)| other != uid);
+            self.ended.retain(|(other, _)| *other != runtime);
         }
         confirmed
     }
@@ -164,7 +168,7 @@ impl Reference {
 
     /// I10: whether each of these ports is held, and has a rule at each address of the pod.
     pub(crate) fn is_mapped(&self, uid: &PodUid, leases: &[LeasedPort]) -> bool {
-        let ended = |ip: &IpAddr| self.ended.contains(&(uid.clone(), *ip));
+        let ended = |ip: &IpAddr| self.has_ended(uid, *ip);
         let named = self.shown.get(uid).map(|facts| facts.pod_ips.clone());
         let ips = match self.newest(uid) {
             Some(sandbox) => sandbox.ips.clone(),
@@ -187,22 +191,42 @@ impl Reference {
         leases.is_empty() || self.intact && leases.iter().all(whole)
     }
 
+    /// The uid that the runtime has for the pod.
+    fn runtime_uid<'a>(&'a self, uid: &'a PodUid) -> &'a PodUid {
+        let facts = self.shown.get(uid);
+        let runtime = facts.and_then(|facts| facts.runtime_uid.as_ref());
+        runtime.unwrap_or(uid)
+    }
+
+    /// The pod that the runtime has this uid for.
+    fn pod_of<'a>(&'a self, runtime: &'a PodUid) -> &'a PodUid {
+        let same = |facts: &&PodFacts| facts.runtime_uid.as_ref() == Some(runtime);
+        let facts = self.shown.values().find(same);
+        facts.map_or(runtime, |facts| &facts.pod.uid)
+    }
+
+    fn has_ended(&self, uid: &PodUid, ip: IpAddr) -> bool {
+        let key = (self.runtime_uid(uid).clone(), ip);
+        self.ended.contains(&key)
+    }
+
     fn newest(&self, uid: &PodUid) -> Option<&Sandbox> {
-        let own = self.sandboxes.values().filter(|s| s.uid == *uid);
+        let runtime = self.runtime_uid(uid);
+        let own = self.sandboxes.values().filter(|s| s.uid == *runtime);
         own.max_by_key(|sandbox| sandbox.written)
     }
 
     /// The weight of a pod's claim to an address; None where it has none.
     fn claim(&self, uid: &PodUid, ip: IpAddr) -> Option<(bool, u128)> {
         let facts = self.shown.get(uid);
-        if facts.is_some_and(|facts| facts.finished) {
+        if facts.is_some_and(|facts| facts.finished) || self.pod_of(uid) != uid {
             return None;
         }
         if let Some(sandbox) = self.newest(uid) {
             let named = sandbox.ips.contains(&ip);
             return named.then_some((true, sandbox.written.as_nanos()));
         }
-        let stale = |ip: &IpAddr| self.ended.contains(&(uid.clone(), *ip));
+        let stale = |ip: &IpAddr| self.has_ended(uid, *ip);
         let facts = facts.filter(|facts| !facts.pod_ips.iter().any(stale))?;
         let learned = self.learned.get(uid).copied().unwrap_or_default();
         facts.pod_ips.contains(&ip).then(|| (false, learned.into()))
@@ -213,7 +237,7 @@ impl Reference {
         let (uid, ip) = (&mapping.owner, mapping.pod_ip);
         let own = self.claim(uid, ip);
         let found = self.recovered.contains(mapping) && self.newest(uid).is_none();
-        if own.is_none() && (!found || self.ended.contains(&(uid.clone(), ip))) {
+        if own.is_none() && (!found || self.has_ended(uid, ip)) {
             return Err(format!("I3: {mapping}, whose address is gone"));
         }
         let others = self

@@ -37,8 +37,11 @@ impl World {
         }
         let ip = free[self.rng.random_range(0..free.len())];
         self.next += 1;
+        let facts = self.pods.get(uid);
+        let runtime_uid = facts.and_then(|facts| facts.runtime_uid.clone());
+        self.seen.static_pods += u64::from(runtime_uid.is_some());
         let sandbox = Sandbox {
-            uid: uid.clone(),
+            uid: runtime_uid.unwrap_or_else(|| uid.clone()),
             id: format!("s{}", self.next).parse().expect("an id"),
             ips: self.addresses(ip),
             written: self.write_time(),
@@ -55,10 +58,12 @@ impl World {
     }
 
     pub(crate) fn stop_sandbox_of(&mut self, uid: &PodUid) {
+        let facts = self.pods.get(uid);
+        let runtime_uid = facts.and_then(|facts| facts.runtime_uid.as_ref());
         let ended: Vec<SandboxId> = self
             .files
             .values()
-            .filter(|file| file.uid == *uid)
+            .filter(|file| file.uid == *runtime_uid.unwrap_or(uid))
             .map(|file| file.id.clone())
             .collect();
         self.living.remove(uid);

@@ -48,10 +48,12 @@ pub(crate) struct Seen {
     pub(crate) confirmed: u64,
     pub(crate) doubted: u64,
     pub(crate) leftovers: u64,
+    pub(crate) finalizers: u64,
+    pub(crate) static_pods: u64,
 }
 
 impl Seen {
-    fn all(&mut self) -> [&mut u64; 16] {
+    fn all(&mut self) -> [&mut u64; 18] {
         [
             &mut self.mapped,
             &mut self.restarts,
@@ -69,6 +71,8 @@ impl Seen {
             &mut self.confirmed,
             &mut self.doubted,
             &mut self.leftovers,
+            &mut self.finalizers,
+            &mut self.static_pods,
         ]
     }
 

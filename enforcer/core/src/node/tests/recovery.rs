@@ -197,3 +197,32 @@ fn only_one_of_two_pods_with_one_port_in_the_kernel_keeps_it() {
     assert_eq!(node.host_ports("z"), [0_u16; 0]);
     assert_eq!(node.leads_to("a").len(), 1);
 }
+
+#[test]
+fn one_host_port_of_two_found_for_a_container_port_stays() {
+    for other in [20_000, 29_999] {
+        let mut node = Node::new("20000-29999");
+        node.applied(facts("a", Some("10.244.0.2"))).settle();
+        let (ports, seen) = (node.host_ports("a"), node.shown("a"));
+        let mut found = recovered(&node);
+        // a crash between a new rule and the removal of the old one
+        let doubled = found.mappings.iter().map(|mapping| Mapping {
+            host_port: portmapping_shared::HostPort::new(other).unwrap(),
+            ..mapping.clone()
+        });
+        found.mappings.extend(doubled.collect::<Vec<_>>());
+        found.held = found
+            .mappings
+            .iter()
+            .map(|m| (m.protocol, m.host_port))
+            .collect();
+        node.state = NodeState::recover(config("20000-29999"), 9, NOW, found);
+        node.applied(seen).settle();
+        assert_eq!(
+            node.host_ports("a"),
+            ports,
+            "the ones that the result names"
+        );
+        assert_eq!(node.state.desired().len(), 2);
+    }
+}

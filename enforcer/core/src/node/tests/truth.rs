@@ -216,3 +216,106 @@ fn the_condition_is_false_while_a_keeper_does_not_hold_the_port() {
     node.settle();
     assert!(node.is_true("a"));
 }
+
+/// A pod that the runtime knows under `runtime`.
+fn mirror(name: &str, runtime: &str) -> PodFacts {
+    PodFacts {
+        runtime_uid: Some(format!("uid-{runtime}").parse().unwrap()),
+        ..facts(name, None)
+    }
+}
+
+#[test]
+fn a_static_pod_is_mapped_by_the_result_that_names_its_hash() {
+    for sandbox_first in [true, false] {
+        let mut node = Node::new("20000-29999");
+        let up = sandbox("hash", "s1", "10.244.0.2", 2000);
+        if sandbox_first {
+            node.up(up.clone());
+        }
+        node.applied(mirror("static", "hash")).settle();
+        if !sandbox_first {
+            node.up(up);
+        }
+        assert_eq!(node.leads_to("static"), ["10.244.0.2".to_owned()].into());
+        assert!(node.is_true("static"));
+        // the mirror pod is deleted; the kubelet creates another one for the same sandbox
+        let ports = node.host_ports("static");
+        node.gone("static");
+        let mut again = mirror("static", "hash");
+        again.pod.uid = "uid-again".parse().unwrap();
+        node.applied(again).settle();
+        assert_eq!(node.leads_to("again"), ["10.244.0.2".to_owned()].into());
+        assert_eq!(node.host_ports("again"), ports);
+        node.down("s1");
+        assert!(node.leads_to("again").is_empty());
+    }
+}
+
+#[test]
+fn a_second_pod_with_a_static_pods_hash_gets_nothing_of_it() {
+    let mut node = Node::new("20000-29999");
+    node.applied(mirror("static", "hash")).settle();
+    node.applied(mirror("fake", "hash")).settle();
+    node.up(sandbox("hash", "s1", "10.244.0.2", 2000));
+    assert_eq!(node.leads_to("static").len(), 1);
+    assert!(node.leads_to("fake").is_empty());
+    node.gone("fake");
+    assert_eq!(node.leads_to("static").len(), 1);
+}
+
+#[test]
+fn a_pod_that_a_finalizer_keeps_does_not_name_its_port_for_long() {
+    let mut node = Node::new("20000-29999");
+    node.applied(facts("a", Some("10.244.0.2"))).settle();
+    let mut ended = node.shown("a");
+    (ended.deleting, ended.finished) = (true, true);
+    node.applied(ended.clone()).settle().later(4);
+    assert!(node.leads_to("a").is_empty());
+    assert_eq!(node.written.len(), 1, "an ordinary deletion is no write");
+    // the kubelet writes its status again
+    node.applied(node.shown("a")).settle().later(1);
+    let record = node.shown("a").record;
+    assert_eq!(record.annotation.as_deref(), Some(""));
+    assert_eq!(record.condition.unwrap().reason, "Released");
+    assert_eq!(
+        node.state.next_deadline(),
+        Some(node.now + Duration::from_secs(25)),
+        "the rest"
+    );
+    assert_eq!(node.events(), [EventKind::Mapped, EventKind::Released]);
+}
+
+#[test]
+fn the_first_result_names_the_address_that_the_status_will_name() {
+    for (node_first, expected) in [("fd00::11", "fd00:244::2"), ("10.0.0.11", "10.244.0.2")] {
+        let mut node = Node::new("20000-29999");
+        let mut other = facts("other", None);
+        other.host_ips = vec![node_first.parse().unwrap()];
+        other.record.annotation = None;
+        node.applied(other).settle();
+        let mut pod = facts("a", None);
+        pod.host_ips.clear();
+        node.applied(pod).settle();
+        let mut dual = sandbox("a", "s1", "10.244.0.2", 1);
+        dual.ips.push("fd00:244::2".parse().unwrap());
+        node.up(dual);
+        let first = node.written[0].wanted.annotation.clone().unwrap();
+        assert!(
+            first.contains(&format!(r#""podIP":"{expected}""#)),
+            "{first}"
+        );
+        // the kubelet names both, in its order
+        let mut late = node.shown("a");
+        late.host_ips = vec![node_first.parse().unwrap()];
+        late.pod_ips = vec![
+            "10.244.0.2".parse().unwrap(),
+            "fd00:244::2".parse().unwrap(),
+        ];
+        late.pod_ips
+            .sort_by_key(|ip: &IpAddr| ip.to_string() != expected);
+        node.applied(late).settle();
+        let shown = node.shown("a").record.annotation.unwrap();
+        assert_eq!(shown, first, "it was right from the start");
+    }
+}
