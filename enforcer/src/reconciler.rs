@@ -113,6 +113,8 @@ enum Finished {
 /// What a call to the keeper returned; one call can return several.
 enum KeeperAnswer {
     Held(Vec<(PortKey, Result<(), String>)>),
+    /// Ports that the kernel could not bind, and why.
+    NotHeld(Vec<(PortKey, String)>),
     Released(Vec<PortKey>),
     Failed(Vec<PortKey>),
     Listed(BTreeSet<PortKey>),
@@ -286,6 +288,7 @@ impl Reconciler {
                 for answer in answers {
                     match answer {
                         KeeperAnswer::Held(outcomes) => self.state.held(now, outcomes),
+                        KeeperAnswer::NotHeld(failures) => self.state.hold_failed(now, failures),
                         KeeperAnswer::Released(keys) => self.state.released(now, &keys),
                         KeeperAnswer::Failed(keys) => self.state.keeper_failed(now, &keys),
                         KeeperAnswer::Listed(held) => self.state.keeper_listed(now, &held),

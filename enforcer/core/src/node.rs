@@ -203,6 +203,21 @@ impl NodeState {
         self.converge(now);
     }
 
+    /// The keeper answered `Action::Hold`, but the kernel did not bind these, and not because another
+    /// process has them. Each is asked for again; no other port waits for that.
+    pub fn hold_failed(&mut self, now: Duration, failures: Vec<(PortKey, String)>) {
+        for (key, why) in failures {
+            self.ports.bind_failed(now, key);
+            let owner = self.ports.owner(key).map(|(uid, _)| uid.clone());
+            if let Some(pod) = owner.as_ref().and_then(|uid| self.pods.get_mut(uid)) {
+                // the first stays until it is held: a new text would be one more API write
+                pod.hold_failure.get_or_insert((key, why));
+            }
+            self.dirty.extend(owner);
+        }
+        self.converge(now);
+    }
+
     /// The keeper could not be asked. What it holds it still holds.
     pub fn keeper_failed(&mut self, now: Duration, keys: &[PortKey]) {
         self.ports.keeper_failed(now, keys);

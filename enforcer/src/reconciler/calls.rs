@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use portmapping_enforcer_core::{PodEvent, PortKey, Publication, PublishOutcome};
 use portmapping_runtime::deadline::chain;
-use portmapping_shared::{Plan, PodRef};
+use portmapping_shared::{Plan, PodRef, remedy};
 use rustix::io::Errno;
 
 use super::{Finished, KeeperAnswer, Reconciler};
 use crate::keeper_client::{KeeperClient, KeeperClientError};
 use crate::pods::running_at;
-use portmapping_keeper::wire::HoldOutcome;
+use portmapping_keeper::wire::{self, HoldOutcome};
 
 impl Reconciler {
     pub(super) fn hold(&mut self, keys: Vec<PortKey>) {
@@ -197,7 +197,8 @@ impl Reconciler {
     }
 }
 
-/// Sorts the outcomes of a hold: a port in use is refused, any other error is asked for again.
+/// Sorts the outcomes of a hold: a port in use is refused, any other one that is not bound is asked
+/// for again.
 fn sort_outcomes(outcomes: impl Iterator<Item = (PortKey, HoldOutcome)>) -> Vec<KeeperAnswer> {
     let in_use = Errno::ADDRINUSE.raw_os_error();
     let mut settled = Vec::new();
@@ -211,15 +212,26 @@ fn sort_outcomes(outcomes: impl Iterator<Item = (PortKey, HoldOutcome)>) -> Vec<
             }
             HoldOutcome::Refused(errno) => {
                 tracing::error!(port = %key.1, protocol = %key.0, %errno, "cannot bind a host port; trying again");
-                failed.push(key);
+                failed.push((key, reason(errno)));
             }
         }
     }
     let mut answers = vec![KeeperAnswer::Held(settled)];
     if !failed.is_empty() {
-        answers.push(KeeperAnswer::Failed(failed));
+        answers.push(KeeperAnswer::NotHeld(failed));
     }
     answers
+}
+
+/// Returns why the kernel did not bind a port, and what to do.
+fn reason(errno: wire::Errno) -> String {
+    let error = std::io::Error::from_raw_os_error(errno.0);
+    let remedy = if error.kind() == std::io::ErrorKind::PermissionDenied {
+        "; a security module (SELinux, AppArmor) of the node may deny it"
+    } else {
+        remedy(&error)
+    };
+    format!("{errno}{remedy}")
 }
 
 /// Returns the failed keys; if the keeper was restarted, also what it holds now.

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::action::Action;
 use crate::pods::{Progress, suppressed_note};
-use crate::ports::key_of;
+use crate::ports::{KEEPER_RETRY, key_of};
 
 impl NodeState {
     /// Asks of every dirty pod what is still missing. Idempotent: what is under way is not asked
@@ -235,6 +235,9 @@ impl NodeState {
             return;
         };
         pod.update_unmapped(now, complete && ruled);
+        let is_ours = |key| leases.iter().any(|lease| key_of(lease) == key);
+        let is_over = |key| !is_ours(key) || self.ports.is_held(key);
+        pod.hold_failure.take_if(|(key, _)| is_over(*key));
         let refusal = |kind, message| Some(Refusal { kind, message });
         match &pod.want {
             Want::Nothing if pod.facts.is_none() => return,
@@ -271,6 +274,11 @@ impl NodeState {
                 )
             }
             (None, Some(error)) => format!("the node's rules could not be changed: {error}"),
+            (None, None) if let Some(((protocol, number), why)) = &pod.hold_failure => format!(
+                "host port {number}/{protocol} cannot be held: {why}; the enforcer tries again \
+                 every {} s",
+                KEEPER_RETRY.as_secs()
+            ),
             (None, None) => match pod.doubt(now, owned, complete) {
                 Some(doubt) => doubt.to_owned(),
                 None => return,

@@ -18,7 +18,7 @@ use crate::action::{EventKind, Record};
 use crate::addresses::AddressSource;
 use crate::limiter::Limiter;
 use crate::phase::Phase;
-use crate::ports::{StaticPort, key_of, static_ports};
+use crate::ports::{PortKey, StaticPort, key_of, static_ports};
 
 /// A pod of this node as the API shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -145,6 +145,8 @@ pub(crate) struct PodState {
     /// The rules found at the start; wanted until the API shows the pod.
     pub(crate) recovered: BTreeSet<Mapping>,
     pub(crate) refusal: Option<Refusal>,
+    /// A port of it that the kernel could not bind, and why.
+    pub(crate) hold_failure: Option<(PortKey, String)>,
     /// Its addresses, and where they come from.
     pub(crate) ips: Vec<IpAddr>,
     pub(crate) source: AddressSource,
@@ -167,6 +169,7 @@ impl PodState {
             addressed: (Duration::ZERO, seq),
             recovered: BTreeSet::new(),
             refusal: None,
+            hold_failure: None,
             ips: Vec::new(),
             source: AddressSource::Nowhere,
             publish: Publish::default(),

@@ -56,6 +56,16 @@ impl Ports {
         matches!(self.ledger.state(key).hold(), Some(Hold::Lost { .. }))
     }
 
+    /// The kernel did not bind the port, and no other process has it: it is asked for again.
+    pub(crate) fn bind_failed(&mut self, now: Duration, key: PortKey) {
+        self.change(key, |port| port.bind_failed(now));
+    }
+
+    /// Whether the keeper holds the port.
+    pub(crate) fn is_held(&self, key: PortKey) -> bool {
+        self.ledger.state(key).hold() == Some(Hold::Held)
+    }
+
     /// The keeper could not be asked about these; what it holds it still holds.
     pub(crate) fn keeper_failed(&mut self, now: Duration, keys: &[PortKey]) {
         for key in keys {

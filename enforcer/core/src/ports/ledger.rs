@@ -19,7 +19,8 @@ pub(crate) enum Hold {
     Asked,
     /// Bound.
     Held,
-    /// Another process has the port although the pod is mapped; asked for again at `retry_at`.
+    /// Another process has the port although the pod is mapped, or the kernel could not bind it; asked
+    /// for again at `retry_at`.
     Lost { retry_at: Duration },
 }
 
@@ -54,6 +55,7 @@ impl Hold {
 ///    Missing --asked--> Asked --bound--> Held
 ///    Asked --keeper failed--> Missing
 ///    Asked, Held --bind refused, mapped--> Lost --asked--> Asked
+///    Asked --bind failed--> Lost
 ///    any --list of a new keeper--> Held, Missing
 /// ```
 ///
@@ -74,6 +76,7 @@ impl Hold {
 /// | bound, too late | Free, Quarantined | Cooling until now, early |
 /// | refused, no rule | Leased | Quarantined |
 /// | refused, mapped | hold Asked, Held | hold Lost |
+/// | bind failed for another reason | hold Asked | hold Lost |
 /// | the keeper failed | hold Asked | hold Missing |
 /// | the keeper failed | Releasing | Cooling until now |
 /// | list of a new keeper | Leased | hold Held or Missing |
@@ -197,6 +200,15 @@ impl PortState {
         match (self.hold(), ruled) {
             (Some(Hold::Asked | Hold::Held), true) => self.with_hold(Hold::Lost { retry_at }),
             (Some(_), false) => Ok(Self::Quarantined { until }),
+            _ => Err(self),
+        }
+    }
+
+    pub(super) fn bind_failed(self, now: Duration) -> Transition {
+        match self.hold() {
+            Some(Hold::Asked) => self.with_hold(Hold::Lost {
+                retry_at: now + KEEPER_RETRY,
+            }),
             _ => Err(self),
         }
     }

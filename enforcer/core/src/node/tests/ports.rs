@@ -231,3 +231,35 @@ fn a_refused_pod_that_asks_for_fewer_ports_is_mapped() {
         assert_eq!(node.host_ports("a"), [20_000]);
     }
 }
+
+#[test]
+fn a_port_that_the_kernel_cannot_bind_is_named_and_delays_no_other_pod() {
+    let mut node = Node::new("20000-29999");
+    node.applied(facts("a", Some("10.244.0.2")));
+    let actions = node.state.take_actions();
+    let Some(Action::Hold(keys)) = actions.into_iter().next() else {
+        panic!()
+    };
+    node.state.programmed(node.now, &Plan::default(), Ok(()));
+    let failures = keys.iter().map(|key| (*key, "no descriptors".to_owned()));
+    node.state.hold_failed(node.now, failures.collect());
+    node.settle();
+    let condition = node.last().condition.clone().unwrap();
+    assert_eq!(
+        (condition.status, &*condition.reason),
+        (false, "DataplaneError")
+    );
+    let (protocol, number) = keys[0];
+    let told = format!("host port {number}/{protocol} cannot be held: no descriptors");
+    assert!(condition.message.contains(&told), "{}", condition.message);
+    assert_eq!(node.events(), [EventKind::DataplaneError]);
+    // another pod is mapped at once
+    node.applied(facts("b", Some("10.244.0.3"))).settle();
+    assert_eq!(node.leads_to("b"), ["10.244.0.3".to_owned()].into());
+    // the port is asked for again, and the pod keeps its numbers
+    let ports = node.host_ports("a");
+    node.later(2);
+    assert_eq!(node.leads_to("a"), ["10.244.0.2".to_owned()].into());
+    assert_eq!(node.host_ports("a"), ports);
+    assert!(node.last().condition.as_ref().unwrap().status);
+}

@@ -71,7 +71,7 @@ fn name(state: &PortState) -> &'static str {
 
 /// Every event, with the states that follow. An event is refused in all states that it does not
 /// list. `!` is an early rest.
-const TABLE: [(&str, &[(&str, &str)]); 20] = [
+const TABLE: [(&str, &[(&str, &str)]); 21] = [
     ("allocate", &[("Free", "Missing")]),
     (
         "reclaim",
@@ -151,6 +151,7 @@ const TABLE: [(&str, &[(&str, &str)]); 20] = [
         "bind refused, ruled",
         &[("Asked", "Lost"), ("Held", "Lost")],
     ),
+    ("bind failed", &[("Asked", "Lost")]),
     (
         "keeper failed",
         &[
@@ -205,6 +206,7 @@ fn happen(event: &str, state: PortState) -> Transition {
         "bound" => state.bound(NOW),
         "bind refused" => state.bind_refused(NOW, false, REST),
         "bind refused, ruled" => state.bind_refused(NOW, true, REST),
+        "bind failed" => state.bind_failed(NOW),
         "keeper failed" => state.keeper_failed(NOW),
         "listed" => state.listed(NOW, true),
         "not listed" => state.listed(NOW, false),
