@@ -111,9 +111,11 @@ impl World {
             let Some(facts) = self.reference.facts(&pod.uid) else {
                 continue;
             };
-            // what the API says, and the state machine has seen
-            let says = |facts: &PodFacts| facts.record.condition.as_ref().is_some_and(|c| c.status);
-            if facts.finished || !says(facts) || !self.pods.get(&pod.uid).is_some_and(says) {
+            // the newest version, and the state machine has seen it: it ignores outdated ones
+            let newest = self.pods.get(&pod.uid).map(|facts| &facts.version);
+            let condition = facts.record.condition.as_ref();
+            let says_true = condition.is_some_and(|condition| condition.status);
+            if facts.finished || !says_true || newest != Some(&facts.version) {
                 self.unmapped.remove(&pod.uid);
                 continue;
             }
