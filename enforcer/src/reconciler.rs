@@ -23,7 +23,7 @@ use crate::keeper_client::KeeperClient;
 use crate::metrics::Metrics;
 use crate::pods::PodUpdate;
 use crate::publish::Publisher;
-use portmapping_dataplane::{Dataplane, Observed};
+use portmapping_dataplane::{Dataplane, Observed, StaleFlows};
 use portmapping_keeper::wire::KeeperRole;
 
 /// Patches of pods in flight at once. More wait; none is lost.
@@ -64,6 +64,8 @@ pub(crate) struct Drivers {
     pub keeper: Arc<tokio::sync::Mutex<KeeperClient>>,
     /// The packet filter; one change at a time.
     pub dataplane: Arc<Mutex<Box<dyn Dataplane>>>,
+    /// The connections that changes of the packet filter leave behind.
+    pub stale_flows: StaleFlows,
     /// The API server.
     pub publisher: Publisher,
     /// The API server, for reads of single pods.
@@ -297,6 +299,7 @@ impl Reconciler {
             }
             Finished::Programmed(plan, outcome) => {
                 self.changing = false;
+                self.clear_stale_flows();
                 if outcome.is_ok()
                     && let Some(found) = self.damaged_since.take()
                 {

@@ -106,6 +106,7 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
     }
     let drivers = Drivers {
         keeper: Arc::new(tokio::sync::Mutex::new(keeper)),
+        stale_flows: dataplane.stale_flows(),
         dataplane: Arc::new(Mutex::new(Box::new(dataplane))),
         publisher: Publisher::new(client.clone(), &config.node),
         client,

@@ -187,7 +187,9 @@ impl Ours {
         node.run(|| {
             let start = Instant::now();
             self.0.apply(plan).context("change mappings")?;
-            Ok(ms(start))
+            let time = ms(start);
+            let _ = self.0.stale_flows().clear();
+            Ok(time)
         })
     }
 

@@ -8,6 +8,10 @@
 //! entry whose handshake is not complete is deleted with its mapping: the client repeats its SYN,
 //! and the next pod with the same address would accept it.
 //!
+//! Listing takes milliseconds, because the kernel walks its whole hash table, however few entries
+//! there are. So a change of rules only records what it left behind. [`StaleFlows::clear`] runs right
+//! after it, without keeping the next change waiting, and clears what all changes have left by then.
+//!
 //! This also helps a client that sends too early: its entry is deleted some milliseconds after the
 //! rules are made, and its next datagram creates a new entry. A rule that refuses datagrams to
 //! unmapped ports would prevent the entry. But it would have to come before every accepting rule of
@@ -21,7 +25,9 @@ mod entry;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use portmapping_shared::{Mapping, Protocol};
 use rustix::io::Errno;
 
@@ -36,51 +42,121 @@ const MAX_READINGS: usize = 8;
 /// lost.
 const TRIES: usize = 2;
 
-/// Deletes stale entries over netlink.
+/// The conntrack entries that changed mappings have left behind. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct StaleFlows(Arc<Shared>);
+
 #[derive(Debug, Default)]
-pub(super) struct Conntrack {
-    /// Opened at the first change, in the network namespace of the caller.
-    socket: Option<Socket>,
-    failures: u64,
+struct Shared {
+    left: Mutex<Left>,
+    /// Opened at the first change, in the network namespace of the caller. Locked by the one thread
+    /// that clears.
+    socket: Mutex<Option<Socket>>,
+}
+
+/// What changes have left since the last time. There is one mapping per port and address, so it
+/// cannot outgrow the port range for long.
+#[derive(Clone, Debug, Default)]
+struct Left {
+    removed: BTreeSet<Mapping>,
+    created: BTreeSet<Mapping>,
     /// The current host addresses.
     host_addresses: BTreeSet<IpAddr>,
     /// All host addresses since the start: flows through an earlier one may still exist.
     ever_host_addresses: BTreeSet<IpAddr>,
 }
 
-impl Conntrack {
-    /// Creates the value; the socket is opened at the first change.
+impl StaleFlows {
     pub(super) fn new(host_addresses: &BTreeSet<IpAddr>) -> Self {
-        let mut conntrack = Self::default();
-        conntrack.set_host_addresses(host_addresses);
-        conntrack
+        let flows = Self::default();
+        flows.set_host_addresses(host_addresses);
+        flows
     }
 
     /// Sets the addresses at which mappings answer. Flows to other addresses are not ours.
-    pub(super) fn set_host_addresses(&mut self, addresses: &BTreeSet<IpAddr>) {
-        self.host_addresses.clone_from(addresses);
-        self.ever_host_addresses.extend(addresses);
+    pub(super) fn set_host_addresses(&self, addresses: &BTreeSet<IpAddr>) {
+        let mut left = self.0.left.lock();
+        left.host_addresses.clone_from(addresses);
+        left.ever_host_addresses.extend(addresses);
     }
 
-    /// Returns how often listing or deleting entries failed.
-    pub(super) fn failures(&self) -> u64 {
-        self.failures
+    /// Records a change of rules, which is in the kernel already.
+    pub(super) fn record<'a>(
+        &self,
+        removed: impl IntoIterator<Item = &'a Mapping>,
+        created: impl IntoIterator<Item = &'a Mapping>,
+    ) {
+        self.0.left.lock().add(removed, created);
     }
 
-    /// Deletes the entries of a family that contradict changed rules, which are in the kernel
-    /// already. Failures are logged and counted; the rules stay, and stale entries time out.
-    pub(super) fn clear(&mut self, family: Family, removed: &[&Mapping], created: &[&Mapping]) {
+    /// Deletes the entries that contradict the rules. Returns how often that failed. Failures are
+    /// logged; the rules stay, and stale entries time out.
+    ///
+    /// Blocks for some milliseconds, and can run beside the next change of rules. If another thread
+    /// clears already, that thread clears everything, and this call returns at once.
+    #[must_use = "each failure is counted in a metric"]
+    pub fn clear(&self) -> u64 {
+        let mut failures = 0;
+        // checked after the lock is free again: what another thread recorded while this one had it is
+        // cleared by this one
+        while !self.0.left.lock().is_empty() {
+            let Some(mut socket) = self.0.socket.try_lock() else {
+                break;
+            };
+            let left = self.0.left.lock().take();
+            for family in Family::ALL {
+                failures += left.clear(&mut socket, family);
+            }
+        }
+        failures
+    }
+}
+
+impl Left {
+    /// Adds a change. A mapping that comes back keeps its flows.
+    fn add<'a>(
+        &mut self,
+        removed: impl IntoIterator<Item = &'a Mapping>,
+        created: impl IntoIterator<Item = &'a Mapping>,
+    ) {
+        for mapping in removed {
+            self.created.remove(mapping);
+            self.removed.insert(mapping.clone());
+        }
+        for mapping in created {
+            self.removed.remove(mapping);
+            self.created.insert(mapping.clone());
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.removed.is_empty() && self.created.is_empty()
+    }
+
+    fn take(&mut self) -> Self {
+        let taken = self.clone();
+        self.removed.clear();
+        self.created.clear();
+        taken
+    }
+
+    /// Deletes the entries of a family; returns how many protocols failed.
+    fn clear(&self, socket: &mut Option<Socket>, family: Family) -> u64 {
+        let of_family = |mapping: &&Mapping| Family::of(mapping.pod_ip) == family;
+        let removed: Vec<&Mapping> = self.removed.iter().filter(of_family).collect();
+        let created: Vec<&Mapping> = self.created.iter().filter(of_family).collect();
+        let mut failures = 0;
         for protocol in Protocol::ALL {
-            let change = Change::new(protocol, removed, created);
+            let change = Change::new(protocol, &removed, &created);
             let mut outcome = Ok(());
             for _ in 0..TRIES {
-                outcome = self.clear_protocol(family, protocol, &change);
+                outcome = self.clear_protocol(socket, family, protocol, &change);
                 if outcome.is_ok() {
                     break;
                 }
             }
             if let Err(error) = outcome {
-                self.failures += 1;
+                failures += 1;
                 let error: &dyn std::error::Error = &error;
                 tracing::warn!(
                     error,
@@ -91,10 +167,12 @@ impl Conntrack {
                 );
             }
         }
+        failures
     }
 
     fn clear_protocol(
-        &mut self,
+        &self,
+        socket: &mut Option<Socket>,
         family: Family,
         protocol: Protocol,
         change: &Change<'_>,
@@ -103,7 +181,7 @@ impl Conntrack {
         if ports.is_empty() {
             return Ok(());
         }
-        let socket = match &mut self.socket {
+        let socket = match socket {
             Some(socket) => socket,
             none => none.insert(Socket::open(Options::default())?),
         };

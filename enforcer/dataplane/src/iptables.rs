@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use portmapping_shared::{Mapping, Plan};
 
 use super::change_monitor::{ChangeMonitor, GenerationSocket};
-use super::conntrack::Conntrack;
+use super::conntrack::StaleFlows;
 use super::exec::Tools;
 use super::family::Family;
 use super::settings::{Settings, Subnet};
@@ -49,7 +49,7 @@ pub struct Iptables {
     ipv4: FamilyRules,
     /// The IPv6 rules, or the reason why there are none.
     ipv6: Result<FamilyRules, String>,
-    conntrack: Conntrack,
+    stale_flows: StaleFlows,
     monitor: ChangeMonitor,
     generation: GenerationSocket,
     /// The generation at the last read. While it is the current one, the rules are unchanged.
@@ -74,7 +74,7 @@ impl Iptables {
             FamilyRules::new(Commands::new(family, flavour, tools.clone()), settings)
         };
         let (v4_text, v6_text) = (ipv4?, ipv6);
-        let conntrack = Conntrack::new(&settings.host_addresses);
+        let stale_flows = StaleFlows::new(&settings.host_addresses);
         let ipv4 = rules(Family::V4, settings.clone());
         let (ipv6, v6_text) = match v6_text {
             Ok(text) => (Ok(rules(Family::V6, settings)), text),
@@ -88,7 +88,7 @@ impl Iptables {
             tools,
             ipv4,
             ipv6,
-            conntrack,
+            stale_flows,
             monitor: ChangeMonitor::default(),
             generation: GenerationSocket::default(),
             read_at: None,
@@ -177,7 +177,7 @@ impl Iptables {
             }
         };
         let commits = rules.apply(&remove, &create)?;
-        self.conntrack.clear(family, &remove, &create);
+        self.stale_flows.record(remove, create);
         Ok(commits)
     }
 }
@@ -253,7 +253,7 @@ impl Dataplane for Iptables {
         if let Ok(ipv6) = &mut self.ipv6 {
             ipv6.set_host_addresses(addresses);
         }
-        self.conntrack.set_host_addresses(addresses);
+        self.stale_flows.set_host_addresses(addresses);
     }
 
     fn has_ipv6(&self) -> bool {
@@ -264,8 +264,8 @@ impl Dataplane for Iptables {
         self.monitor.clone()
     }
 
-    fn clear_failures(&self) -> u64 {
-        self.conntrack.failures()
+    fn stale_flows(&self) -> StaleFlows {
+        self.stale_flows.clone()
     }
 
     fn uninstall(&mut self) -> Result<(), DataplaneError> {

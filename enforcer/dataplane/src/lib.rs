@@ -45,6 +45,7 @@ pub mod snapshot;
 mod uninstall;
 
 use change_monitor::ChangeMonitor;
+pub use conntrack::StaleFlows;
 pub use error::DataplaneError;
 pub use exec::{ExecError, Tools};
 pub use family::Family;
@@ -100,8 +101,9 @@ pub trait Dataplane: Send {
     /// can tell them from changes by other programs.
     fn changes(&self) -> ChangeMonitor;
 
-    /// Returns how often clearing the conntrack entries of changed mappings has failed so far.
-    fn clear_failures(&self) -> u64;
+    /// Returns the conntrack entries that changes have left behind. Clear them right after each
+    /// change: the next pod at an address must not get what is left of the previous one's clients.
+    fn stale_flows(&self) -> StaleFlows;
 
     /// Removes everything that this driver makes; continues after failures.
     fn uninstall(&mut self) -> Result<(), DataplaneError>;

@@ -13,6 +13,7 @@ use portmapping_shared::{Mapping, Plan};
 
 use super::bridges::Bridges;
 use super::change_monitor::ChangeMonitor;
+use super::conntrack::StaleFlows;
 use super::exec::Tools;
 use super::forward::Forward;
 use super::host_addresses::HostAddresses;
@@ -348,8 +349,8 @@ impl Dataplane for BackendMigration {
         self.to.changes()
     }
 
-    fn clear_failures(&self) -> u64 {
-        self.to.clear_failures()
+    fn stale_flows(&self) -> StaleFlows {
+        self.to.stale_flows()
     }
 
     fn uninstall(&mut self) -> Result<(), DataplaneError> {

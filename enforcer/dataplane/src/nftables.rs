@@ -13,7 +13,7 @@ use portmapping_shared::{Mapping, Plan};
 use rustix::io::Errno;
 
 use super::change_monitor::ChangeMonitor;
-use super::conntrack::Conntrack;
+use super::conntrack::StaleFlows;
 use super::family::Family;
 use super::netlink::{Batch, Header, NetlinkError, Options, Socket, flags};
 use super::settings::{Settings, Subnet};
@@ -45,7 +45,7 @@ pub struct Nftables {
     known: Content,
     /// Whether the table must be read again before it is changed.
     stale: bool,
-    conntrack: Conntrack,
+    stale_flows: StaleFlows,
     monitor: ChangeMonitor,
 }
 
@@ -77,7 +77,7 @@ impl Nftables {
                         abilities,
                         known: Content::default(),
                         stale: true,
-                        conntrack: Conntrack::new(&settings.host_addresses),
+                        stale_flows: StaleFlows::new(&settings.host_addresses),
                         monitor: ChangeMonitor::default(),
                     });
                 }
@@ -211,12 +211,7 @@ impl Dataplane for Nftables {
     fn apply(&mut self, plan: &Plan) -> Result<(), DataplaneError> {
         self.check(plan)?;
         self.change(plan)?;
-        for family in Family::ALL {
-            let of_family = |mapping: &&Mapping| Family::of(mapping.pod_ip) == family;
-            let removed: Vec<&Mapping> = plan.to_remove.iter().filter(of_family).collect();
-            let created: Vec<&Mapping> = plan.to_create.iter().filter(of_family).collect();
-            self.conntrack.clear(family, &removed, &created);
-        }
+        self.stale_flows.record(&plan.to_remove, &plan.to_create);
         Ok(())
     }
 
@@ -228,7 +223,7 @@ impl Dataplane for Nftables {
 
     fn set_host_addresses(&mut self, addresses: &BTreeSet<IpAddr>) {
         self.settings.host_addresses.clone_from(addresses);
-        self.conntrack.set_host_addresses(addresses);
+        self.stale_flows.set_host_addresses(addresses);
         self.frame = Frame::new(&self.settings, self.abilities);
         self.stale = true;
     }
@@ -241,8 +236,8 @@ impl Dataplane for Nftables {
         self.monitor.clone()
     }
 
-    fn clear_failures(&self) -> u64 {
-        self.conntrack.failures()
+    fn stale_flows(&self) -> StaleFlows {
+        self.stale_flows.clone()
     }
 
     fn uninstall(&mut self) -> Result<(), DataplaneError> {

@@ -63,9 +63,7 @@ impl Reconciler {
             let begun = Instant::now();
             tracing::debug!(create = plan.to_create.len(), "changing rules");
             let mut dataplane = dataplane.lock();
-            let failures = dataplane.clear_failures();
             let outcome = dataplane.apply(&plan);
-            metrics.record_clear_failures(dataplane.clear_failures() - failures);
             drop(dataplane);
             let took = begun.elapsed();
             metrics.record_call("apply", outcome.is_ok());
@@ -82,6 +80,16 @@ impl Reconciler {
                 Err(error) => tracing::error!(error, "cannot change the rules; trying again"),
             }
             Finished::Programmed(plan, outcome)
+        });
+    }
+
+    /// Clears the connections that a change of the rules left behind, while the next change may run.
+    pub(super) fn clear_stale_flows(&mut self) {
+        let flows = self.drivers.stale_flows.clone();
+        let metrics = self.drivers.metrics.clone();
+        self.tasks.spawn_blocking(move || {
+            metrics.record_clear_failures(flows.clear());
+            Finished::Nothing
         });
     }
 

@@ -87,3 +87,17 @@ fn flow_to_an_address_that_was_never_a_host_address_stays() {
     let elsewhere = Entry::example("10.96.0.7", 20000, "10.88.0.12", 9053);
     assert!(!contradicts(&elsewhere, &[], &[&pod1], true));
 }
+
+#[test]
+fn mapping_that_comes_back_before_the_clearing_keeps_its_flows() {
+    let (pod1, pod2) = (mapping(20000, "10.88.0.11"), mapping(20000, "10.88.0.12"));
+    let mut left = Left::default();
+    left.add([&pod1], [&pod2]);
+    left.add([&pod2], [&pod1]);
+    assert_eq!(left.removed, BTreeSet::from([pod2.clone()]));
+    assert_eq!(left.created, BTreeSet::from([pod1]));
+    left.add([], [&pod2]);
+    assert!(left.removed.is_empty());
+    assert_eq!(left.take().created.len(), 2);
+    assert!(left.is_empty());
+}

@@ -164,7 +164,11 @@ impl<'a> Driver<'a> {
     }
 
     pub(crate) fn try_apply(&mut self, plan: &Plan) -> Result<(), DataplaneError> {
-        self.node.run(|| self.driver.apply(plan))
+        self.node.run(|| {
+            let applied = self.driver.apply(plan);
+            let _ = self.driver.stale_flows().clear();
+            applied
+        })
     }
 
     pub(crate) fn observe(&mut self) -> Observed {
