@@ -227,9 +227,18 @@ pub(crate) fn facts(pod: &SlimPod) -> Option<PodFacts> {
         annotation_manager: annotation_manager(&pod.metadata),
         pod_ips: addresses(status.pod_ips.as_deref(), status.pod_ip.as_deref()),
         host_ips: addresses(status.host_ips.as_deref(), status.host_ip.as_deref()),
+        started: has_started(&status),
         finished: ended || deleting && all_terminated(&status),
         deleting,
     })
+}
+
+/// Returns whether the kubelet says that the pod's sandbox is ready, or that a container has started. A
+/// hostNetwork pod has an address in its status before that.
+fn has_started(status: &PodStatus) -> bool {
+    let ready = |it: &PodCondition| it.kind == "PodReadyToStartContainers" && it.status == "True";
+    let begun = |it: &ContainerStatus| it.is_running() || it.is_terminated();
+    status.conditions.iter().flatten().any(ready) || status.containers().any(begun)
 }
 
 /// Returns whether all main containers have ended, and no sidecar runs on. A deleted pod of which this

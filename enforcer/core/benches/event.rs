@@ -46,6 +46,7 @@ fn facts(n: u32) -> PodFacts {
         annotation_manager: None,
         pod_ips: Vec::new(),
         host_ips: vec!["10.0.0.11".parse().expect("an address")],
+        started: true,
         finished: false,
         deleting: false,
     }

@@ -5,6 +5,7 @@ mod converge;
 mod host_addresses;
 mod recovery;
 mod sandboxes;
+mod static_claims;
 mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -155,9 +156,10 @@ impl NodeState {
         let linked = runtime_uid.filter(|runtime| self.addresses.link(&uid, runtime));
         self.addresses.api_says(&uid, &facts.pod_ips);
         pod.facts = Some(facts);
-        self.update_static_ports(now, &uid, before.as_ref());
+        self.update_static_ports(now, &uid);
         if let Some(runtime_uid) = linked {
             self.update_addresses(&runtime_uid);
+            self.update_static_ports(now, &runtime_uid);
         }
         self.update_addresses(&uid);
         self.update_leases(now, &uid);
@@ -314,12 +316,15 @@ impl NodeState {
         }
         self.addresses.forget_ended(uid);
         let runtime_uid = self.addresses.unlink(uid);
-        let before = self.pods.remove(uid).and_then(|pod| pod.facts);
-        self.update_static_ports(now, uid, before.as_ref());
+        let pod = self.pods.remove(uid);
+        for port in pod.into_iter().flat_map(|pod| pod.static_ports) {
+            self.ports.unclaim(uid, port.key);
+        }
         self.wakes.set(uid, None);
         self.dirty.insert(uid.clone());
         for uid in [Some(uid), runtime_uid.as_ref()].into_iter().flatten() {
             self.update_addresses(uid);
+            self.update_static_ports(now, uid);
         }
     }
 

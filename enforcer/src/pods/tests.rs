@@ -203,3 +203,14 @@ fn the_manager_that_wrote_the_annotation_last_is_known() {
     ]));
     assert_eq!(found.as_deref(), Some("gitops"));
 }
+
+#[test]
+fn a_pod_has_started_once_its_sandbox_is_ready_or_a_container_ran() {
+    let started = |status| facts(&pod(&json!({ "status": status }))).unwrap().started;
+    let ready = |status| json!({ "conditions": [{ "type": "PodReadyToStartContainers", "status": status }] });
+    let container = |state: &str| json!({ "containerStatuses": [{ "state": { state: {} } }] });
+    assert!(!started(json!({ "podIP": "10.0.0.11" })));
+    assert!(!started(ready("False")) && started(ready("True")));
+    assert!(!started(container("waiting")));
+    assert!(started(container("running")) && started(container("terminated")));
+}

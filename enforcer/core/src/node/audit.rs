@@ -20,6 +20,7 @@ impl NodeState {
         for (uid, pod) in &self.pods {
             let leases = self.ports.leases(uid);
             same("rules", self.kernel.desired(uid), &self.desired_of(uid))?;
+            same("static ports", &pod.static_ports, &self.claims_of(uid).0)?;
             let kept = PodAddresses {
                 ips: pod.ips.clone(),
                 source: pod.source.clone(),

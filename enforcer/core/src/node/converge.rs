@@ -4,9 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{
-    EventKind, LeasedPort, Mapping, NodeState, PodFacts, PodState, PodUid, PortKey, Refusal, Want,
-};
+use super::{EventKind, LeasedPort, Mapping, NodeState, PodState, PodUid, Refusal, Want};
 use crate::action::Action;
 use crate::pods::{Progress, suppressed_note};
 use crate::ports::{KEEPER_RETRY, key_of};
@@ -168,57 +166,6 @@ impl NodeState {
         let (rest, ruled) = (self.config.cooldown, self.kernel.is_ruled(key_of(lease)));
         let pod = self.facts(uid).map(|facts| facts.pod.clone());
         self.ports.end_lease(now, lease, pod.as_ref(), rest, ruled);
-    }
-
-    /// Updates which host ports the pod's spec claims. A pod that leases one of them gets another
-    /// port: our rules would win, and the claiming pod would lose traffic that its spec promises.
-    /// Both pods get an event. `before`: what the API showed before.
-    pub(super) fn update_static_ports(
-        &mut self,
-        now: Duration,
-        uid: &PodUid,
-        before: Option<&PodFacts>,
-    ) {
-        let claims = |facts: Option<&PodFacts>| facts.map(PodFacts::static_ports);
-        let before = claims(before).unwrap_or_default();
-        let after = claims(self.facts(uid)).unwrap_or_default();
-        for port in before.difference(&after) {
-            if after.iter().all(|other| other.key != port.key) {
-                self.ports.unclaim(uid, port.key);
-            }
-        }
-        for port in after.difference(&before) {
-            self.ports.claim(now, uid, port.key);
-            let owner = self.ports.owner(port.key);
-            let owner = owner.filter(|(_, lease)| port.conflicts_with(lease));
-            if let Some(owner) = owner.map(|(owner, _)| owner.clone()) {
-                let ruled = self.kernel.is_ruled(port.key);
-                self.ports.end_lease_early(now, port.key, ruled);
-                self.emit_conflict(&owner, uid, port.key);
-            }
-        }
-    }
-
-    fn emit_conflict(&mut self, owner: &PodUid, claimant: &PodUid, key: PortKey) {
-        let name = |uid: &PodUid| match self.facts(uid) {
-            Some(facts) => facts.pod.to_string(),
-            None => format!("with uid {uid}"),
-        };
-        let (owner_name, claimant_name) = (name(owner), name(claimant));
-        let (protocol, number) = key;
-        if owner != claimant {
-            let note = format!(
-                "host port {number}/{protocol} is a static hostPort of pod {claimant_name}, which \
-                 keeps it: this pod gets another one"
-            );
-            self.emit(owner, EventKind::PortConflict, note);
-        }
-        let note = format!(
-            "hostPort {number}/{protocol} of this pod was mapped to pod {owner_name} until now; \
-             that pod gets another one: use static hostPorts outside the range {} to prevent this",
-            self.config.range,
-        );
-        self.emit(claimant, EventKind::PortConflict, note);
     }
 
     /// Updates why the pod is not mapped. What is in the way before the kernel is named first.

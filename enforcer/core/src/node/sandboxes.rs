@@ -12,14 +12,14 @@ impl NodeState {
     /// The runtime created a sandbox, or changed one. The API may not have shown the pod yet, and
     /// the pod may ask for nothing.
     pub fn sandbox_up(&mut self, now: Duration, sandbox: Sandbox) {
-        self.record_up(sandbox);
+        self.record_up(now, sandbox);
         self.converge(now);
     }
 
     /// The runtime removed a sandbox. Another pod may soon get its addresses, whatever the API
     /// still says.
     pub fn sandbox_down(&mut self, now: Duration, id: &SandboxId) {
-        self.record_down(id);
+        self.record_down(now, id);
         self.converge(now);
     }
 
@@ -31,10 +31,10 @@ impl NodeState {
         let gone: Vec<SandboxId> = gone.cloned().collect();
         sandboxes.sort_by_key(|sandbox| sandbox.written);
         for sandbox in sandboxes {
-            self.record_up(sandbox);
+            self.record_up(now, sandbox);
         }
         for id in gone {
-            self.record_down(&id);
+            self.record_down(now, &id);
         }
         self.converge(now);
     }
@@ -76,7 +76,7 @@ impl NodeState {
         }
     }
 
-    fn record_up(&mut self, sandbox: Sandbox) {
+    fn record_up(&mut self, now: Duration, sandbox: Sandbox) {
         let arrival = self.arrival();
         for uid in self.addresses.up(sandbox, arrival) {
             // rules found at the start lead where the pod was, and it may have moved since
@@ -87,13 +87,15 @@ impl NodeState {
                 pod.recovered.retain(|rule| ips.contains(&rule.pod_ip));
             }
             self.update_addresses(&uid);
+            self.update_static_ports(now, &uid);
         }
     }
 
-    fn record_down(&mut self, id: &SandboxId) {
+    fn record_down(&mut self, now: Duration, id: &SandboxId) {
         let known = |uid: &PodUid| self.pods.get(uid).is_some_and(|pod| pod.facts.is_some());
         if let Some(uid) = self.addresses.down(id, known) {
             self.update_addresses(&uid);
+            self.update_static_ports(now, &uid);
         }
     }
 

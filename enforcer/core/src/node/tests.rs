@@ -70,6 +70,7 @@ fn facts(name: &str, ip: Option<&str>) -> PodFacts {
         annotation_manager: None,
         pod_ips: ip.into_iter().map(|ip| ip.parse().unwrap()).collect(),
         host_ips: vec!["10.0.0.11".parse().unwrap()],
+        started: true,
         finished: false,
         deleting: false,
     }

@@ -40,6 +40,8 @@ pub struct PodFacts {
     pub pod_ips: Vec<IpAddr>,
     /// Addresses of the node, the first one first.
     pub host_ips: Vec<IpAddr>,
+    /// A container has started, or the kubelet says that the sandbox is ready for them.
+    pub started: bool,
     /// No container runs, and none will run again.
     pub finished: bool,
     /// The pod is being deleted: what is written now has no reader.
@@ -47,9 +49,15 @@ pub struct PodFacts {
 }
 
 impl PodFacts {
-    /// The host ports that the pod's spec claims on the node.
-    pub(crate) fn static_ports(&self) -> BTreeSet<StaticPort> {
-        if self.finished {
+    /// The host ports that the pod's spec claims on the node. A pod that never runs, because an image
+    /// or a volume is missing, needs none. `sandbox`: the runtime has a sandbox of the pod.
+    pub(crate) fn static_ports(&self, sandbox: bool) -> BTreeSet<StaticPort> {
+        let runs = if self.spec.host_network {
+            self.started
+        } else {
+            sandbox || !self.pod_ips.is_empty()
+        };
+        if self.finished || !runs {
             return BTreeSet::new();
         }
         static_ports(&self.spec)
@@ -138,6 +146,8 @@ pub(crate) struct PodState {
     /// None: found in the kernel, not yet seen in the API.
     pub(crate) facts: Option<PodFacts>,
     pub(crate) want: Want,
+    /// The static host ports that it has on the node.
+    pub(crate) static_ports: BTreeSet<StaticPort>,
     /// What is wrong with the annotation, while the last valid request still counts.
     pub(crate) typo: Option<InvalidRequest>,
     /// When the API first named its addresses: since the Unix epoch, and as a count.
@@ -165,6 +175,7 @@ impl PodState {
             seq,
             facts: None,
             want: Want::Nothing,
+            static_ports: BTreeSet::new(),
             typo: None,
             addressed: (Duration::ZERO, seq),
             recovered: BTreeSet::new(),

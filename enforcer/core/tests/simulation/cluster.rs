@@ -72,6 +72,7 @@ impl World {
             annotation_manager: None,
             pod_ips: Vec::new(),
             host_ips: Vec::new(),
+            started: false,
             finished: false,
             deleting: false,
         };

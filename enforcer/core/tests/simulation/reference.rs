@@ -262,9 +262,14 @@ impl Reference {
         !self.shown.contains_key(uid) && written < reported.copied()
     }
 
-    /// Whether the spec of a pod that the state machine knows claims the port.
+    /// Whether the spec of a pod that the state machine knows, and that has a sandbox, claims the port.
     pub(crate) fn is_static(&self, key: (Protocol, HostPort)) -> bool {
+        let runs = |facts: &&PodFacts| {
+            let mut sandboxes = self.sandboxes.values();
+            !facts.pod_ips.is_empty() || sandboxes.any(|sandbox| sandbox.uid == facts.pod.uid)
+        };
         let living = self.shown.values().filter(|facts| !facts.finished);
+        let living = living.filter(runs);
         let mut ports = living
             .flat_map(|facts| facts.spec.lasting_containers())
             .flat_map(|c| &c.ports);

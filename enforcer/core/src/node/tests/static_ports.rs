@@ -4,7 +4,7 @@ use super::*;
 
 /// A pod that claims this host port, on this node address.
 fn fixed(name: &str, port: i64, host_ip: &str) -> PodFacts {
-    let mut facts = facts(name, None);
+    let mut facts = facts(name, Some("10.244.9.9"));
     facts.record.annotation = None;
     facts.spec.containers[0].ports = vec![DeclaredPort {
         container_port: 80,
@@ -147,6 +147,55 @@ fn a_static_port_takes_the_port_of_a_pod_that_only_the_kernel_knows() {
     let notes = node.notes(EventKind::PortConflict);
     assert!(
         notes.len() == 1 && notes[0].contains("with uid uid-a"),
+        "{notes:?}"
+    );
+}
+
+#[test]
+fn a_pod_that_never_runs_unmaps_no_other_pod() {
+    let mut node = mapped("20000-20000", ONE);
+    let mut web = fixed("web", 20_000, "");
+    web.pod_ips.clear();
+    let mut host = web.clone();
+    host.pod.uid = "uid-host".parse().unwrap();
+    host.pod.name = "host".into();
+    host.spec.host_network = true;
+    host.spec.containers[0].ports[0].container_port = 20_000;
+    host.started = false;
+    // the kubelet reports the node's address for it at once
+    host.pod_ips = host.host_ips.clone();
+    node.applied(web.clone()).applied(host.clone()).settle();
+    assert_eq!(node.host_ports("a"), [20_000]);
+    assert_eq!(node.notes(EventKind::PortConflict), [""; 0]);
+    // each of them takes the number once it has a sandbox
+    let mut node = mapped("20000-20000", ONE);
+    node.applied(web).settle();
+    node.up(sandbox("web", "s-web", "10.244.9.9", 1));
+    assert!(node.host_ports("a").is_empty());
+    let mut node = mapped("20000-20000", ONE);
+    host.started = true;
+    node.applied(host).settle();
+    assert!(node.host_ports("a").is_empty());
+}
+
+#[test]
+fn a_pod_with_many_static_ports_takes_no_more_than_the_limit_for_one_pod() {
+    let mut node = mapped("20000-20099", r#"[{"containerPort":9040}]"#);
+    let number = node.host_ports("a")[0];
+    let mut greedy = fixed("greedy", 0, "");
+    // 64 smaller numbers first, then the mapped one
+    let numbers = (19_900..19_964).chain([i64::from(number)]);
+    let port = |host_port| DeclaredPort {
+        container_port: 80,
+        host_port,
+        ..DeclaredPort::default()
+    };
+    greedy.spec.containers[0].ports = numbers.map(port).collect();
+    node.applied(greedy).settle();
+    assert_eq!(node.host_ports("a"), [number]);
+    let notes = node.notes(EventKind::PortConflict);
+    assert!(
+        notes.len() == 1 && notes[0].contains("stays mapped to pod ns/a"),
         "{notes:?}"
     );
 }
