@@ -4,6 +4,10 @@
 
 use std::time::Duration;
 
+use portmapping_shared::contract::ANNOTATION;
+
+use super::state::PodFacts;
+
 /// Results that are published again at once.
 const AT_ONCE: u32 = 5;
 /// Shortest time between two results after that. A result that stood for so long ends the contest.
@@ -41,4 +45,15 @@ impl Contest {
         self.restore_at = contested.then_some(next);
         contested
     }
+}
+
+/// The note of `AnnotationContested`.
+pub(super) fn contested(facts: &PodFacts) -> String {
+    let manager = facts.annotation_manager.as_deref();
+    format!(
+        "field manager {:?} replaces the result in annotation {ANNOTATION} by the request again and \
+         again; the host ports stay mapped, and the result is published at most once a minute: \
+         configure it to ignore this annotation of pods",
+        manager.unwrap_or("unknown")
+    )
 }

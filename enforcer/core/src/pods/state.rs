@@ -5,12 +5,11 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use portmapping_shared::annotation::{self, Value};
-use portmapping_shared::contract::ANNOTATION;
 use portmapping_shared::{
     InvalidRequest, LeasedPort, Mapping, PodRef, PodSpec, PodUid, PortRequest, RequestedPort,
 };
 
-use super::contest::Contest;
+use super::contest::{Contest, contested};
 use super::forgery::Forgery;
 use super::publish::Publish;
 use super::unmapped::Confirmation;
@@ -381,17 +380,6 @@ impl PodState {
 /// The note of `NoPorts`.
 const NO_PORTS: &str = "no container of the pod declares a port, so nothing is mapped: declare \
                         ports in a container, or list the ports in the annotation";
-
-/// The note of `AnnotationContested`.
-fn contested(facts: &PodFacts) -> String {
-    let manager = facts.annotation_manager.as_deref();
-    format!(
-        "field manager {:?} replaces the result in annotation {ANNOTATION} by the request again and \
-         again; the host ports stay mapped, and the result is published at most once a minute: \
-         configure it to ignore this annotation of pods",
-        manager.unwrap_or("unknown")
-    )
-}
 
 /// Whether a lease is what a requested port asks for.
 pub(super) fn serves(lease: &LeasedPort, port: &RequestedPort) -> bool {
