@@ -1,5 +1,7 @@
 //! How far a pod is on its way to being mapped.
 
+use crate::pods::{PodState, Progress, Want};
+
 /// A pod's progress, for people. Derived from what is known, never stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Phase {
@@ -31,6 +33,26 @@ impl Phase {
             Self::Held => "held",
             Self::Programmed => "programmed",
             Self::Published => "published",
+        }
+    }
+}
+
+impl PodState {
+    /// How far the pod is, for people.
+    pub(crate) fn phase(&self, progress: &Progress<'_>) -> Phase {
+        let Some(facts) = &self.facts else {
+            return Phase::Recovered;
+        };
+        let condition = facts.record.condition.as_ref();
+        let published = condition.is_some_and(|condition| condition.status);
+        match &self.want {
+            Want::Nothing => Phase::Idle,
+            _ if self.refusal.is_some() => Phase::Refused,
+            Want::Invalid(_) => Phase::Refused,
+            Want::Ports(_) if !progress.held => Phase::Requested,
+            Want::Ports(_) if self.ips.is_empty() || !progress.ruled => Phase::Held,
+            Want::Ports(_) if !published => Phase::Programmed,
+            Want::Ports(_) => Phase::Published,
         }
     }
 }

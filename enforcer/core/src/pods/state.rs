@@ -16,7 +16,6 @@ use super::unmapped::Confirmation;
 use crate::action::{EventKind, Record};
 use crate::addresses::AddressSource;
 use crate::limiter::Limiter;
-use crate::phase::Phase;
 use crate::ports::{PortKey, StaticPort, key_of, static_ports};
 
 /// A pod of this node as the API shows it.
@@ -356,24 +355,6 @@ impl PodState {
     /// Removes a refusal of one kind and leaves others.
     pub(crate) fn clear_refusal(&mut self, kind: EventKind) {
         self.refusal.take_if(|refusal| refusal.kind == kind);
-    }
-
-    /// How far the pod is, for people.
-    pub(crate) fn phase(&self, progress: &Progress<'_>) -> Phase {
-        let Some(facts) = &self.facts else {
-            return Phase::Recovered;
-        };
-        let condition = facts.record.condition.as_ref();
-        let published = condition.is_some_and(|condition| condition.status);
-        match &self.want {
-            Want::Nothing => Phase::Idle,
-            _ if self.refusal.is_some() => Phase::Refused,
-            Want::Invalid(_) => Phase::Refused,
-            Want::Ports(_) if !progress.held => Phase::Requested,
-            Want::Ports(_) if self.ips.is_empty() || !progress.ruled => Phase::Held,
-            Want::Ports(_) if !published => Phase::Programmed,
-            Want::Ports(_) => Phase::Published,
-        }
     }
 }
 
