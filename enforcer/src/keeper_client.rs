@@ -1,4 +1,4 @@
-//! Client of the keeper: hold, release, list.
+//! Client of the keeper: take over, hold, release, list.
 //!
 //! Every request can be repeated safely. If the connection fails, the request is sent once more over a
 //! new connection. The keeper at its other end may have just started and hold nothing:
@@ -84,6 +84,15 @@ impl KeeperClient {
             }
         }
         Ok(released)
+    }
+
+    /// Makes the keeper active; returns its role. It is not active if another keeper takes over at the
+    /// same time: ask again.
+    pub async fn take_over(&mut self) -> Result<KeeperRole, KeeperClientError> {
+        match self.ask("take over", Request::TakeOver).await? {
+            Reply::Role(role) => Ok(role),
+            reply => Err(self.unexpected_reply("take over", &reply)),
+        }
     }
 
     /// Returns every port that the keeper holds.

@@ -10,7 +10,8 @@
 //! cni (CNI results) --SandboxUpdate+--> reconciler <--+--> dataplane: rules
 //! keeper_client::role --KeeperRole-+    (core crate)  +--> publish: annotation, condition, events
 //!
-//! startup: what kernel and keeper already have     run: starts all of this
+//! startup: what kernel and keeper already have     takeover: from another enforcer
+//! run: starts all of this
 //! ```
 
 pub mod args;
@@ -26,4 +27,5 @@ mod reconciler;
 pub mod run;
 mod startup;
 mod state;
+mod takeover;
 pub mod uninstall;

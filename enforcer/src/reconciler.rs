@@ -52,7 +52,7 @@ pub(crate) enum ReconcileError {
     NoPods,
     /// The enforcer that had taken the node over ended.
     #[error(
-        "the successor ended and the keeper is active again: restarting, to read the kernel and the \
+        "the successor ended and the keeper is active again: starting over, to read the kernel and the \
          keeper again"
     )]
     RoleReturned,
@@ -76,6 +76,8 @@ pub(crate) struct Drivers {
 
 /// What the loop waits for.
 pub(crate) struct Inputs {
+    /// Updates that came before the loop.
+    pub first_pods: Vec<PodUpdate>,
     /// Updates of the node's pods.
     pub pods: mpsc::Receiver<PodUpdate>,
     /// The role of this enforcer's keeper.
@@ -181,6 +183,9 @@ impl Reconciler {
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut on_listed = Some(inputs.on_listed);
         let started = self.started;
+        for update in std::mem::take(&mut inputs.first_pods) {
+            self.apply_pod_update(update, &mut on_listed);
+        }
         loop {
             let role = *inputs.role.borrow_and_update();
             match role {
@@ -365,7 +370,7 @@ impl Reconciler {
 }
 
 /// Waits for the token. Fails if the keeper becomes active again, because the successor ended: what
-/// this process knows of the kernel is out of date by then, so it must restart.
+/// this process knows of the kernel is out of date by then, so it must start over.
 async fn wait_retired(
     role: &mut watch::Receiver<KeeperRole>,
     token: &CancellationToken,

@@ -1,5 +1,7 @@
 //! `enforcer run`: starts every part and connects them.
 
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -16,13 +18,14 @@ use tokio::sync::{mpsc, watch};
 use crate::args::{RunArgs, RunConfig};
 use crate::cni::{self, SANDBOX_QUEUE};
 use crate::health::{Routers, admin_listener};
-use crate::keeper_client::follow_role;
+use crate::keeper_client::{KeeperClient, KeeperClientError, follow_role};
 use crate::metrics::Metrics;
 use crate::node_addresses;
-use crate::pods::{self, POD_QUEUE};
+use crate::pods::{self, POD_QUEUE, PodUpdate};
 use crate::publish::Publisher;
-use crate::reconciler::{Drivers, Inputs, Reconciler};
-use crate::startup::{read_node_facts, recover};
+use crate::reconciler::{Drivers, Inputs, ReconcileError, Reconciler};
+use crate::startup::{read_node_facts, recover, rehearse};
+use crate::takeover::{await_turn, settled_role};
 
 /// Longest silence on a watch before its connection is closed. The API server sends a bookmark every
 /// minute.
@@ -33,17 +36,42 @@ const CALL_SILENCE: Duration = Duration::from_secs(15);
 /// limit.
 const STATE_QUEUE: usize = 4;
 
+/// How long a start waits for the keeper of the same pod.
+const KEEPER_START: Duration = Duration::from_secs(30);
+
 /// Limit for calls in progress at the end: less than the pod's termination grace period.
 const EXIT_LIMIT: Duration = Duration::from_secs(5);
 
-/// Runs `enforcer run` until SIGTERM or SIGINT.
+/// Runs `enforcer run` until SIGTERM or SIGINT. Starts over in the same process when it is on duty
+/// again: the kubelet would wait before it starts the container.
 pub fn run(args: RunArgs) -> anyhow::Result<()> {
     let config = RunConfig::try_from(args)?;
     let runtime = runtime()?;
     let outcome = runtime.block_on(serve(config));
     // a change in progress may finish; a program that hangs must not keep the enforcer from ending
     runtime.shutdown_timeout(EXIT_LIMIT);
-    outcome
+    match outcome {
+        Err(error) if is_out_of_date(&error) => {
+            tracing::warn!("{error:#}");
+            let program = std::env::current_exe().context("cannot find the own program")?;
+            let failed = Command::new(program)
+                .args(std::env::args_os().skip(1))
+                .exec();
+            Err(failed).context("cannot start over")
+        }
+        outcome => outcome,
+    }
+}
+
+/// Returns whether the keeper changed its role, so that what this process knows is out of date.
+fn is_out_of_date(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        matches!(cause.downcast_ref(), Some(ReconcileError::RoleReturned))
+            || matches!(
+                cause.downcast_ref(),
+                Some(KeeperClientError::Retired { .. })
+            )
+    })
 }
 
 /// Returns the tokio runtime of every subcommand.
@@ -70,31 +98,49 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
     let metrics = Metrics::register(&mut registry);
     let (state_requests, requests) = mpsc::channel(STATE_QUEUE);
     let routers = Routers::new(readiness, registry, state_requests);
-    let unix = admin_listener(&config.admin_socket)?;
-    tasks.spawn(
-        "admin socket",
-        admin::serve(unix, routers.unix, token.clone()),
-    );
-    if let Some(address) = config.metrics_listen {
-        let tcp = TcpListener::bind(address)
-            .await
-            .with_context(|| format!("cannot listen on {address} (--metrics-listen)"))?;
-        tasks.spawn("metrics", admin::serve(tcp, routers.tcp, token.clone()));
-    }
+    listen(&mut tasks, &config, routers).await?;
 
     read_node_facts(&mut config)?;
-    let (dataplane, keeper, found) = recover(&mut config, started).await?;
-    let changes = dataplane.changes();
-    kernel_ready.ready();
-    let state = NodeState::recover(config.core, rand::random(), started.elapsed(), found);
+    // first: to the keeper, an enforcer that does not follow its role does not run
+    let (mut role, keeper_lost) = follow_keeper(&mut tasks, &config);
+    let starting = async {
+        let mut keeper = KeeperClient::connect(&config.keeper_socket, KEEPER_START).await?;
+        let recovered = if settled_role(&mut role).await == KeeperRole::Active {
+            Some(recover(&mut config, &mut keeper, started).await?)
+        } else {
+            kernel_ready.wait_for("another enforcer is on duty on this node");
+            rehearse(&mut config).await?;
+            None
+        };
+        anyhow::Ok((keeper, recovered))
+    };
+    let Some(started_up) = tasks.during(starting).await? else {
+        return Ok(());
+    };
+    let (mut keeper, recovered) = started_up?;
 
     let api = ApiServer::in_cluster()?;
     let client = api.client(CALL_SILENCE)?;
     let watch_client = api.watch_client(WATCH_SILENCE)?;
     tasks.spawn("cluster CA", api.end_on_new_ca(token.clone()));
-    let (pod_sender, pods) = mpsc::channel(POD_QUEUE);
-    let (role_sender, role) = watch::channel(KeeperRole::Active);
-    let (keeper_lost_sender, keeper_lost) = watch::channel(0);
+    let mut pods = watch_pods(&mut tasks, watch_client.clone(), config.node.clone());
+    let mut first_pods = Vec::new();
+    let (dataplane, found) = if let Some(recovered) = recovered {
+        recovered
+    } else {
+        let turn = async {
+            first_pods = await_turn(&mut keeper, &mut role, &mut pods).await;
+            recover(&mut config, &mut keeper, started).await
+        };
+        let Some(recovered) = tasks.during(turn).await? else {
+            return Ok(());
+        };
+        recovered?
+    };
+    let changes = dataplane.changes();
+    kernel_ready.ready();
+    let state = NodeState::recover(config.core, rand::random(), started.elapsed(), found);
+
     let (damage_sender, damage_hints) = watch::channel(0);
     let (addresses_sender, node_addresses) = watch::channel(None);
     let (sandbox_sender, sandboxes) = mpsc::channel(SANDBOX_QUEUE);
@@ -113,6 +159,7 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
         metrics,
     };
     let inputs = Inputs {
+        first_pods,
         pods,
         role,
         keeper_lost,
@@ -123,13 +170,6 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
         check_every: config.check_every,
         on_listed: Box::new(move || pods_ready.ready()),
     };
-    let followed_role = follow_role(
-        config.keeper_socket,
-        role_sender,
-        keeper_lost_sender,
-        token.clone(),
-    );
-    tasks.spawn("keeper role", followed_role);
     let ending = token.clone();
     tasks.spawn("damage", async move {
         changes.hint(damage_sender, ending).await;
@@ -144,14 +184,54 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
             }
         });
     }
-    let ending = token.clone();
-    tasks.try_spawn("pods", async move {
-        tokio::select! {
-            () = ending.cancelled() => Ok(()),
-            ended = pods::watch(watch_client, &node, pod_sender) => ended,
-        }
-    });
     let reconciler = Reconciler::new(state, drivers, started);
     tasks.try_spawn("reconciler", reconciler.run(inputs, token));
     Ok(tasks.run().await?)
+}
+
+async fn listen(
+    tasks: &mut Supervisor,
+    config: &RunConfig,
+    routers: Routers,
+) -> anyhow::Result<()> {
+    let unix = admin_listener(&config.admin_socket)?;
+    let token = tasks.token();
+    tasks.spawn("admin socket", admin::serve(unix, routers.unix, token));
+    if let Some(address) = config.metrics_listen {
+        let tcp = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("cannot listen on {address} (--metrics-listen)"))?;
+        let token = tasks.token();
+        tasks.spawn("metrics", admin::serve(tcp, routers.tcp, token));
+    }
+    Ok(())
+}
+
+/// Follows the keeper's role, which is unknown (frozen) at first, and counts its connections.
+fn follow_keeper(
+    tasks: &mut Supervisor,
+    config: &RunConfig,
+) -> (watch::Receiver<KeeperRole>, watch::Receiver<u64>) {
+    let (role_sender, role) = watch::channel(KeeperRole::Frozen);
+    let (lost_sender, lost) = watch::channel(0);
+    let socket = config.keeper_socket.clone();
+    let followed = follow_role(socket, role_sender, lost_sender, tasks.token());
+    tasks.spawn("keeper role", followed);
+    (role, lost)
+}
+
+fn watch_pods(
+    tasks: &mut Supervisor,
+    client: kube::Client,
+    node: String,
+) -> mpsc::Receiver<PodUpdate> {
+    let (sender, pods) = mpsc::channel(POD_QUEUE);
+    let ending = tasks.token();
+    tasks.try_spawn("pods", async move {
+        tokio::select! {
+            () = ending.cancelled() => Ok(()),
+            ended = pods::watch(client, &node, sender) => ended,
+        }
+    });
+    pods
 }

@@ -17,9 +17,6 @@ use crate::args::{BackendChoice, IptablesChoice, RunConfig};
 use crate::keeper_client::KeeperClient;
 use crate::node_facts::NodeFacts;
 
-/// How long a start waits for the keeper of the same pod.
-const KEEPER_START: Duration = Duration::from_secs(30);
-
 /// Limit for reading the rules: more than the programs' own, which end them.
 const READ_LIMIT: Duration = Duration::from_secs(30);
 
@@ -27,20 +24,14 @@ const READ_LIMIT: Duration = Duration::from_secs(30);
 /// API server, which may be unreachable.
 pub(crate) async fn recover(
     config: &mut RunConfig,
+    keeper: &mut KeeperClient,
     started: Instant,
-) -> anyhow::Result<(BackendMigration, KeeperClient, Recovered)> {
+) -> anyhow::Result<(BackendMigration, Recovered)> {
     let tools = Tools::default();
     let settings = settings(config);
-    let reading = tokio::task::spawn_blocking({
-        let tools = tools.clone();
-        move || Snapshot::read(&tools)
-    });
-    let mut keeper = KeeperClient::connect(&config.keeper_socket, KEEPER_START).await?;
+    let reading = read_rules(&tools);
     let held = keeper.list().await?;
-    let reading = tokio::time::timeout(READ_LIMIT, reading).await;
-    let snapshot = reading
-        .context("iptables-save does not end: the kernel or its lock hangs; the enforcer ends, and the kubelet starts it again")?
-        .context("read the rules")?;
+    let snapshot = reading.await?;
     // before anything that can fail: until then another process can bind a port that no keeper holds
     let mapped = migration::mappings(&snapshot, &settings);
     let mapped = mapped
@@ -63,7 +54,28 @@ pub(crate) async fn recover(
         held,
         in_other_backends,
     };
-    Ok((dataplane, keeper, found))
+    Ok((dataplane, found))
+}
+
+/// Reads the rules and opens the backend without a change of a mapping: an enforcer that cannot do this
+/// must not take the node over.
+pub(crate) async fn rehearse(config: &mut RunConfig) -> anyhow::Result<()> {
+    let tools = Tools::default();
+    let settings = settings(config);
+    let snapshot = read_rules(&tools).await?;
+    open_dataplane(config, &settings, snapshot, tools).map(drop)
+}
+
+/// Starts to read the rules at once, and returns them.
+fn read_rules(tools: &Tools) -> impl Future<Output = anyhow::Result<Snapshot>> + use<> {
+    let tools = tools.clone();
+    let reading = tokio::task::spawn_blocking(move || Snapshot::read(&tools));
+    async {
+        let reading = tokio::time::timeout(READ_LIMIT, reading).await;
+        reading
+            .context("iptables-save does not end: the kernel or its lock hangs; the enforcer ends, and the kubelet starts it again")?
+            .context("read the rules")
+    }
 }
 
 /// Excludes the ports that the kernel reserves, and records whether the node has IPv6.
@@ -90,10 +102,10 @@ pub(crate) fn read_node_facts(config: &mut RunConfig) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn settings(config: &mut RunConfig) -> Settings {
+fn settings(config: &RunConfig) -> Settings {
     Settings {
         excluded: config.core.excluded.clone(),
-        neighbours: std::mem::take(&mut config.neighbours),
+        neighbours: config.neighbours.clone(),
         selection: config.host_addresses.clone(),
         host_addresses: config.host_ips.iter().copied().map(canonical_ip).collect(),
         ..Settings::new(config.core.range)

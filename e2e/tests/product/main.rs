@@ -23,6 +23,7 @@ mod support;
 mod survive_faults;
 mod survive_losses;
 mod survive_node;
+mod survive_rollout;
 mod survive_rotation;
 mod uninstall;
 mod webhook_service;

@@ -11,7 +11,7 @@ use std::thread;
 
 use parking_lot::Mutex;
 
-use super::table::PortTable;
+use super::peers::Peers;
 use super::wire::{self, Envelope, MAX_PORTS, Reply, Request, VERSION};
 use super::{ACCEPT_PAUSE, KeeperError, setup, socket, spawn};
 
@@ -22,12 +22,12 @@ const MAX_CONNECTIONS: usize = 16;
 type OpenStreams = Arc<Mutex<VecDeque<(u64, UnixStream)>>>;
 
 /// Accepts connections for as long as the process lives.
-pub(super) fn serve(listener: &OwnedFd, table: &Arc<PortTable>, instance: u64) {
+pub(super) fn serve(listener: &OwnedFd, peers: &Arc<Peers>, instance: u64) {
     let connections = OpenStreams::default();
     for id in 0.. {
         match socket::accept(listener).map(UnixStream::from) {
             Ok(stream) => {
-                if let Err(error) = serve_connection(id, stream, &connections, table, instance) {
+                if let Err(error) = serve_connection(id, stream, &connections, peers, instance) {
                     tracing::warn!(%error, "cannot serve a connection; it is closed");
                 }
             }
@@ -43,7 +43,7 @@ fn serve_connection(
     id: u64,
     stream: UnixStream,
     connections: &OpenStreams,
-    table: &Arc<PortTable>,
+    peers: &Arc<Peers>,
     instance: u64,
 ) -> Result<(), KeeperError> {
     let copy = stream
@@ -61,14 +61,14 @@ fn serve_connection(
         let connections = Arc::clone(connections);
         move || connections.lock().retain(|(other, _)| *other != id)
     };
-    let table = Arc::clone(table);
+    let peers = Arc::clone(peers);
     let serve = {
         let end = end.clone();
         move || {
-            if let Err(error) = answer_requests(id, stream, &table, instance) {
+            if let Err(error) = answer_requests(id, stream, &peers, instance) {
                 tracing::debug!(%error, "a connection ended with an error");
             }
-            table.unwatch(id);
+            peers.table.unwatch(id);
             end();
         }
     };
@@ -78,7 +78,7 @@ fn serve_connection(
 fn answer_requests(
     id: u64,
     mut stream: UnixStream,
-    table: &PortTable,
+    peers: &Peers,
     instance: u64,
 ) -> io::Result<()> {
     wire::write(
@@ -95,14 +95,14 @@ fn answer_requests(
                 v: VERSION,
                 request: Request::Watch,
             })) => {
-                table.watch(id, stream.try_clone()?);
+                peers.table.watch(id, stream.try_clone()?);
                 // a watcher sends nothing more; this waits for the end of its connection
                 return wire::read::<Envelope>(&mut stream).map(drop);
             }
             Ok(Some(Envelope {
                 v: VERSION,
                 request,
-            })) => answer(table, request),
+            })) => answer(peers, request),
             Ok(Some(Envelope { v, .. })) => Reply::Error(format!(
                 "version {v} is unknown; this keeper speaks version {VERSION}"
             )),
@@ -116,7 +116,8 @@ fn answer_requests(
     }
 }
 
-fn answer(table: &PortTable, request: Request) -> Reply {
+fn answer(peers: &Peers, request: Request) -> Reply {
+    let table = &peers.table;
     let done = match request {
         Request::Hold(ports) | Request::Release(ports) if ports.len() > MAX_PORTS => {
             let count = ports.len();
@@ -129,6 +130,10 @@ fn answer(table: &PortTable, request: Request) -> Reply {
         Request::List { after } => table
             .page(after)
             .map(|(ports, more)| Reply::Held { ports, more }),
+        Request::TakeOver => Ok(match peers.take_over() {
+            Ok(role) => Reply::Role(role),
+            Err(error) => Reply::Error(error.to_string()),
+        }),
         Request::Watch => Ok(Reply::Error("watch has no single reply".into())),
     };
     done.unwrap_or(Reply::Retired)

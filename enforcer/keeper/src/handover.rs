@@ -7,8 +7,11 @@
 //!                                      old -> Batch { held, without_socket } + one fd per held port
 //! new -> Got, after each Batch ...     old -> End
 //! new -> Confirm                       old -> Done, retires, closes its sockets RETAIN later
-//! new keeps the connection open: when it ends, the old keeper knows that the new one died
 //! ```
+//!
+//! A retired keeper asks the others for their status. It takes the ports back in the same way when no
+//! other one is active, when the active one ends, or when that one has no enforcer. Keepers of before
+//! that (their Offer says no `polls`) only wait for the end of the connection: it stays open.
 //!
 //! SEQPACKET preserves message boundaries, so descriptors arrive with the message they were sent
 //! with. Only one batch is in flight at a time: the kernel limits a user's descriptors in flight.
@@ -31,8 +34,7 @@ mod take;
 
 pub(super) use channel::Channel;
 pub(super) use give::answer;
-use take::other_active;
-pub(super) use take::{NoRoom, Predecessors, Taken, take_over};
+pub(super) use take::{Activity, NoRoom, Predecessors, Taken, survey, take_over};
 
 /// How long a handover may take, on either side: 20,000 sockets take about 50 ms.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -41,7 +43,7 @@ const FIRST_ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long the old keeper keeps its copies of the sockets. If the new keeper dies within this
 /// time, the old one is active again with all ports. A port that is released in this time stays
 /// bound until it is over.
-const RETAIN: Duration = Duration::from_secs(2);
+pub(super) const RETAIN: Duration = Duration::from_secs(2);
 /// Most descriptors in one message (`SCM_MAX_FD` of the kernel).
 const BATCH: usize = 253;
 /// Longest message, bytes; a batch takes a quarter of it.
@@ -54,15 +56,30 @@ enum Message {
     /// Asks for everything.
     Take { v: u32 },
     /// Asks only whether the keeper is active.
-    Status { v: u32 },
+    Status {
+        v: u32,
+        /// The answer may be `Unattended` or `Ending`, too.
+        #[serde(default, skip_serializing_if = "is_false")]
+        details: bool,
+    },
     /// This keeper holds the node's ports.
     Active,
+    /// This keeper holds them, and no enforcer is connected to it.
+    Unattended,
+    /// This keeper holds them, and its process was asked to end.
+    Ending,
     /// Another keeper holds them.
     Retired,
     /// Another handover is under way.
     Busy,
     /// How many ports and sockets follow.
-    Offer { ports: usize, sockets: usize },
+    Offer {
+        ports: usize,
+        sockets: usize,
+        /// The old keeper asks for the new one's status later.
+        #[serde(default, skip_serializing_if = "is_false")]
+        polls: bool,
+    },
     /// Ports with a descriptor each, and ports held without.
     Batch {
         held: Vec<Port>,
@@ -89,6 +106,12 @@ fn unexpected(message: &Message) -> io::Error {
         io::ErrorKind::InvalidData,
         format!("unexpected message {message:?}"),
     )
+}
+
+// serde wants a reference
+#[expect(clippy::trivially_copy_pass_by_ref)]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 fn left(deadline: Instant) -> Duration {

@@ -21,7 +21,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
 use portmapping_shared::PortRange;
@@ -41,6 +41,7 @@ pub mod wire;
 pub use error::KeeperError;
 
 use bind::HeldPort;
+use peers::Peers;
 use run_dir::RunDir;
 use socket::Published;
 use table::PortTable;
@@ -98,54 +99,44 @@ pub fn run(args: KeeperArgs) -> Result<(), KeeperError> {
     signals
         .thread_block()
         .map_err(|errno| setup("signals", errno.into()))?;
-    let run_dir = Arc::new(RunDir::open(&run_dir)?);
+    let run_dir = RunDir::open(&run_dir)?;
     refuse_second(&socket)?;
 
-    let table = Arc::new(PortTable::new(room, HeldPort::bind));
-    let _published = start(&socket, &table, &run_dir)?;
+    let peers = Arc::new(Peers::new(PortTable::new(room, HeldPort::bind), run_dir));
+    let _published = start(&socket, &peers)?;
     let signal = signals
         .wait()
         .map_err(|errno| setup("signals", errno.into()))?;
     tracing::info!(%signal, "the keeper ends; waiting for a successor first if ports are held");
-    table.await_successor(SUCCESSOR_TIMEOUT);
-    table.await_handover_end(HANDOVER_END_TIMEOUT);
+    peers.table.end();
+    peers.table.await_successor(SUCCESSOR_TIMEOUT);
+    peers.table.await_handover_end(HANDOVER_END_TIMEOUT);
     Ok(())
 }
 
-/// Takes over the ports of other keepers, then listens for later keepers and for the enforcer.
-fn start(
-    control: &Path,
-    table: &Arc<PortTable>,
-    run_dir: &Arc<RunDir>,
-) -> Result<[Published; 2], KeeperError> {
-    let lock = run_dir
-        .lock(Instant::now() + LOCK_TIMEOUT)
-        .map_err(|source| setup("the lock of the run directory", source))?;
-    let (predecessors, unfinished) = peers::take_over(table, run_dir)?;
-    let (listener, as_peer) = run_dir
-        .publish()
-        .map_err(|source| setup("the socket in the run directory", source))?;
-    drop(lock);
+/// Finds the other keepers of the node, then listens for them and for the enforcer.
+fn start(control: &Path, peers: &Arc<Peers>) -> Result<[Published; 2], KeeperError> {
+    let (listener, as_peer) = peers.start()?;
     let serve = {
-        let (table, run_dir) = (Arc::clone(table), Arc::clone(run_dir));
-        move || peers::serve_peers(&listener, &table, &run_dir)
+        let peers = Arc::clone(peers);
+        move || peers::serve_peers(&listener, &peers)
     };
     spawn("peers", serve)?;
-    let retry = {
-        let (table, run_dir) = (Arc::clone(table), Arc::clone(run_dir));
-        move || peers::keep_predecessors(predecessors, unfinished, &table, &run_dir)
+    let follow = {
+        let peers = Arc::clone(peers);
+        move || peers.follow()
     };
-    spawn("predecessors", retry)?;
+    spawn("takeover", follow)?;
 
     let listening = socket::listen(control, SocketType::STREAM);
     let (listener, as_keeper) = listening.map_err(|source| KeeperError::Listen {
         path: control.to_owned(),
         source,
     })?;
-    let table = Arc::clone(table);
+    let peers = Arc::clone(peers);
     let instance = rand::random();
     spawn("control", move || {
-        control::serve(&listener, &table, instance);
+        control::serve(&listener, &peers, instance);
     })?;
     tracing::info!(socket = %control.display(), "the keeper accepts requests");
     Ok([as_peer, as_keeper])

@@ -1,4 +1,11 @@
-//! The other keepers of the node: takes over from them at the start, answers them later.
+//! The other keepers of the node. One keeper is active and holds the ports; all others are retired and
+//! take over when it is their turn.
+//!
+//! A keeper that starts next to an active one does not take over by itself, because its enforcer may
+//! never start. A retired keeper, whether it has handed over or has just started, becomes active when
+//! - its enforcer asks for it: it is able to act;
+//! - no other keeper is active, or the active one ends;
+//! - the active one has lost its enforcer, and this one has an enforcer.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -6,69 +13,171 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::handover::{self, Channel, NoRoom, Predecessors, Taken};
+use parking_lot::Mutex;
+
+use super::handover::{self, Activity, Channel, NoRoom, Predecessors, RETAIN, Taken};
 use super::run_dir::RunDir;
+use super::socket::Published;
 use super::table::PortTable;
 use super::wire::KeeperRole;
-use super::{ACCEPT_PAUSE, KeeperError, spawn};
+use super::{ACCEPT_PAUSE, KeeperError, LOCK_TIMEOUT, setup, spawn};
 
-/// How often a running peer that did not hand over is asked again.
+/// How often a retired keeper asks what the others do.
+const POLL_PERIOD: Duration = Duration::from_millis(200);
+/// Pause after a failed takeover, and between two tries to take over from a peer that does not answer.
 const RETRY_PERIOD: Duration = Duration::from_secs(1);
 /// Most connections of other keepers at a time.
 const MAX_CONNECTIONS: usize = 8;
 
-/// Takes the ports of every running keeper into the table.
-pub(super) fn take_over(
-    table: &PortTable,
-    run_dir: &RunDir,
-) -> Result<(Predecessors, usize), KeeperError> {
-    let taken = handover::take_over(run_dir, table.room).map_err(|NoRoom { sockets }| {
-        KeeperError::NoRoomToTakeOver {
-            sockets,
-            room: table.room,
-        }
-    })?;
-    let Taken {
-        ports,
-        predecessors,
-        unfinished,
-    } = taken;
-    table.adopt(ports);
-    Ok((predecessors, unfinished))
+/// This keeper among the others.
+pub(super) struct Peers {
+    pub(super) table: PortTable,
+    run_dir: RunDir,
+    open: Mutex<Open>,
 }
 
-/// Keeps the connections to predecessors open until the process ends, because a predecessor whose
-/// connection ends assumes that this keeper died. Asks those again that did not hand over at the
-/// start.
-pub(super) fn keep_predecessors(
-    mut predecessors: Predecessors,
-    mut unfinished: usize,
-    table: &PortTable,
-    run_dir: &RunDir,
-) {
-    while unfinished > 0 && table.role() != KeeperRole::Retired {
-        thread::sleep(RETRY_PERIOD);
-        // without the lock, a keeper that takes over from this one now would miss these ports
-        let Ok(Some(_lock)) = run_dir.lock(Instant::now()) else {
-            continue;
-        };
-        match take_over(table, run_dir) {
-            Ok((more, still)) => {
-                predecessors.extend(more);
-                unfinished = still;
-            }
-            Err(error) => {
-                tracing::error!(%error, "cannot take over from another keeper; trying again");
-            }
+/// What is left of the takeovers of this keeper.
+#[derive(Default)]
+struct Open {
+    /// Only keepers of earlier versions.
+    predecessors: Predecessors,
+    /// How many running peers did not hand over in time.
+    unfinished: usize,
+}
+
+impl Peers {
+    pub(super) fn new(table: PortTable, run_dir: RunDir) -> Self {
+        Self {
+            table,
+            run_dir,
+            open: Mutex::default(),
         }
     }
-    loop {
-        thread::park();
+
+    /// Retires if another keeper is active; else takes what ending keepers hold. Then listens for other
+    /// keepers.
+    pub(super) fn start(&self) -> Result<(OwnedFd, Published), KeeperError> {
+        let lock = self
+            .run_dir
+            .lock(Instant::now() + LOCK_TIMEOUT)
+            .map_err(|source| setup("the lock of the run directory", source))?;
+        // without the lock another keeper may be about to become active
+        if lock.is_some() && handover::survey(&self.run_dir) <= Activity::Ending {
+            self.take()?;
+        } else {
+            self.table.stand_by();
+            tracing::info!(
+                "another keeper of this node holds the ports; this one takes them over when its \
+                 enforcer is able to act"
+            );
+        }
+        self.run_dir
+            .publish()
+            .map_err(|source| setup("the socket in the run directory", source))
+    }
+
+    /// Makes this keeper active, as its enforcer asked. Returns the role: retired if another keeper is
+    /// just starting or taking over.
+    pub(super) fn take_over(&self) -> Result<KeeperRole, KeeperError> {
+        let lock = self.run_dir.lock(Instant::now() + LOCK_TIMEOUT);
+        if let Ok(Some(_lock)) = lock
+            && self.table.role() == KeeperRole::Retired
+        {
+            self.take()?;
+        }
+        Ok(self.table.role())
+    }
+
+    /// Takes the ports of every running keeper and becomes active. Needs the lock of the run directory:
+    /// between the two steps no keeper is active.
+    fn take(&self) -> Result<(), KeeperError> {
+        let room = self.table.room;
+        let taken = handover::take_over(&self.run_dir, room)
+            .map_err(|NoRoom { sockets }| KeeperError::NoRoomToTakeOver { sockets, room })?;
+        let Taken {
+            ports,
+            predecessors,
+            unfinished,
+        } = taken;
+        self.table.adopt(ports);
+        self.table.resume();
+        let mut open = self.open.lock();
+        open.predecessors.extend(predecessors);
+        open.unfinished = unfinished;
+        Ok(())
+    }
+
+    /// Becomes active when it is this keeper's turn, for as long as the process lives.
+    pub(super) fn follow(&self) {
+        loop {
+            match self.table.role() {
+                KeeperRole::Retired => self.watch_active_keeper(),
+                KeeperRole::Active => self.finish_takeover(),
+                KeeperRole::Frozen => {}
+            }
+            thread::sleep(POLL_PERIOD);
+        }
+    }
+
+    fn watch_active_keeper(&self) {
+        self.table.close_copies(RETAIN);
+        if !self.is_next() {
+            return;
+        }
+        // a keeper that starts or takes over has the lock: asked again in the next round
+        let Ok(Some(_lock)) = self.run_dir.lock(Instant::now()) else {
+            return;
+        };
+        if self.table.role() != KeeperRole::Retired || !self.is_next() {
+            return;
+        }
+        tracing::warn!(
+            "the active keeper ended or lost its enforcer; this keeper takes the ports over"
+        );
+        if let Err(error) = self.take() {
+            tracing::error!(%error, "cannot take over; trying again");
+            thread::sleep(RETRY_PERIOD);
+        }
+    }
+
+    fn is_next(&self) -> bool {
+        !self.table.is_ending()
+            && match handover::survey(&self.run_dir) {
+                Activity::Retired | Activity::Ending => true,
+                Activity::Unattended => self.table.is_attended(),
+                Activity::Attended => false,
+            }
+    }
+
+    /// Asks those peers again that did not hand over. Gives the node back to a predecessor that waits
+    /// for the end of its connection, when this keeper has lost its enforcer.
+    fn finish_takeover(&self) {
+        let (waiting, unfinished) = {
+            let mut open = self.open.lock();
+            open.predecessors.retain(Channel::is_open);
+            (!open.predecessors.is_empty(), open.unfinished)
+        };
+        if unfinished > 0 {
+            thread::sleep(RETRY_PERIOD);
+            if let Ok(Some(_lock)) = self.run_dir.lock(Instant::now())
+                && self.table.role() == KeeperRole::Active
+                && let Err(error) = self.take()
+            {
+                tracing::error!(%error, "cannot take over from another keeper; trying again");
+            }
+        } else if !waiting {
+            self.table.await_retirement();
+        } else if !self.table.is_attended() && self.table.stand_by() {
+            tracing::warn!("the enforcer ended; the node goes back to the earlier keeper");
+            self.open.lock().predecessors.clear();
+            // time for that keeper to become active
+            thread::sleep(RETRY_PERIOD);
+        }
     }
 }
 
 /// Answers other keepers for as long as the process lives.
-pub(super) fn serve_peers(listener: &OwnedFd, table: &Arc<PortTable>, run_dir: &Arc<RunDir>) {
+pub(super) fn serve_peers(listener: &OwnedFd, peers: &Arc<Peers>) {
     let open = Arc::new(AtomicUsize::new(0));
     loop {
         let peer = match Channel::accept(listener) {
@@ -83,9 +192,9 @@ pub(super) fn serve_peers(listener: &OwnedFd, table: &Arc<PortTable>, run_dir: &
             open.fetch_sub(1, Ordering::Relaxed);
             continue; // its connection is closed, and it asks again
         }
-        let (table, run_dir, count) = (Arc::clone(table), Arc::clone(run_dir), Arc::clone(&open));
+        let (peers, count) = (Arc::clone(peers), Arc::clone(&open));
         let spawned = spawn("peer", move || {
-            handover::answer(&table, &run_dir, &peer);
+            handover::answer(&peers.table, &peer);
             count.fetch_sub(1, Ordering::Relaxed);
         });
         if let Err(error) = spawned {
@@ -94,3 +203,6 @@ pub(super) fn serve_peers(listener: &OwnedFd, table: &Arc<PortTable>, run_dir: &
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,17 +2,17 @@
 //!
 //! ```text
 //! Active --freeze--> Frozen --retire--> Retired --resume--> Active
-//!                      |                   |
-//!                      +---- dropped ------+--> Active   the successor died during the handover
+//!   |                  |                   ^
+//!   |                  +--> Active         |   the successor died during the handover
+//!   +------------- stand_by ---------------+   another keeper is active, or is to be
 //! ```
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::io;
-use std::mem;
 use std::ops::Bound;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use portmapping_shared::Protocol;
@@ -20,6 +20,9 @@ use rustix::net::SendFlags;
 
 use super::bind::HeldPort;
 use super::wire::{self, Errno, HoldOutcome, KeeperRole, MAX_PORTS, Port, Reply};
+
+/// How long an enforcer may be without a connection: one that starts again in its process needs less.
+const UNATTENDED: Duration = Duration::from_millis(500);
 
 /// The keeper is not [`KeeperRole::Active`], so the request was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +41,12 @@ struct TableState {
     held: BTreeMap<Port, HeldPort>,
     sockets: usize,
     role: KeeperRole,
+    /// Since when it is retired; it may have copies of the sockets until they are closed.
+    retired_at: Option<Instant>,
+    ending: bool,
     watcher: Option<(u64, UnixStream)>,
+    /// When the last watcher's connection ended.
+    unwatched_at: Instant,
 }
 
 impl PortTable {
@@ -49,7 +57,10 @@ impl PortTable {
             held,
             sockets: 0,
             role,
+            retired_at: None,
+            ending: false,
             watcher: None,
+            unwatched_at: Instant::now(),
         });
         Self {
             inner,
@@ -147,12 +158,28 @@ impl PortTable {
             .as_ref()
             .is_some_and(|(watcher, _)| *watcher == id)
         {
-            inner.watcher = None;
+            inner.remove_watcher();
         }
     }
 
+    /// Returns whether an enforcer watches this keeper, or did a moment ago.
+    pub(super) fn is_attended(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.watcher.is_some() || inner.unwatched_at.elapsed() < UNATTENDED
+    }
+
+    /// Records that this process was asked to end.
+    pub(super) fn end(&self) {
+        self.inner.lock().ending = true;
+    }
+
+    /// Returns whether this process was asked to end.
+    pub(super) fn is_ending(&self) -> bool {
+        self.inner.lock().ending
+    }
+
     /// Refuses every request from now on, and returns the ports for a handover. Dropping the result
-    /// makes the keeper active again, unless its sockets were closed.
+    /// makes the keeper active again, unless it has retired.
     pub(super) fn freeze(&self) -> Result<Frozen<'_>, NotActive> {
         let mut inner = self.inner.lock();
         inner.require_active()?;
@@ -165,13 +192,40 @@ impl PortTable {
         Ok(Frozen {
             table: self,
             ports,
-            gone: false,
+            retired: false,
         })
     }
 
-    /// Makes a retired keeper active again, once no other keeper is.
+    /// Makes a retired keeper active, once no other keeper is.
     pub(super) fn resume(&self) {
         self.set_role(&mut self.inner.lock(), KeeperRole::Active);
+    }
+
+    /// Retires an active keeper without a handover; false if it was not active.
+    pub(super) fn stand_by(&self) -> bool {
+        let mut inner = self.inner.lock();
+        let active = inner.role == KeeperRole::Active;
+        if active {
+            self.set_role(&mut inner, KeeperRole::Retired);
+        }
+        active
+    }
+
+    /// Closes the sockets of a keeper that retired at least `after` ago.
+    pub(super) fn close_copies(&self, after: Duration) {
+        let mut inner = self.inner.lock();
+        if inner.retired_at.is_some_and(|at| at.elapsed() >= after) {
+            inner.retired_at = None;
+            inner.sockets = 0;
+            inner.held.clear();
+        }
+    }
+
+    /// Waits until the keeper is retired.
+    pub(super) fn await_retirement(&self) {
+        let mut inner = self.inner.lock();
+        let serving = |inner: &mut TableState| inner.role != KeeperRole::Retired;
+        self.role_changed.wait_while(&mut inner, serving);
     }
 
     /// Waits until another keeper holds the ports; returns at once if none are held. False after
@@ -198,6 +252,7 @@ impl PortTable {
 
     fn set_role(&self, inner: &mut TableState, role: KeeperRole) {
         inner.role = role;
+        inner.retired_at = (role == KeeperRole::Retired).then(Instant::now);
         inner.notify_watcher();
         self.role_changed.notify_all();
     }
@@ -222,8 +277,13 @@ impl TableState {
             .and_then(|frame| Ok(rustix::net::send(stream, &frame, flags)? == frame.len()));
         if !matches!(sent, Ok(true)) {
             let _ = stream.shutdown(std::net::Shutdown::Both);
-            self.watcher = None;
+            self.remove_watcher();
         }
+    }
+
+    fn remove_watcher(&mut self) {
+        self.watcher = None;
+        self.unwatched_at = Instant::now();
     }
 }
 
@@ -231,31 +291,22 @@ impl TableState {
 pub(super) struct Frozen<'a> {
     table: &'a PortTable,
     pub(super) ports: Vec<(Port, HeldPort)>,
-    gone: bool,
+    retired: bool,
 }
 
 impl Frozen<'_> {
     /// Records that another keeper holds the ports. This process's copies of the sockets stay open
-    /// until [`Frozen::close_sockets`].
-    pub(super) fn retire(&self) {
+    /// until [`PortTable::close_copies`].
+    pub(super) fn retire(mut self) {
+        self.retired = true;
         self.table
             .set_role(&mut self.table.inner.lock(), KeeperRole::Retired);
-    }
-
-    /// Closes this process's copies of the sockets; the keeper stays retired.
-    pub(super) fn close_sockets(mut self) {
-        let mut inner = self.table.inner.lock();
-        inner.sockets = 0;
-        let held = mem::take(&mut inner.held);
-        drop(inner);
-        drop(held);
-        self.gone = true;
     }
 }
 
 impl Drop for Frozen<'_> {
     fn drop(&mut self) {
-        if !self.gone {
+        if !self.retired {
             self.table
                 .set_role(&mut self.table.inner.lock(), KeeperRole::Active);
         }

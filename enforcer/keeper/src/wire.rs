@@ -52,6 +52,9 @@ pub enum Request {
         /// Last port of the previous page.
         after: Option<Port>,
     },
+    /// Become active, because the enforcer is able to act; the reply is the role. An active keeper stays
+    /// as it is.
+    TakeOver,
     /// Send the role now and at every change. A new watcher replaces the previous one.
     Watch,
 }
@@ -78,7 +81,7 @@ pub enum Reply {
         /// Whether there are ports after the last one.
         more: bool,
     },
-    /// The keeper's role, to a watcher. Version 1 calls it the duty.
+    /// The keeper's role, to a watcher and after a takeover. Version 1 calls it the duty.
     #[serde(rename = "duty")]
     Role(KeeperRole),
     /// Nothing was done: another keeper holds the ports, or is taking them over.
@@ -118,7 +121,7 @@ pub enum KeeperRole {
     Active,
     /// It is handing them over to another keeper, and refuses requests until that is done.
     Frozen,
-    /// Another keeper holds them.
+    /// Another keeper holds them. This one has handed them over, or has just started.
     Retired,
 }
 

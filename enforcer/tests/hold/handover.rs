@@ -7,16 +7,14 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use portmapping_enforcer::keeper_client::{KeeperClientError, RoleWatch};
-use portmapping_keeper::wire::{Errno, HoldOutcome, KeeperRole, Port};
+use portmapping_enforcer::keeper_client::{KeeperClient, KeeperClientError};
+use portmapping_keeper::wire::{Errno, HoldOutcome, Port};
 use portmapping_shared::Protocol::{Sctp, Tcp, Udp};
 
-use crate::world::{
-    KeeperProcess, Node, Prober, SOON, bind_any, block_on, eventually, in_netns, ports,
-};
+use crate::world::{KeeperProcess, Node, Prober, bind_any, block_on, eventually, in_netns, ports};
 
 /// 2,000 ports with sockets and 300 without, in the order of a list.
-fn many() -> Vec<Port> {
+pub(crate) fn many() -> Vec<Port> {
     [
         ports(Tcp, 20000, 1000),
         ports(Udp, 20500, 1000),
@@ -26,7 +24,7 @@ fn many() -> Vec<Port> {
 }
 
 /// Those of them that another process could bind.
-fn bindable() -> Vec<Port> {
+pub(crate) fn bindable() -> Vec<Port> {
     many()
         .into_iter()
         .filter(|(protocol, _)| *protocol != Sctp)
@@ -34,20 +32,21 @@ fn bindable() -> Vec<Port> {
 }
 
 fn assert_retired(keeper: &KeeperProcess) {
-    let mut client = keeper.client();
+    block_on(assert_retired_in(&mut keeper.client()));
+}
+
+pub(crate) async fn assert_retired_in(client: &mut KeeperClient) {
     let wanted = ports(Tcp, 20000, 1);
-    block_on(async {
-        for refused in [
-            client.hold(&wanted).await.map(drop),
-            client.release(&wanted).await.map(drop),
-            client.list().await.map(drop),
-        ] {
-            assert!(
-                matches!(refused, Err(KeeperClientError::Retired { .. })),
-                "{refused:?}"
-            );
-        }
-    });
+    for refused in [
+        client.hold(&wanted).await.map(drop),
+        client.release(&wanted).await.map(drop),
+        client.list().await.map(drop),
+    ] {
+        assert!(
+            matches!(refused, Err(KeeperClientError::Retired { .. })),
+            "{refused:?}"
+        );
+    }
 }
 
 #[test]
@@ -58,7 +57,7 @@ fn ports_stay_held_during_rolling_updates() {
         old.hold(&many());
         let prober = Prober::start(bindable());
         for round in 1..=10 {
-            let new = node.keeper(&round.to_string());
+            let new = node.successor(&round.to_string());
             assert_eq!(new.list().unwrap(), many());
             assert_retired(&old);
             prober.round(2000);
@@ -101,7 +100,8 @@ fn a_keeper_that_is_ended_first_waits_for_its_successor() {
 fn a_keeper_without_ports_ends_at_once_and_one_without_successor_in_time() {
     in_netns(|| {
         let node = Node::new();
-        let (mut idle, mut alone) = (node.keeper("idle"), node.keeper("alone"));
+        let mut idle = node.keeper("idle");
+        let mut alone = node.spawn("alone", &node.path("elsewhere"), &[]);
         alone.hold(&ports(Tcp, 20000, 2));
         for keeper in [&mut idle, &mut alone] {
             keeper.signal(Signal::SIGTERM);
@@ -114,29 +114,6 @@ fn a_keeper_without_ports_ends_at_once_and_one_without_successor_in_time() {
 }
 
 #[test]
-fn watcher_receives_that_its_keeper_retired() {
-    in_netns(|| {
-        let node = Node::new();
-        let old = node.keeper("old");
-        old.hold(&many());
-        block_on(async {
-            let mut watch = RoleWatch::connect(&old.socket, SOON).await.unwrap();
-            assert_eq!(watch.next().await.unwrap(), KeeperRole::Active);
-            let new = node.spawn("new", &node.run_dir(), &[]);
-            assert_eq!(watch.next().await.unwrap(), KeeperRole::Frozen);
-            assert_eq!(watch.next().await.unwrap(), KeeperRole::Retired);
-            new.kill();
-            assert_eq!(watch.next().await.unwrap(), KeeperRole::Active);
-        });
-        assert_eq!(
-            old.list().unwrap(),
-            many(),
-            "the new keeper died right after the handover: all ports are back"
-        );
-    });
-}
-
-#[test]
 fn old_keeper_keeps_all_ports_when_the_new_one_is_killed_at_any_moment() {
     in_netns(|| {
         let node = Node::new();
@@ -144,14 +121,17 @@ fn old_keeper_keeps_all_ports_when_the_new_one_is_killed_at_any_moment() {
         old.hold(&many());
         let prober = Prober::start(bindable());
         for round in 0..40 {
-            let new = node.spawn("new", &node.run_dir(), &[]);
+            let new = node.keeper("new");
+            let mut client = new.client();
+            let asked = thread::spawn(move || block_on(client.take_over()));
             thread::sleep(Duration::from_millis(round)); // varies the moment of the kill
             new.kill();
+            drop(asked.join().unwrap());
             let whole = || old.list().filter(|held| *held == many());
             eventually("the old keeper goes on", whole);
         }
         println!("0 thefts in {} tries over 40 kills", prober.finish());
-        let new = node.keeper("new");
+        let new = node.successor("new");
         assert_eq!(new.list().unwrap(), many());
         assert_retired(&old);
     });
@@ -163,7 +143,7 @@ fn old_keeper_becomes_active_when_its_successor_ends_later() {
         let node = Node::new();
         let old = node.keeper("old");
         old.hold(&many());
-        let new = node.keeper("new");
+        let new = node.successor("new");
         let released = ports(Tcp, 20000, 1);
         block_on(new.client().release(&released)).unwrap();
         eventually("the old keeper closed its copies", || {
@@ -183,8 +163,8 @@ fn old_keeper_stays_retired_while_a_later_one_lives() {
         let node = Node::new();
         let first = node.keeper("1");
         first.hold(&many());
-        let second = node.keeper("2");
-        let third = node.keeper("3");
+        let second = node.successor("2");
+        let third = node.successor("3");
         second.kill();
         let deadline = Instant::now() + Duration::from_secs(2);
         while Instant::now() < deadline {
@@ -212,7 +192,7 @@ fn files_of_dead_keepers_and_other_programs_in_the_run_directory_do_no_harm() {
         let _stream = UnixListener::bind(run_dir.join("keeper-3-3.sock")).unwrap();
         let _other = UnixListener::bind(run_dir.join("other.sock")).unwrap();
         let start = Instant::now();
-        let new = node.keeper("new");
+        let new = node.successor("new");
         assert!(
             start.elapsed() < Duration::from_secs(1),
             "{:?}",
@@ -233,7 +213,7 @@ fn hung_peer_delays_the_start_by_seconds_only_and_is_asked_again() {
         old.signal(Signal::SIGSTOP);
         let prober = Prober::start(bindable());
         let start = Instant::now();
-        let new = node.keeper("new");
+        let new = node.successor("new");
         assert!(
             start.elapsed() < Duration::from_millis(2500),
             "{:?}",
@@ -273,7 +253,7 @@ fn ports_of_several_peers_are_taken_over() {
             let entry = entry.unwrap();
             fs::rename(entry.path(), node.run_dir().join(entry.file_name())).unwrap();
         }
-        let new = node.keeper("new");
+        let new = node.successor("new");
         let all = [ports(Tcp, 20000, 700), ports(Tcp, 21000, 700)].concat();
         assert_eq!(new.list().unwrap(), all);
         assert_retired(&one);
@@ -313,6 +293,7 @@ fn keepers_in_separate_pid_namespaces_hand_over_and_end_on_sigterm() {
         let mut old = node.spawn("old", &node.run_dir(), &isolate);
         old.hold(&many());
         let new = node.spawn("new", &node.run_dir(), &isolate);
+        new.take_over();
         assert_eq!(new.list().unwrap(), many());
         assert_retired(&old);
         let unshare = old.child.id();

@@ -40,9 +40,9 @@ fn soft_limit_is_raised_and_ports_over_the_hard_limit_are_refused() {
         // connections still get through
         assert_eq!(keeper.list().unwrap().len(), held);
         // a keeper with a lower limit takes nothing over
-        let mut smaller = node.spawn("b", &node.run_dir(), &["prlimit", "--nofile=10064:10064"]);
-        assert!(!smaller.wait().success());
-        assert!(smaller.log().contains("10036 sockets"), "{}", smaller.log());
+        let smaller = node.spawn("b", &node.run_dir(), &["prlimit", "--nofile=10064:10064"]);
+        let refused = block_on(smaller.client().take_over()).unwrap_err();
+        assert!(refused.to_string().contains("10036 sockets"), "{refused}");
         eventually("the first goes on", || {
             keeper.list().filter(|ports| ports.len() == held)
         });
@@ -61,7 +61,7 @@ fn all_ports_that_fit_into_the_limit_are_held_and_handed_over() {
         old.hold(&all);
         let held = start.elapsed();
         let start = Instant::now();
-        let new = node.keeper("new");
+        let new = node.successor("new");
         let handed_over = start.elapsed();
         assert_eq!(new.list().unwrap(), all);
         println!(

@@ -11,4 +11,5 @@ mod handover;
 mod limits;
 mod old_kernel;
 mod reacquire;
+mod takeover;
 mod world;

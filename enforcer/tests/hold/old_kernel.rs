@@ -67,6 +67,6 @@ fn udp_ports_are_held_where_binding_to_a_device_is_refused() {
         let told = "are held on all devices";
         assert_eq!(log.matches(told).count(), 1, "{log}");
         // the next keeper takes them over
-        assert_eq!(node.keeper("b").list().unwrap(), ports(Udp, 20000, 2));
+        assert_eq!(node.successor("b").list().unwrap(), ports(Udp, 20000, 2));
     });
 }

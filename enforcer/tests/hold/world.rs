@@ -16,7 +16,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use portmapping_enforcer::keeper_client::KeeperClient;
-use portmapping_keeper::wire::Port;
+use portmapping_keeper::wire::{KeeperRole, Port};
 use portmapping_shared::{HostPort, Protocol};
 use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
@@ -144,6 +144,13 @@ impl Node {
         keeper
     }
 
+    /// Starts a keeper, and makes it active as its enforcer would.
+    pub(crate) fn successor(&self, name: &str) -> KeeperProcess {
+        let keeper = self.keeper(name);
+        keeper.take_over();
+        keeper
+    }
+
     /// Starts a keeper; `wrapper` is a command to run it by.
     pub(crate) fn spawn(&self, name: &str, run_dir: &Path, wrapper: &[&str]) -> KeeperProcess {
         let (socket, log) = (
@@ -181,7 +188,19 @@ pub(crate) struct KeeperProcess {
 
 impl KeeperProcess {
     pub(crate) fn client(&self) -> KeeperClient {
-        block_on(KeeperClient::connect(&self.socket, SOON)).unwrap()
+        block_on(self.client_in())
+    }
+
+    /// The same, inside a future.
+    pub(crate) async fn client_in(&self) -> KeeperClient {
+        KeeperClient::connect(&self.socket, SOON).await.unwrap()
+    }
+
+    pub(crate) fn take_over(&self) {
+        let mut client = self.client();
+        eventually("the keeper is active", || {
+            (block_on(client.take_over()).unwrap() == KeeperRole::Active).then_some(())
+        });
     }
 
     /// Holds everything, or panics.

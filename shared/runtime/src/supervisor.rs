@@ -88,6 +88,26 @@ impl Supervisor {
         });
     }
 
+    /// Runs a future next to the tasks that were started. Returns None if a signal comes first, or if the
+    /// token is cancelled. Fails as soon as one of the tasks fails.
+    pub async fn during<T>(
+        &mut self,
+        future: impl Future<Output = T>,
+    ) -> Result<Option<T>, SupervisorError> {
+        let mut future = std::pin::pin!(future);
+        loop {
+            tokio::select! {
+                done = &mut future => return Ok(Some(done)),
+                () = self.token.cancelled() => return Ok(None),
+                Some(ended) = self.tasks.join_next() => {
+                    ended.map_err(SupervisorError::Panicked).flatten()?;
+                }
+                _ = self.terminate.recv() => return Ok(None),
+                _ = self.interrupt.recv() => return Ok(None),
+            }
+        }
+    }
+
     /// Runs until every task has ended after a signal. The first task that fails, and a second
     /// signal, end it at once: the other tasks are dropped.
     pub async fn run(mut self) -> Result<(), SupervisorError> {

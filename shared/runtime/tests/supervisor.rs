@@ -48,6 +48,27 @@ fn a_signal_ends_every_task() {
 }
 
 #[test]
+fn a_future_beside_the_tasks_ends_with_a_signal_and_with_a_failed_task() {
+    let _alone = SIGNALS.lock().unwrap_or_else(PoisonError::into_inner);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let mut supervisor = Supervisor::install().unwrap();
+        let token = supervisor.token();
+        supervisor.spawn("waits", async move { token.cancelled().await });
+        assert_eq!(supervisor.during(async { 1 }).await.unwrap(), Some(1));
+        kill_process(getpid(), Signal::TERM).unwrap();
+        assert_eq!(supervisor.during(pending::<u8>()).await.unwrap(), None);
+        supervisor.try_spawn("fails", async { Err(io::Error::other("no")) });
+        supervisor.during(pending::<u8>()).await.unwrap_err();
+        supervisor.token().cancel();
+        assert_eq!(supervisor.during(pending::<u8>()).await.unwrap(), None);
+    });
+}
+
+#[test]
 fn a_task_may_end_the_program_as_a_signal_does() {
     let start = |supervisor: &mut Supervisor| {
         let (token, ending) = (supervisor.token(), supervisor.token());

@@ -94,6 +94,12 @@ impl Channel {
         Ok(Some((message, fds)))
     }
 
+    /// Returns whether the other side has not ended. Only for a side that sends nothing any more.
+    pub(crate) fn is_open(&self) -> bool {
+        let waiting = self.recv(Some(Instant::now()));
+        waiting.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    }
+
     /// Makes every later send of the other side fail. Messages sent before can still be received.
     pub(super) fn stop_receiving(&self) -> io::Result<()> {
         Ok(rustix::net::shutdown(&self.0, Shutdown::Read)?)

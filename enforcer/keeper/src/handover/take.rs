@@ -15,8 +15,8 @@ use super::{Channel, FIRST_ANSWER_TIMEOUT, HANDOVER_TIMEOUT, Message, left, unex
 /// Pause before a peer is asked again.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
-/// Connections to the keepers that handed over. They must stay open while this process lives: a
-/// predecessor whose connection ends assumes that this keeper died.
+/// Connections to keepers that handed over and do not ask for the status of this one. Such a keeper
+/// waits for the end of its connection, and is then active again.
 pub(crate) type Predecessors = Vec<Channel>;
 
 /// What the peers handed over.
@@ -24,7 +24,7 @@ pub(crate) type Predecessors = Vec<Channel>;
 pub(crate) struct Taken {
     /// Ports that this keeper holds from now on.
     pub(crate) ports: Vec<(Port, HeldPort)>,
-    /// Connections to keep open.
+    /// Connections to keep open while this keeper is active.
     pub(crate) predecessors: Predecessors,
     /// How many running peers did not hand over in time.
     pub(crate) unfinished: usize,
@@ -37,7 +37,7 @@ pub(crate) struct NoRoom {
 }
 
 enum Attempt {
-    Whole(Vec<(Port, HeldPort)>, Channel),
+    Whole(Vec<(Port, HeldPort)>, Option<Channel>),
     /// The connection failed after these ports had arrived.
     Partial(Vec<(Port, HeldPort)>),
     Dead,
@@ -71,7 +71,7 @@ fn take_from(peer: &Path, room: usize, deadline: Instant, taken: &mut Taken) -> 
                 let (count, took) = (ports.len(), start.elapsed());
                 tracing::info!(peer = %peer.display(), ports = count, ?took, "took over ports of another keeper");
                 taken.ports.extend(ports);
-                taken.predecessors.push(channel);
+                taken.predecessors.extend(channel);
                 return Ok(());
             }
             Attempt::Dead => {
@@ -113,7 +113,7 @@ fn attempt(peer: &Path, room: usize, deadline: Instant) -> Attempt {
         Ok(Some((Message::Offer { sockets, .. }, _))) if sockets > room => {
             Attempt::NoRoom(NoRoom { sockets })
         }
-        Ok(Some((Message::Offer { .. }, _))) => receive(channel, deadline),
+        Ok(Some((Message::Offer { polls, .. }, _))) => receive(channel, polls, deadline),
         Ok(Some((Message::Retired, _))) => Attempt::Retired,
         Ok(Some((Message::Busy, _)) | None) => Attempt::Busy,
         Ok(Some((message, _))) => {
@@ -124,7 +124,7 @@ fn attempt(peer: &Path, room: usize, deadline: Instant) -> Attempt {
     }
 }
 
-fn receive(channel: Channel, deadline: Instant) -> Attempt {
+fn receive(channel: Channel, polls: bool, deadline: Instant) -> Attempt {
     let mut ports = Vec::new();
     let whole = receive_all(&channel, deadline, &mut ports)
         .and_then(|()| channel.send(&Message::Confirm, &[], deadline));
@@ -140,7 +140,7 @@ fn receive(channel: Channel, deadline: Instant) -> Attempt {
             "another keeper did not confirm that it retired; its ports are held here"
         ),
     }
-    Attempt::Whole(ports, channel)
+    Attempt::Whole(ports, (!polls).then_some(channel))
 }
 
 fn receive_all(
@@ -189,22 +189,44 @@ fn adopt(port: Port, fd: OwnedFd) -> Option<(Port, HeldPort)> {
         .map(|held| (port, held))
 }
 
-/// Returns whether another keeper holds the node's ports. A keeper that does not answer counts as
-/// one that does.
-pub(crate) fn other_active(run_dir: &RunDir, deadline: Instant) -> bool {
-    let active = |peer: &Path| {
+/// What the most active one of the other keepers does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Activity {
+    /// No other keeper holds the node's ports.
+    Retired,
+    /// It holds them and ends.
+    Ending,
+    /// It holds them, and no enforcer is connected to it.
+    Unattended,
+    /// It holds them for its enforcer.
+    Attended,
+}
+
+/// Asks every other keeper what it does. One that does not answer counts as one with an enforcer.
+pub(crate) fn survey(run_dir: &RunDir) -> Activity {
+    let deadline = Instant::now() + HANDOVER_TIMEOUT;
+    let ask = Message::Status {
+        v: VERSION,
+        details: true,
+    };
+    let activity = |peer: &Path| {
         let first = deadline.min(Instant::now() + FIRST_ANSWER_TIMEOUT);
-        match open(peer, &Message::Status { v: VERSION }, first) {
-            Ok(None) => false,
-            Ok(Some(channel)) => {
-                !matches!(channel.recv(Some(first)), Ok(Some((Message::Retired, _))))
-            }
-            Err(_) => true,
+        let answer = match open(peer, &ask, first) {
+            Ok(None) => return Activity::Retired,
+            Ok(Some(channel)) => channel.recv(Some(first)),
+            Err(error) => Err(error),
+        };
+        match answer {
+            Ok(Some((Message::Retired, _))) => Activity::Retired,
+            Ok(Some((Message::Ending, _))) => Activity::Ending,
+            Ok(Some((Message::Unattended, _))) => Activity::Unattended,
+            _ => Activity::Attended,
         }
     };
-    run_dir
-        .peers()
-        .is_ok_and(|peers| peers.iter().any(|peer| active(peer)))
+    // an unreadable directory has no peers that could be asked to hand over
+    let peers = run_dir.peers().unwrap_or_default();
+    let activities = peers.iter().map(|peer| activity(peer));
+    activities.max().unwrap_or(Activity::Retired)
 }
 
 /// Connects and sends the request. Returns None for a dead keeper, and removes its socket file.

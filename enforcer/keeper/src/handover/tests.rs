@@ -15,6 +15,8 @@ use super::super::table::PortTable;
 use super::super::wire::{KeeperRole, VERSION};
 use super::*;
 
+mod messages;
+
 /// A keeper with 300 bound ports that the kernel chose, and one without socket.
 struct Old {
     table: Arc<PortTable>,
@@ -44,11 +46,8 @@ impl Old {
     /// Answers on one end of a connection; the other end is the caller's.
     fn answer(&self) -> (Channel, JoinHandle<()>) {
         let (ours, theirs) = Channel::pair();
-        let (table, run_dir) = (Arc::clone(&self.table), Arc::clone(&self.run_dir));
-        (
-            ours,
-            thread::spawn(move || answer(&table, &run_dir, &theirs)),
-        )
+        let table = Arc::clone(&self.table);
+        (ours, thread::spawn(move || answer(&table, &theirs)))
     }
 
     fn has_all_ports(&self) -> bool {
@@ -90,6 +89,10 @@ fn soon() -> Instant {
     Instant::now() + Duration::from_secs(10)
 }
 
+fn status(v: u32, details: bool) -> Message {
+    Message::Status { v, details }
+}
+
 fn send(channel: &Channel, message: &Message) {
     channel.send(message, &[], soon()).unwrap();
 }
@@ -102,13 +105,12 @@ fn receive(channel: &Channel) -> Received {
 /// descriptor and how many without.
 fn take_all(new: &Channel) -> Vec<(usize, usize)> {
     send(new, &Message::Take { v: VERSION });
-    assert_eq!(
-        receive(new).0,
-        Message::Offer {
-            ports: 301,
-            sockets: 300
-        }
-    );
+    let offer = Message::Offer {
+        ports: 301,
+        sockets: 300,
+        polls: true,
+    };
+    assert_eq!(receive(new).0, offer);
     let mut counts = Vec::new();
     loop {
         match receive(new) {
@@ -152,9 +154,10 @@ fn old_keeper_hands_everything_over_and_retires_on_confirm() {
     );
     send(&new, &Message::Confirm);
     assert_eq!(receive(&new).0, Message::Done);
-    drop(new);
     thread.join().unwrap();
-    assert!(old.has_all_ports(), "the successor died at once");
+    assert_eq!(old.table.role(), KeeperRole::Retired);
+    old.table.resume();
+    assert!(old.has_all_ports(), "until it closes its copies");
 }
 
 #[test]
@@ -185,6 +188,9 @@ fn old_keeper_stays_active_wherever_the_new_one_dies() {
         die(&new);
         drop(new);
         thread.join().unwrap();
+        if old.table.role() == KeeperRole::Retired {
+            old.table.resume(); // as it does when it finds no other active keeper
+        }
         assert!(old.has_all_ports(), "died after {steps} steps");
     }
 }
@@ -230,8 +236,9 @@ fn second_taker_is_told_to_wait_and_unknown_messages_get_an_error() {
     receive(&first);
     for (ask, expected) in [
         (Message::Take { v: VERSION }, Message::Busy),
-        (Message::Status { v: VERSION }, Message::Active),
-        (Message::Status { v: 99 }, Message::Active),
+        (status(VERSION, false), Message::Active),
+        (status(VERSION, true), Message::Active),
+        (status(99, false), Message::Active),
     ] {
         let (second, thread) = old.answer();
         send(&second, &ask);
@@ -284,6 +291,7 @@ fn new_keeper_keeps_what_came_from_a_peer_that_died() {
                 &Message::Offer {
                     ports: 20,
                     sockets: 20,
+                    polls: false,
                 },
             );
             peer.send(
@@ -319,6 +327,7 @@ fn new_keeper_drops_what_came_from_a_peer_that_still_runs() {
                 &Message::Offer {
                     ports: 2,
                     sockets: 2,
+                    polls: false,
                 },
             );
             let _ = peer.send(
@@ -359,37 +368,4 @@ fn sockets_not_bound_to_their_port_are_not_adopted() {
     assert!(HeldPort::adopt(tcp, other).is_err(), "listens");
     let file = std::fs::File::open("/dev/null").unwrap();
     assert!(HeldPort::adopt(tcp, file.into()).is_err());
-}
-
-#[test]
-fn messages_keep_the_bytes_of_version_1() {
-    let port = |protocol| (protocol, HostPort::new(20000).unwrap());
-    let batch = Message::Batch {
-        held: vec![port(Protocol::Tcp)],
-        without_socket: vec![port(Protocol::Sctp)],
-    };
-    let offer = Message::Offer {
-        ports: 2,
-        sockets: 1,
-    };
-    for (message, json) in [
-        (Message::Take { v: 1 }, r#"{"take":{"v":1}}"#),
-        (Message::Status { v: 1 }, r#"{"status":{"v":1}}"#),
-        (Message::Active, r#""active""#),
-        (Message::Retired, r#""retired""#),
-        (Message::Busy, r#""busy""#),
-        (offer, r#"{"offer":{"ports":2,"sockets":1}}"#),
-        (
-            batch,
-            r#"{"batch":{"held":[["TCP",20000]],"noted":[["SCTP",20000]]}}"#,
-        ),
-        (Message::Got, r#""got""#),
-        (Message::End, r#""end""#),
-        (Message::Confirm, r#""confirm""#),
-        (Message::Done, r#""done""#),
-        (Message::Error("no".into()), r#"{"error":"no"}"#),
-    ] {
-        assert_eq!(serde_json::to_string(&message).unwrap(), json);
-        assert_eq!(serde_json::from_str::<Message>(json).unwrap(), message);
-    }
 }

@@ -112,16 +112,17 @@ fn retired_table_is_empty_only_after_its_sockets_are_closed() {
     let frozen = table.freeze().unwrap();
     frozen.retire();
     assert_eq!(table.hold(&tcp([1])), Err(NotActive(KeeperRole::Retired)));
-    drop(frozen);
+    table.close_copies(Duration::from_mins(1));
+    table.resume();
+    table.close_copies(Duration::ZERO);
     assert_eq!(
         table.page(None).unwrap(),
         (tcp([1, 2]), false),
-        "the successor ended during the handover"
+        "the successor ended right after the handover"
     );
 
-    let frozen = table.freeze().unwrap();
-    frozen.retire();
-    frozen.close_sockets();
+    table.freeze().unwrap().retire();
+    table.close_copies(Duration::ZERO);
     assert_eq!(table.page(None), Err(NotActive(KeeperRole::Retired)));
     table.resume();
     assert_eq!(table.page(None).unwrap(), (vec![], false));
@@ -130,6 +131,17 @@ fn retired_table_is_empty_only_after_its_sockets_are_closed() {
         [HoldOutcome::Held; 2],
         "all sockets were closed"
     );
+}
+
+#[test]
+fn only_an_active_table_stands_by() {
+    let table = PortTable::new(2, bind);
+    let frozen = table.freeze().unwrap();
+    assert!(!table.stand_by(), "during a handover");
+    drop(frozen);
+    assert!(table.stand_by());
+    assert!(!table.stand_by());
+    assert_eq!(table.page(None), Err(NotActive(KeeperRole::Retired)));
 }
 
 #[test]

@@ -41,6 +41,7 @@ fn requests_keep_the_bytes_of_version_1() {
             r#"{"v":1,"request":{"list":{"after":["TCP",20000]}}}"#,
         ),
         (Request::Watch, r#"{"v":1,"request":"watch"}"#),
+        (Request::TakeOver, r#"{"v":1,"request":"take_over"}"#),
     ] {
         assert_json(
             &Envelope {

@@ -1,0 +1,218 @@
+//! What do users notice of a rollout that fails, or that is undone midway?
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use e2e::{Cluster, install};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use crate::support::outside::{Way, at, is_refused, tcp};
+use crate::support::parts::{ENFORCER, KEEPER, pids, roll, rolled_out};
+use crate::support::pods::{annotated, entries, is_true, mapped_pod, on_node, pod};
+use crate::support::space::Space;
+use crate::support::streams::steal;
+use crate::support::{ANNOTATION, alone, eventually, get, node_addresses};
+
+const SYSTEM: &str = install::NAMESPACE;
+/// Mapped pods on each of the two nodes.
+const PODS: usize = 25;
+/// Rollouts that are undone.
+const UNDONE: usize = 6;
+
+/// Mapped pods on every node, with processes that call them and that try to bind their ports.
+struct Watched {
+    stop: Arc<AtomicBool>,
+    caller: JoinHandle<Result<(u64, Vec<String>)>>,
+    thieves: Vec<JoinHandle<Result<(BTreeSet<u16>, u64)>>>,
+}
+
+impl Watched {
+    fn start(space: &Space<'_>) -> Result<Self> {
+        let nodes = space.cluster.nodes()?;
+        let ports = json!([{ "containerPort": 9040 }]);
+        let mut all = Vec::new();
+        for (node, index) in nodes
+            .iter()
+            .flat_map(|node| (0..PODS).map(move |i| (node, i)))
+        {
+            let echo = pod(&format!("{node}-{index}"), &["--tcp", "9040"], &ports);
+            all.push(on_node(annotated(echo, ""), node));
+        }
+        space.create(&json!({ "apiVersion": "v1", "kind": "List", "items": all }))?;
+        let pods = eventually("every pod to be Ready and mapped", || {
+            let pods = space.get(&["pods"])?;
+            let pods = pods["items"].as_array().context("no list")?.clone();
+            let ready = |pod: &&Value| is_true(pod, "Ready") && is_true(pod, ANNOTATION);
+            let count = pods.iter().filter(ready).count();
+            ensure!(count == all.len(), "{count} of {}", all.len());
+            Ok(pods)
+        })?;
+        let addresses = node_addresses(space.cluster)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut endpoints = BTreeMap::new();
+        let mut thieves = Vec::new();
+        for (node, address) in addresses {
+            let mut held = Vec::new();
+            for pod in pods
+                .iter()
+                .filter(|pod| pod["spec"]["nodeName"] == node.as_str())
+            {
+                let port = entries(pod)?.remove(0).host_port;
+                let name = pod["metadata"]["name"].as_str().context("no name")?;
+                held.push(port);
+                endpoints.insert(name.to_owned(), SocketAddr::new(address.parse()?, port));
+            }
+            let until = Arc::clone(&stop);
+            thieves.push(at(space.cluster, &node, move || steal(&held, &until))?);
+        }
+        let until = Arc::clone(&stop);
+        let caller = at(space.cluster, "client", move || call(&endpoints, &until))?;
+        Ok(Self {
+            stop,
+            caller,
+            thieves,
+        })
+    }
+
+    /// Fails if a port was bound by another process, or a call was not answered by its pod.
+    fn finish(self) -> Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        let (calls, wrong) = self.caller.join().ok().context("the caller panicked")??;
+        println!("{calls} calls");
+        ensure!(calls > 100, "nothing was proven");
+        let count = wrong.len();
+        ensure!(wrong.is_empty(), "{count} of {calls} calls: {wrong:?}");
+        for thief in self.thieves {
+            let (stolen, tries) = thief.join().ok().context("a thief panicked")??;
+            println!("{tries} tries to take a port");
+            ensure!(tries > 100, "nothing was proven");
+            ensure!(stolen.is_empty(), "held ports were taken: {stolen:?}");
+        }
+        Ok(())
+    }
+}
+
+/// Calls each pod in turn; returns the number of calls, and those that its pod did not answer.
+fn call(endpoints: &BTreeMap<String, SocketAddr>, stop: &AtomicBool) -> (u64, Vec<String>) {
+    let (mut calls, mut wrong) = (0, Vec::new());
+    for (name, endpoint) in endpoints.iter().cycle() {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        calls += 1;
+        match tcp(*endpoint) {
+            Ok(answer) if answer == *name => {}
+            other => wrong.push(format!("{name}: {other:?}")),
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    (calls, wrong)
+}
+
+fn kill_newest(cluster: &Cluster, node: &str) -> Result<()> {
+    let newest = pids(cluster, node, ENFORCER)?.into_iter().max();
+    let pid = i32::try_from(newest.context("no enforcer")?)?;
+    kill(Pid::from_raw(pid), Signal::SIGKILL).context("kill the new enforcer")
+}
+
+/// The node on which a program runs in two pods.
+fn node_in_rollout(cluster: &Cluster, program: [&str; 2]) -> Result<String> {
+    for node in cluster.nodes()? {
+        if pids(cluster, &node, program)?.len() > 1 {
+            return Ok(node);
+        }
+    }
+    bail!("no node has two processes {program:?}")
+}
+
+#[test]
+fn an_enforcer_that_cannot_start_leaves_the_earlier_one_on_duty() -> Result<()> {
+    alone(|cluster| {
+        Space::with(cluster, "rollout-bad-flag", |space| {
+            roll(cluster)?;
+            let watched = Watched::start(space)?;
+            for node in cluster.nodes()? {
+                space.create(&on_node(mapped_pod(&format!("goes-{node}")), &node))?;
+            }
+            let mut gone = Vec::new();
+            for node in cluster.nodes()? {
+                let pod = space.ready(&format!("goes-{node}"))?;
+                gone.push(space.endpoint(&pod, &entries(&pod)?[0])?);
+            }
+
+            let args = json!(["run", "--check-every=often"]);
+            let body = json!({ "spec": { "template": { "spec": {
+                "containers": [{ "name": "enforcer", "args": args }],
+            } } } });
+            let body = body.to_string();
+            cluster.kubectl_run(["-n", SYSTEM, "patch", "ds", "enforcer", "-p", &body])?;
+            eventually("the new enforcer to fail again and again", || {
+                let pods = get(cluster, &["-n", SYSTEM, "pods"])?;
+                let pods = pods["items"].as_array().context("no list")?;
+                let fails = |pod: &Value| {
+                    let restarts = &pod["status"]["containerStatuses"][0]["restartCount"];
+                    pod["spec"]["containers"][0]["args"] == args && restarts.as_u64() >= Some(2)
+                };
+                ensure!(pods.iter().any(fails), "no pod has restarted twice");
+                Ok(())
+            })?;
+            node_in_rollout(cluster, KEEPER)?;
+
+            // whatever the node, an enforcer acts: a new pod is mapped, and a deleted one is not
+            for (node, endpoint) in cluster.nodes()?.iter().zip(&gone) {
+                let name = format!("comes-{node}");
+                space.create(&on_node(mapped_pod(&name), node))?;
+                let pod = space.ready(&name)?;
+                space.answers(&pod, &entries(&pod)?[0], Way::Http)?;
+                space.kubectl(&["delete", "pod", &format!("goes-{node}")])?;
+                eventually("the port of the deleted pod to be refused", || {
+                    ensure!(is_refused(cluster, *endpoint)?, "{endpoint} answers");
+                    Ok(())
+                })?;
+            }
+            let set = get(cluster, &["-n", SYSTEM, "ds", "enforcer"])?;
+            let status = &set["status"];
+            ensure!(
+                status["numberAvailable"] == status["desiredNumberScheduled"],
+                "an earlier enforcer is not available: {status}"
+            );
+
+            cluster.kubectl_run(["-n", SYSTEM, "rollout", "undo", "ds/enforcer"])?;
+            rolled_out(cluster)?;
+            watched.finish()
+        })
+    })
+}
+
+#[test]
+fn an_upgrade_undone_midway_loses_no_port_and_no_call() -> Result<()> {
+    alone(|cluster| {
+        Space::with(cluster, "rollout-undone", |space| {
+            roll(cluster)?;
+            let watched = Watched::start(space)?;
+            for round in 0..UNDONE {
+                cluster.kubectl_run(["-n", SYSTEM, "rollout", "restart", "ds/enforcer"])?;
+                // before its enforcer runs, when it runs, and when it has been killed while it runs
+                let program = if round % 3 == 0 { KEEPER } else { ENFORCER };
+                let node = eventually("a node to have two", || node_in_rollout(cluster, program))?;
+                if round % 3 == 2 {
+                    kill_newest(cluster, &node)?;
+                }
+                cluster.kubectl_run(["-n", SYSTEM, "rollout", "undo", "ds/enforcer"])?;
+                rolled_out(cluster)?;
+                let name = format!("after-{round}");
+                space.create(&on_node(mapped_pod(&name), &node))?;
+                let pod = space.ready(&name)?;
+                space.answers(&pod, &entries(&pod)?[0], Way::Http)?;
+            }
+            watched.finish()
+        })
+    })
+}
