@@ -100,15 +100,16 @@ pub struct RunArgs {
     /// Addresses of the node until its Node object is read: status.hostIPs by the downward API
     #[arg(long, env = "HOST_IPS", value_delimiter = ',')]
     host_ips: Vec<IpAddr>,
-    /// Directory of the container runtime's CNI results, which have a pod's address before its status
-    /// has; empty: use the status only
+    /// Directories in which the container runtime may write CNI results, which have a pod's address
+    /// before its status has; the one that was changed last is used; empty: use the status only
     #[arg(
         long,
-        value_name = "DIR",
+        value_name = "DIR,...",
         env = "PORTMAPPING_CNI_RESULTS",
-        default_value = "/var/lib/cni/results"
+        value_delimiter = ',',
+        default_value = "/var/lib/cni/results,/var/lib/cni/cache/results"
     )]
-    cni_results: OsString,
+    cni_results: Vec<OsString>,
     /// How often the rules in the kernel are checked; the kernel also reports changes at once, except
     /// those of iptables-legacy
     #[arg(long, env = "PORTMAPPING_CHECK_EVERY", default_value = "5s", value_parser = duration)]
@@ -190,8 +191,8 @@ pub struct RunConfig {
     pub host_addresses: AddressSelection,
     /// Addresses of the node until its Node object is read.
     pub host_ips: Vec<IpAddr>,
-    /// Directory of the container runtime's CNI results; None to use the status only.
-    pub cni_results: Option<PathBuf>,
+    /// Where the container runtime may write CNI results; none to use the status only.
+    pub cni_results: Vec<PathBuf>,
     /// Period of the check of the rules.
     pub check_every: Duration,
     /// The keeper's socket.
@@ -268,7 +269,11 @@ impl TryFrom<RunArgs> for RunConfig {
             neighbours,
             host_addresses,
             host_ips,
-            cni_results: (!cni_results.is_empty()).then(|| cni_results.into()),
+            cni_results: cni_results
+                .into_iter()
+                .filter(|dir| !dir.is_empty())
+                .map(PathBuf::from)
+                .collect(),
             check_every,
             keeper_socket,
             admin_socket,

@@ -10,6 +10,7 @@
 //!                                                   Reading --> result_files --SandboxUpdate-->
 //! ```
 
+mod directories;
 pub mod directory_watch;
 mod file;
 pub mod result;

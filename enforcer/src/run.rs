@@ -144,11 +144,12 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
     let (damage_sender, damage_hints) = watch::channel(0);
     let (addresses_sender, node_addresses) = watch::channel(None);
     let (sandbox_sender, sandboxes) = mpsc::channel(SANDBOX_QUEUE);
-    if let Some(dir) = config.cni_results {
-        let followed = cni::watch(dir, sandbox_sender, metrics.clone(), token.clone());
-        tasks.spawn("CNI results", followed);
-    } else {
+    if config.cni_results.is_empty() {
         tracing::info!("--cni-results is empty: a pod is mapped once its status has an address");
+    } else {
+        let dirs = config.cni_results;
+        let followed = cni::watch(dirs, sandbox_sender, metrics.clone(), token.clone());
+        tasks.spawn("CNI results", followed);
     }
     let drivers = Drivers {
         keeper: Arc::new(tokio::sync::Mutex::new(keeper)),

@@ -67,13 +67,16 @@ fn enforcer_and_keeper_read_the_range_from_the_same_variable() {
 
 #[test]
 fn cni_results_can_be_in_another_directory_or_unused() {
-    let dir = |more: &[&str]| config(more).unwrap().cni_results;
-    assert_eq!(dir(&[]), Some("/var/lib/cni/results".into()));
+    let dirs = |more: &[&str]| -> Vec<String> {
+        let dirs = config(more).unwrap().cni_results;
+        dirs.iter().map(|dir| dir.display().to_string()).collect()
+    };
     assert_eq!(
-        dir(&["--cni-results=/var/lib/cni/cache/results"]),
-        Some("/var/lib/cni/cache/results".into())
+        dirs(&[]),
+        ["/var/lib/cni/results", "/var/lib/cni/cache/results"]
     );
-    assert_eq!(dir(&["--cni-results="]), None);
+    assert_eq!(dirs(&["--cni-results=/a,/b"]), ["/a", "/b"]);
+    assert!(dirs(&["--cni-results="]).is_empty());
 }
 
 #[test]

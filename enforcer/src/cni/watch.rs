@@ -1,4 +1,5 @@
-//! Follows the directory of CNI results while the enforcer runs.
+//! Follows the directory of CNI results while the enforcer runs: the one of a list that the container
+//! runtime uses.
 
 use std::collections::HashSet;
 use std::convert::Infallible;
@@ -19,6 +20,7 @@ use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+use super::directories::{Directories, is_empty};
 use super::directory_watch::{DirectoryChange, DirectoryWatch, DirectoryWatchError};
 use super::file::{self, FileError};
 use super::result;
@@ -42,6 +44,10 @@ type OwnAddresses = nix::Result<HashSet<IpAddr>>;
 enum WatchError {
     #[error("{} does not exist", .0.display())]
     Missing(PathBuf),
+    #[error("no directory of {0} exists")]
+    NoneExists(String),
+    #[error("{} is empty, and {} was changed later", .empty.display(), .other.display())]
+    OtherInUse { empty: PathBuf, other: PathBuf },
     #[error("{} was removed or replaced", .0.display())]
     Lost(PathBuf),
     #[error("cannot watch {}{}", .path.display(), remedy(.source))]
@@ -62,16 +68,17 @@ enum WatchError {
     Closed,
 }
 
-/// Follows a directory of CNI results and sends updates of sandboxes until the token is cancelled.
-/// While the directory is missing or unreadable, pods are mapped by the addresses in their status.
+/// Follows one of these directories of CNI results and sends updates of sandboxes until the token is
+/// cancelled. While none of them can be read, pods are mapped by the addresses in their status.
 pub async fn watch(
-    dir: PathBuf,
+    dirs: Vec<PathBuf>,
     updates: mpsc::Sender<SandboxUpdate>,
     metrics: Metrics,
     token: CancellationToken,
 ) {
     let watcher = Watcher {
-        dir: dir.into(),
+        dir: Path::new("").into(),
+        dirs: Directories::new(dirs),
         files: ResultFiles::default(),
         updates,
         metrics,
@@ -84,7 +91,10 @@ pub async fn watch(
 }
 
 struct Watcher {
+    /// The directory that is followed.
     dir: Arc<Path>,
+    /// The directories to choose from.
+    dirs: Directories,
     files: ResultFiles,
     updates: mpsc::Sender<SandboxUpdate>,
     metrics: Metrics,
@@ -102,10 +112,20 @@ struct Watcher {
 impl Watcher {
     async fn run(mut self) {
         loop {
-            let Err(error) = self.follow().await;
+            let Err(error) = match self.dirs.in_use() {
+                Some(dir) => {
+                    self.dir = dir;
+                    self.follow().await
+                }
+                None => Err(WatchError::NoneExists(self.dirs.to_string())),
+            };
             self.metrics.set_cni_watched(false);
             if matches!(error, WatchError::Closed) {
                 return;
+            }
+            if let WatchError::OtherInUse { .. } = error {
+                tracing::info!(reason = %error, "changing to another directory of CNI results");
+                continue;
             }
             if std::mem::replace(&mut self.reported_missing, true) {
                 tracing::debug!(error = chain(&error), "still cannot follow CNI results");
@@ -118,7 +138,9 @@ impl Watcher {
             }
             match error {
                 WatchError::Lost(_) => {}
-                WatchError::Missing(_) => self.wait_for_directory().await,
+                WatchError::Missing(_) | WatchError::NoneExists(_) => {
+                    self.dirs.arrival(CHECK_PERIOD).await;
+                }
                 _ => tokio::time::sleep(CHECK_PERIOD).await,
             }
         }
@@ -152,6 +174,7 @@ impl Watcher {
                         self.read_rest(&mut changes).await?;
                         return Err(now.err().unwrap_or_else(|| self.lost()));
                     }
+                    self.check_choice()?;
                     self.refresh_own_addresses().await?;
                 }
             }
@@ -169,18 +192,16 @@ impl Watcher {
         Ok(())
     }
 
-    async fn wait_for_directory(&self) {
-        let arrivals = self.dir.parent().map(DirectoryWatch::of_arrivals);
-        let arrived = async {
-            match arrivals {
-                // the watch exists already: a directory created after this check is reported
-                Some(Ok(mut arrivals)) if self.identity().is_err() => arrivals.next().await,
-                Some(Ok(_)) => Ok(Vec::new()),
-                Some(Err(_)) | None => std::future::pending().await,
-            }
-        };
-        // after a time-out the directory is looked for again
-        let _ = tokio::time::timeout(CHECK_PERIOD, arrived).await;
+    /// Fails when another directory is in use. A directory with results is never left: the sandboxes in
+    /// it would look removed.
+    fn check_choice(&self) -> Result<(), WatchError> {
+        match self.dirs.in_use().filter(|_| is_empty(&self.dir)) {
+            Some(other) if other != self.dir => Err(WatchError::OtherInUse {
+                empty: self.dir.to_path_buf(),
+                other: other.to_path_buf(),
+            }),
+            _ => Ok(()),
+        }
     }
 
     async fn read_changes(&mut self, batch: Vec<DirectoryChange>) -> Result<(), WatchError> {

@@ -1,7 +1,7 @@
 //! The directory itself: missing, created late, removed, replaced.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures::future::join_all;
 use portmapping_enforcer::cni::SANDBOX_QUEUE;
@@ -115,6 +115,59 @@ async fn a_file_in_place_of_the_directory_is_waited_out() {
     fs::remove_file(lab.results()).unwrap();
     fs::create_dir(lab.results()).unwrap();
     assert!(lab.listed().await.is_empty());
+    lab.end().await;
+}
+
+#[tokio::test]
+async fn the_second_directory_is_used_where_the_first_is_missing() {
+    let mut lab = Lab::with(|_| {});
+    lab.shows("cni_results_watched 0").await;
+    fs::write(lab.other().join("f"), good("a")).unwrap();
+    let mut seen = lab.listed().await;
+    if seen.is_empty() {
+        seen.push(lab.up().await);
+    }
+    assert_eq!(seen, ["a"]);
+    lab.shows("cni_results_watched 1").await;
+    lab.end().await;
+}
+
+#[tokio::test]
+async fn an_empty_directory_is_left_for_one_that_the_runtime_writes_to() {
+    let mut lab = Lab::new();
+    assert!(lab.listed().await.is_empty());
+    fs::write(lab.other().join("f"), good("a")).unwrap();
+    assert_eq!(lab.listed().await, ["a"]);
+    lab.end().await;
+}
+
+#[tokio::test]
+async fn a_directory_with_results_is_never_left() {
+    let mut lab = Lab::new();
+    lab.listed().await;
+    lab.write("f", good("a"));
+    assert_eq!(lab.up().await, "a");
+    fs::write(lab.other().join("g"), good("b")).unwrap();
+    // longer than the period of the check
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    lab.write("h", good("c"));
+    assert_eq!(lab.up().await, "c");
+    lab.end().await;
+}
+
+#[tokio::test]
+async fn results_that_an_earlier_runtime_left_are_not_followed() {
+    let mut lab = Lab::with(|results| {
+        fs::create_dir_all(results).unwrap();
+        fs::write(results.join("old"), good("old")).unwrap();
+        let an_hour_ago = SystemTime::now() - Duration::from_hours(1);
+        let dir = fs::File::open(results).unwrap();
+        dir.set_modified(an_hour_ago).unwrap();
+        let other = results.with_file_name("cache").join("results");
+        fs::create_dir_all(&other).unwrap();
+        fs::write(other.join("new"), good("new")).unwrap();
+    });
+    assert_eq!(lab.listed().await, ["new"]);
     lab.end().await;
 }
 

@@ -17,6 +17,9 @@ use tokio_util::sync::CancellationToken;
 /// Longest wait for anything in these tests.
 const SOON: Duration = Duration::from_mins(1);
 
+/// The second directory in which results are looked for.
+const OTHER: &str = "cni/cache/results";
+
 /// A result as libcni writes it.
 pub(crate) fn result(id: &str, interface: &str, address: &str) -> String {
     format!(
@@ -53,7 +56,8 @@ impl Lab {
         let token = CancellationToken::new();
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
-        let follower = tokio::spawn(cni::watch(results, sender, metrics, token.clone()));
+        let dirs = vec![results, root.path().join(OTHER)];
+        let follower = tokio::spawn(cni::watch(dirs, sender, metrics, token.clone()));
         Self {
             root,
             updates,
@@ -69,6 +73,13 @@ impl Lab {
 
     pub(crate) fn results(&self) -> PathBuf {
         self.parent().join("results")
+    }
+
+    /// The second directory of the list, created when it is missing.
+    pub(crate) fn other(&self) -> PathBuf {
+        let other = self.root.path().join(OTHER);
+        fs::create_dir_all(&other).unwrap();
+        other
     }
 
     pub(crate) fn file(&self, name: &str) -> PathBuf {
