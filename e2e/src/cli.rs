@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::cluster::roles::Role;
 use crate::cluster::{Cluster, state};
 use crate::progress::{Step, out, say};
-use crate::{Config, Minor, ProxyMode, chaos, demo, install};
+use crate::{Config, Minor, ProxyMode, chaos, demo, install, kernels};
 
 /// A real Kubernetes cluster on this machine, with the product in it.
 #[derive(Debug, Parser)]
@@ -43,6 +43,8 @@ enum Command {
     },
     /// Boot a new cluster and inject faults, round after round.
     Chaos(chaos::Options),
+    /// Run the tests in network namespaces on the kernels of other Debian releases, in an emulator.
+    Kernels(kernels::Options),
     /// Take a cluster down and remove everything it left.
     Down {
         #[command(flatten)]
@@ -168,6 +170,7 @@ fn run(command: Command) -> Result<()> {
         }
         Command::Test { kubeconfig } => suite::run(kubeconfig.as_deref())?,
         Command::Chaos(options) => chaos::run(&options)?,
+        Command::Kernels(options) => kernels::run(&options)?,
         Command::Down { name, all } => down(if all { state::all() } else { vec![name.name] })?,
         Command::Exec {
             name,

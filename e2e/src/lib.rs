@@ -22,6 +22,7 @@ pub mod cli;
 pub mod cluster;
 mod demo;
 pub mod install;
+pub mod kernels;
 pub mod paths;
 pub mod process;
 pub mod progress;

@@ -14,8 +14,14 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-/// Longest wait for anything in these tests.
+/// Longest wait for anything in these tests, on a real machine.
 const SOON: Duration = Duration::from_mins(1);
+
+/// Returns the longest wait; `PORTMAPPING_TEST_SLOWNESS` says how many times slower this machine is.
+fn soon() -> Duration {
+    let slowness = std::env::var("PORTMAPPING_TEST_SLOWNESS").ok();
+    SOON * slowness.and_then(|text| text.parse().ok()).unwrap_or(1)
+}
 
 /// The second directory in which results are looked for.
 const OTHER: &str = "cni/cache/results";
@@ -95,7 +101,7 @@ impl Lab {
     }
 
     pub(crate) async fn next(&mut self) -> SandboxUpdate {
-        let update = tokio::time::timeout(SOON, self.updates.recv()).await;
+        let update = tokio::time::timeout(soon(), self.updates.recv()).await;
         update.expect("an update comes").expect("the follower runs")
     }
 
@@ -140,7 +146,7 @@ impl Lab {
     /// Cancels the follower and waits for its end.
     pub(crate) async fn end(self) {
         self.token.cancel();
-        let ended = tokio::time::timeout(SOON, self.follower).await;
+        let ended = tokio::time::timeout(soon(), self.follower).await;
         ended.expect("the follower ends").expect("without a panic");
     }
 }
@@ -156,7 +162,7 @@ pub(crate) async fn wait_until(mut condition: impl FnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(SOON, wait)
+    tokio::time::timeout(soon(), wait)
         .await
         .expect("the condition becomes true");
 }

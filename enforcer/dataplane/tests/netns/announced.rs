@@ -10,7 +10,7 @@ use portmapping_shared::Protocol::{Tcp, Udp};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::lab::{Backend, Driver, Lab, POD1, POD1_V6, map};
+use crate::lab::{Backend, Driver, Lab, POD1, POD1_V6, map, patience};
 
 /// How long an announcement may take on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -51,7 +51,7 @@ impl Hints {
     }
 
     fn settle(&mut self, driver: &mut Driver<'_>) {
-        while self.comes_within(QUIET) {
+        while self.comes_within(patience(QUIET)) {
             driver.observe();
         }
     }
@@ -99,9 +99,15 @@ fn own_changes_are_recognized(backend: Backend) {
         }
         driver.remove(&new[..1]);
     }
-    assert!(!hints.comes_within(QUIET), "own changes are not known");
+    assert!(
+        !hints.comes_within(patience(QUIET)),
+        "own changes are not known"
+    );
     driver.create(&[map(Udp, 20000, POD1, 9040)]);
-    assert!(!hints.comes_within(QUIET), "a new tree is not known");
+    assert!(
+        !hints.comes_within(patience(QUIET)),
+        "a new tree is not known"
+    );
 }
 
 #[test]
@@ -134,7 +140,10 @@ fn damages_are_announced_and_repaired(backend: Backend, damages: &[&str]) {
     for damage in damages {
         lab.node.sh(damage);
         let begun = Instant::now();
-        assert!(hints.comes_within(PATIENCE), "{damage} was not announced");
+        assert!(
+            hints.comes_within(patience(PATIENCE)),
+            "{damage} was not announced"
+        );
         let heard = begun.elapsed();
         driver.repair(&desired);
         let repaired = begun.elapsed();
@@ -156,7 +165,7 @@ fn repeated_damage_is_repaired_with_back_off() {
     let mut repairs = 0;
     while begun.elapsed() < Duration::from_secs(4) {
         lab.iptables(Flavour::Nft, "-t nat -I PREROUTING -s 192.0.2.1 -j ACCEPT");
-        if hints.comes_within(Duration::from_millis(10)) {
+        if hints.comes_within(patience(Duration::from_millis(10))) {
             driver.repair(&desired);
             repairs += 1;
         }

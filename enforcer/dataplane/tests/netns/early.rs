@@ -8,7 +8,7 @@ use portmapping_shared::Mapping;
 use portmapping_shared::Protocol::Udp;
 use socket2::{Domain, Socket, Type};
 
-use crate::lab::{Backend, Lab, NODE, NODE_V6, POD1, POD1_V6, at, map};
+use crate::lab::{Backend, Lab, NODE, NODE_V6, POD1, POD1_V6, at, map, patience};
 use crate::netns::Netns;
 use crate::serve::serve;
 
@@ -113,7 +113,7 @@ fn early_clients_get_through(
     let mut last_change = Instant::now();
     while clients.iter().any(|client| client.heard.is_none()) {
         assert!(
-            last_change.elapsed() < PATIENCE,
+            last_change.elapsed() < patience(PATIENCE),
             "{what}: {} of {} clients are stuck",
             clients
                 .iter()

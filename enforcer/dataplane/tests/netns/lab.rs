@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use portmapping_dataplane::Settings;
 use portmapping_dataplane::change_monitor::ChangeMonitor;
@@ -251,6 +252,13 @@ pub(crate) fn settings_for(range: PortRange) -> Settings {
         host_addresses: addresses.map(ip).into(),
         ..Settings::new(range)
     }
+}
+
+/// Returns a limit that an emulated machine can keep: `PORTMAPPING_TEST_SLOWNESS` says how many times
+/// slower it is.
+pub(crate) fn patience(limit: Duration) -> Duration {
+    let slowness = std::env::var("PORTMAPPING_TEST_SLOWNESS").ok();
+    limit * slowness.and_then(|text| text.parse().ok()).unwrap_or(1)
 }
 
 pub(crate) fn range(text: &str) -> PortRange {

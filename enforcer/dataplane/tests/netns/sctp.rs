@@ -1,14 +1,15 @@
-//! SCTP is translated in both directions. The kernel may lack SCTP sockets, so the tests exchange
-//! packets over raw sockets: the client's INIT, the pod's INIT ACK (RFC 9260, 3.3.2 and 3.3.3).
+//! SCTP is translated in both directions: an association where the kernel has SCTP sockets. Where it
+//! has none, the tests exchange packets over raw sockets: the client's INIT, the pod's INIT ACK (RFC
+//! 9260, 3.3.2 and 3.3.3). A kernel that has them would answer those packets itself.
 
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use portmapping_shared::Protocol::{Sctp, Tcp};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::lab::{Backend, CLIENT, Lab, NODE, POD1, POD2, ip, map};
+use crate::lab::{Backend, CLIENT, Lab, NODE, POD1, POD2, ip, map, patience};
 use crate::netns::Netns;
 
 const SCTP: i32 = 132;
@@ -39,7 +40,9 @@ impl Raw {
         let socket = netns
             .run(|| Socket::new(Domain::IPV4, Type::RAW, protocol))
             .expect("raw socket");
-        socket.set_read_timeout(Some(PATIENCE)).expect("timeout");
+        socket
+            .set_read_timeout(Some(patience(PATIENCE)))
+            .expect("timeout");
         Self(socket)
     }
 
@@ -100,7 +103,42 @@ fn crc32c(bytes: &[u8]) -> u32 {
     })
 }
 
+/// Returns an SCTP socket at a port of a namespace.
+fn socket(netns: &Netns, port: u16) -> std::io::Result<Socket> {
+    let at = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port);
+    netns.run(|| {
+        // loads the module where it is not loaded
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::from(SCTP)))?;
+        let limit = Some(patience(PATIENCE));
+        socket.set_read_timeout(limit)?;
+        socket.set_write_timeout(limit)?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&at.into())?;
+        Ok(socket)
+    })
+}
+
+/// Makes an association through the host port, or exchanges the first packets of one.
 fn handshake(lab: &Lab, pod: &Netns, source: u16) {
+    let Ok(client) = socket(&lab.client, source) else {
+        return first_packets(lab, pod, source);
+    };
+    let listener = socket(pod, 9040).expect("listener");
+    listener.listen(1).expect("listen");
+    let to = SocketAddr::new(ip(NODE), 20000);
+    client.connect(&to.into()).expect("associate");
+    let (server, peer) = listener.accept().expect("accept");
+    let expected = SocketAddr::new(ip(CLIENT), source);
+    assert_eq!(peer.as_socket(), Some(expected));
+    for (mut from, mut to) in [(&client, &server), (&server, &client)] {
+        from.write_all(b"hello").expect("send");
+        let mut text = [0; 5];
+        to.read_exact(&mut text).expect("receive");
+        assert_eq!(&text, b"hello");
+    }
+}
+
+fn first_packets(lab: &Lab, pod: &Netns, source: u16) {
     let (client, pod) = (Raw::open(&lab.client), Raw::open(pod));
     client.send(NODE, source, 20000, 0, INIT);
     let expected = Packet {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
+use crate::lab::patience;
 use crate::netns::Netns;
 
 /// How long to wait for an expected answer; a loaded machine is slow.
@@ -96,8 +97,8 @@ pub(crate) struct Conversation {
 
 impl Conversation {
     pub(crate) fn open(from: &Netns, to: SocketAddr) -> io::Result<Self> {
-        let stream = from.run(|| TcpStream::connect_timeout(&to, PATIENCE))?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        let stream = from.run(|| TcpStream::connect_timeout(&to, patience(PATIENCE)))?;
+        stream.set_read_timeout(Some(patience(PATIENCE)))?;
         let mut stream = BufReader::new(stream);
         let mut greeting = String::new();
         stream.read_line(&mut greeting)?;
@@ -178,7 +179,7 @@ impl UdpClient {
             match answer {
                 Ok(answer) if answer.starts_with(name) => return answer,
                 other => assert!(
-                    start.elapsed() < PATIENCE,
+                    start.elapsed() < patience(PATIENCE),
                     "{name} does not answer: {other:?}"
                 ),
             }
@@ -188,5 +189,5 @@ impl UdpClient {
 
 /// Returns the answer to a datagram.
 pub(crate) fn ask_udp(from: &Netns, to: SocketAddr) -> io::Result<String> {
-    UdpClient::new(from, to).ask(PATIENCE)
+    UdpClient::new(from, to).ask(patience(PATIENCE))
 }
