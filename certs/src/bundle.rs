@@ -4,16 +4,33 @@
 //! manifests do not mention the caBundle, so applying them again does not change it.
 
 use std::future::Future;
+use std::pin::pin;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use futures::StreamExt;
 use k8s_openapi::api::admissionregistration::v1::{MutatingWebhook, MutatingWebhookConfiguration};
-use kube::api::Patch;
+use kube::api::{Patch, WatchEvent, WatchParams};
 use kube::{Api, Client};
+use portmapping_runtime::deadline::chain;
 use portmapping_runtime::{CallError, within};
+use portmapping_shared::Backoff;
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 
 use crate::secret::{CALL_LIMIT, Swap, patch_params, swapped};
+
+/// Waits between two watches. One that ended as planned waits for the first: what changes meanwhile
+/// is the first thing that the next one tells.
+const WATCH_AGAIN: Backoff = Backoff {
+    first: Duration::from_millis(250),
+    longest: Duration::from_secs(15),
+};
+/// Waits are up to this share longer or shorter: replicas lose their watches together.
+const JITTER: f64 = 0.2;
+/// The version from which a watch tells first what there is.
+const ANY: &str = "0";
 
 /// The part of the registration that is ours.
 #[derive(Clone, Debug)]
@@ -53,6 +70,8 @@ pub trait Registration: Send + Sync {
         registered: &Registered,
         bundle: &str,
     ) -> impl Future<Output = Result<Swap, RegistrationError>> + Send;
+    /// Notifies of each change, also of our own, until it is dropped.
+    fn watch(&self, changed: &Notify) -> impl Future<Output = ()> + Send;
 }
 
 /// Why a call for the registration failed.
@@ -76,12 +95,22 @@ pub enum RegistrationError {
         #[source]
         source: CallError<kube::Error>,
     },
+    /// Watching.
+    #[error("cannot watch MutatingWebhookConfiguration {name}; it is read in each period instead")]
+    Watch {
+        /// Its name.
+        name: String,
+        /// The cause.
+        #[source]
+        source: CallError<kube::Error>,
+    },
 }
 
-/// A `MutatingWebhookConfiguration`. Needs the verbs get and patch on it.
+/// A `MutatingWebhookConfiguration`. Needs the verbs get, patch and watch on it.
 #[derive(Clone)]
 pub struct WebhookRegistration {
     api: Api<MutatingWebhookConfiguration>,
+    watches: Api<MutatingWebhookConfiguration>,
     name: String,
     service: String,
     namespace: String,
@@ -89,10 +118,18 @@ pub struct WebhookRegistration {
 
 impl WebhookRegistration {
     /// Returns the configuration of this name, and of its webhooks those that call this service.
+    /// `watches` is a client for the watch, which is silent for up to a minute.
     #[must_use]
-    pub fn new(client: Client, name: &str, service: &str, namespace: &str) -> Self {
+    pub fn new(
+        client: Client,
+        watches: Client,
+        name: &str,
+        service: &str,
+        namespace: &str,
+    ) -> Self {
         Self {
             api: Api::all(client),
+            watches: Api::all(watches),
             name: name.to_owned(),
             service: service.to_owned(),
             namespace: namespace.to_owned(),
@@ -102,6 +139,38 @@ impl WebhookRegistration {
     fn is_ours(&self, webhook: &MutatingWebhook) -> bool {
         let service = webhook.client_config.service.as_ref();
         service.is_some_and(|s| s.name == self.service && s.namespace == self.namespace)
+    }
+
+    /// Runs one watch to its end, and moves `version` to what it told last. A kube watcher would
+    /// list first, which needs one more right.
+    async fn watch_once(
+        &self,
+        version: &mut String,
+        changed: &Notify,
+    ) -> Result<(), CallError<kube::Error>> {
+        const WHAT: &str = "watch";
+        let failed = |source| CallError::Failed { what: WHAT, source };
+        // RBAC takes this field selector for the name of the object
+        let only = WatchParams::default().fields(&format!("metadata.name={}", self.name));
+        let from = std::mem::replace(version, ANY.to_owned());
+        let opening = self.watches.watch_metadata(&only, &from);
+        let mut events = pin!(within(CALL_LIMIT, WHAT, opening).await?);
+        *version = from;
+        while let Some(event) = events.next().await {
+            match event.map_err(failed)? {
+                WatchEvent::Added(it) | WatchEvent::Modified(it) | WatchEvent::Deleted(it) => {
+                    *version = it.metadata.resource_version.unwrap_or_default();
+                    changed.notify_one();
+                }
+                WatchEvent::Bookmark(bookmark) => *version = bookmark.metadata.resource_version,
+                WatchEvent::Error(status) => {
+                    // the version is too old: the next watch tells what there is
+                    ANY.clone_into(version);
+                    return Err(failed(kube::Error::Api(status)));
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -141,6 +210,27 @@ impl Registration for WebhookRegistration {
                 source,
             }
         })
+    }
+
+    async fn watch(&self, changed: &Notify) {
+        let mut version = ANY.to_owned();
+        let mut failures = 0;
+        loop {
+            failures = match self.watch_once(&mut version, changed).await {
+                Ok(()) => 0,
+                Err(source) => {
+                    let name = self.name.clone();
+                    let error = chain(&RegistrationError::Watch { name, source });
+                    // an API server that restarts ends a watch: no news
+                    if failures == 1 {
+                        tracing::warn!(error, "registration: watching it again later");
+                    }
+                    u32::saturating_add(failures, 1)
+                }
+            };
+            let wait = WATCH_AGAIN.after(failures.max(1), rand::random_range(-JITTER..JITTER));
+            tokio::time::sleep(wait).await;
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The task that keeps one valid certificate in the Secret, in the registration and in the server.
 //!
-//! Each pass compares all three and repairs what differs. A Secret that was deleted or damaged, a
+//! Each pass compares all three and repairs what differs. A pass runs in each period, and at once when
+//! the registration has changed: the API server refuses annotated pods while its caBundle is missing. A Secret that was deleted or damaged, a
 //! caBundle that was emptied and a clock that was set are repaired by the path of the first start.
 
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use std::time::Duration;
 
 use portmapping_shared::Backoff;
 use time::OffsetDateTime;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -26,6 +28,8 @@ pub use reports::Reports;
 const SWAP_TRIES: usize = 8;
 /// First wait after a failed pass; the longest is the period.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
+/// Least time between two passes: another program that undoes each repair is not answered more often.
+const BREATH: Duration = Duration::from_millis(250);
 /// Wait for a registration that does not exist (yet).
 const UNREGISTERED_WAIT: Duration = Duration::from_secs(2);
 /// Waits are up to this share longer or shorter, so that replicas that started together do not
@@ -114,7 +118,7 @@ pub enum ManagerError {
     Contended(&'static str),
 }
 
-impl<S: Store, R: Registration> CertManager<S, R> {
+impl<S: Store, R: Registration + Clone> CertManager<S, R> {
     /// Returns a manager that has read nothing yet.
     pub fn new(
         mut config: Config,
@@ -137,7 +141,16 @@ impl<S: Store, R: Registration> CertManager<S, R> {
     }
 
     /// Runs passes until the token is cancelled. An error never ends it.
-    pub async fn run(mut self, token: CancellationToken) {
+    pub async fn run(self, token: CancellationToken) {
+        let registration = self.registration.clone();
+        let changed = Notify::new();
+        tokio::select! {
+            () = self.run_passes(token, &changed) => {}
+            () = registration.watch(&changed) => {}
+        }
+    }
+
+    async fn run_passes(mut self, token: CancellationToken, changed: &Notify) {
         let period = self.config.period;
         let backoff = Backoff {
             first: FIRST_WAIT,
@@ -165,7 +178,13 @@ impl<S: Store, R: Registration> CertManager<S, R> {
                     wait.mul_f64(1.0 + jitter)
                 }
             };
-            let waited = token.run_until_cancelled(tokio::time::sleep(wait));
+            let waiting = async {
+                tokio::time::sleep(BREATH.min(wait)).await;
+                // a change during the pass, our own included, is a permit that ends this at once
+                let _either =
+                    tokio::time::timeout(wait.saturating_sub(BREATH), changed.notified()).await;
+            };
+            let waited = token.run_until_cancelled(waiting);
             if waited.await.is_none() {
                 return;
             }

@@ -19,6 +19,9 @@ use crate::server::{self, Ending};
 /// Longest wait for the next byte of the API server within a call.
 const API_READ_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The same within a watch; bookmarks come once a minute.
+const API_WATCH_READ_TIMEOUT: Duration = Duration::from_secs(90);
+
 /// Runs until a signal. A second signal, or a task that ends early, is an error.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut tasks = Supervisor::install().context("cannot install the signal handlers")?;
@@ -113,6 +116,7 @@ async fn manage(
             SecretStore::new(client.clone(), &config.namespace, &config.tls_secret),
             WebhookRegistration::new(
                 client,
+                api.watch_client(API_WATCH_READ_TIMEOUT)?,
                 &config.registration,
                 &config.service,
                 &config.namespace,

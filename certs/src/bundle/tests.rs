@@ -1,8 +1,9 @@
 //! The calls that really go to the API server, answered by a script.
 
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 
-use super::{Registered, RegisteredWebhook, Registration, WebhookRegistration};
+use super::{ANY, Registered, RegisteredWebhook, Registration, WebhookRegistration};
 use crate::secret::Swap;
 use crate::tests::{Call, Script};
 
@@ -11,6 +12,7 @@ const PATH: &str =
 
 fn registration(script: &Script) -> WebhookRegistration {
     WebhookRegistration::new(
+        script.client(),
         script.client(),
         "portmapping",
         "webhook",
@@ -98,4 +100,52 @@ fn without_a_webhook_of_ours_no_bundle_is_in_place() {
         webhooks: Vec::new(),
     };
     assert!(!nothing.carries(""));
+}
+
+#[tokio::test]
+async fn watches_its_own_registration_from_the_last_version_that_it_was_told() {
+    let event = |kind: &str, object: Value| (200, json!({ "type": kind, "object": object }));
+    let (_code, gone) = Script::status(410);
+    let script = Script::new([
+        event("ADDED", configuration()),
+        event("ERROR", gone),
+        event("ADDED", configuration()),
+    ]);
+    let registration = registration(&script);
+    let changed = Notify::new();
+    let mut version = ANY.to_owned();
+    registration
+        .watch_once(&mut version, &changed)
+        .await
+        .unwrap();
+    assert_eq!(version, "7");
+    changed.notified().await;
+    registration
+        .watch_once(&mut version, &changed)
+        .await
+        .unwrap_err();
+    assert_eq!(version, ANY, "what it missed is told first");
+    registration
+        .watch_once(&mut version, &changed)
+        .await
+        .unwrap();
+    changed.notified().await;
+
+    let calls = script.calls();
+    let (all, _name) = PATH.rsplit_once('/').unwrap();
+    let asked = |version| {
+        let only = "fieldSelector=metadata.name%3Dportmapping";
+        move |call: &Call| {
+            let query = format!("&{}&", call.query);
+            let from = format!("&resourceVersion={version}&");
+            call.path == all
+                && query.contains("watch=true")
+                && query.contains(only)
+                && query.contains(&from)
+        }
+    };
+    assert!(
+        asked("0")(&calls[0]) && asked("7")(&calls[1]) && asked("0")(&calls[2]),
+        "{calls:?}"
+    );
 }

@@ -170,6 +170,27 @@ async fn repairs_a_secret_that_was_deleted_or_damaged_and_a_bundle_that_was_empt
     tasks.join_all().await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_replaced_registration_is_repaired_when_its_watch_tells_not_when_the_period_ends() {
+    let cluster = Cluster::registered();
+    let Replica { mut manager, .. } = replica(&cluster);
+    manager.config.period = Duration::from_hours(1);
+    let token = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(manager.run(token.clone()));
+    for version in [10, 20] {
+        // settled: without a change the next pass is a period away
+        tokio::time::sleep(Duration::from_mins(1)).await;
+        *cluster.registered.lock() = Some((version, Vec::new()));
+        cluster.change.notify_one();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(!cluster.bundle().is_empty(), "no caBundle after a second");
+        assert_eq!(cluster.bundle(), cluster.material().ca_bundle);
+    }
+    token.cancel();
+    tasks.join_all().await;
+}
+
 #[tokio::test]
 async fn an_api_server_that_is_down_does_not_change_what_is_served() {
     let cluster = Cluster::registered();

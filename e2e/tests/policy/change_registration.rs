@@ -77,6 +77,8 @@ fn registration(session: &Session<'_>) -> Result<Vec<Row>> {
         row(Webhook, "creates another registration",         post(REGISTRATIONS, other.clone()),                       NoRight),
         row(Webhook, "deletes its registration",             one(own(), "DELETE"),                                     NoRight),
         row(Webhook, "lists registrations",                  one(REGISTRATIONS.into(), "GET"),                         NoRight),
+        row(Webhook, "watches all registrations",            one(format!("{REGISTRATIONS}?watch=true"), "GET"),        NoRight),
+        row(Webhook, "watches another registration",         one(format!("{REGISTRATIONS}?watch=true&fieldSelector=metadata.name%3Devil"), "GET"), NoRight),
         row(MightyWebhook, "creates another registration",   post(REGISTRATIONS, other),                               refused()),
         row(MightyWebhook, "deletes its registration",       one(own(), "DELETE"),                                     refused()),
         row(Admin,   "adds a label",                         patch(json!({ "metadata": { "labels": { "a": "b" } } })), Allowed),

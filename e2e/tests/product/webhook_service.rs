@@ -16,7 +16,7 @@ use crate::support::load::Load;
 use crate::support::outside::Way;
 use crate::support::pods::{annotated, annotation, entries, mapped_pod};
 use crate::support::space::Space;
-use crate::support::{ANNOTATION, alone, eventually, get};
+use crate::support::{ANNOTATION, alone, eventually, get, kubectl_with};
 
 const SYSTEM: &str = install::NAMESPACE;
 const SECRET: &str = "portmapping-webhook-tls";
@@ -213,6 +213,40 @@ fn an_emptied_bundle_is_filled_again() -> Result<()> {
                 space.create(&mapped_pod("after"))
             })?;
             space.ready("after").map(drop)
+        })
+    })
+}
+
+#[test]
+fn a_replaced_registration_refuses_annotated_pods_for_a_second_at_most() -> Result<()> {
+    alone(|cluster| {
+        Space::with(cluster, "webhook-replaced-whole", |space| {
+            settled(cluster)?;
+            let mut whole = get(cluster, &["mutatingwebhookconfiguration", "portmapping"])?;
+            for hook in whole["webhooks"].as_array_mut().context("no webhooks")? {
+                let config = hook["clientConfig"].as_object_mut();
+                config.context("no clientConfig")?.remove("caBundle");
+            }
+            whole["metadata"]["resourceVersion"].take();
+            for _replacement in 0..4 {
+                let start = Instant::now();
+                let (fine, reply) =
+                    kubectl_with(cluster, &["replace", "-f", "-"], &whole.to_string())?;
+                ensure!(fine, "{reply}");
+                let mut refused = Duration::ZERO;
+                // long enough that a repair that does not last is seen
+                while start.elapsed() < Duration::from_secs(6) {
+                    let dry_run = ["--dry-run=server"];
+                    let (fine, reply) = space.try_create(&mapped_pod("probe"), &dry_run)?;
+                    if !fine {
+                        refused = start.elapsed();
+                        ensure!(reply.contains("x509"), "{reply}");
+                    }
+                }
+                println!("annotated pods were refused until {refused:?} after the replacement");
+                ensure!(refused <= Duration::from_secs(1), "refused for {refused:?}");
+            }
+            Ok(())
         })
     })
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use portmapping_runtime::CallError;
+use tokio::sync::Notify;
 use tokio::task::yield_now;
 
 use crate::bundle::{Registered, RegisteredWebhook, Registration, RegistrationError};
@@ -22,6 +23,8 @@ pub(super) struct Cluster {
     pub(super) registered: Arc<Mutex<Object<Vec<u8>>>>,
     pub(super) down: Arc<AtomicBool>,
     pub(super) read_only: Arc<AtomicBool>,
+    /// A change that the watch of one replica sees.
+    pub(super) change: Arc<Notify>,
 }
 
 impl Cluster {
@@ -140,6 +143,13 @@ impl Registration for Cluster {
                 Ok(Swap::Done)
             }
             _ => Ok(Swap::Conflict),
+        }
+    }
+
+    async fn watch(&self, changed: &Notify) {
+        loop {
+            self.change.notified().await;
+            changed.notify_one();
         }
     }
 }
