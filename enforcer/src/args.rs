@@ -49,6 +49,10 @@ pub struct RunArgs {
     /// Name of this node
     #[arg(long, env = "NODE_NAME")]
     node_name: String,
+    /// Name of the enforcer's own pod: before it is ready, a dry run of a publication on it must be
+    /// permitted; without a name nothing is asked
+    #[arg(long, env = "POD_NAME")]
+    pod_name: Option<String>,
     /// Host ports to allocate from; set the keeper's --range to the same
     #[arg(long, env = "PORTMAPPING_RANGE", default_value = "20000-29999")]
     range: PortRange,
@@ -179,6 +183,8 @@ pub struct HealthArgs {
 pub struct RunConfig {
     /// Name of the node.
     pub node: String,
+    /// Name of the enforcer's own pod.
+    pub pod_name: Option<String>,
     /// The state machine's settings; the node's facts are added later.
     pub core: Config,
     /// The packet filter.
@@ -223,6 +229,7 @@ impl TryFrom<RunArgs> for RunConfig {
         // no `..`: a flag that is not used does not compile
         let RunArgs {
             node_name,
+            pod_name,
             range,
             exclude,
             node_port_range,
@@ -263,6 +270,7 @@ impl TryFrom<RunArgs> for RunConfig {
         };
         Ok(Self {
             node: node_name,
+            pod_name,
             core,
             backend,
             iptables,

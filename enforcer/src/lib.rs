@@ -21,6 +21,7 @@ pub mod keeper_client;
 pub mod metrics;
 mod node_addresses;
 pub mod node_facts;
+mod permission;
 mod pods;
 mod publish;
 mod reconciler;

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
 use kube::api::{Api, ApiResource, Patch, PatchParams};
-use kube::core::PartialObjectMeta;
+use kube::core::{DynamicObject, PartialObjectMeta};
 use portmapping_enforcer_core::{PodEvent, Publication};
 use portmapping_runtime::{CallError, within};
 use portmapping_shared::contract::{ANNOTATION, CONDITION, ENFORCER_MANAGER, REQUEST_MARK};
@@ -83,10 +83,7 @@ impl Publisher {
     /// others. Answers the pod's version after that.
     pub(crate) async fn publish(&self, publication: &Publication) -> Result<String, PublishError> {
         let pod = &publication.pod;
-        // the response is a whole pod, of which only the metadata is decoded
-        let resource = ApiResource::erase::<Pod>(&());
-        let api: Api<PartialObjectMeta<kube::core::DynamicObject>> =
-            Api::namespaced_with(self.client.clone(), &pod.namespace, &resource);
+        let api = pods(self.client.clone(), &pod.namespace);
         let params = PatchParams {
             field_manager: Some(ENFORCER_MANAGER.to_owned()),
             ..Default::default()
@@ -112,6 +109,11 @@ impl Publisher {
                 source,
             })
     }
+}
+
+/// Returns the pods of a namespace. A response is a whole pod, of which only the metadata is decoded.
+pub(crate) fn pods(client: Client, namespace: &str) -> Api<PartialObjectMeta<DynamicObject>> {
+    Api::namespaced_with(client, namespace, &ApiResource::erase::<Pod>(&()))
 }
 
 /// Returns the strategic merge patch. The uid in it makes the write fail on another pod of the same

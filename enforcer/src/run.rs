@@ -11,7 +11,7 @@ use portmapping_dataplane::{AddressSelection, Dataplane as _};
 use portmapping_enforcer_core::NodeState;
 use portmapping_keeper::wire::KeeperRole;
 use portmapping_runtime::client::ApiServer;
-use portmapping_runtime::{Readiness, Supervisor, admin};
+use portmapping_runtime::{Readiness, ReadyHandle, Supervisor, admin};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
@@ -21,6 +21,7 @@ use crate::health::{Routers, admin_listener};
 use crate::keeper_client::{KeeperClient, KeeperClientError, follow_role};
 use crate::metrics::Metrics;
 use crate::node_addresses;
+use crate::permission::wait_for_permission;
 use crate::pods::{self, POD_QUEUE, PodUpdate};
 use crate::publish::Publisher;
 use crate::reconciler::{Drivers, Inputs, ReconcileError, Reconciler};
@@ -93,6 +94,8 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
     let token = tasks.token();
     let readiness = Readiness::default();
     let (kernel_ready, pods_ready) = (readiness.handle("kernel"), readiness.handle("pods"));
+    let own_pod = config.pod_name.take();
+    let own_pod = own_pod.map(|name| (name, readiness.handle("permission")));
 
     let mut registry = portmapping_runtime::metrics::registry();
     let metrics = Metrics::register(&mut registry);
@@ -123,6 +126,7 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
     let client = api.client(CALL_SILENCE)?;
     let watch_client = api.watch_client(WATCH_SILENCE)?;
     tasks.spawn("cluster CA", api.end_on_new_ca(token.clone()));
+    ask_permission(&mut tasks, own_pod, client.clone());
     let mut pods = watch_pods(&mut tasks, watch_client.clone(), config.node.clone());
     let mut first_pods = Vec::new();
     let (dataplane, found) = if let Some(recovered) = recovered {
@@ -179,10 +183,8 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
     if config.host_addresses == AddressSelection::Node {
         let (client, node, ending) = (watch_client.clone(), node.clone(), token.clone());
         tasks.spawn("node", async move {
-            tokio::select! {
-                () = ending.cancelled() => {}
-                () = node_addresses::watch(client, &node, addresses_sender) => {}
-            }
+            let watched = node_addresses::watch(client, &node, addresses_sender);
+            ending.run_until_cancelled(watched).await;
         });
     }
     let reconciler = Reconciler::new(state, drivers, started);
@@ -219,6 +221,20 @@ fn follow_keeper(
     let followed = follow_role(socket, role_sender, lost_sender, tasks.token());
     tasks.spawn("keeper role", followed);
     (role, lost)
+}
+
+/// Asks whether the enforcer may publish results, on its own pod.
+fn ask_permission(
+    tasks: &mut Supervisor,
+    own_pod: Option<(String, ReadyHandle)>,
+    client: kube::Client,
+) {
+    let Some((name, ready)) = own_pod else { return };
+    let ending = tasks.token();
+    tasks.spawn("permission", async move {
+        let permission = wait_for_permission(client, &name, ready);
+        ending.run_until_cancelled(permission).await;
+    });
 }
 
 fn watch_pods(

@@ -12,6 +12,7 @@ mod map_ports;
 mod map_range;
 mod map_ready;
 mod map_start;
+mod policy_account;
 mod policy_missing;
 mod policy_pods;
 mod policy_rights;

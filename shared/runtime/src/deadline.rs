@@ -45,16 +45,23 @@ where
 /// repeat their cause.
 #[must_use]
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let inner_text = inner.to_string();
-        // those of some libraries do
-        if !text.ends_with(&inner_text) {
+    let mut text = String::new();
+    let mut link = Some(error);
+    while let Some(error) = link {
+        let refusal = match error.downcast_ref::<kube::Error>() {
+            // its own text, and its cause's, have the whole response in them, as a Rust value
+            Some(kube::Error::Api(status)) => Some(status.message.clone()),
+            _ => None,
+        };
+        link = error.source().filter(|_cause| refusal.is_none());
+        let own = refusal.unwrap_or_else(|| error.to_string());
+        // some libraries repeat the cause
+        if text.is_empty() {
+            text = own;
+        } else if !text.ends_with(&own) {
             text.push_str(": ");
-            text.push_str(&inner_text);
+            text.push_str(&own);
         }
-        cause = inner.source();
     }
     text
 }

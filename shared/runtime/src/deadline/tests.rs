@@ -23,3 +23,14 @@ async fn an_error_response_is_the_cause() {
     assert_eq!(chain(&error), "reading failed: no such thing");
     assert!(matches!(error, CallError::Failed { .. }));
 }
+
+#[tokio::test]
+async fn a_refusal_of_the_api_server_is_told_in_its_own_words() {
+    let status = kube::core::Status::failure("pods \"web\" is forbidden: no", "Forbidden");
+    let call = async { Err::<(), _>(kube::Error::Api(Box::new(status))) };
+    let error = within(Duration::from_secs(9), "PATCH pods/status", call)
+        .await
+        .unwrap_err();
+    let text = "PATCH pods/status failed: pods \"web\" is forbidden: no";
+    assert_eq!(chain(&error), text);
+}

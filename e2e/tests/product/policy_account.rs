@@ -1,0 +1,80 @@
+//! What if the policies name another account than the enforcer's? It is not Ready, and says why.
+
+use anyhow::{Context, Result, ensure};
+use e2e::{Cluster, install, paths};
+use serde_json::json;
+
+use crate::support::parts::roll;
+use crate::support::pods::is_true;
+use crate::support::{alone, eventually, get};
+
+const POLICY: [&str; 2] = ["validatingadmissionpolicy", "portmapping-users"];
+
+/// Makes the policy for users apply to the enforcer too, as in a namespace that it does not name.
+fn name_another_account(cluster: &Cluster) -> Result<()> {
+    let policy = get(cluster, &POLICY)?;
+    let conditions = policy["spec"]["matchConditions"].as_array();
+    let conditions = conditions.context("no match conditions")?;
+    let index = conditions
+        .iter()
+        .position(|condition| condition["name"] == "not-the-enforcer")
+        .context("no condition for the enforcer's account")?;
+    let change = json!([{
+        "op": "replace",
+        "path": format!("/spec/matchConditions/{index}/expression"),
+        "value": "request.userInfo.username != 'system:serviceaccount:elsewhere:enforcer'",
+    }]);
+    let change = change.to_string();
+    cluster.kubectl_run([&["patch"], &POLICY[..], &["--type=json", "-p", &change]].concat())?;
+    Ok(())
+}
+
+fn restore(cluster: &Cluster) -> Result<()> {
+    let file = paths::manifests().join("base/policy-users.yaml");
+    cluster.kubectl_run(["apply", &format!("--filename={}", file.display())])?;
+    Ok(())
+}
+
+/// A new enforcer is not Ready, and its log has one line that names the policy and the account.
+fn refusal_is_told(cluster: &Cluster) -> Result<()> {
+    let label = "app.kubernetes.io/component=enforcer";
+    let pods = get(cluster, &["-n", install::NAMESPACE, "pods", "-l", label])?;
+    let pods = pods["items"].as_array().context("no list of pods")?;
+    let waiting: Vec<_> = pods.iter().filter(|pod| !is_true(pod, "Ready")).collect();
+    ensure!(!waiting.is_empty(), "every enforcer is Ready");
+    for pod in waiting {
+        let name = pod["metadata"]["name"].as_str().context("no name")?;
+        let logs = ["-n", install::NAMESPACE, "logs", name, "-c", "enforcer"];
+        let log = cluster.kubectl_run(logs)?;
+        let told: Vec<_> = log
+            .lines()
+            .filter(|line| line.contains("may not publish results"))
+            .collect();
+        ensure!(told.len() == 1, "{} lines: {log}", told.len());
+        for part in [
+            "system:serviceaccount:portmapping-system:enforcer",
+            "portmapping-users",
+        ] {
+            ensure!(told[0].contains(part), "{part} is missing: {}", told[0]);
+        }
+        ensure!(told[0].len() < 1_500, "a long line: {}", told[0]);
+    }
+    Ok(())
+}
+
+#[test]
+fn an_account_that_the_policies_do_not_name_is_told_and_the_enforcer_is_not_ready() -> Result<()> {
+    alone(|cluster| {
+        name_another_account(cluster)?;
+        let restart = ["rollout", "restart", "daemonset/enforcer"];
+        cluster.kubectl_run([&["-n", install::NAMESPACE], &restart[..]].concat())?;
+        let told = eventually("a new enforcer to say that it is refused", || {
+            refusal_is_told(cluster)
+        });
+        restore(cluster)?;
+        told?;
+        // it asks again, and is Ready without a restart
+        install::rolled_out(cluster, install::NAMESPACE, "daemonset/enforcer")?;
+        roll(cluster)
+    })
+}
