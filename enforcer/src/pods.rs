@@ -1,6 +1,9 @@
 //! The watch on this node's pods: turns what the API server sends into [`PodFacts`].
 
+#[cfg(test)]
+mod memory_tests;
 mod running;
+mod slim;
 mod watch_backoff;
 
 use std::collections::BTreeSet;
@@ -9,20 +12,19 @@ use std::pin::pin;
 use std::time::Instant;
 
 use futures::{Stream, StreamExt};
-use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{Api, ApiResource};
-use kube::core::Object;
+use kube::api::Api;
 use kube::runtime::watcher;
 use kube::{Client, ResourceExt};
 use portmapping_enforcer_core::{Condition, PodFacts, Record};
 use portmapping_shared::contract::{ANNOTATION, CONDITION, ENFORCER_MANAGER, REQUEST_MARK};
 use portmapping_shared::pod::canonical_ip;
-use portmapping_shared::{PodRef, PodSpec, PodUid};
+use portmapping_shared::{PodRef, PodUid};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 pub(crate) use self::running::running_at;
+pub(crate) use self::slim::SlimPod;
 use self::watch_backoff::WatchBackoff;
 
 /// Updates that may wait for the reconciler. When the queue is full, the watch waits; none is lost.
@@ -31,9 +33,6 @@ pub(crate) const POD_QUEUE: usize = 256;
 /// Annotations of a mirror pod, by which the API shows a static pod.
 const CONFIG_HASH: &str = "kubernetes.io/config.hash";
 const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
-
-/// A pod of which only the fields that decide about ports are decoded.
-pub(crate) type SlimPod = Object<PodSpec, PodStatus>;
 
 /// The fields of core/v1 `PodStatus` that decide about ports.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -111,48 +110,86 @@ pub(crate) enum PodUpdate {
 #[error("the watch on the node's pods ended")]
 pub(crate) struct WatchEnded;
 
+/// How a sequence of watch events ended.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    /// The reconciler went away.
+    NoReader,
+    /// The API server has no streaming lists (before Kubernetes 1.34 they may be switched off).
+    NotStreamed,
+    /// No more events.
+    NoEvents,
+}
+
 /// Watches the node's pods until the reconciler goes away.
 pub(crate) async fn watch(
     client: Client,
     node: &str,
     updates: mpsc::Sender<PodUpdate>,
 ) -> Result<(), WatchEnded> {
-    let api: Api<SlimPod> = Api::all_with(client, &ApiResource::erase::<Pod>(&()));
+    let api: Api<SlimPod> = Api::all(client);
     // any_semantic: a list from the API server's cache; the watch then brings what it misses
     let config = watcher::Config::default()
         .fields(&format!("spec.nodeName={node}"))
         .any_semantic();
-    forward(watcher(api, config), updates).await
+    // a streamed list comes pod by pod: the whole list may be larger than the memory limit
+    let streaming = watcher(api.clone(), config.clone().streaming_lists());
+    let mut end = forward(streaming, &updates).await;
+    if end == End::NotStreamed {
+        tracing::info!("the API server does not stream lists; the node's pods are listed at once");
+        end = forward(watcher(api, config), &updates).await;
+    }
+    match end {
+        End::NoReader => Ok(()),
+        End::NotStreamed | End::NoEvents => Err(WatchEnded),
+    }
+}
+
+/// Returns whether the API server knows no `sendInitialEvents`.
+fn is_not_streamed(error: &watcher::Error) -> bool {
+    // 422 with the feature gate WatchList off
+    matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if matches!(status.code, 400 | 405 | 422))
 }
 
 /// Turns watch events into updates; errors are logged, the watcher itself tries backoff.
-async fn forward<S>(events: S, updates: mpsc::Sender<PodUpdate>) -> Result<(), WatchEnded>
+async fn forward<S>(events: S, updates: &mpsc::Sender<PodUpdate>) -> End
 where
     S: Stream<Item = Result<watcher::Event<SlimPod>, watcher::Error>>,
 {
     let mut events = pin!(events);
     let mut listed = BTreeSet::new();
+    let mut listing = false;
     let mut backoff = WatchBackoff::default();
     while let Some(event) = events.next().await {
-        // Init comes before the list is asked for, so it is no sign of success
+        // Init is no sign of success: a list was only begun
         if !matches!(event, Ok(watcher::Event::Init) | Err(_)) {
             backoff.reset();
         }
         let message = match event {
             Ok(watcher::Event::Init) => {
                 listed.clear();
+                if std::mem::replace(&mut listing, true) {
+                    // a streamed list that ends before it is complete is no error for the watcher
+                    let wait = backoff.after_failure(Instant::now(), rand::random());
+                    tokio::time::sleep(wait).await;
+                }
                 continue;
             }
             Ok(watcher::Event::InitApply(pod)) => facts(&pod).map(|facts| {
                 listed.insert(facts.pod.uid.clone());
                 PodUpdate::Applied(Box::new(facts))
             }),
-            Ok(watcher::Event::InitDone) => Some(PodUpdate::Relisted(std::mem::take(&mut listed))),
+            Ok(watcher::Event::InitDone) => {
+                listing = false;
+                Some(PodUpdate::Relisted(std::mem::take(&mut listed)))
+            }
             Ok(watcher::Event::Apply(pod)) => {
                 facts(&pod).map(|facts| PodUpdate::Applied(Box::new(facts)))
             }
             Ok(watcher::Event::Delete(pod)) => uid(&pod).map(PodUpdate::Gone),
+            Err(error) if is_not_streamed(&error) => return End::NotStreamed,
             Err(error) => {
+                listing = false;
                 tracing::warn!(
                     error = portmapping_runtime::deadline::chain(&error),
                     "the watch on the node's pods failed; trying again"
@@ -166,10 +203,10 @@ where
         if let Some(message) = message
             && updates.send(message).await.is_err()
         {
-            return Ok(());
+            return End::NoReader;
         }
     }
-    Err(WatchEnded)
+    End::NoEvents
 }
 
 fn uid(pod: &SlimPod) -> Option<PodUid> {

@@ -3,9 +3,8 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
-use kube::api::{Api, ApiResource};
+use kube::api::Api;
 use portmapping_runtime::{CallError, within};
 use portmapping_shared::PodRef;
 
@@ -25,8 +24,7 @@ pub(crate) struct ReadError {
 
 /// Returns the addresses at which the pod runs; none if it does not run, is being deleted or is gone.
 pub(crate) async fn running_at(client: Client, pod: &PodRef) -> Result<Vec<IpAddr>, ReadError> {
-    let resource = ApiResource::erase::<Pod>(&());
-    let api: Api<SlimPod> = Api::namespaced_with(client, &pod.namespace, &resource);
+    let api: Api<SlimPod> = Api::namespaced(client, &pod.namespace);
     // without a resourceVersion the answer is not from the API server's cache
     let found = within(READ_LIMIT, "GET pod", api.get_opt(&pod.name)).await;
     let found = found.map_err(|source| ReadError {

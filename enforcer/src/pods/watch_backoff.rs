@@ -29,14 +29,18 @@ pub(super) struct WatchBackoff {
 impl WatchBackoff {
     /// Records an error and returns how long to wait. `jitter` is a share of the wait that is added.
     pub(super) fn after(&mut self, error: &watcher::Error, now: Instant, jitter: f64) -> Duration {
-        let settled = |last: Option<Instant>| last.is_none_or(|last| now > last + SETTLED);
         if matches!(error, watcher::Error::WatchError(status) if status.code == GONE) {
             // a list may come from a server that lags behind: another list at once would not help
-            if settled(self.last_gone.replace(now)) {
+            if settled(self.last_gone.replace(now), now) {
                 return Duration::ZERO;
             }
         }
-        if settled(self.last_failure.replace(now)) {
+        self.after_failure(now, jitter)
+    }
+
+    /// Records a failure that only time helps against, and returns how long to wait.
+    pub(super) fn after_failure(&mut self, now: Instant, jitter: f64) -> Duration {
+        if settled(self.last_failure.replace(now), now) {
             self.failures = 0;
         }
         self.failures = self.failures.saturating_add(1);
@@ -47,6 +51,10 @@ impl WatchBackoff {
     pub(super) fn reset(&mut self) {
         self.failures = 0;
     }
+}
+
+fn settled(last: Option<Instant>, now: Instant) -> bool {
+    last.is_none_or(|last| now > last + SETTLED)
 }
 
 #[cfg(test)]
