@@ -2,14 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::pin::pin;
 
-use futures::StreamExt;
 use k8s_openapi::api::core::v1::Node;
 use kube::Client;
 use kube::api::{Api, ApiResource};
 use kube::core::Object;
-use kube::runtime::{WatchStreamExt, watcher};
+use portmapping_runtime::list_watch::{Event, ListWatch};
 use portmapping_shared::pod::canonical_ip;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -41,29 +39,21 @@ pub(crate) async fn watch(
     node: &str,
     addresses: watch::Sender<Option<BTreeSet<IpAddr>>>,
 ) {
-    let api: Api<SlimNode> = Api::all_with(client, &ApiResource::erase::<Node>(&()));
-    let config = watcher::Config::default()
-        .fields(&format!("metadata.name={node}"))
-        .any_semantic();
-    let mut events = pin!(watcher(api, config).default_backoff());
-    while let Some(event) = events.next().await {
-        match event {
-            Ok(watcher::Event::Apply(node) | watcher::Event::InitApply(node)) => {
-                let named = Some(named(&node.status.unwrap_or_default()));
-                addresses.send_if_modified(|known| {
-                    let changed = *known != named;
-                    *known = named;
-                    changed
-                });
-            }
-            Ok(_) => {}
-            Err(error) => tracing::warn!(
-                error = portmapping_runtime::deadline::chain(&error),
-                "the watch on the Node object failed; the host addresses stay as they are; trying again"
-            ),
-        }
-        if addresses.is_closed() {
-            return;
+    let api: Api<SlimNode> = Api::all_with(client.clone(), &ApiResource::erase::<Node>(&()));
+    let only = format!("metadata.name={node}");
+    let mut events = ListWatch::new(client, api, &only, "the Node object");
+    loop {
+        let event = tokio::select! {
+            event = events.next() => event,
+            () = addresses.closed() => return,
+        };
+        if let Event::Listed(node) | Event::Applied(node) = event {
+            let named = Some(named(&node.status.unwrap_or_default()));
+            addresses.send_if_modified(|known| {
+                let changed = *known != named;
+                *known = named;
+                changed
+            });
         }
     }
 }

@@ -4,19 +4,15 @@
 mod memory_tests;
 mod running;
 mod slim;
-mod watch_backoff;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::pin::pin;
-use std::time::Instant;
 
-use futures::{Stream, StreamExt};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::Api;
-use kube::runtime::watcher;
 use kube::{Client, ResourceExt};
 use portmapping_enforcer_core::{Condition, PodFacts, Record};
+use portmapping_runtime::list_watch::{Event, ListWatch};
 use portmapping_shared::contract::{ANNOTATION, CONDITION, ENFORCER_MANAGER, REQUEST_MARK};
 use portmapping_shared::pod::canonical_ip;
 use portmapping_shared::{PodRef, PodUid};
@@ -25,7 +21,6 @@ use tokio::sync::mpsc;
 
 pub(crate) use self::running::running_at;
 pub(crate) use self::slim::SlimPod;
-use self::watch_backoff::WatchBackoff;
 
 /// Updates that may wait for the reconciler. When the queue is full, the watch waits; none is lost.
 pub(crate) const POD_QUEUE: usize = 256;
@@ -105,108 +100,47 @@ pub(crate) enum PodUpdate {
     Relisted(BTreeSet<PodUid>),
 }
 
-/// The watch ended before the program was told to end.
-#[derive(Debug, thiserror::Error)]
-#[error("the watch on the node's pods ended")]
-pub(crate) struct WatchEnded;
-
-/// How a sequence of watch events ended.
-#[derive(Debug, PartialEq, Eq)]
-enum End {
-    /// The reconciler went away.
-    NoReader,
-    /// The API server has no streaming lists (before Kubernetes 1.34 they may be switched off).
-    NotStreamed,
-    /// No more events.
-    NoEvents,
-}
-
 /// Watches the node's pods until the reconciler goes away.
-pub(crate) async fn watch(
-    client: Client,
-    node: &str,
-    updates: mpsc::Sender<PodUpdate>,
-) -> Result<(), WatchEnded> {
-    let api: Api<SlimPod> = Api::all(client);
-    // any_semantic: a list from the API server's cache; the watch then brings what it misses
-    let config = watcher::Config::default()
-        .fields(&format!("spec.nodeName={node}"))
-        .any_semantic();
-    // a streamed list comes pod by pod: the whole list may be larger than the memory limit
-    let streaming = watcher(api.clone(), config.clone().streaming_lists());
-    let mut end = forward(streaming, &updates).await;
-    if end == End::NotStreamed {
-        tracing::info!("the API server does not stream lists; the node's pods are listed at once");
-        end = forward(watcher(api, config), &updates).await;
-    }
-    match end {
-        End::NoReader => Ok(()),
-        End::NotStreamed | End::NoEvents => Err(WatchEnded),
-    }
-}
-
-/// Returns whether the API server knows no `sendInitialEvents`.
-fn is_not_streamed(error: &watcher::Error) -> bool {
-    // 422 with the feature gate WatchList off
-    matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if matches!(status.code, 400 | 405 | 422))
-}
-
-/// Turns watch events into updates; errors are logged, the watcher itself tries backoff.
-async fn forward<S>(events: S, updates: &mpsc::Sender<PodUpdate>) -> End
-where
-    S: Stream<Item = Result<watcher::Event<SlimPod>, watcher::Error>>,
-{
-    let mut events = pin!(events);
-    let mut listed = BTreeSet::new();
-    let mut listing = false;
-    let mut backoff = WatchBackoff::default();
-    while let Some(event) = events.next().await {
-        // Init is no sign of success: a list was only begun
-        if !matches!(event, Ok(watcher::Event::Init) | Err(_)) {
-            backoff.reset();
-        }
-        let message = match event {
-            Ok(watcher::Event::Init) => {
-                listed.clear();
-                if std::mem::replace(&mut listing, true) {
-                    // a streamed list that ends before it is complete is no error for the watcher
-                    let wait = backoff.after_failure(Instant::now(), rand::random());
-                    tokio::time::sleep(wait).await;
-                }
-                continue;
-            }
-            Ok(watcher::Event::InitApply(pod)) => facts(&pod).map(|facts| {
-                listed.insert(facts.pod.uid.clone());
-                PodUpdate::Applied(Box::new(facts))
-            }),
-            Ok(watcher::Event::InitDone) => {
-                listing = false;
-                Some(PodUpdate::Relisted(std::mem::take(&mut listed)))
-            }
-            Ok(watcher::Event::Apply(pod)) => {
-                facts(&pod).map(|facts| PodUpdate::Applied(Box::new(facts)))
-            }
-            Ok(watcher::Event::Delete(pod)) => uid(&pod).map(PodUpdate::Gone),
-            Err(error) if is_not_streamed(&error) => return End::NotStreamed,
-            Err(error) => {
-                listing = false;
-                tracing::warn!(
-                    error = portmapping_runtime::deadline::chain(&error),
-                    "the watch on the node's pods failed; trying again"
-                );
-                // the watcher tries again when it is polled again
-                let wait = backoff.after(&error, Instant::now(), rand::random());
-                tokio::time::sleep(wait).await;
-                continue;
-            }
+pub(crate) async fn watch(client: Client, node: &str, updates: mpsc::Sender<PodUpdate>) {
+    let api = Api::all(client.clone());
+    let bound = format!("spec.nodeName={node}");
+    let mut events = ListWatch::<SlimPod>::new(client, api, &bound, "the node's pods");
+    let mut list = List::default();
+    loop {
+        let event = tokio::select! {
+            event = events.next() => event,
+            () = updates.closed() => return,
         };
-        if let Some(message) = message
-            && updates.send(message).await.is_err()
+        // a full queue makes the API server wait
+        if let Some(update) = list.update(event)
+            && updates.send(update).await.is_err()
         {
-            return End::NoReader;
+            return;
         }
     }
-    End::NoEvents
+}
+
+/// The pods of a list that is not complete.
+#[derive(Default)]
+struct List(BTreeSet<PodUid>);
+
+impl List {
+    fn update(&mut self, event: Event<SlimPod>) -> Option<PodUpdate> {
+        match event {
+            Event::ListStarted => {
+                self.0.clear();
+                None
+            }
+            Event::Listed(pod) => {
+                let facts = facts(&pod)?;
+                self.0.insert(facts.pod.uid.clone());
+                Some(PodUpdate::Applied(Box::new(facts)))
+            }
+            Event::ListComplete => Some(PodUpdate::Relisted(std::mem::take(&mut self.0))),
+            Event::Applied(pod) => Some(PodUpdate::Applied(Box::new(facts(&pod)?))),
+            Event::Deleted(pod) => uid(&pod).map(PodUpdate::Gone),
+        }
+    }
 }
 
 fn uid(pod: &SlimPod) -> Option<PodUid> {

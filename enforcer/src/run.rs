@@ -179,11 +179,10 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
     tasks.spawn("damage", async move {
         changes.hint(damage_sender, ending).await;
     });
-    let node = config.node;
     if config.host_addresses == AddressSelection::Node {
-        let (client, node, ending) = (watch_client.clone(), node.clone(), token.clone());
+        let (node, ending) = (config.node, token.clone());
         tasks.spawn("node", async move {
-            let watched = node_addresses::watch(client, &node, addresses_sender);
+            let watched = node_addresses::watch(watch_client, &node, addresses_sender);
             ending.run_until_cancelled(watched).await;
         });
     }
@@ -244,11 +243,9 @@ fn watch_pods(
 ) -> mpsc::Receiver<PodUpdate> {
     let (sender, pods) = mpsc::channel(POD_QUEUE);
     let ending = tasks.token();
-    tasks.try_spawn("pods", async move {
-        tokio::select! {
-            () = ending.cancelled() => Ok(()),
-            ended = pods::watch(client, &node, sender) => ended,
-        }
+    tasks.spawn("pods", async move {
+        let watched = pods::watch(client, &node, sender);
+        ending.run_until_cancelled(watched).await;
     });
     pods
 }

@@ -8,13 +8,18 @@ use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::mounts::RUN;
 use super::{Cluster, components, launch, pki};
+use crate::process;
 use crate::wait::{Probe, until};
 
+const CONTROL_PLANE: &str = "control-plane";
 /// How long a program that has ended may take to start again.
 const RESTARTED: Duration = Duration::from_secs(10);
 /// How long a killed program may take to end: an API server on a busy machine takes a second and more.
 const ENDED: Duration = Duration::from_secs(30);
+/// How long a copy of etcd's files may take.
+const COPIED: Duration = Duration::from_secs(30);
 /// Between two looks for it.
 const POLL: Duration = Duration::from_millis(100);
 
@@ -59,9 +64,46 @@ impl Cluster {
     /// a rotation. The controller manager reads the file when it starts, so it starts again.
     pub fn add_authority(&self) -> Result<()> {
         pki::add_authority(self.own_spec("add an authority")?)?;
-        let publisher = ("control-plane", "kube-controller-manager");
+        let publisher = (CONTROL_PLANE, "kube-controller-manager");
         self.stop_component(publisher.0, publisher.1)?;
         self.resume_component(publisher.0, publisher.1)
+    }
+
+    /// Makes a backup of etcd: a copy of its files as they are at one moment.
+    pub fn back_up_etcd(&self) -> Result<()> {
+        let (data, backup) = self.etcd_folders()?;
+        self.signal_component(CONTROL_PLANE, "etcd", Signal::SIGSTOP)?;
+        let copied = copy(&data, &backup);
+        self.signal_component(CONTROL_PLANE, "etcd", Signal::SIGCONT)?;
+        copied
+    }
+
+    /// Restores etcd from the backup. As after any restoration, every program that may know
+    /// newer versions is started again.
+    pub fn restore_etcd(&self) -> Result<()> {
+        let (data, backup) = self.etcd_folders()?;
+        self.stop_component(CONTROL_PLANE, "kube-apiserver")?;
+        self.stop_component(CONTROL_PLANE, "etcd")?;
+        fs::remove_dir_all(&data).with_context(|| format!("remove {}", data.display()))?;
+        copy(&backup, &data)?;
+        self.resume_component(CONTROL_PLANE, "etcd")?;
+        self.resume_component(CONTROL_PLANE, "kube-apiserver")?;
+        for program in ["kube-controller-manager", "kube-scheduler"] {
+            self.stop_component(CONTROL_PLANE, program)?;
+            self.resume_component(CONTROL_PLANE, program)?;
+        }
+        for node in self.nodes()? {
+            self.stop_component(&node, "kubelet")?;
+            self.resume_component(&node, "kubelet")?;
+        }
+        Ok(())
+    }
+
+    /// etcd's files, in the file system of the control plane, and those of its backup.
+    fn etcd_folders(&self) -> Result<(PathBuf, PathBuf)> {
+        let backup = self.own_spec("copy etcd")?.state.join("etcd-backup");
+        let pid = self.component(CONTROL_PLANE, "kube-scheduler")?;
+        Ok((format!("/proc/{pid}/root{RUN}/etcd").into(), backup))
     }
 
     /// The pid of such a program, as this machine sees it.
@@ -91,10 +133,16 @@ impl Cluster {
 
     fn pause_file(&self, host: &str, program: &str) -> Result<PathBuf> {
         let log = match host {
-            "control-plane" => program.to_owned(),
+            CONTROL_PLANE => program.to_owned(),
             host => format!("{host}-{program}"),
         };
         let spec = self.own_spec("stop a component")?;
         Ok(components::pause_file(spec, &log))
     }
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let mut cp = process::command("cp");
+    cp.args(["--archive", "--no-target-directory"]);
+    process::run(cp.arg(from).arg(to), COPIED).map(drop)
 }

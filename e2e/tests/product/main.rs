@@ -21,6 +21,7 @@ mod reach;
 mod reach_addresses;
 mod refuse_forgery;
 mod support;
+mod survive_etcd;
 mod survive_faults;
 mod survive_losses;
 mod survive_node;

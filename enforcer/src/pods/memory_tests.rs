@@ -114,8 +114,20 @@ async fn pods_are_listed_by_an_api_server_without_streaming_lists() {
 
 #[tokio::test]
 async fn two_hundred_pods_with_twenty_thousand_annotations_take_little_memory() {
+    let name =
+        "pods::memory_tests::two_hundred_pods_with_twenty_thousand_annotations_take_little_memory";
+    stays_small(name, true).await;
+}
+
+#[tokio::test]
+async fn so_many_pods_take_little_memory_without_streaming_lists() {
+    let name = "pods::memory_tests::so_many_pods_take_little_memory_without_streaming_lists";
+    stays_small(name, false).await;
+}
+
+/// Runs the test of this name again in a process of its own, which lists the pods.
+async fn stays_small(name: &str, streams: bool) {
     if std::env::var_os(MEASURED).is_none() {
-        let name = "pods::memory_tests::two_hundred_pods_with_twenty_thousand_annotations_take_little_memory";
         let test = std::env::current_exe().unwrap();
         let measured = Command::new(test)
             .args(["--exact", name])
@@ -129,7 +141,7 @@ async fn two_hundred_pods_with_twenty_thousand_annotations_take_little_memory() 
         );
         return;
     }
-    assert_eq!(list(true, PODS).await, (PODS, PODS));
+    assert_eq!(list(streams, PODS).await, (PODS, PODS));
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let peak = status
         .lines()

@@ -1,4 +1,3 @@
-use futures::stream;
 use serde_json::json;
 
 use super::*;
@@ -144,40 +143,29 @@ fn a_pod_with_an_unusable_uid_is_ignored() {
     assert!(facts(&pod(&json!({ "metadata": { "uid": null } }))).is_none());
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_list_is_sent_pod_by_pod_and_then_as_a_whole() {
-    let (sender, mut receiver) = mpsc::channel(POD_QUEUE);
+#[test]
+fn a_list_is_sent_pod_by_pod_and_then_as_a_whole() {
     let other = pod(&json!({ "metadata": { "name": "b", "uid": "uid-b" } }));
-    let events = vec![
-        Ok(watcher::Event::Init),
-        Ok(watcher::Event::InitApply(pod(&json!({})))),
-        Err(watcher::Error::NoResourceVersion),
-        Ok(watcher::Event::Init),
-        Ok(watcher::Event::InitApply(other.clone())),
-        Ok(watcher::Event::InitDone),
-        Ok(watcher::Event::Delete(other)),
+    let events = [
+        Event::ListStarted,
+        Event::Listed(pod(&json!({}))),
+        Event::ListStarted,
+        Event::Listed(other.clone()),
+        Event::ListComplete,
+        Event::Deleted(other),
     ];
-    let end = forward(stream::iter(events), &sender).await;
-    assert_eq!(end, End::NoEvents);
-    drop(sender);
-    let mut told = Vec::new();
-    while let Some(news) = receiver.recv().await {
-        told.push(match news {
+    let mut list = List::default();
+    let told = events
+        .into_iter()
+        .filter_map(|event| list.update(event))
+        .map(|update| match update {
             PodUpdate::Applied(facts) => facts.pod.uid.to_string(),
             PodUpdate::Gone(uid) => format!("gone {uid}"),
             PodUpdate::Relisted(uids) => format!("all {}", uids.len()),
         });
-    }
+    let told: Vec<_> = told.collect();
     // an incomplete list does not show which pods were deleted
     assert_eq!(told, ["uid-a", "uid-b", "all 1", "gone uid-b"]);
-}
-
-#[tokio::test]
-async fn the_watch_ends_with_the_reconciler() {
-    let (sender, receiver) = mpsc::channel(1);
-    drop(receiver);
-    let events = vec![Ok(watcher::Event::Apply(pod(&json!({}))))];
-    assert_eq!(forward(stream::iter(events), &sender).await, End::NoReader);
 }
 
 #[test]

@@ -14,7 +14,7 @@
 //! a new CA (client) ----+--> CancellationToken --> every task --> Supervisor::run returns
 //! a task that fails ----+
 //!
-//! service account --> client::ApiServer --> client for calls, client for watches
+//! service account --> client::ApiServer --> client for calls, client for watches --> list_watch
 //! ```
 
 pub mod admin;
@@ -22,6 +22,7 @@ pub mod client;
 pub mod conns;
 pub mod deadline;
 pub mod flags;
+pub mod list_watch;
 pub mod log;
 pub mod metrics;
 pub mod ready;

@@ -1,11 +1,11 @@
-//! How long to wait before a failed watch is started again. Pods that start in this time are not
-//! mapped, so the waits are short. All nodes of a cluster may wait for the same API server, so the
-//! waits grow and have jitter.
+//! How long to wait before a failed watch is started again. What starts in this time is not seen, so
+//! the waits are short. All nodes of a cluster may wait for the same API server, so the waits grow and
+//! have jitter.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use kube::runtime::watcher;
 use portmapping_shared::Backoff;
+use tokio::time::Instant;
 
 /// The longest wait: an API server that starts refuses its clients for a few seconds (it does not know
 /// their roles yet), and 5,000 nodes come back within this time.
@@ -27,20 +27,17 @@ pub(super) struct WatchBackoff {
 }
 
 impl WatchBackoff {
-    /// Records an error and returns how long to wait. `jitter` is a share of the wait that is added.
-    pub(super) fn after(&mut self, error: &watcher::Error, now: Instant, jitter: f64) -> Duration {
-        if matches!(error, watcher::Error::WatchError(status) if status.code == GONE) {
+    /// Records a failure, with the HTTP status if the server gave one, and returns how long to wait.
+    /// `jitter` is a share of the wait that is added.
+    pub(super) fn after(&mut self, code: Option<u16>, now: Instant, jitter: f64) -> Duration {
+        let settled = |last: Option<Instant>| last.is_none_or(|last| now > last + SETTLED);
+        if code == Some(GONE) {
             // a list may come from a server that lags behind: another list at once would not help
-            if settled(self.last_gone.replace(now), now) {
+            if settled(self.last_gone.replace(now)) {
                 return Duration::ZERO;
             }
         }
-        self.after_failure(now, jitter)
-    }
-
-    /// Records a failure that only time helps against, and returns how long to wait.
-    pub(super) fn after_failure(&mut self, now: Instant, jitter: f64) -> Duration {
-        if settled(self.last_failure.replace(now), now) {
+        if settled(self.last_failure.replace(now)) {
             self.failures = 0;
         }
         self.failures = self.failures.saturating_add(1);
@@ -51,10 +48,6 @@ impl WatchBackoff {
     pub(super) fn reset(&mut self) {
         self.failures = 0;
     }
-}
-
-fn settled(last: Option<Instant>, now: Instant) -> bool {
-    last.is_none_or(|last| now > last + SETTLED)
 }
 
 #[cfg(test)]

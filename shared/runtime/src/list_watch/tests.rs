@@ -1,0 +1,154 @@
+//! Which requests are sent, by a script of responses. Product tests ask a real API server.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use futures::stream;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::client::Body;
+use parking_lot::Mutex;
+use serde_json::json;
+
+use super::*;
+
+/// A response: its status, its text, and how long it stays open after that.
+type Reply = (u16, String, Duration);
+
+/// What was asked, by query.
+type Queries = Arc<Mutex<Vec<String>>>;
+
+/// Returns a watch of an API server that replies like this to the first, second ... request.
+fn watch(
+    reply: impl Fn(usize, &str) -> Reply + Send + Sync + 'static,
+) -> (ListWatch<ConfigMap>, Queries) {
+    let queries = Queries::default();
+    let asked = Arc::clone(&queries);
+    let service = tower::service_fn(move |request: http::Request<Body>| {
+        let query = request.uri().query().unwrap_or_default().to_owned();
+        let mut asked = asked.lock();
+        let (status, text, open) = reply(asked.len(), &query);
+        asked.push(query);
+        let end = stream::once(async move {
+            tokio::time::sleep(open).await;
+            String::new()
+        });
+        let text = stream::iter([text]).chain(end).map(Ok::<_, Infallible>);
+        let reply = http::Response::builder().status(status);
+        let reply = reply.body(axum::body::Body::from_stream(text)).unwrap();
+        async move { Ok::<_, Infallible>(reply) }
+    });
+    let client = Client::new(service, "default");
+    let watch = ListWatch::new(client.clone(), Api::all(client), "a=b", "objects");
+    (watch, queries)
+}
+
+fn bookmark(version: usize, annotations: &serde_json::Value) -> String {
+    let object = json!({
+        "kind": "ConfigMap", "apiVersion": "v1",
+        "metadata": { "resourceVersion": version.to_string(), "annotations": annotations },
+    });
+    json!({ "type": "BOOKMARK", "object": object }).to_string() + "\n"
+}
+
+fn streamed(version: usize, open: Duration) -> Reply {
+    (200, bookmark(version, &json!({ LIST_END: "true" })), open)
+}
+
+fn cached(version: usize) -> Reply {
+    let metadata = json!({ "resourceVersion": version.to_string() });
+    let list = json!({ "metadata": metadata, "items": [] });
+    (200, list.to_string(), Duration::ZERO)
+}
+
+fn refused(code: u16) -> Reply {
+    let status = json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code });
+    (code, status.to_string(), Duration::ZERO)
+}
+
+async fn lists(watch: &mut ListWatch<ConfigMap>, count: usize) {
+    for _ in 0..count {
+        assert_eq!(watch.next().await, Event::ListStarted);
+        assert_eq!(watch.next().await, Event::ListComplete);
+    }
+}
+
+fn is_streamed_list(query: &str) -> bool {
+    query.contains("sendInitialEvents=true")
+}
+
+/// The version from which a request asks.
+fn version(query: &str) -> Option<&str> {
+    let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+    pairs.find_map(|(key, value)| (key == "resourceVersion").then_some(value))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_ended_early_is_followed_by_a_consistent_list() {
+    let early = Duration::from_secs(5);
+    // the second is of an etcd that was restored
+    let (mut watch, queries) = watch(move |index, _query| streamed([9, 3][index], early));
+    lists(&mut watch, 2).await;
+    let queries = queries.lock();
+    assert!(
+        queries.iter().all(|query| is_streamed_list(query)),
+        "{queries:?}"
+    );
+    let versions: Vec<_> = queries.iter().map(|query| version(query)).collect();
+    assert_eq!(versions, [Some(CONSISTENT); 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_ended_as_planned_is_continued_until_a_list_is_due() {
+    let planned = Duration::from_secs((*WATCH_SECONDS.end()).into());
+    let (mut watch, queries) = watch(move |index, query| {
+        if is_streamed_list(query) {
+            streamed(index, planned)
+        } else {
+            (200, bookmark(index, &json!({})), planned)
+        }
+    });
+    let start = Instant::now();
+    lists(&mut watch, 2).await;
+    assert!(start.elapsed() > PERIOD.mul_f64(1.0 - JITTER));
+    let queries = queries.lock();
+    let (list, watches) = queries.split_last().unwrap();
+    assert!(is_streamed_list(list), "{queries:?}");
+    for (index, query) in watches.iter().enumerate().skip(1) {
+        let seen = (index - 1).to_string();
+        assert_eq!(version(query), Some(seen.as_str()), "{queries:?}");
+        assert!(!is_streamed_list(query), "{queries:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cached_list_is_not_older_than_what_was_seen_unless_it_is_consistent() {
+    let early = (200, String::new(), Duration::from_secs(5));
+    let replies = [
+        refused(422),
+        cached(9),
+        early,
+        refused(422),
+        refused(504),
+        cached(3),
+    ];
+    let (mut watch, queries) = watch(move |index, _query| replies[index].clone());
+    lists(&mut watch, 2).await;
+    let queries = queries.lock();
+    let versions: Vec<_> = queries.iter().map(|query| version(query)).collect();
+    let (streamed, consistent) = (Some(CONSISTENT), None);
+    let expected = [
+        streamed,
+        Some("0"),
+        Some("9"),
+        streamed,
+        Some("9"),
+        consistent,
+    ];
+    assert_eq!(versions, expected);
+    assert!(queries[4].contains("resourceVersionMatch=NotOlderThan"));
+    // a page that is not from the cache costs the API server a read of all pods
+    assert!(
+        queries.iter().all(|query| !query.contains("limit=")),
+        "{queries:?}"
+    );
+}
