@@ -92,7 +92,7 @@ impl StaleFlows {
     /// Deletes the entries that contradict the rules. Returns how often that failed. Failures are
     /// logged; the rules stay, and stale entries time out.
     ///
-    /// Blocks for some milliseconds, and can run beside the next change of rules. If another thread
+    /// Blocks for some milliseconds, and the next change of rules need not wait for it. If another thread
     /// clears already, that thread clears everything, and this call returns at once.
     #[must_use = "each failure is counted in a metric"]
     pub fn clear(&self) -> u64 {

@@ -17,6 +17,7 @@ use super::exec::Tools;
 use super::family::Family;
 use super::iptables::Flavour;
 use super::iptables::commands::Commands;
+use super::settings::spans;
 use super::snapshot::Snapshot;
 
 /// The comment of our rules.
@@ -233,18 +234,6 @@ impl Finding {
         found.drops &= !found.sealed;
         found
     }
-}
-
-/// Returns the ports of a range that are not excluded, as spans of first and last port.
-fn spans(range: PortRange, excluded: &PortSet) -> Vec<(HostPort, HostPort)> {
-    let mut spans: Vec<(HostPort, HostPort)> = Vec::new();
-    for port in range.ports().filter(|port| !excluded.contains(*port)) {
-        match spans.last_mut() {
-            Some((_, last)) if last.get() + 1 == port.get() => *last = port,
-            _ => spans.push((port, port)),
-        }
-    }
-    spans
 }
 
 #[cfg(test)]

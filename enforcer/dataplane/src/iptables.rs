@@ -1,4 +1,5 @@
-//! The iptables driver: chains of port ranges in table nat, for IPv4 and IPv6.
+//! The iptables driver: chains of port ranges in table nat, for IPv4 and IPv6, and a few rules in
+//! table mangle.
 //!
 //! This backend is for compatibility. Its cost grows with the number of mappings and is measured
 //! with 2,000. `observe` reads `iptables-save`; `apply` is one `iptables-restore --noflush` per
@@ -23,6 +24,7 @@ use super::{Dataplane, DataplaneError, Observed};
 pub(crate) mod commands;
 mod family_rules;
 pub(crate) mod flavour;
+mod invalid;
 mod jumps;
 mod layout;
 mod older;
@@ -93,6 +95,10 @@ impl Iptables {
             generation: GenerationSocket::default(),
             read_at: None,
         };
+        driver.ipv4.take_invalid(&v4_text);
+        if let Ok(ipv6) = &mut driver.ipv6 {
+            ipv6.take_invalid(&v6_text);
+        }
         let (observed, _) = driver.take(generation, Duration::ZERO, &v4_text, &v6_text);
         Ok((driver, observed))
     }
@@ -195,9 +201,9 @@ impl Dataplane for Iptables {
         }
         let begun = Instant::now();
         let (ipv4, ipv6) = thread::scope(|scope| {
-            let ipv6 = self.ipv6.as_ref().ok().map(FamilyRules::commands);
-            let ipv6 = ipv6.map(|commands| scope.spawn(|| commands.save_nat()));
-            let ipv4 = self.ipv4.commands().save_nat();
+            let ipv6 = self.ipv6.as_mut().ok();
+            let ipv6 = ipv6.map(|rules| scope.spawn(|| rules.read()));
+            let ipv4 = self.ipv4.read();
             let join = |read: thread::ScopedJoinHandle<'_, _>| {
                 read.join().unwrap_or_else(|panic| resume_unwind(panic))
             };

@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use portmapping_shared::{PortRange, PortSet};
+use portmapping_shared::{HostPort, PortRange, PortSet};
 
 use crate::family::Family;
 use crate::host_addresses::AddressSelection;
@@ -73,6 +73,10 @@ impl Subnet {
         Family::of(self.network)
     }
 
+    pub(crate) fn length(&self) -> u8 {
+        self.length
+    }
+
     /// Returns its first address.
     #[must_use]
     pub fn network(&self) -> IpAddr {
@@ -133,6 +137,18 @@ fn masked(ip: IpAddr, length: u8) -> IpAddr {
             IpAddr::V6((ip.to_bits() & mask).into())
         }
     }
+}
+
+/// Returns the ports of a range that are not excluded, as spans of first and last port.
+pub(crate) fn spans(range: PortRange, excluded: &PortSet) -> Vec<(HostPort, HostPort)> {
+    let mut spans: Vec<(HostPort, HostPort)> = Vec::new();
+    for port in range.ports().filter(|port| !excluded.contains(*port)) {
+        match spans.last_mut() {
+            Some((_, last)) if last.get() + 1 == port.get() => *last = port,
+            _ => spans.push((port, port)),
+        }
+    }
+    spans
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use crate::exec::{Finished, Tools};
 
 use super::flavour::{Flavour, Programs};
 use super::transaction::Transaction;
+use super::{invalid, jumps};
 use crate::family::Family;
 
 /// Seconds to wait for another iptables that holds the lock; legacy only, nft has none.
@@ -35,10 +36,18 @@ impl Commands {
     pub(super) fn save_nat(&self) -> Result<String, DataplaneError> {
         // iptables-legacy creates a table when it reads it; a node without IPv6 rules must not get
         // one
-        if self.family == Family::V6 && !self.is_in_use("nat") {
+        if self.family == Family::V6 && !self.is_in_use(jumps::TABLE) {
             return self.save(&[]).map(|_| String::new());
         }
-        self.save(&["-t", "nat"])
+        self.save(&["-t", jumps::TABLE])
+    }
+
+    /// Returns table mangle as text; empty if the table is not in use.
+    pub(super) fn save_mangle(&self) -> Result<String, DataplaneError> {
+        if !self.is_in_use(invalid::TABLE) {
+            return Ok(String::new());
+        }
+        self.save(&["-t", invalid::TABLE])
     }
 
     /// Returns table filter as text; empty if the table is not in use.
@@ -54,10 +63,19 @@ impl Commands {
         self.save(&[])
     }
 
-    /// Applies the transaction, wholly or not at all.
+    /// Applies the transaction to table nat, wholly or not at all.
     pub(super) fn restore(&self, transaction: &Transaction) -> Result<(), DataplaneError> {
+        self.restore_in(jumps::TABLE, transaction)
+    }
+
+    /// Applies the transaction to a table, wholly or not at all.
+    pub(super) fn restore_in(
+        &self,
+        table: &str,
+        transaction: &Transaction,
+    ) -> Result<(), DataplaneError> {
         transaction
-            .text()
+            .text_for(table)
             .map_or(Ok(()), |text| self.restore_text(&text))
     }
 

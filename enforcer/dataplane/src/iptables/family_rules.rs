@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use portmapping_shared::Mapping;
 
 use super::commands::Commands;
+use super::invalid::InvalidRules;
 use super::jumps;
 use super::layout::Layout;
 use super::reading::{Damage, Known};
@@ -23,6 +24,7 @@ mod change;
 pub(super) struct FamilyRules {
     commands: Commands,
     layout: Layout,
+    invalid: InvalidRules,
     /// None after a failure or a change of the layout: the table must be read before it is used.
     known: Option<Known>,
     /// Whether the jumps existed once. From then on, the transaction restores missing jumps.
@@ -40,8 +42,10 @@ pub(super) struct Reading {
 
 impl FamilyRules {
     pub(super) fn new(commands: Commands, settings: Settings) -> Self {
+        let invalid = InvalidRules::new(commands.clone(), &settings);
         let layout = Layout::new(commands.family, settings);
         Self {
+            invalid,
             commands,
             layout,
             known: None,
@@ -49,16 +53,23 @@ impl FamilyRules {
         }
     }
 
-    /// The programs to read the table with.
-    pub(super) fn commands(&self) -> &Commands {
-        &self.commands
+    /// Returns table nat as iptables-save prints it, and records table mangle.
+    pub(super) fn read(&mut self) -> Result<String, DataplaneError> {
+        self.invalid.read()?;
+        self.commands.save_nat()
+    }
+
+    /// Records table mangle as iptables-save printed it.
+    pub(super) fn take_invalid(&mut self, text: &str) {
+        self.invalid.take(text);
     }
 
     /// Returns what was read last, if it is still known to be current.
     pub(super) fn observed(&self) -> Option<Observed> {
         self.known.as_ref().map(|known| Observed {
             mappings: known.mappings().cloned().collect(),
-            intact: known.untouched || known.damage == Damage::default(),
+            intact: known.untouched
+                || known.damage == Damage::default() && self.invalid.is_intact(),
             host_addresses: known.host_addresses.clone(),
         })
     }
@@ -77,14 +88,15 @@ impl FamilyRules {
         };
         let (altered, strange) = match &believed {
             Some(believed) if believed.leaves == known.leaves => {
-                (believed.damage != known.damage, false)
+                let invalid = !known.untouched && !self.invalid.is_intact();
+                (invalid || believed.damage != known.damage, false)
             }
             Some(believed) => (true, strange(believed)),
             None => (false, false),
         };
         // an earlier run of this program may have made the jumps
         self.installed |= !known.untouched && known.damage.missing_jumps.is_empty();
-        let only_order = known.damage.is_order_only() && !strange;
+        let only_order = known.damage.is_order_only() && !strange && self.invalid.is_intact();
         self.known = Some(known);
         let mut observed = self.observed().unwrap_or_default();
         observed.intact &= !strange;
@@ -106,8 +118,10 @@ impl FamilyRules {
             Some(known) => known,
             None => self.parse(&self.commands.save_nat()?),
         };
-        let nothing_to_do =
-            remove.is_empty() && create.is_empty() && known.damage == Damage::default();
+        let nothing_to_do = remove.is_empty()
+            && create.is_empty()
+            && known.damage == Damage::default()
+            && self.invalid.is_intact();
         if nothing_to_do || (known.untouched && create.is_empty()) {
             self.known = Some(known);
             return Ok(Some(0));
@@ -125,10 +139,11 @@ impl FamilyRules {
         }
         self.known = Some(next);
         self.installed = true;
+        let invalid = self.invalid.apply();
         // jumps are made one by one, each in an unknown number of commits
         Ok(missing_jumps
             .is_empty()
-            .then(|| u32::from(!transaction.is_empty())))
+            .then(|| u32::from(!transaction.is_empty()) + invalid))
     }
 
     /// Replaces the neighbours. The next change or read compares the table with the new layout.
@@ -140,6 +155,7 @@ impl FamilyRules {
     /// Replaces the host addresses. The next change or read compares the table with the new layout.
     pub(super) fn set_host_addresses(&mut self, addresses: &BTreeSet<IpAddr>) {
         self.layout.set_host_addresses(addresses);
+        self.invalid.set(self.layout.settings());
         self.known = None;
     }
 

@@ -97,6 +97,11 @@ impl Layout {
         }
     }
 
+    /// Returns the settings as they are now.
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
     /// Replaces the neighbours.
     pub(super) fn set_neighbours(&mut self, neighbours: &[Subnet]) {
         self.settings.neighbours = neighbours.to_vec();
@@ -246,7 +251,12 @@ impl Layout {
         }
         let neighbours = self.settings.neighbours.iter();
         for subnet in neighbours.filter(|subnet| subnet.family() == self.family) {
-            rules.push(format!("-s {subnet} -d {subnet} -j MASQUERADE"));
+            // iptables-save leaves out the network of all addresses
+            let both = match subnet.length() {
+                0 => String::new(),
+                _ => format!("-s {subnet} -d {subnet} "),
+            };
+            rules.push(format!("{both}-j MASQUERADE"));
         }
         let address = |byte: u8| -> IpAddr {
             match self.family {

@@ -203,7 +203,7 @@ fn is_whole_leaf(chain: &str, mappings: &[Option<Mapping>], layout: &Layout) -> 
 }
 
 /// Returns the jumps that we made in a built-in chain, also edited or duplicated ones.
-fn jumps_of_ours<'a>(saved: &Saved<'a>, jump: &Jump) -> Vec<Reference<'a>> {
+pub(super) fn jumps_of_ours<'a>(saved: &Saved<'a>, jump: &Jump) -> Vec<Reference<'a>> {
     let ours = |reference: &&Reference<'a>| {
         reference.chain == jump.from
             && Rule::parse(reference.rule)
@@ -213,7 +213,7 @@ fn jumps_of_ours<'a>(saved: &Saved<'a>, jump: &Jump) -> Vec<Reference<'a>> {
 }
 
 /// Returns whether the rules mean the same, in any spelling.
-fn same_rules<A: AsRef<str>, B: AsRef<str>>(expected: &[A], found: &[B]) -> bool {
+pub(super) fn same_rules<A: AsRef<str>, B: AsRef<str>>(expected: &[A], found: &[B]) -> bool {
     expected.len() == found.len()
         && expected.iter().zip(found).all(|(expected, found)| {
             let (expected, found) = (expected.as_ref(), found.as_ref());

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use portmapping_shared::contract::CHAIN_PREFIX;
 
+use super::jumps;
 use super::rule::{Rule, is_our_chain};
 
-/// Our part of table nat, borrowed from the text.
+/// Our part of a table, borrowed from the text.
 #[derive(Debug, Default)]
 pub(super) struct Saved<'a> {
     /// Our chains and their rules, in order.
@@ -27,15 +28,20 @@ pub(super) struct Reference<'a> {
 }
 
 impl<'a> Saved<'a> {
-    /// Parses the text. Lines that cannot be parsed are skipped, because they are not ours.
+    /// Parses table nat of the text. Lines that cannot be parsed are skipped, because they are not ours.
     pub(super) fn parse(text: &'a str) -> Self {
+        Self::parse_table(text, jumps::TABLE)
+    }
+
+    /// Parses another table of the text.
+    pub(super) fn parse_table(text: &'a str, table: &str) -> Self {
         let mut saved = Self::default();
-        let mut in_nat = false;
+        let mut in_table = false;
         let mut current = Run::default();
         for line in text.lines() {
-            if let Some(table) = line.strip_prefix('*') {
-                in_nat = table.trim_end() == "nat";
-            } else if !in_nat {
+            if let Some(name) = line.strip_prefix('*') {
+                in_table = name.trim_end() == table;
+            } else if !in_table {
             } else if let Some(declaration) = line.strip_prefix(':') {
                 let chain = declaration.split_whitespace().next().unwrap_or_default();
                 if is_our_chain(chain) {

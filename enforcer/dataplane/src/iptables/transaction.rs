@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-/// Changes to table nat. Chains that are not named stay as they are.
+/// Changes to one table. Chains that are not named stay as they are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Transaction {
     /// Chains of ours to be made, or emptied and filled again.
@@ -24,12 +24,18 @@ impl Transaction {
         *self == Self::default()
     }
 
-    /// Returns the text; None if there is nothing to do.
+    /// Returns the text for table nat; None if there is nothing to do.
+    #[cfg(test)]
     pub(super) fn text(&self) -> Option<String> {
+        self.text_for(super::jumps::TABLE)
+    }
+
+    /// Returns the text for a table; None if there is nothing to do.
+    pub(super) fn text_for(&self, table: &str) -> Option<String> {
         if self.is_empty() {
             return None;
         }
-        let mut text = String::from("*nat\n");
+        let mut text = format!("*{table}\n");
         let mut line = |parts: &[&str]| {
             let _ = writeln!(text, "{}", parts.join(" "));
         };

@@ -7,6 +7,7 @@ use super::commands::Commands;
 use super::flavour::Flavour;
 use super::save::Saved;
 use super::transaction::Transaction;
+use super::{invalid, jumps};
 use crate::family::Family;
 
 /// Removes our jumps and chains of one flavour, for both families. Continues after failures and
@@ -22,7 +23,13 @@ pub(crate) fn uninstall_flavour(flavour: Flavour, tools: &Tools) -> Vec<Dataplan
 fn clean(commands: &Commands) -> Result<(), DataplaneError> {
     // reads all tables in use, because reading nat would create it if it does not exist
     let text = commands.save_all()?;
-    let saved = Saved::parse(&text);
+    [jumps::TABLE, invalid::TABLE]
+        .into_iter()
+        .try_for_each(|table| clean_table(commands, &text, table))
+}
+
+fn clean_table(commands: &Commands, text: &str, table: &str) -> Result<(), DataplaneError> {
+    let saved = Saved::parse_table(text, table);
     let deleted = saved.references.iter();
     let transaction = Transaction {
         obsolete: saved
@@ -35,5 +42,5 @@ fn clean(commands: &Commands) -> Result<(), DataplaneError> {
             .collect(),
         ..Transaction::default()
     };
-    commands.restore(&transaction)
+    commands.restore_in(table, &transaction)
 }

@@ -40,11 +40,16 @@ const CT_DST_IP: u32 = 20;
 const CT_DST_IP6: u32 = 22;
 /// `NF_CT_STATE_BIT(IP_CT_NEW)`.
 const STATE_NEW: u32 = 8;
+/// `NF_CT_STATE_INVALID_BIT`, and the bits of established and related packets.
+const STATE_INVALID: u32 = 1;
+const STATE_KNOWN: u32 = 2 | 4;
 /// `IPS_DST_NAT`.
 const STATUS_DNAT: u32 = 0x20;
 /// `NF_NAT_RANGE_MAP_IPS | NF_NAT_RANGE_PROTO_SPECIFIED`: the kernel adds the first by itself.
 const NAT_ADDRESS_AND_PORT: u32 = 1 | 2;
 const VERDICT_RETURN: i32 = -5;
+/// `NF_DROP`.
+const VERDICT_DROP: i32 = 0;
 
 /// One rule being written: its expressions, as the list that the kernel expects.
 #[derive(Clone, Debug, Default)]
@@ -276,14 +281,31 @@ impl Rule {
             .compare(REG_1, AT_MOST, &[1])
     }
 
+    /// Matches packets of connections that conntrack knows.
+    pub(super) fn of_known_connection(self) -> Self {
+        self.connection(CT_STATE, STATE_KNOWN)
+    }
+
+    /// Matches packets that conntrack cannot assign to a connection.
+    pub(super) fn invalid(self) -> Self {
+        self.connection(CT_STATE, STATE_INVALID)
+    }
+
     /// Ends the rule: the packet goes on to the next chain.
     pub(super) fn leave(self) -> Self {
+        self.verdict(VERDICT_RETURN)
+    }
+
+    /// Ends the rule: the packet is dropped.
+    pub(super) fn drop(self) -> Self {
+        self.verdict(VERDICT_DROP)
+    }
+
+    fn verdict(self, code: i32) -> Self {
         self.expression("immediate", |encoder| {
             encoder.be32(1, 0);
             encoder.nest(2, |encoder| {
-                encoder.nest(2, |encoder| {
-                    encoder.bytes(1, &VERDICT_RETURN.to_be_bytes());
-                });
+                encoder.nest(2, |encoder| encoder.bytes(1, &code.to_be_bytes()));
             });
         })
     }

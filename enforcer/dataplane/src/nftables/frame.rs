@@ -4,7 +4,8 @@
 //! prerouting, output (-101)  in @bound4/6: DNAT; in @ports4/6: DNAT      (to @hosts4/6)
 //! postrouting        (99)    begun to a mapped port, and from a pod to itself
 //!                            or within a neighbour subnet: masquerade
-//! input              (10)    refuse first datagrams to the range where no socket receives them
+//! input              (10)    drop what is invalid and sent to a mapped port; refuse first datagrams
+//!                            to the range where no socket receives them
 //! ```
 //!
 //! Priority -101: at -100, the chain registered last would come first, whether it is ours or one of
@@ -15,6 +16,9 @@
 //! would have to be updated and read back like them. Kernels since 6.13 could compare in one step
 //! (`NFT_BITWISE_XOR` of two registers), but `nft list ruleset` before 1.1.2 aborts at such a rule
 //! in any table.
+//!
+//! A segment outside of the TCP window is not translated. The node has no connection for it and would
+//! reset that of the client. So what conntrack calls invalid is dropped for mapped ports.
 //!
 //! A datagram to a port that is held, but not mapped yet, is refused. Otherwise it would create a
 //! conntrack entry that bypasses the later mapping. Ports that another process may use are not
@@ -145,7 +149,7 @@ impl Frame {
                     kind: "filter",
                     hook: 1,
                     priority: 10,
-                    rules: refusals(families, settings, abilities),
+                    rules: [invalid(families), refusals(families, settings, abilities)].concat(),
                 },
             ],
             fixed,
@@ -280,6 +284,25 @@ fn masquerades(families: &[(Family, Ip)], settings: &Settings) -> Vec<Rule> {
                 let rule = rule.clone().begun_to_mapped(*ip, bound, map.name());
                 rules.push(rule.masquerade());
             }
+        }
+    }
+    rules
+}
+
+fn invalid(families: &[(Family, Ip)]) -> Vec<Rule> {
+    // most packets need no other rule of the chain
+    let mut rules = vec![Rule::default().of_known_connection().leave()];
+    for (family, ip) in families {
+        for (bound, map) in [
+            (true, SetId::Bound(*family)),
+            (false, SetId::Ports(*family)),
+        ] {
+            let rule = Rule::default()
+                .invalid()
+                .version(*ip)
+                .mapped(*ip, bound, map.name())
+                .sent_to_any_of(*ip, SetId::Hosts(*family).name());
+            rules.push(rule.drop());
         }
     }
     rules

@@ -45,6 +45,9 @@ COMMIT
 -A DOCKER-ISOLATION-STAGE-2 -j RETURN
 -A DOCKER-USER -j RETURN
 COMMIT
+*mangle
+-A INPUT -i docker0 -j ACCEPT
+COMMIT
 ";
 
 fn docker_host(flavour: Flavour) -> Lab {

@@ -30,6 +30,7 @@ mod forward;
 mod hairpin;
 mod host_addresses;
 mod host_ip;
+mod invalid;
 mod lab;
 mod layouts;
 mod netlink;

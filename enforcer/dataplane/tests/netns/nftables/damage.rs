@@ -61,6 +61,7 @@ fn frame_changed() {
             "flush chain inet portmapping prerouting
              flush chain inet portmapping output
              flush chain inet portmapping postrouting
+             flush chain inet portmapping input
              delete map inet portmapping bound4
              add map inet portmapping bound4 { type ipv4_addr : ipv4_addr; }",
             1,

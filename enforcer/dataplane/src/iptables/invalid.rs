@@ -1,0 +1,170 @@
+//! Drops what conntrack calls invalid, so that it does not reach the node's own TCP.
+//!
+//! ```text
+//! INPUT (table mangle) --> PORTMAPPING --> PORTMAPPING-DROP
+//!  (invalid)               (one rule per   (one rule per protocol, for
+//!                           host address)   the ports that may be mapped)
+//! ```
+//!
+//! A segment outside of the TCP window is not translated. The node has no connection for it and would
+//! reset that of the client. The rules do not name the mapped ports: a rule for each would make every
+//! change twice as large. So they also drop invalid packets for other programs that use a port of the
+//! range.
+
+use portmapping_shared::contract::CHAIN_PREFIX;
+use portmapping_shared::{HostPort, Protocol};
+
+use super::commands::Commands;
+use super::layout::{Chains, Jump};
+use super::reading::{jumps_of_ours, same_rules};
+use super::save::Saved;
+use super::transaction::Transaction;
+use crate::DataplaneError;
+use crate::family::Family;
+use crate::settings::{Settings, spans};
+
+/// The table of these rules. Its chain INPUT comes before the filters of other programs.
+pub(super) const TABLE: &str = "mangle";
+const DROP: &str = "PORTMAPPING-DROP";
+const JUMP: Jump = Jump {
+    from: "INPUT",
+    to: CHAIN_PREFIX,
+    rule: "-m conntrack --ctstate INVALID -m comment --comment portmapping -j PORTMAPPING",
+};
+
+/// The rules of one family.
+#[derive(Debug)]
+pub(super) struct InvalidRules {
+    commands: Commands,
+    /// The chains as they should be.
+    chains: Chains,
+    /// What the table lacks, as of the last read; None if it must be read before it is changed.
+    repair: Option<Transaction>,
+    /// Whether a failure was logged. The rules are then not tried again: mappings work without them.
+    failed: bool,
+}
+
+impl InvalidRules {
+    pub(super) fn new(commands: Commands, settings: &Settings) -> Self {
+        Self {
+            chains: chains(commands.family, settings),
+            commands,
+            repair: None,
+            failed: false,
+        }
+    }
+
+    /// Replaces the host addresses; the next change or read compares the table with them.
+    pub(super) fn set(&mut self, settings: &Settings) {
+        self.chains = chains(self.commands.family, settings);
+        self.repair = None;
+    }
+
+    /// Records the table as iptables-save printed it.
+    pub(super) fn take(&mut self, text: &str) {
+        self.repair = Some(repair(&self.chains, text));
+    }
+
+    /// Reads the table.
+    pub(super) fn read(&mut self) -> Result<(), DataplaneError> {
+        let text = self.commands.save_mangle()?;
+        self.take(&text);
+        Ok(())
+    }
+
+    /// Returns whether the rules were as they should be at the last read, or cannot be made on this
+    /// node.
+    pub(super) fn is_intact(&self) -> bool {
+        self.failed || self.repair.as_ref().is_none_or(Transaction::is_empty)
+    }
+
+    /// Makes what is missing. Returns the number of commits. A failure is logged once, and does not
+    /// make the change of the mappings fail.
+    pub(super) fn apply(&mut self) -> u32 {
+        if self.failed || self.repair.as_ref().is_some_and(Transaction::is_empty) {
+            return 0;
+        }
+        match self.make() {
+            Ok(()) => 1,
+            Err(error) => {
+                let error: &dyn std::error::Error = &error;
+                let family = self.commands.family;
+                tracing::warn!(
+                    error, %family,
+                    "invalid packets to mapped ports cannot be dropped (table mangle): a segment that \
+                     arrives late may reset its connection"
+                );
+                self.failed = true;
+                0
+            }
+        }
+    }
+
+    fn make(&mut self) -> Result<(), DataplaneError> {
+        if self.repair.is_none() {
+            self.read()?;
+        }
+        if let Some(repair) = &self.repair {
+            self.commands.restore_in(TABLE, repair)?;
+        }
+        self.repair = Some(Transaction::default());
+        Ok(())
+    }
+}
+
+fn chains(family: Family, settings: &Settings) -> Chains {
+    let addresses = settings.host_addresses.iter();
+    let addresses = addresses.filter(|ip| Family::of(**ip) == family);
+    let length = family.host_length();
+    let entry = addresses.map(|ip| format!("-d {ip}/{length} -g {DROP}"));
+    let spans = spans(settings.range, &settings.excluded);
+    let rules = Protocol::ALL.into_iter().flat_map(|protocol| {
+        let protocol = protocol.as_kernel_str();
+        spans.iter().map(move |(first, last)| {
+            let ports = span_text(*first, *last);
+            format!("-p {protocol} -m {protocol} --dport {ports} -j DROP")
+        })
+    });
+    Chains::from([
+        (CHAIN_PREFIX.to_owned(), entry.collect()),
+        (DROP.to_owned(), rules.collect()),
+    ])
+}
+
+fn span_text(first: HostPort, last: HostPort) -> String {
+    if first == last {
+        first.to_string()
+    } else {
+        format!("{first}:{last}")
+    }
+}
+
+/// Returns the transaction that makes the table as it should be.
+fn repair(expected: &Chains, text: &str) -> Transaction {
+    let saved = Saved::parse_table(text, TABLE);
+    let same = |chain: &String, rules: &Vec<String>| {
+        let found = saved.chains.get(chain.as_str());
+        found.is_some_and(|found| same_rules(rules, found))
+    };
+    let mut chains = expected.clone();
+    chains.retain(|chain, rules| !same(chain, rules));
+    let obsolete = saved.chains.keys();
+    let obsolete = obsolete.filter(|chain| !expected.contains_key(**chain));
+    let mut repair = Transaction {
+        chains,
+        obsolete: obsolete.map(|chain| (*chain).to_owned()).collect(),
+        ..Transaction::default()
+    };
+    let jumps = jumps_of_ours(&saved, &JUMP);
+    if !matches!(jumps.as_slice(), [only] if same_rules(&[JUMP.rule], &[only.rule])) {
+        let jumps = jumps.iter();
+        let deleted = jumps.map(|jump| (jump.chain.to_owned(), jump.rule.to_owned()));
+        repair.deleted = deleted.collect();
+        let jump = (JUMP.from.to_owned(), JUMP.rule.to_owned());
+        repair.inserted = vec![jump];
+    }
+    repair
+}
+
+#[cfg(test)]
+mod tests;
