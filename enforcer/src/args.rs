@@ -41,6 +41,8 @@ pub enum Command {
     Uninstall(UninstallArgs),
     /// Check a running enforcer or keeper; for exec probes
     Health(HealthArgs),
+    /// Print what a running enforcer knows: backend, pods, ports
+    Status(StatusArgs),
 }
 
 /// Flags of `enforcer run`.
@@ -76,13 +78,9 @@ pub struct RunArgs {
     /// Most ports that one pod may ask for
     #[arg(long, env = "PORTMAPPING_MAX_PORTS", default_value_t = DEFAULT_MAX_PORTS)]
     max_ports: usize,
-    /// Packet filter that carries the mappings; a change migrates those of this node
-    #[arg(
-        long,
-        env = "PORTMAPPING_BACKEND",
-        value_enum,
-        default_value = "iptables"
-    )]
+    /// Packet filter that carries the mappings; auto takes iptables where it works, else nftables, and
+    /// keeps the one that has the rules of this node; a change migrates those
+    #[arg(long, env = "PORTMAPPING_BACKEND", value_enum, default_value = "auto")]
     backend: BackendChoice,
     /// Which iptables to use; auto takes the one that the node already uses
     #[arg(long, env = "PORTMAPPING_IPTABLES", value_enum, default_value = "auto")]
@@ -133,6 +131,8 @@ pub struct RunArgs {
 /// The packet filter that carries the mappings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum BackendChoice {
+    /// iptables where it works, else nftables.
+    Auto,
     /// Rules, through the iptables programs.
     Iptables,
     /// A table of maps, over netlink.
@@ -176,6 +176,14 @@ pub struct HealthArgs {
     /// Unix socket to ask
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
+}
+
+/// Flags of `enforcer status`.
+#[derive(Args, Clone, Debug)]
+pub struct StatusArgs {
+    /// Unix socket to ask
+    #[arg(long, value_name = "PATH", default_value = ADMIN_SOCKET)]
+    pub socket: PathBuf,
 }
 
 /// The validated flags of `enforcer run`.

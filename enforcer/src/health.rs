@@ -1,5 +1,6 @@
-//! `enforcer health`, and the unix socket that answers it.
+//! `enforcer health` and `enforcer status`, and the unix socket that answers them.
 
+use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use prometheus_client::registry::Registry;
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 
-use crate::args::{ADMIN_SOCKET, HealthArgs};
+use crate::args::{ADMIN_SOCKET, HealthArgs, StatusArgs};
 use crate::keeper_client::KeeperClient;
 use crate::reconciler::StateRequest;
 use crate::run::runtime;
@@ -21,6 +22,8 @@ use crate::state;
 
 /// How long a health probe may take.
 const PROBE_LIMIT: Duration = Duration::from_secs(3);
+/// How long `enforcer status` waits; longer than the enforcer's own limit for its answer.
+const STATUS_LIMIT: Duration = Duration::from_secs(8);
 
 /// Runs `enforcer health`: fails if the program that it asks does not answer, or is not ready.
 pub fn health(args: &HealthArgs) -> anyhow::Result<()> {
@@ -37,6 +40,18 @@ pub fn health(args: &HealthArgs) -> anyhow::Result<()> {
             bail!("{}", answer.body.trim());
         }
         Ok(())
+    })
+}
+
+/// Runs `enforcer status`: prints the answer of `GET /state`.
+pub fn status(args: &StatusArgs) -> anyhow::Result<()> {
+    runtime()?.block_on(async {
+        let answer = admin::probe(&args.socket, "/state", STATUS_LIMIT).await?;
+        let body = answer.body.trim();
+        if answer.status != 200 {
+            bail!("{body}");
+        }
+        writeln!(std::io::stdout(), "{body}").context("cannot print the state")
     })
 }
 

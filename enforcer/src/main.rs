@@ -12,5 +12,6 @@ fn main() -> anyhow::Result<()> {
         Command::Run(args) => run::run(*args),
         Command::Uninstall(args) => uninstall::uninstall(&args),
         Command::Health(args) => health::health(&args),
+        Command::Status(args) => health::status(&args),
     }
 }

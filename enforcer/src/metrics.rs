@@ -33,6 +33,13 @@ pub struct ByProtocol {
     pub protocol: &'static str,
 }
 
+/// Labels of the backend.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ByBackend {
+    /// `iptables-nft`, `iptables-legacy` or `nftables`.
+    pub backend: &'static str,
+}
+
 /// Labels of a gauge per address family.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ByFamily {
@@ -45,6 +52,7 @@ pub struct ByFamily {
 pub struct Metrics {
     calls: Family<CallLabels, Counter>,
     apply_seconds: Histogram,
+    backend: Family<ByBackend, Gauge>,
     mappings: Family<ByFamily, Gauge>,
     pods: Gauge,
     refused: Gauge,
@@ -68,6 +76,7 @@ impl Metrics {
         let metrics = Self {
             calls: Family::default(),
             apply_seconds: Histogram::new(buckets),
+            backend: Family::default(),
             mappings: Family::default(),
             pods: Gauge::default(),
             refused: Gauge::default(),
@@ -90,6 +99,11 @@ impl Metrics {
             "apply_seconds",
             "Time of one change of the rules",
             metrics.apply_seconds.clone(),
+        );
+        registry.register(
+            "backend",
+            "1 for the packet filter in use",
+            metrics.backend.clone(),
         );
         registry.register(
             "mappings",
@@ -189,6 +203,11 @@ impl Metrics {
     /// Counts a CNI result: `sandbox`, `other`, `unusable` or `removed`.
     pub fn record_cni_result(&self, result: &'static str) {
         self.cni_results.get_or_create(&ByResult { result }).inc();
+    }
+
+    /// Sets the packet filter in use.
+    pub fn set_backend(&self, backend: &'static str) {
+        self.backend.get_or_create(&ByBackend { backend }).set(1);
     }
 
     /// Sets whether CNI results are followed.

@@ -23,7 +23,8 @@ use crate::keeper_client::KeeperClient;
 use crate::metrics::Metrics;
 use crate::pods::PodUpdate;
 use crate::publish::Publisher;
-use portmapping_dataplane::{Dataplane, Observed, StaleFlows};
+use portmapping_dataplane::detect::Chosen;
+use portmapping_dataplane::{Dataplane, DataplaneError, Observed, StaleFlows};
 use portmapping_keeper::wire::KeeperRole;
 
 /// Patches of pods in flight at once. More wait; none is lost.
@@ -39,7 +40,7 @@ const BATCH: usize = 64;
 const FIRST_CHECK: Duration = Duration::from_secs(1);
 
 /// A request for the current state, answered by the loop.
-pub(crate) type StateRequest = oneshot::Sender<Status>;
+pub(crate) type StateRequest = oneshot::Sender<(Status, Chosen)>;
 
 /// Why the loop ended before it was cancelled.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +57,9 @@ pub(crate) enum ReconcileError {
          keeper again"
     )]
     RoleReturned,
+    /// The chosen iptables stopped working.
+    #[error("iptables cannot be used any more: restarting, to choose the backend again")]
+    BackendLost(#[source] DataplaneError),
 }
 
 /// What the loop calls.
@@ -64,6 +68,10 @@ pub(crate) struct Drivers {
     pub keeper: Arc<tokio::sync::Mutex<KeeperClient>>,
     /// The packet filter; one change at a time.
     pub dataplane: Arc<Mutex<Box<dyn Dataplane>>>,
+    /// The backend of `dataplane`, and why it was chosen.
+    pub backend: Chosen,
+    /// Whether the backend was chosen by this program: it may choose another one then.
+    pub may_choose_again: bool,
     /// The connections that changes of the packet filter leave behind.
     pub stale_flows: StaleFlows,
     /// The API server.
@@ -108,6 +116,7 @@ enum Finished {
         /// None if it failed; the next check tries again.
         observed: Option<Observed>,
     },
+    BackendLost(DataplaneError),
     Published(PodUid, PublishOutcome),
     /// The addresses at which the pod runs, and when the read was asked for.
     PodRead(PodUid, Duration, Vec<IpAddr>),
@@ -227,13 +236,13 @@ impl Reconciler {
                     self.observe();
                 }
                 Some(finished) = self.tasks.join_next() => {
-                    self.finish_call(finished.map_err(ReconcileError::Task)?);
+                    self.finish_call(finished.map_err(ReconcileError::Task)?)?;
                 }
                 Ok(()) = inputs.role.changed() => {}
                 Ok(()) = inputs.keeper_lost.changed() => self.list_keeper(),
                 Some(request) = inputs.state_requests.recv() => {
                     // the client may have closed its connection
-                    let _ = request.send(self.state.status());
+                    let _ = request.send((self.state.status(), self.drivers.backend.clone()));
                 }
                 _ = check.tick() => self.observe(),
                 () = sleep_until(started, deadline), if deadline.is_some() && role == KeeperRole::Active => {
@@ -288,7 +297,7 @@ impl Reconciler {
         }
     }
 
-    fn finish_call(&mut self, finished: Finished) {
+    fn finish_call(&mut self, finished: Finished) -> Result<(), ReconcileError> {
         let now = self.now();
         match finished {
             Finished::Keeper(answers) => {
@@ -328,12 +337,14 @@ impl Reconciler {
                 }
                 self.update_metrics();
             }
+            Finished::BackendLost(error) => return Err(ReconcileError::BackendLost(error)),
             Finished::Published(uid, outcome) => self.state.published(now, &uid, outcome),
             Finished::PodRead(uid, asked, running_at) => {
                 self.state.pod_read(now, &uid, asked, &running_at);
             }
             Finished::Nothing => {}
         }
+        Ok(())
     }
 
     /// Called after the next change has started: a read before it would make it wait, and would then

@@ -15,7 +15,7 @@ use portmapping_runtime::{Readiness, ReadyHandle, Supervisor, admin};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
-use crate::args::{RunArgs, RunConfig};
+use crate::args::{BackendChoice, RunArgs, RunConfig};
 use crate::cni::{self, SANDBOX_QUEUE};
 use crate::health::{Routers, admin_listener};
 use crate::keeper_client::{KeeperClient, KeeperClientError, follow_role};
@@ -129,7 +129,7 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
     ask_permission(&mut tasks, own_pod, client.clone());
     let mut pods = watch_pods(&mut tasks, watch_client.clone(), config.node.clone());
     let mut first_pods = Vec::new();
-    let (dataplane, found) = if let Some(recovered) = recovered {
+    let start = if let Some(recovered) = recovered {
         recovered
     } else {
         let turn = async {
@@ -141,9 +141,10 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
         };
         recovered?
     };
-    let changes = dataplane.changes();
+    metrics.set_backend(start.backend.backend.as_str());
+    let changes = start.dataplane.changes();
     kernel_ready.ready();
-    let state = NodeState::recover(config.core, rand::random(), started.elapsed(), found);
+    let state = NodeState::recover(config.core, rand::random(), started.elapsed(), start.found);
 
     let (damage_sender, damage_hints) = watch::channel(0);
     let (addresses_sender, node_addresses) = watch::channel(None);
@@ -157,8 +158,10 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
     }
     let drivers = Drivers {
         keeper: Arc::new(tokio::sync::Mutex::new(keeper)),
-        stale_flows: dataplane.stale_flows(),
-        dataplane: Arc::new(Mutex::new(Box::new(dataplane))),
+        may_choose_again: config.backend == BackendChoice::Auto,
+        backend: start.backend,
+        stale_flows: start.dataplane.stale_flows(),
+        dataplane: Arc::new(Mutex::new(Box::new(start.dataplane))),
         publisher: Publisher::new(client.clone(), &config.node),
         client,
         metrics,

@@ -5,10 +5,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use portmapping_dataplane::detect::{self, Chosen};
 use portmapping_dataplane::iptables::Flavour;
 use portmapping_dataplane::migration::{self, Backend, BackendMigration};
 use portmapping_dataplane::snapshot::Snapshot;
-use portmapping_dataplane::{Dataplane as _, Observed, Settings, Tools, detect};
+use portmapping_dataplane::{Dataplane as _, Observed, Settings, Tools};
 use portmapping_enforcer_core::Recovered;
 use portmapping_runtime::deadline::chain;
 use portmapping_shared::pod::canonical_ip;
@@ -20,13 +21,20 @@ use crate::node_facts::NodeFacts;
 /// Limit for reading the rules: more than the programs' own, which end them.
 const READ_LIMIT: Duration = Duration::from_secs(30);
 
+/// What a start found and chose.
+pub(crate) struct Start {
+    pub(crate) dataplane: BackendMigration,
+    pub(crate) backend: Chosen,
+    pub(crate) found: Recovered,
+}
+
 /// Reads the rules in the kernel and makes the keeper hold every mapped port. It makes no call to the
 /// API server, which may be unreachable.
 pub(crate) async fn recover(
     config: &mut RunConfig,
     keeper: &mut KeeperClient,
     started: Instant,
-) -> anyhow::Result<(BackendMigration, Recovered)> {
+) -> anyhow::Result<Start> {
     let tools = Tools::default();
     let settings = settings(config);
     let reading = read_rules(&tools);
@@ -38,7 +46,8 @@ pub(crate) async fn recover(
         .iter()
         .map(|mapping| (mapping.protocol, mapping.host_port));
     let held = keeper.reacquire(mapped.collect(), held, started).await;
-    let (dataplane, observed) = open_dataplane(config, &settings, snapshot, tools)?;
+    let backend = choose_backend(config, &settings, &snapshot, &tools)?;
+    let (dataplane, observed) = open_dataplane(config, &settings, snapshot, tools, &backend)?;
     let (mappings, ports) = (observed.mappings.len(), held.len());
     tracing::info!(
         mappings,
@@ -54,7 +63,11 @@ pub(crate) async fn recover(
         held,
         in_other_backends,
     };
-    Ok((dataplane, found))
+    Ok(Start {
+        dataplane,
+        backend,
+        found,
+    })
 }
 
 /// Reads the rules and opens the backend without a change of a mapping: an enforcer that cannot do this
@@ -63,7 +76,8 @@ pub(crate) async fn rehearse(config: &mut RunConfig) -> anyhow::Result<()> {
     let tools = Tools::default();
     let settings = settings(config);
     let snapshot = read_rules(&tools).await?;
-    open_dataplane(config, &settings, snapshot, tools).map(drop)
+    let backend = choose_backend(config, &settings, &snapshot, &tools)?;
+    open_dataplane(config, &settings, snapshot, tools, &backend).map(drop)
 }
 
 /// Starts to read the rules at once, and returns them.
@@ -112,27 +126,57 @@ fn settings(config: &RunConfig) -> Settings {
     }
 }
 
+fn choose_backend(
+    config: &RunConfig,
+    settings: &Settings,
+    snapshot: &Snapshot,
+    tools: &Tools,
+) -> anyhow::Result<Chosen> {
+    let only = match config.iptables {
+        IptablesChoice::Auto => None,
+        IptablesChoice::Nft => Some(Flavour::Nft),
+        IptablesChoice::Legacy => Some(Flavour::Legacy),
+    };
+    let chosen = match (config.backend, only) {
+        (BackendChoice::Auto, only) => detect::choose(snapshot, settings, tools, only),
+        (BackendChoice::Nftables, _) => Chosen {
+            backend: Backend::Nftables,
+            reason: "--backend=nftables".to_owned(),
+            automatic: false,
+        },
+        (BackendChoice::Iptables, Some(flavour)) => Chosen {
+            backend: flavour.into(),
+            reason: "--backend=iptables and --iptables".to_owned(),
+            automatic: false,
+        },
+        (BackendChoice::Iptables, None) => {
+            let detected = detect::detect(snapshot)?;
+            Chosen {
+                backend: detected.flavour.into(),
+                reason: format!("--backend=iptables; {}", detected.reason),
+                automatic: false,
+            }
+        }
+    };
+    tracing::info!(
+        backend = chosen.backend.as_str(),
+        reason = chosen.reason,
+        "backend chosen"
+    );
+    Ok(chosen)
+}
+
 fn open_dataplane(
     config: &mut RunConfig,
     settings: &Settings,
     snapshot: Snapshot,
     tools: Tools,
+    chosen: &Chosen,
 ) -> anyhow::Result<(BackendMigration, Observed)> {
-    let backend = match (config.backend, config.iptables) {
-        (BackendChoice::Nftables, _) => Backend::Nftables,
-        (BackendChoice::Iptables, IptablesChoice::Nft) => Flavour::Nft.into(),
-        (BackendChoice::Iptables, IptablesChoice::Legacy) => Flavour::Legacy.into(),
-        (BackendChoice::Iptables, IptablesChoice::Auto) => {
-            let detected = detect::detect(&snapshot)?;
-            tracing::info!(
-                iptables = detected.flavour.as_str(),
-                reason = detected.reason,
-                "iptables chosen (--iptables=auto)"
-            );
-            detected.flavour.into()
-        }
-    };
-    let (driver, observed) = BackendMigration::open(backend, settings, tools, snapshot)?;
+    let backend = chosen.backend;
+    let opened = BackendMigration::open(backend, settings, tools, snapshot);
+    let (driver, observed) =
+        opened.with_context(|| format!("cannot use {backend} ({})", chosen.reason))?;
     config.core.ipv6 &= driver.has_ipv6();
     if backend.announces()
         && let Err(error) = driver.changes().listen()

@@ -8,6 +8,7 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::routing::get;
+use portmapping_dataplane::detect::Chosen;
 use portmapping_enforcer_core::{AddressSource, Status};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
@@ -31,9 +32,9 @@ async fn state(State(requests): State<mpsc::Sender<StateRequest>>) -> impl IntoR
         answer.await.ok()
     };
     match tokio::time::timeout(ANSWER_LIMIT, status).await {
-        Ok(Some(status)) => (
+        Ok(Some((status, backend))) => (
             [(CONTENT_TYPE, "application/json")],
-            format!("{:#}\n", describe(&status)),
+            format!("{:#}\n", describe(&status, &backend)),
         )
             .into_response(),
         _ => (
@@ -44,7 +45,7 @@ async fn state(State(requests): State<mpsc::Sender<StateRequest>>) -> impl IntoR
     }
 }
 
-fn describe(status: &Status) -> Value {
+fn describe(status: &Status, chosen: &Chosen) -> Value {
     let pods = status.pods.iter().map(|pod| {
         let lease = pod.lease.iter().map(|port| {
             json!({
@@ -78,6 +79,8 @@ fn describe(status: &Status) -> Value {
         .iter()
         .map(|(protocol, free)| (protocol.as_str().to_owned(), json!(free)));
     json!({
+        "backend": chosen.backend.as_str(),
+        "backendReason": chosen.reason,
         "pods": pods.collect::<Vec<_>>(),
         "mappings": counts.mappings,
         "cooling": counts.cooling,

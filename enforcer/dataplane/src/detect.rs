@@ -1,4 +1,6 @@
-//! Detects which iptables the node uses: nft or legacy. Both can be in use at the same time, but a
+//! Chooses the backend of a node: iptables as the node uses it, or nftables.
+//!
+//! There are two kinds of iptables: nft and legacy. Both can be in use at the same time, but a
 //! program that uses one does not see the rules of the other, and it is not defined whose rules
 //! come first.
 
@@ -7,13 +9,98 @@ use std::fmt;
 use portmapping_shared::contract::CHAIN_PREFIX;
 
 use super::DataplaneError;
+use super::exec::Tools;
 use super::family::Family;
 use super::forward;
-use super::iptables::Flavour;
+use super::iptables::{self, Flavour};
+use super::migration::Backend;
+use super::nftables;
+use super::settings::Settings;
 use super::snapshot::{SavedTables, Snapshot};
 
 /// Prefix of chains that only the programs of Kubernetes make.
 const KUBE_PREFIX: &str = "KUBE-";
+
+/// A backend, and the reason for log and state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chosen {
+    /// The backend to use.
+    pub backend: Backend,
+    /// Why it is used.
+    pub reason: String,
+    /// Whether another one may be chosen when it stops working.
+    pub automatic: bool,
+}
+
+/// Chooses the backend: iptables where it works on this node, else nftables. The backend that has
+/// rules of ours stays as long as it works. `only` allows one kind of iptables.
+///
+/// Changes nothing that stays: our matches and targets are tried in a chain that no packet enters.
+#[must_use]
+pub fn choose(
+    snapshot: &Snapshot,
+    settings: &Settings,
+    tools: &Tools,
+    only: Option<Flavour>,
+) -> Chosen {
+    let of = |flavour| match flavour {
+        Flavour::Nft => &snapshot.nft,
+        Flavour::Legacy => &snapshot.legacy,
+    };
+    let allowed = |flavour: &Flavour| only.is_none_or(|only| only == *flavour);
+    let flavours = Flavour::ALL.into_iter().filter(allowed);
+    let mut ours: Vec<Backend> = flavours
+        .filter(|flavour| {
+            let mappings = iptables::leftovers(of(*flavour), settings);
+            mappings.is_some_and(|mappings| !mappings.is_empty())
+        })
+        .map(Backend::from)
+        .collect();
+    ours.extend(nftables::leftovers(settings).map(|_| Backend::Nftables));
+    if let [backend] = ours.as_slice()
+        && is_readable(*backend, snapshot)
+    {
+        return Chosen {
+            backend: *backend,
+            reason: "it has the rules of an earlier start".to_owned(),
+            automatic: true,
+        };
+    }
+    let detected = match only {
+        Some(flavour) => Ok(Detected {
+            flavour,
+            reason: format!("the flag --iptables names {flavour}"),
+        }),
+        None => detect(snapshot),
+    };
+    let tried = detected.and_then(|detected| {
+        iptables::rehearse(of(detected.flavour), settings, tools)?;
+        Ok(detected)
+    });
+    match tried {
+        Ok(Detected { flavour, reason }) => Chosen {
+            backend: flavour.into(),
+            reason,
+            automatic: true,
+        },
+        Err(error) => Chosen {
+            backend: Backend::Nftables,
+            reason: format!("iptables cannot be used: {error}"),
+            automatic: true,
+        },
+    }
+}
+
+/// Returns whether the rules around ours can be read. A node without ip6tables has IPv4 rules only.
+fn is_readable(backend: Backend, snapshot: &Snapshot) -> bool {
+    let saved = match backend {
+        Backend::Iptables(Flavour::Nft) => &snapshot.nft,
+        Backend::Iptables(Flavour::Legacy) => &snapshot.legacy,
+        Backend::Nftables => return true,
+    };
+    let ipv6 = saved.ipv6.as_ref().err();
+    saved.ipv4.is_ok() && !ipv6.is_some_and(DataplaneError::is_unprintable)
+}
 
 /// The detected iptables, and the reason for the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,7 +113,17 @@ pub struct Detected {
 
 /// Detects which iptables the node uses; changes nothing.
 pub fn detect(snapshot: &Snapshot) -> Result<Detected, DataplaneError> {
-    choose(contents(&snapshot.nft), contents(&snapshot.legacy))
+    choose_flavour(state(&snapshot.nft), state(&snapshot.legacy))
+}
+
+/// What is known of one kind of iptables.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum State {
+    Readable(Contents),
+    /// The kernel may have rules of this kind, but they cannot be read, and why.
+    Unreadable(String),
+    /// The programs or the kernel's part are missing, and why: there are no rules.
+    Missing(String),
 }
 
 /// What one kind of iptables has, without empty built-in chains and without our own rules.
@@ -76,48 +173,83 @@ impl fmt::Display for Contents {
     }
 }
 
-fn contents(saved: &SavedTables) -> Result<Contents, String> {
+fn state(saved: &SavedTables) -> State {
     let mut contents = Contents::default();
-    contents.add(saved.ipv4.as_ref().map_err(ToString::to_string)?);
+    match &saved.ipv4 {
+        Ok(text) => contents.add(text),
+        Err(error) if error.is_missing_iptables() => return State::Missing(error.to_string()),
+        Err(error) => return State::Unreadable(error.to_string()),
+    }
     // IPv6 may be missing
-    contents.add(saved.of(Family::V6).unwrap_or_default());
-    Ok(contents)
+    match &saved.ipv6 {
+        Err(error) if error.is_unprintable() => return State::Unreadable(error.to_string()),
+        _ => contents.add(saved.of(Family::V6).unwrap_or_default()),
+    }
+    State::Readable(contents)
 }
 
-fn choose(
-    nft: Result<Contents, String>,
-    legacy: Result<Contents, String>,
-) -> Result<Detected, DataplaneError> {
+fn choose_flavour(nft: State, legacy: State) -> Result<Detected, DataplaneError> {
+    use State::{Missing, Readable, Unreadable};
+    let unreadable = |flavour, message| DataplaneError::IptablesUnreadable { flavour, message };
     let (flavour, reason) = match (nft, legacy) {
-        (Err(nft), Err(legacy)) => {
+        (Missing(nft), Missing(legacy)) => {
             return Err(DataplaneError::NoIptables { nft, legacy });
         }
-        (Ok(nft), Err(error)) => (
+        (Readable(nft), Missing(error)) => (
             Flavour::Nft,
             format!("it carries {nft}; iptables-legacy does not work: {error}"),
         ),
-        (Err(error), Ok(legacy)) => (
+        (Missing(error), Readable(legacy)) => (
             Flavour::Legacy,
             format!("it carries {legacy}; iptables-nft does not work: {error}"),
         ),
-        (Ok(nft), Ok(legacy)) if nft.is_empty() && legacy.is_empty() => (
+        // without NET_RAW, iptables-legacy can be read only where it has no tables
+        (Readable(nft), Unreadable(error)) if nft.kube_chains > 0 => (
+            Flavour::Nft,
+            format!("it carries {nft}; iptables-legacy cannot be read: {error}"),
+        ),
+        (Unreadable(error), Readable(legacy)) if legacy.kube_chains > 0 => (
+            Flavour::Legacy,
+            format!("it carries {legacy}; iptables-nft cannot be read: {error}"),
+        ),
+        (Unreadable(message), _) => return Err(unreadable(Flavour::Nft, message)),
+        (_, Unreadable(message)) => return Err(unreadable(Flavour::Legacy, message)),
+        (Readable(nft), Readable(legacy)) => choose_by_rules(nft, legacy)?,
+    };
+    Ok(Detected { flavour, reason })
+}
+
+fn choose_by_rules(nft: Contents, legacy: Contents) -> Result<(Flavour, String), DataplaneError> {
+    let chosen = match (nft.is_empty(), legacy.is_empty()) {
+        (true, true) => (
             Flavour::Nft,
             "neither kind carries rules, and nft is the default".to_owned(),
         ),
-        (Ok(nft), Ok(legacy)) if legacy.is_empty() => (
+        (false, true) => (
             Flavour::Nft,
             format!("it carries {nft}; iptables-legacy is empty"),
         ),
-        (Ok(nft), Ok(legacy)) if nft.is_empty() => (
+        (true, false) => (
             Flavour::Legacy,
             format!("it carries {legacy}; iptables-nft is empty"),
         ),
-        (Ok(nft), Ok(legacy)) => {
-            let (nft, legacy) = (nft.to_string(), legacy.to_string());
-            return Err(DataplaneError::BothFlavours { nft, legacy });
-        }
+        // kubelet and kube-proxy use the one that counts for Services
+        (false, false) => match (nft.kube_chains > 0, legacy.kube_chains > 0) {
+            (true, false) => (
+                Flavour::Nft,
+                format!("it carries {nft}; iptables-legacy has {legacy}"),
+            ),
+            (false, true) => (
+                Flavour::Legacy,
+                format!("it carries {legacy}; iptables-nft has {nft}"),
+            ),
+            _ => {
+                let (nft, legacy) = (nft.to_string(), legacy.to_string());
+                return Err(DataplaneError::BothFlavours { nft, legacy });
+            }
+        },
     };
-    Ok(Detected { flavour, reason })
+    Ok(chosen)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::fmt;
 use portmapping_shared::Mapping;
 
 use super::exec::ExecError;
+use super::iptables::Flavour;
 use super::netlink::NetlinkError;
 
 /// A failure of a dataplane driver; its text says what was tried and what to do.
@@ -24,6 +25,16 @@ pub enum DataplaneError {
         stderr: String,
         /// The line of its input that its error message names.
         line: Option<String>,
+        /// What to do about it.
+        hint: Option<&'static str>,
+    },
+    /// A program cannot print the rules of a table, because a rule of another program is among them.
+    #[error("{program} cannot print the rules of this node: {message}{}", Suffix("; ", .hint))]
+    Unprintable {
+        /// Name of the program.
+        program: &'static str,
+        /// Its error message, and the beginning of the rule.
+        message: String,
         /// What to do about it.
         hint: Option<&'static str>,
     },
@@ -58,6 +69,14 @@ pub enum DataplaneError {
         nft: String,
         /// The error of iptables-legacy.
         legacy: String,
+    },
+    /// One kind of iptables cannot be read, and nothing shows that the node uses the other one.
+    #[error("the rules of {flavour} cannot be read: {message}; or use --backend=nftables")]
+    IptablesUnreadable {
+        /// The kind.
+        flavour: Flavour,
+        /// Its error.
+        message: String,
     },
     /// Both kinds of iptables have rules. A wrong guess would put our rules behind those of others.
     #[error(
@@ -102,6 +121,26 @@ pub enum DataplaneError {
 }
 
 impl DataplaneError {
+    /// Returns whether iptables cannot print a rule of another program. This stays so until the rule
+    /// is gone.
+    #[must_use]
+    pub fn is_unprintable(&self) -> bool {
+        match self {
+            Self::Unprintable { .. } => true,
+            Self::Several(errors) => errors.iter().any(Self::is_unprintable),
+            _ => false,
+        }
+    }
+
+    /// Returns whether a kind of iptables is not installed, or the kernel lacks its part.
+    pub(super) fn is_missing_iptables(&self) -> bool {
+        match self {
+            Self::Exec(ExecError::Missing { .. }) => true,
+            Self::Refused { stderr, .. } => stderr.contains("Failed to initialize nft"),
+            _ => false,
+        }
+    }
+
     /// Returns one error for all of them; Ok if there are none.
     pub(super) fn collect(mut errors: Vec<Self>) -> Result<(), Self> {
         match errors.len() {

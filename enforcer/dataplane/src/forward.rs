@@ -16,7 +16,8 @@ use super::change_monitor::GenerationSocket;
 use super::exec::Tools;
 use super::family::Family;
 use super::iptables::Flavour;
-use super::iptables::commands::Commands;
+use super::iptables::commands::{Commands, is_incompatible};
+use super::nftables;
 use super::settings::spans;
 use super::snapshot::Snapshot;
 
@@ -44,6 +45,8 @@ struct Table {
     outdated: bool,
     /// Whether a failure was logged already.
     complained: bool,
+    /// Whether it was logged that the table cannot be read.
+    warned: bool,
 }
 
 /// The state of a table's FORWARD chain.
@@ -84,9 +87,19 @@ impl Forward {
                 Flavour::Nft => &snapshot.nft,
                 Flavour::Legacy => &snapshot.legacy,
             };
-            let text = saved.of(table.commands.family);
-            table.outdated = text.is_none();
-            table.found = Finding::read(text.unwrap_or_default());
+            let text = match table.commands.family {
+                Family::V4 => saved.ipv4.as_deref(),
+                Family::V6 => saved.ipv6.as_deref(),
+            };
+            match text {
+                Ok(text) if !is_incompatible(text, "filter") => {
+                    table.outdated = false;
+                    table.found = Finding::read(text);
+                }
+                Ok(_) => table.is_unreadable("it has rules that nft made"),
+                Err(error) if error.is_missing_iptables() => table.outdated = true,
+                Err(error) => table.is_unreadable(&error.to_string()),
+            }
         }
         self.read_at = snapshot.nft.generation;
     }
@@ -158,17 +171,55 @@ fn tables(tools: &Tools) -> impl Iterator<Item = Table> {
         found: Finding::default(),
         outdated: false,
         complained: false,
+        warned: false,
     })
 }
 
 impl Table {
     fn read(&mut self) {
         let text = self.commands.save_filter();
-        self.outdated = text.is_err();
         match text {
-            Ok(text) => self.found = Finding::read(&text),
-            // not installed, or locked by another program
-            Err(error) => tracing::debug!(%error, "a filter table cannot be read"),
+            Ok(text) => {
+                self.outdated = false;
+                self.warned = false;
+                self.found = Finding::read(&text);
+            }
+            Err(error) if error.is_unprintable() => self.is_unreadable(&error.to_string()),
+            Err(error) => {
+                self.outdated = true;
+                // not installed, or locked by another program
+                tracing::debug!(%error, "a filter table cannot be read");
+            }
+        }
+    }
+
+    /// Says once what is known of a chain that cannot be read, and what is not. A rule of ours cannot
+    /// be found there again, so none is made.
+    fn is_unreadable(&mut self, reason: &str) {
+        self.outdated = true;
+        if std::mem::replace(&mut self.warned, true) {
+            return;
+        }
+        let (program, family) = (self.commands.flavour, self.commands.family);
+        let policy = match program {
+            Flavour::Nft => nftables::forward_drops(family),
+            Flavour::Legacy => None,
+        };
+        match policy {
+            Some(false) => tracing::info!(
+                %program, %family, reason,
+                "FORWARD cannot be read; its policy accepts mapped connections"
+            ),
+            Some(true) => tracing::warn!(
+                %program, %family, reason,
+                "FORWARD drops by default, and its rules cannot be read, so no rule of ours can accept mapped \
+                 ports: accept translated connections (ctstate DNAT) there"
+            ),
+            None => tracing::warn!(
+                %program, %family, reason,
+                "FORWARD cannot be read: if it drops, clients do not reach mapped pods; accept translated \
+                 connections (ctstate DNAT) there"
+            ),
         }
     }
 

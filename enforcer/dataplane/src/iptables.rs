@@ -29,6 +29,7 @@ mod jumps;
 mod layout;
 mod older;
 mod reading;
+mod rehearsal;
 mod rule;
 mod save;
 #[cfg(test)]
@@ -41,6 +42,7 @@ use family_rules::{FamilyRules, Reading};
 pub use flavour::Flavour;
 use layout::Layout;
 use reading::Known;
+pub(crate) use rehearsal::rehearse;
 pub(crate) use uninstall::uninstall_flavour;
 
 /// Mappings as iptables rules.
@@ -71,6 +73,7 @@ impl Iptables {
             generation,
             ipv4,
             ipv6,
+            ..
         } = saved;
         let rules = |family, settings| {
             FamilyRules::new(Commands::new(family, flavour, tools.clone()), settings)
@@ -202,7 +205,7 @@ impl Dataplane for Iptables {
         let begun = Instant::now();
         let (ipv4, ipv6) = thread::scope(|scope| {
             let ipv6 = self.ipv6.as_mut().ok();
-            let ipv6 = ipv6.map(|rules| scope.spawn(|| rules.read()));
+            let ipv6 = ipv6.map(|rules| scope.spawn(move || rules.read()));
             let ipv4 = self.ipv4.read();
             let join = |read: thread::ScopedJoinHandle<'_, _>| {
                 read.join().unwrap_or_else(|panic| resume_unwind(panic))
@@ -288,7 +291,7 @@ impl Dataplane for Iptables {
 pub(crate) fn leftovers(saved: &SavedTables, settings: &Settings) -> Option<BTreeSet<Mapping>> {
     let read = |family| {
         let layout = Layout::new(family, settings.clone());
-        Some(Known::read(saved.of(family)?, family, &layout))
+        Some(Known::read(saved.own(family)?, family, &layout))
     };
     let known: Vec<Known> = Family::ALL.into_iter().filter_map(read).collect();
     let any = known.iter().any(|known| !known.untouched);

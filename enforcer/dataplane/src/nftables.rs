@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use super::change_monitor::ChangeMonitor;
 use super::conntrack::StaleFlows;
 use super::family::Family;
-use super::netlink::{Batch, Header, NetlinkError, Options, Socket, flags};
+use super::netlink::{Batch, Encoder, Header, Message, NetlinkError, Options, Socket, flags};
 use super::settings::{Settings, Subnet};
 use super::{Dataplane, DataplaneError, Observed};
 
@@ -281,27 +281,60 @@ pub(super) fn may_have_iptables_chains() -> bool {
             let tables = std::fs::read_to_string(format!("/proc/thread-self/net/{list}"));
             tables.is_ok_and(|tables| tables.lines().any(|table| table == "nat"))
         });
-    let mut found = false;
+    let mut tables = ["nat", "mangle"].into_iter();
+    legacy
+        || tables.any(|table| {
+            let mut families = Family::ALL.into_iter();
+            families.any(|family| !iptables_chains(family, table).is_empty())
+        })
+}
+
+/// Returns the chains of ours in a table of iptables-nft.
+pub(super) fn iptables_chains(family: Family, table: &str) -> Vec<String> {
+    let mut found = Vec::new();
     let listed = Socket::open(Options::default()).and_then(|mut socket| {
-        let every_family = Header {
-            family: 0,
-            ..header(message::GETCHAIN, 0)
+        let read = |chain: &Message<'_>| {
+            let text = |kind| {
+                let attribute = chain.attributes().find(kind);
+                attribute.and_then(|text| text.text().map(str::to_owned))
+            };
+            let name = text(3).filter(|name| name.starts_with(CHAIN_PREFIX));
+            found.extend(name.filter(|_| text(TABLE).as_deref() == Some(table)));
         };
-        socket.dump(
-            every_family,
-            |_| {},
-            |chain| {
-                let name = chain.attributes().find(3);
-                found |= name
-                    .and_then(|name| name.text())
-                    .is_some_and(|name| name.starts_with(CHAIN_PREFIX));
-            },
-        )
+        socket.dump(of_iptables(family), |_| {}, read)
     });
     if let Err(error) = listed {
         tracing::debug!(%error, "chains could not be listed");
     }
-    legacy || found
+    found
+}
+
+/// Returns whether the policy of FORWARD of iptables-nft drops; None if the kernel does not say it.
+pub(super) fn forward_drops(family: Family) -> Option<bool> {
+    const DROP: u32 = 0;
+    let mut policy = None;
+    let mut socket = Socket::open(Options::default()).ok()?;
+    let which = |encoder: &mut Encoder| {
+        encoder.text(TABLE, "filter");
+        encoder.text(3, "FORWARD");
+    };
+    let read = socket.request(of_iptables(family), which, |chain| {
+        let attribute = chain.attributes().find(5);
+        policy = attribute.and_then(|policy| policy.be32());
+    });
+    read.ok()?;
+    policy.map(|policy| policy == DROP)
+}
+
+/// Returns the header of a request for chains of iptables-nft.
+fn of_iptables(family: Family) -> Header {
+    Header {
+        family: match family {
+            Family::V4 => 2,
+            Family::V6 => 10,
+        },
+        ..header(message::GETCHAIN, 0)
+    }
 }
 
 /// Returns whether the kernel has `nf_tables`; true if the kernel's answer does not show it.

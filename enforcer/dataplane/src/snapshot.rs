@@ -43,6 +43,8 @@ pub struct SavedTables {
     pub(super) generation: Option<u32>,
     pub(super) ipv4: Result<String, DataplaneError>,
     pub(super) ipv6: Result<String, DataplaneError>,
+    /// Our part of each family, where a rule of another program cannot be printed.
+    own: Vec<(Family, String)>,
 }
 
 impl SavedTables {
@@ -57,13 +59,30 @@ impl SavedTables {
             let ipv6 = scope.spawn(move || read(Family::V6));
             let ipv4 = read(Family::V4);
             let ipv6 = ipv6.join().unwrap_or_else(|panic| resume_unwind(panic));
+            let own = [(Family::V4, &ipv4), (Family::V6, &ipv6)];
+            let own = own.into_iter().filter_map(|(family, text)| {
+                text.as_ref().err().filter(|error| error.is_unprintable())?;
+                (flavour == Flavour::Nft).then_some(())?;
+                let own = Commands::new(family, flavour, tools.clone()).save_own();
+                let own = own.inspect_err(|error| {
+                    tracing::warn!(%error, %flavour, "our rules of an earlier start cannot be read");
+                });
+                Some((family, own.ok()?))
+            });
             Self {
+                own: own.collect(),
                 flavour,
                 generation,
                 ipv4,
                 ipv6,
             }
         })
+    }
+
+    /// Returns our part of one family; None if it could not be read.
+    pub(super) fn own(&self, family: Family) -> Option<&str> {
+        let own = self.own.iter().find(|(of, _)| *of == family);
+        self.of(family).or(own.map(|(_, text)| text.as_str()))
     }
 
     /// Returns the text of one family; None if it could not be read.

@@ -105,6 +105,7 @@ impl Reconciler {
         let dataplane = Arc::clone(&self.drivers.dataplane);
         let metrics = self.drivers.metrics.clone();
         let node_addresses = self.node_addresses.take();
+        let may_choose_again = self.drivers.may_choose_again;
         self.tasks.spawn_blocking(move || {
             let begun = Instant::now();
             let mut dataplane = dataplane.lock();
@@ -118,6 +119,9 @@ impl Reconciler {
             metrics.record_call("observe", observed.is_ok());
             let observed = match observed {
                 Ok(observed) => Some(observed),
+                Err(error) if may_choose_again && error.is_unprintable() => {
+                    return Finished::BackendLost(error);
+                }
                 Err(error) => {
                     tracing::error!(
                         error = chain(&error),

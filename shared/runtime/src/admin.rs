@@ -36,8 +36,8 @@ const MAX_CONNECTIONS: usize = 32;
 const CONNECTION_LIMIT: Duration = Duration::from_secs(10);
 /// Time limit for the header of a request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest response that [`probe`] reads, in bytes.
-const MAX_PROBE_RESPONSE: u64 = 64 * 1024;
+/// Longest response that [`probe`] reads, in bytes: the state of a node with some thousand ports.
+const MAX_PROBE_RESPONSE: u64 = 4 * 1024 * 1024;
 
 #[derive(Clone)]
 struct Admin {

@@ -12,28 +12,48 @@ const NONE: Contents = Contents {
     kube_chains: 0,
 };
 
-fn missing() -> Result<Contents, String> {
-    Err(ExecError::Missing {
-        program: "iptables-save",
-    }
-    .to_string())
+/// Rules of a firewall, without any of Kubernetes.
+const OTHER: Contents = Contents {
+    chains: 1,
+    rules: 4,
+    kube_chains: 0,
+};
+
+fn missing() -> State {
+    let program = "iptables-save";
+    State::Missing(ExecError::Missing { program }.to_string())
+}
+
+fn unreadable() -> State {
+    State::Unreadable("iptables-save cannot print a rule".to_owned())
 }
 
 #[test]
 fn follows_the_node() {
+    use State::Readable;
     for (nft, legacy, flavour, reason) in [
-        (Ok(NONE), Ok(NONE), Flavour::Nft, "default"),
-        (Ok(KUBE), Ok(NONE), Flavour::Nft, "5 rules"),
+        (Readable(NONE), Readable(NONE), Flavour::Nft, "default"),
+        (Readable(KUBE), Readable(NONE), Flavour::Nft, "5 rules"),
         (
-            Ok(NONE),
-            Ok(KUBE),
+            Readable(NONE),
+            Readable(KUBE),
             Flavour::Legacy,
             "2 of them made by Kubernetes",
         ),
-        (Ok(KUBE), missing(), Flavour::Nft, "not installed"),
-        (missing(), Ok(NONE), Flavour::Legacy, "not installed"),
+        (Readable(KUBE), missing(), Flavour::Nft, "not installed"),
+        (missing(), Readable(NONE), Flavour::Legacy, "not installed"),
+        (Readable(KUBE), unreadable(), Flavour::Nft, "cannot print"),
+        (
+            unreadable(),
+            Readable(KUBE),
+            Flavour::Legacy,
+            "cannot print",
+        ),
+        // both carry rules: that of the kubelet and kube-proxy
+        (Readable(KUBE), Readable(OTHER), Flavour::Nft, "4 rules"),
+        (Readable(OTHER), Readable(KUBE), Flavour::Legacy, "4 rules"),
     ] {
-        let detected = choose(nft, legacy).unwrap();
+        let detected = choose_flavour(nft, legacy).unwrap();
         assert_eq!(detected.flavour, flavour);
         assert!(detected.reason.contains(reason), "{}", detected.reason);
     }
@@ -41,10 +61,24 @@ fn follows_the_node() {
 
 #[test]
 fn refuses_to_guess() {
-    let error = choose(Ok(KUBE), Ok(KUBE)).unwrap_err();
-    assert!(matches!(error, DataplaneError::BothFlavours { .. }));
-    let error = choose(missing(), missing()).unwrap_err();
+    use State::Readable;
+    for both in [KUBE, OTHER] {
+        let error = choose_flavour(Readable(both), Readable(both)).unwrap_err();
+        assert!(matches!(error, DataplaneError::BothFlavours { .. }));
+    }
+    let error = choose_flavour(missing(), missing()).unwrap_err();
     assert!(matches!(error, DataplaneError::NoIptables { .. }));
+    for (nft, legacy, unreadable) in [
+        (unreadable(), Readable(NONE), Flavour::Nft),
+        (unreadable(), missing(), Flavour::Nft),
+        (Readable(NONE), unreadable(), Flavour::Legacy),
+        (missing(), unreadable(), Flavour::Legacy),
+    ] {
+        let error = choose_flavour(nft, legacy).unwrap_err();
+        assert!(
+            matches!(error, DataplaneError::IptablesUnreadable { flavour, .. } if flavour == unreadable)
+        );
+    }
 }
 
 #[test]

@@ -1,12 +1,16 @@
 //! Runs iptables-save and iptables-restore, and explains their errors.
 
+use std::fmt::Write as _;
+
 use crate::DataplaneError;
 use crate::exec::{Finished, Tools};
 
 use super::flavour::{Flavour, Programs};
+use super::layout::JUMPS;
 use super::transaction::Transaction;
 use super::{invalid, jumps};
 use crate::family::Family;
+use crate::nftables;
 
 /// Seconds to wait for another iptables that holds the lock; legacy only, nft has none.
 pub(super) const LOCK_WAIT_SECONDS: &str = "5";
@@ -37,9 +41,9 @@ impl Commands {
         // iptables-legacy creates a table when it reads it; a node without IPv6 rules must not get
         // one
         if self.family == Family::V6 && !self.is_in_use(jumps::TABLE) {
-            return self.save(&[]).map(|_| String::new());
+            return self.save(&[], &[]).map(|_| String::new());
         }
-        self.save(&["-t", jumps::TABLE])
+        self.save(&["-t", jumps::TABLE], &[jumps::TABLE])
     }
 
     /// Returns table mangle as text; empty if the table is not in use.
@@ -47,7 +51,7 @@ impl Commands {
         if !self.is_in_use(invalid::TABLE) {
             return Ok(String::new());
         }
-        self.save(&["-t", invalid::TABLE])
+        self.save(&["-t", invalid::TABLE], &[invalid::TABLE])
     }
 
     /// Returns table filter as text; empty if the table is not in use.
@@ -55,12 +59,46 @@ impl Commands {
         if !self.is_in_use("filter") {
             return Ok(String::new());
         }
-        self.save(&["-t", "filter"])
+        self.save(&["-t", "filter"], &["filter"])
     }
 
-    /// Returns all tables in use as text.
+    /// Returns all tables in use as text. Of the others, a table that cannot be printed is left out.
     pub(crate) fn save_all(&self) -> Result<String, DataplaneError> {
-        self.save(&[])
+        self.save(&[], &[jumps::TABLE, invalid::TABLE])
+    }
+
+    /// Returns our part of the tables as text, chain by chain. This works where a rule of another
+    /// program cannot be printed, and takes some milliseconds per chain. For iptables-nft only.
+    pub(crate) fn save_own(&self) -> Result<String, DataplaneError> {
+        let mut text = String::new();
+        for (table, jumps) in [
+            (jumps::TABLE, JUMPS.as_slice()),
+            (invalid::TABLE, std::slice::from_ref(&invalid::JUMP)),
+        ] {
+            let _ = writeln!(text, "*{table}");
+            for chain in nftables::iptables_chains(self.family, table) {
+                let printed = self.run(&["-t", table, "-S", &chain])?;
+                if !printed.status.success() {
+                    return Err(refused(self.programs().iptables, &printed, None));
+                }
+                let printed = String::from_utf8_lossy(&printed.stdout);
+                let _ = writeln!(text, ":{chain} - [0:0]");
+                let rules = printed.lines().filter(|line| line.starts_with("-A "));
+                text.extend(rules.flat_map(|rule| [rule, "\n"]));
+            }
+            for jump in jumps {
+                let words = ["-t", table, "-C", jump.from].into_iter();
+                let words: Vec<&str> = words.chain(jump.rule.split(' ')).collect();
+                if self.run(&words)?.status.success() {
+                    let _ = writeln!(text, "-A {} {}", jump.from, jump.rule);
+                }
+            }
+        }
+        Ok(text)
+    }
+
+    fn run(&self, args: &[&str]) -> Result<Finished, DataplaneError> {
+        Ok(self.tools.run(self.programs().iptables, args, &[])?)
     }
 
     /// Applies the transaction to table nat, wholly or not at all.
@@ -92,7 +130,7 @@ impl Commands {
 
     /// Returns whether iptables-legacy has a table in the network namespace of this thread. Always
     /// true for iptables-nft, where it does not matter.
-    fn is_in_use(&self, table: &str) -> bool {
+    pub(super) fn is_in_use(&self, table: &str) -> bool {
         let list = match (self.flavour, self.family) {
             (Flavour::Nft, _) => return true,
             (Flavour::Legacy, Family::V4) => "/proc/thread-self/net/ip_tables_names",
@@ -102,14 +140,46 @@ impl Commands {
         tables.is_ok_and(|tables| tables.lines().any(|found| found == table))
     }
 
-    fn save(&self, args: &[&str]) -> Result<String, DataplaneError> {
+    /// Runs iptables-save. Fails if it cannot print one of these tables.
+    fn save(&self, args: &[&str], tables: &[&str]) -> Result<String, DataplaneError> {
         let program = self.programs().save;
         let finished = self.tools.run(program, args, &[])?;
-        if finished.status.success() {
-            return Ok(String::from_utf8_lossy(&finished.stdout).into_owned());
+        let text = String::from_utf8_lossy(&finished.stdout).into_owned();
+        if !finished.status.success() {
+            return Err(unprintable_rule(program, &text, &finished.stderr)
+                .unwrap_or_else(|| refused(program, &finished, None)));
         }
-        Err(refused(program, &finished, None))
+        match tables.iter().find(|table| is_incompatible(&text, table)) {
+            Some(table) => Err(DataplaneError::Unprintable {
+                program,
+                message: format!("table {table} has rules that nft made"),
+                hint: Some("find them with `nft list ruleset`"),
+            }),
+            None => Ok(text),
+        }
     }
+}
+
+/// Returns whether iptables-nft-save left a table out, because it has rules of another kind. It
+/// exits with success then.
+pub(crate) fn is_incompatible(text: &str, table: &str) -> bool {
+    text.contains(&format!("# Table `{table}' is incompatible"))
+}
+
+/// Returns the error of a program that ended within a rule. It prints a rule piece by piece, so the
+/// beginning of the last one names the match or target that it cannot print.
+fn unprintable_rule(program: &'static str, text: &str, stderr: &str) -> Option<DataplaneError> {
+    let rule = text.lines().last().filter(|line| line.starts_with("-A "))?;
+    let rule: String = rule.chars().take(200).collect();
+    let ipset = stderr.contains("ipset");
+    Some(DataplaneError::Unprintable {
+        program,
+        message: format!("{stderr} The rule begins with: {rule}"),
+        hint: ipset.then_some(
+            "it uses an ipset, which can be printed with the capability NET_RAW only: install \
+             overlays/legacy-iptables, which adds it",
+        ),
+    })
 }
 
 fn refused(program: &'static str, finished: &Finished, input: Option<&str>) -> DataplaneError {

@@ -26,7 +26,7 @@ use crate::settings::{Settings, spans};
 /// The table of these rules. Its chain INPUT comes before the filters of other programs.
 pub(super) const TABLE: &str = "mangle";
 const DROP: &str = "PORTMAPPING-DROP";
-const JUMP: Jump = Jump {
+pub(super) const JUMP: Jump = Jump {
     from: "INPUT",
     to: CHAIN_PREFIX,
     rule: "-m conntrack --ctstate INVALID -m comment --comment portmapping -j PORTMAPPING",

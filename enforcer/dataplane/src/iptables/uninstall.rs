@@ -22,7 +22,12 @@ pub(crate) fn uninstall_flavour(flavour: Flavour, tools: &Tools) -> Vec<Dataplan
 
 fn clean(commands: &Commands) -> Result<(), DataplaneError> {
     // reads all tables in use, because reading nat would create it if it does not exist
-    let text = commands.save_all()?;
+    let text = match commands.save_all() {
+        Err(error) if error.is_unprintable() && commands.flavour == Flavour::Nft => {
+            commands.save_own()?
+        }
+        text => text?,
+    };
     [jumps::TABLE, invalid::TABLE]
         .into_iter()
         .try_for_each(|table| clean_table(commands, &text, table))

@@ -15,6 +15,7 @@ crate::for_each_backend!(
     neighbour_keeps_its_address_with_rules_on_the_bridge,
     neighbour_is_masqueraded_without_rules_on_the_bridge,
     bridges_are_found,
+    neighbours_everywhere_are_masqueraded_and_no_damage,
 );
 
 fn pod_reaches_itself_with_rules_on_the_bridge(backend: Backend) {
@@ -47,6 +48,22 @@ fn pod_reaches_itself(backend: Backend, bridge_nf: &str) {
         ask_tcp(&lab.pod1, at(NODE_V6, 20000)).unwrap(),
         "pod1 fd88::1"
     );
+}
+
+/// Everything is masqueraded, as on a node whose replies leave past netfilter.
+fn neighbours_everywhere_are_masqueraded_and_no_damage(backend: Backend) {
+    let lab = lab("1");
+    let _pod1 = serve(&lab.pod1, "pod1", 9040);
+    let everywhere = ["0.0.0.0/0", "::/0"].map(|subnet| subnet.parse().unwrap());
+    let settings = Settings {
+        neighbours: everywhere.to_vec(),
+        ..lab::settings_for(range("20000-29999"))
+    };
+    let mut driver = lab.driver_with(backend, &settings);
+    driver.reconcile(&[map(Tcp, 20000, POD1, 9040), map(Tcp, 20000, POD1_V6, 9040)]);
+    for (to, masqueraded) in [(NODE, "pod1 10.88.0.1"), (NODE_V6, "pod1 fd88::1")] {
+        assert_eq!(ask_tcp(&lab.client, at(to, 20000)).unwrap(), masqueraded);
+    }
 }
 
 fn neighbour_keeps_its_address_with_rules_on_the_bridge(backend: Backend) {

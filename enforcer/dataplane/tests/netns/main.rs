@@ -17,6 +17,7 @@
 
 mod announced;
 mod burst;
+mod choose;
 mod conntrack;
 mod detect;
 mod dnat;

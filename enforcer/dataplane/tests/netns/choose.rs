@@ -1,0 +1,194 @@
+//! The backend is chosen by what works on the node, also where the rules of other programs cannot be
+//! printed.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
+
+use portmapping_dataplane::detect::{Chosen, choose, detect};
+use portmapping_dataplane::iptables::Flavour;
+use portmapping_dataplane::migration::{Backend, BackendMigration};
+use portmapping_dataplane::snapshot::Snapshot;
+use portmapping_dataplane::{Dataplane as _, Tools};
+use portmapping_shared::Plan;
+use portmapping_shared::Protocol::{Tcp, Udp};
+use tempfile::TempDir;
+
+use crate::lab::{Lab, NODE, POD1, POD1_V6, POD2, at, map, range, settings_for};
+use crate::serve::{ask_tcp, serve};
+
+/// The programs of both kinds, with the capabilities of the enforcer: `NET_ADMIN` alone.
+struct Unprivileged(TempDir);
+
+impl Unprivileged {
+    fn new() -> Self {
+        let programs = Self(tempfile::tempdir().unwrap());
+        for family in ["iptables", "ip6tables"] {
+            for kind in ["nft", "legacy"] {
+                for suffix in ["", "-save", "-restore"] {
+                    let name = format!("{family}-{kind}{suffix}");
+                    let real = format!(
+                        "exec setpriv --bounding-set -all,+net_admin --inh-caps -all,+net_admin \
+                         /usr/sbin/{name} \"$@\""
+                    );
+                    programs.script(&name, &real);
+                }
+            }
+        }
+        programs
+    }
+
+    fn script(&self, name: &str, script: &str) {
+        let path = self.0.path().join(name);
+        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+    }
+
+    fn tools(&self) -> Tools {
+        Tools {
+            directory: Some(self.0.path().to_owned()),
+            ..Tools::default()
+        }
+    }
+}
+
+fn chosen(lab: &Lab, tools: &Tools) -> Chosen {
+    let settings = settings_for(range("20000-29999"));
+    lab.node
+        .run(|| choose(&Snapshot::read(tools), &settings, tools, None))
+}
+
+#[test]
+fn node_without_rules_or_with_those_of_kubernetes_gets_iptables() {
+    let lab = Lab::new();
+    let tools = Tools::default();
+    assert_eq!(chosen(&lab, &tools).backend, Flavour::Nft.into());
+    lab.iptables(Flavour::Legacy, "-t mangle -N KUBE-IPTABLES-HINT");
+    lab.iptables(Flavour::Nft, "-A INPUT -s 192.0.2.1 -j ACCEPT");
+    let before = lab.rules(Flavour::Legacy);
+    let chosen = chosen(&lab, &tools);
+    assert_eq!(chosen.backend, Flavour::Legacy.into(), "{}", chosen.reason);
+    assert!(chosen.reason.contains("1 rules"), "{}", chosen.reason);
+    assert!(!lab.rules(Flavour::Legacy).contains("PORTMAPPING"), "{before}");
+}
+
+#[test]
+fn rule_with_an_ipset_moves_the_node_to_nftables_with_all_mappings() {
+    let lab = Lab::new();
+    let _pod1 = serve(&lab.pod1, "pod1", 9040);
+    let _pod2 = serve(&lab.pod2, "pod2", 9040);
+    let programs = Unprivileged::new();
+    let tools = programs.tools();
+    let mappings = [
+        map(Tcp, 20000, POD1, 9040),
+        map(Udp, 20000, POD1, 9040),
+        map(Tcp, 20000, POD1_V6, 9040),
+        map(Tcp, 20001, POD2, 9040),
+    ];
+    lab.driver(Flavour::Nft).reconcile(&mappings);
+    assert_eq!(chosen(&lab, &tools).backend, Flavour::Nft.into());
+    lab.node.sh("ipset create pods hash:net");
+    let set = "-t nat -I POSTROUTING -m set --match-set pods src -j RETURN";
+    lab.iptables(Flavour::Nft, set);
+    let snapshot = lab.node.run(|| Snapshot::read(&tools));
+    let error = detect(&snapshot).unwrap_err().to_string();
+    assert!(error.contains("-A POSTROUTING -m set"), "{error}");
+    assert!(error.contains("overlays/legacy-iptables"), "{error}");
+    let chosen = chosen(&lab, &tools);
+    assert_eq!(chosen.backend, Backend::Nftables, "{}", chosen.reason);
+    assert!(chosen.reason.contains("-m set"), "{}", chosen.reason);
+    let settings = settings_for(range("20000-29999"));
+    let moved = lab.node.run(|| {
+        let opened = BackendMigration::open(chosen.backend, &settings, tools.clone(), snapshot);
+        let (mut driver, _) = opened.unwrap();
+        let found = driver.in_other_backends().clone();
+        let plan = Plan::new(&found, &driver.observe().unwrap().mappings);
+        driver.apply(&plan).unwrap();
+        assert!(driver.observe().unwrap().intact);
+        found
+    });
+    assert_eq!(moved, mappings.into());
+    let left = lab.rules(Flavour::Nft);
+    assert!(!left.contains("PORTMAPPING"), "{left}");
+    assert!(left.contains("--match-set pods"), "{left}");
+    for (port, pod) in [(20000, "pod1"), (20001, "pod2")] {
+        let answer = ask_tcp(&lab.client, at(NODE, port)).unwrap();
+        assert!(answer.starts_with(pod), "{answer}");
+    }
+}
+
+#[test]
+fn table_with_rules_of_nft_moves_the_node_to_nftables() {
+    let lab = Lab::new();
+    let programs = Unprivileged::new();
+    lab.iptables(Flavour::Nft, "-t nat -A PREROUTING -s 192.0.2.1 -j ACCEPT");
+    lab.node
+        .sh("nft add rule ip nat PREROUTING ip daddr 192.0.2.1 numgen random mod 2 0 accept");
+    let chosen = chosen(&lab, &programs.tools());
+    assert_eq!(chosen.backend, Backend::Nftables, "{}", chosen.reason);
+    assert!(chosen.reason.contains("table nat"), "{}", chosen.reason);
+}
+
+#[test]
+fn legacy_tables_that_cannot_be_read_move_the_node_to_nftables() {
+    let lab = Lab::new();
+    let programs = Unprivileged::new();
+    lab.iptables(Flavour::Legacy, "-t mangle -N KUBE-IPTABLES-HINT");
+    let chosen = chosen(&lab, &programs.tools());
+    assert_eq!(chosen.backend, Backend::Nftables, "{}", chosen.reason);
+    assert!(
+        chosen.reason.contains("iptables-legacy"),
+        "{}",
+        chosen.reason
+    );
+}
+
+#[test]
+fn kernel_that_refuses_our_rules_moves_the_node_to_nftables() {
+    let lab = Lab::new();
+    let programs = Unprivileged::new();
+    programs.script(
+        "iptables-nft-restore",
+        "cat > /dev/null; echo 'line 4: RULE_APPEND failed (No such file or directory)' >&2; exit 4",
+    );
+    let chosen = chosen(&lab, &programs.tools());
+    assert_eq!(chosen.backend, Backend::Nftables, "{}", chosen.reason);
+    assert!(
+        chosen.reason.contains("RULE_APPEND failed"),
+        "{}",
+        chosen.reason
+    );
+}
+
+#[test]
+fn node_without_iptables_gets_nftables() {
+    let lab = Lab::new();
+    let empty = tempfile::tempdir().unwrap();
+    let tools = Tools {
+        directory: Some(empty.path().to_owned()),
+        ..Tools::default()
+    };
+    let chosen = chosen(&lab, &tools);
+    assert_eq!(chosen.backend, Backend::Nftables);
+    assert!(
+        chosen.reason.contains("is not installed"),
+        "{}",
+        chosen.reason
+    );
+}
+
+#[test]
+fn backend_that_has_our_rules_stays() {
+    let mapping = [map(Tcp, 20000, POD1, 9040)];
+    let tools = Tools::default();
+    for backend in Backend::ALL {
+        let lab = Lab::new();
+        lab.driver(backend).reconcile(&mapping);
+        // without ours, the node would get another one
+        let other = match backend {
+            Backend::Iptables(Flavour::Nft) => Flavour::Legacy,
+            _ => Flavour::Nft,
+        };
+        lab.iptables(other, "-t mangle -N KUBE-IPTABLES-HINT");
+        assert_eq!(chosen(&lab, &tools).backend, backend);
+    }
+}
