@@ -70,8 +70,6 @@ pub(crate) struct Drivers {
     pub dataplane: Arc<Mutex<Box<dyn Dataplane>>>,
     /// The backend of `dataplane`, and why it was chosen.
     pub backend: Chosen,
-    /// Whether the backend was chosen by this program: it may choose another one then.
-    pub may_choose_again: bool,
     /// The connections that changes of the packet filter leave behind.
     pub stale_flows: StaleFlows,
     /// The API server.
@@ -160,6 +158,9 @@ impl Reconciler {
     /// Returns a loop that continues from `state`. Times in the state count from `started`.
     #[must_use]
     pub(crate) fn new(state: NodeState, drivers: Drivers, started: Instant) -> Self {
+        drivers
+            .metrics
+            .set_backend(drivers.backend.backend.as_str());
         Self {
             state,
             drivers,
@@ -329,6 +330,9 @@ impl Reconciler {
                 match observed {
                     Some(observed) if before == self.changes => {
                         self.report_damage(&observed);
+                        if observed.contested {
+                            self.state.rules_contested();
+                        }
                         self.state.host_addresses_read(now, observed.host_addresses);
                         self.state.observed(now, observed.mappings, observed.intact);
                     }

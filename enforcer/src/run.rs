@@ -15,7 +15,7 @@ use portmapping_runtime::{Readiness, ReadyHandle, Supervisor, admin};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
-use crate::args::{BackendChoice, RunArgs, RunConfig};
+use crate::args::{RunArgs, RunConfig};
 use crate::cni::{self, SANDBOX_QUEUE};
 use crate::health::{Routers, admin_listener};
 use crate::keeper_client::{KeeperClient, KeeperClientError, follow_role};
@@ -141,7 +141,6 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
         };
         recovered?
     };
-    metrics.set_backend(start.backend.backend.as_str());
     let changes = start.dataplane.changes();
     kernel_ready.ready();
     let state = NodeState::recover(config.core, rand::random(), started.elapsed(), start.found);
@@ -158,7 +157,6 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
     }
     let drivers = Drivers {
         keeper: Arc::new(tokio::sync::Mutex::new(keeper)),
-        may_choose_again: config.backend == BackendChoice::Auto,
         backend: start.backend,
         stale_flows: start.dataplane.stale_flows(),
         dataplane: Arc::new(Mutex::new(Box::new(start.dataplane))),

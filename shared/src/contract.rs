@@ -35,6 +35,8 @@ pub const EVENT_REPAIRED: &str = "MappingRepaired";
 pub const EVENT_FORGED_RESULT: &str = "ForgedResult";
 /// Event: another controller replaces the result by the request again and again.
 pub const EVENT_ANNOTATION_CONTESTED: &str = "AnnotationContested";
+/// Another program keeps its rules before those of the enforcer.
+pub const EVENT_RULES_CONTESTED: &str = "RulesContested";
 /// Event: the pod asks for its declared ports and declares none.
 pub const EVENT_NO_PORTS: &str = "NoPorts";
 

@@ -113,6 +113,8 @@ pub enum EventKind {
     ForgedResult,
     /// Another controller replaces the result by the request again and again.
     AnnotationContested,
+    /// Another program keeps its rules before ours.
+    RulesContested,
     /// It asks for its declared ports and declares none.
     NoPorts,
 }
@@ -133,6 +135,7 @@ impl EventKind {
             Self::InvalidRequest => c::REASON_INVALID_REQUEST,
             Self::ForgedResult => c::EVENT_FORGED_RESULT,
             Self::AnnotationContested => c::EVENT_ANNOTATION_CONTESTED,
+            Self::RulesContested => c::EVENT_RULES_CONTESTED,
             Self::NoPorts => c::EVENT_NO_PORTS,
         }
     }

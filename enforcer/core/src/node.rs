@@ -268,6 +268,17 @@ impl NodeState {
         self.converge(now);
     }
 
+    /// Another program puts its rules before ours each time, and ours stay behind them.
+    pub fn rules_contested(&mut self) {
+        let owners: BTreeSet<PodUid> = self.kernel.owners().cloned().collect();
+        for uid in owners {
+            let note = "another program of the node puts its rules before those of portmapping in table \
+                        nat again and again, so they stay behind: if connections to the host ports \
+                        do not arrive, look what comes first (iptables -t nat -S PREROUTING)";
+            self.emit(&uid, EventKind::RulesContested, note.to_owned());
+        }
+    }
+
     /// The API server answered a publication.
     pub fn published(&mut self, now: Duration, uid: &PodUid, outcome: PublishOutcome) {
         let pod = self.pods.get_mut(uid);

@@ -5,7 +5,7 @@
 //! with 2,000. `observe` reads `iptables-save`; `apply` is one `iptables-restore --noflush` per
 //! family, which writes only the chains that change. It never names chains or rules of others.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::panic::resume_unwind;
 use std::thread;
@@ -45,6 +45,10 @@ use reading::Known;
 pub(crate) use rehearsal::rehearse;
 pub(crate) use uninstall::uninstall_flavour;
 
+/// A program that puts its rules before the same jump again within this time after it was moved does
+/// so each time. Felix of Calico looks every 5 s to 180 s.
+const CONTEST: Duration = Duration::from_mins(10);
+
 /// Mappings as iptables rules.
 #[derive(Debug)]
 pub struct Iptables {
@@ -58,6 +62,8 @@ pub struct Iptables {
     generation: GenerationSocket,
     /// The generation at the last read. While it is the current one, the rules are unchanged.
     read_at: Option<u32>,
+    /// The jumps that were made the first rules again, and when.
+    moved: BTreeMap<(Family, &'static str), Instant>,
 }
 
 impl Iptables {
@@ -97,6 +103,7 @@ impl Iptables {
             monitor: ChangeMonitor::default(),
             generation: GenerationSocket::default(),
             read_at: None,
+            moved: BTreeMap::new(),
         };
         driver.ipv4.take_invalid(&v4_text);
         if let Ok(ipv6) = &mut driver.ipv6 {
@@ -156,6 +163,19 @@ impl Iptables {
     /// node gets its first static host port. No mapping was missing, so this is not reported as
     /// damage; after a failure it is, and the reconciler tries again.
     fn restore_order(&mut self, observed: &mut Observed) {
+        let mut displaced = self.ipv4.displaced();
+        displaced.extend(self.ipv6.iter().flat_map(FamilyRules::displaced));
+        let again = |jump: &(Family, &'static str)| {
+            self.moved
+                .get(jump)
+                .is_some_and(|at| at.elapsed() < CONTEST)
+        };
+        if displaced.iter().any(again) {
+            return self.give_way(observed);
+        }
+        let now = Instant::now();
+        self.moved
+            .extend(displaced.into_iter().map(|jump| (jump, now)));
         match self.apply(&Plan::default()) {
             Ok(()) => {
                 observed.intact = true;
@@ -167,6 +187,20 @@ impl Iptables {
                 tracing::warn!(%error, "another program put rules before our jumps in table nat, and the jumps could not be moved");
             }
         }
+    }
+
+    /// Leaves our jumps behind the rules of another program that wants to be first too. Most of its
+    /// packets return from there; two programs that move their rules for ever would gain nothing.
+    fn give_way(&mut self, observed: &mut Observed) {
+        self.ipv4.give_way();
+        if let Ok(ipv6) = &mut self.ipv6 {
+            ipv6.give_way();
+        }
+        (observed.intact, observed.contested) = (true, true);
+        tracing::warn!(
+            "another program puts its rules before our jumps in table nat again and again; ours stay \
+             behind them from now on"
+        );
     }
 
     /// Applies the plan for one family. Returns the number of commits, if it is known.

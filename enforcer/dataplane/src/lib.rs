@@ -62,6 +62,9 @@ pub struct Observed {
     pub intact: bool,
     /// The host addresses at which the rules answer.
     pub host_addresses: BTreeSet<IpAddr>,
+    /// Whether another program puts its rules before our jumps each time, so that they stay behind from
+    /// this read on.
+    pub contested: bool,
 }
 
 impl Observed {
@@ -69,6 +72,7 @@ impl Observed {
     fn add(&mut self, other: Self) {
         self.mappings.extend(other.mappings);
         self.intact &= other.intact;
+        self.contested |= other.contested;
         self.host_addresses.extend(other.host_addresses);
     }
 }

@@ -204,6 +204,7 @@ impl Dataplane for Nftables {
             mappings: self.known.mappings.values().cloned().collect(),
             intact: self.known.is_intact(),
             host_addresses: self.known.host_addresses.clone(),
+            contested: false,
         })
     }
 

@@ -105,7 +105,7 @@ impl Reconciler {
         let dataplane = Arc::clone(&self.drivers.dataplane);
         let metrics = self.drivers.metrics.clone();
         let node_addresses = self.node_addresses.take();
-        let may_choose_again = self.drivers.may_choose_again;
+        let automatic = self.drivers.backend.automatic;
         self.tasks.spawn_blocking(move || {
             let begun = Instant::now();
             let mut dataplane = dataplane.lock();
@@ -119,7 +119,7 @@ impl Reconciler {
             metrics.record_call("observe", observed.is_ok());
             let observed = match observed {
                 Ok(observed) => Some(observed),
-                Err(error) if may_choose_again && error.is_unprintable() => {
+                Err(error) if automatic && error.is_unprintable() => {
                     return Finished::BackendLost(error);
                 }
                 Err(error) => {

@@ -14,6 +14,7 @@ use super::invalid::InvalidRules;
 use super::jumps;
 use super::layout::Layout;
 use super::reading::{Damage, Known};
+use crate::family::Family;
 use crate::settings::{Settings, Subnet};
 use crate::{DataplaneError, Observed};
 
@@ -27,6 +28,8 @@ pub(super) struct FamilyRules {
     invalid: InvalidRules,
     /// None after a failure or a change of the layout: the table must be read before it is used.
     known: Option<Known>,
+    /// Whether the jumps stay behind rules of another program.
+    gives_way: bool,
     /// Whether the jumps existed once. From then on, the transaction restores missing jumps.
     installed: bool,
 }
@@ -49,6 +52,7 @@ impl FamilyRules {
             commands,
             layout,
             known: None,
+            gives_way: false,
             installed: false,
         }
     }
@@ -71,13 +75,17 @@ impl FamilyRules {
             intact: known.untouched
                 || known.damage == Damage::default() && self.invalid.is_intact(),
             host_addresses: known.host_addresses.clone(),
+            contested: false,
         })
     }
 
     /// Records the table as iptables-save printed it.
     pub(super) fn take(&mut self, text: &str) -> Reading {
         let believed = self.known.take();
-        let known = self.parse(text);
+        let mut known = self.parse(text);
+        if self.gives_way && known.damage.is_order_only() {
+            known.damage.misplaced_jumps.clear();
+        }
         // a rule that another program sent to a different pod can still be read
         let strange = |believed: &Known| {
             let mut leaves = known.leaves.iter();
@@ -104,6 +112,28 @@ impl FamilyRules {
             observed,
             altered,
             only_order,
+        }
+    }
+
+    /// Returns the jumps that are not the first rules of their chains, by chain.
+    pub(super) fn displaced(&self) -> Vec<(Family, &'static str)> {
+        let jumps = self
+            .known
+            .iter()
+            .flat_map(|known| &known.damage.misplaced_jumps);
+        jumps
+            .map(|(jump, _)| (self.commands.family, jump.from))
+            .collect()
+    }
+
+    /// Leaves the jumps where they are from now on, as long as only rules of other programs come
+    /// before them.
+    pub(super) fn give_way(&mut self) {
+        self.gives_way = true;
+        if let Some(known) = &mut self.known
+            && known.damage.is_order_only()
+        {
+            known.damage.misplaced_jumps.clear();
         }
     }
 

@@ -68,7 +68,10 @@ fn node_without_rules_or_with_those_of_kubernetes_gets_iptables() {
     let chosen = chosen(&lab, &tools);
     assert_eq!(chosen.backend, Flavour::Legacy.into(), "{}", chosen.reason);
     assert!(chosen.reason.contains("1 rules"), "{}", chosen.reason);
-    assert!(!lab.rules(Flavour::Legacy).contains("PORTMAPPING"), "{before}");
+    assert!(
+        !lab.rules(Flavour::Legacy).contains("PORTMAPPING"),
+        "{before}"
+    );
 }
 
 #[test]

@@ -19,6 +19,7 @@ mod announced;
 mod burst;
 mod choose;
 mod conntrack;
+mod contest;
 mod detect;
 mod dnat;
 mod drift;
