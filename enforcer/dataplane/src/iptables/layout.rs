@@ -2,17 +2,19 @@
 //!
 //! ```text
 //! PREROUTING --+-> PORTMAPPING -g-> PORTMAPPING-HOST -g-> PORTMAPPING-TCP -g-> PORTMAPPING-TCP-2
-//! OUTPUT     --+   (one rule per    (one rule per         (ten parts of        (ten parts of that)
-//!                  host address)     protocol)             the range)          -g-> PORTMAPPING-TCP-2-3
+//! OUTPUT     --+   (one rule per    (one rule per         (five parts of       (five parts of that)
+//!                  host address)     protocol)             the range)          -g-> PORTMAPPING-TCP-2-PART-1
+//!                                                                              (five parts of that)
+//!                                                                              -g-> PORTMAPPING-TCP-2-7
 //!                                                                              (one DNAT rule per
 //!                                                                               mapping)
-//! POSTROUTING ---> PORTMAPPING-MASQ -g-> PORTMAPPING-MASQ-9
-//!  (translated)    (16 parts by the      one MASQUERADE rule per pod, for what the pod sends
-//!                   last address bits)   to itself
+//! POSTROUTING ---> PORTMAPPING-MASQ -g-> PORTMAPPING-PODS-1 -g-> PORTMAPPING-MASQ-9
+//!  (translated)    (four parts by the    (four parts of         (one MASQUERADE rule per pod, for
+//!                   last address bits)    that)                  what the pod sends to itself)
 //! ```
 //!
-//! A packet passes at most ten jumps, ten more, and the rules of one leaf. The comment of a DNAT
-//! rule names the pod that owns the mapping.
+//! A packet passes at most fifteen jumps and the rules of one leaf. Most translated packets pass four
+//! comparisons of addresses. The comment of a DNAT rule names the pod that owns the mapping.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,10 +33,13 @@ const ENTRY: &str = CHAIN_PREFIX;
 const HOST: &str = "PORTMAPPING-HOST";
 /// The chain that every translated packet enters last.
 const MASQUERADE: &str = "PORTMAPPING-MASQ";
-/// The number of chains into which the port range is divided, and then each of those.
-const PARTS: u32 = 10;
+/// The number of chains into which the port range is divided, then each of those, and each of those
+/// again.
+const PARTS: u32 = 5;
 /// The number of chains for the rules of pods, chosen by the last bits of the pod's address.
 const BUCKETS: u8 = 16;
+/// The number of chains that lead to those, chosen by the last bits too.
+const GROUPS: u8 = 4;
 
 /// A jump from a built-in chain into one of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,7 +98,7 @@ impl Layout {
         Self {
             family,
             settings,
-            width: size.div_ceil(PARTS * PARTS),
+            width: size.div_ceil(PARTS.pow(3)),
         }
     }
 
@@ -154,6 +159,10 @@ impl Layout {
             ),
         ]);
         chains.extend((0..BUCKETS).map(|bits| (numbered_bucket(bits), Vec::new())));
+        for bits in 0..BUCKETS {
+            let rules = chains.entry(group(bits % GROUPS)).or_default();
+            rules.push(self.equal_bits(bits, BUCKETS, &numbered_bucket(bits)));
+        }
         chains.extend(outside.into_iter().map(|p| (self::outside(p), Vec::new())));
         for protocol in protocols {
             self.add_tree(*protocol, &mut chains);
@@ -179,7 +188,8 @@ impl Layout {
         chains
     }
 
-    /// Adds the chains of a protocol's range: its parts, and their parts, the empty leaves.
+    /// Adds the chains of a protocol's range: its parts, their parts, and the parts of those, the empty
+    /// leaves.
     fn add_tree(&self, protocol: Protocol, chains: &mut Chains) {
         let range = self.settings.range;
         let span = |first: u32, width: u32| first..=(first + width - 1).min(port(range.last()));
@@ -187,12 +197,21 @@ impl Layout {
         let mut nth = 0;
         let mut first = port(range.first());
         while first <= port(range.last()) {
-            let part = part(protocol, nth / PARTS);
+            let part = part(protocol, nth / PARTS.pow(2));
+            if nth % PARTS.pow(2) == 0 {
+                parts.push(jump(
+                    protocol,
+                    span(first, self.width * PARTS.pow(2)),
+                    &part,
+                ));
+            }
+            let inner = inner_part(protocol, nth / PARTS);
             if nth % PARTS == 0 {
-                parts.push(jump(protocol, span(first, self.width * PARTS), &part));
+                let jumps = chains.entry(part).or_default();
+                jumps.push(jump(protocol, span(first, self.width * PARTS), &inner));
             }
             let leaf = leaf(protocol, nth);
-            let jumps = chains.entry(part).or_default();
+            let jumps = chains.entry(inner).or_default();
             jumps.push(jump(protocol, span(first, self.width), &leaf));
             chains.insert(leaf, Vec::new());
             nth += 1;
@@ -240,7 +259,7 @@ impl Layout {
     }
 
     /// Returns rules that masquerade neighbours, and then jump to the rules of pods. A packet
-    /// enters a chain of pods only if both its addresses end in the same bits; others cost 16
+    /// enters a chain of pods only if both its addresses end in the same bits; most others cost four
     /// comparisons.
     fn masquerade_rules(&self, in_range_only: bool) -> Vec<String> {
         let mut rules = Vec::new();
@@ -258,18 +277,20 @@ impl Layout {
             };
             rules.push(format!("{both}-j MASQUERADE"));
         }
+        rules.extend((0..GROUPS).map(|bits| self.equal_bits(bits, GROUPS, &group(bits))));
+        rules
+    }
+
+    /// Returns the jump of packets whose addresses both end in these bits, of `of` possible ones.
+    fn equal_bits(&self, bits: u8, of: u8, chain: &str) -> String {
         let address = |byte: u8| -> IpAddr {
             match self.family {
                 Family::V4 => Ipv4Addr::from_bits(byte.into()).into(),
                 Family::V6 => Ipv6Addr::from_bits(byte.into()).into(),
             }
         };
-        let mask = address(BUCKETS - 1);
-        rules.extend((0..BUCKETS).map(|bits| {
-            let (bits, chain) = (address(bits), numbered_bucket(bits));
-            format!("-s {bits}/{mask} -d {bits}/{mask} -g {chain}")
-        }));
-        rules
+        let (bits, mask) = (address(bits), address(of - 1));
+        format!("-s {bits}/{mask} -d {bits}/{mask} -g {chain}")
     }
 
     /// Returns the rule that masquerades what a pod sends to itself. With its own address as
@@ -320,8 +341,18 @@ fn part(protocol: Protocol, nth: u32) -> String {
     format!("{CHAIN_PREFIX}-{protocol}-{nth}")
 }
 
+fn inner_part(protocol: Protocol, nth: u32) -> String {
+    let (part, nth) = (part(protocol, nth / PARTS), nth % PARTS);
+    format!("{part}-PART-{nth}")
+}
+
 fn leaf(protocol: Protocol, nth: u32) -> String {
-    format!("{CHAIN_PREFIX}-{protocol}-{}-{}", nth / PARTS, nth % PARTS)
+    let (part, nth) = (part(protocol, nth / PARTS.pow(2)), nth % PARTS.pow(2));
+    format!("{part}-{nth}")
+}
+
+fn group(bits: u8) -> String {
+    format!("{CHAIN_PREFIX}-PODS-{bits}")
 }
 
 fn outside(protocol: Protocol) -> String {

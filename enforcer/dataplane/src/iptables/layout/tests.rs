@@ -43,7 +43,10 @@ fn pod_is_masqueraded_towards_itself_only() {
         top[0],
         "-m conntrack ! --ctorigdstport 20000:29999 -j RETURN"
     );
-    assert!(top.contains(&"-s ::7/::f -d ::7/::f -g PORTMAPPING-MASQ-7".to_owned()));
+    assert!(top.contains(&"-s ::3/::3 -d ::3/::3 -g PORTMAPPING-PODS-3".to_owned()));
+    let group = &chains["PORTMAPPING-PODS-3"];
+    assert_eq!(group[1], "-s ::7/::f -d ::7/::f -g PORTMAPPING-MASQ-7");
+    assert_eq!(group.len(), 4);
     assert_eq!(
         chains["PORTMAPPING-MASQ-7"],
         ["-s fd00::17/128 -d fd00::17/128 -j MASQUERADE"]
@@ -70,7 +73,7 @@ fn neighbours_of_the_family_are_masqueraded() {
         [
             "-m conntrack ! --ctorigdstport 20000 -j RETURN",
             "-s 10.244.1.0/24 -d 10.244.1.0/24 -j MASQUERADE",
-            "-s 0.0.0.0/0.0.0.15 -d 0.0.0.0/0.0.0.15 -g PORTMAPPING-MASQ-0",
+            "-s 0.0.0.0/0.0.0.3 -d 0.0.0.0/0.0.0.3 -g PORTMAPPING-PODS-0",
         ]
     );
 }
@@ -93,9 +96,9 @@ fn entry_leads_to_the_protocols_in_use() {
             "-p udp -g PORTMAPPING-UDP-OTHER",
         ]
     );
-    // two entries, masquerade and its 16 chains, one for other ports; per protocol a root, 10 and
-    // 100
-    assert_eq!(chains.len(), 3 + 16 + 1 + 2 * (1 + 10 + 100));
+    // two entries, masquerade and its 4 and 16 chains, one for other ports; per protocol a root, 5,
+    // 25 and 125
+    assert_eq!(chains.len(), 3 + 4 + 16 + 1 + 2 * (1 + 5 + 25 + 125));
     assert_eq!(chains["PORTMAPPING-UDP-0-0"].len(), 1);
     assert_eq!(chains["PORTMAPPING-UDP-OTHER"].len(), 1);
     assert!(!chains[MASQUERADE][0].contains("ctorigdstport"));
@@ -140,7 +143,7 @@ fn jumps_name_our_chains_and_comment() {
 /// Follows the jumps and returns the chain in which a packet to this port ends.
 fn followed(chains: &Chains, protocol: Protocol, port: u16) -> Option<String> {
     let mut chain = HOST.to_owned();
-    for _ in 0..3 {
+    for _ in 0..4 {
         let jumps = chains[&chain].iter().filter_map(|rule| {
             let mut words = rule.split(' ').skip_while(|word| *word != "--dport");
             let ports = words.nth(1)?;
