@@ -1,9 +1,9 @@
 //! What a node has of the product: processes, their state, rules, held ports.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -60,28 +60,38 @@ pub(super) fn rules(cluster: &Cluster, node: &str) -> Result<BTreeSet<String>> {
     Ok(rules)
 }
 
-/// The rules of one family. The comment of each names the pod that owns it.
+/// The rules of one family. The comment of each, or of the masquerade rule of the pod's address, names
+/// the pod that owns it.
 fn rules_in(text: &str) -> Result<Vec<String>> {
-    let ours = text
-        .lines()
-        .filter(|line| line.starts_with("-A PORTMAPPING") && line.contains("-j DNAT"));
-    ours.map(|line| {
-        let words: Vec<_> = line.split_whitespace().collect();
-        let value = |name: &str| {
-            let at = words.iter().position(|word| *word == name)?;
-            words.get(at + 1).map(|word| word.trim_matches('"'))
-        };
-        let rule = (|| {
-            Some(line_of(
-                value("--comment")?.strip_prefix("portmapping:")?,
-                &value("-p")?.to_uppercase(),
-                value("--dport")?.parse().ok()?,
-                value("--to-destination")?,
-            ))
-        })();
-        rule.with_context(|| format!("a rule of ours that cannot be parsed: {line}"))
-    })
-    .collect()
+    fn value<'a>(line: &'a str, name: &str) -> Option<&'a str> {
+        let mut words = line.split_whitespace().skip_while(|word| *word != name);
+        words.nth(1).map(|word| word.trim_matches('"'))
+    }
+    let owner = |line| value(line, "--comment")?.strip_prefix("portmapping:");
+    let ours = |target: &'static str| {
+        let lines = text.lines();
+        lines.filter(move |line| line.starts_with("-A PORTMAPPING") && line.contains(target))
+    };
+    let pods: BTreeMap<IpAddr, &str> = ours("-j MASQUERADE")
+        .filter_map(|line| {
+            let (ip, _) = value(line, "-s")?.split_once('/')?;
+            Some((ip.parse().ok()?, owner(line)?))
+        })
+        .collect();
+    ours("-j DNAT")
+        .map(|line| {
+            let rule = (|| {
+                let to: SocketAddr = value(line, "--to-destination")?.parse().ok()?;
+                Some(line_of(
+                    owner(line).or_else(|| pods.get(&to.ip()).copied())?,
+                    &value(line, "-p")?.to_uppercase(),
+                    value(line, "--dport")?.parse().ok()?,
+                    &to.to_string(),
+                ))
+            })();
+            rule.with_context(|| format!("a rule of ours that cannot be parsed: {line}"))
+        })
+        .collect()
 }
 
 /// The rules that a pod should have according to its annotation, in the same form.
@@ -152,11 +162,14 @@ mod tests {
 :PORTMAPPING-TCP-20000-20021 - [0:0]
 -A PREROUTING -m addrtype --dst-type LOCAL -m comment --comment portmapping -j PORTMAPPING
 -A PORTMAPPING-TCP-20000-20021 -p tcp -m tcp --dport 20000 -m comment --comment \"portmapping:a\" -j DNAT --to-destination 10.244.1.7:80
+-A PORTMAPPING-TCP-20000-20021 -p tcp -m tcp --dport 20002 -j DNAT --to-destination 10.244.1.8:80
+-A PORTMAPPING-MASQ-8 -s 10.244.1.8/32 -d 10.244.1.8/32 -m comment --comment \"portmapping:b\" -j MASQUERADE
 -A PORTMAPPING-UDP-20000-20021 -p udp -m udp --dport 20001 -m comment --comment \"portmapping:c\" -j DNAT --to-destination [fd00::7]:80
 COMMIT
 ";
         let expected = [
             line_of("a", "TCP", 20000, "10.244.1.7:80"),
+            line_of("b", "TCP", 20002, "10.244.1.8:80"),
             line_of("c", "UDP", 20001, "[fd00::7]:80"),
         ];
         assert_eq!(rules_in(text).unwrap(), expected);

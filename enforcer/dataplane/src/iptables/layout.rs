@@ -14,16 +14,20 @@
 //! ```
 //!
 //! A packet passes at most fifteen jumps and the rules of one leaf. Most translated packets pass four
-//! comparisons of addresses. The comment of a DNAT rule names the pod that owns the mapping.
+//! comparisons of addresses.
+//!
+//! The comment of a pod's MASQUERADE rule names the pod that owns the mappings to its address. A DNAT
+//! rule has a comment only if its owner is another pod: comments would double the size of the table,
+//! which iptables-legacy reads and writes as a whole with each change.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use portmapping_shared::contract::CHAIN_PREFIX;
-use portmapping_shared::{HostPort, Mapping, Protocol};
+use portmapping_shared::contract::{CHAIN_PREFIX, RULE_COMMENT_PREFIX};
+use portmapping_shared::{HostPort, Mapping, PodUid, Protocol};
 
-use super::rule::mapping_rule;
+use super::rule::{mapping_rule, rule_without_owner};
 use crate::family::Family;
 use crate::settings::{Settings, Subnet};
 
@@ -79,8 +83,17 @@ pub(super) const JUMPS: [Jump; 3] = [
 pub(super) type Chains = BTreeMap<String, Vec<String>>;
 /// Mappings by the chain that holds their rules.
 pub(super) type Leaves = BTreeMap<String, BTreeSet<Mapping>>;
-/// How many mappings lead to each pod address that has a rule; 0 where only the rule is left.
-pub(super) type Pods = BTreeMap<IpAddr, usize>;
+/// The pods that have rules, by address.
+pub(super) type Pods = BTreeMap<IpAddr, Pod>;
+
+/// The pod at an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Pod {
+    /// The owner of the mappings whose rules name none.
+    pub(super) owner: PodUid,
+    /// How many mappings lead to the address; 0 where only the rule is left.
+    pub(super) mappings: usize,
+}
 
 /// Turns mappings into chains.
 #[derive(Clone, Debug)]
@@ -179,11 +192,11 @@ impl Layout {
     ) -> Chains {
         let mut chains = self.frame(protocols, leaves);
         for (leaf, mappings) in leaves {
-            chains.insert(leaf.clone(), leaf_rules(mappings));
+            chains.insert(leaf.clone(), leaf_rules(mappings, pods));
         }
-        for pod in pods.keys() {
-            let rules = chains.entry(bucket(*pod)).or_default();
-            rules.push(self.pod_rule(*pod));
+        for (ip, pod) in pods {
+            let rules = chains.entry(bucket(*ip)).or_default();
+            rules.push(self.pod_rule(*ip, &pod.owner));
         }
         chains
     }
@@ -295,25 +308,40 @@ impl Layout {
 
     /// Returns the rule that masquerades what a pod sends to itself. With its own address as
     /// source, the pod would answer itself directly, and the node could not translate the reply.
-    pub(super) fn pod_rule(&self, pod: IpAddr) -> String {
+    pub(super) fn pod_rule(&self, ip: IpAddr, owner: &PodUid) -> String {
         let length = self.family.host_length();
-        format!("-s {pod}/{length} -d {pod}/{length} -j MASQUERADE")
+        let comment = format!("-m comment --comment \"{RULE_COMMENT_PREFIX}{owner}\"");
+        format!("-s {ip}/{length} -d {ip}/{length} {comment} -j MASQUERADE")
     }
 
-    /// Returns the pod that a rule is for.
-    pub(super) fn pod_of(&self, rule: &str) -> Option<IpAddr> {
-        let (pod, _) = rule.strip_prefix("-s ")?.split_once('/')?;
-        let pod = pod.parse().ok()?;
-        (Family::of(pod) == self.family && self.pod_rule(pod) == rule).then_some(pod)
+    /// Returns the address that a rule is for, and the owner that it names.
+    pub(super) fn pod_of(&self, rule: &str) -> Option<(IpAddr, PodUid)> {
+        let (ip, _) = rule.strip_prefix("-s ")?.split_once('/')?;
+        let ip = ip.parse().ok()?;
+        let (_, owner) = rule.split_once(RULE_COMMENT_PREFIX)?;
+        let owner = owner.split_once('"')?.0.parse().ok()?;
+        let same = Family::of(ip) == self.family && self.pod_rule(ip, &owner) == rule;
+        same.then_some((ip, owner))
     }
 }
 
 /// Returns the rules of one leaf.
-pub(super) fn leaf_rules(mappings: &BTreeSet<Mapping>) -> Vec<String> {
+pub(super) fn leaf_rules(mappings: &BTreeSet<Mapping>, pods: &Pods) -> Vec<String> {
     let mut ordered: Vec<&Mapping> = mappings.iter().collect();
     // a rule for one host address comes before the rule for all addresses
     ordered.sort_by_key(|mapping| (mapping.host_port, Reverse(mapping.host_ip.is_some())));
-    ordered.into_iter().map(mapping_rule).collect()
+    let ordered = ordered.into_iter();
+    ordered.map(|mapping| leaf_rule(mapping, pods)).collect()
+}
+
+/// Returns the rule of a mapping. It names its owner if the rule of the pod's address does not.
+pub(super) fn leaf_rule(mapping: &Mapping, pods: &Pods) -> String {
+    let pod = pods.get(&mapping.pod_ip);
+    if pod.is_some_and(|pod| pod.owner == mapping.owner) {
+        rule_without_owner(mapping)
+    } else {
+        mapping_rule(mapping)
+    }
 }
 
 /// Returns the chain that holds the rule of a pod.

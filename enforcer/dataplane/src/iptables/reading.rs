@@ -3,15 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use portmapping_shared::{Mapping, Protocol};
+use portmapping_shared::{Mapping, PodUid, Protocol};
 
 use super::layout::{
-    Chains, JUMP_COMMENT, JUMPS, Jump, Layout, Leaves, Pods, bucket, is_bucket, root,
+    Chains, JUMP_COMMENT, JUMPS, Jump, Layout, Leaves, Pod, Pods, bucket, is_bucket, root,
 };
 use super::older::Owners;
 use super::rule::{self, Route, Rule};
 use super::save::{Reference, Saved};
 use crate::family::Family;
+
+/// The owners that rules of pods name, by address.
+type PodOwners = BTreeMap<IpAddr, PodUid>;
 
 /// What is in the kernel, as of the last read or change.
 #[derive(Clone, Debug, Default)]
@@ -62,19 +65,24 @@ impl Known {
     pub(super) fn read(text: &str, family: Family, layout: &Layout) -> Self {
         let saved = Saved::parse(text);
         let owners = Owners::read(&saved);
+        let pod_owners = pod_owners(&saved, layout);
         // leaves that are exactly as we write them, with their number of rules
         let mut whole = BTreeMap::new();
         let mut found = Vec::new();
         for (chain, rules) in &saved.chains {
-            let read = rules.iter().map(|rule| mapping_of(rule, family, &owners));
+            let read = rules.iter();
+            let read = read.map(|rule| mapping_of(rule, family, &pod_owners, &owners));
             let read: Vec<Option<Mapping>> = read.collect();
-            if is_whole_leaf(chain, &read, layout) && rules.iter().all(|rule| has_owner(rule)) {
+            let mut named = rules.iter().zip(read.iter().flatten());
+            let named = named
+                .all(|(rule, mapping)| has_owner(rule) || pod_owners.contains_key(&mapping.pod_ip));
+            if is_whole_leaf(chain, &read, layout) && named {
                 whole.insert(*chain, rules.len());
             }
             found.extend(read.into_iter().flatten());
         }
         let leaves = layout.leaves(found);
-        let pods = pods(&saved, &leaves, layout);
+        let pods = pods(pod_owners, &leaves);
         let in_use: BTreeSet<Protocol> = leaves.values().flatten().map(|m| m.protocol).collect();
         let has_chains = |protocol: &Protocol| {
             in_use.contains(protocol) || saved.chains.contains_key(root(*protocol).as_str())
@@ -103,9 +111,9 @@ impl Known {
 
     fn damage(&self, saved: &Saved<'_>, whole: &BTreeMap<&str, usize>, layout: &Layout) -> Damage {
         let mut expected = layout.frame(&self.protocols, &self.leaves);
-        for pod in self.pods.keys() {
-            let rules = expected.entry(bucket(*pod)).or_default();
-            rules.push(layout.pod_rule(*pod));
+        for (ip, pod) in &self.pods {
+            let rules = expected.entry(bucket(*ip)).or_default();
+            rules.push(layout.pod_rule(*ip, &pod.owner));
         }
         let differs = |chain: &str, rules: &[String]| {
             let Some(found) = saved.chains.get(chain) else {
@@ -145,24 +153,44 @@ impl Known {
     }
 }
 
-/// Returns the pods that have rules, and those that need one.
-fn pods(saved: &Saved<'_>, leaves: &Leaves, layout: &Layout) -> Pods {
-    let mut pods = Pods::new();
+/// Returns the owners that the rules of pods name, by address; none where two rules name different
+/// ones.
+fn pod_owners(saved: &Saved<'_>, layout: &Layout) -> PodOwners {
+    let mut owners: BTreeMap<IpAddr, Option<PodUid>> = BTreeMap::new();
     for (chain, rules) in saved.chains.iter().filter(|(chain, _)| is_bucket(chain)) {
         let found = rules.iter().filter_map(|rule| layout.pod_of(rule));
-        let here = found.filter(|pod| bucket(*pod) == *chain);
-        pods.extend(here.map(|pod| (pod, 0)));
+        for (ip, owner) in found.filter(|(ip, _)| bucket(*ip) == *chain) {
+            let known = owners.entry(ip).or_insert_with(|| Some(owner.clone()));
+            if known.as_ref() != Some(&owner) {
+                *known = None;
+            }
+        }
     }
+    let known = owners.into_iter();
+    known.filter_map(|(ip, owner)| Some((ip, owner?))).collect()
+}
+
+/// Returns the pods that have rules, and those that need one.
+fn pods(owners: PodOwners, leaves: &Leaves) -> Pods {
+    let owned = owners.into_iter();
+    let owned = owned.map(|(ip, owner)| (ip, Pod { owner, mappings: 0 }));
+    let mut pods: Pods = owned.collect();
     for mapping in leaves.values().flatten() {
-        *pods.entry(mapping.pod_ip).or_default() += 1;
+        let pod = pods.entry(mapping.pod_ip).or_insert_with(|| Pod {
+            owner: mapping.owner.clone(),
+            mappings: 0,
+        });
+        pod.mappings += 1;
     }
     pods
 }
 
 /// Returns the mapping of a rule, if the rule means the same as one of ours and its owner is known.
-fn mapping_of(rule: &str, family: Family, owners: &Owners) -> Option<Mapping> {
+fn mapping_of(rule: &str, family: Family, pods: &PodOwners, older: &Owners) -> Option<Mapping> {
     let mut route = route_of(rule, family)?;
-    let owner = route.owner.take().or_else(|| owners.of(&route))?;
+    let owner = route.owner.take();
+    let owner = owner.or_else(|| pods.get(&route.to.ip()).cloned());
+    let owner = owner.or_else(|| older.of(&route))?;
     route.owned_by(owner)
 }
 
@@ -178,7 +206,7 @@ fn route_of(text: &str, family: Family) -> Option<Route> {
     })
 }
 
-/// Returns whether a rule names its owner; rules of older versions do not.
+/// Returns whether a rule names its owner.
 fn has_owner(rule: &str) -> bool {
     rule.contains(" --comment ")
 }

@@ -10,7 +10,7 @@ use portmapping_shared::{ContainerPort, Mapping, Protocol};
 
 use super::commands::Commands;
 use super::jumps;
-use super::layout::{JUMPS, Layout, Pods};
+use super::layout::{JUMPS, Layout, Pod};
 use super::rule::is_our_chain;
 use super::transaction::Transaction;
 use crate::DataplaneError;
@@ -77,7 +77,12 @@ fn rules(family: Family, settings: &Settings) -> Vec<String> {
         mappings.flat_map(|protocol| [mapping(*protocol, None), mapping(*protocol, Some(ip))]);
     let layout = Layout::new(family, settings);
     let leaves = layout.leaves(mappings.flatten());
-    let chains = layout.chains(&protocols, &leaves, &Pods::from([(ip, 1)]));
+    let owner = leaves
+        .values()
+        .flatten()
+        .map(|mapping| mapping.owner.clone());
+    let pod = owner.map(|owner| (ip, Pod { owner, mappings: 1 }));
+    let chains = layout.chains(&protocols, &leaves, &pod.collect());
     let jumps = JUMPS.map(|jump| jump.rule.to_owned());
     let all = chains.into_values().flatten().chain(jumps);
     let all = all.map(|rule| without_jump(&rule));

@@ -104,7 +104,8 @@ pub(super) struct Route {
     pub(super) host_port: HostPort,
     pub(super) host_ip: Option<IpAddr>,
     pub(super) to: SocketAddr,
-    /// The owner; None in a rule of version 0.1, which wrote owners to another chain.
+    /// The owner; None if the rule of the pod's address names it, and in a rule of version 0.1, which
+    /// wrote owners to another chain.
     pub(super) owner: Option<PodUid>,
 }
 
@@ -150,14 +151,22 @@ impl Route {
 
 /// Returns the DNAT rule of a mapping. A packet that matches it passes no more rules of the table.
 pub(super) fn mapping_rule(mapping: &Mapping) -> String {
+    route(mapping, Some(mapping.owner.clone())).rule()
+}
+
+/// Returns the same rule without the comment that names the owner.
+pub(super) fn rule_without_owner(mapping: &Mapping) -> String {
+    route(mapping, None).rule()
+}
+
+fn route(mapping: &Mapping, owner: Option<PodUid>) -> Route {
     Route {
         protocol: mapping.protocol,
         host_port: mapping.host_port,
         host_ip: mapping.host_ip,
         to: SocketAddr::new(mapping.pod_ip, mapping.container_port.get()),
-        owner: Some(mapping.owner.clone()),
+        owner,
     }
-    .rule()
 }
 
 /// Returns the route of a rule in exactly our spelling, which nearly every rule has.

@@ -5,7 +5,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use portmapping_shared::{ContainerPort, HostPort, Mapping, PortRange, Protocol};
 use proptest::prelude::*;
 
-use super::rule::mapping_rule;
 use crate::family::Family;
 
 pub(super) fn range(text: &str) -> PortRange {
@@ -21,12 +20,6 @@ pub(super) fn map(protocol: Protocol, host_port: u16, pod: &str, container_port:
         container_port: ContainerPort::new(container_port).unwrap(),
         owner: "8c1f3a52-uid".parse().unwrap(),
     }
-}
-
-/// Returns the rule as version 0.1 wrote it, without its owner.
-pub(super) fn unowned_rule(mapping: &Mapping) -> String {
-    let comment = format!("-m comment --comment \"portmapping:{}\" ", mapping.owner);
-    mapping_rule(mapping).replace(&comment, "")
 }
 
 pub(super) fn any_protocol() -> impl Strategy<Value = Protocol> {

@@ -170,13 +170,21 @@ fn rule_edited(flavour: Flavour) {
 fn owners_edited(flavour: Flavour) {
     let damaged = Damaged::new(flavour);
     let mut driver = damaged.driver();
+    // the chain of the addresses that end in 11
+    let pods = "PORTMAPPING-MASQ-11";
+    let rule = format!("-s {POD1} -d {POD1}");
+    // rules whose pod names no owner are not mappings
+    damaged.iptables(&format!("-t nat -R {pods} 1 {rule} -j MASQUERADE"));
+    damaged.assert_repaired(&mut driver, 2, false);
+    damaged.iptables(&format!("-t nat -F {pods}"));
+    damaged.assert_repaired(&mut driver, 2, false);
+    // with another owner they are mappings that are not desired
+    let other = "-m comment --comment portmapping:uid-of-another";
+    damaged.iptables(&format!("-t nat -R {pods} 1 {rule} {other} -j MASQUERADE"));
+    damaged.assert_repaired(&mut driver, 0, false);
+    // a rule that names another owner itself
     let leaf = "PORTMAPPING-TCP-0-0";
     let rule = format!("-p tcp --dport 20000 -j DNAT --to {POD1}:9040");
-    // a rule without an owner is not a mapping
-    damaged.iptables(&format!("-t nat -R {leaf} 1 {rule}"));
-    damaged.assert_repaired(&mut driver, 1, false);
-    // a rule with another owner is a mapping that is not desired
-    let other = "-m comment --comment portmapping:uid-of-another";
     damaged.iptables(&format!("-t nat -R {leaf} 1 {rule} {other}"));
     damaged.assert_repaired(&mut driver, 0, false);
 }

@@ -5,9 +5,8 @@ use std::collections::btree_map::Entry;
 
 use portmapping_shared::Mapping;
 
-use super::super::layout::{Chains, Layout, bucket, leaf_rules};
+use super::super::layout::{Chains, Layout, Pod, bucket, leaf_rule, leaf_rules};
 use super::super::reading::{Damage, Known};
-use super::super::rule::mapping_rule;
 use super::super::transaction::Transaction;
 
 /// The chains that a change touches.
@@ -52,8 +51,8 @@ fn change(layout: &Layout, known: &mut Known, remove: &[&Mapping], create: &[&Ma
             if found.get().is_empty() {
                 found.remove();
             }
-            if removed && let Some(count) = known.pods.get_mut(&mapping.pod_ip) {
-                *count = count.saturating_sub(1);
+            if removed && let Some(pod) = known.pods.get_mut(&mapping.pod_ip) {
+                pod.mappings = pod.mappings.saturating_sub(1);
             }
         }
         touched.rewritten.insert(leaf);
@@ -67,18 +66,29 @@ fn change(layout: &Layout, known: &mut Known, remove: &[&Mapping], create: &[&Ma
         if !mappings.insert((*mapping).clone()) {
             continue;
         }
+        let bucket = bucket(mapping.pod_ip);
+        let pod = known.pods.entry(mapping.pod_ip).or_insert_with(|| {
+            let rule = layout.pod_rule(mapping.pod_ip, &mapping.owner);
+            touched.appended.push((bucket.clone(), rule));
+            Pod {
+                owner: mapping.owner.clone(),
+                mappings: 0,
+            }
+        });
+        // the next pod at the address; while rules of the previous one stay, its own name their owner
+        if pod.mappings == 0 && pod.owner != mapping.owner {
+            pod.owner = mapping.owner.clone();
+            touched.rewritten.insert(bucket);
+        }
+        pod.mappings += 1;
         if alone {
-            touched.appended.push((leaf, mapping_rule(mapping)));
+            let rule = leaf_rule(mapping, &known.pods);
+            touched.appended.push((leaf, rule));
         } else {
             touched.rewritten.insert(leaf);
         }
-        *known.pods.entry(mapping.pod_ip).or_insert_with(|| {
-            let rule = layout.pod_rule(mapping.pod_ip);
-            touched.appended.push((bucket(mapping.pod_ip), rule));
-            0
-        }) += 1;
     }
-    let without_mappings = known.pods.extract_if(.., |_, count| *count == 0);
+    let without_mappings = known.pods.extract_if(.., |_, pod| pod.mappings == 0);
     let buckets = without_mappings.map(|(pod, _)| bucket(pod));
     touched.rewritten.extend(buckets);
     touched
@@ -129,10 +139,11 @@ fn transaction(
 fn rules_of(layout: &Layout, known: &Known, chains: BTreeSet<String>) -> Chains {
     let rules = |chain: &String| {
         if let Some(mappings) = known.leaves.get(chain) {
-            return leaf_rules(mappings);
+            return leaf_rules(mappings, &known.pods);
         }
-        let here = known.pods.keys().filter(|pod| bucket(**pod) == *chain);
-        here.map(|pod| layout.pod_rule(*pod)).collect()
+        let here = known.pods.iter().filter(|(ip, _)| bucket(**ip) == *chain);
+        here.map(|(ip, pod)| layout.pod_rule(*ip, &pod.owner))
+            .collect()
     };
     let written = chains.into_iter().map(|chain| {
         let rules = rules(&chain);

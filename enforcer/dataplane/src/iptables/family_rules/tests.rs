@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::super::flavour::Flavour;
 use super::super::layout::JUMPS;
-use super::super::rule::{Rule, mapping_rule};
+use super::super::rule::{Rule, rule_without_owner};
 use super::super::testing::{any_mapping, any_range, hostile_text, map, range};
 use super::super::transaction::Transaction;
 use super::*;
@@ -167,11 +167,11 @@ fn new_mapping_is_appended_and_a_leaf_that_loses_one_is_written_again() {
     let new = map(Protocol::Tcp, 20002, "10.244.1.8", 80);
     let known = rules.parse(&table.text());
     let (known, transaction) = change::prepare(&rules.layout, known, &[], &[&new]);
-    let pod = "-s 10.244.1.8/32 -d 10.244.1.8/32 -j MASQUERADE";
+    let pod = "-s 10.244.1.8/32 -d 10.244.1.8/32 -m comment --comment \"portmapping:8c1f3a52-uid\" -j MASQUERADE";
     let expected = Transaction {
         appended: vec![
-            (LEAF.to_owned(), mapping_rule(&new)),
             ("PORTMAPPING-MASQ-8".to_owned(), pod.to_owned()),
+            (LEAF.to_owned(), rule_without_owner(&new)),
         ],
         ..Transaction::default()
     };
@@ -182,7 +182,10 @@ fn new_mapping_is_appended_and_a_leaf_that_loses_one_is_written_again() {
     let kept = [20000, 20001].map(|port| map(Protocol::Tcp, port, "10.244.1.7", 80));
     let expected = Transaction {
         chains: [
-            (LEAF.to_owned(), kept.iter().map(mapping_rule).collect()),
+            (
+                LEAF.to_owned(),
+                kept.iter().map(rule_without_owner).collect(),
+            ),
             ("PORTMAPPING-MASQ-8".to_owned(), Vec::new()),
         ]
         .into(),
@@ -240,17 +243,35 @@ fn rule_that_leads_to_another_pod_is_damage() {
 }
 
 #[test]
-fn rule_without_owner_is_no_mapping_and_is_replaced() {
+fn rules_whose_pod_names_no_owner_are_no_mappings_and_are_replaced() {
     let rules = rules(range("20000-29999"));
     let mut table = Table::new();
     table.apply(&rules, &some());
-    let leaf = table.0.get_mut(LEAF).unwrap();
-    leaf[0] = leaf[0].replace("-m comment --comment \"portmapping:8c1f3a52-uid\" ", "");
-    let known = rules.parse(&table.text());
-    assert_eq!(known.mappings().count(), some().len() - 1);
-    assert!(known.damage.chains.contains(LEAF));
-    table.apply(&rules, &some());
-    table.assert_is(&rules, &some());
+    let owner = "-m comment --comment \"portmapping:8c1f3a52-uid\" ";
+    let whole = table.clone();
+    let pods = table.0.get_mut("PORTMAPPING-MASQ-7").unwrap();
+    let unnamed = pods[0].replace(owner, "");
+    let other = pods[0].replace("8c1f3a52", "another");
+    for pods in [vec![], vec![unnamed], vec![pods[0].clone(), other]] {
+        table.0.insert("PORTMAPPING-MASQ-7".to_owned(), pods);
+        let known = rules.parse(&table.text());
+        assert_eq!(known.mappings().count(), 0);
+        assert!(known.damage.chains.contains(LEAF));
+        table.apply(&rules, &some());
+        assert_eq!(table.sorted(), whole.sorted());
+    }
+    // a rule of another owner names it, also after the pod at the address has changed
+    let mut all = some();
+    let other = Mapping {
+        owner: "another-uid".parse().unwrap(),
+        ..map(Protocol::Tcp, 20002, "10.244.1.7", 80)
+    };
+    all.insert(other.clone());
+    table.apply(&rules, &all);
+    table.assert_is(&rules, &all);
+    let alone = BTreeSet::from([other]);
+    table.apply(&rules, &alone);
+    table.assert_is(&rules, &alone);
 }
 
 #[test]

@@ -8,7 +8,7 @@ fn usual() -> Layout {
 }
 
 #[test]
-fn leaf_has_one_rule_per_mapping_that_names_its_owner() {
+fn rule_of_a_mapping_names_its_owner_only_if_the_rule_of_the_pod_does_not() {
     let mappings = [
         map(Protocol::Tcp, 20000, "10.244.1.7", 80),
         Mapping {
@@ -16,13 +16,21 @@ fn leaf_has_one_rule_per_mapping_that_names_its_owner() {
             ..map(Protocol::Tcp, 20000, "10.244.1.8", 80)
         },
     ];
+    let pod = |owner: &str| Pod {
+        owner: owner.parse().unwrap(),
+        mappings: 1,
+    };
+    let pods = Pods::from([
+        ("10.244.1.7".parse().unwrap(), pod("8c1f3a52-uid")),
+        ("10.244.1.8".parse().unwrap(), pod("another-uid")),
+    ]);
     let ports = "-p tcp -m tcp --dport 20000";
     let owner = "-m comment --comment \"portmapping:8c1f3a52-uid\"";
     assert_eq!(
-        leaf_rules(&mappings.into()),
+        leaf_rules(&mappings.into(), &pods),
         [
             format!("-d 192.0.2.1/32 {ports} {owner} -j DNAT --to-destination 10.244.1.8:80"),
-            format!("{ports} {owner} -j DNAT --to-destination 10.244.1.7:80"),
+            format!("{ports} -j DNAT --to-destination 10.244.1.7:80"),
         ]
     );
 }
@@ -36,7 +44,8 @@ fn ipv6_destination_stands_in_brackets() {
 #[test]
 fn pod_is_masqueraded_towards_itself_only() {
     let layout = Layout::new(Family::V6, Settings::new(range("20000-29999")));
-    let pods = [("fd00::17".parse().unwrap(), 1)].into();
+    let owner = "uid".parse().unwrap();
+    let pods = [("fd00::17".parse().unwrap(), Pod { owner, mappings: 1 })].into();
     let chains = layout.chains(&[Protocol::Tcp].into(), &Leaves::new(), &pods);
     let top = &chains[MASQUERADE];
     assert_eq!(
@@ -49,7 +58,7 @@ fn pod_is_masqueraded_towards_itself_only() {
     assert_eq!(group.len(), 4);
     assert_eq!(
         chains["PORTMAPPING-MASQ-7"],
-        ["-s fd00::17/128 -d fd00::17/128 -j MASQUERADE"]
+        ["-s fd00::17/128 -d fd00::17/128 -m comment --comment \"portmapping:uid\" -j MASQUERADE"]
     );
     assert!(chains["PORTMAPPING-MASQ-8"].is_empty());
 }

@@ -1,5 +1,5 @@
-use super::super::rule::mapping_rule;
-use super::super::testing::{any_mapping, hostile_text, map, range, unowned_rule};
+use super::super::rule::{mapping_rule, rule_without_owner};
+use super::super::testing::{any_mapping, hostile_text, map, range};
 use super::*;
 use crate::settings::Settings;
 use proptest::prelude::*;
@@ -59,7 +59,7 @@ proptest! {
     fn fast_parser_and_full_parser_agree(
         (family, mapping) in any_mapping_of_any_family(),
     ) {
-        for rule in [mapping_rule(&mapping), unowned_rule(&mapping)] {
+        for rule in [mapping_rule(&mapping), rule_without_owner(&mapping)] {
             let route = rule::written_by_us(&rule, family);
             prop_assert_eq!(&Rule::parse(&rule).unwrap().route(family), &route);
             prop_assert_eq!(&route.as_ref().unwrap().rule(), &rule);
@@ -74,7 +74,7 @@ proptest! {
         with in prop_oneof![any::<char>(), prop::char::range(' ', 'f')],
         old: bool,
     ) {
-        let rule = if old { unowned_rule(&mapping) } else { mapping_rule(&mapping) };
+        let rule = if old { rule_without_owner(&mapping) } else { mapping_rule(&mapping) };
         let mut chars: Vec<char> = rule.chars().collect();
         *at.get_mut(&mut chars) = with;
         let changed: String = chars.into_iter().collect();

@@ -10,12 +10,12 @@ fn every_kind_of_rule_is_tried_once() {
     for family in Family::ALL {
         let rules = all(family);
         for part in [
-            "-p tcp -m tcp --dport 20000 -m comment --comment",
-            "-p udp -m udp --dport 20000 -m comment --comment",
+            "-p tcp -m tcp --dport 20000 -j DNAT",
+            "-p udp -m udp --dport 20000 -j DNAT",
             "-j DNAT --to-destination ",
             "-m conntrack --ctstate DNAT -m comment --comment portmapping -j RETURN",
             "-m conntrack ! --ctorigdstport 20000:29999 -j RETURN",
-            "-j MASQUERADE",
+            "-m comment --comment \"portmapping:rehearsal\" -j MASQUERADE",
         ] {
             assert!(
                 rules.iter().any(|rule| rule.contains(part)),
