@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use kube::Client;
 use parking_lot::Mutex;
 use portmapping_enforcer_core::{
-    Action, NodeState, PortKey, PublishOutcome, SandboxUpdate, Status,
+    Action, NodeState, PortKey, PublishOutcome, RuleError, SandboxUpdate, Status,
 };
 use portmapping_shared::{Plan, PodUid};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
@@ -107,7 +107,7 @@ pub(crate) struct Inputs {
 /// The result of a finished call.
 enum Finished {
     Keeper(Vec<KeeperAnswer>),
-    Programmed(Plan, Result<(), String>),
+    Programmed(Plan, Result<(), RuleError>),
     Observed {
         /// Changes started before the read started.
         before: u64,

@@ -20,6 +20,8 @@ pub const REASON_PORT_CONFLICT: &str = "PortConflict";
 pub const REASON_HOST_IP_NOT_ON_NODE: &str = "HostIPNotOnNode";
 /// Condition reason while the kernel refuses the pod's rules.
 pub const REASON_DATAPLANE_ERROR: &str = "DataplaneError";
+/// Condition reason while the node does not permit the enforcer to change rules.
+pub const REASON_NOT_PERMITTED: &str = "NotPermitted";
 /// Condition reason when the enforcer cannot read the annotation of a pod with a readiness gate.
 pub const REASON_INVALID_REQUEST: &str = "InvalidRequest";
 /// Condition reason of a pod that has ended or no longer asks.

@@ -79,6 +79,24 @@ pub struct Condition {
     pub message: String,
 }
 
+/// Why the kernel did not take a change of the rules.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleError {
+    /// What was tried, and the kernel's answer.
+    pub message: String,
+    /// Whether the enforcer lacks a right, so that every change fails.
+    pub not_permitted: bool,
+}
+
+impl From<String> for RuleError {
+    fn from(message: String) -> Self {
+        Self {
+            message,
+            not_permitted: false,
+        }
+    }
+}
+
 /// An event on a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodEvent {
@@ -107,6 +125,8 @@ pub enum EventKind {
     HostIpNotOnNode,
     /// The kernel refuses its rules.
     DataplaneError,
+    /// The node does not permit the enforcer to change rules.
+    NotPermitted,
     /// The annotation is not a valid request.
     InvalidRequest,
     /// Its annotation was a result that no enforcer wrote.
@@ -132,6 +152,7 @@ impl EventKind {
             Self::PortConflict => c::REASON_PORT_CONFLICT,
             Self::HostIpNotOnNode => c::REASON_HOST_IP_NOT_ON_NODE,
             Self::DataplaneError => c::REASON_DATAPLANE_ERROR,
+            Self::NotPermitted => c::REASON_NOT_PERMITTED,
             Self::InvalidRequest => c::REASON_INVALID_REQUEST,
             Self::ForgedResult => c::EVENT_FORGED_RESULT,
             Self::AnnotationContested => c::EVENT_ANNOTATION_CONTESTED,

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use portmapping_shared::{Backoff, Mapping, Plan, PodUid};
 
+use crate::action::RuleError;
 use crate::ports::PortKey;
 use mappings::MappingTable;
 pub(crate) use mappings::port_of;
@@ -34,7 +35,7 @@ struct Blocked {
     /// Not tried again before.
     until: Duration,
     failures: u32,
-    error: String,
+    error: RuleError,
 }
 
 /// The rules that should be in the kernel, and those that are.
@@ -48,7 +49,7 @@ pub(crate) struct Kernel {
     unsettled: BTreeSet<PodUid>,
     /// Ports that the change under way may add rules for; None: no change is under way.
     in_flight: Option<BTreeSet<PortKey>>,
-    error: Option<String>,
+    error: Option<RuleError>,
     retry_at: Option<Duration>,
     failures: u32,
     /// Pods in the next change set at most; halved by a failure, doubled by a success.
@@ -124,12 +125,12 @@ impl Kernel {
 
     /// Why the last change failed.
     pub(crate) fn error(&self) -> Option<&str> {
-        self.error.as_deref()
+        self.error.as_ref().map(|error| error.message.as_str())
     }
 
     /// Why the kernel refuses a pod's rules, if it does.
-    pub(crate) fn refusal(&self, pod: &PodUid) -> Option<&str> {
-        self.blocked.get(pod).map(|blocked| blocked.error.as_str())
+    pub(crate) fn refusal(&self, pod: &PodUid) -> Option<&RuleError> {
+        self.blocked.get(pod).map(|blocked| &blocked.error)
     }
 
     /// Sets the rules that a pod should have.
@@ -186,7 +187,7 @@ impl Kernel {
     }
 
     /// The dataplane carried a plan out, or left the kernel as it was.
-    pub(crate) fn applied(&mut self, now: Duration, plan: &Plan, outcome: Result<(), String>) {
+    pub(crate) fn applied(&mut self, now: Duration, plan: &Plan, outcome: Result<(), RuleError>) {
         self.in_flight = None;
         if let Err(error) = outcome {
             return self.failed(now, plan, error);
@@ -207,7 +208,7 @@ impl Kernel {
 
     /// The rules of one pod can make a whole change set fail (a protocol that this kernel lacks, for
     /// example). Smaller and smaller sets find that pod; then it is blocked, and the others go on.
-    fn failed(&mut self, now: Duration, plan: &Plan, error: String) {
+    fn failed(&mut self, now: Duration, plan: &Plan, error: RuleError) {
         let creators: BTreeSet<&PodUid> = plan.to_create.iter().map(|m| &m.owner).collect();
         self.batch = (creators.len() / 2).max(1);
         if let (1, Some(pod)) = (creators.len(), creators.first()) {

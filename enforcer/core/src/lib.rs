@@ -32,7 +32,9 @@ mod pods;
 mod ports;
 mod sandbox;
 
-pub use action::{Action, Condition, EventKind, PodEvent, Publication, PublishOutcome, Record};
+pub use action::{
+    Action, Condition, EventKind, PodEvent, Publication, PublishOutcome, Record, RuleError,
+};
 pub use addresses::AddressSource;
 pub use node::{Config, Counts, NodeState, PodStatus, Recovered, Status};
 pub use phase::Phase;

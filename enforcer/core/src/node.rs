@@ -16,7 +16,7 @@ use portmapping_shared::{LeasedPort, Mapping, Plan, PodRef, PodUid, PortRange, P
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use crate::action::{Action, EventKind, PodEvent, PublishOutcome};
+use crate::action::{Action, EventKind, PodEvent, PublishOutcome, RuleError};
 use crate::addresses::Addresses;
 use crate::kernel::{Kernel, ports_of};
 use crate::pods::{PodFacts, PodState, Refusal, Want};
@@ -239,7 +239,7 @@ impl NodeState {
     }
 
     /// The dataplane carried a plan out, or left the kernel as it was.
-    pub fn programmed(&mut self, now: Duration, plan: &Plan, outcome: Result<(), String>) {
+    pub fn programmed(&mut self, now: Duration, plan: &Plan, outcome: Result<(), RuleError>) {
         let (intact, succeeded) = (self.kernel.is_intact(), outcome.is_ok());
         self.kernel.applied(now, plan, outcome);
         let changed = plan.to_remove.iter().chain(&plan.to_create);

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use portmapping_shared::Mapping;
+use rustix::io::Errno;
 
 use super::exec::ExecError;
 use super::iptables::Flavour;
@@ -128,6 +129,26 @@ impl DataplaneError {
         match self {
             Self::Unprintable { .. } => true,
             Self::Several(errors) => errors.iter().any(Self::is_unprintable),
+            _ => false,
+        }
+    }
+
+    /// Returns whether this program lacks a right, on a node that may deny it in spite of its
+    /// capabilities.
+    #[must_use]
+    pub fn is_not_permitted(&self) -> bool {
+        let denied = |text: &str| {
+            text.contains("Operation not permitted") || text.contains("Permission denied")
+        };
+        match self {
+            Self::Refused { stderr, .. } => denied(stderr),
+            Self::Jump { message, .. } => denied(message),
+            Self::Netlink(source)
+            | Self::ElementRefused { source, .. }
+            | Self::NoNftables { source } => {
+                source.is_refusal(Errno::PERM) || source.is_refusal(Errno::ACCESS)
+            }
+            Self::Several(errors) => errors.iter().any(Self::is_not_permitted),
             _ => false,
         }
     }

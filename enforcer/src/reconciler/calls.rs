@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use portmapping_enforcer_core::{PodEvent, PortKey, Publication, PublishOutcome};
+use portmapping_enforcer_core::{PodEvent, PortKey, Publication, PublishOutcome, RuleError};
 use portmapping_runtime::deadline::chain;
 use portmapping_shared::{Plan, PodRef, remedy};
 use rustix::io::Errno;
@@ -68,7 +68,10 @@ impl Reconciler {
             let took = begun.elapsed();
             metrics.record_call("apply", outcome.is_ok());
             metrics.record_apply(took.as_secs_f64());
-            let outcome = outcome.map_err(|error| chain(&error));
+            let outcome = outcome.map_err(|error| RuleError {
+                not_permitted: error.is_not_permitted(),
+                message: chain(&error),
+            });
             match &outcome {
                 Ok(()) => tracing::info!(
                     created = plan.to_create.len(),
@@ -77,7 +80,12 @@ impl Reconciler {
                     ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
                     "rules changed"
                 ),
-                Err(error) => tracing::error!(error, "cannot change the rules; trying again"),
+                Err(error) => {
+                    tracing::error!(
+                        error = error.message,
+                        "cannot change the rules; trying again"
+                    );
+                }
             }
             Finished::Programmed(plan, outcome)
         });

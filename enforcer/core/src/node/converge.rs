@@ -202,6 +202,7 @@ impl NodeState {
         }
         pod.clear_refusal(EventKind::HostIpNotOnNode);
         pod.clear_refusal(EventKind::DataplaneError);
+        pod.clear_refusal(EventKind::NotPermitted);
         if pod.refusal.is_some() {
             return;
         }
@@ -209,6 +210,7 @@ impl NodeState {
             return pod.refusal = refusal(EventKind::HostIpNotOnNode, message);
         }
         let unservable = pod.unservable(leases, self.config.ipv6);
+        let mut kind = EventKind::DataplaneError;
         let message = match (unservable, self.kernel.refusal(uid)) {
             (Some(lease), _) => {
                 let at = lease.host_ip.map(|ip| format!(" on hostIP {ip}"));
@@ -220,7 +222,12 @@ impl NodeState {
                     at.unwrap_or_default(),
                 )
             }
-            (None, Some(error)) => format!("the node's rules could not be changed: {error}"),
+            (None, Some(error)) => {
+                if error.not_permitted {
+                    kind = EventKind::NotPermitted;
+                }
+                format!("the node's rules could not be changed: {}", error.message)
+            }
             (None, None) if let Some(((protocol, number), why)) = &pod.hold_failure => format!(
                 "host port {number}/{protocol} cannot be held: {why}; the enforcer tries again \
                  every {} s",
@@ -231,7 +238,7 @@ impl NodeState {
                 None => return,
             },
         };
-        pod.refusal = refusal(EventKind::DataplaneError, message);
+        pod.refusal = refusal(kind, message);
     }
 
     /// Asks for the pod's write, if one is due.

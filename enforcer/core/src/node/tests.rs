@@ -6,7 +6,7 @@ use portmapping_shared::pod::{Container, DeclaredPort, ReadinessGate};
 use portmapping_shared::{Plan, PodRef, PodSpec, annotation};
 
 use super::*;
-use crate::action::{Condition, Publication, PublishOutcome, Record};
+use crate::action::{Condition, Publication, PublishOutcome, Record, RuleError};
 use crate::addresses::AddressSource;
 use crate::sandbox::{Sandbox, SandboxId};
 
@@ -169,6 +169,10 @@ impl Node {
                     Action::Release(keys) => self.state.released(self.now, &keys),
                     Action::Program(plan) => {
                         let outcome = program(&plan);
+                        let outcome = outcome.map_err(|message| RuleError {
+                            not_permitted: message.contains("not permitted"),
+                            message,
+                        });
                         self.state.programmed(self.now, &plan, outcome);
                         assert_eq!(self.state.audit(), Ok(()));
                     }

@@ -36,7 +36,7 @@ impl World {
             }
             Call::Program(plan) if fails => {
                 self.state
-                    .programmed(self.now, &plan, Err("lock held".to_owned()));
+                    .programmed(self.now, &plan, Err("lock held".to_owned().into()));
             }
             Call::Program(plan) => self.program(&plan),
             Call::Publish(publication) => self.publish(&publication, fails),
@@ -98,7 +98,7 @@ impl World {
             .iter()
             .any(|mapping| self.unsupported.contains(&mapping.owner))
         {
-            let refusal = Err("no such protocol".to_owned());
+            let refusal = Err("no such protocol".to_owned().into());
             return self.state.programmed(self.now, plan, refusal);
         }
         for mapping in &plan.to_remove {

@@ -229,7 +229,11 @@ fn hint(stderr: &str) -> Option<&'static str> {
             "Permission denied (you must be root)",
             "the container needs NET_ADMIN, and NET_RAW for iptables-legacy",
         ),
-        ("Operation not permitted", "the container needs NET_ADMIN"),
+        (
+            "Operation not permitted",
+            "the container needs NET_ADMIN; if it has it, a security module of the node (an eBPF LSM, \
+             SELinux, AppArmor) denies the change",
+        ),
         (
             "Table does not exist",
             "load the kernel's nat table (modprobe iptable_nat ip6table_nat), or use iptables-nft",

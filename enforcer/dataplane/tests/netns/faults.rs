@@ -68,6 +68,27 @@ fn error_output_is_reported(flavour: Flavour) {
     );
 }
 
+/// iptables-legacy does not say what it lacks.
+#[test]
+fn missing_right_is_told_from_other_errors() {
+    let flavour = Flavour::Nft;
+    let lab = lab(flavour);
+    let programs = Programs::new(flavour);
+    let mut driver = lab.node.run(|| programs.open(flavour)).unwrap();
+    let restore = format!("{flavour}-restore");
+    programs.replace(
+        &restore,
+        &format!("exec setpriv --bounding-set -all --inh-caps -all /usr/sbin/{restore} \"$@\""),
+    );
+    let plan = create(&[map(Tcp, 20000, POD1, 9040)]);
+    let error = lab.node.run(|| driver.apply(&plan)).unwrap_err();
+    assert!(error.is_not_permitted(), "{error}");
+    assert!(error.to_string().contains("NET_ADMIN"), "{error}");
+    programs.replace(&restore, "cat >/dev/null; echo 'line 3 failed' >&2; exit 1");
+    let error = lab.node.run(|| driver.apply(&plan)).unwrap_err();
+    assert!(!error.is_not_permitted(), "{error}");
+}
+
 fn hung_program_is_killed(flavour: Flavour) {
     let lab = lab(flavour);
     let mut programs = Programs::new(flavour);

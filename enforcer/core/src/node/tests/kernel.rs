@@ -17,6 +17,20 @@ fn a_refused_change_is_tried_again_and_reported() {
 }
 
 #[test]
+fn a_node_that_denies_the_right_to_change_rules_has_its_own_reason() {
+    let mut node = Node::new("20000-20003");
+    node.later(0);
+    node.applied(facts("a", Some("10.244.0.2")));
+    let denied = "Operation not permitted";
+    node.settle_with(|_| Ok(()), |_| Err(denied.to_owned()));
+    let condition = node.last().condition.clone().unwrap();
+    assert_eq!(condition.reason, "NotPermitted");
+    assert!(condition.message.contains(denied));
+    node.later(1);
+    assert!(node.last().condition.as_ref().unwrap().status);
+}
+
+#[test]
 fn flushed_rules_are_restored_and_reported() {
     let mut node = Node::new("20000-20003");
     node.applied(facts("a", Some("10.244.0.2"))).settle();
