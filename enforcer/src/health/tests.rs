@@ -1,5 +1,7 @@
 //! Which listener answers what.
 
+use portmapping_dataplane::detect::Chosen;
+use portmapping_dataplane::migration::Backend;
 use portmapping_enforcer_core::{Config, NodeState, Recovered};
 use portmapping_shared::PortSet;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -46,14 +48,19 @@ async fn state_is_served_on_the_unix_socket_only() {
     tokio::spawn(async move {
         while let Some(request) = received.recv().await {
             let state = NodeState::recover(config(), 1, Duration::ZERO, Recovered::default());
-            request.send(state.status()).unwrap();
+            let backend = Chosen {
+                backend: Backend::Nftables,
+                reason: "a test".to_owned(),
+                automatic: true,
+            };
+            request.send((state.status(), backend)).unwrap();
         }
     });
 
-    assert_eq!(
-        admin::probe(&path, "/state", LIMIT).await.unwrap().status,
-        200
-    );
+    let answer = admin::probe(&path, "/state", LIMIT).await.unwrap();
+    assert_eq!(answer.status, 200);
+    let backend = r#""backend": "nftables""#;
+    assert!(answer.body.contains(backend), "{}", answer.body);
     for (route, status) in [
         ("/state", " 404 "),
         ("/healthz", " 200 "),

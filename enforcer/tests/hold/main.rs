@@ -12,4 +12,5 @@ mod limits;
 mod old_kernel;
 mod reacquire;
 mod takeover;
+mod two_addresses;
 mod world;
