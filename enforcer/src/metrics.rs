@@ -2,6 +2,7 @@
 
 use std::sync::atomic::AtomicU64;
 
+use portmapping_dataplane::migration::Backend;
 use portmapping_enforcer_core::Counts;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -206,7 +207,8 @@ impl Metrics {
     }
 
     /// Sets the packet filter in use.
-    pub fn set_backend(&self, backend: &'static str) {
+    pub fn set_backend(&self, backend: Backend) {
+        let backend = backend.as_str();
         self.backend.get_or_create(&ByBackend { backend }).set(1);
     }
 

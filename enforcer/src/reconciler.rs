@@ -11,13 +11,15 @@ use std::time::{Duration, Instant};
 use kube::Client;
 use parking_lot::Mutex;
 use portmapping_enforcer_core::{
-    Action, NodeState, PortKey, PublishOutcome, RuleError, SandboxUpdate, Status,
+    Action, NodeState, PublishOutcome, RuleError, SandboxUpdate, Status,
 };
 use portmapping_shared::{Plan, PodUid};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
+
+use calls::KeeperAnswer;
 
 use crate::keeper_client::KeeperClient;
 use crate::metrics::Metrics;
@@ -121,16 +123,6 @@ enum Finished {
     Nothing,
 }
 
-/// What a call to the keeper returned; one call can return several.
-enum KeeperAnswer {
-    Held(Vec<(PortKey, Result<(), String>)>),
-    /// Ports that the kernel could not bind, and why.
-    NotHeld(Vec<(PortKey, String)>),
-    Released(Vec<PortKey>),
-    Failed(Vec<PortKey>),
-    Listed(BTreeSet<PortKey>),
-}
-
 /// The loop and its state.
 pub(crate) struct Reconciler {
     state: NodeState,
@@ -158,9 +150,7 @@ impl Reconciler {
     /// Returns a loop that continues from `state`. Times in the state count from `started`.
     #[must_use]
     pub(crate) fn new(state: NodeState, drivers: Drivers, started: Instant) -> Self {
-        drivers
-            .metrics
-            .set_backend(drivers.backend.backend.as_str());
+        drivers.metrics.set_backend(drivers.backend.backend);
         Self {
             state,
             drivers,

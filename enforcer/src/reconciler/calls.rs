@@ -1,5 +1,6 @@
 //! Carries actions out: each is a task, whose result goes back to the loop.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,10 +9,20 @@ use portmapping_runtime::deadline::chain;
 use portmapping_shared::{Plan, PodRef, remedy};
 use rustix::io::Errno;
 
-use super::{Finished, KeeperAnswer, Reconciler};
+use super::{Finished, Reconciler};
 use crate::keeper_client::{KeeperClient, KeeperClientError};
 use crate::pods::running_at;
 use portmapping_keeper::wire::{self, HoldOutcome};
+
+/// What a call to the keeper returned; one call can return several.
+pub(super) enum KeeperAnswer {
+    Held(Vec<(PortKey, Result<(), String>)>),
+    /// Ports that the kernel could not bind, and why.
+    NotHeld(Vec<(PortKey, String)>),
+    Released(Vec<PortKey>),
+    Failed(Vec<PortKey>),
+    Listed(BTreeSet<PortKey>),
+}
 
 impl Reconciler {
     pub(super) fn hold(&mut self, keys: Vec<PortKey>) {

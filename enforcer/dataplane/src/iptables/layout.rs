@@ -27,23 +27,21 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use portmapping_shared::contract::{CHAIN_PREFIX, RULE_COMMENT_PREFIX};
 use portmapping_shared::{HostPort, Mapping, PodUid, Protocol};
 
+mod names;
+
 use super::rule::{mapping_rule, rule_without_owner};
 use crate::family::Family;
 use crate::settings::{Settings, Subnet};
+
+use names::{
+    BUCKETS, GROUPS, MASQUERADE, PARTS, group, inner_part, leaf, numbered_bucket, outside, part,
+};
+pub(super) use names::{bucket, is_bucket, root};
 
 /// The chain that every packet enters first.
 const ENTRY: &str = CHAIN_PREFIX;
 /// The chain that every packet to a host address enters next.
 const HOST: &str = "PORTMAPPING-HOST";
-/// The chain that every translated packet enters last.
-const MASQUERADE: &str = "PORTMAPPING-MASQ";
-/// The number of chains into which the port range is divided, then each of those, and each of those
-/// again.
-const PARTS: u32 = 5;
-/// The number of chains for the rules of pods, chosen by the last bits of the pod's address.
-const BUCKETS: u8 = 16;
-/// The number of chains that lead to those, chosen by the last bits too.
-const GROUPS: u8 = 4;
 
 /// A jump from a built-in chain into one of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -342,53 +340,6 @@ pub(super) fn leaf_rule(mapping: &Mapping, pods: &Pods) -> String {
     } else {
         mapping_rule(mapping)
     }
-}
-
-/// Returns the chain that holds the rule of a pod.
-pub(super) fn bucket(pod: IpAddr) -> String {
-    let last = match pod {
-        IpAddr::V4(ip) => ip.octets()[3],
-        IpAddr::V6(ip) => ip.octets()[15],
-    };
-    numbered_bucket(last % BUCKETS)
-}
-
-/// Returns whether a chain holds rules of pods, by its name.
-pub(super) fn is_bucket(chain: &str) -> bool {
-    chain
-        .strip_prefix(MASQUERADE)
-        .is_some_and(|rest| rest.starts_with('-'))
-}
-
-/// Returns the first chain of a protocol's range.
-pub(super) fn root(protocol: Protocol) -> String {
-    format!("{CHAIN_PREFIX}-{protocol}")
-}
-
-fn part(protocol: Protocol, nth: u32) -> String {
-    format!("{CHAIN_PREFIX}-{protocol}-{nth}")
-}
-
-fn inner_part(protocol: Protocol, nth: u32) -> String {
-    let (part, nth) = (part(protocol, nth / PARTS), nth % PARTS);
-    format!("{part}-PART-{nth}")
-}
-
-fn leaf(protocol: Protocol, nth: u32) -> String {
-    let (part, nth) = (part(protocol, nth / PARTS.pow(2)), nth % PARTS.pow(2));
-    format!("{part}-{nth}")
-}
-
-fn group(bits: u8) -> String {
-    format!("{CHAIN_PREFIX}-PODS-{bits}")
-}
-
-fn outside(protocol: Protocol) -> String {
-    format!("{CHAIN_PREFIX}-{protocol}-OTHER")
-}
-
-fn numbered_bucket(bits: u8) -> String {
-    format!("{MASQUERADE}-{bits}")
 }
 
 /// Returns the port as `u32`, so that sums of port numbers do not overflow.
