@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::Result;
 
 use super::{Cluster, Home, owner};
+use crate::progress::say;
 
 /// The tests of a cluster so far.
 #[derive(Debug, Default)]
@@ -26,6 +27,10 @@ impl Cluster {
         let mut judge = Judge::new(owner, tests);
         let outcome = test();
         judge.passed = outcome.is_ok();
+        if let Err(error) = &outcome {
+            // once more after all that the test printed about the cluster
+            say(format_args!("error: {error:#}"));
+        }
         outcome
     }
 }

@@ -4,7 +4,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use e2e::Cluster;
 pub(crate) use e2e::visit::{at, run_at, run_beside};
 
@@ -48,6 +48,11 @@ pub(crate) fn tcp(address: SocketAddr) -> Result<String> {
     stream.write_all(b"who are you?\n")?;
     let mut answer = [0; 256];
     let length = read(&mut stream, &mut answer)?;
+    // a program that ended between accept and write: no answer, and so not that of another pod
+    ensure!(
+        length > 0,
+        "{address} closed the connection without an answer"
+    );
     Ok(first_line(&answer[..length]))
 }
 

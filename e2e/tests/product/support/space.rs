@@ -1,6 +1,7 @@
 //! A namespace per test: created at its start, deleted at its end, printed when the test fails.
 
 use anyhow::Result;
+use e2e::progress::say;
 use e2e::{Cluster, install};
 
 use super::kubectl_with;
@@ -40,7 +41,8 @@ impl<'a> Space<'a> {
             space.kubectl(&["get", "serviceaccount", "default"])
         })?;
         let outcome = test(&space);
-        if outcome.is_err() {
+        if let Err(error) = &outcome {
+            say(format_args!("the test in {name} failed: {error:#}"));
             install::picture(cluster, name);
             install::picture(cluster, install::NAMESPACE);
         }
