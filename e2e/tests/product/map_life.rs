@@ -7,7 +7,9 @@ use serde_json::{Value, json};
 
 use crate::support::caller::patch_in_turn;
 use crate::support::outside::{Way, is_refused};
-use crate::support::pods::{annotated, annotation, condition, entries, mapped_pod, on_node, pod};
+use crate::support::pods::{
+    annotated, annotation, condition, container, entries, is_true, mapped_pod, on_node, pod,
+};
 use crate::support::space::Space;
 use crate::support::{ANNOTATION, MARK, eventually, node_addresses, shared};
 
@@ -227,6 +229,134 @@ fn a_completed_jobs_port_refuses() -> Result<()> {
                 );
                 Ok(())
             })
+        })
+    })
+}
+
+#[test]
+fn an_ended_pod_that_a_finalizer_keeps_names_no_port() -> Result<()> {
+    shared(|cluster| {
+        Space::with(cluster, "life-finalizer", |space| {
+            let mut kept = mapped_pod("kept");
+            kept["metadata"]["finalizers"] = json!(["example.com/keep"]);
+            space.create(&kept)?;
+            space.ready("kept")?;
+            space.kubectl(&["delete", "pod", "kept", "--wait=false"])?;
+            let outcome = eventually("the released port to be named no more", || {
+                let kept = space.pod("kept")?;
+                let condition = condition(&kept, ANNOTATION).context("no condition")?;
+                ensure!(condition["reason"] == "Released", "{condition}");
+                ensure!(annotation(&kept) == Some(""), "{:?}", annotation(&kept));
+                Ok(())
+            });
+            let patch = r#"{"metadata":{"finalizers":null}}"#;
+            space.kubectl(&["patch", "pod", "kept", "--type=merge", "-p", patch])?;
+            outcome
+        })
+    })
+}
+
+#[test]
+fn a_sidecar_is_reached_while_it_drains_after_the_main_container_ended() -> Result<()> {
+    shared(|cluster| {
+        Space::with(cluster, "life-sidecar", |space| {
+            let mut drains = mapped_pod("drains");
+            let mut sidecar = container(&["--http", "9040"], &json!([{ "containerPort": 9040 }]));
+            sidecar["name"] = json!("sidecar");
+            sidecar["restartPolicy"] = json!("Always");
+            sidecar["lifecycle"] = json!({ "preStop": { "sleep": { "seconds": 300 } } });
+            drains["spec"]["initContainers"] = json!([sidecar]);
+            drains["spec"]["containers"] = json!([container(&["--exit-after", "1"], &json!([]))]);
+            drains["spec"]["restartPolicy"] = json!("Never");
+            drains["spec"]["terminationGracePeriodSeconds"] = json!(300);
+            let node = "node1";
+            space.create(&on_node(drains, node))?;
+            let drains = space.mapped("drains")?;
+            eventually("the main container to end", || {
+                let state = &space.pod("drains")?["status"]["containerStatuses"][0]["state"];
+                ensure!(state["terminated"].is_object(), "{state}");
+                Ok(())
+            })?;
+            space.kubectl(&["delete", "pod", "drains", "--wait=false"])?;
+            // the enforcer has seen the deletion by now, because it has mapped a later pod
+            space.create(&on_node(mapped_pod("next"), node))?;
+            space.ready("next")?;
+            let outcome = space.answers(&drains, &entries(&drains)?[0], Way::Http);
+            // the port is free for other tests now, and not when the time is over
+            space.kubectl(&["delete", "pod", "drains", "--force"])?;
+            outcome
+        })
+    })
+}
+
+#[test]
+fn a_typo_in_a_later_request_keeps_the_mapping_and_is_told() -> Result<()> {
+    shared(|cluster| {
+        Space::with(cluster, "life-typo", |space| {
+            space.create(&mapped_pod("web"))?;
+            let before = space.ready("web")?;
+            let entry = entries(&before)?.remove(0);
+            let typo = r#"[{"containerPort":"htpp"}]"#;
+            let request = format!("{ANNOTATION}={typo}");
+            space.kubectl(&["annotate", "--overwrite", "pod", "web", &request])?;
+            eventually("the typo to be named", || {
+                let web = space.pod("web")?;
+                ensure!(annotation(&web) == Some(typo), "{:?}", annotation(&web));
+                let condition = condition(&web, ANNOTATION).context("no condition")?;
+                let message = condition["message"].as_str().unwrap_or_default();
+                ensure!(
+                    condition["status"] == "True" && message.contains("htpp"),
+                    "{condition}"
+                );
+                let events = space.events("web")?;
+                let told = |(reason, note): &(String, String)| {
+                    reason == "InvalidRequest" && note.contains("htpp")
+                };
+                ensure!(events.iter().any(told), "{events:?}");
+                Ok(())
+            })?;
+            space.answers(&before, &entry, Way::Http)
+        })
+    })
+}
+
+#[test]
+fn a_controller_that_writes_the_request_back_is_named_and_the_port_stays() -> Result<()> {
+    shared(|cluster| {
+        Space::with(cluster, "life-contest", |space| {
+            space.create(&mapped_pod("web"))?;
+            let before = space.ready("web")?;
+            let entry = entries(&before)?.remove(0);
+            let request = format!("{ANNOTATION}=");
+            let back = [
+                "annotate",
+                "--overwrite",
+                "--field-manager=operator",
+                "pod",
+                "web",
+                &request,
+            ];
+            let mut results = 0;
+            eventually("the controller to be named", || {
+                let web = space.pod("web")?;
+                if entries(&web).is_ok() {
+                    results += 1;
+                    space.kubectl(&back)?;
+                }
+                let events = space.events("web")?;
+                let named = |(reason, note): &(String, String)| {
+                    reason == "AnnotationContested" && note.contains("operator")
+                };
+                ensure!(
+                    events.iter().any(named),
+                    "after {results} results: {events:?}"
+                );
+                Ok(())
+            })?;
+            ensure!(results < 10, "{results} results were published");
+            let web = space.pod("web")?;
+            ensure!(is_true(&web, ANNOTATION), "{}", web["status"]["conditions"]);
+            space.answers(&before, &entry, Way::Http)
         })
     })
 }

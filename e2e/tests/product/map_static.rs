@@ -1,0 +1,92 @@
+//! Static pods of a node, and what static host ports do to the mappings of other pods.
+
+use anyhow::{Context, Result, ensure};
+use e2e::cluster::STATIC_PODS;
+use serde_json::json;
+
+use crate::support::outside::Way;
+use crate::support::parts::log;
+use crate::support::pods::{annotated, entries, mapped_pod, on_node, pod};
+use crate::support::space::Space;
+use crate::support::{alone, enforcer, eventually, shared};
+
+const NODE: &str = "node1";
+
+#[test]
+fn an_annotated_static_pod_is_mapped() -> Result<()> {
+    shared(|cluster| {
+        Space::with(cluster, "static-pod", |space| {
+            let mut web = mapped_pod("web");
+            web["metadata"]["namespace"] = json!(space.name);
+            let shell = |command: String| cluster.exec(NODE, &["sh", "-c", &command]);
+            let file = format!("{STATIC_PODS}/{}.json", space.name);
+            let written = shell(format!("printf %s '{web}' > {file}"))?;
+            ensure!(written.status.success(), "{written:?}");
+            let name = format!("web-{NODE}");
+            let outcome = space.mapped(&name).and_then(|web| {
+                let entry = entries(&web)?.remove(0);
+                space.answers(&web, &entry, Way::Http)
+            });
+            shell(format!("rm {file}"))?;
+            outcome
+        })
+    })
+}
+
+#[test]
+fn the_first_static_host_port_of_a_node_is_no_damage_to_other_pods() -> Result<()> {
+    alone(|cluster| {
+        Space::with(cluster, "static-first", |space| {
+            // as on a node without static host ports so far
+            let saved = cluster.exec(NODE, &["iptables-save", "-t", "nat"])?;
+            let saved = String::from_utf8_lossy(&saved.stdout);
+            for jump in saved
+                .lines()
+                .filter(|l| l.ends_with("-j CNI-HOSTPORT-DNAT"))
+            {
+                let rule = jump.replacen("-A", "-D", 1);
+                let command: Vec<&str> = ["iptables", "-t", "nat"]
+                    .into_iter()
+                    .chain(rule.split(' '))
+                    .collect();
+                let removed = cluster.exec(NODE, &command)?;
+                ensure!(removed.status.success(), "{jump}: {removed:?}");
+            }
+            space.create(&on_node(mapped_pod("web"), NODE))?;
+            let web = space.ready("web")?;
+            let reordered = || -> Result<usize> {
+                let lines = log(cluster, &enforcer(cluster, NODE)?, "enforcer")?;
+                let text = "another program put rules before our jumps";
+                let said = |line: &serde_json::Value| {
+                    line["message"]
+                        .as_str()
+                        .is_some_and(|it| it.starts_with(text))
+                };
+                Ok(lines.iter().filter(|line| said(line)).count())
+            };
+            let before = reordered()?;
+            let ports = json!([{ "containerPort": 9040, "hostPort": 18043 }]);
+            space.create(&on_node(pod("fixed", &["--http", "9040"], &ports), NODE))?;
+            eventually("the jumps to be first again", || {
+                ensure!(reordered()? > before, "not moved");
+                Ok(())
+            })?;
+            // events are written in order
+            space.create(&on_node(mapped_pod("next"), NODE))?;
+            space.ready("next")?;
+            let events = eventually("the event of the next pod", || {
+                let next = space.events("next")?;
+                ensure!(
+                    next.iter().any(|(reason, _)| reason == "PortsMapped"),
+                    "{next:?}"
+                );
+                space.events("web")
+            })?;
+            ensure!(
+                !events.iter().any(|(reason, _)| reason == "MappingRepaired"),
+                "{events:?}"
+            );
+            space.answers(&web, entries(&web)?.first().context("no entry")?, Way::Http)
+        })
+    })
+}
