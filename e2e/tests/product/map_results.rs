@@ -74,6 +74,25 @@ fn a_pod_whose_result_was_wiped_has_its_port_again_and_is_not_true_before() -> R
 }
 
 #[test]
+fn a_result_that_an_unknown_pod_left_takes_no_living_pods_address() -> Result<()> {
+    alone(|cluster| {
+        Space::with(cluster, "result-left", |space| {
+            let (web, entry) = serving(space)?;
+            let result = result_of(cluster, uid(&web)?)?;
+            let unknown = "00000000-0000-4000-8000-000000000000";
+            let hour_ago = SystemTime::now() - Duration::from_hours(1);
+            let left_behind = leave_behind(&result, unknown, hour_ago)?;
+            // the enforcer has read it by now, because it has mapped a later pod
+            space.create(&on_node(mapped_pod("next"), NODE))?;
+            space.ready("next")?;
+            let outcome = space.answers(&web, &entry, Way::Tcp);
+            fs::remove_file(left_behind)?;
+            outcome
+        })
+    })
+}
+
+#[test]
 fn a_stale_result_from_before_the_clock_was_set_back_is_ignored() -> Result<()> {
     alone(|cluster| {
         Space::with(cluster, "set-back", |space| {

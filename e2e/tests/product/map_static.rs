@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::support::outside::Way;
 use crate::support::parts::log;
-use crate::support::pods::{annotated, entries, mapped_pod, on_node, pod};
+use crate::support::pods::{entries, mapped_pod, on_node, pod};
 use crate::support::space::Space;
 use crate::support::{alone, enforcer, eventually, shared};
 

@@ -34,8 +34,9 @@ pub(crate) enum Rank {
         written: Duration,
         /// When it arrived, as a count.
         arrival: u64,
-        /// Whether the API has shown its pod.
-        known: bool,
+        /// When the API first named the address for its pod, since the Unix epoch; zero if it names
+        /// another one, None if it has not shown the pod.
+        reported: Option<Duration>,
     },
 }
 
@@ -124,10 +125,19 @@ impl Addresses {
         }
         if let Some((sandbox, arrival)) = self.newest(uid) {
             let source = AddressSource::Sandbox(sandbox.id.clone());
+            let reported = pod.and_then(|pod| {
+                let named = &pod.facts.as_ref()?.pod_ips;
+                let reported = sandbox.ips.iter().any(|ip| named.contains(ip));
+                Some(if reported {
+                    pod.addressed.0
+                } else {
+                    Duration::ZERO
+                })
+            });
             let rank = Rank::Sandbox {
                 written: sandbox.written,
                 arrival,
-                known: facts.is_some(),
+                reported,
             };
             return PodAddresses::claimed(sandbox.ips.clone(), source, rank);
         }
@@ -329,12 +339,17 @@ impl Addresses {
         let claims = self.claims.get(&ip)?;
         let reported = claims.values().filter_map(|rank| match rank {
             Rank::Status(reported, _) => Some(*reported),
-            Rank::Recovered(_) | Rank::Sandbox { .. } => None,
+            Rank::Sandbox { reported, .. } => *reported,
+            Rank::Recovered(_) => None,
         });
         let reported = reported.max().unwrap_or_default();
         let leftover = |rank: &Rank| match rank {
-            Rank::Sandbox { written, known, .. } => !known && *written < reported,
-            Rank::Recovered(_) | Rank::Status(..) => false,
+            Rank::Sandbox {
+                written,
+                reported: None,
+                ..
+            } => *written < reported,
+            _ => false,
         };
         let valid = claims.iter().filter(|(_, rank)| !leftover(rank));
         let newest = valid.max_by_key(|(uid, rank)| (**rank, *uid));

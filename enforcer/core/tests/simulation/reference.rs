@@ -255,9 +255,13 @@ impl Reference {
 
     /// Whether a result of an unknown pod is older than what the API says of the address.
     fn is_leftover(&self, uid: &PodUid, ip: IpAddr) -> bool {
-        let by_api = |other: &&PodUid| self.claim(other, ip).is_some_and(|(sandbox, _)| !sandbox);
-        let named = self.shown.keys().filter(by_api);
-        let reported = named.filter_map(|other| self.reported.get(other)).max();
+        let by_api = |(other, facts): &(&PodUid, &PodFacts)| {
+            facts.pod_ips.contains(&ip) && self.claim(other, ip).is_some()
+        };
+        let named = self.shown.iter().filter(by_api);
+        let reported = named
+            .filter_map(|(other, _)| self.reported.get(other))
+            .max();
         let written = self.newest(uid).map(|sandbox| sandbox.written);
         !self.shown.contains_key(uid) && written < reported.copied()
     }

@@ -143,6 +143,21 @@ fn a_leftover_result_of_an_unknown_pod_does_not_take_a_living_pods_address() {
 }
 
 #[test]
+fn a_leftover_result_that_is_read_late_does_not_take_the_address_of_a_pods_result() {
+    let mut node = Node::new("20000-29999");
+    let first_reported = node.now.as_secs();
+    node.up(sandbox("a", "s-a", "10.244.0.2", first_reported - 2));
+    node.applied(facts("a", Some("10.244.0.2"))).settle();
+    node.up(sandbox("ghost", "s1", "10.244.0.2", first_reported - 1));
+    assert_eq!(node.leads_to("a"), ["10.244.0.2".to_owned()].into());
+    node.later(10);
+    assert!(node.is_true("a"));
+    // a pod that the API has not shown yet
+    node.up(sandbox("new", "s2", "10.244.0.2", first_reported + 1));
+    assert!(node.leads_to("a").is_empty());
+}
+
+#[test]
 fn a_leftover_result_found_at_the_start_does_not_take_a_living_pods_address() {
     let mut node = Node::new("20000-29999");
     node.up(sandbox("ghost", "s1", "10.244.0.2", 1));
