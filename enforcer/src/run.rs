@@ -1,6 +1,7 @@
 //! `enforcer run`: starts every part and connects them.
 
 use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::Context;
 use parking_lot::Mutex;
 use portmapping_dataplane::{AddressSelection, Dataplane as _};
-use portmapping_enforcer_core::NodeState;
+use portmapping_enforcer_core::{NodeState, SandboxUpdate};
 use portmapping_keeper::wire::KeeperRole;
 use portmapping_runtime::client::ApiServer;
 use portmapping_runtime::{Readiness, ReadyHandle, Supervisor, admin};
@@ -147,14 +148,7 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
 
     let (damage_sender, damage_hints) = watch::channel(0);
     let (addresses_sender, node_addresses) = watch::channel(None);
-    let (sandbox_sender, sandboxes) = mpsc::channel(SANDBOX_QUEUE);
-    if config.cni_results.is_empty() {
-        tracing::info!("--cni-results is empty: a pod is mapped once its status has an address");
-    } else {
-        let dirs = config.cni_results;
-        let followed = cni::watch(dirs, sandbox_sender, metrics.clone(), token.clone());
-        tasks.spawn("CNI results", followed);
-    }
+    let sandboxes = watch_sandboxes(&mut tasks, config.cni_results, metrics.clone());
     let drivers = Drivers {
         keeper: Arc::new(tokio::sync::Mutex::new(keeper)),
         backend: start.backend,
@@ -208,6 +202,24 @@ async fn listen(
         tasks.spawn("metrics", admin::serve(tcp, routers.tcp, token));
     }
     Ok(())
+}
+
+/// Follows the results of the runtime's sandboxes.
+fn watch_sandboxes(
+    tasks: &mut Supervisor,
+    dirs: Vec<PathBuf>,
+    metrics: Metrics,
+) -> mpsc::Receiver<SandboxUpdate> {
+    let (sender, sandboxes) = mpsc::channel(SANDBOX_QUEUE);
+    if dirs.is_empty() {
+        tracing::info!("--cni-results is empty: a pod is mapped once its status has an address");
+    } else {
+        tasks.spawn(
+            "CNI results",
+            cni::watch(dirs, sender, metrics, tasks.token()),
+        );
+    }
+    sandboxes
 }
 
 /// Follows the keeper's role, which is unknown (frozen) at first, and counts its connections.
