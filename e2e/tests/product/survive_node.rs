@@ -2,17 +2,20 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use e2e::install;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::support::outside::{Way, at, tcp};
-use crate::support::pods::{annotated, entries, mapped_pod, on_node, pod};
+use crate::support::parts::{ENFORCER, pids};
+use crate::support::pods::{annotated, condition, entries, is_true, mapped_pod, on_node, pod};
 use crate::support::space::Space;
 use crate::support::streams::{follow, steal};
-use crate::support::{alone, eventually, node_addresses};
+use crate::support::{ANNOTATION, alone, eventually, node_addresses};
 
 const SYSTEM: &str = install::NAMESPACE;
 /// Rolling updates in a row.
@@ -111,6 +114,60 @@ fn after_a_power_cut_a_pod_has_its_host_port_again() -> Result<()> {
                 space.answers(&web, &again, Way::Http)
             })?;
             space.ready("web").map(drop)
+        })
+    })
+}
+
+/// How much later than its container the enforcer works.
+const LATE: Duration = Duration::from_secs(5);
+
+#[test]
+fn after_a_power_cut_a_late_enforcer_takes_back_what_it_cannot_vouch_for() -> Result<()> {
+    alone(|cluster| {
+        Space::with(cluster, "node-late", |space| {
+            space.create(&on_node(mapped_pod("web"), "node2"))?;
+            let web = space.ready("web")?;
+            let entry = entries(&web)?.remove(0);
+            let since = |pod: &serde_json::Value| {
+                condition(pod, ANNOTATION).map(|it| it["lastTransitionTime"].clone())
+            };
+            let container = |pod: &serde_json::Value| {
+                pod["status"]["containerStatuses"][0]["containerID"].clone()
+            };
+            let before = (since(&web), container(&web));
+            cluster.kill_node(2)?;
+            cluster.add_node(2)?;
+            let late = eventually("the enforcer to start", || {
+                let found = pids(cluster, "node2", ENFORCER)?;
+                found.first().copied().context("no enforcer")
+            })?;
+            let late = Pid::from_raw(i32::try_from(late)?);
+            kill(late, Signal::SIGSTOP).context("stop the enforcer")?;
+            let until = Instant::now() + LATE;
+            let mut ready = None;
+            while Instant::now() < until {
+                let web = space.pod("web")?;
+                if ready.is_none() && is_true(&web, "Ready") && container(&web) != before.1 {
+                    ready = Some(Instant::now());
+                }
+            }
+            kill(late, Signal::SIGCONT).context("continue the enforcer")?;
+            eventually("the pod to answer again", || {
+                space.answers(&web, &entry, Way::Http)
+            })?;
+            let answers = Instant::now();
+            println!(
+                "Ready for {:?} before the ports answer; {:?} of it after the enforcer continued",
+                ready.map(|ready| answers - ready),
+                answers - until,
+            );
+            let web = space.ready("web")?;
+            // False in between: a condition that stays True keeps its time
+            ensure!(
+                since(&web) != before.0,
+                "the condition was True all the time"
+            );
+            Ok(())
         })
     })
 }

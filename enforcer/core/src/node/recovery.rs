@@ -57,6 +57,7 @@ impl NodeState {
             let mut same_lease = pod.recovered.iter().filter(|other| port_of(other) == key);
             if same_lease.all(|other| other.pod_ip.is_ipv4() != family) {
                 pod.recovered.insert(mapping);
+                pod.unmapped.vouched = true;
             }
         }
         for key in found.held {

@@ -12,7 +12,7 @@ use portmapping_shared::{
 use super::contest::{Contest, contested};
 use super::forgery::Forgery;
 use super::publish::Publish;
-use super::unmapped::Confirmation;
+use super::unmapped::{Confirmation, Unmapped};
 use crate::action::{EventKind, Record};
 use crate::addresses::AddressSource;
 use crate::limiter::Limiter;
@@ -162,8 +162,7 @@ pub(crate) struct PodState {
     pub(crate) forgery: Forgery,
     pub(crate) contest: Contest,
     pub(crate) repairs: Limiter,
-    /// Since when the API says True and the pod is not mapped.
-    pub(crate) unmapped: Option<Duration>,
+    pub(crate) unmapped: Unmapped,
     pub(crate) confirmation: Confirmation,
 }
 
@@ -185,7 +184,7 @@ impl PodState {
             forgery: Forgery::default(),
             contest: Contest::default(),
             repairs: Limiter::default(),
-            unmapped: None,
+            unmapped: Unmapped::default(),
             confirmation: Confirmation::default(),
         }
     }

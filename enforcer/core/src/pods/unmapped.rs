@@ -24,6 +24,16 @@ const REPEAT: Backoff = Backoff {
     longest: Duration::from_secs(30),
 };
 
+/// What is known of a pod that may not be mapped although the API says so.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Unmapped {
+    /// Since when the API says True and the pod is not mapped.
+    since: Option<Duration>,
+    /// Rules of the pod were found at the start, or it was mapped since. After a restart of the node there
+    /// are none, and the kubelet believes the condition that it finds.
+    pub(crate) vouched: bool,
+}
+
 /// The read of a pod whose result was removed and whose address the API still names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Confirmation {
@@ -53,24 +63,33 @@ impl PodState {
             .as_ref()
             .and_then(|f| f.record.condition.as_ref());
         let shown = condition.is_some_and(|condition| condition.status);
-        self.unmapped = if mapped || self.want.ports().is_empty() {
+        self.unmapped.since = if mapped || self.want.ports().is_empty() {
             None
         } else {
-            self.unmapped.or(shown.then_some(now))
+            self.unmapped.since.or(shown.then_some(now))
         };
+        self.unmapped.vouched |= mapped;
     }
 
     /// When the condition of a pod that is not mapped becomes False.
     pub(super) fn unmapped_until(&self) -> Option<Duration> {
         let deleting = self.facts.as_ref().is_some_and(|facts| facts.deleting);
-        let grace = if deleting { DELETION } else { GRACE };
-        self.unmapped.map(|since| since + grace)
+        let grace = match self.unmapped.vouched {
+            _ if deleting => DELETION,
+            true => GRACE,
+            false => Duration::ZERO,
+        };
+        self.unmapped.since.map(|since| since + grace)
     }
 
     /// Why the condition is False, in words; None while it may still say True.
     pub(crate) fn doubt(&self, now: Duration, owned: bool, held: bool) -> Option<&'static str> {
         self.unmapped_until().filter(|until| *until <= now)?;
-        Some(if self.source == AddressSource::Nowhere {
+        Some(if !self.unmapped.vouched {
+            // one text, because each other one would be a write
+            "the node has no rules of this pod, as after a restart of the node: the enforcer maps \
+             the pod again"
+        } else if self.source == AddressSource::Nowhere {
             "the runtime removed the result of the pod's sandbox: the pod is mapped when it has a \
              new one, or when the API server confirms that it still runs at its address"
         } else if !owned {

@@ -34,6 +34,28 @@ fn a_restart_changes_nothing() {
 }
 
 #[test]
+fn after_a_restart_of_the_node_no_pod_is_true_before_it_is_mapped() {
+    let mut node = Node::new("20000-29999");
+    node.applied(facts("a", Some("10.244.0.2"))).settle();
+    let (ports, seen) = (
+        node.host_ports("a"),
+        echoed(&node, facts("a", Some("10.244.0.2"))),
+    );
+    // rules and holds are gone, and the API has what it had before
+    node.state = NodeState::recover(config("20000-29999"), 9, NOW, Recovered::default());
+    node.written.clear();
+    node.applied(seen.clone());
+    node.state.relisted(NOW, &[seen.pod.uid].into());
+    node.settle();
+    let conditions = node.written.iter().map(|it| it.wanted.condition.clone());
+    let told: Vec<_> = conditions
+        .map(|it| it.is_some_and(|it| it.status))
+        .collect();
+    assert_eq!(told, [false, true]);
+    assert_eq!(node.host_ports("a"), ports);
+}
+
+#[test]
 fn a_pod_that_was_deleted_during_a_restart_is_unmapped_at_the_first_list() {
     let mut node = Node::new("20000-20009");
     node.applied(facts("a", Some("10.244.0.2"))).settle();
