@@ -26,11 +26,14 @@ const PODS: usize = 25;
 /// Rollouts that are undone.
 const UNDONE: usize = 6;
 
+/// The ports that a process could bind, and its tries.
+type Stolen = (BTreeSet<u16>, u64);
+
 /// Mapped pods on every node, with processes that call them and that try to bind their ports.
 struct Watched {
     stop: Arc<AtomicBool>,
     caller: JoinHandle<Result<(u64, Vec<String>)>>,
-    thieves: Vec<JoinHandle<Result<(BTreeSet<u16>, u64)>>>,
+    thieves: Vec<JoinHandle<Result<Stolen>>>,
 }
 
 impl Watched {
