@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -78,6 +79,13 @@ pub struct RunArgs {
     /// Most ports that one pod may ask for
     #[arg(long, env = "PORTMAPPING_MAX_PORTS", default_value_t = DEFAULT_MAX_PORTS)]
     max_ports: usize,
+    /// A pod gets no new port while this many times the ports that it requests are cooling down
+    #[arg(long, env = "PORTMAPPING_MAX_COOLING", default_value_t = 4, value_parser = positive)]
+    max_cooling: usize,
+    /// Share of the range, in percent, of which the ports of one namespace may be cooling down before
+    /// its pods get no new ones, and which its pods may claim as static host ports
+    #[arg(long, env = "PORTMAPPING_NAMESPACE_SHARE", default_value_t = 25, value_parser = positive)]
+    namespace_share: usize,
     /// Packet filter that carries the mappings; auto takes iptables where it works, else nftables, and
     /// keeps the one that has the rules of this node; a change migrates those
     #[arg(long, env = "PORTMAPPING_BACKEND", value_enum, default_value = "auto")]
@@ -126,6 +134,14 @@ pub struct RunArgs {
     /// until this one has ended
     #[arg(long, value_name = "ADDRESS", env = "PORTMAPPING_METRICS_LISTEN")]
     metrics_listen: Option<SocketAddr>,
+}
+
+/// Parses a number above 0.
+fn positive(text: &str) -> Result<usize, String> {
+    let number: Result<NonZeroUsize, _> = text.parse();
+    number
+        .map(NonZeroUsize::get)
+        .map_err(|error| format!("{error}: write a number above 0"))
 }
 
 /// The packet filter that carries the mappings.
@@ -244,6 +260,8 @@ impl TryFrom<RunArgs> for RunConfig {
             cooldown,
             quarantine,
             max_ports,
+            max_cooling,
+            namespace_share,
             backend,
             iptables,
             neighbours,
@@ -272,6 +290,8 @@ impl TryFrom<RunArgs> for RunConfig {
             cooldown,
             quarantine,
             max_ports,
+            max_cooling,
+            namespace_share,
             ipv6: true,
             // set at the start
             epoch: Duration::ZERO,

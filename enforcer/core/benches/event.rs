@@ -4,6 +4,7 @@
 
 #![allow(clippy::expect_used, reason = "a measurement that cannot go on ends")]
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use portmapping_enforcer_core::{
@@ -105,10 +106,13 @@ fn node(range: &str, pods: u32) -> NodeState {
         cooldown: Duration::from_secs(30),
         quarantine: Duration::from_mins(1),
         max_ports: 64,
+        max_cooling: 4,
+        namespace_share: 100,
         ipv6: true,
         epoch: Duration::ZERO,
     };
     let (mut state, now) = (NodeState::new(config, 1), Duration::from_secs(1));
+    state.relisted(now, &BTreeSet::new());
     for n in 0..pods {
         state.pod_applied(now, facts(n));
         state.sandbox_up(now, sandbox(n));

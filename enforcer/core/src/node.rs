@@ -1,6 +1,8 @@
 //! Events in; ports, pods and kernel are asked what follows; actions out.
 
+mod allocate;
 mod audit;
+mod config;
 mod converge;
 mod host_addresses;
 mod recovery;
@@ -12,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use portmapping_shared::{LeasedPort, Mapping, Plan, PodRef, PodUid, PortRange, PortSet};
+use portmapping_shared::{LeasedPort, Mapping, Plan, PodRef, PodUid};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
@@ -22,28 +24,9 @@ use crate::kernel::{Kernel, ports_of};
 use crate::pods::{PodFacts, PodState, Refusal, Want};
 use crate::ports::{KEEPER_RETRY, PortKey, Ports, Timers};
 
+pub use config::Config;
 pub use recovery::Recovered;
 pub use status::{Counts, PodStatus, Status};
-
-/// What an operator may choose.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// Host ports to allocate from.
-    pub range: PortRange,
-    /// Ports of the range never to allocate.
-    pub excluded: PortSet,
-    /// How long a released port rests before any pod may have it.
-    pub cooldown: Duration,
-    /// How long a port that another process has is left alone.
-    pub quarantine: Duration,
-    /// Ports that one pod may have.
-    pub max_ports: usize,
-    /// Whether the dataplane can translate IPv6.
-    pub ipv6: bool,
-    /// The node's clock at the time 0 of this crate, since the Unix epoch: with it, what the API says
-    /// is compared with the times at which the runtime wrote its results.
-    pub epoch: Duration,
-}
 
 /// Every decision of one node's enforcer. The crate's documentation draws the flow.
 ///
@@ -61,6 +44,8 @@ pub struct NodeState {
     host_ips: Vec<IpAddr>,
     /// The addresses at which mappings answer; None: not known yet, every hostIP is mapped.
     host_addresses: Option<BTreeSet<IpAddr>>,
+    /// Whether a complete list of pods has been shown.
+    listed: bool,
     /// Pods to process now.
     dirty: BTreeSet<PodUid>,
     /// Pods to process later.
@@ -80,13 +65,14 @@ impl NodeState {
     pub fn new(config: Config, seed: u64) -> Self {
         Self {
             rng: StdRng::seed_from_u64(seed),
-            ports: Ports::new(config.range, config.excluded.clone()),
+            ports: Ports::new(config.range, config.excluded.clone(), config.rest_limits()),
             config,
             pods: BTreeMap::new(),
             addresses: Addresses::default(),
             kernel: Kernel::new(BTreeSet::new(), false),
             host_ips: Vec::new(),
             host_addresses: None,
+            listed: false,
             dirty: BTreeSet::new(),
             wakes: Timers::default(),
             arrivals: 0,
@@ -124,9 +110,12 @@ impl NodeState {
     /// The API shows this pod.
     pub fn pod_applied(&mut self, now: Duration, facts: PodFacts) {
         let uid = facts.pod.uid.clone();
-        let known = self.pods.get_mut(&uid);
-        if known.is_some_and(|pod| pod.publish.is_outdated(&facts.version)) {
-            return;
+        if let Some(pod) = self.pods.get_mut(&uid) {
+            if pod.publish.is_outdated(&facts.version) {
+                pod.outdated = Some(Box::new(facts));
+                return;
+            }
+            pod.outdated = None;
         }
         self.forget_namesake(now, &facts);
         if !facts.host_ips.is_empty() && self.host_ips != facts.host_ips {
@@ -140,6 +129,10 @@ impl NodeState {
         let before = pod.facts.take();
         let first = before.is_none();
         let gone = |facts: &PodFacts| facts.deleting && facts.finished;
+        if first {
+            let condition = facts.record.condition.clone();
+            pod.confirmed_by = condition.filter(|condition| condition.status);
+        }
         if gone(&facts) && !before.as_ref().is_some_and(gone) {
             pod.publish.wait_for_deletion(now);
         }
@@ -186,9 +179,16 @@ impl NodeState {
         for uid in gone.cloned().collect::<Vec<_>>() {
             self.forget(now, &uid);
         }
+        let mut present = Vec::new();
         for pod in self.pods.values_mut() {
-            // a list shows the present: no older event is still to come
+            // a list shows the present: no older event is still to come, and what it showed counts,
+            // because a backup of the API server's data brings old versions back
             pod.publish.forget_outdated();
+            present.extend(pod.outdated.take());
+        }
+        self.listed = true;
+        for facts in present {
+            self.pod_applied(now, *facts);
         }
         self.mark_all();
         self.converge(now);
@@ -328,8 +328,12 @@ impl NodeState {
         self.addresses.forget_ended(uid);
         let runtime_uid = self.addresses.unlink(uid);
         let pod = self.pods.remove(uid);
-        for port in pod.into_iter().flat_map(|pod| pod.static_ports) {
+        for port in pod.iter().flat_map(|pod| &pod.static_ports) {
             self.ports.unclaim(uid, port.key);
+        }
+        let claims = pod.filter(|pod| !pod.static_ports.is_empty());
+        if let Some(facts) = claims.and_then(|pod| pod.facts) {
+            self.update_static_ports_in(now, &facts.pod.namespace);
         }
         self.wakes.set(uid, None);
         self.dirty.insert(uid.clone());

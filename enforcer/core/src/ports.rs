@@ -5,6 +5,7 @@ mod free_list;
 mod keeper;
 mod ledger;
 mod previous;
+mod resting;
 mod static_ports;
 mod timers;
 
@@ -14,7 +15,7 @@ use std::time::Duration;
 
 use portmapping_shared::{HostPort, LeasedPort, PodRef, PodUid, PortRange, PortSet, Protocol};
 
-pub(crate) use allocate::WantedPort;
+pub(crate) use allocate::{Exhausted, RestLimits, WaitingPod, WantedPort};
 pub(crate) use ledger::{KEEPER_RETRY, key_of};
 pub(crate) use static_ports::{StaticPort, static_ports};
 pub(crate) use timers::Timers;
@@ -22,6 +23,7 @@ pub(crate) use timers::Timers;
 use free_list::FreeList;
 use ledger::{Hold, Ledger, Port, PortState, Transition};
 use previous::PreviousPorts;
+use resting::RestingPorts;
 use timers::PortTimers;
 
 /// A host port of one protocol: what a pod leases and the keeper holds.
@@ -35,6 +37,7 @@ pub(crate) struct Ports {
     range: PortRange,
     /// Ports of the range that no pod may have.
     excluded: PortSet,
+    limits: RestLimits,
     ledger: Ledger,
     /// Ports of the range that are Free, not excluded and not claimed.
     free: FreeList,
@@ -46,17 +49,19 @@ pub(crate) struct Ports {
     quarantines: PortTimers,
     /// The previous use of the ports that a pod may reclaim.
     previous: PreviousPorts,
+    /// Whose ports rest.
+    resting: RestingPorts,
     /// The keeper failed; it is asked for nothing before.
     keeper_retry: Option<Duration>,
     /// Pods whose ports, or whether these are held, changed since they were last taken.
     touched: BTreeSet<PodUid>,
-    /// Whether a port became free since that was last asked.
+    /// Whether a port became free, or its rest ended, since that was last asked.
     freed: bool,
 }
 
 impl Ports {
     /// Every port is free, except the excluded ones.
-    pub(crate) fn new(range: PortRange, excluded: PortSet) -> Self {
+    pub(crate) fn new(range: PortRange, excluded: PortSet, limits: RestLimits) -> Self {
         let mut free = FreeList::new(range);
         for port in range.ports().filter(|port| !excluded.contains(*port)) {
             for protocol in Protocol::ALL {
@@ -66,12 +71,14 @@ impl Ports {
         Self {
             range,
             excluded,
+            limits,
             ledger: Ledger::default(),
             free,
             leases: BTreeMap::new(),
             keeper_due: PortTimers::default(),
             quarantines: PortTimers::default(),
             previous: PreviousPorts::default(),
+            resting: RestingPorts::default(),
             keeper_retry: None,
             touched: BTreeSet::new(),
             freed: false,
@@ -101,6 +108,10 @@ impl Ports {
         if !state.is_reclaimable() {
             self.previous.forget(key);
         }
+        if before.is_resting() && !state.is_resting() {
+            self.resting.forget(key);
+            self.freed = true;
+        }
         let held = |state: &PortState| state.hold() == Some(Hold::Held);
         if before.lease() == state.lease() && held(before) == held(state) {
             return;
@@ -128,9 +139,7 @@ impl Ports {
 
     /// Takes over a lease that a rule in the kernel proves; false where the port is not free.
     pub(crate) fn recover_lease(&mut self, pod: &PodUid, lease: LeasedPort, held: bool) -> bool {
-        self.change(key_of(&lease), |port| {
-            port.allocate(pod, lease, Hold::listed(held))
-        })
+        self.change(key_of(&lease), |port| port.recover_lease(pod, lease, held))
     }
 
     /// Takes over a port that the keeper holds and no pod leases. Its pod may be gone; or its rules
@@ -161,7 +170,15 @@ impl Ports {
         let ended = self.change(key, |port| port.end_lease(now, rest, ruled, false));
         if let Some(pod) = pod.filter(|_| ended) {
             self.previous.record(key, pod, lease.container_port);
+            if !self.ledger.state(key).rest_left(now).is_zero() {
+                self.resting.record(key, pod);
+            }
         }
+    }
+
+    /// A rule for the port is asked for.
+    pub(crate) fn ruled(&mut self, key: PortKey) {
+        self.change(key, PortState::ruled);
     }
 
     /// The pod loses the port to a static claim: the port does not rest.
@@ -240,7 +257,7 @@ impl Ports {
 
     /// Compares what is derived with what the ledger says; for tests and simulations.
     pub(crate) fn audit(&self) -> Result<(), String> {
-        let mut derived = Self::new(self.range, self.excluded.clone());
+        let mut derived = Self::new(self.range, self.excluded.clone(), self.limits);
         derived.ledger = self.ledger.clone();
         for (key, _) in self.ledger.iter() {
             derived.index(key, &PortState::Free);
@@ -260,6 +277,10 @@ impl Ports {
             || indexes(self) != indexes(&derived)
         {
             return Err(format!("the indexes contradict the ledger: {self:?}"));
+        }
+        let rests = |key: &PortKey| self.ledger.state(*key).is_resting();
+        if let Some(key) = self.resting.ports().find(|key| !rests(key)) {
+            return Err(format!("{key:?} counts as resting and does not rest"));
         }
         let reclaimable = |key: &PortKey| self.ledger.state(*key).is_reclaimable();
         match self.previous.ports().find(|key| !reclaimable(key)) {

@@ -19,6 +19,8 @@ fn config() -> Config {
         cooldown: Duration::ZERO,
         quarantine: Duration::ZERO,
         max_ports: 1,
+        max_cooling: 4,
+        namespace_share: 25,
         ipv6: false,
         epoch: Duration::ZERO,
     }

@@ -37,6 +37,8 @@ fn one_rule_per_port_and_family(backend: Backend) {
         cooldown: Duration::from_secs(30),
         quarantine: Duration::from_mins(1),
         max_ports: 64,
+        max_cooling: 4,
+        namespace_share: 25,
         ipv6: true,
         epoch: Duration::ZERO,
     };
@@ -46,6 +48,7 @@ fn one_rule_per_port_and_family(backend: Backend) {
     };
     let mut node = NodeState::recover(config, 1, NOW, found);
     node.pod_applied(NOW, facts(&[]));
+    node.relisted(NOW, &[facts(&[]).pod.uid].into());
     let sandbox = Sandbox {
         uid: facts(&[]).pod.uid,
         id: "sandbox-1".parse().unwrap(),

@@ -28,7 +28,7 @@ impl NodeState {
             };
             let found = self.addresses.locate(uid, Some(pod), leases);
             same("addresses", &kept, &found)?;
-            if pod.lacks_ports(leases) && pod.refusal.is_none() {
+            if self.listed && pod.lacks_ports(leases) && pod.refusal.is_none() {
                 return Err(format!("{uid} waits for ports without a refusal"));
             }
             wakes.set(uid, pod.next_deadline());

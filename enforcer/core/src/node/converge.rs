@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::{EventKind, LeasedPort, Mapping, NodeState, PodState, PodUid, Refusal, Want};
 use crate::action::Action;
+use crate::kernel::port_of;
 use crate::pods::{Progress, suppressed_note};
 use crate::ports::{KEEPER_RETRY, key_of};
 
@@ -19,7 +20,7 @@ impl NodeState {
         }
         self.ports.end_quarantines(now);
         self.mark_touched();
-        self.allocate_waiting();
+        self.allocate_waiting(now);
         self.mark_touched();
         let dirty = std::mem::take(&mut self.dirty);
         #[cfg(test)]
@@ -34,7 +35,11 @@ impl NodeState {
         let (to_hold, to_close) = self.ports.ask_keeper(now);
         let hold = (!to_hold.is_empty()).then_some(Action::Hold(to_hold));
         let release = (!to_close.is_empty()).then_some(Action::Release(to_close));
-        let program = self.kernel.next_plan(now).map(Action::Program);
+        let plan = self.kernel.next_plan(now);
+        for mapping in plan.iter().flat_map(|plan| &plan.to_create) {
+            self.ports.ruled(port_of(mapping));
+        }
+        let program = plan.map(Action::Program);
         let asked = hold.into_iter().chain(release).chain(program);
         self.actions.extend(asked);
         for uid in &dirty {
@@ -53,45 +58,6 @@ impl NodeState {
             self.update_addresses(&uid);
             self.dirty.insert(uid);
         }
-    }
-
-    /// Gives ports to every pod that lacks some, the oldest first: to dirty pods, and to all of
-    /// them when ports came free.
-    fn allocate_waiting(&mut self) {
-        if self.ports.take_freed() {
-            let waits = |(uid, pod): &(&PodUid, &PodState)| pod.lacks_ports(self.ports.leases(uid));
-            let waiting = self.pods.iter().filter(waits);
-            self.dirty.extend(waiting.map(|(uid, _)| uid.clone()));
-        }
-        let waiting = self.dirty.iter().filter_map(|uid| {
-            let pod = self.pods.get(uid)?;
-            let waits = pod.lacks_ports(self.ports.leases(uid));
-            waits.then(|| (pod.seq, uid.clone()))
-        });
-        let waiting: BTreeSet<(u64, PodUid)> = waiting.collect();
-        for (_, uid) in waiting {
-            self.allocate(&uid);
-        }
-    }
-
-    /// Gives the pod all ports that it lacks, or none.
-    fn allocate(&mut self, uid: &PodUid) {
-        let Some(pod) = self.pods.get_mut(uid) else {
-            return;
-        };
-        let Some(facts) = &pod.facts else { return };
-        let wanted = pod.wanted_ports(self.ports.leases(uid));
-        let kind = EventKind::NoFreePort;
-        match self.ports.allocate(&facts.pod, &wanted, &mut self.rng) {
-            Ok(()) => pod.clear_refusal(kind),
-            // the numbers of the first refusal stay: a new text would be one more API write
-            Err(_) if pod.is_refused(kind) => {}
-            Err(exhausted) => {
-                let message = exhausted.to_string();
-                pod.refusal = Some(Refusal { kind, message });
-            }
-        }
-        self.dirty.insert(uid.clone());
     }
 
     /// How far ports and kernel are with a pod.

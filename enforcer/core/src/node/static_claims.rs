@@ -1,30 +1,76 @@
 //! Static host ports of pods that run: they take their numbers from mapped pods.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::{EventKind, NodeState, PodUid, PortKey};
-use crate::ports::StaticPort;
+use super::{EventKind, NodeState, PodFacts, PodUid, PortKey};
+use crate::ports::{StaticPort, static_ports};
+
+impl PodFacts {
+    /// The host ports that the pod's spec claims on the node. A pod that never runs, because an image
+    /// or a volume is missing, needs none. `sandbox`: the runtime has a sandbox of the pod.
+    fn static_ports(&self, sandbox: bool) -> BTreeSet<StaticPort> {
+        let runs = if self.spec.host_network {
+            self.started
+        } else {
+            sandbox || !self.pod_ips.is_empty()
+        };
+        if self.finished || !runs {
+            return BTreeSet::new();
+        }
+        static_ports(&self.spec)
+    }
+}
 
 impl NodeState {
-    /// The static host ports that count for the pod, and those beyond the limit for one pod. Without
-    /// a limit one pod could unmap all others of the node.
+    /// The static host ports that count for the pod, and those beyond the limits for one pod and for
+    /// one namespace. Without a limit one user could unmap all other pods of the node.
     pub(super) fn claims_of(&self, uid: &PodUid) -> (BTreeSet<StaticPort>, BTreeSet<StaticPort>) {
         let sandbox = self.addresses.newest(uid).is_some();
         let facts = self.facts(uid);
         let mut all = facts.map_or_else(BTreeSet::new, |facts| facts.static_ports(sandbox));
-        let beyond = all.iter().nth(self.config.max_ports).copied();
+        if all.is_empty() {
+            return (all, BTreeSet::new());
+        }
+        let others = facts.map_or(0, |facts| self.claimed_next_to(facts));
+        let left = self.config.namespace_limit().saturating_sub(others);
+        let beyond = all.iter().nth(left.min(self.config.max_ports)).copied();
         let beyond = beyond.map_or_else(BTreeSet::new, |first| all.split_off(&first));
         (all, beyond)
     }
 
-    /// Updates which host ports the pod has statically. A pod that leases one of them gets another
-    /// port: our rules would win, and the claiming pod would lose traffic that its spec promises.
-    /// Both pods get an event.
+    /// How many static host ports the other pods of the namespace have.
+    fn claimed_next_to(&self, facts: &PodFacts) -> usize {
+        let others = self.pods.iter().filter(|(uid, _)| **uid != facts.pod.uid);
+        let others = others.filter(|(_, pod)| pod.is_in(&facts.pod.namespace));
+        others.map(|(_, pod)| pod.static_ports.len()).sum()
+    }
+
+    /// Updates which host ports the pod has statically.
     pub(super) fn update_static_ports(&mut self, now: Duration, uid: &PodUid) {
+        let released = self.update_claims(now, uid);
+        let namespace = self.facts(uid).map(|facts| facts.pod.namespace.clone());
+        if let Some(namespace) = namespace.filter(|_| released) {
+            self.update_static_ports_in(now, &namespace);
+        }
+    }
+
+    /// A pod of the namespace has fewer static host ports: those of another may count now.
+    pub(super) fn update_static_ports_in(&mut self, now: Duration, namespace: &str) {
+        let pods = self.pods.iter().filter(|(_, pod)| pod.is_in(namespace));
+        let pods: BTreeMap<u64, PodUid> = pods.map(|(uid, pod)| (pod.seq, uid.clone())).collect();
+        for uid in pods.values() {
+            self.update_claims(now, uid);
+        }
+    }
+
+    /// Updates the claims of one pod; answers whether it gave some up. A pod that leases one of the
+    /// ports gets another port: our rules would win, and the claiming pod would lose traffic that its
+    /// spec promises. Both pods get an event.
+    fn update_claims(&mut self, now: Duration, uid: &PodUid) -> bool {
         let (after, beyond) = self.claims_of(uid);
         let Some(pod) = self.pods.get_mut(uid) else {
-            return;
+            return false;
         };
         let before = std::mem::replace(&mut pod.static_ports, after.clone());
         for port in before.difference(&after) {
@@ -46,6 +92,7 @@ impl NodeState {
         if let Some((key, owner)) = refused.filter(|_| before.is_empty()) {
             self.emit_kept(&owner, uid, key);
         }
+        before.len() > after.len()
     }
 
     /// The pod that leases a number where a static port must answer.
@@ -85,9 +132,12 @@ impl NodeState {
         let (protocol, number) = key;
         let note = format!(
             "hostPort {number}/{protocol} of this pod stays mapped to pod {owner}: of one pod only \
-             {} static hostPorts (--max-ports) take their numbers from mapped pods; use static \
-             hostPorts outside the range {} to prevent this",
-            self.config.max_ports, self.config.range,
+             {} static hostPorts (--max-ports), and of one namespace only {} (--namespace-share), \
+             take their numbers from mapped pods; use static hostPorts outside the range {} to \
+             prevent this",
+            self.config.max_ports,
+            self.config.namespace_limit(),
+            self.config.range,
         );
         self.emit(claimant, EventKind::PortConflict, note);
     }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use portmapping_shared::pod::{Container, DeclaredPort, ReadinessGate};
-use portmapping_shared::{Plan, PodRef, PodSpec, annotation};
+use portmapping_shared::{Plan, PodRef, PodSpec, PortSet, annotation};
 
 use super::*;
 use crate::action::{Condition, Publication, PublishOutcome, Record, RuleError};
@@ -11,6 +11,7 @@ use crate::addresses::AddressSource;
 use crate::sandbox::{Sandbox, SandboxId};
 
 mod addresses;
+mod churn;
 mod contest;
 mod forgery;
 mod host_addresses;
@@ -31,6 +32,9 @@ fn config(range: &str) -> Config {
         cooldown: Duration::from_secs(30),
         quarantine: Duration::from_mins(1),
         max_ports: 64,
+        max_cooling: 4,
+        // no limit
+        namespace_share: 1000,
         ipv6: true,
         epoch: Duration::ZERO,
     }
@@ -93,8 +97,10 @@ struct Node {
 
 impl Node {
     fn new(range: &str) -> Self {
+        let mut state = NodeState::new(config(range), 1);
+        state.listed = true;
         Self {
-            state: NodeState::new(config(range), 1),
+            state,
             now: NOW,
             emitted: Vec::new(),
             written: Vec::new(),
@@ -108,6 +114,13 @@ impl Node {
     fn applied(&mut self, facts: PodFacts) -> &mut Self {
         let facts = self.changed(facts);
         self.state.pod_applied(self.now, facts);
+        self
+    }
+
+    /// All pods of the API server have been shown.
+    fn listed(&mut self) -> &mut Self {
+        let living = self.pods.keys().cloned().collect();
+        self.state.relisted(self.now, &living);
         self
     }
 

@@ -34,6 +34,11 @@ impl Forgery {
         }
     }
 
+    /// Whether the API shows a result that no enforcer wrote.
+    pub(super) fn is_found(&self) -> bool {
+        self.found.is_some()
+    }
+
     /// The note of an event that was held back and is due.
     pub(crate) fn suppressed_note(&mut self, now: Duration) -> Option<String> {
         let times = self.events.due(now)?;

@@ -42,9 +42,10 @@ impl PodState {
     pub(crate) fn wanted_ports(&self, leases: &BTreeSet<LeasedPort>) -> Vec<WantedPort> {
         let name = self.facts.as_ref().map(|facts| &facts.pod.name);
         let record = self.facts.as_ref().map(|facts| &facts.record);
-        let condition = record.and_then(|record| record.condition.as_ref());
+        let shown = record.and_then(|record| record.condition.as_ref());
+        let condition = self.confirmed_by.as_ref().or(shown);
         let value = record.and_then(|record| record.annotation.as_deref());
-        let value = value.filter(|_| condition.is_some());
+        let value = value.filter(|_| condition.is_some() && !self.forgery.is_found());
         let entries = value.and_then(annotation::decode).unwrap_or_default();
         let wanted = |port: &RequestedPort| {
             let earlier = entries.iter().find(|entry| {
@@ -59,6 +60,7 @@ impl PodState {
                 previous: earlier.and_then(|entry| HostPort::new(entry.host_port)),
                 confirmed: earlier.is_some_and(confirms),
                 port: port.clone(),
+                matched: None,
             }
         };
         self.unleased(leases).map(wanted).collect()

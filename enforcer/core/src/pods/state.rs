@@ -13,10 +13,10 @@ use super::contest::{Contest, contested};
 use super::forgery::Forgery;
 use super::publish::Publish;
 use super::unmapped::{Confirmation, Unmapped};
-use crate::action::{EventKind, Record};
+use crate::action::{Condition, EventKind, Record};
 use crate::addresses::AddressSource;
 use crate::limiter::Limiter;
-use crate::ports::{PortKey, StaticPort, key_of, static_ports};
+use crate::ports::{PortKey, StaticPort, key_of};
 
 /// A pod of this node as the API shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,20 +47,6 @@ pub struct PodFacts {
 }
 
 impl PodFacts {
-    /// The host ports that the pod's spec claims on the node. A pod that never runs, because an image
-    /// or a volume is missing, needs none. `sandbox`: the runtime has a sandbox of the pod.
-    pub(crate) fn static_ports(&self, sandbox: bool) -> BTreeSet<StaticPort> {
-        let runs = if self.spec.host_network {
-            self.started
-        } else {
-            sandbox || !self.pod_ips.is_empty()
-        };
-        if self.finished || !runs {
-            return BTreeSet::new();
-        }
-        static_ports(&self.spec)
-    }
-
     /// What the annotation, else the request mark, asks for.
     pub(crate) fn want(&self, max_ports: usize) -> Want {
         let Some(value) = self.record.annotation.as_deref() else {
@@ -159,10 +145,15 @@ pub(crate) struct PodState {
     pub(crate) ips: Vec<IpAddr>,
     pub(crate) source: AddressSource,
     pub(crate) publish: Publish,
+    /// Shown last, in a version that a write of ours has replaced.
+    pub(crate) outdated: Option<Box<PodFacts>>,
     pub(crate) forgery: Forgery,
     pub(crate) contest: Contest,
     pub(crate) repairs: Limiter,
     pub(crate) unmapped: Unmapped,
+    /// The condition, True, that the API showed first: it confirms earlier ports also after a write.
+    /// Until the pod has ports.
+    pub(crate) confirmed_by: Option<Condition>,
     pub(crate) confirmation: Confirmation,
 }
 
@@ -181,10 +172,12 @@ impl PodState {
             ips: Vec::new(),
             source: AddressSource::Nowhere,
             publish: Publish::default(),
+            outdated: None,
             forgery: Forgery::default(),
             contest: Contest::default(),
             repairs: Limiter::default(),
             unmapped: Unmapped::default(),
+            confirmed_by: None,
             confirmation: Confirmation::default(),
         }
     }
@@ -232,6 +225,18 @@ impl PodState {
             self.typo = Some(typo.clone());
             self.want = Want::Ports(last);
         }
+    }
+
+    /// Whether the API shows the pod, in this namespace.
+    pub(crate) fn is_in(&self, namespace: &str) -> bool {
+        let facts = self.facts.as_ref();
+        facts.is_some_and(|facts| facts.pod.namespace == namespace)
+    }
+
+    /// How many host ports the pod asks for, static ones left out.
+    pub(crate) fn requested(&self) -> usize {
+        let ports = self.want.ports().iter();
+        ports.filter(|port| port.static_host_port.is_none()).count()
     }
 
     /// The ports still to be allocated: asked for, not static, not leased.

@@ -1,45 +1,76 @@
 //! Which port a pod gets: the one it had, else a random free one.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use portmapping_shared::{HostPort, LeasedPort, PodRef, Protocol, RequestedPort};
 use rand::Rng;
 
-use super::{Hold, Port, PortKey, Ports};
+use super::{Port, PortKey, Ports};
 
 /// A port that a pod needs.
+#[derive(Clone, Debug)]
 pub(crate) struct WantedPort {
     pub(crate) port: RequestedPort,
     /// The host port that the pod's own earlier result names.
     pub(crate) previous: Option<HostPort>,
     /// Whether the pod's condition names it too.
     pub(crate) confirmed: bool,
+    /// The port that it had and may have again; None: any free one.
+    pub(crate) matched: Option<PortKey>,
 }
 
-/// The range has fewer free ports than a pod needs: how many, and what has the others.
+/// A pod that lacks ports.
+#[derive(Clone, Debug)]
+pub(crate) struct WaitingPod {
+    pub(crate) pod: PodRef,
+    /// How many ports it requests, those that it has too.
+    pub(crate) requested: usize,
+    /// Those that it lacks.
+    pub(crate) wanted: Vec<WantedPort>,
+}
+
+/// How many ports may rest before their pod, or namespace, gets no new one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RestLimits {
+    /// For one pod, as a multiple of the ports that it requests.
+    pub(crate) pod: usize,
+    /// For one namespace, of each protocol.
+    pub(crate) namespace: usize,
+}
+
+/// The pod gets no port: the range has too few free ones, or too many of the pod's or the namespace's
+/// rest. Says how many, and when or how that ends.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Exhausted(String);
 
 impl Ports {
-    /// Gives the pod every port that it wants, or none.
+    /// Gives the pod every port that it wants, or none. No other pod's `matched` port is drawn.
     pub(crate) fn allocate(
         &mut self,
-        pod: &PodRef,
-        wanted: &[WantedPort],
+        now: Duration,
+        waiting: &WaitingPod,
+        matched: &BTreeSet<PortKey>,
         rng: &mut impl Rng,
     ) -> Result<(), Exhausted> {
-        let choices = self.choose(pod, wanted);
+        let WaitingPod { pod, wanted, .. } = waiting;
+        // another pod may have it by now
+        let choices: Vec<Option<PortKey>> = wanted
+            .iter()
+            .map(|wanted| wanted.matched.filter(|key| self.is_available(*key)))
+            .collect();
+        self.check_limits(now, waiting, &choices)?;
         for protocol in Protocol::ALL {
-            let wanted = wanted
-                .iter()
-                .map(|wanted| wanted.port.protocol)
-                .zip(&choices);
-            let from_free =
-                |choice: &Option<PortKey>| choice.is_none_or(|key| self.free.contains(key));
-            let needed = wanted.filter(|(of, choice)| *of == protocol && from_free(choice));
-            let needed = needed.count();
-            if self.free(protocol) < needed {
+            let is_free = |key: &PortKey| key.0 == protocol && self.free.contains(*key);
+            let own = |key: &&PortKey| choices.contains(&Some(**key));
+            let kept = matched.iter().filter(|key| is_free(key) && !own(key));
+            let drawn = wanted.iter().zip(&choices);
+            let drawn = drawn.filter(|(wanted, choice)| {
+                wanted.port.protocol == protocol && choice.is_none_or(|key| is_free(&key))
+            });
+            let needed = drawn.count();
+            if self.free(protocol) < needed + kept.count() {
                 return Err(self.exhausted(protocol, needed));
             }
         }
@@ -47,7 +78,7 @@ impl Ports {
         for chosen in [true, false] {
             for (wanted, choice) in wanted.iter().zip(&choices) {
                 if choice.is_some() == chosen {
-                    self.lease(pod, &wanted.port, *choice, rng);
+                    self.lease(pod, &wanted.port, *choice, matched, rng);
                 }
             }
         }
@@ -59,10 +90,12 @@ impl Ports {
         pod: &PodRef,
         port: &RequestedPort,
         choice: Option<PortKey>,
+        matched: &BTreeSet<PortKey>,
         rng: &mut impl Rng,
     ) {
         let picked = choice.map(|(_, host_port)| host_port);
-        let Some(host_port) = picked.or_else(|| self.free.pick(port.protocol, rng)) else {
+        let mut draw = || self.free.pick(port.protocol, matched, rng);
+        let Some(host_port) = picked.or_else(&mut draw) else {
             return;
         };
         let lease = LeasedPort {
@@ -72,32 +105,98 @@ impl Ports {
             host_ip: port.host_ip,
         };
         self.change((port.protocol, host_port), |state| {
-            let allocated = state.allocate(&pod.uid, lease, Hold::Missing);
+            let allocated = state.allocate(&pod.uid, lease);
             allocated.or_else(|state| state.reclaim(&pod.uid, lease))
         });
     }
 
-    /// The port that each wanted port had before, where the pod may have it again; None: any free
-    /// one. No two choices are the same port.
-    fn choose(&self, pod: &PodRef, wanted: &[WantedPort]) -> Vec<Option<PortKey>> {
-        let mut chosen = BTreeSet::new();
-        let choose = |wanted: &WantedPort| {
-            let protocol = wanted.port.protocol;
-            let named = wanted.previous.map(|host_port| (protocol, host_port));
-            let free = named.filter(|key| self.free.contains(*key) && !chosen.contains(key));
-            let key = free.or_else(|| {
-                let unknown = |key: &PortKey| wanted.confirmed && self.previous.is_unknown(*key);
-                let find = || {
-                    self.previous
-                        .find(pod, protocol, wanted.port.container_port)
-                };
-                let resting = named.filter(unknown).or_else(find);
-                resting.filter(|key| self.is_grantable(*key) && !chosen.contains(key))
-            });
-            chosen.extend(key);
-            key
+    /// The port that a wanted port had before, if the pod may have it again.
+    pub(crate) fn previous(&self, pod: &PodRef, wanted: &WantedPort) -> Option<PortKey> {
+        let protocol = wanted.port.protocol;
+        let named = wanted.previous.map(|host_port| (protocol, host_port));
+        let unknown = |key: &PortKey| wanted.confirmed && self.previous.is_unknown(*key);
+        let find = || {
+            self.previous
+                .find(pod, protocol, wanted.port.container_port)
         };
-        wanted.iter().map(choose).collect()
+        let free = named.filter(|key| self.free.contains(*key));
+        let resting = || named.filter(unknown).or_else(find);
+        free.or_else(|| resting().filter(|key| self.is_available(*key)))
+    }
+
+    /// A resting port of the pod itself, for a port that has no previous one. It serves a pod whose
+    /// requests change again and again: what it drew last is used up before it draws more.
+    pub(crate) fn own_resting(
+        &self,
+        waiting: &WaitingPod,
+        protocol: Protocol,
+        matched: &BTreeSet<PortKey>,
+    ) -> Option<PortKey> {
+        let own = self.resting.of_pod(&waiting.pod);
+        let draws = self.limits.pod.saturating_sub(1) * waiting.requested;
+        if own.len() < draws {
+            return None;
+        }
+        let mut own = own.iter().copied();
+        own.find(|key| key.0 == protocol && !matched.contains(key) && self.is_available(*key))
+    }
+
+    /// Refuses a new port to a pod, or a namespace, that has too many at rest.
+    fn check_limits(
+        &self,
+        now: Duration,
+        WaitingPod {
+            pod,
+            requested,
+            wanted,
+        }: &WaitingPod,
+        choices: &[Option<PortKey>],
+    ) -> Result<(), Exhausted> {
+        let ports = wanted.iter().zip(choices);
+        let drawn = ports.filter(|(_, choice)| choice.is_none());
+        let drawn: BTreeSet<Protocol> = drawn.map(|(wanted, _)| wanted.port.protocol).collect();
+        let rests = |own: &BTreeSet<PortKey>| {
+            let keys = own.iter().filter(|key| !choices.contains(&Some(**key)));
+            let left = keys.map(|key| self.ledger.state(*key).rest_left(now));
+            let mut left: Vec<Duration> = left.collect();
+            left.sort_unstable();
+            left
+        };
+        let wait = |left: &[Duration], limit: usize| {
+            let over = left.get(left.len().saturating_sub(limit));
+            over.copied().unwrap_or_default().as_secs() + 1
+        };
+        let (own, limit) = (rests(self.resting.of_pod(pod)), self.limits.pod * requested);
+        if !drawn.is_empty() && own.len() >= limit {
+            return Err(Exhausted(format!(
+                "{} ports that this pod had are cooling down, and the limit for {requested} requested \
+                 ports is {limit} (--max-cooling): the pod is mapped when fewer are cooling down, in \
+                 about {} s",
+                own.len(),
+                wait(&own, limit),
+            )));
+        }
+        let limit = self.limits.namespace;
+        for protocol in drawn {
+            let own = rests(self.resting.of_namespace(&pod.namespace, protocol));
+            if own.len() >= limit {
+                return Err(Exhausted(format!(
+                    "{} {protocol} ports that pods of namespace {} had are cooling down, and the \
+                     limit for one namespace is {limit} (--namespace-share): the pod is mapped when \
+                     fewer are cooling down, in about {} s",
+                    own.len(),
+                    pod.namespace,
+                    wait(&own, limit),
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a pod that had the port may have it again.
+    fn is_available(&self, key: PortKey) -> bool {
+        let rests = self.ledger.state(key).is_reclaimable() && self.is_grantable(key);
+        rests || self.free.contains(key)
     }
 
     fn exhausted(&self, protocol: Protocol, needed: usize) -> Exhausted {

@@ -3,6 +3,8 @@
 //! The free ports of a protocol stand without gaps in one vector, and a second vector has the
 //! position of each. So a pick costs the same whether one port is free or all of them.
 
+use std::collections::BTreeSet;
+
 use portmapping_shared::{HostPort, PortRange, Protocol};
 use rand::{Rng, RngExt};
 
@@ -31,10 +33,22 @@ impl FreeList {
         self.ports[protocol as usize].len()
     }
 
-    /// A free port, each with the same probability; None where no port is free.
-    pub(crate) fn pick(&self, protocol: Protocol, rng: &mut impl Rng) -> Option<HostPort> {
+    /// A free port, each with the same probability; None where no port is free. A port in `kept` is
+    /// replaced by the next one in the list.
+    pub(crate) fn pick(
+        &self,
+        protocol: Protocol,
+        kept: &BTreeSet<PortKey>,
+        rng: &mut impl Rng,
+    ) -> Option<HostPort> {
         let ports = &self.ports[protocol as usize];
-        (!ports.is_empty()).then(|| ports[rng.random_range(0..ports.len())])
+        if ports.is_empty() {
+            return None;
+        }
+        let (before, after) = ports.split_at(rng.random_range(0..ports.len()));
+        let mut all = after.iter().chain(before);
+        all.find(|port| !kept.contains(&(protocol, **port)))
+            .copied()
     }
 
     pub(crate) fn contains(&self, (protocol, port): PortKey) -> bool {

@@ -65,7 +65,8 @@ impl Hold {
 /// | reclaim: same namespace, name, protocol, container port; or the pod's own result names it | Draining, Cooling, not early | Leased, hold Missing |
 /// | start: a rule names its pod | Free | Leased, hold Held or Missing |
 /// | start: held without a lease | Free | Cooling (Draining where a rule is present) |
-/// | the lease ends | Leased | Draining where a rule is or may be in the kernel, else Cooling |
+/// | a rule is asked for | Leased | the same, used |
+/// | the lease ends | Leased | Draining where a rule is or may be in the kernel, else Cooling; if it was never used, with a rest of 0 |
 /// | the lease ends for a static claim | Leased | the same, early, with a rest of 0 |
 /// | the last rule is removed | Draining | Cooling until now + rest |
 /// | a pod's spec claims the number | Draining, Cooling | the same, early, with a rest of 0 |
@@ -96,6 +97,8 @@ pub(crate) enum PortState {
         pod: PodUid,
         lease: LeasedPort,
         hold: Hold,
+        /// A rule led to the pod, now or before: clients may know the port.
+        used: bool,
     },
     /// Rests, still held, for `rest` from when the last rule is out of the kernel.
     Draining { rest: Duration, early: bool },
@@ -111,10 +114,17 @@ pub(crate) enum PortState {
 pub(crate) type Transition = Result<PortState, PortState>;
 
 impl PortState {
-    /// `hold`: of a new lease Missing; at the start what the keeper says.
-    pub(super) fn allocate(self, pod: &PodUid, lease: LeasedPort, hold: Hold) -> Transition {
+    pub(super) fn allocate(self, pod: &PodUid, lease: LeasedPort) -> Transition {
         match self {
-            Self::Free => Ok(leased(pod, lease, hold)),
+            Self::Free => Ok(leased(pod, lease, Hold::Missing, false)),
+            other => Err(other),
+        }
+    }
+
+    /// A rule found at the start proves the lease; `held`: what the keeper says.
+    pub(super) fn recover_lease(self, pod: &PodUid, lease: LeasedPort, held: bool) -> Transition {
+        match self {
+            Self::Free => Ok(leased(pod, lease, Hold::listed(held), true)),
             other => Err(other),
         }
     }
@@ -123,7 +133,7 @@ impl PortState {
     pub(super) fn reclaim(self, pod: &PodUid, lease: LeasedPort) -> Transition {
         match self {
             Self::Draining { early: false, .. } | Self::Cooling { early: false, .. } => {
-                Ok(leased(pod, lease, Hold::Missing))
+                Ok(leased(pod, lease, Hold::Missing, true))
             }
             other => Err(other),
         }
@@ -136,7 +146,18 @@ impl PortState {
         }
     }
 
+    /// A rule for the port is asked for.
+    pub(super) fn ruled(self) -> Transition {
+        match self {
+            Self::Leased {
+                pod, lease, hold, ..
+            } => Ok(leased(&pod, lease, hold, true)),
+            other => Err(other),
+        }
+    }
+
     /// Clients reach the old pod while a rule is there, so the rest begins when the last one is removed.
+    /// A port that never had one needs no rest.
     pub(super) fn end_lease(
         self,
         now: Duration,
@@ -145,7 +166,8 @@ impl PortState {
         early: bool,
     ) -> Transition {
         match self {
-            Self::Leased { .. } => Ok(resting(now, rest, ruled, early)),
+            Self::Leased { used, .. } if used || ruled => Ok(resting(now, rest, ruled, early)),
+            Self::Leased { .. } => Ok(resting(now, Duration::ZERO, false, early)),
             other => Err(other),
         }
     }
@@ -239,7 +261,9 @@ impl PortState {
 
     fn with_hold(self, hold: Hold) -> Transition {
         match self {
-            Self::Leased { pod, lease, .. } => Ok(Self::Leased { pod, lease, hold }),
+            Self::Leased {
+                pod, lease, used, ..
+            } => Ok(leased(&pod, lease, hold, used)),
             other => Err(other),
         }
     }
@@ -276,22 +300,16 @@ impl PortState {
             _ => None,
         }
     }
-
-    /// On its way from one pod to the next.
-    pub(super) fn is_resting(&self) -> bool {
-        use PortState::{Cooling, Draining, Releasing};
-        matches!(self, Draining { .. } | Cooling { .. } | Releasing { .. })
-    }
-
-    pub(super) fn is_reclaimable(&self) -> bool {
-        use PortState::{Cooling, Draining};
-        matches!(self, Draining { early, .. } | Cooling { early, .. } if !early)
-    }
 }
 
-fn leased(pod: &PodUid, lease: LeasedPort, hold: Hold) -> PortState {
+fn leased(pod: &PodUid, lease: LeasedPort, hold: Hold, used: bool) -> PortState {
     let pod = pod.clone();
-    PortState::Leased { pod, lease, hold }
+    PortState::Leased {
+        pod,
+        lease,
+        hold,
+        used,
+    }
 }
 
 fn resting(now: Duration, rest: Duration, ruled: bool, early: bool) -> PortState {

@@ -10,7 +10,11 @@ const REST: Duration = Duration::from_secs(30);
 
 fn ports(range: &str, excluded: &[u16]) -> Ports {
     let excluded = excluded.iter().filter_map(|port| HostPort::new(*port));
-    Ports::new(range.parse().unwrap(), excluded.collect())
+    let limits = RestLimits {
+        pod: 4,
+        namespace: usize::MAX,
+    };
+    Ports::new(range.parse().unwrap(), excluded.collect(), limits)
 }
 
 fn tcp(port: u16) -> PortKey {
@@ -29,6 +33,14 @@ fn uid(n: usize) -> PodUid {
     format!("uid-{n}").parse().unwrap()
 }
 
+fn waiting(n: usize, wanted: &[WantedPort]) -> WaitingPod {
+    WaitingPod {
+        pod: pod(n),
+        requested: wanted.len(),
+        wanted: wanted.to_vec(),
+    }
+}
+
 fn wanted(container_port: u16) -> WantedPort {
     WantedPort {
         port: RequestedPort {
@@ -40,14 +52,18 @@ fn wanted(container_port: u16) -> WantedPort {
         },
         previous: None,
         confirmed: false,
+        matched: None,
     }
 }
 
 /// Gives each pod one port until none is free; the ports in the order of their numbers.
 fn allocate_all(ports: &mut Ports) -> Vec<u16> {
     let mut rng = StdRng::seed_from_u64(7);
-    let pods = (0..).map(pod);
-    let served = pods.take_while(|pod| ports.allocate(pod, &[wanted(80)], &mut rng).is_ok());
+    let served = (0..).take_while(|n| {
+        let waiting = waiting(*n, &[wanted(80)]);
+        let outcome = ports.allocate(NOW, &waiting, &BTreeSet::new(), &mut rng);
+        outcome.is_ok()
+    });
     let served = served.count();
     let mut given: Vec<u16> = (0..served)
         .flat_map(|n| {
@@ -86,7 +102,9 @@ fn a_pod_gets_all_ports_that_it_wants_or_none() {
     let mut ports = ports("100-101", &[]);
     let mut rng = StdRng::seed_from_u64(7);
     let three = [wanted(80), wanted(81), wanted(82)];
-    let error = ports.allocate(&pod(0), &three, &mut rng).unwrap_err();
+    let error = ports
+        .allocate(NOW, &waiting(0, &three), &BTreeSet::new(), &mut rng)
+        .unwrap_err();
     assert!(
         error
             .to_string()
@@ -149,7 +167,7 @@ proptest! {
     /// ever has a port twice, and a port that is free belongs to no pod.
     #[test]
     fn the_indexes_agree_with_the_ledger(
-        steps in prop::collection::vec((0u8..14, 0usize..3, 98u16..106, any::<bool>()), 0..120),
+        steps in prop::collection::vec((0u8..15, 0usize..3, 98u16..106, any::<bool>()), 0..120),
     ) {
         let mut ports = ports("100-104", &[103]);
         let mut rng = StdRng::seed_from_u64(3);
@@ -161,9 +179,11 @@ proptest! {
             match step {
                 0 | 1 => {
                     let previous = Some(key.1).filter(|_| flag);
-                    let wanted = WantedPort { previous, confirmed: flag, ..wanted(80) };
+                    let mut wanted = WantedPort { previous, confirmed: flag, ..wanted(80) };
+                    wanted.matched = ports.previous(&pod(n), &wanted);
                     if lease.is_none() {
-                        let _ = ports.allocate(&pod(n), &[wanted], &mut rng);
+                        let waiting = waiting(n, &[wanted]);
+                        let _ = ports.allocate(now, &waiting, &BTreeSet::new(), &mut rng);
                     }
                 }
                 2 => if let Some(lease) = lease {
@@ -186,6 +206,7 @@ proptest! {
                 }
                 11 => ports.closed(now, &std::mem::take(&mut closing), REST),
                 12 => ports.keeper_listed(now, &[key].into()),
+                13 => ports.ruled(key),
                 _ => {
                     now += REST / 2;
                     ports.end_quarantines(now);

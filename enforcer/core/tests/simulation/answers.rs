@@ -3,6 +3,7 @@
 use portmapping_enforcer_core::{PortKey, Publication, PublishOutcome};
 use portmapping_shared::{Mapping, Plan, PodUid};
 use rand::RngExt;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::world::{COOLDOWN, Call, World};
@@ -63,7 +64,8 @@ impl World {
     fn read_pod(&mut self, uid: &PodUid, asked: Duration, fails: bool) {
         let shown = self.pods.get(uid).filter(|facts| !facts.finished && !fails);
         let living = self.living.get(uid).map(|sandbox| &sandbox.ips);
-        let runs = shown.filter(|facts| living == Some(&facts.pod_ips));
+        let lives = |ip: &IpAddr| living.is_some_and(|ips| ips.contains(ip));
+        let runs = shown.filter(|facts| facts.pod_ips.iter().all(lives));
         let running_at = runs.map(|facts| facts.pod_ips.clone()).unwrap_or_default();
         self.record(|| format!("read {uid}: {running_at:?}"));
         if self.reference.confirm(uid, asked, &running_at) {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use portmapping_enforcer_core::{PodFacts, PodStatus, PortKey, Publication, Record};
-use portmapping_shared::{LeasedPort, Mapping, Plan, PodUid, PortRequest, annotation};
+use portmapping_shared::{HostPort, LeasedPort, Mapping, Plan, PodUid, PortRequest, annotation};
 
 use crate::cluster::TYPO;
 use crate::runtime::LEFTOVER;
@@ -49,7 +49,7 @@ impl World {
         for mapping in &plan.to_create {
             if self
                 .reference
-                .is_static((mapping.protocol, mapping.host_port))
+                .is_static((mapping.protocol, mapping.host_port), mapping.host_ip)
             {
                 self.broken = Some(format!("{mapping} on a static hostPort"));
             }
@@ -128,9 +128,69 @@ impl World {
         Ok(())
     }
 
+    /// The node has started again: each pod whose condition confirms a port is to get that port.
+    pub(crate) fn record_previous(&mut self) {
+        for facts in self.pods.values().filter(|facts| !facts.finished) {
+            let Record {
+                annotation,
+                condition,
+                ..
+            } = &facts.record;
+            let Some(condition) = condition.as_ref().filter(|condition| condition.status) else {
+                continue;
+            };
+            let entries = annotation::decode(annotation.as_deref().unwrap_or_default());
+            for entry in entries.unwrap_or_default() {
+                let (host, container) = (entry.host_port, entry.container_port);
+                let described = format!(":{host} -> {container}/{}", entry.protocol);
+                let usable = (20_000..20_012).contains(&host) && host != 20_003;
+                if container != 80
+                    && usable
+                    && condition.message.contains(&described)
+                    && let Some(host) = HostPort::new(host)
+                {
+                    let key = (entry.protocol, host);
+                    self.previous.insert(key, facts.clone());
+                }
+            }
+        }
+    }
+
+    /// After a reboot no pod gets a port that another one had and still asks for.
+    fn check_previous(&mut self) -> Result<(), String> {
+        let leased: BTreeMap<PortKey, PodUid> = self
+            .state
+            .status()
+            .pods
+            .into_iter()
+            .flat_map(|pod| {
+                let keys = pod.lease.into_iter().map(|l| (l.protocol, l.host_port));
+                keys.map(move |key| (key, pod.uid.clone()))
+            })
+            .collect();
+        let (pods, others, reference) = (&self.pods, &self.other_processes, &self.reference);
+        self.previous.retain(|key, had| {
+            let uid = &had.pod.uid;
+            let now = pods.get(uid).filter(|facts| !facts.finished);
+            let asks = now.is_some_and(|now| now.record.annotation == had.record.annotation);
+            let own = leased.get(key) == Some(uid);
+            self.seen.previous += u64::from(own);
+            asks && !own && !others.contains(key) && !reference.is_static(*key, None)
+        });
+        let stolen = |(key, had): &(&PortKey, &PodFacts)| {
+            let owner = leased.get(*key);
+            owner.is_some_and(|owner| *owner != had.pod.uid)
+        };
+        match self.previous.iter().find(stolen) {
+            Some((key, had)) => Err(format!("{key:?} was a port of {} before", had.pod)),
+            None => Ok(()),
+        }
+    }
+
     /// What must hold after every step.
     pub(crate) fn check(&mut self) -> Result<(), String> {
         self.check_truth()?;
+        self.check_previous()?;
         if let Some(broken) = &self.broken {
             return Err(broken.clone());
         }
@@ -161,6 +221,7 @@ impl World {
     pub(crate) fn settle(&mut self) -> Result<(), String> {
         self.no_faults = true;
         self.other_processes.clear();
+        self.set_host_addresses(&["10.0.0.1", "::1"]);
         // the runtime removes ended sandboxes, and creates one for every pod that exists
         let pods = &self.pods;
         self.living
@@ -177,9 +238,11 @@ impl World {
             }
         }
         for uid in self.pods.keys().cloned().collect::<Vec<_>>() {
-            let sandbox = self.living.get(&uid).cloned();
-            if let (Some(facts), Some(sandbox)) = (self.pods.get_mut(&uid), sandbox) {
-                facts.pod_ips = sandbox.ips;
+            if let Some(sandbox) = self.living.get(&uid).cloned() {
+                let named = self.named_by_status(&sandbox.ips);
+                if let Some(facts) = self.pods.get_mut(&uid) {
+                    facts.pod_ips = named;
+                }
             }
             self.show(&uid);
         }
@@ -266,7 +329,7 @@ impl World {
             });
         match (asks, shown) {
             (true, Some((true, _))) if rules.iter().all(lives) && true_entries => Ok(()),
-            (true, Some((false, "NoFreePort" | "InvalidRequest"))) => Ok(()),
+            (true, Some((false, "NoFreePort" | "InvalidRequest" | "HostIPNotOnNode"))) => Ok(()),
             (true, Some((false, "DataplaneError"))) if self.unsupported.contains(uid) => Ok(()),
             (false, None | Some((false, _))) if rules.is_empty() => Ok(()),
             _ => Err(format!(
@@ -283,8 +346,13 @@ impl World {
         if self.keeper != leased {
             return Err(format!("held {:?}, leased {leased:?}", self.keeper));
         }
-        if let Some(key) = leased.iter().find(|key| self.reference.is_static(**key)) {
-            return Err(format!("{key:?} is a static hostPort and leased"));
+        let mut lent = status.pods.iter().flat_map(|pod| &pod.lease);
+        let is_static = |lease: &&LeasedPort| {
+            let key = (lease.protocol, lease.host_port);
+            self.reference.is_static(key, lease.host_ip)
+        };
+        if let Some(lease) = lent.find(is_static) {
+            return Err(format!("{lease:?} is a static hostPort and leased"));
         }
         let counts = &status.counts;
         if counts.cooling + counts.quarantined > 0 {

@@ -1,5 +1,6 @@
 //! The API server: pods are created, changed and deleted, and the watch shows it late.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use portmapping_enforcer_core::{PodFacts, Record};
@@ -12,6 +13,16 @@ use crate::world::World;
 const NAMES: usize = 5;
 /// An annotation that is no valid request.
 pub(crate) const TYPO: &str = "nonsense";
+/// An address that the node has at times.
+pub(crate) const MOVED_HOST: &str = "203.0.113.7";
+
+/// What the watch shows.
+pub(crate) enum Update {
+    Applied(Box<PodFacts>),
+    Gone(PodUid),
+    /// A list is complete.
+    Listed(BTreeSet<PodUid>),
+}
 
 impl World {
     pub(crate) fn random_pod(&mut self) -> Option<PodUid> {
@@ -36,7 +47,13 @@ impl World {
         };
         let mut ports = vec![port(9040, "TCP", 0), port(53, "UDP", 0), port(54, "UDP", 0)];
         ports.truncate(self.rng.random_range(1..=3));
-        if self.rng.random_range(0..10) == 0 {
+        let fixed = [1, 5][self.rng.random_range(0..2)];
+        let fixed = if self.rng.random_range(0..10) == 0 {
+            fixed
+        } else {
+            0
+        };
+        for _ in 0..fixed {
             let number = 20_000 + self.rng.random_range(0..12);
             ports.push(DeclaredPort {
                 host_ip: ["", "0.0.0.0", "10.0.0.1"][self.rng.random_range(0..3)].to_owned(),
@@ -54,7 +71,7 @@ impl World {
         let annotation = (self.rng.random_range(0..8) > 0).then(String::new);
         let facts = PodFacts {
             pod: PodRef {
-                namespace: "ns".into(),
+                namespace: if name.ends_with('0') { "other" } else { "ns" }.into(),
                 name: name.clone(),
                 uid: uid.clone(),
             },
@@ -90,9 +107,10 @@ impl World {
     /// The pod has changed: it gets a new version, and the watch will show it.
     pub(crate) fn show(&mut self, uid: &PodUid) {
         if let Some(facts) = self.pods.get_mut(uid) {
-            self.next += 1;
-            facts.version = self.next.to_string();
-            self.watch.push_back(Ok(facts.clone()));
+            self.version += 1;
+            facts.version = self.version.to_string();
+            self.watch
+                .push_back(Update::Applied(Box::new(facts.clone())));
         }
     }
 
@@ -102,15 +120,27 @@ impl World {
         let Some(ips) = self.living.get(&uid).map(|sandbox| sandbox.ips.clone()) else {
             return;
         };
+        let ips = self.named_by_status(&ips);
         if let Some(facts) = self.pods.get_mut(&uid) {
             facts.pod_ips = ips;
             facts.host_ips = vec![IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1))];
-            if facts.pod_ips.len() > 1 {
+            if facts.pod_ips.iter().any(IpAddr::is_ipv6) {
                 facts.host_ips.push(IpAddr::V6(Ipv6Addr::LOCALHOST));
             }
             self.show(&uid);
             self.record(|| format!("report address of {uid}"));
         }
+    }
+
+    /// Of each family the kubelet names one address.
+    pub(crate) fn named_by_status(&mut self, ips: &[IpAddr]) -> Vec<IpAddr> {
+        let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) = ips.iter().partition(|ip| ip.is_ipv4());
+        let mut one = |of: Vec<IpAddr>| {
+            let at = self.rng.random_range(0..of.len().max(1));
+            of.get(at).copied()
+        };
+        let named = [one(v4), one(v6)];
+        named.into_iter().flatten().collect()
     }
 
     /// A pod finishes or is deleted; most of the time its sandbox is gone by then.
@@ -130,23 +160,37 @@ impl World {
             }
         } else {
             self.pods.remove(&uid);
-            self.watch.push_back(Err(uid));
+            self.watch.push_back(Update::Gone(uid));
         }
     }
 
     pub(crate) fn rewrite_annotation(&mut self) {
         let Some(uid) = self.random_pod() else { return };
-        let value = match self.rng.random_range(0..4) {
-            0 => None,
-            1 => Some(r#"[{"containerPort":9040}]"#.to_owned()),
-            2 => Some(TYPO.to_owned()),
+        let value = match self.rng.random_range(0..8) {
+            0..2 => None,
+            2..4 => {
+                let number = 9040 + self.rng.random_range(0..6);
+                let protocol = ["TCP", "UDP"][self.rng.random_range(0..2)];
+                Some(format!(
+                    r#"[{{"containerPort":{number},"protocol":"{protocol}"}}]"#
+                ))
+            }
+            4..6 => Some(TYPO.to_owned()),
+            6 => Some(format!(
+                r#"[{{"containerPort":9040,"hostIP":"{MOVED_HOST}"}}]"#
+            )),
             _ => Some(String::new()),
         };
+        self.annotate(&uid, value);
+    }
+
+    /// A user's last word.
+    pub(crate) fn annotate(&mut self, uid: &PodUid, value: Option<String>) {
         self.record(|| format!("annotate {uid} {value:?}"));
-        if let Some(facts) = self.pods.get_mut(&uid) {
+        if let Some(facts) = self.pods.get_mut(uid) {
             facts.record.annotation.clone_from(&value);
             self.last_word.insert(uid.clone(), value);
-            self.show(&uid);
+            self.show(uid);
         }
     }
 
@@ -169,29 +213,38 @@ impl World {
 
     pub(crate) fn deliver(&mut self) {
         match self.watch.pop_front() {
-            Some(Ok(facts)) => {
+            Some(Update::Applied(facts)) => {
                 self.reference.shown(self.now, &facts);
-                self.state.pod_applied(self.now, facts);
+                self.state.pod_applied(self.now, *facts);
             }
-            Some(Err(uid)) => {
+            Some(Update::Gone(uid)) => {
                 self.reference.gone(&uid);
                 self.state.pod_gone(self.now, &uid);
+            }
+            Some(Update::Listed(living)) => {
+                self.reference.relisted(&living);
+                self.state.relisted(self.now, &living);
             }
             None => {}
         }
     }
 
-    /// The watch breaks: events under way are lost, and a list shows the present.
+    /// A list shows the present, one pod at a time; what the watch still had to show is lost.
+    pub(crate) fn list(&mut self) {
+        let pods = self.pods.values().cloned();
+        let pods = pods.map(|facts| Update::Applied(Box::new(facts)));
+        self.watch = pods.collect();
+        let living = self.pods.keys().cloned().collect();
+        self.watch.push_back(Update::Listed(living));
+    }
+
+    /// The watch breaks, and the list arrives at once.
     pub(crate) fn relist(&mut self) {
         self.record(|| "relist".to_owned());
-        self.watch.clear();
-        for facts in self.pods.values().cloned().collect::<Vec<_>>() {
-            self.reference.shown(self.now, &facts);
-            self.state.pod_applied(self.now, facts);
+        self.list();
+        while !self.watch.is_empty() {
+            self.deliver();
             self.collect();
         }
-        let living = self.pods.keys().cloned().collect();
-        self.reference.relisted(&living);
-        self.state.relisted(self.now, &living);
     }
 }

@@ -11,11 +11,14 @@
 mod answers;
 mod checks;
 mod cluster;
+mod faults;
 mod reference;
 mod runtime;
+mod seen;
 mod world;
 
-use world::{Seen, World};
+use seen::Seen;
+use world::World;
 
 /// Steps of one walk, and walks of one run: a million steps unless `SIMULATION_WALKS` says more.
 const STEPS: u32 = 1000;

@@ -31,6 +31,8 @@ pub(crate) struct Reference {
     pub(crate) held: BTreeSet<PortKey>,
     pub(crate) rules: BTreeSet<Mapping>,
     pub(crate) intact: bool,
+    /// The node's addresses, if they are known.
+    pub(crate) host_addresses: Option<BTreeSet<IpAddr>>,
 }
 
 impl Reference {
@@ -40,6 +42,7 @@ impl Reference {
             held: found.held.clone(),
             rules: found.mappings.clone(),
             intact: found.intact,
+            host_addresses: Some(found.host_addresses.clone()).filter(|all| !all.is_empty()),
             ..Self::default()
         }
     }
@@ -170,10 +173,21 @@ impl Reference {
     pub(crate) fn is_mapped(&self, uid: &PodUid, leases: &[LeasedPort]) -> bool {
         let ended = |ip: &IpAddr| self.has_ended(uid, *ip);
         let named = self.shown.get(uid).map(|facts| facts.pod_ips.clone());
-        let ips = match self.newest(uid) {
-            Some(sandbox) => sandbox.ips.clone(),
-            None => named.unwrap_or_default(),
+        let named = named.unwrap_or_default();
+        let all = match self.newest(uid) {
+            Some(sandbox) => &sandbox.ips,
+            None => &named,
         };
+        let hosts = self.host_addresses.as_ref();
+        let mut ips = Vec::new();
+        for of_v4 in [true, false] {
+            let same = |ip: &&IpAddr| ip.is_ipv4() == of_v4;
+            let mut family = all.iter().filter(same);
+            let reported = family.clone().find(|ip| named.contains(ip));
+            // the node may not serve the family
+            let served = hosts.is_none_or(|hosts| hosts.iter().any(|ip| same(&ip)));
+            ips.extend(reported.or(family.next()).filter(|_| served));
+        }
         let ruled = |lease: &LeasedPort, ip: IpAddr| {
             self.rules.contains(&Mapping {
                 protocol: lease.protocol,
@@ -186,7 +200,16 @@ impl Reference {
         };
         let whole = |lease: &LeasedPort| {
             let held = self.held.contains(&(lease.protocol, lease.host_port));
-            held && !ips.is_empty() && ips.iter().all(|ip| ruled(lease, *ip) && !ended(ip))
+            let there = |ip: IpAddr| hosts.is_none_or(|hosts| hosts.contains(&ip));
+            let same = |ip: &&&IpAddr| {
+                lease
+                    .host_ip
+                    .is_none_or(|host| host.is_ipv4() == ip.is_ipv4())
+            };
+            let mut needed = ips.iter().filter(same).peekable();
+            held && lease.host_ip.is_none_or(there)
+                && needed.peek().is_some()
+                && needed.all(|ip| ruled(lease, **ip) && !ended(ip))
         };
         leases.is_empty() || self.intact && leases.iter().all(whole)
     }
@@ -267,17 +290,37 @@ impl Reference {
     }
 
     /// Whether the spec of a pod that the state machine knows, and that has a sandbox, claims the port.
-    pub(crate) fn is_static(&self, key: (Protocol, HostPort)) -> bool {
+    /// `host_ip`: of the lease that would be in conflict.
+    pub(crate) fn is_static(&self, key: (Protocol, HostPort), host_ip: Option<IpAddr>) -> bool {
         let runs = |facts: &&PodFacts| {
             let mut sandboxes = self.sandboxes.values();
             !facts.pod_ips.is_empty() || sandboxes.any(|sandbox| sandbox.uid == facts.pod.uid)
         };
         let living = self.shown.values().filter(|facts| !facts.finished);
-        let living = living.filter(runs);
+        let living: Vec<&PodFacts> = living.filter(runs).collect();
+        // beyond the limit for a namespace, the first ones count, and that is not recorded here
+        let claims = |namespace: &str| {
+            let pods = living
+                .iter()
+                .filter(|facts| facts.pod.namespace == namespace);
+            let containers = pods.flat_map(|facts| facts.spec.lasting_containers());
+            let ports = containers.flat_map(|container| &container.ports);
+            ports.filter(|port| port.host_port > 0).count()
+        };
+        let living = living
+            .iter()
+            .filter(|facts| claims(&facts.pod.namespace) <= 4);
         let mut ports = living
             .flat_map(|facts| facts.spec.lasting_containers())
             .flat_map(|c| &c.ports);
-        ports
-            .any(|port| port.protocol == key.0.as_str() && port.host_port == i64::from(key.1.get()))
+        let conflicts = |claimed: &str| {
+            let claimed: Option<IpAddr> = claimed.parse().ok();
+            let claimed = claimed.filter(|ip| !ip.is_unspecified());
+            claimed.is_none() || host_ip.is_none() || claimed == host_ip
+        };
+        ports.any(|port| {
+            let same = port.protocol == key.0.as_str() && port.host_port == i64::from(key.1.get());
+            same && conflicts(&port.host_ip)
+        })
     }
 }

@@ -81,14 +81,16 @@ impl World {
         }
     }
 
-    fn addresses(&self, ip: IpAddr) -> Vec<IpAddr> {
+    fn addresses(&mut self, ip: IpAddr) -> Vec<IpAddr> {
         let IpAddr::V4(v4) = ip else { return vec![ip] };
-        let v6 = IpAddr::V6(v4.to_ipv6_compatible());
-        if self.dual_stack {
-            vec![ip, v6]
-        } else {
-            vec![ip]
+        let mut ips = vec![v4];
+        if self.two_addresses {
+            self.seen.two_addresses += 1;
+            ips.push(Ipv4Addr::from_bits(v4.to_bits() + 256));
         }
+        let v6 = ips.iter().map(|ip| IpAddr::V6(ip.to_ipv6_compatible()));
+        let v6: Vec<IpAddr> = v6.filter(|_| self.dual_stack).collect();
+        ips.into_iter().map(IpAddr::V4).chain(v6).collect()
     }
 
     /// Each result is later than the one before, whatever the clock does.

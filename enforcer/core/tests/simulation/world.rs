@@ -1,7 +1,6 @@
 //! The model: everything around the state machine, and the random steps.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::ops::AddAssign;
 use std::time::Duration;
 
 use portmapping_enforcer_core::{
@@ -12,7 +11,10 @@ use portmapping_shared::{HostPort, Mapping, Plan, PodRef, PodUid, PortSet, Proto
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use crate::cluster::Update;
+use crate::faults::Backup;
 use crate::reference::Reference;
+use crate::seen::Seen;
 
 const RANGE: &str = "20000-20011";
 pub(crate) const COOLDOWN: Duration = Duration::from_secs(30);
@@ -29,66 +31,6 @@ pub(crate) enum Call {
     Observe,
 }
 
-/// How often each thing happened, so that a walk in which it never does is noticed.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Seen {
-    pub(crate) mapped: u64,
-    pub(crate) restarts: u64,
-    pub(crate) backends: u64,
-    pub(crate) reboots: u64,
-    pub(crate) sandboxes_moved: u64,
-    pub(crate) inherited: u64,
-    pub(crate) release_early: u64,
-    pub(crate) forged: u64,
-    pub(crate) repaired: u64,
-    pub(crate) exhausted: u64,
-    pub(crate) conflicts: u64,
-    pub(crate) typos: u64,
-    pub(crate) wiped: u64,
-    pub(crate) confirmed: u64,
-    pub(crate) doubted: u64,
-    pub(crate) leftovers: u64,
-    pub(crate) finalizers: u64,
-    pub(crate) static_pods: u64,
-}
-
-impl Seen {
-    fn all(&mut self) -> [&mut u64; 18] {
-        [
-            &mut self.mapped,
-            &mut self.restarts,
-            &mut self.backends,
-            &mut self.reboots,
-            &mut self.sandboxes_moved,
-            &mut self.inherited,
-            &mut self.release_early,
-            &mut self.forged,
-            &mut self.repaired,
-            &mut self.exhausted,
-            &mut self.conflicts,
-            &mut self.typos,
-            &mut self.wiped,
-            &mut self.confirmed,
-            &mut self.doubted,
-            &mut self.leftovers,
-            &mut self.finalizers,
-            &mut self.static_pods,
-        ]
-    }
-
-    pub(crate) fn everything(mut self) -> bool {
-        self.all().iter().all(|count| **count > 0)
-    }
-}
-
-impl AddAssign for Seen {
-    fn add_assign(&mut self, mut other: Self) {
-        for (sum, count) in self.all().into_iter().zip(other.all()) {
-            *sum += *count;
-        }
-    }
-}
-
 #[expect(clippy::struct_excessive_bools, reason = "these are independent facts")]
 pub(crate) struct World {
     pub(crate) rng: StdRng,
@@ -99,7 +41,7 @@ pub(crate) struct World {
     pub(crate) reference: Reference,
     /// The API server's pods, and what the watch has not delivered yet.
     pub(crate) pods: BTreeMap<PodUid, PodFacts>,
-    pub(crate) watch: VecDeque<Result<PodFacts, PodUid>>,
+    pub(crate) watch: VecDeque<Update>,
     /// Sandboxes that exist, the results on disk, and the updates about them under way.
     pub(crate) living: BTreeMap<PodUid, Sandbox>,
     pub(crate) files: BTreeMap<SandboxId, Sandbox>,
@@ -108,6 +50,12 @@ pub(crate) struct World {
     pub(crate) writes_results: bool,
     /// Whether pods have an address of both families.
     pub(crate) dual_stack: bool,
+    /// Whether pods have two addresses of each family.
+    pub(crate) two_addresses: bool,
+    /// A backup of the API server's data.
+    pub(crate) backup: Backup,
+    /// The last resourceVersion.
+    pub(crate) version: u32,
     pub(crate) kernel: BTreeSet<Mapping>,
     pub(crate) intact: bool,
     /// Rules were damaged since they were last read back.
@@ -125,6 +73,8 @@ pub(crate) struct World {
     pub(crate) last_word: BTreeMap<PodUid, Option<String>>,
     /// Pods whose result a user forged.
     pub(crate) forged: BTreeSet<PodUid>,
+    /// The ports that each pod had before the node's last reboot, and did not get again yet.
+    pub(crate) previous: BTreeMap<PortKey, PodFacts>,
     /// Pods of which the state machine knows that they are not mapped, and since when.
     pub(crate) unmapped: BTreeMap<PodUid, Duration>,
     pub(crate) next: u32,
@@ -144,6 +94,9 @@ pub(crate) fn config() -> Config {
         cooldown: COOLDOWN,
         quarantine: Duration::from_mins(1),
         max_ports: 64,
+        max_cooling: 2,
+        // four ports
+        namespace_share: 34,
         ipv6: true,
         epoch: EPOCH,
     }
@@ -154,10 +107,13 @@ impl World {
         let mut rng = StdRng::seed_from_u64(seed);
         let writes_results = rng.random_range(0..4) > 0;
         let dual_stack = rng.random_range(0..3) == 0;
+        let two_addresses = rng.random_range(0..4) == 0;
+        let mut state = NodeState::new(config(), seed);
+        state.relisted(Duration::ZERO, &BTreeSet::new());
         Self {
             rng,
             now: Duration::ZERO,
-            state: NodeState::new(config(), seed),
+            state,
             calls: Vec::new(),
             reference: Reference::default(),
             pods: BTreeMap::new(),
@@ -167,6 +123,9 @@ impl World {
             updates: Vec::new(),
             writes_results,
             dual_stack,
+            two_addresses,
+            backup: Backup::default(),
+            version: 0,
             kernel: BTreeSet::new(),
             intact: false,
             damaged: false,
@@ -178,6 +137,7 @@ impl World {
             names: BTreeMap::new(),
             last_word: BTreeMap::new(),
             forged: BTreeSet::new(),
+            previous: BTreeMap::new(),
             unmapped: BTreeMap::new(),
             next: 0,
             broken: None,
@@ -224,6 +184,11 @@ impl World {
             930..938 => self.repeat_result(),
             938..941 => self.wipe_results(),
             941..945 => self.write_unknown_result(),
+            945..947 => self.change_host_addresses(),
+            947..949 => self.back_up(),
+            949..950 => self.restore(),
+            950..952 => self.contest(),
+            952..954 => self.churn(),
             _ => self.pass_time(),
         }
         self.collect();
@@ -248,7 +213,18 @@ impl World {
                     self.record(|| format!("event {:?} {}: {}", event.kind, event.pod, event.note));
                     match event.kind {
                         EventKind::Repaired => self.seen.repaired += 1,
+                        EventKind::NoFreePort if event.note.contains("--max-cooling") => {
+                            self.seen.churned += 1;
+                        }
+                        EventKind::NoFreePort if event.note.contains("--namespace-share") => {
+                            self.seen.bounded += 1;
+                        }
                         EventKind::NoFreePort => self.seen.exhausted += 1,
+                        EventKind::AnnotationContested => self.seen.contested += 1,
+                        EventKind::HostIpNotOnNode => self.seen.moved_hosts += 1,
+                        EventKind::PortConflict if event.note.contains("stays mapped") => {
+                            self.seen.claims_bounded += 1;
+                        }
                         EventKind::DataplaneError if event.note.contains(": the ") => {
                             self.seen.doubted += 1;
                         }
@@ -289,7 +265,7 @@ impl World {
             mappings: self.kernel.clone(),
             in_other_backends: BTreeSet::new(),
             intact: self.intact,
-            host_addresses: BTreeSet::new(),
+            host_addresses: self.reference.host_addresses.clone().unwrap_or_default(),
             held: self.keeper.clone(),
         };
         if self.rng.random_range(0..5) == 0 {
@@ -308,17 +284,17 @@ impl World {
             }
         }
         self.unmapped.clear();
+        self.previous.clear();
         let known = found.mappings.iter().chain(&found.in_other_backends);
         self.reference = Reference::new(known.cloned().collect(), &found);
         self.state = NodeState::recover(config(), seed, self.now, found);
         self.collect();
         self.updates.clear();
         self.list_results();
-        self.watch.clear();
         if self.rng.random_range(0..2) == 0 {
             self.relist();
         } else {
-            self.watch.extend(self.pods.values().cloned().map(Ok));
+            self.list();
         }
     }
 
@@ -333,6 +309,7 @@ impl World {
         self.unheld.clear();
         self.calls.clear();
         self.restart();
+        self.record_previous();
     }
 
     /// Another program removes some or all of our rules.

@@ -122,3 +122,28 @@ fn a_result_in_a_manifest_chooses_no_port() {
     node.applied(broken).later(60);
     assert_eq!(node.notes(EventKind::ForgedResult).len(), 2);
 }
+
+#[test]
+fn a_pod_that_waits_for_a_port_gets_none_because_it_names_it() {
+    let mut got = BTreeSet::new();
+    for seed in 0..16 {
+        let mut node = Node::new("20000-20001");
+        node.state = NodeState::new(config("20000-20001"), seed);
+        node.state.listed = true;
+        let mut a = facts("a", Some("10.244.0.2"));
+        a.record.annotation = Some(r#"[{"containerPort":1},{"containerPort":2}]"#.into());
+        node.applied(a).settle();
+        let mut b = facts("b", Some("10.244.0.3"));
+        b.spec.containers[0].ports.truncate(1);
+        node.applied(b).settle();
+        assert_eq!(node.last().condition.as_ref().unwrap().reason, "NoFreePort");
+        let mut forged = node.shown("b");
+        forged.record.annotation = Some(
+            r#"[{"hostPort":20001,"containerPort":9040,"protocol":"TCP","podName":"b","podIP":"10.244.0.3"}]"#.into(),
+        );
+        node.applied(forged).settle();
+        node.gone("a").later(31);
+        got.extend(node.host_ports("b"));
+    }
+    assert_eq!(got, [20_000, 20_001].into());
+}

@@ -129,7 +129,7 @@ fn after_a_reboot_a_pod_gets_its_old_ports_if_they_are_free() {
     forged.record.annotation = Some(
         r#"[{"hostPort":22,"containerPort":9040,"protocol":"TCP","podName":"b","podIP":"10.9.9.9"}]"#.into(),
     );
-    node.applied(forged).settle();
+    node.applied(forged).listed().settle();
     assert!(
         node.host_ports("b")
             .iter()
@@ -166,8 +166,109 @@ fn a_pod_whose_rules_were_flushed_during_a_restart_gets_its_held_ports() {
             .iter()
             .all(|port| !ports.contains(port))
     );
-    node.applied(seen).settle();
+    node.applied(seen).listed().settle();
     assert_eq!(node.host_ports("a"), ports);
+    assert_eq!(node.host_ports("b").len(), 2);
+}
+
+#[test]
+fn after_a_reboot_no_pod_gets_the_port_that_a_later_one_had() {
+    // every draw from two ports hits the other pod's with a probability of one half
+    for seed in 0..32 {
+        let mut node = Node::new("20000-20000");
+        node.applied(one_port("old")).settle();
+        let old = echoed(&node, one_port("old"));
+        // this one names the port too, and its condition does not
+        let mut other = one_port("other");
+        let name = |text: &String| text.replace("old", "other");
+        other.record.annotation = old.record.annotation.as_ref().map(name);
+        let condition = old.record.condition.clone().unwrap();
+        other.record.condition = Some(Condition {
+            status: false,
+            reason: "NoFreePort".into(),
+            ..condition
+        });
+        node.pods.clear();
+        node.state = NodeState::new(config("20000-20002"), seed);
+        node.applied(one_port("new")).applied(other);
+        assert_eq!(node.host_ports("new"), [0_u16; 0], "a draw before the list");
+        assert_eq!(node.host_ports("other"), [0_u16; 0]);
+        if seed % 2 == 0 {
+            // the pod that had it is known only when the list is complete
+            node.applied(old).listed();
+        } else {
+            node.applied(old);
+            assert_eq!(node.host_ports("old"), [20_000], "it need not wait");
+            node.listed();
+        }
+        node.settle();
+        assert_eq!(node.host_ports("old"), [20_000]);
+        assert_eq!(node.host_ports("new").len(), 1);
+        assert_eq!(node.host_ports("other").len(), 1);
+    }
+}
+
+#[test]
+fn a_port_that_a_waiting_pod_had_is_drawn_where_that_pod_cannot_be_served() {
+    let mut node = Node::new("20000-20000");
+    node.applied(one_port("big")).settle();
+    let mut big = echoed(&node, one_port("big"));
+    node.pods.clear();
+    node.state = NodeState::new(config("20000-20001"), 1);
+    // three ports are more than there are
+    let ports = &mut big.spec.containers[0].ports;
+    ports.extend([9041, 9042].map(|container_port| DeclaredPort {
+        container_port,
+        ..DeclaredPort::default()
+    }));
+    big.record.mark = None;
+    let two = r#"[{"containerPort":9040},{"containerPort":9041}]"#;
+    let mut small = one_port("small");
+    small.record.annotation = Some(two.into());
+    node.applied(big).applied(small).listed().settle();
+    assert_eq!(node.host_ports("small"), [20_000, 20_001]);
+    assert_eq!(node.host_ports("big"), [0_u16; 0]);
+}
+
+#[test]
+fn a_condition_that_became_false_before_the_list_still_confirms_the_port() {
+    let mut node = Node::new("20000-20000");
+    node.applied(one_port("old")).settle();
+    let mut old = echoed(&node, one_port("old"));
+    let mut other = one_port("other");
+    let name = |text: &String| text.replace("old", "other");
+    other.record.annotation = old.record.annotation.as_ref().map(name);
+    other.record.condition = Some(Condition {
+        status: false,
+        reason: "NoFreePort".into(),
+        message: String::new(),
+    });
+    // it needs one more port now, so it waits for the list
+    let ports = &mut old.spec.containers[0].ports;
+    ports.push(DeclaredPort {
+        container_port: 9041,
+        ..DeclaredPort::default()
+    });
+    old.record.mark = None;
+    for seed in 0..32 {
+        node.pods.clear();
+        node.state = NodeState::new(config("20000-20002"), seed);
+        node.applied(other.clone()).applied(old.clone());
+        node.settle().later(3);
+        let condition = node.shown("old").record.condition;
+        assert!(condition.is_some_and(|condition| !condition.status));
+        node.listed().settle();
+        // the other one is served first, and draws another one
+        assert!(node.host_ports("old").contains(&20_000));
+        assert_eq!(node.host_ports("other").len(), 1);
+    }
+}
+
+/// A pod that asks for one TCP port.
+fn one_port(name: &str) -> PodFacts {
+    let mut facts = facts(name, Some("10.244.0.2"));
+    facts.spec.containers[0].ports.truncate(1);
+    facts
 }
 
 #[test]

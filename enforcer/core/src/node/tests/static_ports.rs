@@ -199,3 +199,37 @@ fn a_pod_with_many_static_ports_takes_no_more_than_the_limit_for_one_pod() {
         "{notes:?}"
     );
 }
+
+#[test]
+fn the_pods_of_one_namespace_take_no_more_numbers_than_its_share_of_the_range() {
+    let mut node = Node::new("20000-20099");
+    node.state.config.namespace_share = 10;
+    let mut a = facts("a", Some("10.244.0.2"));
+    a.record.annotation = Some(ONE.into());
+    a.pod.namespace = "victim".into();
+    node.applied(a).settle();
+    let number = node.host_ports("a")[0];
+    let port = |host_port| DeclaredPort {
+        container_port: 80,
+        host_port,
+        ..DeclaredPort::default()
+    };
+    let others = (20_000..20_100).filter(|other| *other != i64::from(number));
+    for (n, taken) in (0..).zip(others.take(10)) {
+        let mut one = fixed(&format!("fixed-{n}"), taken, "");
+        one.pod_ips = vec![std::net::Ipv4Addr::new(10, 244, 8, n).into()];
+        node.applied(one).settle();
+    }
+    let mut greedy = fixed("greedy", 0, "");
+    greedy.spec.containers[0].ports = vec![port(number.into())];
+    node.applied(greedy.clone()).settle();
+    assert_eq!(node.host_ports("a"), [number]);
+    let notes = node.notes(EventKind::PortConflict);
+    assert!(
+        notes.len() == 1 && notes[0].contains("of one namespace only 10 (--namespace-share)"),
+        "{notes:?}"
+    );
+    // a pod of another namespace may take it, and one of the same when another ends
+    node.gone("fixed-3");
+    assert_ne!(node.host_ports("a"), [number]);
+}

@@ -334,3 +334,24 @@ fn the_first_result_names_the_address_that_the_status_will_name() {
         assert_eq!(shown, first, "it was right from the start");
     }
 }
+
+#[test]
+fn a_version_from_a_backup_counts_although_a_write_replaced_it_before() {
+    let mut node = Node::new("20000-29999");
+    node.echoes = false;
+    node.applied(facts("a", None)).settle();
+    let before = node.shown("a");
+    node.up(sandbox("a", "s-a", "10.244.0.2", 1));
+    assert!(node.is_true("a"));
+    // the watch lags behind: the version that was replaced changes nothing
+    node.written.clear();
+    node.state.pod_applied(node.now, before.clone());
+    node.settle();
+    assert_eq!(node.written, []);
+    // the backup has it, and the list that follows shows it
+    node.pods.insert(before.pod.uid.clone(), before.clone());
+    node.state.pod_applied(node.now, before);
+    node.listed().settle();
+    assert!(node.is_true("a"));
+    assert_eq!(node.written.len(), 1);
+}

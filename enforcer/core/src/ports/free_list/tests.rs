@@ -24,7 +24,7 @@ fn the_whole_port_space_fits() {
     let mut list = full("1-65535");
     assert_eq!(list.len(Protocol::Tcp), 65_535);
     let mut rng = StdRng::seed_from_u64(7);
-    while let Some(port) = list.pick(Protocol::Tcp, &mut rng) {
+    while let Some(port) = list.pick(Protocol::Tcp, &BTreeSet::new(), &mut rng) {
         list.remove((Protocol::Tcp, port));
         assert!(!list.contains((Protocol::Tcp, port)));
     }
@@ -43,7 +43,9 @@ fn the_pick_is_uniform() {
     let mut rng = StdRng::seed_from_u64(1);
     let mut counts = [0_u32; 10];
     for _ in 0..20_000 {
-        let port = list.pick(Protocol::Tcp, &mut rng).unwrap();
+        let port = list
+            .pick(Protocol::Tcp, &BTreeSet::new(), &mut rng)
+            .unwrap();
         counts[usize::from(port.get() - 100)] += 1;
     }
     // 2000 expected of each; the chance of leaving these bounds is below one in a million
@@ -80,12 +82,16 @@ fn a_pick_needs_one_random_number_when_nearly_all_ports_are_taken() {
     let mut list = full("20000-39999");
     let mut rng = Counting(StdRng::seed_from_u64(5), 0);
     while list.len(Protocol::Tcp) > 20 {
-        let port = list.pick(Protocol::Tcp, &mut rng).unwrap();
+        let port = list
+            .pick(Protocol::Tcp, &BTreeSet::new(), &mut rng)
+            .unwrap();
         list.remove((Protocol::Tcp, port));
     }
     rng.1 = 0;
     for _ in 0..1000 {
-        let port = list.pick(Protocol::Tcp, &mut rng).unwrap();
+        let port = list
+            .pick(Protocol::Tcp, &BTreeSet::new(), &mut rng)
+            .unwrap();
         list.remove((Protocol::Tcp, port));
         assert!(list.insert((Protocol::Tcp, port)));
     }
@@ -107,7 +113,7 @@ proptest! {
                 0 => prop_assert_eq!(list.insert(key(port)), in_range && plain.insert(port)),
                 1 => { list.remove(key(port)); plain.remove(&port); }
                 _ => {
-                    let picked = list.pick(Protocol::Tcp, &mut rng).map(HostPort::get);
+                    let picked = list.pick(Protocol::Tcp, &BTreeSet::new(), &mut rng).map(HostPort::get);
                     prop_assert!(picked.map_or(plain.is_empty(), |port| plain.contains(&port)));
                 }
             }

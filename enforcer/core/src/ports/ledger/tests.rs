@@ -22,7 +22,7 @@ fn lease() -> LeasedPort {
 }
 
 fn held(hold: Hold) -> PortState {
-    leased(&pod(), lease(), hold)
+    leased(&pod(), lease(), hold, true)
 }
 
 /// Every state, by the name it has in the table.
@@ -71,7 +71,7 @@ fn name(state: &PortState) -> &'static str {
 
 /// Every event, with the states that follow. An event is refused in all states that it does not
 /// list. `!` is an early rest.
-const TABLE: [(&str, &[(&str, &str)]); 21] = [
+const TABLE: [(&str, &[(&str, &str)]); 22] = [
     ("allocate", &[("Free", "Missing")]),
     (
         "reclaim",
@@ -81,6 +81,15 @@ const TABLE: [(&str, &[(&str, &str)]); 21] = [
     ("recover a lease, not held", &[("Free", "Missing")]),
     ("recover a hold", &[("Free", "Cooling")]),
     ("recover a hold, ruled", &[("Free", "Draining")]),
+    (
+        "a rule is asked for",
+        &[
+            ("Missing", "Missing"),
+            ("Asked", "Asked"),
+            ("Held", "Held"),
+            ("Lost", "Lost"),
+        ],
+    ),
     (
         "end a lease",
         &[
@@ -190,12 +199,13 @@ const TABLE: [(&str, &[(&str, &str)]); 21] = [
 
 fn happen(event: &str, state: PortState) -> Transition {
     match event {
-        "allocate" => state.allocate(&pod(), lease(), Hold::Missing),
+        "allocate" => state.allocate(&pod(), lease()),
         "reclaim" => state.reclaim(&pod(), lease()),
-        "recover a lease, held" => state.allocate(&pod(), lease(), Hold::listed(true)),
-        "recover a lease, not held" => state.allocate(&pod(), lease(), Hold::listed(false)),
+        "recover a lease, held" => state.recover_lease(&pod(), lease(), true),
+        "recover a lease, not held" => state.recover_lease(&pod(), lease(), false),
         "recover a hold" => state.recover_hold(NOW, REST, false),
         "recover a hold, ruled" => state.recover_hold(NOW, REST, true),
+        "a rule is asked for" => state.ruled(),
         "end a lease" => state.end_lease(NOW, REST, false, false),
         "end a lease, ruled" => state.end_lease(NOW, REST, true, false),
         "end a lease early" => state.end_lease(NOW, Duration::ZERO, false, true),
@@ -238,6 +248,19 @@ fn a_rest_begins_when_the_last_rule_is_removed() {
         early: false,
     };
     assert_eq!(draining.rules_removed(later), Ok(cooling));
+}
+
+#[test]
+fn a_port_that_never_had_a_rule_rests_for_no_time() {
+    let unused = PortState::Free.allocate(&pod(), lease()).unwrap();
+    let ended = unused.clone().end_lease(NOW, REST, false, false).unwrap();
+    assert_eq!(ended.rest_left(NOW), Duration::ZERO);
+    // one whose rule was removed before, or is under way, rests
+    let used = unused.clone().ruled().unwrap().asked().unwrap();
+    let ended = used.end_lease(NOW, REST, false, false).unwrap();
+    assert_eq!(ended.rest_left(NOW), REST);
+    let ended = unused.end_lease(NOW, REST, true, false).unwrap();
+    assert_eq!(ended.rest_left(NOW), REST);
 }
 
 #[test]
