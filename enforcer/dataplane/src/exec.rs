@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use super::error::limit;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -24,7 +25,7 @@ pub enum ExecError {
         program: &'static str,
     },
     /// The system could not start it, or write to it or read from it.
-    #[error("cannot run {program}")]
+    #[error("cannot run {program}{}", limit(source))]
     Io {
         /// Name of the program.
         program: &'static str,

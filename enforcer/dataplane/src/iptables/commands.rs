@@ -216,7 +216,7 @@ fn line_number(stderr: &str) -> Option<usize> {
 
 /// Returns what to do about an error, because the programs do not say it.
 fn hint(stderr: &str) -> Option<&'static str> {
-    const HINTS: [(&str, &str); 6] = [
+    const HINTS: [(&str, &str); 7] = [
         (
             "Failed to initialize nft",
             "the kernel has no nf_tables (module nf_tables): load it, or use --iptables=legacy",
@@ -227,12 +227,18 @@ fn hint(stderr: &str) -> Option<&'static str> {
         ),
         (
             "Permission denied (you must be root)",
-            "the container needs NET_ADMIN, and NET_RAW for iptables-legacy",
+            "the container needs NET_ADMIN, and NET_RAW for iptables-legacy; where it has them, a \
+             security module (SELinux, AppArmor) or a seccomp profile of the node denies the call: \
+             permit it for this container",
         ),
         (
             "Operation not permitted",
-            "the container needs NET_ADMIN; if it has it, a security module of the node (an eBPF LSM, \
-             SELinux, AppArmor) denies the change",
+            "the container needs NET_ADMIN; where it has it, a security module (SELinux, AppArmor) \
+             or a seccomp profile of the node denies the call: permit it for this container",
+        ),
+        (
+            "Too many open files",
+            "the limit of open files is used up: raise the container runtime's limit (LimitNOFILE)",
         ),
         (
             "Table does not exist",

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
+use super::super::error::{DENIED, limit};
 use super::wire::{Attributes, HEADER_BYTES, Message, flags, u32_at};
 
 /// Extended acknowledgement: the kernel's error text (`NLMSGERR_ATTR_MSG`).
@@ -21,7 +22,7 @@ const MAX_ERRNO: i32 = 4095;
 pub enum NetlinkError {
     /// The socket could not be opened.
     #[error(
-        "cannot open a netlink socket to netfilter: the kernel needs nf_tables (CONFIG_NETFILTER_NETLINK), the container the capability NET_ADMIN"
+        "cannot open a netlink socket to netfilter: the kernel needs nf_tables (CONFIG_NETFILTER_NETLINK), the container the capability NET_ADMIN{}", limit(.0)
     )]
     Open(#[source] io::Error),
     /// An attribute is longer than its 16-bit length field can express.
@@ -115,7 +116,15 @@ impl fmt::Display for Refusal {
         if let Some(offset) = offset {
             write!(f, ", byte {offset}")?;
         }
-        text.as_ref().map_or(Ok(()), |text| write!(f, ": {text}"))
+        if let Some(text) = text {
+            write!(f, ": {text}")?;
+        }
+        match *errno {
+            Errno::PERM | Errno::ACCESS => {
+                write!(f, "; the container needs the capability NET_ADMIN{DENIED}")
+            }
+            _ => Ok(()),
+        }
     }
 }
 

@@ -35,6 +35,7 @@ mod host_ip;
 mod invalid;
 mod lab;
 mod layouts;
+mod limits;
 mod netlink;
 mod netns;
 mod nf_tables_missing;
