@@ -2,6 +2,7 @@
 //! sources, images. Everything is cached by the content of its inputs.
 
 pub mod cache;
+pub mod cni;
 pub mod go;
 pub mod image;
 pub mod packages;

@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::cluster::roles::Role;
 use crate::cluster::{Cluster, state};
 use crate::progress::{Step, out, say};
-use crate::{Config, Minor, ProxyMode, chaos, demo, install, kernels};
+use crate::{Cni, Config, Minor, ProxyMode, chaos, demo, install, kernels};
 
 /// A real Kubernetes cluster on this machine, with the product in it.
 #[derive(Debug, Parser)]
@@ -40,6 +40,9 @@ enum Command {
         /// installed into it, and stays.
         #[arg(long, value_name = "FILE")]
         kubeconfig: Option<PathBuf>,
+        /// Only the small suite, on a cluster with this CNI.
+        #[arg(long, value_enum, conflicts_with = "kubeconfig")]
+        cni: Option<Cni>,
     },
     /// Boot a new cluster and inject faults, round after round.
     Chaos(chaos::Options),
@@ -103,6 +106,9 @@ struct Options {
     /// kube-proxy's mode.
     #[arg(long, value_enum, default_value_t)]
     proxy_mode: ProxyMode,
+    /// What connects the pods.
+    #[arg(long, value_enum, default_value_t)]
+    cni: Cni,
     /// Whether traffic between pods of one node passes iptables (bridge-nf-call-iptables).
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     bridge_nf: bool,
@@ -118,6 +124,7 @@ impl Options {
             nodes,
             kubernetes,
             proxy_mode,
+            cni,
             bridge_nf,
             kubeconfig,
         } = self;
@@ -131,6 +138,7 @@ impl Options {
             nodes,
             kubernetes,
             proxy_mode,
+            cni,
             bridge_nf,
             quick_restarts: false,
             product,
@@ -168,7 +176,14 @@ fn run(command: Command) -> Result<()> {
             }
             out!("{}", export(&cluster));
         }
-        Command::Test { kubeconfig } => suite::run(kubeconfig.as_deref())?,
+        Command::Test {
+            kubeconfig: _,
+            cni: Some(cni),
+        } => suite::small(cni)?,
+        Command::Test {
+            kubeconfig,
+            cni: None,
+        } => suite::run(kubeconfig.as_deref())?,
         Command::Chaos(options) => chaos::run(&options)?,
         Command::Kernels(options) => kernels::run(&options)?,
         Command::Down { name, all } => down(if all { state::all() } else { vec![name.name] })?,

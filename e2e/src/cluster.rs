@@ -1,6 +1,7 @@
 //! A running cluster, seen from a test or from the command line.
 
 mod cgroups;
+mod cni;
 mod components;
 pub mod config;
 mod control_plane;

@@ -32,4 +32,4 @@ pub mod wait;
 
 pub use artifacts::go::Minor;
 pub use cluster::Cluster;
-pub use cluster::config::{Config, ProxyMode};
+pub use cluster::config::{Cni, Config, ProxyMode};

@@ -150,7 +150,7 @@ pub fn program(name: &str, module: &Path, files: &[&str]) -> Result<PathBuf> {
     Ok(folder.join(name))
 }
 
-fn inputs() -> Result<Inputs> {
+pub(super) fn inputs() -> Result<Inputs> {
     let version = process::run(
         process::command("go").arg("version"),
         Duration::from_mins(1),
@@ -159,7 +159,7 @@ fn inputs() -> Result<Inputs> {
     Ok(Inputs::default().value(&version).value(FLAGS))
 }
 
-fn go_build(module: &Path) -> Command {
+pub(super) fn go_build(module: &Path) -> Command {
     let mut go = process::command("go");
     // -v names each package as it is compiled: that is the progress that a user sees. The compiler is
     // written in Go: collecting garbage less often saves a tenth of its time.

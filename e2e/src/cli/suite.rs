@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::cluster::KUBECONFIG_VARIABLE;
 use crate::progress::say;
-use crate::{paths, process};
+use crate::{Cni, paths, process};
 
 /// Tests that enter a node, read the API server's audit log, or boot a cluster themselves.
 const NEED_OUR_CLUSTER: &[&str] = &[
@@ -25,6 +25,24 @@ const NEED_OUR_CLUSTER: &[&str] = &[
     "uninstall::",
     "webhook_service::no_creation_fails_while_replicas_are_replaced_and_ended",
 ];
+
+/// Tells the small suite which CNI its cluster has.
+const CNI_VARIABLE: &str = "E2E_CNI";
+
+/// Replaces this process by cargo, which runs the small suite on a cluster with this CNI.
+pub(super) fn small(cni: Cni) -> Result<()> {
+    let mut cargo = process::command(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(paths::root());
+    cargo.args(["test", "-p", "e2e", "--test", "product", "--"]);
+    cargo.args([
+        "--ignored",
+        "--exact",
+        "--nocapture",
+        "networks::small_suite",
+    ]);
+    let error = cargo.env(CNI_VARIABLE, cni.to_string()).exec();
+    bail!("cannot run cargo: {error}");
+}
 
 /// Replaces this process by cargo, which runs the tests.
 pub(super) fn run(kubeconfig: Option<&Path>) -> Result<()> {

@@ -31,8 +31,7 @@ pub(crate) enum Collects {
     Seldom,
 }
 
-/// Starts a program of the cluster. It ends with its PID namespace. It is started again only after
-/// an end that [`pause_file`] announced, when that file is gone.
+/// The same as [`start_with`], without more variables.
 pub(crate) fn start(
     spec: &Spec,
     log: &str,
@@ -40,7 +39,24 @@ pub(crate) fn start(
     arguments: &[String],
     collects: Collects,
 ) -> Result<()> {
-    let mut child = spawn(spec, log, program, arguments, collects)?;
+    start_with(spec, log, program, arguments, &[], collects)
+}
+
+/// Starts a program of the cluster. It ends with its PID namespace. It is started again only after
+/// an end that [`pause_file`] announced, when that file is gone.
+pub(crate) fn start_with(
+    spec: &Spec,
+    log: &str,
+    program: &Path,
+    arguments: &[String],
+    environment: &[(&'static str, &str)],
+    collects: Collects,
+) -> Result<()> {
+    let environment: Vec<_> = environment
+        .iter()
+        .map(|(name, value)| (*name, (*value).to_owned()))
+        .collect();
+    let mut child = spawn(spec, log, program, arguments, &environment, collects)?;
     let (spec, log) = (spec.clone(), log.to_owned());
     let (program, arguments) = (program.to_owned(), arguments.to_vec());
     thread::spawn(move || {
@@ -60,7 +76,7 @@ pub(crate) fn start(
             while pause.exists() {
                 thread::sleep(INTERVAL);
             }
-            match spawn(&spec, &log, &program, &arguments, collects) {
+            match spawn(&spec, &log, &program, &arguments, &environment, collects) {
                 Ok(again) => child = again,
                 Err(error) => return record_end(&spec, &log, &format!("{error:#}")),
             }
@@ -74,6 +90,7 @@ fn spawn(
     log: &str,
     program: &Path,
     arguments: &[String],
+    environment: &[(&'static str, String)],
     collects: Collects,
 ) -> Result<Child> {
     let mut command = Command::new(program);
@@ -82,6 +99,7 @@ fn spawn(
     }
     command
         .args(arguments)
+        .envs(environment.iter().map(|(name, value)| (name, value)))
         .env("PATH", search_path(spec))
         .process_group(0);
     let file = create_log(spec, log)?;

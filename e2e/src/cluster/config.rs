@@ -29,6 +29,29 @@ impl Display for ProxyMode {
     }
 }
 
+/// What connects the pods.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cni {
+    /// The bridge plugin, with static routes between the nodes.
+    #[default]
+    Bridge,
+    /// flannel, with VXLAN between the nodes.
+    Flannel,
+    /// kube-router: routes by BGP, and `NetworkPolicies`. Services stay with kube-proxy.
+    KubeRouter,
+}
+
+impl Display for Cni {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Bridge => "bridge",
+            Self::Flannel => "flannel",
+            Self::KubeRouter => "kube-router",
+        })
+    }
+}
+
 /// The choices of a test or of a user.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {
@@ -40,6 +63,9 @@ pub struct Config {
     pub kubernetes: Minor,
     /// kube-proxy's mode on every node.
     pub proxy_mode: ProxyMode,
+    /// What connects the pods.
+    #[serde(default)]
+    pub cni: Cni,
     /// Whether frames between pods of one node pass iptables (`bridge-nf-call-iptables`).
     pub bridge_nf: bool,
     /// Limits the kubelet's back-off for containers that end again and again to one second. Without it the
@@ -60,6 +86,7 @@ impl Default for Config {
             nodes: 2,
             kubernetes: Minor::default(),
             proxy_mode: ProxyMode::default(),
+            cni: Cni::default(),
             bridge_nf: true,
             quick_restarts: false,
             product: true,
@@ -95,6 +122,9 @@ pub(crate) struct Spec {
     pub(crate) kubernetes: PathBuf,
     /// containerd and the CNI plugins.
     pub(crate) node_tools: PathBuf,
+    /// The programs of a CNI that is not part of the harness: its agent, and its plugins in `bin`.
+    #[serde(default)]
+    pub(crate) cni: Option<PathBuf>,
     /// Archives that every node imports before its kubelet starts.
     pub(crate) images: Vec<PathBuf>,
     pub(crate) audit_policy: PathBuf,

@@ -18,7 +18,7 @@ use super::network::{MAX_NODES, Machine};
 use super::role_name::RoleName;
 use super::{lookup, namespaces, owner, pki, readiness, state};
 use crate::api::Api;
-use crate::artifacts::{cache, go, image, packages};
+use crate::artifacts::{cache, cni, go, image, packages};
 use crate::progress::{Step, say};
 use crate::{paths, process};
 
@@ -54,6 +54,7 @@ pub(crate) fn detached(config: &Config) -> Result<Spec> {
             spec.config.proxy_mode.to_string(),
             config.proxy_mode.to_string(),
         ),
+        ("CNI", spec.config.cni.to_string(), config.cni.to_string()),
         (
             "bridge-nf-call-iptables",
             spec.config.bridge_nf.to_string(),
@@ -85,19 +86,21 @@ fn prepare(config: &Config) -> Result<Spec> {
     packages::ensure()?;
     // Go and cargo build at the same time, because each often keeps only one processor busy. The two Go
     // builds share compiled packages, so they run one after the other.
-    let (kubernetes, node_tools, images) = thread::scope(|scope| {
+    let (kubernetes, node_tools, cni, images) = thread::scope(|scope| {
         let images = scope.spawn(|| image::archives(config.product).inspect_err(complain));
         let kubernetes = go::kubernetes(config.kubernetes).inspect_err(complain)?;
         let node_tools = go::node_tools().inspect_err(complain)?;
+        let cni = cni::programs(config.cni).inspect_err(complain)?;
         let images = images.join();
         let images = images.map_err(|_| anyhow!("the thread that builds images panicked"))??;
-        anyhow::Ok((kubernetes, node_tools, images))
+        anyhow::Ok((kubernetes, node_tools, cni, images))
     })?;
     Ok(Spec {
         config: config.clone(),
         state: state::folder(&config.name),
         kubernetes,
         node_tools,
+        cni,
         images,
         audit_policy: paths::sources().join("config/audit-policy.yaml"),
     })

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::STATIC_PODS;
+use super::cni;
 use super::components::{Collects, search_path, start, wait_for_port, wait_for_socket};
 use super::config::Spec;
 use super::mounts::RUN;
@@ -72,6 +73,7 @@ pub(crate) fn run(spec: &Spec, index: u8) -> Result<()> {
         ],
         Collects::Often,
     )?;
+    cni::start_agent(spec, index)?;
     loop {
         thread::park();
     }
@@ -114,7 +116,6 @@ fn import(spec: &Spec, archive: &Path) -> Result<()> {
 fn write_configuration(spec: &Spec, index: u8) -> Result<()> {
     fs::create_dir_all(STATIC_PODS).with_context(|| format!("create {STATIC_PODS}"))?;
     let files = [
-        ("cni/10-pod.conflist", cni(index)),
         ("containerd.toml", containerd(spec)),
         ("kubelet.yaml", kubelet(spec)),
         // What pods with dnsPolicy Default get: there is no resolver on the fabric.
@@ -127,35 +128,16 @@ fn write_configuration(spec: &Spec, index: u8) -> Result<()> {
         }
         fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
     }
-    Ok(())
-}
-
-fn cni(index: u8) -> String {
-    let ranges = network::pod_ranges(index).map(|subnet| serde_json::json!([{ "subnet": subnet }]));
-    serde_json::json!({
-        "cniVersion": "1.0.0",
-        "name": "pod",
-        "plugins": [
-            {
-                "type": "bridge",
-                "bridge": "cni0",
-                "isGateway": true,
-                "ipMasq": false,
-                // Without it a pod cannot reach itself through its node.
-                "hairpinMode": true,
-                "ipam": {
-                    "type": "host-local",
-                    "ranges": ranges,
-                    "routes": [{ "dst": "0.0.0.0/0" }, { "dst": "::/0" }],
-                },
-            },
-            { "type": "portmap", "capabilities": { "portMappings": true } },
-        ],
-    })
-    .to_string()
+    cni::configure(spec.config.cni, index)
 }
 
 fn containerd(spec: &Spec) -> String {
+    let cni = spec.cni.as_ref().map(|folder| folder.join("bin"));
+    let plugins: Vec<_> = [Some(spec.node_tools.clone()), cni]
+        .into_iter()
+        .flatten()
+        .map(|folder| format!("\"{}\"", folder.display()))
+        .collect();
     format!(
         r#"version = 3
 root = "/var/lib/containerd"
@@ -170,7 +152,7 @@ state = "/run/containerd"
   disable_apparmor = true
   restrict_oom_score_adj = true
   [plugins."io.containerd.cri.v1.runtime".cni]
-    bin_dirs = ["{bin}"]
+    bin_dirs = [{bin}]
     conf_dir = "{RUN}/cni"
   [plugins."io.containerd.cri.v1.runtime".containerd]
     default_runtime_name = "runc"
@@ -178,7 +160,7 @@ state = "/run/containerd"
       runtime_type = "io.containerd.runc.v2"
 "#,
         pause = image::PAUSE,
-        bin = spec.node_tools.display(),
+        bin = plugins.join(", "),
     )
 }
 

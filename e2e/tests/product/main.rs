@@ -14,6 +14,7 @@ mod map_ready;
 mod map_results;
 mod map_start;
 mod map_static;
+mod networks;
 mod policy_account;
 mod policy_missing;
 mod policy_pods;

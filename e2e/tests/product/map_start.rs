@@ -20,7 +20,7 @@ const TOGETHER: usize = 20;
 const ONE_BY_ONE: usize = 5;
 
 /// A pod whose program announces its start to the collector.
-fn announcing(name: &str, collector: &Collector) -> Value {
+pub(crate) fn announcing(name: &str, collector: &Collector) -> Value {
     let address = collector.address.to_string();
     let ports = json!([{ "containerPort": 9040 }]);
     annotated(
@@ -29,7 +29,7 @@ fn announcing(name: &str, collector: &Collector) -> Value {
     )
 }
 
-fn judge(calls: &[Call]) -> Result<usize> {
+pub(crate) fn judge(calls: &[Call]) -> Result<usize> {
     let failed: Vec<String> = calls
         .iter()
         .filter(|call| !call.reached())

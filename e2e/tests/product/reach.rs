@@ -109,7 +109,7 @@ fn set_bridge_nf(cluster: &Cluster, on: bool) -> Result<()> {
 
 /// Where a client connects from, and which address the pod must see, by family; with and without iptables on
 /// bridged packets.
-struct Vantage {
+pub(crate) struct Vantage {
     name: &'static str,
     place: Place,
     seen: [[String; 2]; 2],
@@ -121,7 +121,7 @@ enum Place {
     Process(u32),
 }
 
-fn vantages(space: &Space<'_>, target: &Target) -> Result<Vec<Vantage>> {
+pub(crate) fn vantages(space: &Space<'_>, target: &Target) -> Result<Vec<Vantage>> {
     let vantage = |name, place, bridged: [String; 2], past_the_bridge: [String; 2]| Vantage {
         name,
         place,
@@ -191,14 +191,14 @@ fn process(cluster: &Cluster, node: &str, port: &str) -> Result<u32> {
 }
 
 /// The target pod: it answers with the client's address at its first two ports, and streams at its third.
-struct Target {
+pub(crate) struct Target {
     name: &'static str,
     entries: Vec<crate::support::pods::MappedPort>,
     node: [IpAddr; 2],
 }
 
 impl Target {
-    fn create(space: &Space<'_>) -> Result<Self> {
+    pub(crate) fn create(space: &Space<'_>) -> Result<Self> {
         let mut ports = vec![
             json!({ "containerPort": 9040 }),
             json!({ "containerPort": 9040, "protocol": "UDP" }),
@@ -218,8 +218,50 @@ impl Target {
         })
     }
 
-    fn endpoint(&self, family: usize, entry: usize) -> SocketAddr {
+    pub(crate) fn endpoint(&self, family: usize, entry: usize) -> SocketAddr {
         SocketAddr::new(self.node[family], self.entries[entry].host_port)
+    }
+
+    /// Asks from every place, by TCP and UDP, in both families; returns a row per place with the addresses
+    /// that the pod saw.
+    pub(crate) fn reached(&self, cluster: &Cluster, from: &[Vantage]) -> Result<String> {
+        let mut rows = Vec::new();
+        let mut wrong = Vec::new();
+        for vantage in from {
+            let mut row = format!("| {}", vantage.name);
+            for family in [0, 1] {
+                for (how, answer) in ["TCP", "UDP"]
+                    .iter()
+                    .zip(self.ask(cluster, vantage, family)?)
+                {
+                    match answer.as_ref().map(|text| text.split_once(' ')) {
+                        Ok(Some((name, seen))) if name == self.name => {
+                            row.extend([" | ", seen]);
+                        }
+                        other => wrong.push(format!("{}, {how}: {other:?}", vantage.name)),
+                    }
+                }
+            }
+            rows.push(row + " |");
+        }
+        ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+        Ok(rows.join("\n"))
+    }
+
+    /// The answers by TCP and by UDP.
+    fn ask(
+        &self,
+        cluster: &Cluster,
+        vantage: &Vantage,
+        family: usize,
+    ) -> Result<[Result<String, String>; 2]> {
+        let (by_tcp, by_udp) = (self.endpoint(family, 0), self.endpoint(family, 1));
+        let ask =
+            move || [tcp(by_tcp), udp(by_udp)].map(|answer| answer.map_err(|e| format!("{e:#}")));
+        match vantage.place {
+            Place::Host(host) => run_at(cluster, host, ask),
+            Place::Process(pid) => run_beside(pid, ask),
+        }
     }
 
     /// Asks from every place, by TCP and UDP, in both families; returns every wrong row.
@@ -229,14 +271,8 @@ impl Target {
             for family in [0, 1] {
                 let expected = &vantage.seen[usize::from(!bridge_nf)][family];
                 let expected = format!("{} {expected}", self.name);
-                let (by_tcp, by_udp) = (self.endpoint(family, 0), self.endpoint(family, 1));
-                let ask = move || {
-                    [tcp(by_tcp), udp(by_udp)].map(|answer| answer.map_err(|e| format!("{e:#}")))
-                };
-                let answers = match vantage.place {
-                    Place::Host(host) => run_at(cluster, host, ask)?,
-                    Place::Process(pid) => run_beside(pid, ask)?,
-                };
+                let by_tcp = self.endpoint(family, 0);
+                let answers = self.ask(cluster, vantage, family)?;
                 for (how, answer) in ["TCP", "UDP"].iter().zip(answers) {
                     if answer.as_ref() != Ok(&expected) {
                         let name = vantage.name;
@@ -252,7 +288,7 @@ impl Target {
     }
 
     /// Connections from outside that stay open, and new ones all the time.
-    fn watch(&self, cluster: &Cluster) -> Result<Watch> {
+    pub(crate) fn watch(&self, cluster: &Cluster) -> Result<Watch> {
         let stop = Arc::new(AtomicBool::new(false));
         let (first, second) = (Arc::clone(&stop), Arc::clone(&stop));
         let streams = self.endpoint(0, 2);
@@ -266,14 +302,14 @@ impl Target {
     }
 }
 
-struct Watch {
+pub(crate) struct Watch {
     follower: std::thread::JoinHandle<Result<Result<u64>>>,
     knocker: std::thread::JoinHandle<Result<crate::support::streams::Knocks>>,
     stop: Arc<AtomicBool>,
 }
 
 impl Watch {
-    fn end(self) -> Result<()> {
+    pub(crate) fn end(self) -> Result<()> {
         self.stop.store(true, Ordering::Relaxed);
         let lines = self
             .follower
