@@ -101,6 +101,15 @@ impl Api {
         })
     }
 
+    /// The same API server with the token of another account.
+    #[must_use]
+    pub fn with_token(&self, token: &str) -> Self {
+        Self {
+            authorization: format!("Bearer {token}"),
+            ..self.clone()
+        }
+    }
+
     /// An object or a list.
     pub fn get(&self, path: &str) -> Result<Value> {
         self.call(Method::GET, path, None)

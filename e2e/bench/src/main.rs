@@ -1,11 +1,13 @@
 //! Benchmarks of portmapping and its peers in one run. Only ratios within a round are compared,
 //! because a busy machine slows both participants equally.
 
+mod admission;
 mod burst;
 mod control;
 mod dataplane;
 mod hold;
 mod lab;
+mod lists;
 mod netns;
 mod ours;
 mod peers;
@@ -85,6 +87,10 @@ enum What {
     Hold,
     /// The time of pod starts, from the runtime's CNI result to a rule and a published result.
     Startup,
+    /// What the admission policies cost the API server, by the number of annotations.
+    Admission,
+    /// What it costs the API server when 200 nodes list their pods after it was down.
+    Lists,
     /// The admission webhook and one written with controller-runtime.
     Webhook,
 }
@@ -152,6 +158,8 @@ fn run(options: &Options) -> Result<()> {
         What::Burst => burst::run(options)?,
         What::Hold => hold::run(options)?,
         What::Startup => startup::run(options)?,
+        What::Admission => admission::run(options)?,
+        What::Lists => lists::run(options)?,
         What::Webhook => webhook::run(options)?,
     };
     report.finish(options.json.as_deref())

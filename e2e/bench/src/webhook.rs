@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use tokio::runtime;
 
 use self::client::{Load, Target, Version};
+pub(crate) use self::contestant::cpu_time;
 use self::contestant::{Contestant, Kind, Stage, pin};
 use super::Options;
 use super::peers;

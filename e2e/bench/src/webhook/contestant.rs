@@ -102,17 +102,7 @@ impl Contestant {
 
     /// Returns the processor time so far, user and system.
     pub(super) fn cpu(&self) -> Result<Duration> {
-        let text = self.read("stat")?;
-        // the process name in parentheses may contain any character
-        let fields = text.rsplit_once(')').map_or("", |(_, fields)| fields);
-        let mut numbers = fields.split_whitespace().skip(11).map(str::parse::<u64>);
-        let (Some(Ok(user)), Some(Ok(system))) = (numbers.next(), numbers.next()) else {
-            bail!("/proc/{}/stat is not as expected: {text}", self.child.id());
-        };
-        let per_second = sysconf(SysconfVar::CLK_TCK)?
-            .and_then(|ticks| u64::try_from(ticks).ok())
-            .unwrap_or(100);
-        Ok(Duration::from_millis((user + system) * 1000 / per_second))
+        cpu_time(self.child.id())
     }
 
     /// Returns the current resident memory in KiB.
@@ -124,11 +114,7 @@ impl Contestant {
     }
 
     fn read(&self, file: &str) -> Result<String> {
-        let path = Path::new("/proc")
-            .join(self.child.id().to_string())
-            .join(file);
-        fs::read_to_string(&path)
-            .with_context(|| format!("read {}: did the server end?", path.display()))
+        read(self.child.id(), file)
     }
 }
 
@@ -152,4 +138,24 @@ pub(super) fn pin(core: usize) -> Result<()> {
 fn free_address() -> Result<SocketAddr> {
     let probe = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port")?;
     Ok(probe.local_addr()?)
+}
+
+/// Returns the processor time of a process so far, user and system.
+pub(crate) fn cpu_time(process: u32) -> Result<Duration> {
+    let text = read(process, "stat")?;
+    // the process name in parentheses may contain any character
+    let fields = text.rsplit_once(')').map_or("", |(_, fields)| fields);
+    let mut numbers = fields.split_whitespace().skip(11).map(str::parse::<u64>);
+    let (Some(Ok(user)), Some(Ok(system))) = (numbers.next(), numbers.next()) else {
+        bail!("/proc/{process}/stat is not as expected: {text}");
+    };
+    let per_second = sysconf(SysconfVar::CLK_TCK)?
+        .and_then(|ticks| u64::try_from(ticks).ok())
+        .unwrap_or(100);
+    Ok(Duration::from_millis((user + system) * 1000 / per_second))
+}
+
+fn read(process: u32, file: &str) -> Result<String> {
+    let path = Path::new("/proc").join(process.to_string()).join(file);
+    fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
 }
