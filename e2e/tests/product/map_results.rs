@@ -18,14 +18,16 @@ use crate::support::space::Space;
 use crate::support::{ANNOTATION, alone, eventually, shared};
 
 const NODE: &str = "node1";
+/// Its enforcer has read no result from the future: later ones count as newer than that.
+const OTHER_NODE: &str = "node2";
 
 #[test]
 fn a_mapping_ends_and_comes_back_with_the_runtimes_result() -> Result<()> {
     shared(|cluster| {
         Space::with(cluster, "result", |space| {
-            let (web, entry) = serving(space)?;
+            let (web, entry) = serving(space, NODE)?;
             let endpoint = space.endpoint(&web, &entry)?;
-            let result = result_of(cluster, uid(&web)?)?;
+            let result = result_of(cluster, NODE, uid(&web)?)?;
             let text = fs::read(&result)?;
             // as the runtime does when the address is released; the pod itself still runs
             fs::remove_file(&result)?;
@@ -45,8 +47,8 @@ fn a_mapping_ends_and_comes_back_with_the_runtimes_result() -> Result<()> {
 fn a_pod_whose_result_was_wiped_has_its_port_again_and_is_not_true_before() -> Result<()> {
     alone(|cluster| {
         Space::with(cluster, "result-wiped", |space| {
-            let (web, entry) = serving(space)?;
-            for result in results(cluster)? {
+            let (web, entry) = serving(space, NODE)?;
+            for result in results(cluster, NODE)? {
                 fs::remove_file(result)?;
             }
             let changed = |pod: &Value| {
@@ -77,13 +79,13 @@ fn a_pod_whose_result_was_wiped_has_its_port_again_and_is_not_true_before() -> R
 fn a_result_that_an_unknown_pod_left_takes_no_living_pods_address() -> Result<()> {
     alone(|cluster| {
         Space::with(cluster, "result-left", |space| {
-            let (web, entry) = serving(space)?;
-            let result = result_of(cluster, uid(&web)?)?;
+            let (web, entry) = serving(space, OTHER_NODE)?;
+            let result = result_of(cluster, OTHER_NODE, uid(&web)?)?;
             let unknown = "00000000-0000-4000-8000-000000000000";
             let hour_ago = SystemTime::now() - Duration::from_hours(1);
             let left_behind = leave_behind(&result, unknown, hour_ago)?;
             // the enforcer has read it by now, because it has mapped a later pod
-            space.create(&on_node(mapped_pod("next"), NODE))?;
+            space.create(&on_node(mapped_pod("next"), OTHER_NODE))?;
             space.ready("next")?;
             let outcome = space.answers(&web, &entry, Way::Tcp);
             fs::remove_file(left_behind)?;
@@ -96,9 +98,9 @@ fn a_result_that_an_unknown_pod_left_takes_no_living_pods_address() -> Result<()
 fn a_stale_result_from_before_the_clock_was_set_back_is_ignored() -> Result<()> {
     alone(|cluster| {
         Space::with(cluster, "set-back", |space| {
-            let (before, entry) = serving(space)?;
+            let (before, entry) = serving(space, NODE)?;
             let uid = uid(&before)?;
-            let result = result_of(cluster, uid)?;
+            let result = result_of(cluster, NODE, uid)?;
             let in_an_hour = SystemTime::now() + Duration::from_hours(1);
             let left_behind = leave_behind(&result, uid, in_an_hour)?;
             // the enforcer has read it by now, because it has mapped a later pod
@@ -128,10 +130,10 @@ fn a_stale_result_from_before_the_clock_was_set_back_is_ignored() -> Result<()> 
 }
 
 /// A pod `web` that answers at its host port, and that port.
-fn serving(space: &Space<'_>) -> Result<(Value, MappedPort)> {
+fn serving(space: &Space<'_>, node: &str) -> Result<(Value, MappedPort)> {
     let ports = json!([{ "containerPort": 9040 }]);
     let web = annotated(pod("web", &["--tcp", "9040"], &ports), "");
-    space.create(&on_node(web, NODE))?;
+    space.create(&on_node(web, node))?;
     let web = space.ready("web")?;
     let entry = entries(&web)?.remove(0);
     space.answers(&web, &entry, Way::Tcp)?;
@@ -161,19 +163,19 @@ fn leave_behind(result: &Path, uid: &str, written: SystemTime) -> Result<PathBuf
 }
 
 /// The files of the runtime's CNI results.
-fn results(cluster: &Cluster) -> Result<Vec<PathBuf>> {
-    let folder = format!("/proc/{}/root/var/lib/cni/results", cluster.pid(NODE)?);
+fn results(cluster: &Cluster, node: &str) -> Result<Vec<PathBuf>> {
+    let folder = format!("/proc/{}/root/var/lib/cni/results", cluster.pid(node)?);
     let files = fs::read_dir(&folder).with_context(|| format!("list {folder}"))?;
     files.map(|file| Ok(file?.path())).collect()
 }
 
 /// The runtime's CNI result of a pod.
-fn result_of(cluster: &Cluster, uid: &str) -> Result<PathBuf> {
-    for path in results(cluster)? {
+fn result_of(cluster: &Cluster, node: &str, uid: &str) -> Result<PathBuf> {
+    for path in results(cluster, node)? {
         let name = path.to_string_lossy();
         if name.ends_with("-eth0") && fs::read_to_string(&path).is_ok_and(|t| t.contains(uid)) {
             return Ok(path);
         }
     }
-    bail!("no CNI result of pod {uid} on {NODE}")
+    bail!("no CNI result of pod {uid} on {node}")
 }

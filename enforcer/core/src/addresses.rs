@@ -34,8 +34,8 @@ pub(crate) enum Rank {
         written: Duration,
         /// When it arrived, as a count.
         arrival: u64,
-        /// When the API first named the address for its pod, since the Unix epoch; zero if it names
-        /// another one, None if it has not shown the pod.
+        /// When the API first named an address of it, since the Unix epoch; zero if it has not yet,
+        /// None if it has not shown the pod.
         reported: Option<Duration>,
     },
 }

@@ -279,7 +279,8 @@ impl Reference {
     /// Whether a result of an unknown pod is older than what the API says of the address.
     fn is_leftover(&self, uid: &PodUid, ip: IpAddr) -> bool {
         let by_api = |(other, facts): &(&PodUid, &PodFacts)| {
-            facts.pod_ips.contains(&ip) && self.claim(other, ip).is_some()
+            let named = |sandbox: &Sandbox| sandbox.ips.iter().any(|ip| facts.pod_ips.contains(ip));
+            self.claim(other, ip).is_some() && self.newest(other).is_none_or(named)
         };
         let named = self.shown.iter().filter(by_api);
         let reported = named
