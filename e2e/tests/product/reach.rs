@@ -67,19 +67,28 @@ fn every_client_reaches_host_ports(proxy_mode: ProxyMode) -> Result<()> {
                 "not all has moved to nftables"
             );
             both("nftables")
+        })
+        .and_then(|()| {
+            ensure!(
+                backends(&cluster)? == (false, true),
+                "the backend that works did not stay"
+            );
+            with_flags(&cluster, &[], &["--backend=iptables"], || {
+                ensure!(
+                    backends(&cluster)? == (true, false),
+                    "not all has moved back to iptables"
+                );
+                both("iptables again")
+            })
         });
         let seen = watch.end();
         moved?;
         seen?;
         ensure!(
-            backends(&cluster)? == (true, false),
-            "not all has moved back to iptables"
-        );
-        ensure!(
             entries(&space.pod("target")?)? == target.entries,
             "the mapping changed"
         );
-        both("iptables again")
+        Ok(())
     })?;
     cluster.stop()
 }
