@@ -275,9 +275,11 @@ fn one_of_several_keepers_that_start_together_gets_all_ports() {
             let held: Vec<_> = keepers.iter().filter_map(KeeperProcess::list).collect();
             (held.len() == 1 && held[0] == many()).then_some(())
         };
-        for keeper in &new {
-            drop(keeper.client());
-        }
+        thread::scope(|scope| {
+            for keeper in &new {
+                scope.spawn(|| keeper.take_over());
+            }
+        });
         eventually("one of them has everything", || owners(&new));
         assert_retired(&old);
         prober.finish();
