@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::cluster::roles::Role;
 use crate::cluster::{Cluster, state};
 use crate::progress::{Step, out, say};
-use crate::{Cni, Config, Minor, ProxyMode, chaos, demo, install, kernels};
+use crate::{Cni, Config, Minor, ProxyMode, chaos, compatibility, demo, install, kernels};
 
 /// A real Kubernetes cluster on this machine, with the product in it.
 #[derive(Debug, Parser)]
@@ -43,11 +43,16 @@ enum Command {
         /// Only the small suite, on a cluster with this CNI.
         #[arg(long, value_enum, conflicts_with = "kubeconfig")]
         cni: Option<Cni>,
+        /// Only the small suite, on a cluster of this minor version, 1.33 to 1.36.
+        #[arg(long, conflicts_with = "kubeconfig")]
+        kubernetes: Option<Minor>,
     },
     /// Boot a new cluster and inject faults, round after round.
     Chaos(chaos::Options),
     /// Run the tests in network namespaces on the kernels of other Debian releases, in an emulator.
     Kernels(kernels::Options),
+    /// Print the tables of what the small suite (`test --cni`) and `kernels` have shown on this machine.
+    Compatibility,
     /// Take a cluster down and remove everything it left.
     Down {
         #[command(flatten)]
@@ -100,7 +105,7 @@ struct Options {
     /// How many nodes, without the control plane.
     #[arg(long, default_value_t = 2)]
     nodes: u8,
-    /// Minor version: 1.36 or 1.33.
+    /// Minor version: 1.33 to 1.36.
     #[arg(long, default_value_t)]
     kubernetes: Minor,
     /// kube-proxy's mode.
@@ -177,15 +182,16 @@ fn run(command: Command) -> Result<()> {
             out!("{}", export(&cluster));
         }
         Command::Test {
-            kubeconfig: _,
-            cni: Some(cni),
-        } => suite::small(cni)?,
-        Command::Test {
             kubeconfig,
             cni: None,
+            kubernetes: None,
         } => suite::run(kubeconfig.as_deref())?,
+        Command::Test {
+            cni, kubernetes, ..
+        } => suite::small(cni.unwrap_or_default(), kubernetes.unwrap_or_default())?,
         Command::Chaos(options) => chaos::run(&options)?,
         Command::Kernels(options) => kernels::run(&options)?,
+        Command::Compatibility => out!("{}", compatibility::tables()?),
         Command::Down { name, all } => down(if all { state::all() } else { vec![name.name] })?,
         Command::Exec {
             name,

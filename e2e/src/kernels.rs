@@ -21,7 +21,7 @@ use serde_json::Value;
 
 use crate::artifacts::packages;
 use crate::progress::{Step, out};
-use crate::{paths, process};
+use crate::{compatibility, paths, process};
 
 pub use self::debian::Series;
 use self::outcome::Outcome;
@@ -80,7 +80,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         let logs = guest::run(&kernel, &suites, filter)?;
         step.done("run");
         for (suite, log) in logs {
-            rows.push((kernel.version.clone(), suite, Outcome::parse(&log)));
+            let outcome = Outcome::parse(&log);
+            if filter.is_empty() && outcome.complete {
+                compatibility::record(&outcome.row(&kernel.version, suite))?;
+            }
+            rows.push((kernel.version.clone(), suite, outcome));
         }
     }
     out!("{}", outcome::table(&rows));

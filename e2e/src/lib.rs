@@ -20,6 +20,7 @@ pub mod artifacts;
 pub mod chaos;
 pub mod cli;
 pub mod cluster;
+pub mod compatibility;
 mod demo;
 pub mod install;
 pub mod kernels;

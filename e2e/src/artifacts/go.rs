@@ -8,7 +8,7 @@ use std::process::Command;
 use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 
 use serde::{Deserialize, Serialize};
 
@@ -36,15 +36,41 @@ const PATIENCE: Duration = Duration::from_mins(40);
 pub enum Minor {
     /// The oldest supported here.
     V1_33,
+    /// In between.
+    V1_34,
+    /// In between.
+    V1_35,
     /// The newest.
     #[default]
     V1_36,
+}
+
+impl Minor {
+    /// All of them, oldest first.
+    pub const ALL: [Self; 4] = [Self::V1_33, Self::V1_34, Self::V1_35, Self::V1_36];
+
+    /// The full version, of every component.
+    pub fn version(self) -> Result<String> {
+        let [mod_file, _] = self.module_files();
+        let mod_file = paths::sources().join("kubernetes").join(mod_file);
+        required_version(&mod_file, "k8s.io/kubernetes")
+    }
+
+    /// The names of its go.mod and go.sum.
+    fn module_files(self) -> [String; 2] {
+        match self {
+            Self::V1_36 => ["go.mod".to_owned(), "go.sum".to_owned()],
+            older => ["mod", "sum"].map(|end| format!("v{older}.{end}")),
+        }
+    }
 }
 
 impl Display for Minor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::V1_33 => "1.33",
+            Self::V1_34 => "1.34",
+            Self::V1_35 => "1.35",
             Self::V1_36 => "1.36",
         })
     }
@@ -54,28 +80,31 @@ impl FromStr for Minor {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        match text.trim_start_matches('v') {
-            "1.33" => Ok(Self::V1_33),
-            "1.36" => Ok(Self::V1_36),
-            _ => Err(anyhow!("no Kubernetes {text:?} here: choose 1.33 or 1.36")),
-        }
+        let wanted = text.trim_start_matches('v');
+        let mut all = Self::ALL.into_iter();
+        all.find(|minor| minor.to_string() == wanted)
+            .with_context(|| {
+                let all = Self::ALL.map(|minor| minor.to_string()).join(", ");
+                format!("no Kubernetes {text:?} here: choose one of {all}")
+            })
     }
 }
 
 /// A folder with etcd and every Kubernetes component.
 pub fn kubernetes(minor: Minor) -> Result<PathBuf> {
     let module = paths::sources().join("kubernetes");
-    let (mod_file, sum_file, tags) = match minor {
-        Minor::V1_36 => ("go.mod", "go.sum", ""),
-        Minor::V1_33 => ("v1.33.mod", "v1.33.sum", "k8s1.33"),
+    let [mod_file, sum_file] = minor.module_files();
+    let tags = match minor {
+        Minor::V1_33 => "k8s1.33",
+        _ => "",
     };
-    let version = required_version(&module.join(mod_file), "k8s.io/kubernetes")?;
+    let version = minor.version()?;
     let inputs = [
         "main.go",
         "kubelet.go",
         "kubelet_v1_33.go",
-        mod_file,
-        sum_file,
+        &mod_file,
+        &sum_file,
     ]
     .iter()
     .try_fold(inputs()?, |inputs, file| inputs.file(&module.join(file)))?
@@ -221,11 +250,11 @@ mod tests {
 
     #[test]
     fn versions_come_from_the_module_files() {
-        let module = paths::sources().join("kubernetes");
-        for (file, minor) in [("go.mod", "v1.36."), ("v1.33.mod", "v1.33.")] {
-            let version = required_version(&module.join(file), "k8s.io/kubernetes").expect(file);
-            assert!(version.starts_with(minor), "{file}: {version}");
+        for minor in Minor::ALL {
+            let version = minor.version().expect("a version");
+            assert!(version.starts_with(&format!("v{minor}.")), "{version}");
         }
+        let module = paths::sources().join("kubernetes");
         assert!(required_version(&module.join("go.mod"), "k8s.io/nothing").is_err());
     }
 
@@ -238,7 +267,7 @@ mod tests {
 
     #[test]
     fn minor_versions_parse_as_they_print() {
-        for minor in [Minor::V1_33, Minor::V1_36] {
+        for minor in Minor::ALL {
             assert_eq!(minor.to_string().parse::<Minor>().ok(), Some(minor));
         }
         assert!("1.20".parse::<Minor>().is_err());

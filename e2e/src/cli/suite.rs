@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::cluster::KUBECONFIG_VARIABLE;
 use crate::progress::say;
-use crate::{Cni, paths, process};
+use crate::{Cni, Minor, paths, process};
 
 /// Tests that enter a node, read the API server's audit log, or boot a cluster themselves.
 const NEED_OUR_CLUSTER: &[&str] = &[
@@ -26,11 +26,12 @@ const NEED_OUR_CLUSTER: &[&str] = &[
     "webhook_service::no_creation_fails_while_replicas_are_replaced_and_ended",
 ];
 
-/// Tells the small suite which CNI its cluster has.
+/// Tell the small suite which CNI its cluster has, and which Kubernetes.
 const CNI_VARIABLE: &str = "E2E_CNI";
+const KUBERNETES_VARIABLE: &str = "E2E_KUBERNETES";
 
-/// Replaces this process by cargo, which runs the small suite on a cluster with this CNI.
-pub(super) fn small(cni: Cni) -> Result<()> {
+/// Replaces this process by cargo, which runs the small suite on a cluster of its own.
+pub(super) fn small(cni: Cni, kubernetes: Minor) -> Result<()> {
     let mut cargo = process::command(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(paths::root());
     cargo.args(["test", "-p", "e2e", "--test", "product", "--"]);
@@ -40,7 +41,9 @@ pub(super) fn small(cni: Cni) -> Result<()> {
         "--nocapture",
         "networks::small_suite",
     ]);
-    let error = cargo.env(CNI_VARIABLE, cni.to_string()).exec();
+    cargo.env(CNI_VARIABLE, cni.to_string());
+    cargo.env(KUBERNETES_VARIABLE, kubernetes.to_string());
+    let error = cargo.exec();
     bail!("cannot run cargo: {error}");
 }
 

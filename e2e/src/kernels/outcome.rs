@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use crate::compatibility::{Kernel, Run};
+
 /// A test prints this, and why, when the kernel lacks what it needs.
 const SKIPPED: &str = "skipped: ";
 
@@ -48,6 +50,23 @@ impl Outcome {
         }
         outcome.passed -= outcome.skipped.len().min(outcome.passed);
         outcome
+    }
+
+    /// The row of a whole suite.
+    pub(super) fn row(&self, kernel: &str, suite: &str) -> Run {
+        let Self {
+            passed,
+            skipped,
+            failed,
+            complete: _,
+        } = self;
+        Run::Kernel(Kernel {
+            kernel: kernel.to_owned(),
+            suite: suite.to_owned(),
+            passed: *passed,
+            skipped: skipped.clone(),
+            failed: failed.clone(),
+        })
     }
 }
 

@@ -34,7 +34,7 @@ fn own_node(minor: Minor) -> Vec<Row> {
         "status": { "conditions": [condition("True", "Mapped")] } });
     let nominates = match minor {
         Minor::V1_33 => refused(STATUS),
-        Minor::V1_36 => Invalid, // by the API server itself, before any policy
+        _ => Invalid, // by the API server itself, before any policy
     };
     vec![
         row(Enforcer, "maps: annotation, mark, per-port, condition in one patch", status("asked", mapping()), Allowed),

@@ -1,55 +1,83 @@
-//! What works with a CNI: the small suite, run by `e2e test --cni X` on a cluster of its own. It prints
-//! which address the pod sees.
+//! What works with a CNI and a minor version of Kubernetes: the small suite, run by `e2e test --cni X` or
+//! `e2e test --kubernetes X` on a cluster of its own. It prints which address the pod sees, and leaves a row
+//! for `e2e compatibility`.
 
 use std::env;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
+use e2e::compatibility::{self, Run, Small};
 use e2e::starts::Collector;
-use e2e::{Cluster, Cni, Config, install};
+use e2e::{Cluster, Cni, Config, Minor, install};
+use nix::sys::utsname::uname;
 use serde_json::json;
 
 use crate::map_start::{announcing, judge};
-use crate::reach::{Target, vantages};
+use crate::reach::{Target, backends, vantages};
 use crate::support::outside::{is_refused, run_at, tcp};
 use crate::support::parts::{roll, with_flags};
 use crate::support::space::Space;
 use crate::support::{LIMIT, config, eventually};
 
-/// The CNI of the cluster, as `--cni` takes it.
-const VARIABLE: &str = "E2E_CNI";
+/// The CNI of the cluster, as `--cni` takes it, and its Kubernetes, as `--kubernetes` does.
+const CNI: &str = "E2E_CNI";
+const KUBERNETES: &str = "E2E_KUBERNETES";
 const STARTS: usize = 5;
 
 #[test]
 #[ignore = "a cluster per CNI: e2e test --cni X"]
 fn small_suite() -> Result<()> {
-    let name = env::var(VARIABLE).unwrap_or_else(|_| Cni::default().to_string());
-    let cni = Cni::from_str(&name, false).map_err(anyhow::Error::msg)?;
-    let mut cluster = Cluster::start(&Config {
+    let cni = env::var(CNI).unwrap_or_else(|_| Cni::default().to_string());
+    let cni = Cni::from_str(&cni, false).map_err(anyhow::Error::msg)?;
+    let kubernetes: Minor = match env::var(KUBERNETES) {
+        Ok(minor) => minor.parse()?,
+        Err(_) => Minor::default(),
+    };
+    let config = Config {
         cni,
+        kubernetes,
         ..config(&format!("cni-{cni}"))
-    })?;
+    };
+    let mut cluster = Cluster::start(&config)?;
     install::install(&mut cluster)?;
     Space::with(&cluster, "networks", |space| {
         let target = Target::create(space)?;
         let from = vantages(space, &target)?;
         let reach = |backend: &str| {
             let what = format!("{cni}, {backend}: every client to reach the pod");
-            let seen = eventually(&what, || target.reached(&cluster, &from))?;
+            let (seen, other_address) = eventually(&what, || target.reached(&cluster, &from))?;
             println!("{cni}, {backend}: who reaches the pod, and which address it sees:\n{seen}");
-            Ok::<_, anyhow::Error>(())
+            Ok::<_, anyhow::Error>(other_address)
         };
-        reach("default backend")?;
+        let other_address = reach("default backend")?;
+        let auto = match backends(&cluster)? {
+            (true, false) => "iptables",
+            (false, true) => "nftables",
+            other => bail!("rules for iptables, for nftables: {other:?}"),
+        };
         first_instruction(space)?;
-        policies(space, cni, &target)?;
+        let policy = policies(space, cni, &target)?;
         let watch = target.watch(&cluster)?;
         let rolled = roll(&cluster);
         let seen = watch.end();
         rolled?;
         seen?;
         println!("{cni}: an upgrade under traffic broke no connection");
-        with_flags(&cluster, &[], &["--backend=nftables"], || reach("nftables"))?;
-        deletion(space, &target)
+        let forced = (auto == "iptables").then_some("nftables");
+        if forced.is_some() {
+            with_flags(&cluster, &[], &["--backend=nftables"], || reach("nftables"))?;
+        }
+        deletion(space, &target)?;
+        compatibility::record(&Run::Small(Small {
+            cni: cni.to_string(),
+            kubernetes: kubernetes.version()?,
+            proxy_mode: config.proxy_mode.to_string(),
+            kernel: uname()?.release().to_string_lossy().into_owned(),
+            auto: auto.to_owned(),
+            forced: forced.map(str::to_owned),
+            other_address,
+            policy: policy.to_owned(),
+        }))
     })?;
     cluster.stop()
 }
@@ -65,11 +93,11 @@ fn first_instruction(space: &Space<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A `NetworkPolicy` that names the client holds at the mapped port, where the CNI enforces policies.
-fn policies(space: &Space<'_>, cni: Cni, target: &Target) -> Result<()> {
+/// A `NetworkPolicy` that names the client holds at the mapped port, where the CNI enforces policies; returns
+/// what it did.
+fn policies(space: &Space<'_>, cni: Cni, target: &Target) -> Result<&'static str> {
     if cni != Cni::KubeRouter {
-        println!("{cni} enforces no NetworkPolicies");
-        return Ok(());
+        return Ok("not enforced by the CNI");
     }
     space.kubectl(&["label", "pod", "target", "app=target"])?;
     let policy = |name: &str, from: serde_json::Value| {
@@ -101,8 +129,7 @@ fn policies(space: &Space<'_>, cni: Cni, target: &Target) -> Result<()> {
         })?;
         space.kubectl(&["delete", "networkpolicy", &name])?;
     }
-    println!("{cni}: a NetworkPolicy sees the client's own address");
-    Ok(())
+    Ok("IPv4: passes the client it names, denies another")
 }
 
 /// The port of a deleted pod refuses.

@@ -94,7 +94,7 @@ fn every_client_reaches_host_ports(proxy_mode: ProxyMode) -> Result<()> {
 }
 
 /// Whether a node has rules of ours for iptables, and for nftables.
-fn backends(cluster: &Cluster) -> Result<(bool, bool)> {
+pub(crate) fn backends(cluster: &Cluster) -> Result<(bool, bool)> {
     let says = |command: &[&str]| -> Result<String> {
         let output = cluster.exec(NODE, command)?;
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
@@ -122,6 +122,7 @@ pub(crate) struct Vantage {
     name: &'static str,
     place: Place,
     seen: [[String; 2]; 2],
+    own: [String; 2],
 }
 
 #[derive(Clone, Copy)]
@@ -131,10 +132,11 @@ enum Place {
 }
 
 pub(crate) fn vantages(space: &Space<'_>, target: &Target) -> Result<Vec<Vantage>> {
-    let vantage = |name, place, bridged: [String; 2], past_the_bridge: [String; 2]| Vantage {
+    let vantage = |name, place, own: &[String; 2], past_the_bridge: [String; 2]| Vantage {
         name,
         place,
-        seen: [bridged, past_the_bridge],
+        seen: [own.clone(), past_the_bridge],
+        own: own.clone(),
     };
     let bridge = BRIDGE.map(str::to_owned);
     let mut all = Vec::new();
@@ -144,7 +146,7 @@ pub(crate) fn vantages(space: &Space<'_>, target: &Target) -> Result<Vec<Vantage
         ("the node itself", NODE),
     ] {
         let own = space.cluster.addresses(host)?;
-        all.push(vantage(name, Place::Host(host), own.clone(), own));
+        all.push(vantage(name, Place::Host(host), &own, own.clone()));
     }
     for (name, pod, node, neighbour) in [
         ("a pod on another node", "remote", OTHER_NODE, false),
@@ -168,10 +170,14 @@ pub(crate) fn vantages(space: &Space<'_>, target: &Target) -> Result<Vec<Vantage
             own.clone()
         };
         let place = Place::Process(process(space.cluster, node, port)?);
-        all.push(vantage(name, place, own, past));
+        all.push(vantage(name, place, &own, past));
     }
-    let place = Place::Process(process(space.cluster, NODE, "9040")?);
-    all.push(vantage("the pod itself", place, bridge.clone(), bridge));
+    all.push(Vantage {
+        name: "the pod itself",
+        place: Place::Process(process(space.cluster, NODE, "9040")?),
+        seen: [bridge.clone(), bridge],
+        own: addresses(&space.pod(target.name)?)?,
+    });
     ensure!(target.name == "target", "the target is asked by its name");
     Ok(all)
 }
@@ -232,12 +238,18 @@ impl Target {
     }
 
     /// Asks from every place, by TCP and UDP, in both families; returns a row per place with the addresses
-    /// that the pod saw.
-    pub(crate) fn reached(&self, cluster: &Cluster, from: &[Vantage]) -> Result<String> {
+    /// that the pod saw, and the places whose own address it did not see.
+    pub(crate) fn reached(
+        &self,
+        cluster: &Cluster,
+        from: &[Vantage],
+    ) -> Result<(String, Vec<String>)> {
         let mut rows = Vec::new();
         let mut wrong = Vec::new();
+        let mut other_address = Vec::new();
         for vantage in from {
             let mut row = format!("| {}", vantage.name);
+            let mut own = true;
             for family in [0, 1] {
                 for (how, answer) in ["TCP", "UDP"]
                     .iter()
@@ -246,15 +258,19 @@ impl Target {
                     match answer.as_ref().map(|text| text.split_once(' ')) {
                         Ok(Some((name, seen))) if name == self.name => {
                             row.extend([" | ", seen]);
+                            own &= seen == vantage.own[family];
                         }
                         other => wrong.push(format!("{}, {how}: {other:?}", vantage.name)),
                     }
                 }
             }
             rows.push(row + " |");
+            if !own {
+                other_address.push(vantage.name.to_owned());
+            }
         }
         ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
-        Ok(rows.join("\n"))
+        Ok((rows.join("\n"), other_address))
     }
 
     /// The answers by TCP and by UDP.

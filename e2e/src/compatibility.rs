@@ -1,0 +1,203 @@
+//! `e2e compatibility`: the tables of docs/compatibility.md, from what the runs of the small suite and of
+//! the kernels' suites have left. A run that failed leaves no row, and takes an earlier one away.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::paths;
+
+/// A run that has a row.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "run", rename_all = "kebab-case")]
+pub enum Run {
+    /// The small suite on a cluster.
+    Small(Small),
+    /// A whole suite on an emulated machine.
+    Kernel(Kernel),
+}
+
+/// What the small suite has shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Small {
+    /// What connects the pods, as `--cni` takes it.
+    pub cni: String,
+    /// The version of every Kubernetes component.
+    pub kubernetes: String,
+    /// kube-proxy's mode.
+    pub proxy_mode: String,
+    /// The release of the kernel.
+    pub kernel: String,
+    /// The backend that `auto` chose.
+    pub auto: String,
+    /// The other one, if it was forced and worked.
+    pub forced: Option<String>,
+    /// Clients that the pod does not see by their own address.
+    pub other_address: Vec<String>,
+    /// What a `NetworkPolicy` that names the client did.
+    pub policy: String,
+}
+
+/// What a suite has shown on a kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kernel {
+    /// The release of the kernel.
+    pub kernel: String,
+    /// The name of the suite.
+    pub suite: String,
+    /// How many tests passed.
+    pub passed: usize,
+    /// Test -> what the kernel lacks.
+    pub skipped: BTreeMap<String, String>,
+    /// Tests that failed.
+    pub failed: Vec<String>,
+}
+
+impl Run {
+    /// The same combination has the same file.
+    fn file(&self) -> PathBuf {
+        let name = match self {
+            Self::Small(small) => {
+                format!(
+                    "small-{}-{}-{}",
+                    small.cni, small.kubernetes, small.proxy_mode
+                )
+            }
+            Self::Kernel(kernel) => format!("kernel-{}-{}", kernel.kernel, kernel.suite),
+        };
+        folder().join(format!("{name}.json"))
+    }
+}
+
+fn folder() -> PathBuf {
+    paths::root().join("target/e2e/compatibility")
+}
+
+/// Leaves the row of a run.
+pub fn record(run: &Run) -> Result<()> {
+    let file = run.file();
+    fs::create_dir_all(folder()).with_context(|| format!("create {}", folder().display()))?;
+    let text = serde_json::to_vec_pretty(run).context("encode a row")?;
+    fs::write(&file, text).with_context(|| format!("write {}", file.display()))
+}
+
+/// The tables of the runs so far.
+pub(crate) fn tables() -> Result<String> {
+    let mut files: Vec<PathBuf> = match fs::read_dir(folder()) {
+        Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
+        Err(_) => Vec::new(), // no run yet
+    };
+    files.sort();
+    let mut runs = Vec::new();
+    for file in files {
+        let text = fs::read(&file).with_context(|| format!("read {}", file.display()))?;
+        let run = serde_json::from_slice(&text);
+        runs.push(run.with_context(|| format!("parse {}", file.display()))?);
+    }
+    Ok(print(&runs))
+}
+
+fn print(runs: &[Run]) -> String {
+    let mut text = "| CNI | Kubernetes | kube-proxy | kernel | backend | other address seen from | NetworkPolicy that names the client |\n\
+         |---|---|---|---|---|---|---|\n"
+        .to_owned();
+    for run in runs {
+        let Run::Small(Small {
+            cni,
+            kubernetes,
+            proxy_mode,
+            kernel,
+            auto,
+            forced,
+            other_address,
+            policy,
+        }) = run
+        else {
+            continue;
+        };
+        let forced = forced
+            .iter()
+            .fold(String::new(), |_, name| format!(", {name} forced"));
+        let other = other_address.join(", ");
+        let _ = writeln!(
+            text,
+            "| {cni} | {kubernetes} | {proxy_mode} | {kernel} | {auto} by itself{forced} | {other} | {policy} |"
+        );
+    }
+    text += "\n| kernel | suite | tests | passed | skipped | failed |\n|---|---|---|---|---|---|\n";
+    let kernels = || {
+        runs.iter().filter_map(|run| match run {
+            Run::Kernel(kernel) => Some(kernel),
+            Run::Small(_) => None,
+        })
+    };
+    for Kernel {
+        kernel,
+        suite,
+        passed,
+        skipped,
+        failed,
+    } in kernels()
+    {
+        let (skipped, failed) = (skipped.len(), failed.len());
+        let all = passed + skipped + failed;
+        let _ = writeln!(
+            text,
+            "| {kernel} | {suite} | {all} | {passed} | {skipped} | {failed} |"
+        );
+    }
+    // one line per reason: a test per backend has the same
+    let mut reasons: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+    for Kernel {
+        kernel, skipped, ..
+    } in kernels()
+    {
+        for why in skipped.values() {
+            *reasons.entry((kernel, why)).or_default() += 1;
+        }
+    }
+    for ((kernel, why), count) in reasons {
+        let _ = write!(text, "\n{kernel}, {count} skipped: {why}.");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_run_has_a_row_and_each_reason_a_line() {
+        let kernel = Kernel {
+            kernel: "5.10.0".to_owned(),
+            suite: "netns".to_owned(),
+            passed: 3,
+            skipped: [("a", "no x"), ("b", "no x")]
+                .map(|(test, why)| (test.to_owned(), why.to_owned()))
+                .into(),
+            failed: Vec::new(),
+        };
+        let small = Small {
+            cni: "flannel".to_owned(),
+            kubernetes: "v1.36.3".to_owned(),
+            proxy_mode: "iptables".to_owned(),
+            kernel: "6.18".to_owned(),
+            auto: "iptables".to_owned(),
+            forced: Some("nftables".to_owned()),
+            other_address: vec!["the pod itself".to_owned()],
+            policy: "not enforced".to_owned(),
+        };
+        let text = print(&[Run::Small(small), Run::Kernel(kernel)]);
+        for row in [
+            "| flannel | v1.36.3 | iptables | 6.18 | iptables by itself, nftables forced | the pod itself | not enforced |",
+            "| 5.10.0 | netns | 5 | 3 | 2 | 0 |",
+            "5.10.0, 2 skipped: no x.",
+        ] {
+            assert!(text.contains(row), "no {row} in:\n{text}");
+        }
+    }
+}
