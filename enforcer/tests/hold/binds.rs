@@ -12,7 +12,7 @@ use portmapping_keeper::wire::{Errno, HoldOutcome, Port};
 use portmapping_shared::Protocol::{self, Sctp, Tcp, Udp};
 use socket2::Domain;
 
-use crate::world::{NODE_IP, Node, SOON, bind_any, block_on, in_netns, ip, ports, socket};
+use crate::world::{NODE_IP, Node, bind_any, block_on, in_netns, ip, ports, socket, soon};
 
 const IN_USE: HoldOutcome = HoldOutcome::Refused(Errno(SystemErrno::EADDRINUSE as i32));
 
@@ -68,7 +68,7 @@ fn held_tcp_port_resets_connections() {
         keeper.hold(&ports(Tcp, 20000, 1));
         for ip in ["127.0.0.1", "::1", NODE_IP] {
             let address = SocketAddr::new(ip.parse().unwrap(), 20000);
-            let error = TcpStream::connect_timeout(&address, SOON).unwrap_err();
+            let error = TcpStream::connect_timeout(&address, soon()).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{address}");
         }
     });

@@ -12,12 +12,12 @@ use portmapping_enforcer::keeper_client::{KeeperClient, KeeperClientError, RoleW
 use portmapping_keeper::wire::{HoldOutcome, KeeperRole, MAX_FRAME, Reply};
 use portmapping_shared::Protocol::{Tcp, Udp};
 
-use crate::world::{KeeperProcess, Node, SOON, block_on, eventually, in_netns, ports};
+use crate::world::{KeeperProcess, Node, block_on, eventually, in_netns, patience, ports, soon};
 
 /// A raw connection, after the greeting.
 fn raw(keeper: &KeeperProcess) -> UnixStream {
     let mut stream = UnixStream::connect(&keeper.socket).unwrap();
-    stream.set_read_timeout(Some(SOON)).unwrap();
+    stream.set_read_timeout(Some(soon())).unwrap();
     assert!(matches!(reply(&mut stream), Reply::Hello { v: 1, .. }));
     stream
 }
@@ -93,7 +93,11 @@ fn client() {
     let Some(socket) = std::env::var_os("KEEPER_SOCKET") else {
         return;
     };
-    let mut client = block_on(KeeperClient::connect(socket, Duration::from_secs(2))).unwrap();
+    let mut client = block_on(KeeperClient::connect(
+        socket,
+        patience(Duration::from_secs(2)),
+    ))
+    .unwrap();
     block_on(client.hold(&ports(Tcp, 21000, 300))).unwrap();
     loop {
         std::thread::park(); // until killed
@@ -225,7 +229,7 @@ fn client_reports_a_restarted_keeper() {
         first.hold(&held);
         let mut client = first.client();
         block_on(async {
-            let mut watch = RoleWatch::connect(&first.socket, SOON).await.unwrap();
+            let mut watch = RoleWatch::connect(&first.socket, soon()).await.unwrap();
             assert_eq!(watch.next().await.unwrap(), KeeperRole::Active);
             assert_eq!(client.list().await.unwrap().len(), 5);
             first.kill();

@@ -5,7 +5,7 @@ use std::time::Instant;
 use portmapping_enforcer::keeper_client::KeeperClient;
 use portmapping_shared::Protocol::{Tcp, Udp};
 
-use crate::world::{Node, SOON, bind_any, block_on, in_netns, ports};
+use crate::world::{Node, bind_any, block_on, in_netns, ports, soon};
 
 #[test]
 fn mapped_ports_are_held_again_except_those_another_process_bound() {
@@ -16,7 +16,7 @@ fn mapped_ports_are_held_again_except_those_another_process_bound() {
         let (lost, whole) = (mapped[1], [&mapped[..1], &mapped[2..]].concat());
         let other_process = bind_any(lost).unwrap();
         let held = block_on(async {
-            let mut client = KeeperClient::connect(&keeper.socket, SOON).await.unwrap();
+            let mut client = KeeperClient::connect(&keeper.socket, soon()).await.unwrap();
             let mapped = mapped.iter().copied().collect();
             client
                 .reacquire(

@@ -8,7 +8,7 @@ use portmapping_keeper::wire::KeeperRole;
 use portmapping_shared::Protocol::Tcp;
 
 use crate::handover::{assert_retired_in, bindable, many};
-use crate::world::{KeeperProcess, Node, Prober, SOON, block_on, in_netns, ports};
+use crate::world::{KeeperProcess, Node, Prober, block_on, in_netns, patience, ports, soon};
 
 #[test]
 fn a_keeper_whose_enforcer_never_starts_takes_nothing_over() {
@@ -17,7 +17,7 @@ fn a_keeper_whose_enforcer_never_starts_takes_nothing_over() {
         let mut old = node.keeper("old");
         old.hold(&many());
         block_on(async {
-            let mut watch = RoleWatch::connect(&old.socket, SOON).await.unwrap();
+            let mut watch = RoleWatch::connect(&old.socket, soon()).await.unwrap();
             let new = node.spawn("new", &node.run_dir(), &[]);
             assert_retired_in(&mut new.client_in().await).await;
             // longer than an active keeper may be without enforcer
@@ -54,11 +54,11 @@ fn the_ports_go_back_when_the_enforcer_of_the_successor_ends() {
             Some(held.len())
         };
         block_on(async {
-            let mut watch = RoleWatch::connect(&old.socket, SOON).await.unwrap();
+            let mut watch = RoleWatch::connect(&old.socket, soon()).await.unwrap();
             assert_eq!(watch.next().await.unwrap(), KeeperRole::Active);
             let new = node.spawn("new", &node.run_dir(), &[]);
             for _ in 0..3 {
-                let enforcer = RoleWatch::connect(&new.socket, SOON).await.unwrap();
+                let enforcer = RoleWatch::connect(&new.socket, soon()).await.unwrap();
                 let mut client = new.client_in().await;
                 assert_eq!(client.take_over().await.unwrap(), KeeperRole::Active);
                 client.hold(&later).await.unwrap();
@@ -68,7 +68,7 @@ fn the_ports_go_back_when_the_enforcer_of_the_successor_ends() {
                 drop(enforcer);
                 assert_eq!(watch.next().await.unwrap(), KeeperRole::Active);
                 assert!(
-                    ended.elapsed() < Duration::from_secs(2),
+                    ended.elapsed() < patience(Duration::from_secs(2)),
                     "{:?}",
                     ended.elapsed()
                 );
@@ -87,10 +87,10 @@ fn watcher_receives_that_its_keeper_retired() {
         let old = node.keeper("old");
         old.hold(&many());
         block_on(async {
-            let mut watch = RoleWatch::connect(&old.socket, SOON).await.unwrap();
+            let mut watch = RoleWatch::connect(&old.socket, soon()).await.unwrap();
             assert_eq!(watch.next().await.unwrap(), KeeperRole::Active);
             let new = node.spawn("new", &node.run_dir(), &[]);
-            let mut client = KeeperClient::connect(&new.socket, SOON).await.unwrap();
+            let mut client = KeeperClient::connect(&new.socket, soon()).await.unwrap();
             client.take_over().await.unwrap();
             assert_eq!(watch.next().await.unwrap(), KeeperRole::Frozen);
             assert_eq!(watch.next().await.unwrap(), KeeperRole::Retired);

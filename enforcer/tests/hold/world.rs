@@ -22,7 +22,16 @@ use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 
 /// Longest wait for anything in these tests.
-pub(crate) const SOON: Duration = Duration::from_secs(20);
+pub(crate) fn soon() -> Duration {
+    patience(Duration::from_secs(20))
+}
+
+/// Returns a limit that an emulated machine can keep: `PORTMAPPING_TEST_SLOWNESS` says how many times
+/// slower it is.
+pub(crate) fn patience(limit: Duration) -> Duration {
+    let slowness = std::env::var("PORTMAPPING_TEST_SLOWNESS").ok();
+    limit * slowness.and_then(|text| text.parse().ok()).unwrap_or(1)
+}
 /// Address of the node in its namespace, on lo.
 pub(crate) const NODE_IP: &str = "10.99.0.1";
 
@@ -67,7 +76,7 @@ pub(crate) fn ip(arguments: &str) {
 
 /// Waits until there is a value, and returns it.
 pub(crate) fn eventually<T>(what: &str, mut value: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + soon();
     loop {
         if let Some(value) = value() {
             return value;
@@ -193,7 +202,7 @@ impl KeeperProcess {
 
     /// The same, inside a future.
     pub(crate) async fn client_in(&self) -> KeeperClient {
-        KeeperClient::connect(&self.socket, SOON).await.unwrap()
+        KeeperClient::connect(&self.socket, soon()).await.unwrap()
     }
 
     pub(crate) fn take_over(&self) {

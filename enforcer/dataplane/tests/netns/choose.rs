@@ -13,7 +13,7 @@ use portmapping_shared::Plan;
 use portmapping_shared::Protocol::{Tcp, Udp};
 use tempfile::TempDir;
 
-use crate::lab::{Lab, NODE, POD1, POD1_V6, POD2, at, map, range, settings_for};
+use crate::lab::{self, Lab, NODE, POD1, POD1_V6, POD2, at, map, range, settings_for};
 use crate::serve::{ask_tcp, serve};
 
 /// The programs of both kinds, with the capabilities of the enforcer: `NET_ADMIN` alone.
@@ -46,7 +46,7 @@ impl Unprivileged {
     fn tools(&self) -> Tools {
         Tools {
             directory: Some(self.0.path().to_owned()),
-            ..Tools::default()
+            ..lab::tools()
         }
     }
 }
@@ -60,7 +60,7 @@ fn chosen(lab: &Lab, tools: &Tools) -> Chosen {
 #[test]
 fn node_without_rules_or_with_those_of_kubernetes_gets_iptables() {
     let lab = Lab::new();
-    let tools = Tools::default();
+    let tools = lab::tools();
     assert_eq!(chosen(&lab, &tools).backend, Flavour::Nft.into());
     lab.iptables(Flavour::Legacy, "-t mangle -N KUBE-IPTABLES-HINT");
     lab.iptables(Flavour::Nft, "-A INPUT -s 192.0.2.1 -j ACCEPT");
@@ -168,7 +168,7 @@ fn node_without_iptables_gets_nftables() {
     let empty = tempfile::tempdir().unwrap();
     let tools = Tools {
         directory: Some(empty.path().to_owned()),
-        ..Tools::default()
+        ..lab::tools()
     };
     let chosen = chosen(&lab, &tools);
     assert_eq!(chosen.backend, Backend::Nftables);
@@ -182,7 +182,7 @@ fn node_without_iptables_gets_nftables() {
 #[test]
 fn backend_that_has_our_rules_stays() {
     let mapping = [map(Tcp, 20000, POD1, 9040)];
-    let tools = Tools::default();
+    let tools = lab::tools();
     for backend in Backend::ALL {
         let lab = Lab::new();
         lab.driver(backend).reconcile(&mapping);

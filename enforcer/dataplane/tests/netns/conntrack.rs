@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use portmapping_shared::Protocol::{Tcp, Udp};
 
-use crate::lab::{Backend, Lab, NODE, NODE_V6, POD1, POD1_V6, POD2, POD2_V6, at, map};
+use crate::lab::{Backend, Lab, NODE, NODE_V6, POD1, POD1_V6, POD2, POD2_V6, at, map, patience};
 use crate::serve::{Conversation, UdpClient, ask_tcp, serve};
 
 crate::for_each_backend!(
@@ -137,7 +137,10 @@ fn client_in_a_handshake_does_not_reach_the_next_pod_at_the_address(backend: Bac
             .count()
             < 2
         {
-            assert!(begun.elapsed() < Duration::from_secs(10), "no SYN arrives");
+            assert!(
+                begun.elapsed() < patience(Duration::from_secs(10)),
+                "no SYN arrives"
+            );
         }
         driver.remove(&mappings);
         let _next = serve(&lab.pod1, "another pod", 9040);

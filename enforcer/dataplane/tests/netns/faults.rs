@@ -9,7 +9,7 @@ use portmapping_dataplane::{Dataplane as _, DataplaneError, ExecError};
 use portmapping_shared::Protocol::{Sctp, Tcp, Udp};
 use portmapping_shared::{Mapping, Plan};
 
-use crate::lab::{Lab, NODE, POD1, POD1_V6, at, map};
+use crate::lab::{Lab, NODE, POD1, POD1_V6, at, map, patience};
 use crate::programs::Programs;
 use crate::serve::{ask_tcp, serve};
 
@@ -92,17 +92,17 @@ fn missing_right_is_told_from_other_errors() {
 fn hung_program_is_killed(flavour: Flavour) {
     let lab = lab(flavour);
     let mut programs = Programs::new(flavour);
-    programs.deadline = Duration::from_secs(2);
+    programs.deadline = patience(Duration::from_secs(2));
     let mut driver = lab.node.run(|| programs.open(flavour)).unwrap();
     let before = lab.rules(flavour);
     programs.replace(
         &format!("{flavour}-restore"),
-        "echo thinking >&2; exec sleep 600",
+        "echo thinking >&2; exec sleep 6000",
     );
     let start = Instant::now();
     let plan = create(&[map(Tcp, 20000, POD1, 9040)]);
     let error = lab.node.run(|| driver.apply(&plan)).unwrap_err();
-    assert!(start.elapsed() < Duration::from_secs(20));
+    assert!(start.elapsed() < patience(Duration::from_secs(20)));
     assert!(
         matches!(error, DataplaneError::Exec(ExecError::Deadline { .. })),
         "{error}"
@@ -236,7 +236,7 @@ fn legacy_lock_held_for_long_is_reported_and_waited_for() {
     let before = lab.rules(Flavour::Legacy);
     let lock = Flock::lock(File::create(&path).unwrap(), FlockArg::LockExclusive).unwrap();
     let holder = std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_secs(10));
+        std::thread::sleep(patience(Duration::from_secs(10)));
         drop(lock);
     });
     let plan = create(&[map(Tcp, 20000, POD1, 9040)]);

@@ -9,7 +9,7 @@ use portmapping_dataplane::iptables::Flavour;
 use portmapping_shared::Protocol::{Tcp, Udp};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::lab::{Backend, CLIENT, Lab, NODE, POD1, at, ip, map};
+use crate::lab::{Backend, CLIENT, Lab, NODE, POD1, at, ip, map, patience};
 use crate::serve::{Conversation, serve};
 
 crate::for_each_backend!(segment_outside_the_window_does_not_reset_the_connection);
@@ -34,7 +34,7 @@ impl Raw {
     fn open(lab: &Lab) -> Self {
         let open = || Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::TCP));
         let socket = lab.client.run(open).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(patience(PATIENCE))).unwrap();
         Self(socket)
     }
 
@@ -119,7 +119,10 @@ fn segment_outside_the_window_does_not_reset_the_connection(backend: Backend) {
     );
     let begun = Instant::now();
     while invalid(&lab) == before {
-        assert!(begun.elapsed() < PATIENCE, "the segment does not arrive");
+        assert!(
+            begun.elapsed() < patience(PATIENCE),
+            "the segment does not arrive"
+        );
     }
     conversation.goes_on();
     // rules that another program removes come back

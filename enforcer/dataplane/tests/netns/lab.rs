@@ -109,7 +109,7 @@ impl Lab {
             node: &self.node,
             driver: Box::new(
                 self.node
-                    .run(|| open(backend, settings, &Tools::default()))
+                    .run(|| open(backend, settings, &tools()))
                     .expect("open the driver"),
             ),
         }
@@ -251,6 +251,15 @@ pub(crate) fn settings_for(range: PortRange) -> Settings {
         selection: AddressSelection::All,
         host_addresses: addresses.map(ip).into(),
         ..Settings::new(range)
+    }
+}
+
+/// The programs of this machine, with time for them.
+pub(crate) fn tools() -> Tools {
+    let usual = Tools::default();
+    Tools {
+        deadline: patience(usual.deadline),
+        ..usual
     }
 }
 

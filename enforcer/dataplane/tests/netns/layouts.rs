@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use portmapping_dataplane::iptables::Flavour;
-use portmapping_dataplane::{Tools, uninstall};
+use portmapping_dataplane::uninstall;
 use portmapping_shared::Mapping;
 use portmapping_shared::Protocol::{Tcp, Udp};
 
@@ -199,7 +199,7 @@ fn older_rules_move_to_nftables(flavour: Flavour) {
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
     let mut connection = Conversation::open(&lab.client, at(NODE, 20000)).unwrap();
     let settings = lab::settings_for(range("20000-29999"));
-    let open = || lab::open(lab::Backend::Nftables, &settings, &Tools::default());
+    let open = || lab::open(lab::Backend::Nftables, &settings, &lab::tools());
     let driver = lab.node.run(open).unwrap();
     let all: BTreeSet<Mapping> = older_mappings().into_iter().collect();
     assert_eq!(*driver.in_other_backends(), all);
@@ -213,7 +213,7 @@ fn older_rules_move_to_nftables(flavour: Flavour) {
 fn older_rules_are_uninstalled(flavour: Flavour) {
     for rules in OLDER {
         let lab = older_node(flavour, rules);
-        lab.node.run(|| uninstall(&Tools::default())).unwrap();
+        lab.node.run(|| uninstall(&lab::tools())).unwrap();
         assert!(!lab.rules(flavour).contains("PORTMAPPING"));
     }
 }

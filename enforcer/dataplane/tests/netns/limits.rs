@@ -2,7 +2,6 @@
 
 use std::process::Command;
 
-use portmapping_dataplane::Tools;
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use crate::lab::{self, Backend, range};
@@ -29,7 +28,7 @@ fn errors(wrapper: &[&str], test: &str) -> Vec<String> {
 fn print_errors() {
     for backend in Backend::ALL {
         let settings = lab::settings_for(range("20000-29999"));
-        let opened = lab::open(backend, &settings, &Tools::default());
+        let opened = lab::open(backend, &settings, &lab::tools());
         let error = opened.err().expect("a backend without its rights");
         println!("error of {backend:?}: {}", chain(&error));
     }

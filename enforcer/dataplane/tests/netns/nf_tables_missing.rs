@@ -6,7 +6,7 @@ use portmapping_dataplane::detect::detect;
 use portmapping_dataplane::iptables::Flavour;
 use portmapping_dataplane::migration::BackendMigration;
 use portmapping_dataplane::snapshot::Snapshot;
-use portmapping_dataplane::{Dataplane as _, DataplaneError, Tools, uninstall};
+use portmapping_dataplane::{Dataplane as _, DataplaneError, uninstall};
 use portmapping_shared::Plan;
 use portmapping_shared::Protocol::{Tcp, Udp};
 
@@ -69,7 +69,7 @@ fn refuse_netfilter_netlink() {
 
 fn open(backend: Backend) -> Result<BackendMigration, DataplaneError> {
     let settings = lab::settings_for(range("20000-29999"));
-    lab::open(backend, &settings, &Tools::default())
+    lab::open(backend, &settings, &lab::tools())
 }
 
 #[test]
@@ -89,7 +89,7 @@ fn iptables_legacy_works_without_nf_tables() {
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
     let mappings = [map(Tcp, 20000, POD1, 9040), map(Udp, 20000, POD1, 9040)];
     without_netfilter_netlink(&lab, || {
-        let detected = detect(&Snapshot::read(&Tools::default())).expect("detect");
+        let detected = detect(&Snapshot::read(&lab::tools())).expect("detect");
         assert_eq!(detected.flavour, Flavour::Legacy, "{}", detected.reason);
         let mut driver = open(Flavour::Legacy.into()).expect("open");
         let to_create = mappings.to_vec();
@@ -107,6 +107,6 @@ fn iptables_legacy_works_without_nf_tables() {
     });
     let answer = ask_tcp(&lab.client, at(NODE, 20000)).expect("an answer");
     assert!(answer.starts_with("pod1"), "{answer}");
-    without_netfilter_netlink(&lab, || uninstall(&Tools::default())).expect("uninstall");
+    without_netfilter_netlink(&lab, || uninstall(&lab::tools())).expect("uninstall");
     assert!(!lab.rules(Flavour::Legacy).contains("PORTMAPPING"));
 }

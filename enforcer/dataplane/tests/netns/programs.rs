@@ -21,7 +21,7 @@ impl Programs {
     pub(crate) fn new(flavour: Flavour) -> Self {
         let programs = Self {
             directory: tempfile::tempdir().unwrap(),
-            deadline: Duration::from_secs(20),
+            deadline: lab::tools().deadline,
         };
         for family in ["iptables", "ip6tables"] {
             for suffix in ["-save", "-restore"] {

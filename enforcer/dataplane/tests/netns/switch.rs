@@ -72,7 +72,7 @@ fn mappings_are_read_before_anything_changes(backend: Backend) {
         lab.driver(from).reconcile(&mappings);
         let before = ours(&lab);
         let settings = lab::settings_for(range("20000-29999"));
-        let open = || lab::open(backend, &settings, &Tools::default());
+        let open = || lab::open(backend, &settings, &lab::tools());
         let migration = lab.node.run(open).unwrap();
         let expected: BTreeSet<Mapping> = mappings.into_iter().collect();
         assert_eq!(
@@ -150,7 +150,7 @@ fn uninstall_removes_the_rules_of_every_backend(backend: Backend) {
         lab.node.sh("nft list ruleset; iptables-legacy-save -t nat"),
         saved
     );
-    lab.node.run(|| uninstall(&Tools::default())).unwrap();
+    lab.node.run(|| uninstall(&lab::tools())).unwrap();
     assert_eq!(ours(&lab), "");
     if backend == Backend::Nftables {
         assert!(before.1.is_empty());
@@ -164,7 +164,7 @@ fn nftables_needs_no_programs_from_opening_to_uninstall() {
     let empty = tempfile::tempdir().unwrap();
     let tools = Tools {
         directory: Some(empty.path().to_owned()),
-        ..Tools::default()
+        ..lab::tools()
     };
     let settings = lab::settings_for(range("20000-29999"));
     let open = || lab::open(Backend::Nftables, &settings, &tools);
