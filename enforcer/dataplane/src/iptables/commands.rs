@@ -36,30 +36,36 @@ impl Commands {
         Programs::of(self.family, self.flavour)
     }
 
-    /// Returns table nat as text; empty if the table is not in use.
-    pub(super) fn save_nat(&self) -> Result<String, DataplaneError> {
-        // iptables-legacy creates a table when it reads it; a node without IPv6 rules must not get
-        // one
-        if self.family == Family::V6 && !self.is_in_use(jumps::TABLE) {
-            return self.save(&[], &[]).map(|_| String::new());
+    /// Returns tables nat and mangle as text, perhaps with others; a table that is not in use may be
+    /// missing. One run prints all tables: iptables-nft reads the rules of all of them for each run.
+    pub(super) fn save_ours(&self) -> Result<String, DataplaneError> {
+        // iptables-legacy makes the table then, and says whether it may; a node without IPv6 rules
+        // must not get one
+        if self.family == Family::V4 && !self.is_in_use(jumps::TABLE) {
+            self.save(&["-t", jumps::TABLE], &[])?;
         }
-        self.save(&["-t", jumps::TABLE], &[jumps::TABLE])
-    }
-
-    /// Returns table mangle as text; empty if the table is not in use.
-    pub(super) fn save_mangle(&self) -> Result<String, DataplaneError> {
-        if !self.is_in_use(invalid::TABLE) {
-            return Ok(String::new());
+        match self.save_all() {
+            Err(error) if error.is_unprintable() => {}
+            saved => return saved,
         }
-        self.save(&["-t", invalid::TABLE], &[invalid::TABLE])
+        // the rule that cannot be printed may be in a table that is not needed
+        let mut text = self.save_table(jumps::TABLE)?;
+        text += &self.save_table(invalid::TABLE)?;
+        Ok(text)
     }
 
     /// Returns table filter as text; empty if the table is not in use.
     pub(crate) fn save_filter(&self) -> Result<String, DataplaneError> {
-        if !self.is_in_use("filter") {
+        self.save_table("filter")
+    }
+
+    /// Returns a table as text; empty if it is not in use, because iptables-legacy makes a table when
+    /// it reads it.
+    fn save_table(&self, table: &str) -> Result<String, DataplaneError> {
+        if !self.is_in_use(table) {
             return Ok(String::new());
         }
-        self.save(&["-t", "filter"], &["filter"])
+        self.save(&["-t", table], &[table])
     }
 
     /// Returns all tables in use as text. Of the others, a table that cannot be printed is left out.

@@ -57,10 +57,11 @@ impl FamilyRules {
         }
     }
 
-    /// Returns table nat as iptables-save prints it, and records table mangle.
+    /// Returns the tables as iptables-save prints them, and records table mangle.
     pub(super) fn read(&mut self) -> Result<String, DataplaneError> {
-        self.invalid.read()?;
-        self.commands.save_nat()
+        let text = self.commands.save_ours()?;
+        self.take_invalid(&text);
+        Ok(text)
     }
 
     /// Records table mangle as iptables-save printed it.
@@ -144,9 +145,11 @@ impl FamilyRules {
         remove: &[&Mapping],
         create: &[&Mapping],
     ) -> Result<Option<u32>, DataplaneError> {
-        let mut known = match self.known.take() {
-            Some(known) => known,
-            None => self.parse(&self.commands.save_nat()?),
+        let mut known = if let Some(known) = self.known.take() {
+            known
+        } else {
+            let text = self.read()?;
+            self.parse(&text)
         };
         let nothing_to_do = remove.is_empty()
             && create.is_empty()

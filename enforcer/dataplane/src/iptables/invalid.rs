@@ -19,7 +19,6 @@ use super::layout::{Chains, Jump};
 use super::reading::{jumps_of_ours, same_rules};
 use super::save::Saved;
 use super::transaction::Transaction;
-use crate::DataplaneError;
 use crate::family::Family;
 use crate::settings::{Settings, spans};
 
@@ -38,7 +37,7 @@ pub(super) struct InvalidRules {
     commands: Commands,
     /// The chains as they should be.
     chains: Chains,
-    /// What the table lacks, as of the last read; None if it must be read before it is changed.
+    /// What the table lacks, as of the last read; None until the next read.
     repair: Option<Transaction>,
     /// Whether a failure was logged. The rules are then not tried again: mappings work without them.
     failed: bool,
@@ -65,13 +64,6 @@ impl InvalidRules {
         self.repair = Some(repair(&self.chains, text));
     }
 
-    /// Reads the table.
-    pub(super) fn read(&mut self) -> Result<(), DataplaneError> {
-        let text = self.commands.save_mangle()?;
-        self.take(&text);
-        Ok(())
-    }
-
     /// Returns whether the rules were as they should be at the last read, or cannot be made on this
     /// node.
     pub(super) fn is_intact(&self) -> bool {
@@ -81,11 +73,15 @@ impl InvalidRules {
     /// Makes what is missing. Returns the number of commits. A failure is logged once, and does not
     /// make the change of the mappings fail.
     pub(super) fn apply(&mut self) -> u32 {
-        if self.failed || self.repair.as_ref().is_some_and(Transaction::is_empty) {
+        if self.is_intact() {
             return 0;
         }
-        match self.make() {
-            Ok(()) => 1,
+        let repair = self.repair.take().unwrap_or_default();
+        match self.commands.restore_in(TABLE, &repair) {
+            Ok(()) => {
+                self.repair = Some(Transaction::default());
+                1
+            }
             Err(error) => {
                 let error: &dyn std::error::Error = &error;
                 let family = self.commands.family;
@@ -98,17 +94,6 @@ impl InvalidRules {
                 0
             }
         }
-    }
-
-    fn make(&mut self) -> Result<(), DataplaneError> {
-        if self.repair.is_none() {
-            self.read()?;
-        }
-        if let Some(repair) = &self.repair {
-            self.commands.restore_in(TABLE, repair)?;
-        }
-        self.repair = Some(Transaction::default());
-        Ok(())
     }
 }
 

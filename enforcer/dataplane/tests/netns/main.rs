@@ -42,6 +42,7 @@ mod nf_tables_missing;
 mod nftables;
 mod programs;
 mod range;
+mod reading;
 mod removal;
 mod sctp;
 mod serve;

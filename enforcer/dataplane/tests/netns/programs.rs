@@ -23,15 +23,22 @@ impl Programs {
             directory: tempfile::tempdir().unwrap(),
             deadline: lab::tools().deadline,
         };
+        let kind = flavour.as_str().trim_start_matches("iptables");
         for family in ["iptables", "ip6tables"] {
             for suffix in ["-save", "-restore"] {
-                let kind = flavour.as_str().trim_start_matches("iptables");
                 let name = format!("{family}{kind}{suffix}");
                 let real = format!("/usr/sbin/{name}");
                 symlink(real, programs.directory.path().join(name)).unwrap();
             }
         }
         programs
+    }
+
+    /// Returns the names of all programs.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let files = fs::read_dir(self.directory.path()).unwrap();
+        let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+        names.collect()
     }
 
     pub(crate) fn replace(&self, name: &str, script: &str) {
