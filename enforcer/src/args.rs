@@ -19,6 +19,10 @@ use portmapping_keeper::{DEFAULT_SOCKET, KeeperArgs};
 /// Default path of the unix socket for health, metrics and state.
 pub const ADMIN_SOCKET: &str = "/run/enforcer/admin.sock";
 
+/// The nodes on which the manifests run an enforcer.
+const TEST_NODES: &str = "kubernetes.io/os=linux,kubernetes.io/arch in (amd64,arm64),type notin (virtual-kubelet),\
+                          eks.amazonaws.com/compute-type notin (fargate)";
+
 /// Gives pods random host ports on their node
 #[derive(Debug, Parser)]
 #[command(version)]
@@ -40,6 +44,16 @@ pub enum Command {
     Keep(KeeperArgs),
     /// Remove all rules of portmapping from this node
     Uninstall(UninstallArgs),
+    /// Remove portmapping from all nodes after helm uninstall; for the job of the chart
+    UninstallNodes(UninstallNodesArgs),
+    /// Test the installation: map a pod on each node and reach it; for the job of the chart
+    Test(TestArgs),
+    /// Answer connections with a name; for the pods of `test`
+    #[command(hide = true)]
+    TestAnswer(TestAnswerArgs),
+    /// Reach one address; for the pods of `test`
+    #[command(hide = true)]
+    TestReach(TestReachArgs),
     /// Check a running enforcer or keeper; for exec probes
     Health(HealthArgs),
     /// Print what a running enforcer knows: backend, pods, ports
@@ -169,6 +183,9 @@ pub enum IptablesChoice {
 /// Flags of `enforcer uninstall`.
 #[derive(Args, Clone, Debug)]
 pub struct UninstallArgs {
+    /// Name of this node: the conditions of its pods become False, with the reason Released
+    #[arg(long, env = "NODE_NAME")]
+    pub node_name: Option<String>,
     /// Stay running and ready afterwards, until SIGTERM: for a `DaemonSet` that cleans every node
     #[arg(long)]
     pub stay: bool,
@@ -178,6 +195,47 @@ pub struct UninstallArgs {
     /// Directory of the node in which keepers find each other; it is removed
     #[arg(long, value_name = "DIR", default_value = "/run/portmapping")]
     pub run_dir: PathBuf,
+}
+
+/// Flags of `enforcer uninstall-nodes`.
+#[derive(Args, Clone, Debug)]
+pub struct UninstallNodesArgs {
+    /// The `DaemonSet` whose pods run `enforcer uninstall --stay`, as JSON
+    #[arg(long, value_name = "JSON", env = "PORTMAPPING_DAEMON_SET")]
+    pub daemon_set: String,
+}
+
+/// Flags of `enforcer test`.
+#[derive(Args, Clone, Debug)]
+pub struct TestArgs {
+    /// Name of the pod that this runs in: its image runs on the nodes
+    #[arg(long, env = "POD_NAME")]
+    pub pod_name: String,
+    /// Label selector of the nodes that must run an enforcer
+    #[arg(long, value_name = "SELECTOR", env = "PORTMAPPING_TEST_NODES", default_value = TEST_NODES)]
+    pub nodes: String,
+}
+
+/// Flags of `enforcer test-answer`.
+#[derive(Args, Clone, Debug)]
+pub struct TestAnswerArgs {
+    /// What to answer
+    #[arg(long)]
+    pub name: String,
+    /// TCP port to listen on
+    #[arg(long)]
+    pub port: u16,
+}
+
+/// Flags of `enforcer test-reach`.
+#[derive(Args, Clone, Debug)]
+pub struct TestReachArgs {
+    /// Where to connect to
+    #[arg(long)]
+    pub address: SocketAddr,
+    /// The expected answer
+    #[arg(long)]
+    pub name: String,
 }
 
 /// Flags of `enforcer health`.

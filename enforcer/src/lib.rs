@@ -16,6 +16,7 @@
 
 pub mod args;
 pub mod cni;
+mod conditions;
 pub mod health;
 pub mod keeper_client;
 pub mod metrics;
@@ -26,6 +27,7 @@ mod pods;
 mod publish;
 mod reconciler;
 pub mod run;
+pub mod selftest;
 mod startup;
 mod state;
 mod takeover;

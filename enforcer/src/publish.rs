@@ -20,6 +20,8 @@ mod events;
 const WRITE_LIMIT: Duration = Duration::from_secs(10);
 /// HTTP status of a write that was decided for another version or uid.
 const CONFLICT: u16 = 409;
+/// HTTP status of a write to an object that does not exist.
+const NOT_FOUND: u16 = 404;
 
 /// Why a write failed.
 #[derive(Debug, thiserror::Error)]
@@ -56,16 +58,27 @@ pub(crate) struct Publisher {
 impl PublishError {
     /// Whether the pod has another version than the one that the write was decided for.
     pub(crate) fn is_conflict(&self) -> bool {
-        matches!(
-            self,
+        self.status() == Some(CONFLICT)
+    }
+
+    /// Whether the pod does not exist.
+    pub(crate) fn is_missing(&self) -> bool {
+        self.status() == Some(NOT_FOUND)
+    }
+
+    /// The HTTP status of a patch that was refused.
+    fn status(&self) -> Option<u16> {
+        match self {
             Self::Patch {
-                source: CallError::Failed {
-                    source: kube::Error::Api(status),
-                    ..
-                },
+                source:
+                    CallError::Failed {
+                        source: kube::Error::Api(status),
+                        ..
+                    },
                 ..
-            } if status.code == CONFLICT
-        )
+            } => Some(status.code),
+            _ => None,
+        }
     }
 }
 

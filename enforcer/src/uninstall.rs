@@ -2,17 +2,51 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use portmapping_dataplane::Tools;
+use portmapping_runtime::deadline::chain;
 use portmapping_runtime::{Readiness, ReadyHandle, Supervisor, admin};
 
 use crate::args::UninstallArgs;
 use crate::health::admin_listener;
 use crate::run::runtime;
 
+mod nodes;
+mod release;
+
+pub use nodes::uninstall_nodes;
+
+/// How long a keeper may take to end: more than the grace period of its pod.
+const KEEPER_END: Duration = Duration::from_secs(40);
+
 /// Runs `enforcer uninstall`.
+///
+/// An enforcer that runs would write everything again, so this waits for its end first. Then it
+/// releases the pods in the API, before it removes the rules: no pod claims a port that leads nowhere.
 pub fn uninstall(args: &UninstallArgs) -> anyhow::Result<()> {
+    let answering = portmapping_keeper::wait_for_end(&args.run_dir, KEEPER_END)
+        .context("cannot find out whether a keeper runs on this node")?;
+    if let Some(keeper) = answering {
+        bail!(
+            "portmapping runs on this node: a keeper still answers at {}. Nothing was removed; delete the \
+             DaemonSet enforcer first",
+            keeper.display()
+        );
+    }
+    match &args.node_name {
+        None => tracing::info!("no --node-name: the conditions of the pods stay"),
+        Some(node) => {
+            // the rules must not stay because the API server does not answer
+            if let Err(error) = runtime()?.block_on(release::release(node)) {
+                tracing::warn!(
+                    error = chain(&error),
+                    "some pods still claim host ports in their condition; removing the rules anyway"
+                );
+            }
+        }
+    }
     let removed = portmapping_dataplane::uninstall(&Tools::default());
     clear_run_dir(&args.run_dir);
     removed.context("some rules could not be removed; run it again")?;

@@ -132,11 +132,24 @@ impl PortRequest {
     /// Returns the value of the request mark.
     #[must_use]
     pub fn to_mark(&self) -> String {
+        self.encode(|port| port.name.clone().unwrap_or_default())
+    }
+
+    /// Returns an annotation that asks for these ports: `""` if it asks for the same.
+    #[must_use]
+    pub fn to_annotation(&self, spec: &PodSpec) -> String {
+        match Self::resolve("", spec, usize::MAX) {
+            Ok(all) if all == *self => String::new(),
+            _ => self.encode(|_| String::new()),
+        }
+    }
+
+    fn encode(&self, name: impl Fn(&RequestedPort) -> String) -> String {
         let marked = self.ports.iter().map(|port| MarkedPort {
             container_port: port.container_port,
             protocol: port.protocol,
             host_ip: port.host_ip,
-            name: port.name.clone().unwrap_or_default(),
+            name: name(port),
         });
         // numbers and strings with string keys: this cannot fail
         serde_json::to_string(&marked.collect::<Vec<_>>()).unwrap_or_default()

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::render::{chart, find, kustomize, overlay};
@@ -29,11 +29,11 @@ const COMPONENTS: [(&str, &str); 5] = [
     ("openshift", "openshift=true"),
 ];
 
-/// By kind and name; without the Namespace, which Helm does not render, and with variables in one order.
+/// By kind and name; without the Namespace, which Helm does not render, without Helm's hooks, and with variables in one order.
 fn comparable(objects: Vec<Value>) -> BTreeMap<(String, String), Value> {
     objects
         .into_iter()
-        .filter(|object| object["kind"] != "Namespace")
+        .filter(|object| object["kind"] != "Namespace" && !is_hook(object))
         .map(|mut object| {
             for list in ["initContainers", "containers"] {
                 let containers = object.pointer_mut(&format!("/spec/template/spec/{list}"));
@@ -52,6 +52,10 @@ fn comparable(objects: Vec<Value>) -> BTreeMap<(String, String), Value> {
             ((kind, name), object)
         })
         .collect()
+}
+
+fn is_hook(object: &Value) -> bool {
+    !object["metadata"]["annotations"]["helm.sh/hook"].is_null()
 }
 
 fn agree(what: &str, kustomize: Vec<Value>, chart: Vec<Value>) -> Result<()> {
@@ -158,6 +162,82 @@ fn the_keepers_memory_limit_follows_from_the_range() -> Result<()> {
                 "{container}"
             );
         }
+    }
+    Ok(())
+}
+
+/// The variable that holds the DaemonSet of the job after `helm uninstall`.
+fn uninstall_set(objects: &[Value]) -> Result<Value> {
+    let job = find(objects, "Job", "portmapping-uninstall")?;
+    let container = &job["spec"]["template"]["spec"]["containers"][0];
+    let text = container["env"][0]["value"].as_str();
+    Ok(serde_json::from_str(text.context("no DaemonSet")?)?)
+}
+
+#[test]
+fn helm_uninstall_runs_on_the_nodes_what_the_overlay_runs() -> Result<()> {
+    let overlay = kustomize("overlays/uninstall")?;
+    let overlay = find(&overlay, "DaemonSet", "enforcer")?["spec"]["template"]["spec"].clone();
+    let values = "enforcer.nodeSelector.pool=edge,images.pullSecrets={a}";
+    for (namespace, values) in [(NAMESPACE, ""), ("elsewhere", values)] {
+        let objects = chart(namespace, values)?;
+        let set = uninstall_set(&objects)?;
+        ensure!(set["metadata"]["namespace"] == namespace, "{set}");
+        let pod = &set["spec"]["template"]["spec"];
+        let (ours, theirs) = (&pod["containers"][0], &overlay["containers"][0]);
+        for field in ["args", "securityContext"] {
+            ensure!(ours[field] == theirs[field], "{field}: {ours} and {theirs}");
+        }
+        // the same nodes as the enforcer
+        let enforcer = find(&objects, "DaemonSet", "enforcer")?;
+        for field in [
+            "nodeSelector",
+            "tolerations",
+            "affinity",
+            "imagePullSecrets",
+        ] {
+            let wanted = &enforcer["spec"]["template"]["spec"][field];
+            ensure!(&pod[field] == wanted, "{field}: {pod} and {wanted}");
+        }
+        for volume in pod["volumes"].as_array().context("no volumes")? {
+            let known = overlay["volumes"].as_array();
+            ensure!(
+                known.is_some_and(|known| known.contains(volume)),
+                "{volume}"
+            );
+        }
+    }
+    let without = chart(NAMESPACE, "uninstall.cleanNodes=false")?;
+    ensure!(
+        find(&without, "Job", "portmapping-uninstall").is_err(),
+        "the value has no effect"
+    );
+    Ok(())
+}
+
+#[test]
+fn helm_test_runs_what_kustomize_users_apply() -> Result<()> {
+    let bare = |mut object: Value| {
+        if let Some(meta) = object["metadata"].as_object_mut() {
+            meta.remove("annotations");
+        }
+        // which nodes: the chart writes out the default of the program
+        if let Some(variables) = object.pointer_mut("/spec/template/spec/containers/0/env") {
+            let kept = variables.as_array().into_iter().flatten();
+            let kept = kept.filter(|variable| variable["name"] != "PORTMAPPING_TEST_NODES");
+            *variables = kept.cloned().collect();
+        }
+        object
+    };
+    let objects = chart(NAMESPACE, "")?;
+    for wanted in kustomize("test")? {
+        let [kind, name] = [&wanted["kind"], &wanted["metadata"]["name"]].map(Value::as_str);
+        let (kind, name) = (kind.context("no kind")?, name.context("no name")?);
+        let object = bare(find(&objects, kind, name)?.clone());
+        ensure!(
+            object == wanted,
+            "{kind} {name}:\nkustomize {wanted}\nhelm      {object}"
+        );
     }
     Ok(())
 }

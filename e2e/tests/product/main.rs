@@ -7,6 +7,7 @@
 
 mod admit_requests;
 mod install_helm;
+mod install_test;
 mod map_life;
 mod map_ports;
 mod map_range;

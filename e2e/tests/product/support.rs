@@ -5,6 +5,7 @@ pub(crate) mod load;
 pub(crate) mod outside;
 pub(crate) mod parts;
 pub(crate) mod pods;
+pub(crate) mod registry;
 pub(crate) mod space;
 pub(crate) mod streams;
 

@@ -62,9 +62,18 @@ fn uninstalling_leaves_every_node_as_it_was() -> Result<()> {
         "-k".as_ref(),
         base.as_os_str(),
     ])?;
+    as_before(&cluster, &nodes, &before)?;
+    cluster.stop()
+}
+
+/// What the commands print, by node and command.
+pub(crate) type Answers = BTreeMap<(String, String), String>;
+
+/// Waits until the nodes print the same as before.
+pub(crate) fn as_before(cluster: &Cluster, nodes: &[String], before: &Answers) -> Result<()> {
     eventually("the nodes to be as before", || {
-        let after = look(&cluster, &nodes)?;
-        for (question, answer) in &before {
+        let after = look(cluster, nodes)?;
+        for (question, answer) in before {
             let now = after.get(question).context("a question less")?;
             ensure!(
                 now == answer,
@@ -72,12 +81,11 @@ fn uninstalling_leaves_every_node_as_it_was() -> Result<()> {
             );
         }
         Ok(())
-    })?;
-    cluster.stop()
+    })
 }
 
 /// Reads a node twice: equal answers mean that it does not change any more.
-fn settled(cluster: &Cluster, nodes: &[String]) -> Result<BTreeMap<(String, String), String>> {
+pub(crate) fn settled(cluster: &Cluster, nodes: &[String]) -> Result<Answers> {
     let first = look(cluster, nodes)?;
     std::thread::sleep(std::time::Duration::from_secs(1));
     let second = look(cluster, nodes)?;
@@ -93,7 +101,7 @@ fn settled(cluster: &Cluster, nodes: &[String]) -> Result<BTreeMap<(String, Stri
     Ok(second)
 }
 
-fn look(cluster: &Cluster, nodes: &[String]) -> Result<BTreeMap<(String, String), String>> {
+fn look(cluster: &Cluster, nodes: &[String]) -> Result<Answers> {
     let mut answers = BTreeMap::new();
     for node in nodes {
         for question in QUESTIONS {

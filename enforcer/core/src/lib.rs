@@ -38,6 +38,6 @@ pub use action::{
 pub use addresses::AddressSource;
 pub use node::{Config, Counts, NodeState, PodStatus, Recovered, Status};
 pub use phase::Phase;
-pub use pods::PodFacts;
+pub use pods::{PodFacts, uninstalled};
 pub use ports::PortKey;
 pub use sandbox::{InvalidSandboxId, Sandbox, SandboxId, SandboxUpdate};

@@ -9,5 +9,6 @@ pub(crate) mod state;
 mod unmapped;
 
 pub(crate) use forgery::suppressed_note;
+pub use publish::uninstalled;
 pub use state::PodFacts;
 pub(crate) use state::{PodState, Progress, Refusal, Want};

@@ -32,3 +32,36 @@ istio.io/dataplane-mode: none
 {{- end }}
 {{- end }}
 {{- end }}
+
+{{- define "portmapping.pullSecrets" -}}
+{{- with .Values.images.pullSecrets }}
+imagePullSecrets:
+{{- range . }}
+- name: {{ . }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* The nodes that run an enforcer. */}}
+{{- define "portmapping.enforcerNodes" -}}
+nodeSelector:
+  kubernetes.io/os: linux
+  {{- with .Values.enforcer.nodeSelector }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- with .Values.enforcer.tolerations }}
+tolerations: {{- toYaml . | nindent 0 }}
+{{- end }}
+affinity:
+  {{- with .Values.enforcer.affinity }}
+  {{- toYaml . | nindent 2 }}
+  {{- else }}
+  nodeAffinity:
+    requiredDuringSchedulingIgnoredDuringExecution:
+      nodeSelectorTerms:
+      - matchExpressions:
+        - {key: kubernetes.io/arch, operator: In, values: [amd64, arm64]} # the images exist for these
+        - {key: type, operator: NotIn, values: [virtual-kubelet]}
+        - {key: eks.amazonaws.com/compute-type, operator: NotIn, values: [fargate]}
+  {{- end }}
+{{- end }}

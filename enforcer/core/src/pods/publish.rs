@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use portmapping_shared::contract::{CONDITION, REASON_MAPPED, REASON_RELEASED};
-use portmapping_shared::{Backoff, InvalidRequest, ResultEntry, annotation};
+use portmapping_shared::{Backoff, InvalidRequest, PortRequest, ResultEntry, annotation};
 
 use super::result::describe_port;
 use super::state::{PodFacts, PodState, Progress, Refusal, Want};
@@ -252,6 +252,39 @@ fn released(facts: &PodFacts) -> Record {
         mark: None,
         condition: gated.then(|| condition(false, REASON_RELEASED, message.to_owned())),
     }
+}
+
+/// Returns the write for a pod of a node from which portmapping is being removed; None where nothing
+/// of ours is published. What the pod asks for stays, so that a later installation maps it again.
+#[must_use]
+pub fn uninstalled(facts: &PodFacts) -> Option<Publication> {
+    let current = &facts.record;
+    if facts.finished || current.condition.is_none() && current.mark.is_none() {
+        return None;
+    }
+    let marked = current
+        .mark
+        .as_deref()
+        .and_then(|mark| PortRequest::from_mark(mark, &facts.spec, usize::MAX).ok());
+    let annotation = current.annotation.as_ref().map(|text| {
+        let asked = marked.map(|request| request.to_annotation(&facts.spec));
+        match annotation::decode(text) {
+            Some(_result) => asked.unwrap_or_default(),
+            None => text.clone(),
+        }
+    });
+    let message = "portmapping was removed from the node; the pod's host ports are released";
+    let wanted = Record {
+        annotation,
+        mark: None,
+        condition: Some(condition(false, REASON_RELEASED, message.to_owned())),
+    };
+    (wanted != *current).then(|| Publication {
+        pod: facts.pod.clone(),
+        version: facts.version.clone(),
+        current: current.clone(),
+        wanted,
+    })
 }
 
 fn condition(status: bool, reason: &str, message: String) -> Condition {
