@@ -6,6 +6,7 @@
 //! that have to enter a node fail there with that reason.
 
 mod admit_requests;
+mod install_clusters;
 mod install_helm;
 mod install_test;
 mod map_life;

@@ -1,0 +1,97 @@
+//! Does an installation fit clusters that differ from the one of the other tests?
+
+use anyhow::{Context, Result, ensure};
+use e2e::artifacts::go;
+use e2e::{Cluster, install, paths};
+use serde_json::json;
+
+use crate::install_helm::helm;
+use crate::support::pods::{entries, mapped_pod, on_node};
+use crate::support::space::Space;
+use crate::support::{config, get, kubectl_with};
+
+/// `helm install` or `helm upgrade` of the chart into the namespace of kustomize.
+fn chart(cluster: &Cluster, words: &[&str], values: &str) -> Result<()> {
+    let chart = paths::manifests().join("chart");
+    let chart = chart.to_string_lossy();
+    let place = ["portmapping", &chart, "--namespace", install::NAMESPACE];
+    helm(cluster, &[words, &place[..], &["--set", values]].concat())?;
+    for workload in ["deployment/webhook", "daemonset/enforcer"] {
+        install::rolled_out(cluster, install::NAMESPACE, workload)?;
+    }
+    Ok(())
+}
+
+fn generation(cluster: &Cluster, workload: &str) -> Result<i64> {
+    let object = get(cluster, &["-n", install::NAMESPACE, workload])?;
+    object["metadata"]["generation"]
+        .as_i64()
+        .context("no generation")
+}
+
+/// Fargate runs no DaemonSet: a pod that is bound to such a node never starts.
+fn add_fargate_node(cluster: &Cluster) -> Result<()> {
+    let node = json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": { "name": "fargate-1", "labels": {
+            "kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64", "eks.amazonaws.com/compute-type": "fargate",
+        } },
+    });
+    let (made, reply) = kubectl_with(cluster, &["create", "-f", "-"], &node.to_string())?;
+    ensure!(made, "{reply}");
+    Ok(())
+}
+
+#[test]
+fn helm_takes_over_from_kustomize_and_moves_the_webhook_to_the_nodes_network() -> Result<()> {
+    let mut cluster = Cluster::start(&config("clusters"))?;
+    go::release_tools()?;
+    add_fargate_node(&cluster)?;
+    install::install(&mut cluster)?;
+    let cluster = cluster;
+    Space::with(&cluster, "owned", |space| {
+        space.create(&mapped_pod("kept"))?;
+        let before = entries(&space.ready("kept")?)?;
+        let workloads = ["deployment/webhook", "daemonset/enforcer"];
+        let generations = |cluster: &Cluster| -> Result<Vec<i64>> {
+            let all = workloads
+                .iter()
+                .map(|workload| generation(cluster, workload));
+            all.collect()
+        };
+        let same = generations(&cluster)?;
+        chart(
+            &cluster,
+            &["install", "--take-ownership"],
+            "failurePolicy=Fail",
+        )?;
+        ensure!(
+            generations(&cluster)? == same,
+            "a workload was changed by the new owner"
+        );
+
+        // two replicas on two nodes, then one on one node: a second pod could not bind the ports
+        let hosted = "webhook.hostNetwork=true,webhook.port=10260,webhook.healthPort=10261";
+        chart(&cluster, &["upgrade"], hosted)?;
+        space.create(&mapped_pod("two"))?;
+        space.ready("two")?;
+        let node = &cluster.nodes()?[0];
+        let one = format!(
+            "{hosted},webhook.replicas=1,webhook.nodeSelector.kubernetes\\.io/hostname={node}"
+        );
+        chart(&cluster, &["upgrade"], &one)?;
+        chart(
+            &cluster,
+            &["upgrade"],
+            &format!("{one},webhook.podLabels.next=update"),
+        )?;
+        space.create(&on_node(mapped_pod("one"), node))?;
+        space.ready("one")?;
+        ensure!(
+            entries(&space.pod("kept")?)? == before,
+            "the host ports have changed"
+        );
+        Ok(())
+    })?;
+    cluster.stop()
+}
