@@ -60,6 +60,8 @@ const STATUS: &str = "by status";
 const RULE_BAR: f64 = 15.0;
 /// The bar from the result to the annotation: the 99th percentile in ms of pods one by one.
 const PUBLISHED_BAR: f64 = 30.0;
+/// The bar for publications that must be repeated because another write came first, in %.
+const CONFLICTS_BAR: f64 = 5.0;
 
 /// The starts with one of the two ways in which the enforcer learns pod addresses.
 struct Starts {
@@ -124,8 +126,18 @@ pub(super) fn run(options: &Options) -> Result<Report> {
     let theirs = bench.measure("status", pods.div_ceil(FEWER))?;
     times.end()?;
     drop(collector);
+    let conflicts = trace::conflicts(&cluster, SPACE)?;
     cluster.stop()?;
-    Ok(report(&ours, &theirs))
+    let mut report = report(&ours, &theirs);
+    report.push(
+        Row::new(
+            "publications refused because the pod had changed",
+            "%",
+            conflicts,
+        )
+        .bar(Bar::AtMost(CONFLICTS_BAR)),
+    );
+    Ok(report)
 }
 
 struct Bench<'a> {

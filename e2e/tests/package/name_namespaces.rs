@@ -43,6 +43,10 @@ fn the_policies_name_the_accounts_of_the_namespace() -> Result<()> {
             "request.userInfo.username != 'system:serviceaccount:elsewhere:enforcer'",
         ),
         (
+            "portmapping-namespaces",
+            "request.userInfo.username != 'system:serviceaccount:elsewhere:enforcer'",
+        ),
+        (
             "portmapping-webhook",
             "request.userInfo.username == 'system:serviceaccount:elsewhere:webhook'",
         ),

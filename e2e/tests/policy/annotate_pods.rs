@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::support::caller::Who::{Admin, User};
 use crate::support::objects::{At, SYSTEM};
 use crate::support::rows::Outcome::Allowed;
-use crate::support::rows::{Row, refused, row};
+use crate::support::rows::{Row, row, unlabelled};
 use crate::support::world::on_both;
 use crate::support::{ANNOTATION, LABEL, REQUEST};
 
@@ -29,11 +29,11 @@ fn rows() -> Vec<Row> {
             row(User, does("asks for other ports over a result"), note("open", "mapped", json!(REQUEST)),   Allowed),
             row(User, does("removes a result"),                  note("open", "mapped", Value::Null),       Allowed),
             row(User, does("resets a result in the system's namespace"), note(SYSTEM, "mapped", json!("")), Allowed),
-            row(User, does("asks in baseline"),                  note("baseline", "plain", json!("")),      refused(LABEL)),
-            row(User, does("asks for certain ports in baseline"), note("baseline", "plain", json!(REQUEST)), refused(LABEL)),
-            row(Admin, does("asks in baseline"),                 note("baseline", "plain", json!("")),      refused(LABEL)),
+            row(User, does("asks in baseline"),                  note("baseline", "plain", json!("")),      unlabelled(LABEL)),
+            row(User, does("asks for certain ports in baseline"), note("baseline", "plain", json!(REQUEST)), unlabelled(LABEL)),
+            row(Admin, does("asks in baseline"),                 note("baseline", "plain", json!("")),      unlabelled(LABEL)),
             row(User, does("asks in baseline with the label"),   note("permitted", "plain", json!("")),     Allowed),
-            row(User, does("resets a result where the level became baseline"),   note("turned", "mapped", json!("")),   refused(LABEL)),
+            row(User, does("resets a result where the level became baseline"),   note("turned", "mapped", json!("")),   unlabelled(LABEL)),
             row(User, does("removes a result where the level became baseline"),  note("turned", "mapped", Value::Null), Allowed),
         ]);
     }

@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::support::caller::Who::{Admin, Kubelet, User};
 use crate::support::objects::{create, noted, pod};
 use crate::support::rows::Outcome::Allowed;
-use crate::support::rows::{Row, refused, row};
+use crate::support::rows::{Row, refused, row, unlabelled};
 use crate::support::world::{Session, on_both};
 use crate::support::{ANNOTATION, LABEL, MARK, MARKED, PER_PORT, REQUEST, RESULT, WAY_OUT};
 
@@ -15,13 +15,13 @@ fn rows(session: &Session<'_>) -> Result<Vec<Row>> {
     let asks = |namespace| create(namespace, noted(pod("new"), json!({ ANNOTATION: "" })));
     let with = |notes| create("open", noted(pod("new"), notes));
     Ok(vec![
-        row(User, "asks in baseline",                            asks("baseline"),    refused(LABEL)),
-        row(User, "asks in restricted",                          asks("restricted"),  refused(LABEL)),
-        row(User, "asks where the label has another value",      asks("mislabelled"), refused(LABEL)),
+        row(User, "asks in baseline",                            asks("baseline"),    unlabelled(LABEL)),
+        row(User, "asks in restricted",                          asks("restricted"),  unlabelled(LABEL)),
+        row(User, "asks where the label has another value",      asks("mislabelled"), unlabelled(LABEL)),
         row(User, "asks in baseline with the label",             asks("permitted"),   Allowed),
         row(User, "asks in privileged",                          asks("privileged"),  Allowed),
         row(User, "asks in an unlabelled namespace",             asks("open"),        Allowed),
-        row(Admin, "asks in baseline",                           asks("baseline"),    refused(LABEL)),
+        row(Admin, "asks in baseline",                           asks("baseline"),    unlabelled(LABEL)),
         row(User, "creates a pod without annotations in restricted", create("restricted", pod("new")), Allowed),
         row(User, "creates a pod with other annotations in restricted", create("restricted", noted(pod("new"), json!({ "x/y": "z" }))), Allowed),
         row(User, "asks for certain ports",                      with(json!({ ANNOTATION: REQUEST })), Allowed),
@@ -31,7 +31,7 @@ fn rows(session: &Session<'_>) -> Result<Vec<Row>> {
         row(User, "creates a pod with a mark and no annotation", with(json!({ MARK: "[]" })), refused("tkestack.io/portmapping-request is written by the webhook only")),
         row(User, "creates a pod with a mark and the annotation, past no webhook", with(json!({ ANNOTATION: "", MARK: MARKED })), Allowed),
         row(Kubelet, "mirrors a static pod that asks, in kube-system", mirror(session, "kube-system", "")?,   Allowed),
-        row(Kubelet, "mirrors a static pod that asks, in baseline",    mirror(session, "baseline", "")?,      refused(LABEL)),
+        row(Kubelet, "mirrors a static pod that asks, in baseline",    mirror(session, "baseline", "")?,      unlabelled(LABEL)),
         row(Kubelet, "mirrors a static pod with a result",             mirror(session, "open", RESULT)?,      refused(WAY_OUT)),
     ])
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 use std::{fmt, fs};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
 
@@ -154,6 +154,19 @@ pub(super) fn join(
     calls.iter().map(trace).collect()
 }
 
+/// Returns how many of 100 publications the API server refused because the pod had changed since it was
+/// read.
+pub(super) fn conflicts(cluster: &Cluster, space: &str) -> Result<f64> {
+    let audit = Audit::read(cluster)?;
+    let (mut all, mut conflicts) = (0_u32, 0_u32);
+    for event in audit.writes(space, ENFORCER) {
+        all += 1;
+        conflicts += u32::from(event["responseStatus"]["code"] == 409);
+    }
+    ensure!(all > 0, "the audit log has no publication");
+    Ok(100.0 * f64::from(conflicts) / f64::from(all))
+}
+
 /// Returns the CNI results of the pods of a namespace by name.
 fn results(cluster: &Cluster, node: &str, space: &str) -> Result<BTreeMap<String, Written>> {
     let folder = format!("/proc/{}/root/{RESULTS}", cluster.pid(node)?);
@@ -203,16 +216,22 @@ impl Audit {
         Ok(Self(events.collect()))
     }
 
+    /// All writes of a user to the status of pods that were answered.
+    fn writes(&self, space: &str, user: &str) -> impl Iterator<Item = &Value> {
+        self.0.iter().filter(move |event| {
+            let target = &event["objectRef"];
+            let of_status = event["verb"] == "patch" && target["subresource"] == "status";
+            let theirs = event["user"]["username"] == user && target["namespace"] == space;
+            theirs && of_status && event["stage"] == "ResponseComplete"
+        })
+    }
+
     /// Returns when the writes of a user to each pod's status arrived, and when they were done.
     fn patches(&self, space: &str, user: &str) -> Result<BTreeMap<String, Vec<Patch>>> {
         let mut found: BTreeMap<String, Vec<Patch>> = BTreeMap::new();
-        for event in &self.0 {
+        for event in self.writes(space, user) {
             let target = &event["objectRef"];
-            let done =
-                event["stage"] == "ResponseComplete" && event["responseStatus"]["code"] == 200;
-            let of_status = event["verb"] == "patch" && target["subresource"] == "status";
-            let theirs = event["user"]["username"] == user && target["namespace"] == space;
-            if !(theirs && done && of_status) {
+            if event["responseStatus"]["code"] != 200 {
                 continue;
             }
             let time = |field: &str| time(event[field].as_str());

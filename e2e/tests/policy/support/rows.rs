@@ -27,6 +27,7 @@ pub(crate) enum Outcome {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Policy {
     Users,
+    Namespaces,
     Enforcer,
     Webhook,
 }
@@ -35,6 +36,7 @@ impl Policy {
     fn reply(self) -> &'static str {
         match self {
             Self::Users => "ValidatingAdmissionPolicy 'portmapping-users'",
+            Self::Namespaces => "ValidatingAdmissionPolicy 'portmapping-namespaces'",
             Self::Enforcer => "ValidatingAdmissionPolicy 'portmapping-enforcer'",
             Self::Webhook => "ValidatingAdmissionPolicy 'portmapping-webhook'",
         }
@@ -62,6 +64,11 @@ pub(crate) fn row(who: Who, does: impl Into<String>, call: Call, outcome: Outcom
 /// A refusal by the policy for users.
 pub(crate) fn refused(says: &'static str) -> Outcome {
     Outcome::Refused(Policy::Users, says)
+}
+
+/// A refusal by the policy for namespaces whose Pod Security level forbids host ports.
+pub(crate) fn unlabelled(says: &'static str) -> Outcome {
+    Outcome::Refused(Policy::Namespaces, says)
 }
 
 impl Session<'_> {

@@ -29,7 +29,7 @@ impl Policy {
             known.insert(name, concatenated(text, &known));
         }
         let asks = &MANIFEST[MANIFEST.find("- name: asks").expect("asks")..];
-        let asks = &asks[..asks.find("- {name: level").expect("what follows")];
+        let asks = &asks[..asks.find("validations:").expect("what follows")];
         let (size, shape) = asks.split_once("&&").expect("two halves");
         let max = size.split("<=").nth(1).expect("a limit").trim();
         let shape = shape.split_once(".matches(").expect("an expression").1;
@@ -299,4 +299,24 @@ fn a_template_with_a_result_gets_the_warning_of_its_pods() {
         let warned = copied.is_match(&value) || chosen.is_match(&value);
         assert!(!result || warned, "a result without its warning: {value:?}");
     }
+}
+
+/// Permitted requests must end at the match condition, so it repeats the expression that the validations use.
+#[test]
+fn the_condition_permits_what_the_validations_permit() {
+    let condition = &MANIFEST[..MANIFEST.find("  variables:").expect("variables")];
+    for name in ["port", "other", "entry"] {
+        let text = expression(name).replace("variables.", "");
+        assert!(condition.contains(&text), "{text}");
+    }
+    let shape = MANIFEST
+        .split("variables.value.matches(")
+        .nth(1)
+        .expect("asks");
+    let shape = shape
+        .lines()
+        .next()
+        .expect("a line")
+        .replace("variables.", "");
+    assert!(condition.contains(&shape), "{shape}");
 }
