@@ -41,7 +41,11 @@ mod reach;
 pub use reach::{answer, reach};
 
 /// The policies that name the enforcers' account.
-const POLICIES: [&str; 2] = ["portmapping-users", "portmapping-enforcer"];
+const POLICIES: [&str; 3] = [
+    "portmapping-users",
+    "portmapping-namespaces",
+    "portmapping-enforcer",
+];
 /// Longest wait for one call.
 const CALL_LIMIT: Duration = Duration::from_secs(15);
 /// Longest silence within a call.
