@@ -2,7 +2,10 @@ module portmapping.test/release/sbom
 
 go 1.26
 
-tool github.com/anchore/syft/cmd/syft
+tool (
+	github.com/anchore/syft/cmd/syft
+	github.com/google/go-containerregistry/cmd/crane
+)
 
 require (
 	cloud.google.com/go v0.116.0 // indirect
