@@ -1,5 +1,6 @@
 //! A range of three ports: all are used, another process has one, a static host port is one of them.
 
+use std::collections::BTreeSet;
 use std::net::TcpListener;
 
 use anyhow::{Context, Result, ensure};
@@ -166,6 +167,39 @@ fn a_static_host_port_in_the_range_is_never_allocated() -> Result<()> {
                 let freed = space.ready(last)?;
                 ensure!(port(&freed)? == PORTS[1], "not the port that came free");
                 space.answers(&freed, &entries(&freed)?[0], Way::Http)
+            })
+        })
+    })
+}
+
+#[test]
+fn a_pod_that_changes_its_request_again_and_again_leaves_ports_to_other_pods() -> Result<()> {
+    const TWENTY: &str = "--range=21000-21019";
+    alone(|cluster| {
+        // no cool-down ends during the test
+        let enforcer = [TWENTY, "--cooldown=600s"];
+        with_flags(cluster, &[TWENTY], &enforcer, || {
+            Space::with(cluster, "range-churn", |space| {
+                space.create(&on_node(mapped_pod("churn"), "node1"))?;
+                space.ready("churn")?;
+                let mut seen = BTreeSet::new();
+                // more requests than there are ports
+                for wanted in 1..=25 {
+                    let request = format!(r#"{ANNOTATION}=[{{"containerPort":{wanted}}}]"#);
+                    space.kubectl(&["annotate", "--overwrite", "pod", "churn", &request])?;
+                    let what = format!("request {wanted} to be answered");
+                    let result = eventually(&what, || {
+                        let result = entries(&space.pod("churn")?)?;
+                        let first = result.first().context("no result")?.clone();
+                        ensure!(first.container_port == wanted, "{first:?}");
+                        Ok(first)
+                    })?;
+                    seen.insert(result.host_port);
+                }
+                ensure!(seen.len() <= 4, "the pod could try the ports {seen:?}");
+                space.create(&on_node(mapped_pod("quiet"), "node1"))?;
+                let quiet = space.ready("quiet")?;
+                space.answers(&quiet, &entries(&quiet)?[0], Way::Http)
             })
         })
     })
