@@ -47,30 +47,11 @@ fn a_mapping_ends_and_comes_back_with_the_runtimes_result() -> Result<()> {
 fn a_pod_whose_result_was_wiped_has_its_port_again_and_is_not_true_before() -> Result<()> {
     alone(|cluster| {
         Space::with(cluster, "result-wiped", |space| {
-            let (web, entry) = serving(space, NODE)?;
+            let (web, _) = serving(space, NODE)?;
             for result in results(cluster, NODE)? {
                 fs::remove_file(result)?;
             }
-            let changed = |pod: &Value| {
-                condition(pod, ANNOTATION)?
-                    .get("lastTransitionTime")
-                    .cloned()
-            };
-            eventually("the condition to be True a second time", || {
-                let after = space.pod("web")?;
-                ensure!(changed(&after) != changed(&web), "True all the time");
-                ensure!(
-                    is_true(&after, ANNOTATION),
-                    "{}",
-                    after["status"]["conditions"]
-                );
-                ensure!(
-                    entries(&after)? == [entry.clone()],
-                    "{:?}",
-                    entries(&after)?
-                );
-                space.answers(&after, &entry, Way::Tcp)
-            })
+            mapped_again(space, &web, Way::Tcp)
         })
     })
 }
@@ -129,6 +110,28 @@ fn a_stale_result_from_before_the_clock_was_set_back_is_ignored() -> Result<()> 
     })
 }
 
+/// Waits until a pod whose result was removed is mapped to the same ports again, and was not True before.
+pub(crate) fn mapped_again(space: &Space<'_>, before: &Value, way: Way) -> Result<()> {
+    let name = before["metadata"]["name"].as_str().context("no name")?;
+    let changed = |pod: &Value| {
+        condition(pod, ANNOTATION)?
+            .get("lastTransitionTime")
+            .cloned()
+    };
+    eventually("the condition to be True a second time", || {
+        let after = space.pod(name)?;
+        ensure!(changed(&after) != changed(before), "True all the time");
+        ensure!(
+            is_true(&after, ANNOTATION),
+            "{}",
+            after["status"]["conditions"]
+        );
+        let mapped = entries(&after)?;
+        ensure!(mapped == entries(before)?, "{mapped:?}");
+        space.answers(&after, &mapped[0], way)
+    })
+}
+
 /// A pod `web` that answers at its host port, and that port.
 fn serving(space: &Space<'_>, node: &str) -> Result<(Value, MappedPort)> {
     let ports = json!([{ "containerPort": 9040 }]);
@@ -170,7 +173,7 @@ fn results(cluster: &Cluster, node: &str) -> Result<Vec<PathBuf>> {
 }
 
 /// The runtime's CNI result of a pod.
-fn result_of(cluster: &Cluster, node: &str, uid: &str) -> Result<PathBuf> {
+pub(crate) fn result_of(cluster: &Cluster, node: &str, uid: &str) -> Result<PathBuf> {
     for path in results(cluster, node)? {
         let name = path.to_string_lossy();
         if name.ends_with("-eth0") && fs::read_to_string(&path).is_ok_and(|t| t.contains(uid)) {

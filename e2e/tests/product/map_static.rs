@@ -1,9 +1,12 @@
 //! Static pods of a node, and what static host ports do to the mappings of other pods.
 
+use std::fs;
+
 use anyhow::{Context, Result, ensure};
 use e2e::cluster::STATIC_PODS;
 use serde_json::json;
 
+use crate::map_results::{mapped_again, result_of};
 use crate::support::outside::Way;
 use crate::support::parts::log;
 use crate::support::pods::{entries, mapped_pod, on_node, pod};
@@ -25,7 +28,12 @@ fn an_annotated_static_pod_is_mapped() -> Result<()> {
             let name = format!("web-{NODE}");
             let outcome = space.mapped(&name).and_then(|web| {
                 let entry = entries(&web)?.remove(0);
-                space.answers(&web, &entry, Way::Http)
+                space.answers(&web, &entry, Way::Http)?;
+                // the runtime's result is the pod's, although it names another uid
+                let hash = &web["metadata"]["annotations"]["kubernetes.io/config.hash"];
+                let hash = hash.as_str().context("no hash")?;
+                fs::remove_file(result_of(cluster, NODE, hash)?)?;
+                mapped_again(space, &web, Way::Http)
             });
             shell(format!("rm {file}"))?;
             outcome
