@@ -7,7 +7,7 @@ use e2e::cluster::STATIC_PODS;
 use serde_json::json;
 
 use crate::map_results::{mapped_again, result_of};
-use crate::support::outside::Way;
+use crate::support::outside::{Way, ask};
 use crate::support::parts::log;
 use crate::support::pods::{entries, mapped_pod, on_node, pod};
 use crate::support::space::Space;
@@ -95,6 +95,37 @@ fn the_first_static_host_port_of_a_node_is_no_damage_to_other_pods() -> Result<(
                 "{events:?}"
             );
             space.answers(&web, entries(&web)?.first().context("no entry")?, Way::Http)
+        })
+    })
+}
+
+#[test]
+fn a_host_network_program_gets_its_static_port_from_a_mapped_pod() -> Result<()> {
+    shared(|cluster| {
+        Space::with(cluster, "static-host", |space| {
+            space.create(&on_node(mapped_pod("web"), NODE))?;
+            let web = space.ready("web")?;
+            let entry = entries(&web)?.remove(0);
+            let (endpoint, number) = (space.endpoint(&web, &entry)?, entry.host_port);
+            let ports = json!([{ "containerPort": number, "hostPort": number }]);
+            let mut host = pod("host", &["--http", &number.to_string()], &ports);
+            host["spec"]["hostNetwork"] = json!(true);
+            space.create(&on_node(host, NODE))?;
+            eventually("the program to answer at its port", || {
+                // a pod on the host network is named after its node
+                let answer = ask(cluster, Way::Http, endpoint)?;
+                ensure!(answer == NODE, "{endpoint} answered {answer:?}");
+                Ok(())
+            })?;
+            let host = space.pod("host")?;
+            let binds = &host["status"]["containerStatuses"][0]["restartCount"];
+            println!("the program failed to bind its port {binds} times");
+            eventually("the mapped pod to answer at another port", || {
+                let web = space.pod("web")?;
+                let entry = entries(&web)?.remove(0);
+                ensure!(entry.host_port != number, "still {number}");
+                space.answers(&web, &entry, Way::Http)
+            })
         })
     })
 }
