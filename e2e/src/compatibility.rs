@@ -102,7 +102,7 @@ pub(crate) fn tables() -> Result<String> {
 }
 
 fn print(runs: &[Run]) -> String {
-    let mut text = "| CNI | Kubernetes | kube-proxy | kernel | backend | other address seen from | NetworkPolicy that names the client |\n\
+    let mut text = "| CNI | Kubernetes | kube-proxy | kernel | backend | other address | NetworkPolicy that names the client |\n\
          |---|---|---|---|---|---|---|\n"
         .to_owned();
     for run in runs {

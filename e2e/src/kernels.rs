@@ -44,6 +44,9 @@ pub struct Options {
     /// repeated.
     #[arg(long, value_parser = ["netns", "hold", "cni"])]
     suite: Vec<String>,
+    /// How many times slower than a real machine the emulated one is: the tests' limits grow with it.
+    #[arg(long, default_value_t = guest::SLOWNESS)]
+    slowness: u32,
     /// Only tests whose name contains one of these texts.
     filter: Vec<String>,
 }
@@ -61,6 +64,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let Options {
         kernel,
         suite,
+        slowness,
         filter,
     } = options;
     packages::ensure()?;
@@ -77,7 +81,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     for series in kernels {
         let kernel = debian::kernel(series)?;
         let step = Step::start(format!("suites on Linux {}", kernel.version));
-        let logs = guest::run(&kernel, &suites, filter)?;
+        let logs = guest::run(&kernel, &suites, *slowness, filter)?;
         step.done("run");
         for (suite, log) in logs {
             let outcome = Outcome::parse(&log);

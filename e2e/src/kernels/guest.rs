@@ -13,7 +13,7 @@ use crate::{paths, process};
 
 /// For all suites of one kernel. The data plane's take 22 minutes on an idle machine.
 const LIMIT: Duration = Duration::from_hours(3);
-/// How many times slower than a real machine the emulated one is; the tests multiply their limits.
+/// How many times slower than a real machine the emulated one is, on an idle machine.
 pub(super) const SLOWNESS: u32 = 15;
 
 /// Where the logs of the last run are.
@@ -25,6 +25,7 @@ pub(super) fn logs() -> PathBuf {
 pub(super) fn run(
     kernel: &Kernel,
     suites: &[Suite],
+    slowness: u32,
     filter: &[String],
 ) -> Result<Vec<(&'static str, String)>> {
     let out = logs().join(&kernel.version);
@@ -33,7 +34,7 @@ pub(super) fn run(
     }
     fs::create_dir_all(&out).with_context(|| format!("create {}", out.display()))?;
     let script = out.join("guest.sh");
-    fs::write(&script, guest(suites, filter))
+    fs::write(&script, guest(suites, slowness, filter))
         .with_context(|| format!("write {}", script.display()))?;
     let mut qemu = process::command("qemu-system-x86_64");
     // no KVM: it may be missing, and in nested machines it hangs
@@ -62,10 +63,10 @@ pub(super) fn run(
 }
 
 /// What the guest does after it has this machine's files.
-fn guest(suites: &[Suite], filter: &[String]) -> String {
+fn guest(suites: &[Suite], slowness: u32, filter: &[String]) -> String {
     let mut script = format!(
         r#"export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
-export PORTMAPPING_TEST_SLOWNESS={SLOWNESS}
+export PORTMAPPING_TEST_SLOWNESS={slowness}
 mkdir -p /dev/pts /dev/shm
 mount -t devpts devpts /dev/pts; mount -t tmpfs tmpfs /dev/shm; mount -t tmpfs tmpfs /run
 mkdir -p /run/netns /run/lock

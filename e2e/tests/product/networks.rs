@@ -68,11 +68,13 @@ fn small_suite() -> Result<()> {
             with_flags(&cluster, &[], &["--backend=nftables"], || reach("nftables"))?;
         }
         deletion(space, &target)?;
+        let release = uname()?.release().to_string_lossy().into_owned();
         compatibility::record(&Run::Small(Small {
             cni: cni.to_string(),
             kubernetes: kubernetes.version()?,
             proxy_mode: config.proxy_mode.to_string(),
-            kernel: uname()?.release().to_string_lossy().into_owned(),
+            // without what a distribution adds
+            kernel: release.split('-').next().unwrap_or_default().to_owned(),
             auto: auto.to_owned(),
             forced: forced.map(str::to_owned),
             other_address,
@@ -128,6 +130,13 @@ fn policies(space: &Space<'_>, cni: Cni, target: &Target) -> Result<&'static str
             Ok(())
         })?;
         space.kubectl(&["delete", "networkpolicy", &name])?;
+        eventually(&format!("the policy {name} to end"), || {
+            for port in [port, target.endpoint(1, 0)] {
+                let answer = run_at(space.cluster, other, move || tcp(port))?;
+                ensure!(answer.is_ok(), "{other} to {port}: {answer:?}");
+            }
+            Ok(())
+        })?;
     }
     Ok("IPv4: passes the client it names, denies another")
 }

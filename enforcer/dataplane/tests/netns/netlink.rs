@@ -119,6 +119,11 @@ fn refusals_name_their_element_and_undo_all() {
     ports(&mut batch, [3000]);
     let error = socket.commit(&mut batch).unwrap_err();
     assert!(error.is_refusal(Errno::EXIST), "{error}");
+    assert_eq!(elements(&mut socket).unwrap(), 2, "all is undone");
+    if !names_elements(&node) {
+        println!("skipped: the kernel does not say which element it refuses");
+        return;
+    }
     let named: Vec<Vec<u8>> = error
         .refusals()
         .iter()
@@ -129,7 +134,14 @@ fn refusals_name_their_element_and_undo_all() {
         })
         .collect();
     assert_eq!(named, [700_u16.to_be_bytes(), 1500_u16.to_be_bytes()]);
-    assert_eq!(elements(&mut socket).unwrap(), 2, "all is undone");
+}
+
+/// Whether the kernel says which element it refuses: nft then marks this one, else the whole command.
+fn names_elements(node: &Netns) -> bool {
+    let probe = "nft 'add table ip p; add set ip p s { type inet_service; elements = { 2 }; }'
+        nft 'create element ip p s { 1, 2 }' 2>&1 || true
+        nft delete table ip p";
+    node.sh(probe).matches('^').count() == 1
 }
 
 #[test]
