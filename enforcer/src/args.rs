@@ -16,6 +16,8 @@ use portmapping_shared::{PortRange, PortSet};
 use portmapping_dataplane::{AddressSelection, Subnet};
 use portmapping_keeper::{DEFAULT_SOCKET, KeeperArgs};
 
+use crate::masquerade::MasqueradeChoice;
+
 /// Default path of the unix socket for health, metrics and state.
 pub const ADMIN_SOCKET: &str = "/run/enforcer/admin.sock";
 
@@ -111,6 +113,16 @@ pub struct RunArgs {
     /// bridges
     #[arg(long, env = "PORTMAPPING_NEIGHBOURS", value_delimiter = ',')]
     neighbours: Vec<Subnet>,
+    /// Whether connections to mapped ports are masqueraded, for networks whose replies leave the node past
+    /// netfilter: auto, where Cilium says that it routes so; always; or never. Pods then see the node's
+    /// address instead of the client's
+    #[arg(
+        long,
+        env = "PORTMAPPING_MASQUERADE",
+        value_enum,
+        default_value = "auto"
+    )]
+    masquerade: MasqueradeChoice,
     /// Addresses of the node at which mapped ports answer. node: the internal and external addresses
     /// that its Node object names; all: every address, except loopback, link-local and multicast
     /// addresses; or the addresses in these subnets, separated by commas
@@ -275,6 +287,8 @@ pub struct RunConfig {
     pub iptables: IptablesChoice,
     /// Pod subnets behind the node's bridges.
     pub neighbours: Vec<Subnet>,
+    /// Whether connections to mapped ports are masqueraded.
+    pub masquerade: MasqueradeChoice,
     /// Which addresses of the node become host addresses.
     pub host_addresses: AddressSelection,
     /// Addresses of the node until its Node object is read.
@@ -323,6 +337,7 @@ impl TryFrom<RunArgs> for RunConfig {
             backend,
             iptables,
             neighbours,
+            masquerade,
             host_addresses,
             host_ips,
             cni_results,
@@ -361,6 +376,7 @@ impl TryFrom<RunArgs> for RunConfig {
             backend,
             iptables,
             neighbours,
+            masquerade,
             host_addresses,
             host_ips,
             cni_results: cni_results

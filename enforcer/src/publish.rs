@@ -36,10 +36,10 @@ pub(crate) enum PublishError {
         source: CallError<kube::Error>,
     },
     /// The event was refused, or never answered.
-    #[error("cannot record event {reason} on pod {pod}")]
+    #[error("cannot record event {reason} on {on}")]
     Event {
-        /// The pod.
-        pod: String,
+        /// The pod or the node.
+        on: String,
         /// The event's reason.
         reason: &'static str,
         /// The cause.
@@ -117,8 +117,24 @@ impl Publisher {
         within(WRITE_LIMIT, "write event", self.events.write(event))
             .await
             .map_err(|source| PublishError::Event {
-                pod: event.pod.to_string(),
+                on: format!("pod {}", event.pod),
                 reason: event.kind.reason(),
+                source,
+            })
+    }
+
+    /// Records a warning on the Node object.
+    pub(crate) async fn emit_on_node(
+        &self,
+        reason: &'static str,
+        note: &str,
+    ) -> Result<(), PublishError> {
+        let written = self.events.write_on_node(reason, note);
+        within(WRITE_LIMIT, "write event", written)
+            .await
+            .map_err(|source| PublishError::Event {
+                on: "the node".to_owned(),
+                reason,
                 source,
             })
     }

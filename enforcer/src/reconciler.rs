@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use calls::KeeperAnswer;
 
 use crate::keeper_client::KeeperClient;
+use crate::masquerade::{Decision, MasqueradeChoice};
 use crate::metrics::Metrics;
 use crate::pods::PodUpdate;
 use crate::publish::Publisher;
@@ -42,7 +43,7 @@ const BATCH: usize = 64;
 const FIRST_CHECK: Duration = Duration::from_secs(1);
 
 /// A request for the current state, answered by the loop.
-pub(crate) type StateRequest = oneshot::Sender<(Status, Chosen)>;
+pub(crate) type StateRequest = oneshot::Sender<(Status, Chosen, Option<Decision>)>;
 
 /// Why the loop ended before it was cancelled.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +73,8 @@ pub(crate) struct Drivers {
     pub dataplane: Arc<Mutex<Box<dyn Dataplane>>>,
     /// The backend of `dataplane`, and why it was chosen.
     pub backend: Chosen,
+    /// Whether connections to mapped ports are masqueraded.
+    pub masquerade: MasqueradeChoice,
     /// The connections that changes of the packet filter leave behind.
     pub stale_flows: StaleFlows,
     /// The API server.
@@ -140,6 +143,8 @@ pub(crate) struct Reconciler {
     read_again: bool,
     /// What the Node object names, for the next read.
     node_addresses: Option<BTreeSet<IpAddr>>,
+    /// Whether connections are masqueraded, as of the last read of the rules.
+    masquerade: Option<Decision>,
     /// Changes started so far. A read during which a change started is not used.
     changes: u64,
     /// Mappings that the rules should have; None before the first count.
@@ -164,6 +169,7 @@ impl Reconciler {
             damaged_since: None,
             read_again: false,
             node_addresses: None,
+            masquerade: None,
             changes: 0,
             expected_mappings: None,
         }
@@ -233,7 +239,8 @@ impl Reconciler {
                 Ok(()) = inputs.keeper_lost.changed() => self.list_keeper(),
                 Some(request) = inputs.state_requests.recv() => {
                     // the client may have closed its connection
-                    let _ = request.send((self.state.status(), self.drivers.backend.clone()));
+                    let backend = self.drivers.backend.clone();
+                    let _ = request.send((self.state.status(), backend, self.masquerade.clone()));
                 }
                 _ = check.tick() => self.observe(),
                 () = sleep_until(started, deadline), if deadline.is_some() && role == KeeperRole::Active => {
@@ -339,15 +346,6 @@ impl Reconciler {
             Finished::Nothing => {}
         }
         Ok(())
-    }
-
-    /// Called after the next change has started: a read before it would make it wait, and would then
-    /// be of no use.
-    fn read_again_if_asked(&mut self) {
-        if self.read_again && !self.observing && !self.changing {
-            self.read_again = false;
-            self.observe();
-        }
     }
 
     /// Logs and counts rules that another process altered.

@@ -152,6 +152,7 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
     let drivers = Drivers {
         keeper: Arc::new(tokio::sync::Mutex::new(keeper)),
         backend: start.backend,
+        masquerade: config.masquerade,
         stale_flows: start.dataplane.stale_flows(),
         dataplane: Arc::new(Mutex::new(Box::new(start.dataplane))),
         publisher: Publisher::new(client.clone(), &config.node),

@@ -16,6 +16,7 @@ use portmapping_shared::pod::canonical_ip;
 
 use crate::args::{BackendChoice, IptablesChoice, RunConfig};
 use crate::keeper_client::KeeperClient;
+use crate::masquerade;
 use crate::node_facts::NodeFacts;
 
 /// Limit for reading the rules: more than the programs' own, which end them.
@@ -120,6 +121,7 @@ fn settings(config: &RunConfig) -> Settings {
     Settings {
         excluded: config.core.excluded.clone(),
         neighbours: config.neighbours.clone(),
+        masquerade: masquerade::decide(config.masquerade).on,
         selection: config.host_addresses.clone(),
         host_addresses: config.host_ips.iter().copied().map(canonical_ip).collect(),
         ..Settings::new(config.core.range)

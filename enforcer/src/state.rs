@@ -13,6 +13,7 @@ use portmapping_enforcer_core::{AddressSource, Status};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::masquerade::Decision;
 use crate::reconciler::StateRequest;
 
 /// How long the reconciler may take to answer.
@@ -32,9 +33,9 @@ async fn state(State(requests): State<mpsc::Sender<StateRequest>>) -> impl IntoR
         answer.await.ok()
     };
     match tokio::time::timeout(ANSWER_LIMIT, status).await {
-        Ok(Some((status, backend))) => (
+        Ok(Some((status, backend, masquerade))) => (
             [(CONTENT_TYPE, "application/json")],
-            format!("{:#}\n", describe(&status, &backend)),
+            format!("{:#}\n", describe(&status, &backend, masquerade.as_ref())),
         )
             .into_response(),
         _ => (
@@ -45,7 +46,7 @@ async fn state(State(requests): State<mpsc::Sender<StateRequest>>) -> impl IntoR
     }
 }
 
-fn describe(status: &Status, chosen: &Chosen) -> Value {
+fn describe(status: &Status, chosen: &Chosen, masquerade: Option<&Decision>) -> Value {
     let pods = status.pods.iter().map(|pod| {
         let lease = pod.lease.iter().map(|port| {
             json!({
@@ -81,6 +82,8 @@ fn describe(status: &Status, chosen: &Chosen) -> Value {
     json!({
         "backend": chosen.backend.as_str(),
         "backendReason": chosen.reason,
+        "masquerade": masquerade.map(|decision| decision.on),
+        "masqueradeReason": masquerade.map(|decision| &decision.reason),
         "pods": pods.collect::<Vec<_>>(),
         "mappings": counts.mappings,
         "cooling": counts.cooling,

@@ -10,10 +10,11 @@ use crate::render::{chart, find, kustomize, overlay};
 const NAMESPACE: &str = "portmapping-system";
 
 /// What a directory of `manifests` holds besides the base, and the chart's values for the same.
-const OVERLAYS: [(&str, &str); 3] = [
+const OVERLAYS: [(&str, &str); 4] = [
     ("ignore", "failurePolicy=Ignore"),
     ("cert-manager", "certManager=true"),
     ("legacy-iptables", "legacyIptables=true"),
+    ("cilium", "cilium=true"),
 ];
 const COMPONENTS: [(&str, &str); 5] = [
     ("critical-quota", "resourceQuota=true"),

@@ -21,6 +21,7 @@ fn no_object_names_the_default_namespace_in_another_one() -> Result<()> {
         "overlays/cert-manager",
         "overlays/ignore",
         "overlays/legacy-iptables",
+        "overlays/cilium",
     ] {
         for object in in_namespace(of)? {
             let text = object.to_string();

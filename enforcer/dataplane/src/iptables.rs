@@ -291,6 +291,13 @@ impl Dataplane for Iptables {
         }
     }
 
+    fn set_masquerade(&mut self, on: bool) {
+        self.ipv4.set_masquerade(on);
+        if let Ok(ipv6) = &mut self.ipv6 {
+            ipv6.set_masquerade(on);
+        }
+    }
+
     fn set_host_addresses(&mut self, addresses: &BTreeSet<IpAddr>) {
         self.ipv4.set_host_addresses(addresses);
         if let Ok(ipv6) = &mut self.ipv6 {

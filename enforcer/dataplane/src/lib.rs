@@ -95,6 +95,9 @@ pub trait Dataplane: Send {
     /// on.
     fn set_neighbours(&mut self, neighbours: &[Subnet]);
 
+    /// Sets whether every connection to a mapped port is masqueraded, from the next change on.
+    fn set_masquerade(&mut self, on: bool);
+
     /// Sets the addresses at which mappings answer, from the next change on.
     fn set_host_addresses(&mut self, addresses: &BTreeSet<IpAddr>);
 

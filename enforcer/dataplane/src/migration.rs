@@ -145,6 +145,9 @@ pub struct BackendMigration {
     forward: Forward,
     /// None if the configuration names the neighbours.
     bridges: Option<Bridges>,
+    masquerade: bool,
+    /// What `masquerade` becomes with the next observation.
+    next_masquerade: Option<bool>,
     host_addresses: HostAddresses,
     /// Whether there are mappings, or are to be.
     in_use: bool,
@@ -194,6 +197,8 @@ impl BackendMigration {
             begun: false,
             forward,
             bridges: settings.neighbours.is_empty().then(Bridges::default),
+            masquerade: settings.masquerade,
+            next_masquerade: None,
             host_addresses: HostAddresses::new(
                 settings.selection.clone(),
                 settings.host_addresses.clone(),
@@ -244,10 +249,21 @@ impl BackendMigration {
         true
     }
 
-    /// Changes the rules if the node's bridges or addresses have changed. The rules were correct
+    /// Returns whether what is masqueraded has changed.
+    fn change_masquerade(&mut self) -> bool {
+        let next = self.next_masquerade.take();
+        let Some(on) = next.filter(|on| *on != self.masquerade) else {
+            return false;
+        };
+        self.masquerade = on;
+        self.to.set_masquerade(on);
+        true
+    }
+
+    /// Changes the rules if the node's bridges or addresses, or what is masqueraded, have changed. The rules were correct
     /// before, so this is not reported as damage.
     fn with_node(&mut self, observed: Observed) -> Result<Observed, DataplaneError> {
-        if !(self.find_neighbours() | self.find_host_addresses()) {
+        if !(self.find_neighbours() | self.find_host_addresses() | self.change_masquerade()) {
             return Ok(observed);
         }
         self.to.apply(&Plan::default())?;
@@ -333,6 +349,11 @@ impl Dataplane for BackendMigration {
     fn set_neighbours(&mut self, neighbours: &[Subnet]) {
         self.bridges = None;
         self.to.set_neighbours(neighbours);
+    }
+
+    /// The next observation changes the rules.
+    fn set_masquerade(&mut self, on: bool) {
+        self.next_masquerade = Some(on);
     }
 
     /// Sets the addresses that the Node object names. The next observation takes those that are

@@ -222,6 +222,12 @@ impl Dataplane for Nftables {
         self.stale = true;
     }
 
+    fn set_masquerade(&mut self, on: bool) {
+        self.settings.masquerade = on;
+        self.frame = Frame::new(&self.settings, self.abilities);
+        self.stale = true;
+    }
+
     fn set_host_addresses(&mut self, addresses: &BTreeSet<IpAddr>) {
         self.settings.host_addresses.clone_from(addresses);
         self.stale_flows.set_host_addresses(addresses);

@@ -20,6 +20,9 @@ pub struct Settings {
     /// Subnets of pods that share a bridge whose packets pass no rules (bridge-nf-call-iptables is
     /// 0). There, a pod reaches the host port of another pod only if the connection is masqueraded.
     pub neighbours: Vec<Subnet>,
+    /// Whether every connection to a mapped port is masqueraded: where replies of pods leave the node
+    /// past netfilter, a client gets none otherwise. The pods then see the node's address.
+    pub masquerade: bool,
     /// Which addresses of the node become host addresses.
     pub selection: AddressSelection,
     /// The addresses at which mappings answer. Packets to all other addresses are not ours.
@@ -34,6 +37,7 @@ impl Settings {
             range,
             excluded: PortSet::default(),
             neighbours: Vec::new(),
+            masquerade: false,
             selection: AddressSelection::default(),
             host_addresses: BTreeSet::new(),
         }

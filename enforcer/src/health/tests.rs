@@ -9,6 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use super::*;
+use crate::masquerade::Decision;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -55,14 +56,24 @@ async fn state_is_served_on_the_unix_socket_only() {
                 reason: "a test".to_owned(),
                 automatic: true,
             };
-            request.send((state.status(), backend)).unwrap();
+            let masquerade = Some(Decision {
+                on: true,
+                reason: "a flag".to_owned(),
+                is_unknown: false,
+            });
+            request.send((state.status(), backend, masquerade)).unwrap();
         }
     });
 
     let answer = admin::probe(&path, "/state", LIMIT).await.unwrap();
     assert_eq!(answer.status, 200);
-    let backend = r#""backend": "nftables""#;
-    assert!(answer.body.contains(backend), "{}", answer.body);
+    for shown in [
+        r#""backend": "nftables""#,
+        r#""masquerade": true"#,
+        r#""masqueradeReason": "a flag""#,
+    ] {
+        assert!(answer.body.contains(shown), "{shown}: {}", answer.body);
+    }
     for (route, status) in [
         ("/state", " 404 "),
         ("/healthz", " 200 "),

@@ -52,6 +52,30 @@ impl Events {
         }
     }
 
+    /// Creates a warning on the Node object of this node. Events on objects without a namespace belong
+    /// to namespace `default`.
+    pub(super) async fn write_on_node(&self, reason: &str, note: &str) -> Result<(), kube::Error> {
+        let regarding = ObjectReference {
+            kind: Some("Node".to_owned()),
+            name: Some(self.instance.to_string()),
+            // as the kubelet writes it, so that `kubectl describe node` shows the event
+            uid: Some(self.instance.to_string()),
+            ..Default::default()
+        };
+        let event = Described {
+            namespace: "default",
+            name: unique_name(&self.instance, rand::random()),
+            regarding,
+            reason,
+            is_warning: true,
+            note,
+        };
+        let created = event.object(&self.instance, Timestamp::now());
+        let api: Api<Event> = Api::namespaced(self.client.clone(), "default");
+        api.create(&PostParams::default(), &created).await?;
+        Ok(())
+    }
+
     /// Creates the event, or continues the series of an equal one.
     pub(super) async fn write(&self, event: &PodEvent) -> Result<(), kube::Error> {
         let api: Api<Event> = Api::namespaced(self.client.clone(), &event.pod.namespace);
@@ -127,33 +151,53 @@ impl RecentEvents {
 
 fn new_event(event: &PodEvent, name: &str, instance: &str, now: Timestamp) -> Event {
     let PodEvent { pod, kind, note } = event;
-    let kind_of_event = if kind.is_warning() {
-        "Warning"
-    } else {
-        "Normal"
-    };
-    Event {
-        metadata: ObjectMeta {
-            namespace: Some(pod.namespace.clone()),
-            name: Some(name.to_owned()),
-            ..Default::default()
-        },
-        event_time: Some(MicroTime(now)),
-        action: Some(ACTION.to_owned()),
-        reason: Some(kind.reason().to_owned()),
-        note: Some(shortened(note)),
-        type_: Some(kind_of_event.to_owned()),
-        reporting_controller: Some(ENFORCER_MANAGER.to_owned()),
-        reporting_instance: Some(instance.to_owned()),
-        regarding: Some(ObjectReference {
+    let described = Described {
+        namespace: &pod.namespace,
+        name: name.to_owned(),
+        regarding: ObjectReference {
             api_version: Some("v1".to_owned()),
             kind: Some("Pod".to_owned()),
             namespace: Some(pod.namespace.clone()),
             name: Some(pod.name.clone()),
             uid: Some(pod.uid.to_string()),
             ..Default::default()
-        }),
-        ..Default::default()
+        },
+        reason: kind.reason(),
+        is_warning: kind.is_warning(),
+        note,
+    };
+    described.object(instance, now)
+}
+
+/// What an event says.
+struct Described<'a> {
+    namespace: &'a str,
+    name: String,
+    regarding: ObjectReference,
+    reason: &'a str,
+    is_warning: bool,
+    note: &'a str,
+}
+
+impl Described<'_> {
+    fn object(self, instance: &str, now: Timestamp) -> Event {
+        let kind = if self.is_warning { "Warning" } else { "Normal" };
+        Event {
+            metadata: ObjectMeta {
+                namespace: Some(self.namespace.to_owned()),
+                name: Some(self.name),
+                ..Default::default()
+            },
+            event_time: Some(MicroTime(now)),
+            action: Some(ACTION.to_owned()),
+            reason: Some(self.reason.to_owned()),
+            note: Some(shortened(self.note)),
+            type_: Some(kind.to_owned()),
+            reporting_controller: Some(ENFORCER_MANAGER.to_owned()),
+            reporting_instance: Some(instance.to_owned()),
+            regarding: Some(self.regarding),
+            ..Default::default()
+        }
     }
 }
 

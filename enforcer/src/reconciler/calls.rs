@@ -6,11 +6,13 @@ use std::time::{Duration, Instant};
 
 use portmapping_enforcer_core::{PodEvent, PortKey, Publication, PublishOutcome, RuleError};
 use portmapping_runtime::deadline::chain;
+use portmapping_shared::contract::EVENT_ROUTING_UNKNOWN;
 use portmapping_shared::{Plan, PodRef, remedy};
 use rustix::io::Errno;
 
 use super::{Finished, Reconciler};
 use crate::keeper_client::{KeeperClient, KeeperClientError};
+use crate::masquerade;
 use crate::pods::running_at;
 use portmapping_keeper::wire::{self, HoldOutcome};
 
@@ -125,12 +127,14 @@ impl Reconciler {
         let metrics = self.drivers.metrics.clone();
         let node_addresses = self.node_addresses.take();
         let automatic = self.drivers.backend.automatic;
+        let masquerade = self.decide_masquerade();
         self.tasks.spawn_blocking(move || {
             let begun = Instant::now();
             let mut dataplane = dataplane.lock();
             if let Some(addresses) = node_addresses {
                 dataplane.set_host_addresses(&addresses);
             }
+            dataplane.set_masquerade(masquerade);
             let observed = dataplane.observe();
             drop(dataplane);
             let us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -150,6 +154,49 @@ impl Reconciler {
                 }
             };
             Finished::Observed { before, observed }
+        });
+    }
+
+    /// Called after the next change has started: a read before it would make it wait, and would then
+    /// be of no use.
+    pub(super) fn read_again_if_asked(&mut self) {
+        if self.read_again && !self.observing && !self.changing {
+            self.read_again = false;
+            self.observe();
+        }
+    }
+
+    /// Decides whether connections are masqueraded. A new decision is logged; one that lacks what Cilium
+    /// could say is also an event on the Node object.
+    fn decide_masquerade(&mut self) -> bool {
+        let decision = masquerade::decide(self.drivers.masquerade);
+        let on = decision.on;
+        if self.masquerade.as_ref() != Some(&decision) {
+            if decision.is_unknown {
+                tracing::warn!("{}", decision.reason);
+                self.emit_on_node(EVENT_ROUTING_UNKNOWN, decision.reason.clone());
+            } else {
+                let masquerade = decision.on;
+                tracing::info!(masquerade, reason = decision.reason, "masquerading decided");
+            }
+            self.masquerade = Some(decision);
+        }
+        on
+    }
+
+    fn emit_on_node(&mut self, reason: &'static str, note: String) {
+        let publisher = self.drivers.publisher.clone();
+        let metrics = self.drivers.metrics.clone();
+        self.tasks.spawn(async move {
+            let outcome = publisher.emit_on_node(reason, &note).await;
+            metrics.record_call("event", outcome.is_ok());
+            if let Err(error) = outcome {
+                tracing::warn!(
+                    error = chain(&error),
+                    "cannot record an event; it is dropped"
+                );
+            }
+            Finished::Nothing
         });
     }
 

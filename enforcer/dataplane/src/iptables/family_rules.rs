@@ -185,6 +185,13 @@ impl FamilyRules {
         self.known = None;
     }
 
+    /// Sets whether every connection to a mapped port is masqueraded. The next change or read compares
+    /// the table with the new layout.
+    pub(super) fn set_masquerade(&mut self, on: bool) {
+        self.layout.set_masquerade(on);
+        self.known = None;
+    }
+
     /// Replaces the host addresses. The next change or read compares the table with the new layout.
     pub(super) fn set_host_addresses(&mut self, addresses: &BTreeSet<IpAddr>) {
         self.layout.set_host_addresses(addresses);

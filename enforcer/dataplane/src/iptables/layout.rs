@@ -123,6 +123,11 @@ impl Layout {
         self.settings.neighbours = neighbours.to_vec();
     }
 
+    /// Sets whether every connection to a mapped port is masqueraded.
+    pub(super) fn set_masquerade(&mut self, on: bool) {
+        self.settings.masquerade = on;
+    }
+
     /// Replaces the host addresses.
     pub(super) fn set_host_addresses(&mut self, addresses: &BTreeSet<IpAddr>) {
         self.settings.host_addresses.clone_from(addresses);
@@ -234,9 +239,13 @@ impl Layout {
     /// Returns the jumps of packets to host addresses. The address is compared here once, so that
     /// the rules of mappings need not do it.
     fn entry_rules(&self) -> Vec<String> {
-        let addresses = self.settings.host_addresses.iter();
-        let addresses = addresses.filter(|ip| Family::of(**ip) == self.family);
-        addresses.map(|ip| self.host_rule(*ip)).collect()
+        self.own_addresses().map(|ip| self.host_rule(ip)).collect()
+    }
+
+    /// Returns the host addresses of this family.
+    fn own_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let addresses = self.settings.host_addresses.iter().copied();
+        addresses.filter(|ip| Family::of(*ip) == self.family)
     }
 
     fn host_rule(&self, ip: IpAddr) -> String {
@@ -269,15 +278,22 @@ impl Layout {
         jumps.chain(others).collect()
     }
 
-    /// Returns rules that masquerade neighbours, and then jump to the rules of pods. A packet
+    /// Returns rules that masquerade all connections to host addresses, if that is set, and neighbours,
+    /// and then jump to the rules of pods. A packet
     /// enters a chain of pods only if both its addresses end in the same bits; most others cost four
     /// comparisons.
     fn masquerade_rules(&self, in_range_only: bool) -> Vec<String> {
         let mut rules = Vec::new();
+        let range = self.settings.range;
+        let ports = span_text(port(range.first()), port(range.last()));
         if in_range_only {
-            let range = self.settings.range;
-            let ports = span_text(port(range.first()), port(range.last()));
             rules.push(format!("-m conntrack ! --ctorigdstport {ports} -j RETURN"));
+        }
+        if self.settings.masquerade {
+            // connections through a service of another program keep their addresses
+            let sent_to =
+                |ip| format!("-m conntrack --ctorigdst {ip} --ctorigdstport {ports} -j MASQUERADE");
+            rules.extend(self.own_addresses().map(sent_to));
         }
         let neighbours = self.settings.neighbours.iter();
         for subnet in neighbours.filter(|subnet| subnet.family() == self.family) {

@@ -203,6 +203,12 @@ impl Rule {
         key.lookup(REG_1, map, Some(REG_1))
     }
 
+    /// Matches packets whose connection has its original destination in the set of addresses.
+    pub(super) fn begun_to(self, ip: Ip, set: &str) -> Self {
+        self.original(ip.original_daddr, REG_3)
+            .lookup(REG_3, set, None)
+    }
+
     /// Matches packets to an address in the set; does not use the first two registers.
     pub(super) fn sent_to_any_of(self, ip: Ip, set: &str) -> Self {
         self.payload(NETWORK, ip.daddr, ip.length, REG_3)

@@ -3,7 +3,8 @@
 //! ```text
 //! prerouting, output (-101)  in @bound4/6: DNAT; in @ports4/6: DNAT      (to @hosts4/6)
 //! postrouting        (99)    begun to a mapped port, and from a pod to itself
-//!                            or within a neighbour subnet: masquerade
+//!                            or within a neighbour subnet: masquerade; if that is
+//!                            set, also everything begun to a host address
 //! input              (10)    drop what is invalid and sent to a mapped port; refuse first datagrams
 //!                            to the range where no socket receives them
 //! ```
@@ -275,7 +276,11 @@ fn masquerades(families: &[(Family, Ip)], settings: &Settings) -> Vec<Rule> {
         let subnets = subnets.filter(|subnet| subnet.family() == *family);
         let neighbours =
             subnets.map(|subnet| redirected().within(*ip, subnet.network(), subnet.netmask()));
-        for rule in std::iter::once(itself).chain(neighbours) {
+        let hosts = SetId::Hosts(*family).name();
+        let all = settings
+            .masquerade
+            .then(|| redirected().begun_to(*ip, hosts));
+        for rule in all.into_iter().chain([itself]).chain(neighbours) {
             for (bound, map) in [
                 (true, SetId::Bound(*family)),
                 (false, SetId::Ports(*family)),

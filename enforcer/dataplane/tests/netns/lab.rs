@@ -199,6 +199,10 @@ impl<'a> Driver<'a> {
         self.observe()
     }
 
+    pub(crate) fn set_masquerade(&mut self, on: bool) {
+        self.driver.set_masquerade(on);
+    }
+
     pub(crate) fn changes(&self) -> ChangeMonitor {
         self.driver.changes()
     }

@@ -36,6 +36,7 @@ mod invalid;
 mod lab;
 mod layouts;
 mod limits;
+mod masquerade;
 mod netlink;
 mod netns;
 mod nf_tables_missing;

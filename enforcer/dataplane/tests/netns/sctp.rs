@@ -6,10 +6,11 @@ use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use portmapping_dataplane::Settings;
 use portmapping_shared::Protocol::{Sctp, Tcp};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::lab::{Backend, CLIENT, Lab, NODE, POD1, POD2, ip, map, patience};
+use crate::lab::{Backend, CLIENT, Lab, NODE, POD1, POD2, ip, map, patience, range, settings_for};
 use crate::netns::Netns;
 
 const SCTP: i32 = 132;
@@ -19,7 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 crate::for_each_backend!(
     handshake_is_translated_both_ways,
-    moved_port_leads_elsewhere
+    moved_port_leads_elsewhere,
+    everything_is_masqueraded,
 );
 
 struct Raw(Socket);
@@ -118,17 +120,18 @@ fn socket(netns: &Netns, port: u16) -> std::io::Result<Socket> {
     })
 }
 
-/// Makes an association through the host port, or exchanges the first packets of one.
-fn handshake(lab: &Lab, pod: &Netns, source: u16) {
+/// Makes an association through the host port, or exchanges the first packets of one. The pod sees the
+/// client at address `seen`.
+fn handshake(lab: &Lab, pod: &Netns, source: u16, seen: &str) {
     let Ok(client) = socket(&lab.client, source) else {
-        return first_packets(lab, pod, source);
+        return first_packets(lab, pod, source, seen);
     };
     let listener = socket(pod, 9040).expect("listener");
     listener.listen(1).expect("listen");
     let to = SocketAddr::new(ip(NODE), 20000);
     client.connect(&to.into()).expect("associate");
     let (server, peer) = listener.accept().expect("accept");
-    let expected = SocketAddr::new(ip(CLIENT), source);
+    let expected = SocketAddr::new(ip(seen), source);
     assert_eq!(peer.as_socket(), Some(expected));
     for (mut from, mut to) in [(&client, &server), (&server, &client)] {
         from.write_all(b"hello").expect("send");
@@ -138,18 +141,18 @@ fn handshake(lab: &Lab, pod: &Netns, source: u16) {
     }
 }
 
-fn first_packets(lab: &Lab, pod: &Netns, source: u16) {
+fn first_packets(lab: &Lab, pod: &Netns, source: u16, seen: &str) {
     let (client, pod) = (Raw::open(&lab.client), Raw::open(pod));
     client.send(NODE, source, 20000, 0, INIT);
     let expected = Packet {
-        from: v4(CLIENT),
+        from: v4(seen),
         source,
         destination: 9040,
         chunk: INIT,
         intact: true,
     };
     assert_eq!(pod.receive(), expected);
-    pod.send(CLIENT, 9040, source, 0x1234, INIT_ACK);
+    pod.send(seen, 9040, source, 0x1234, INIT_ACK);
     let expected = Packet {
         from: v4(NODE),
         source: 20000,
@@ -167,15 +170,26 @@ fn handshake_is_translated_both_ways(backend: Backend) {
         // the same number with another protocol is another port
         map(Tcp, 20000, POD2, 9040),
     ]);
-    handshake(&lab, &lab.pod1, 44444);
+    handshake(&lab, &lab.pod1, 44444, CLIENT);
 }
 
 fn moved_port_leads_elsewhere(backend: Backend) {
     let lab = Lab::new();
     let mut driver = lab.driver(backend);
     driver.reconcile(&[map(Sctp, 20000, POD1, 9040)]);
-    handshake(&lab, &lab.pod1, 44444);
+    handshake(&lab, &lab.pod1, 44444, CLIENT);
     driver.reconcile(&[map(Sctp, 20000, POD2, 9040)]);
     // the flow is the same, so its conntrack entry must be deleted
-    handshake(&lab, &lab.pod2, 44444);
+    handshake(&lab, &lab.pod2, 44444, CLIENT);
+}
+
+fn everything_is_masqueraded(backend: Backend) {
+    let lab = Lab::new();
+    let settings = Settings {
+        masquerade: true,
+        ..settings_for(range("20000-29999"))
+    };
+    let mut driver = lab.driver_with(backend, &settings);
+    driver.reconcile(&[map(Sctp, 20000, POD1, 9040)]);
+    handshake(&lab, &lab.pod1, 44444, "10.88.0.1");
 }
