@@ -27,7 +27,7 @@ use crate::pods::{self, POD_QUEUE, PodUpdate};
 use crate::publish::Publisher;
 use crate::reconciler::{Drivers, Inputs, ReconcileError, Reconciler};
 use crate::startup::{read_node_facts, recover, rehearse};
-use crate::takeover::{await_turn, settled_role};
+use crate::takeover::{await_turn, first_results, settled_role};
 
 /// Longest silence on a watch before its connection is closed. The API server sends a bookmark every
 /// minute.
@@ -144,11 +144,13 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
     };
     let changes = start.dataplane.changes();
     kernel_ready.ready();
-    let state = NodeState::recover(config.core, rand::random(), started.elapsed(), start.found);
+    let mut state = NodeState::recover(config.core, rand::random(), started.elapsed(), start.found);
 
     let (damage_sender, damage_hints) = watch::channel(0);
     let (addresses_sender, node_addresses) = watch::channel(None);
-    let sandboxes = watch_sandboxes(&mut tasks, config.cni_results, metrics.clone());
+    let mut sandboxes = watch_sandboxes(&mut tasks, config.cni_results, metrics.clone());
+    let first_results = first_results(&mut sandboxes).await;
+    state.sandboxes_listed(started.elapsed(), first_results);
     let drivers = Drivers {
         keeper: Arc::new(tokio::sync::Mutex::new(keeper)),
         backend: start.backend,

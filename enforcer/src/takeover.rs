@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use portmapping_enforcer_core::PodFacts;
+use portmapping_enforcer_core::{PodFacts, Sandbox, SandboxUpdate};
 use portmapping_keeper::wire::KeeperRole;
 use portmapping_runtime::deadline::chain;
 use portmapping_shared::PodUid;
@@ -15,6 +15,9 @@ use crate::pods::PodUpdate;
 
 /// Pause between two requests for the takeover.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// How long a start waits for the list of the runtime's results. It comes within milliseconds, unless the
+/// directory does not exist.
+const FIRST_RESULTS: Duration = Duration::from_millis(500);
 
 /// Returns the keeper's role as soon as it is known: active, or retired.
 pub(crate) async fn settled_role(role: &mut watch::Receiver<KeeperRole>) -> KeeperRole {
@@ -52,6 +55,17 @@ pub(crate) async fn await_turn(
         }
     }
     seen.into_updates()
+}
+
+/// Returns the sandboxes that the runtime's results name; none if the directory does not exist. They are
+/// needed before the first pods: a pod whose address only its result names, because the kubelet reports it
+/// later, would lose its rules until the list comes.
+pub(crate) async fn first_results(sandboxes: &mut mpsc::Receiver<SandboxUpdate>) -> Vec<Sandbox> {
+    match tokio::time::timeout(FIRST_RESULTS, sandboxes.recv()).await {
+        Ok(Some(SandboxUpdate::Listed(all))) => all,
+        // the list comes first
+        _ => Vec::new(),
+    }
 }
 
 /// The pods of the node, as many as the state has later.

@@ -50,6 +50,7 @@ impl World {
                     .any(|call| matches!(call, Call::Program(_)))
                 {
                     self.damaged = false;
+                    self.upgrade.unread = false;
                     self.reference.rules.clone_from(&self.kernel);
                     self.reference.intact = self.intact;
                 }
@@ -95,14 +96,22 @@ impl World {
     }
 
     fn program(&mut self, plan: &Plan) {
-        if plan
-            .to_create
-            .iter()
-            .any(|mapping| self.unsupported.contains(&mapping.owner))
-        {
+        if self.refuses(plan) {
             let refusal = Err("no such protocol".to_owned().into());
             return self.state.programmed(self.now, plan, refusal);
         }
+        self.change_kernel(plan);
+        self.reference.programmed(plan);
+        self.state.programmed(self.now, plan, Ok(()));
+    }
+
+    /// Whether this kernel refuses a rule of the plan.
+    pub(crate) fn refuses(&self, plan: &Plan) -> bool {
+        let refused = |mapping: &Mapping| self.unsupported.contains(&mapping.owner);
+        plan.to_create.iter().any(refused)
+    }
+
+    pub(crate) fn change_kernel(&mut self, plan: &Plan) {
         for mapping in &plan.to_remove {
             if self.kernel.remove(mapping) {
                 let key = (mapping.protocol, mapping.host_port);
@@ -116,8 +125,6 @@ impl World {
             self.kernel.insert(mapping.clone());
         }
         self.intact = true;
-        self.reference.programmed(plan);
-        self.state.programmed(self.now, plan, Ok(()));
     }
 
     /// I1: no other pod before the cool-down is over. I7: no rule without a hold.
@@ -127,6 +134,7 @@ impl World {
         if let Some((owner, previous, since)) = self.last.get(&key)
             && *owner != mapping.owner
             && self.now < *since + COOLDOWN
+            && !self.restored_ports.contains(&(mapping.owner.clone(), key))
         {
             if Some(previous) == name {
                 self.seen.inherited += 1;
@@ -142,30 +150,12 @@ impl World {
     fn publish(&mut self, publication: &Publication, fails: bool) {
         let uid = &publication.pod.uid;
         let lost_answer = fails && self.rng.random_range(0..2) == 0;
-        let version = self.pods.get(uid).map(|facts| &facts.version);
-        let newest = version == Some(&publication.version);
-        let mut outcome = if newest {
-            PublishOutcome::Failed
-        } else {
+        let mut outcome = PublishOutcome::Failed;
+        if !self.is_newest(publication) {
             self.seen.conflicts += 1;
-            PublishOutcome::Conflict
-        };
-        if newest && (!fails || lost_answer) {
-            let wanted = &publication.wanted;
-            if wanted.condition.as_ref().is_some_and(|c| c.status) {
-                self.seen.mapped += 1;
-            }
-            if let Some(facts) = self.pods.get_mut(uid) {
-                // a patch leaves out what does not change
-                if publication.current.annotation != wanted.annotation {
-                    facts.record.annotation.clone_from(&wanted.annotation);
-                }
-                if publication.current.mark != wanted.mark {
-                    facts.record.mark.clone_from(&wanted.mark);
-                }
-                facts.record.condition.clone_from(&wanted.condition);
-            }
-            self.show(uid);
+            outcome = PublishOutcome::Conflict;
+        } else if !fails || lost_answer {
+            self.write(publication);
             if let Some(facts) = self.pods.get(uid).filter(|_| !fails) {
                 let version = facts.version.clone();
                 outcome = PublishOutcome::Written { version };
@@ -173,5 +163,32 @@ impl World {
         }
         self.record(|| format!("publish {uid} {:?}: {outcome:?}", publication.wanted));
         self.state.published(self.now, uid, outcome);
+    }
+
+    fn is_newest(&self, publication: &Publication) -> bool {
+        let facts = self.pods.get(&publication.pod.uid);
+        facts.map(|facts| &facts.version) == Some(&publication.version)
+    }
+
+    /// The API server carries a publication out, unless the pod has changed.
+    pub(crate) fn write(&mut self, publication: &Publication) {
+        if !self.is_newest(publication) {
+            return;
+        }
+        let (uid, wanted) = (&publication.pod.uid, &publication.wanted);
+        if wanted.condition.as_ref().is_some_and(|c| c.status) {
+            self.seen.mapped += 1;
+        }
+        if let Some(facts) = self.pods.get_mut(uid) {
+            // a patch leaves out what does not change
+            if publication.current.annotation != wanted.annotation {
+                facts.record.annotation.clone_from(&wanted.annotation);
+            }
+            if publication.current.mark != wanted.mark {
+                facts.record.mark.clone_from(&wanted.mark);
+            }
+            facts.record.condition.clone_from(&wanted.condition);
+        }
+        self.show(uid);
     }
 }

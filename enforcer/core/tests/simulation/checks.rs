@@ -94,7 +94,7 @@ impl World {
         }
     }
 
-    fn leases(&self, uid: &PodUid) -> Vec<LeasedPort> {
+    pub(crate) fn leases(&self, uid: &PodUid) -> Vec<LeasedPort> {
         let pods = self.state.status().pods.into_iter();
         let own = pods.filter(|pod| pod.uid == *uid);
         own.flat_map(|pod| pod.lease).collect()
@@ -220,6 +220,13 @@ impl World {
     /// I8: without further faults, everything ends as it should.
     pub(crate) fn settle(&mut self) -> Result<(), String> {
         self.no_faults = true;
+        self.finish_upgrade();
+        while self.upgrade.unread {
+            while !self.calls.is_empty() {
+                self.answer();
+            }
+            self.calls.push(Call::Observe);
+        }
         self.other_processes.clear();
         self.set_host_addresses(&["10.0.0.1", "::1"]);
         // the runtime removes ended sandboxes, and creates one for every pod that exists
@@ -250,10 +257,7 @@ impl World {
         self.relist();
         for _ in 0..400 {
             self.collect();
-            while !self.updates.is_empty() {
-                self.deliver_result();
-                self.collect();
-            }
+            self.deliver_results();
             while !self.calls.is_empty() {
                 self.answer();
             }

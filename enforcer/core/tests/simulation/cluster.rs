@@ -1,6 +1,6 @@
 //! The API server: pods are created, changed and deleted, and the watch shows it late.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use portmapping_enforcer_core::{PodFacts, Record};
@@ -17,11 +17,22 @@ pub(crate) const TYPO: &str = "nonsense";
 pub(crate) const MOVED_HOST: &str = "203.0.113.7";
 
 /// What the watch shows.
+#[derive(Clone)]
 pub(crate) enum Update {
     Applied(Box<PodFacts>),
     Gone(PodUid),
     /// A list is complete.
     Listed(BTreeSet<PodUid>),
+}
+
+impl Update {
+    /// The pod that it shows.
+    pub(crate) fn uid(&self) -> Option<&PodUid> {
+        match self {
+            Self::Applied(facts) => Some(&facts.pod.uid),
+            Self::Gone(_) | Self::Listed(_) => None,
+        }
+    }
 }
 
 impl World {
@@ -109,9 +120,14 @@ impl World {
         if let Some(facts) = self.pods.get_mut(uid) {
             self.version += 1;
             facts.version = self.version.to_string();
-            self.watch
-                .push_back(Update::Applied(Box::new(facts.clone())));
+            let update = Update::Applied(Box::new(facts.clone()));
+            self.announce(update);
         }
+    }
+
+    fn announce(&mut self, update: Update) {
+        self.upgrade.announce(&update);
+        self.watch.push_back(update);
     }
 
     /// The kubelet reports the address of the pod's sandbox to the API server, late.
@@ -160,7 +176,7 @@ impl World {
             }
         } else {
             self.pods.remove(&uid);
-            self.watch.push_back(Update::Gone(uid));
+            self.announce(Update::Gone(uid));
         }
     }
 
@@ -231,17 +247,24 @@ impl World {
 
     /// A list shows the present, one pod at a time; what the watch still had to show is lost.
     pub(crate) fn list(&mut self) {
+        self.watch = self.snapshot();
+    }
+
+    pub(crate) fn snapshot(&self) -> VecDeque<Update> {
         let pods = self.pods.values().cloned();
         let pods = pods.map(|facts| Update::Applied(Box::new(facts)));
-        self.watch = pods.collect();
         let living = self.pods.keys().cloned().collect();
-        self.watch.push_back(Update::Listed(living));
+        pods.chain([Update::Listed(living)]).collect()
     }
 
     /// The watch breaks, and the list arrives at once.
     pub(crate) fn relist(&mut self) {
         self.record(|| "relist".to_owned());
         self.list();
+        self.deliver_all();
+    }
+
+    pub(crate) fn deliver_all(&mut self) {
         while !self.watch.is_empty() {
             self.deliver();
             self.collect();

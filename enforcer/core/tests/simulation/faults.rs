@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use portmapping_enforcer_core::{PodFacts, PublishOutcome};
-use portmapping_shared::{PodUid, annotation};
+use portmapping_shared::{HostPort, PodUid, annotation};
 use rand::RngExt;
 
 use crate::cluster::MOVED_HOST;
@@ -97,6 +97,16 @@ impl World {
         // an older result than the state machine remembers looks forged
         self.forged.extend(self.pods.keys().cloned());
         self.previous.clear();
+        self.restored_ports.clear();
+        for (uid, facts) in &self.pods {
+            let value = facts.record.annotation.as_deref().unwrap_or_default();
+            for entry in annotation::decode(value).unwrap_or_default() {
+                if let Some(port) = HostPort::new(entry.host_port) {
+                    let key = (entry.protocol, port);
+                    self.restored_ports.insert((uid.clone(), key));
+                }
+            }
+        }
         let (publications, others) = std::mem::take(&mut self.calls)
             .into_iter()
             .partition(|call| matches!(call, Call::Publish(_)));
@@ -108,5 +118,6 @@ impl World {
             }
         }
         self.list();
+        self.upgrade.list(&self.watch);
     }
 }

@@ -15,6 +15,8 @@ mod faults;
 mod reference;
 mod runtime;
 mod seen;
+mod starts;
+mod upgrades;
 mod world;
 
 use seen::Seen;

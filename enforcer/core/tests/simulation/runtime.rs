@@ -16,7 +16,7 @@ pub(crate) const LEFTOVER: &str = "leftover";
 impl World {
     /// A pod gets its first sandbox, or another one because the last one ended.
     pub(crate) fn start_sandbox(&mut self) {
-        if let Some(uid) = self.random_pod() {
+        if let Some(uid) = self.random_pod().filter(|_| !self.upgrade.unread) {
             self.start_sandbox_of(&uid);
         }
     }
@@ -121,6 +121,7 @@ impl World {
             written: if leftover { written } else { self.write_time() },
         };
         self.seen.leftovers += u64::from(leftover);
+        self.seen.unknown += u64::from(!leftover);
         self.record(|| format!("{sandbox:?}"));
         self.write_result(sandbox);
     }
@@ -152,6 +153,14 @@ impl World {
             });
         }
         self.write_result(sandbox);
+    }
+
+    /// All updates arrive.
+    pub(crate) fn deliver_results(&mut self) {
+        while !self.updates.is_empty() {
+            self.deliver_result();
+            self.collect();
+        }
     }
 
     /// One update arrives. Updates of one sandbox stay in order, those of several do not.

@@ -31,10 +31,15 @@ pub(crate) struct Seen {
     pub(crate) restored: u64,
     pub(crate) two_addresses: u64,
     pub(crate) moved_hosts: u64,
+    pub(crate) unknown: u64,
+    pub(crate) retired: u64,
+    pub(crate) taken_over: u64,
+    pub(crate) undone: u64,
+    pub(crate) late: u64,
 }
 
 impl Seen {
-    fn all(&mut self) -> [&mut u64; 26] {
+    fn all(&mut self) -> [&mut u64; 31] {
         [
             &mut self.mapped,
             &mut self.restarts,
@@ -62,6 +67,11 @@ impl Seen {
             &mut self.restored,
             &mut self.two_addresses,
             &mut self.moved_hosts,
+            &mut self.unknown,
+            &mut self.retired,
+            &mut self.taken_over,
+            &mut self.undone,
+            &mut self.late,
         ]
     }
 

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use portmapping_enforcer_core::{
-    Action, Config, EventKind, NodeState, PodFacts, PortKey, Publication, Recovered, Sandbox,
-    SandboxId, SandboxUpdate,
+    Action, Config, EventKind, NodeState, PodFacts, PortKey, Publication, Sandbox, SandboxId,
+    SandboxUpdate,
 };
 use portmapping_shared::{HostPort, Mapping, Plan, PodRef, PodUid, PortSet, Protocol};
 use rand::rngs::StdRng;
@@ -15,6 +15,7 @@ use crate::cluster::Update;
 use crate::faults::Backup;
 use crate::reference::Reference;
 use crate::seen::Seen;
+use crate::upgrades::Upgrade;
 
 const RANGE: &str = "20000-20011";
 pub(crate) const COOLDOWN: Duration = Duration::from_secs(30);
@@ -54,6 +55,8 @@ pub(crate) struct World {
     pub(crate) two_addresses: bool,
     /// A backup of the API server's data.
     pub(crate) backup: Backup,
+    /// An upgrade that is under way or was the last one.
+    pub(crate) upgrade: Upgrade,
     /// The last resourceVersion.
     pub(crate) version: u32,
     pub(crate) kernel: BTreeSet<Mapping>,
@@ -75,6 +78,8 @@ pub(crate) struct World {
     pub(crate) forged: BTreeSet<PodUid>,
     /// The ports that each pod had before the node's last reboot, and did not get again yet.
     pub(crate) previous: BTreeMap<PortKey, PodFacts>,
+    /// The ports that results of the last backup name: after a restart no one else knows who had them.
+    pub(crate) restored_ports: BTreeSet<(PodUid, PortKey)>,
     /// Pods of which the state machine knows that they are not mapped, and since when.
     pub(crate) unmapped: BTreeMap<PodUid, Duration>,
     pub(crate) next: u32,
@@ -125,6 +130,7 @@ impl World {
             dual_stack,
             two_addresses,
             backup: Backup::default(),
+            upgrade: Upgrade::default(),
             version: 0,
             kernel: BTreeSet::new(),
             intact: false,
@@ -138,6 +144,7 @@ impl World {
             last_word: BTreeMap::new(),
             forged: BTreeSet::new(),
             previous: BTreeMap::new(),
+            restored_ports: BTreeSet::new(),
             unmapped: BTreeMap::new(),
             next: 0,
             broken: None,
@@ -189,6 +196,7 @@ impl World {
             949..950 => self.restore(),
             950..952 => self.contest(),
             952..954 => self.churn(),
+            954..966 => self.upgrade(),
             _ => self.pass_time(),
         }
         self.collect();
@@ -247,71 +255,6 @@ impl World {
         }
     }
 
-    pub(crate) fn restart(&mut self) {
-        self.record(|| "restart".to_owned());
-        self.seen.restarts += 1;
-        // a call under way may or may not be carried out
-        let (drop, seed) = (self.rng.random_range(0..2) == 0, self.rng.random());
-        if !drop {
-            while !self.calls.is_empty() {
-                self.answer();
-            }
-        }
-        self.calls.clear();
-        // keeper and enforcer ended together: what was cooling is not known any more
-        let keeper = &self.keeper;
-        self.last.retain(|key, _| keeper.contains(key));
-        let mut found = Recovered {
-            mappings: self.kernel.clone(),
-            in_other_backends: BTreeSet::new(),
-            intact: self.intact,
-            host_addresses: self.reference.host_addresses.clone().unwrap_or_default(),
-            held: self.keeper.clone(),
-        };
-        if self.rng.random_range(0..5) == 0 {
-            // another backend than before: its table is empty, and the old one's rules are read once
-            self.seen.backends += 1;
-            found.in_other_backends = std::mem::take(&mut found.mappings);
-            found.intact = false;
-            self.kernel.clear();
-            self.intact = false;
-        }
-        self.damaged = false;
-        for (uid, facts) in &self.pods {
-            // a new enforcer takes a result that the last one was removing for a forged one
-            if facts.record.condition.is_none() {
-                self.forged.insert(uid.clone());
-            }
-        }
-        self.unmapped.clear();
-        self.previous.clear();
-        let known = found.mappings.iter().chain(&found.in_other_backends);
-        self.reference = Reference::new(known.cloned().collect(), &found);
-        self.state = NodeState::recover(config(), seed, self.now, found);
-        self.collect();
-        self.updates.clear();
-        self.list_results();
-        if self.rng.random_range(0..2) == 0 {
-            self.relist();
-        } else {
-            self.list();
-        }
-    }
-
-    /// Everything on the node ends; the results of its sandboxes stay on disk.
-    fn reboot(&mut self) {
-        self.seen.reboots += 1;
-        self.record(|| "reboot".to_owned());
-        self.living.clear();
-        self.kernel.clear();
-        self.intact = false;
-        self.keeper.clear();
-        self.unheld.clear();
-        self.calls.clear();
-        self.restart();
-        self.record_previous();
-    }
-
     /// Another program removes some or all of our rules.
     fn damage(&mut self) {
         self.record(|| "damage".to_owned());
@@ -331,16 +274,6 @@ impl World {
         if !self.other_processes.remove(&key) && !self.keeper.contains(&key) {
             self.other_processes.insert(key);
         }
-    }
-
-    /// The keeper ends; the next one holds nothing and is asked for its list.
-    fn lose_keeper(&mut self) {
-        self.record(|| "keeper lost".to_owned());
-        self.unheld.append(&mut self.keeper);
-        self.calls
-            .retain(|call| !matches!(call, Call::Hold(_) | Call::Release(_)));
-        self.reference.held.clear();
-        self.state.keeper_listed(self.now, &BTreeSet::new());
     }
 
     fn pass_time(&mut self) {
