@@ -16,6 +16,7 @@ mod prober;
 mod record;
 mod settle;
 mod thief;
+mod users;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,7 +34,8 @@ use self::api::Admin;
 use self::dice::Dice;
 use self::prober::Prober;
 use self::record::{Record, counted};
-use self::view::View;
+use self::settle::CONVERGENCE;
+use self::view::{ANNOTATION, View};
 use crate::install::{self, NAMESPACE as SYSTEM};
 use crate::progress::{Step, out};
 use crate::{Cluster, Config};
@@ -53,6 +55,8 @@ const ENFORCER_ARGS: [&str; 5] = [
 const KEEPER_ARGS: [&str; 2] = ["keep", "--range=20000-20399"];
 /// Pods that stay, per node.
 const HERD: usize = 4;
+/// A label with the pod's name.
+const POD_LABEL: &str = "pod";
 /// Pods that come and go.
 const MAX_CROWD: usize = 24;
 /// In how many of 100 rounds a second fault follows the first at once.
@@ -89,6 +93,8 @@ struct Chaos {
     renewed: BTreeMap<String, String>,
     crowd: usize,
     rolls: u32,
+    /// How long the product may take in this round.
+    convergence: Duration,
 }
 
 /// Boots a cluster, runs all rounds, and fails on the first violation.
@@ -145,6 +151,7 @@ impl Chaos {
             renewed: BTreeMap::new(),
             crowd: 0,
             rolls: 0,
+            convergence: CONVERGENCE,
         };
         for node in chaos.nodes.clone() {
             for index in 0..HERD {
@@ -203,6 +210,7 @@ impl Chaos {
         );
         for round in 1..=rounds {
             let mut done = Vec::new();
+            self.convergence = CONVERGENCE;
             let count = if self.dice.chance(SECOND) { 2 } else { 1 };
             for _ in 0..count {
                 let fault = self.throw(&options.only);
@@ -275,7 +283,9 @@ fn pod(name: &str, node: &str) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": { "name": name, "annotations": { "tkestack.io/portmapping": "" } },
+        "metadata": {
+            "name": name, "labels": { POD_LABEL: name }, "annotations": { ANNOTATION: "" },
+        },
         "spec": {
             "nodeName": node,
             "terminationGracePeriodSeconds": 1,

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
+use super::POD_LABEL;
+use super::view::ANNOTATION;
 use crate::api::{Api, Refused};
 use crate::install::NAMESPACE as SYSTEM;
 
@@ -18,6 +20,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct Admin {
     api: Api,
     pods: String,
+    services: String,
 }
 
 impl Admin {
@@ -25,6 +28,7 @@ impl Admin {
         Ok(Self {
             api: Api::new(kubeconfig)?,
             pods: format!("/api/v1/namespaces/{namespace}/pods"),
+            services: format!("/api/v1/namespaces/{namespace}/services"),
         })
     }
 
@@ -49,11 +53,36 @@ impl Admin {
         )
     }
 
+    /// Sets the annotation of a pod, or removes it (null).
+    pub(super) fn annotate(&self, name: &str, value: &Value) -> Result<()> {
+        let path = format!("{}/{name}", self.pods);
+        let change = json!({ "metadata": { "annotations": { ANNOTATION: value } } });
+        let annotate = || self.api.patch(&path, &change);
+        tolerate(404, retry("annotate a pod", annotate))
+    }
+
+    /// Creates a Service whose one pod is this one; returns its cluster IP.
+    pub(super) fn create_service(&self, name: &str, pod: &str, port: u16) -> Result<String> {
+        let service = json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": { "name": name },
+            "spec": { "selector": { POD_LABEL: pod }, "ports": [{ "port": port, "targetPort": 9040 }] },
+        });
+        let create = || self.api.create(&self.services, &service);
+        tolerate(409, retry("create a Service", create))?;
+        let path = format!("{}/{name}", self.services);
+        let service = retry("read a Service", || self.api.get(&path))?;
+        let ip = service["spec"]["clusterIP"].as_str();
+        Ok(ip.context("a Service without a cluster IP")?.to_owned())
+    }
+
+    pub(super) fn delete_service(&self, name: &str) -> Result<()> {
+        let path = format!("{}/{name}", self.services);
+        tolerate(404, retry("delete a Service", || self.api.delete(&path)))
+    }
+
     /// The living enforcer pods by node.
     pub(super) fn enforcers(&self) -> Result<Vec<(String, String)>> {
-        let label = "labelSelector=app.kubernetes.io/component=enforcer";
-        let path = format!("/api/v1/namespaces/{SYSTEM}/pods?{label}");
-        let pods = retry("list the enforcer's pods", || self.api.get(&path))?;
+        let pods = self.enforcer_pods()?;
         let living = items(&pods).filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
         Ok(living
             .filter_map(|pod| {
@@ -64,6 +93,32 @@ impl Admin {
                 ))
             })
             .collect())
+    }
+
+    fn enforcer_pods(&self) -> Result<Value> {
+        let label = "labelSelector=app.kubernetes.io/component=enforcer";
+        let path = format!("/api/v1/namespaces/{SYSTEM}/pods?{label}");
+        retry("list the enforcer's pods", || self.api.get(&path))
+    }
+
+    /// Begins a rolling update of the enforcers to these arguments.
+    pub(super) fn set_enforcer_args(&self, args: &[&str]) -> Result<()> {
+        let patch = json!({ "spec": { "template": { "spec": {
+            "containers": [{ "name": "enforcer", "args": args }],
+        } } } });
+        let set = || self.api.patch(&enforcer_set(), &patch);
+        retry("change the enforcer's arguments", set).map(drop)
+    }
+
+    /// How often the enforcer with these arguments that failed most has been started again.
+    pub(super) fn restarts_with(&self, args: &[&str]) -> Result<u64> {
+        let pods = self.enforcer_pods()?;
+        let with = items(&pods).filter(|pod| pod["spec"]["containers"][0]["args"] == json!(args));
+        let restarts = with.filter_map(|pod| {
+            let containers = pod["status"]["containerStatuses"].as_array()?;
+            containers.first()?["restartCount"].as_u64()
+        });
+        Ok(restarts.max().unwrap_or_default())
     }
 
     pub(super) fn delete_enforcer(&self, name: &str) -> Result<()> {

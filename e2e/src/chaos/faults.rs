@@ -14,14 +14,17 @@ use super::view::Seen;
 use super::{Chaos, clock};
 use crate::wait::{Probe, until};
 
-const ROLL_LIMIT: Duration = Duration::from_mins(2);
+/// How much later than its container an enforcer works.
+const LATE: Duration = Duration::from_secs(5);
+/// How long a node that starts may take until its enforcer starts.
+const START_LIMIT: Duration = Duration::from_mins(2);
 const OUTAGE: Duration = Duration::from_secs(5);
 /// How far a clock is set back at most: the cluster's certificates have been valid for an hour.
 const BACK: usize = 50 * 60;
 /// How far it is set forward at most.
 const FORWARD: usize = 24 * 60 * 60;
 /// Where the container runtime keeps CNI results.
-const RESULTS: &str = "var/lib/cni/results";
+pub(super) const RESULTS: &str = "var/lib/cni/results";
 
 /// A kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -63,11 +66,21 @@ pub enum Fault {
     /// The clock of our programs on a node is set to another time. The CNI results there get times that
     /// are shifted by as much in the other direction.
     StepClock,
+    /// The runtime's CNI results are removed; the pods run on.
+    WipeResults,
+    /// The address of a Service is local to a node, and the Service has the port of a mapped pod.
+    LocalService,
+    /// A rolling update to a flag that is wrong, and its undoing.
+    BadRollout,
+    /// A user changes a pod's annotation again and again.
+    ChurnAnnotation,
+    /// As a reboot, and the enforcer works only some seconds after its start.
+    LateEnforcer,
 }
 
 impl Fault {
     /// How often each is thrown, relative to the others.
-    pub(super) const WEIGHTS: [(Self, usize); 18] = [
+    pub(super) const WEIGHTS: [(Self, usize); 23] = [
         (Self::KillEnforcer, 9),
         (Self::KillKeeper, 8),
         (Self::DeleteEnforcer, 5),
@@ -86,6 +99,11 @@ impl Fault {
         (Self::FlushConntrack, 5),
         (Self::KillSandbox, 6),
         (Self::StepClock, 6),
+        (Self::WipeResults, 6),
+        (Self::LocalService, 4),
+        (Self::BadRollout, 3),
+        (Self::ChurnAnnotation, 8),
+        (Self::LateEnforcer, 3),
     ];
 }
 
@@ -154,6 +172,14 @@ impl Chaos {
             }
             Fault::KillSandbox => return self.kill_sandbox(),
             Fault::StepClock => return self.step_clock(&node),
+            Fault::WipeResults => return self.wipe_results(&node),
+            Fault::LocalService => return self.local_service(&node),
+            Fault::BadRollout => return self.bad_rollout(),
+            Fault::ChurnAnnotation => return self.churn(),
+            Fault::LateEnforcer => {
+                self.reboot(&node)?;
+                self.delay_enforcer(&node)?;
+            }
         }
         Ok(format!("{fault} {node}"))
     }
@@ -179,18 +205,7 @@ impl Chaos {
     fn roll(&mut self) -> Result<()> {
         self.rolls += 1;
         self.admin.roll(&self.rolls.to_string())?;
-        until(
-            "a rolling update",
-            ROLL_LIMIT,
-            Duration::from_millis(200),
-            || {
-                Ok(match self.admin.unrolled() {
-                    Ok(None) => Probe::Done(()),
-                    Ok(Some(missing)) => Probe::Missing(missing),
-                    Err(error) => Probe::Missing(format!("{error:#}")),
-                })
-            },
-        )
+        self.await_rollout()
     }
 
     /// The rules of others are loaded again at once, as by a firewall that reloads.
@@ -246,6 +261,22 @@ impl Chaos {
         self.cluster.kill_node(number)?;
         self.cluster.add_node(number)?;
         self.record.disturb(node);
+        Ok(())
+    }
+
+    fn delay_enforcer(&self, node: &str) -> Result<()> {
+        let started = || {
+            let found = inspect::pids(&self.cluster, node, &ENFORCER)?;
+            Ok(match found.first() {
+                Some(pid) => Probe::Done(*pid),
+                None => Probe::Missing("no enforcer".to_owned()),
+            })
+        };
+        let poll = Duration::from_millis(20);
+        let late = until("an enforcer to start", START_LIMIT, poll, started)?;
+        signal(late, Signal::SIGSTOP);
+        thread::sleep(LATE);
+        signal(late, Signal::SIGCONT);
         Ok(())
     }
 
@@ -312,8 +343,12 @@ impl Chaos {
 }
 
 fn sigkill(pid: u32) {
+    signal(pid, Signal::SIGKILL);
+}
+
+fn signal(pid: u32, signal: Signal) {
     if let Ok(pid) = i32::try_from(pid) {
         // a process that has ended already is as good
-        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        let _ = kill(Pid::from_raw(pid), signal);
     }
 }

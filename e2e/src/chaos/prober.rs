@@ -267,7 +267,8 @@ impl Talk {
     }
 }
 
-fn call(endpoint: SocketAddr) -> io::Result<String> {
+/// The answer over a new connection.
+pub(super) fn call(endpoint: SocketAddr) -> io::Result<String> {
     Talk::open(endpoint, CALL)?.say("hello")
 }
 

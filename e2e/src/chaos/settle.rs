@@ -16,7 +16,7 @@ use crate::progress::say;
 use crate::wait::{Probe, until};
 
 /// How long the product may take once the cluster itself works again.
-const CONVERGENCE: Duration = Duration::from_secs(5);
+pub(super) const CONVERGENCE: Duration = Duration::from_secs(5);
 /// How long the cluster itself may take.
 const RECOVERY: Duration = Duration::from_mins(2);
 const POLL: Duration = Duration::from_millis(50);
@@ -52,8 +52,8 @@ impl Chaos {
                     Err(error) => format!("{error:#}"),
                 },
             };
-            if whole_since.elapsed() > CONVERGENCE {
-                bail!("not converged after {CONVERGENCE:?}: {missing}");
+            if whole_since.elapsed() > self.convergence {
+                bail!("not converged after {:?}: {missing}", self.convergence);
             }
             thread::sleep(POLL);
         }

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::api::{Api, WatchEvent};
 
-const ANNOTATION: &str = "tkestack.io/portmapping";
+pub(super) const ANNOTATION: &str = "tkestack.io/portmapping";
 
 /// A pod as the API server last reported it.
 #[derive(Clone, Debug, Default)]
