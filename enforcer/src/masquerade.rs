@@ -2,7 +2,7 @@
 //!
 //! With BPF host routing, Cilium takes the replies of pods past netfilter, and a client outside the
 //! node gets none. It writes what it does into a file of its state directory. Unanswered connections
-//! prove nothing: a `NetworkPolicy` that drops the client looks the same, and masquerading would get
+//! prove nothing: a network policy that drops the client looks the same, and masquerading would get
 //! around it.
 
 use std::fs;
@@ -48,28 +48,28 @@ pub(crate) fn decide(choice: MasqueradeChoice) -> Decision {
 }
 
 fn decide_from(choice: MasqueradeChoice, config: io::Result<String>, links: &str) -> Decision {
-    let decision = |on, reason: &str| Decision {
+    let decided = |on, reason: &str| Decision {
         on,
         reason: reason.to_owned(),
         is_unknown: false,
     };
     match choice {
-        MasqueradeChoice::Always => return decision(true, "--masquerade=always"),
-        MasqueradeChoice::Never => return decision(false, "--masquerade=never"),
+        MasqueradeChoice::Always => return decided(true, "--masquerade=always"),
+        MasqueradeChoice::Never => return decided(false, "--masquerade=never"),
         MasqueradeChoice::Auto => {}
     }
     let mut links = links.lines().filter_map(|line| line.split_once(':'));
     let has_link = links.any(|(name, _)| name.trim() == CILIUM_LINK);
     let unknown = match config {
         Ok(text) => match has_legacy_routing(&text) {
-            Some(true) => return decision(false, "Cilium routes replies through netfilter"),
+            Some(true) => return decided(false, "Cilium routes replies through netfilter"),
             Some(false) => {
                 let reason = "Cilium takes replies past netfilter (BPF host routing)";
-                return decision(true, reason);
+                return decided(true, reason);
             }
             None => format!("{CILIUM_CONFIG} does not have EnableHostLegacyRouting"),
         },
-        Err(_) if !has_link => return decision(false, "there is no Cilium on this node"),
+        Err(_) if !has_link => return decided(false, "there is no Cilium on this node"),
         Err(error) => format!("{CILIUM_CONFIG}: {error}"),
     };
     Decision {
