@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use portmapping_enforcer_core::{PodFacts, PortKey, Record, Sandbox};
-use portmapping_shared::{Mapping, PodUid};
+use portmapping_shared::{LeasedPort, Mapping, PodUid};
 use rand::RngExt;
 
 use crate::cluster::{TYPO, Update};
@@ -248,16 +248,21 @@ impl World {
             };
             let known = self.reference.facts(uid);
             let agreed = known.is_some_and(|known| known.version == facts.version);
-            // of an invalid request before the first publication only the last enforcer knew better
+            // an invalid request leaves the last valid one, and only the last enforcer remembers it if it is
+            // not published yet, or if a restored object has an older one
             let Record {
                 annotation,
+                mark,
                 condition,
-                ..
             } = &facts.record;
             let confirmed = condition.as_ref().is_some_and(|condition| condition.status);
-            let valid = annotation
-                .as_ref()
-                .is_some_and(|value| value != TYPO || confirmed);
+            let mark = mark.as_deref().unwrap_or_default();
+            let marked = |lease: &LeasedPort| {
+                mark.contains(&format!("\"containerPort\":{},", lease.container_port))
+            };
+            let valid = annotation.as_ref().is_some_and(|value| {
+                value != TYPO || (confirmed && self.leases(uid).iter().all(marked))
+            });
             let whole = |mapping: &Mapping| {
                 let port = i64::from(mapping.host_port.get());
                 let mut declared = self.pods.values().flat_map(|other| {
