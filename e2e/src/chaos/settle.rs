@@ -212,7 +212,19 @@ impl Chaos {
 
     /// Held ports are those leased or cooling; memory and descriptors have not grown.
     pub(super) fn compare(&self, before: &Footprints) -> Result<()> {
-        for (who, (memory, open)) in self.footprints()? {
+        // a new enforcer may still be starting
+        let after = until(
+            "an enforcer and a keeper on each node",
+            Duration::from_mins(1),
+            POLL * 10,
+            || {
+                Ok(match self.footprints() {
+                    Ok(after) => Probe::Done(after),
+                    Err(error) => Probe::Missing(format!("{error:#}")),
+                })
+            },
+        )?;
+        for (who, (memory, open)) in after {
             let Some((memory_before, open_before)) = before.get(&who) else {
                 continue;
             };
@@ -249,7 +261,11 @@ impl Chaos {
                 }
                 for node in &self.nodes {
                     let rules = inspect::rules(&self.cluster, node)?;
-                    let (noted, held) = self.held(node)?;
+                    let (noted, held) = match self.held(node) {
+                        Ok(counts) => counts,
+                        // a new enforcer may still be starting
+                        Err(error) => return Ok(Probe::Missing(format!("{error:#}"))),
+                    };
                     if !rules.is_empty() || noted + held > 0 {
                         return Ok(Probe::Missing(format!(
                             "{node}: {noted} noted, {held} held, rules {rules:?}"
