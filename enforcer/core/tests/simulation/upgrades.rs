@@ -225,6 +225,10 @@ impl World {
     /// The rules of the pods that have all that they are to have. `pods`: what the next enforcer will
     /// see of them.
     fn settled_mappings(&self, pods: &BTreeMap<PodUid, PodFacts>) -> Vec<Mapping> {
+        if self.upgrade.unread {
+            // the node has rules that the enforcer on duty does not know
+            return Vec::new();
+        }
         let desired = self.state.desired();
         let stays = |facts: &&PodFacts| {
             let uid = &facts.pod.uid;
