@@ -1,9 +1,12 @@
 //! Static pods of a node, and what static host ports do to the mappings of other pods.
 
 use std::fs;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use e2e::cluster::STATIC_PODS;
+use e2e::cluster::{Cluster, STATIC_PODS};
+use e2e::install;
+use e2e::wait::{Probe, until};
 use serde_json::json;
 
 use crate::map_results::{mapped_again, result_of};
@@ -14,6 +17,9 @@ use crate::support::space::Space;
 use crate::support::{alone, enforcer, eventually, shared};
 
 const NODE: &str = "node1";
+/// The rules are read every five seconds.
+const MOVED_WITHIN: Duration = Duration::from_secs(40);
+const POLL: Duration = Duration::from_millis(200);
 
 #[test]
 fn an_annotated_static_pod_is_mapped() -> Result<()> {
@@ -41,25 +47,29 @@ fn an_annotated_static_pod_is_mapped() -> Result<()> {
     })
 }
 
+/// Makes the node as one without static host ports so far.
+fn forget_static_host_ports(cluster: &Cluster) -> Result<()> {
+    let saved = cluster.exec(NODE, &["iptables-save", "-t", "nat"])?;
+    let saved = String::from_utf8_lossy(&saved.stdout);
+    let jumps = saved.lines();
+    for jump in jumps.filter(|line| line.ends_with("-j CNI-HOSTPORT-DNAT")) {
+        let rule = jump.replacen("-A", "-D", 1);
+        let command = ["iptables", "-t", "nat"].into_iter();
+        let command: Vec<&str> = command.chain(rule.split(' ')).collect();
+        let removed = cluster.exec(NODE, &command)?;
+        ensure!(removed.status.success(), "{jump}: {removed:?}");
+    }
+    Ok(())
+}
+
 #[test]
 fn the_first_static_host_port_of_a_node_is_no_damage_to_other_pods() -> Result<()> {
     alone(|cluster| {
         Space::with(cluster, "static-first", |space| {
-            // as on a node without static host ports so far
-            let saved = cluster.exec(NODE, &["iptables-save", "-t", "nat"])?;
-            let saved = String::from_utf8_lossy(&saved.stdout);
-            for jump in saved
-                .lines()
-                .filter(|l| l.ends_with("-j CNI-HOSTPORT-DNAT"))
-            {
-                let rule = jump.replacen("-A", "-D", 1);
-                let command: Vec<&str> = ["iptables", "-t", "nat"]
-                    .into_iter()
-                    .chain(rule.split(' '))
-                    .collect();
-                let removed = cluster.exec(NODE, &command)?;
-                ensure!(removed.status.success(), "{jump}: {removed:?}");
-            }
+            // jumps that were moved twice within ten minutes stay behind the other program's
+            let restart = ["rollout", "restart", "daemonset/enforcer"];
+            cluster.kubectl_run([&["-n", install::NAMESPACE][..], &restart].concat())?;
+            install::rolled_out(cluster, install::NAMESPACE, "daemonset/enforcer")?;
             space.create(&on_node(mapped_pod("web"), NODE))?;
             let web = space.ready("web")?;
             let reordered = || -> Result<usize> {
@@ -73,12 +83,25 @@ fn the_first_static_host_port_of_a_node_is_no_damage_to_other_pods() -> Result<(
                 Ok(lines.iter().filter(|line| said(line)).count())
             };
             let before = reordered()?;
-            let ports = json!([{ "containerPort": 9040, "hostPort": 18043 }]);
-            space.create(&on_node(pod("fixed", &["--http", "9040"], &ports), NODE))?;
-            eventually("the jumps to be first again", || {
-                ensure!(reordered()? > before, "not moved");
-                Ok(())
-            })?;
+            let moved = (18043..=18045).any(|port| {
+                let tried = forget_static_host_ports(cluster).and_then(|()| {
+                    let ports = json!([{ "containerPort": 9040, "hostPort": port }]);
+                    let fixed = pod(&format!("fixed-{port}"), &["--http", "9040"], &ports);
+                    space.create(&on_node(fixed, NODE))?;
+                    until("the jumps to be first again", MOVED_WITHIN, POLL, || {
+                        Ok(if reordered()? > before {
+                            Probe::Done(())
+                        } else {
+                            let rules = cluster
+                                .exec(NODE, &["iptables", "-t", "nat", "-S", "PREROUTING"])?;
+                            Probe::Missing(String::from_utf8_lossy(&rules.stdout).into_owned())
+                        })
+                    })
+                });
+                // the CNI adds no jump where it still finds its own
+                tried.inspect_err(|error| println!("{error:#}")).is_ok()
+            });
+            ensure!(moved, "the jumps were not moved");
             // events are written in order
             space.create(&on_node(mapped_pod("next"), NODE))?;
             space.ready("next")?;

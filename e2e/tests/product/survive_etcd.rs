@@ -78,7 +78,7 @@ fn restore(cluster: &Cluster, space: &Space<'_>) -> Result<()> {
     let (calls, failures) = caller.join().ok().context("the caller panicked")??;
     println!("{calls} calls of the living pod");
     ensure!(
-        failures.is_empty() && calls > 100,
+        failures.is_empty() && calls > 10,
         "{} of {calls} calls failed: {failures:?}",
         failures.len()
     );
