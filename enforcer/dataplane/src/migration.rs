@@ -260,8 +260,8 @@ impl BackendMigration {
         true
     }
 
-    /// Changes the rules if the node's bridges or addresses, or what is masqueraded, have changed. The rules were correct
-    /// before, so this is not reported as damage.
+    /// Changes the rules if the node's bridges or addresses, or what is masqueraded, have changed. The
+    /// rules were correct before, so this is not reported as damage.
     fn with_node(&mut self, observed: Observed) -> Result<Observed, DataplaneError> {
         if !(self.find_neighbours() | self.find_host_addresses() | self.change_masquerade()) {
             return Ok(observed);

@@ -14,6 +14,7 @@ use super::{Finished, Reconciler};
 use crate::keeper_client::{KeeperClient, KeeperClientError};
 use crate::masquerade;
 use crate::pods::running_at;
+use crate::publish::PublishError;
 use portmapping_keeper::wire::{self, HoldOutcome};
 
 /// What a call to the keeper returned; one call can return several.
@@ -186,18 +187,7 @@ impl Reconciler {
 
     fn emit_on_node(&mut self, reason: &'static str, note: String) {
         let publisher = self.drivers.publisher.clone();
-        let metrics = self.drivers.metrics.clone();
-        self.tasks.spawn(async move {
-            let outcome = publisher.emit_on_node(reason, &note).await;
-            metrics.record_call("event", outcome.is_ok());
-            if let Err(error) = outcome {
-                tracing::warn!(
-                    error = chain(&error),
-                    "cannot record an event; it is dropped"
-                );
-            }
-            Finished::Nothing
-        });
+        self.write_event(async move { publisher.emit_on_node(reason, &note).await });
     }
 
     pub(super) fn publish(&mut self, publication: Publication) {
@@ -258,11 +248,19 @@ impl Reconciler {
 
     pub(super) fn emit(&mut self, event: PodEvent) {
         let publisher = self.drivers.publisher.clone();
+        self.write_event(async move { publisher.emit(&event).await });
+    }
+
+    /// Writes an event when one of the writes of events is free.
+    fn write_event(
+        &mut self,
+        write: impl Future<Output = Result<(), PublishError>> + Send + 'static,
+    ) {
         let metrics = self.drivers.metrics.clone();
         let events = Arc::clone(&self.events);
         self.tasks.spawn(async move {
             let _permit = events.acquire_owned().await;
-            let outcome = publisher.emit(&event).await;
+            let outcome = write.await;
             metrics.record_call("event", outcome.is_ok());
             if let Err(error) = outcome {
                 tracing::warn!(

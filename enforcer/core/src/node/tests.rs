@@ -22,6 +22,7 @@ mod recovery;
 mod scale;
 mod static_ports;
 mod truth;
+mod uninstalled;
 
 const NOW: Duration = Duration::from_secs(1000);
 

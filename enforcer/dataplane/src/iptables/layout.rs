@@ -279,9 +279,8 @@ impl Layout {
     }
 
     /// Returns rules that masquerade all connections to host addresses, if that is set, and neighbours,
-    /// and then jump to the rules of pods. A packet
-    /// enters a chain of pods only if both its addresses end in the same bits; most others cost four
-    /// comparisons.
+    /// and then jump to the rules of pods. A packet enters a chain of pods only if both its addresses end
+    /// in the same bits; most others cost four comparisons.
     fn masquerade_rules(&self, in_range_only: bool) -> Vec<String> {
         let mut rules = Vec::new();
         let range = self.settings.range;
