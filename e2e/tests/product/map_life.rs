@@ -207,7 +207,10 @@ fn a_completed_jobs_port_refuses() -> Result<()> {
             let running = space.mapped(&name)?;
             let entry = entries(&running)?.remove(0);
             let endpoint = space.endpoint(&running, &entry)?;
-            space.answers(&running, &entry, Way::Http)?;
+            // it is mapped before its program listens
+            eventually("the Job's pod to answer", || {
+                space.answers(&running, &entry, Way::Http)
+            })?;
             space.kubectl(&[
                 "wait",
                 "--for=condition=complete",

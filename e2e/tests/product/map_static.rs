@@ -34,7 +34,10 @@ fn an_annotated_static_pod_is_mapped() -> Result<()> {
             let name = format!("web-{NODE}");
             let outcome = space.mapped(&name).and_then(|web| {
                 let entry = entries(&web)?.remove(0);
-                space.answers(&web, &entry, Way::Http)?;
+                // it is mapped before its program listens
+                eventually("the static pod to answer", || {
+                    space.answers(&web, &entry, Way::Http)
+                })?;
                 // the runtime's result is the pod's, although it names another uid
                 let hash = &web["metadata"]["annotations"]["kubernetes.io/config.hash"];
                 let hash = hash.as_str().context("no hash")?;
