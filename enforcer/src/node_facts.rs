@@ -1,5 +1,5 @@
-//! Settings of the node's kernel: the reserved ports, the range of source ports, and whether there is
-//! IPv6.
+//! Settings of the node's kernel: the reserved and the privileged ports, the range of source ports, and
+//! whether there is IPv6.
 //!
 //! A missing file counts as empty and leaves a note, because kernels differ. A file with unexpected
 //! content is an error.
@@ -8,13 +8,14 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use portmapping_shared::{PortRange, PortSet};
+use portmapping_shared::{HostPort, PortRange, PortSet};
 
 /// Bytes; more than the longest list of reserved ports: every second port, 6 characters each.
 const MAX_VALUE: usize = 256 * 1024;
 
 const RESERVED: &str = "proc/sys/net/ipv4/ip_local_reserved_ports";
 const EPHEMERAL: &str = "proc/sys/net/ipv4/ip_local_port_range";
+const UNPRIVILEGED: &str = "proc/sys/net/ipv4/ip_unprivileged_port_start";
 const INTERFACES_6: &str = "proc/net/if_inet6";
 const DISABLE_6: &str = "proc/sys/net/ipv6/conf/all/disable_ipv6";
 
@@ -25,6 +26,8 @@ pub struct NodeFacts {
     pub reserved: PortSet,
     /// `ip_local_port_range`: the source ports of outgoing connections.
     pub ephemeral: Option<PortRange>,
+    /// `ip_unprivileged_port_start`: the keeper may not bind the ports below it.
+    pub unprivileged: Option<u16>,
     /// Whether this network namespace has IPv6, and it is not disabled.
     pub ipv6: bool,
     /// One line for each missing file.
@@ -53,6 +56,19 @@ pub enum NodeFactsError {
         /// The beginning of what it contains.
         found: String,
     },
+    /// The keeper may not bind ports of the range.
+    #[error(
+        "--range {range} has port {port}, and the keeper may not bind ports below \
+         net.ipv4.ip_unprivileged_port_start, {unprivileged}: choose a range from there on"
+    )]
+    Privileged {
+        /// The range as given.
+        range: PortRange,
+        /// Its lowest port that would be allocated.
+        port: HostPort,
+        /// `ip_unprivileged_port_start`.
+        unprivileged: u16,
+    },
 }
 
 impl NodeFacts {
@@ -62,6 +78,7 @@ impl NodeFacts {
         let mut fact = |file: &str| value(root, file, &mut notes);
         let reserved = fact(RESERVED)?;
         let ephemeral = fact(EPHEMERAL)?;
+        let unprivileged = fact(UNPRIVILEGED)?;
         let interfaces = fact(INTERFACES_6)?;
         let disabled = fact(DISABLE_6)?;
         let wrong = |file: &str, text: &str, expected| NodeFactsError::Parse {
@@ -85,9 +102,34 @@ impl NodeFacts {
                     parse_ephemeral(&text).ok_or_else(|| wrong(EPHEMERAL, &text, "two ports"))
                 })
                 .transpose()?,
+            unprivileged: unprivileged
+                .map(|text| {
+                    text.parse()
+                        .map_err(|_| wrong(UNPRIVILEGED, &text, "a port"))
+                })
+                .transpose()?,
             ipv6: interfaces.is_some() && switch(DISABLE_6, disabled)? == Some(false),
             notes,
         })
+    }
+
+    /// Refuses a range of which pods would get ports that the keeper may not bind.
+    pub fn check_privileged(
+        &self,
+        range: PortRange,
+        excluded: &PortSet,
+    ) -> Result<(), NodeFactsError> {
+        let lowest = range.ports().find(|port| !excluded.contains(*port));
+        match (lowest, self.unprivileged) {
+            (Some(port), Some(unprivileged)) if port.get() < unprivileged => {
+                Err(NodeFactsError::Privileged {
+                    range,
+                    port,
+                    unprivileged,
+                })
+            }
+            _ => Ok(()),
+        }
     }
 }
 

@@ -93,7 +93,8 @@ fn read_rules(tools: &Tools) -> impl Future<Output = anyhow::Result<Snapshot>> +
     }
 }
 
-/// Excludes the ports that the kernel reserves, and records whether the node has IPv6.
+/// Excludes the ports that the kernel reserves, refuses a range that cannot be held, and records whether
+/// the node has IPv6.
 pub(crate) fn read_node_facts(config: &mut RunConfig) -> anyhow::Result<()> {
     let facts = NodeFacts::read(Path::new("/"))?;
     for note in &facts.notes {
@@ -103,6 +104,7 @@ pub(crate) fn read_node_facts(config: &mut RunConfig) -> anyhow::Result<()> {
         config.core.excluded.insert(port);
     }
     let range = config.core.range;
+    facts.check_privileged(range, &config.core.excluded)?;
     if let Some(ephemeral) = facts.ephemeral
         && ephemeral.first() <= range.last()
         && range.first() <= ephemeral.last()

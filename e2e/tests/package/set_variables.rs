@@ -1,9 +1,9 @@
 //! Can a setting be changed without knowing the subcommand?
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use serde_json::{Value, json};
 
-use crate::render::{find, kustomize, overlay};
+use crate::render::{chart, find, kustomize, overlay};
 
 /// Every container of the two workloads.
 fn containers(objects: &[Value]) -> Result<Vec<Value>> {
@@ -74,6 +74,41 @@ fn a_changed_range_keeps_the_other_settings_and_the_uninstall_overlay_uninstalls
         "a variable is missing: {}",
         enforcer["env"]
     );
+    Ok(())
+}
+
+#[test]
+fn the_chart_refuses_a_range_or_an_address_that_the_programs_would_refuse() -> Result<()> {
+    let render = |value: &str, text: &str| chart("any", &format!("{value}={text}"));
+    for (value, text) in [
+        ("range", "80-90"),
+        ("range", "1000-2000"),
+        ("range", "20000"),
+        ("hostAddresses", "nodes"),
+        ("hostAddresses", "10.0.0.0/33"),
+        ("hostAddresses", "fd00::/129"),
+        ("hostAddresses", r"node\,all"),
+        ("hostAddresses", r"10.0.0.0/24\,"),
+    ] {
+        let Err(error) = render(value, text) else {
+            bail!("{value}={text} was accepted");
+        };
+        let error = format!("{error:#}");
+        ensure!(
+            error.contains(&format!("/{value}")) || error.contains(&format!("{value}:")),
+            "the refusal of {text} does not name {value}: {error}"
+        );
+    }
+    for (value, text) in [
+        ("range", "1024-2047"),
+        ("range", "9000-65535"),
+        ("hostAddresses", ""),
+        ("hostAddresses", "all"),
+        ("hostAddresses", "10.0.0.11"),
+        ("hostAddresses", r"10.0.0.0/24\, fd00::/64\,fd00::1"),
+    ] {
+        render(value, text)?;
+    }
     Ok(())
 }
 

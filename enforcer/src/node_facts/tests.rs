@@ -26,6 +26,7 @@ fn reads_an_ordinary_node() {
     let root = node(&[
         (RESERVED, "8080,20000-20002\n"),
         (EPHEMERAL, "32768\t60999\n"),
+        (UNPRIVILEGED, "1024\n"),
         (
             INTERFACES_6,
             "00000000000000000000000000000001 01 80 10 80       lo\n",
@@ -35,6 +36,7 @@ fn reads_an_ordinary_node() {
     let facts = NodeFacts::read(root.path()).unwrap();
     assert_eq!(facts.reserved, set([8080, 20000, 20001, 20002]));
     assert_eq!(facts.ephemeral, "32768-60999".parse().ok());
+    assert_eq!(facts.unprivileged, Some(1024));
     assert!(facts.ipv6);
     assert!(facts.notes.is_empty(), "{:?}", facts.notes);
 }
@@ -49,7 +51,7 @@ fn missing_files_leave_a_note() {
             ..NodeFacts::default()
         }
     );
-    assert_eq!(facts.notes.len(), 4);
+    assert_eq!(facts.notes.len(), 5);
     assert!(
         facts
             .notes
@@ -102,6 +104,7 @@ fn unexpected_text_is_an_error_that_quotes_it() {
         (RESERVED, "5-1"),
         (EPHEMERAL, "32768"),
         (EPHEMERAL, "60999 32768"),
+        (UNPRIVILEGED, "-1"),
         (DISABLE_6, ""),
     ] {
         let root = node(&[(INTERFACES_6, ""), (file, text)]);
@@ -117,6 +120,28 @@ fn unexpected_text_is_an_error_that_quotes_it() {
         NodeFacts::read(root.path()),
         Err(NodeFactsError::Read { .. })
     ));
+}
+
+#[test]
+fn a_range_with_ports_that_the_keeper_may_not_bind_is_refused() {
+    let check = |start, range: &str, excluded| {
+        let facts = NodeFacts {
+            unprivileged: start,
+            ..NodeFacts::default()
+        };
+        facts.check_privileged(range.parse().unwrap(), &excluded)
+    };
+    let error = check(Some(1024), "1000-2000", set([])).unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.contains("--range 1000-2000 has port 1000") && text.contains("1024"),
+        "{text}"
+    );
+    assert!(check(Some(1024), "1023", set([])).is_err());
+    check(Some(1024), "1024-2000", set([])).unwrap();
+    check(Some(1024), "1000-2000", set(1000..1024)).unwrap();
+    check(Some(80), "80-90", set([])).unwrap();
+    check(None, "80-90", set([])).unwrap();
 }
 
 #[test]
