@@ -37,11 +37,11 @@ fn the_policies_name_the_accounts_of_the_namespace() -> Result<()> {
     for (policy, condition) in [
         (
             "portmapping-enforcer",
-            "request.userInfo.username == 'system:serviceaccount:elsewhere:enforcer'",
+            "request.userInfo.username != 'system:serviceaccount:elsewhere:enforcer'",
         ),
         (
             "portmapping-users",
-            "request.userInfo.username != 'system:serviceaccount:elsewhere:enforcer'",
+            "request.userInfo.username == 'system:serviceaccount:elsewhere:enforcer'",
         ),
         (
             "portmapping-namespaces",
@@ -55,8 +55,10 @@ fn the_policies_name_the_accounts_of_the_namespace() -> Result<()> {
         let policy = find(&objects, "ValidatingAdmissionPolicy", policy)?;
         let conditions = policy["spec"]["matchConditions"].as_array();
         ensure!(
-            conditions.is_some_and(|all| all.iter().any(|one| one["expression"] == condition)),
-            "{condition} is not a condition of {}",
+            conditions.into_iter().flatten().any(|one| one["expression"]
+                .as_str()
+                .is_some_and(|it| it.contains(condition))),
+            "{condition} is in no condition of {}",
             policy["metadata"]["name"]
         );
     }

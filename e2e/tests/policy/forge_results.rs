@@ -9,13 +9,12 @@ use crate::support::caller::Call;
 use crate::support::caller::Who::{Admin, Kubelet, Scheduler, User};
 use crate::support::objects::{At, condition, notes, post};
 use crate::support::rows::Outcome::{Allowed, NoEffect};
-use crate::support::rows::{Row, refused, row};
+use crate::support::rows::{Row, not_through_status, refused, row};
 use crate::support::world::{Session, on_both};
 use crate::support::{ANNOTATION, MARK, PER_PORT, RESULT, WAY_OUT};
 
 const NO_MARK: &str = "tkestack.io/portmapping-request is written by the webhook only";
 const NO_PER_PORT: &str = "host-port.tkestack.io/* is written by the enforcer only";
-const NO_CONDITION: &str = "the condition tkestack.io/portmapping is written by the enforcer only";
 
 #[rustfmt::skip] // a table is read by its columns
 fn rows(session: &Session<'_>) -> Result<Vec<Row>> {
@@ -24,6 +23,7 @@ fn rows(session: &Session<'_>) -> Result<Vec<Row>> {
     for way in ["", "status"] {
         let note = |pod, key: &str, value: Value| At("open", pod, way).note(key, value);
         let does = |what: &str| format!("{what} through pods/{way}");
+        let refused = |says| if way.is_empty() { refused(says) } else { not_through_status() };
         rows.extend([
             row(User,    does("writes a result"),                note("plain", ANNOTATION, json!(RESULT)),         refused(WAY_OUT)),
             row(User,    does("writes a result over a request"), note("asked", ANNOTATION, json!(RESULT)),         refused(WAY_OUT)),
@@ -52,17 +52,17 @@ fn rows(session: &Session<'_>) -> Result<Vec<Row>> {
         row(User,      "writes a mark by JSON patch",                asked.json_patch(add),                               refused(NO_MARK)),
         row(User,      "writes a result by PUT",                     put(session, asked, &forged)?,                       refused(WAY_OUT)),
         row(Admin,     "writes a result by PUT",                     put(session, asked, &forged)?,                       refused(WAY_OUT)),
-        row(Admin,     "writes a result by PUT of pods/status",      put(session, At("open", "asked", "status"), &forged)?, refused(WAY_OUT)),
+        row(Admin,     "writes a result by PUT of pods/status",      put(session, At("open", "asked", "status"), &forged)?, not_through_status()),
         row(User,      "writes a result by server-side apply",       plain.apply("x", forged.clone()),                    refused(WAY_OUT)),
-        row(User,      "writes a result by apply on pods/status",    plain_status.apply("x", forged.clone()),             refused(WAY_OUT)),
+        row(User,      "writes a result by apply on pods/status",    plain_status.apply("x", forged.clone()),             not_through_status()),
         row(User,      "writes a result as a dry run",               dry(plain.patch(forged.clone())),                    refused(WAY_OUT)),
-        row(Kubelet,   "writes a result",                            plain_status.patch(forged.clone()),                  refused(WAY_OUT)),
-        row(Kubelet,   "writes a mark",                              plain_status.note(MARK, "[]"),                       refused(NO_MARK)),
-        row(Kubelet,   "sets our condition",                         plain_status.patch(conditions("True")),              refused(NO_CONDITION)),
-        row(User,      "sets our condition",                         plain_status.patch(conditions("True")),              refused(NO_CONDITION)),
-        row(Admin,     "sets our condition",                         plain_status.patch(conditions("True")),              refused(NO_CONDITION)),
-        row(Admin,     "changes our condition",                      mapped_status.patch(conditions("False")),            refused(NO_CONDITION)),
-        row(Admin,     "removes our condition",                      mapped_status.patch(remove),                         refused(NO_CONDITION)),
+        row(Kubelet,   "writes a result",                            plain_status.patch(forged.clone()),                  not_through_status()),
+        row(Kubelet,   "writes a mark",                              plain_status.note(MARK, "[]"),                       not_through_status()),
+        row(Kubelet,   "sets our condition",                         plain_status.patch(conditions("True")),              not_through_status()),
+        row(User,      "sets our condition",                         plain_status.patch(conditions("True")),              not_through_status()),
+        row(Admin,     "sets our condition",                         plain_status.patch(conditions("True")),              not_through_status()),
+        row(Admin,     "changes our condition",                      mapped_status.patch(conditions("False")),            not_through_status()),
+        row(Admin,     "removes our condition",                      mapped_status.patch(remove),                         not_through_status()),
         // the API server copies a Binding's annotations into the pod, without any admission of pods
         row(User,      "binds with a result",                        bind(&json!({ ANNOTATION: RESULT })),                refused(WAY_OUT)),
         row(User,      "binds with a mark",                          bind(&json!({ MARK: "[]" })),                        refused(NO_MARK)),

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::support::caller::Who::{Admin, Enforcer, Kubelet, User};
 use crate::support::objects::{At, condition, create, mapping, noted, notes, pod};
 use crate::support::rows::Outcome::{self, Allowed};
-use crate::support::rows::{Policy, Row, refused, row};
+use crate::support::rows::{Policy, Row, not_through_status, refused, row};
 use crate::support::world::on_both;
 use crate::support::{ANNOTATION, MARK, PER_PORT};
 
@@ -43,25 +43,30 @@ fn rows() -> Vec<Row> {
     for way in ["", "status"] {
         let at = |pod| At("open", pod, way);
         let does = |what: &str| format!("{what} through pods/{way}");
+        let guard = if way.is_empty() { Policy::Users } else { Policy::Enforcer };
+        let too_many = || Outcome::Refused(guard, TOO_MANY);
         rows.extend([
-            row(User,    does("adds 1,000 annotations to a pod that asks"),      at("asked").patch(notes(&padded(1000, &[]))),  refused(TOO_MANY)),
-            row(Admin,   does("adds the most annotations to a pod that asks"),   at("asked").patch(notes(&padded(MOST, &[]))),  refused(TOO_MANY)),
-            row(User,    does("adds 1,000 annotations to a mapped pod"),         at("mapped").patch(notes(&padded(1000, &[]))), refused(TOO_MANY)),
+            row(User,    does("adds 1,000 annotations to a pod that asks"),      at("asked").patch(notes(&padded(1000, &[]))),  too_many()),
+            row(Admin,   does("adds the most annotations to a pod that asks"),   at("asked").patch(notes(&padded(MOST, &[]))),  too_many()),
+            row(User,    does("adds 1,000 annotations to a mapped pod"),         at("mapped").patch(notes(&padded(1000, &[]))), too_many()),
             row(User,    does("adds 900 annotations to a mapped pod"),           at("mapped").patch(notes(&padded(900, &[]))),  Allowed),
-            row(User,    does("asks and adds 1,000 annotations"),                at("plain").patch(notes(&padded(1000, &asks))), refused(TOO_MANY)),
             row(User,    does("adds 1,000 annotations to a pod that does not ask"), at("plain").patch(notes(&padded(1000, &[]))), Allowed),
             row(User,    does("adds the most annotations to a pod that does not ask"), at("plain").patch(notes(&padded(MOST, &[]))), Allowed),
-            row(User,    does("asks with a pod of 2,000 annotations"),           at("crowded").note(ANNOTATION, ""),            refused(TOO_MANY)),
             row(User,    does("changes one of 2,000 annotations"),               at("crowded").note("1", "x"),                  Allowed),
             row(User,    does("removes one of 2,000 annotations"),               at("crowded").note("1", Value::Null),          Allowed),
-            row(User,    does("adds a per-port annotation to 2,000"),            at("crowded").note(PER_PORT, "1"),             refused("host-port.tkestack.io/* is written by the enforcer only")),
-            row(User,    does("adds a mark to 2,000"),                           at("crowded").note(MARK, "[]"),                refused("tkestack.io/portmapping-request is written by the webhook only")),
         ]);
     }
     let crowded = At("open", "crowded", "status");
     let conditions = |one: Value| json!({ "status": { "conditions": [one] } });
     let others: Vec<_> = (0..150).map(|n| json!({ "type": format!("x/y{n}"), "status": "True" })).collect();
     rows.extend([
+        row(User,    "asks and adds 1,000 annotations",                At("open", "plain", "").patch(notes(&padded(1000, &asks))), refused(TOO_MANY)),
+        row(User,    "asks with a pod of 2,000 annotations",           At("open", "crowded", "").note(ANNOTATION, ""),            refused(TOO_MANY)),
+        row(User,    "adds a per-port annotation to 2,000",            At("open", "crowded", "").note(PER_PORT, "1"),             refused("host-port.tkestack.io/* is written by the enforcer only")),
+        row(User,    "adds a mark to 2,000",                           At("open", "crowded", "").note(MARK, "[]"),                refused("tkestack.io/portmapping-request is written by the webhook only")),
+        row(User, "asks with a pod of 2,000 annotations through pods/status", crowded.note(ANNOTATION, ""), Outcome::Refused(Policy::Enforcer, TOO_MANY)),
+        row(User, "adds a per-port annotation to 2,000 through pods/status", crowded.note(PER_PORT, "1"), not_through_status()),
+        row(User, "adds a mark to 2,000 through pods/status", crowded.note(MARK, "[]"), not_through_status()),
         row(Kubelet,  "reports the status of a pod of 2,000 annotations", crowded.patch(json!({ "status": { "message": "x" } })), Allowed),
         row(Admin,    "sets 150 other conditions",                        crowded.patch(json!({ "status": { "conditions": others } })), Allowed),
         row(Enforcer, "maps a pod of 2,000 annotations",                  crowded.patch(mapping()), not_comparable.clone()),

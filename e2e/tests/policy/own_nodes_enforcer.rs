@@ -103,23 +103,25 @@ fn other_verbs(session: &Session<'_>) -> Result<Vec<Row>> {
     let mut labelled = whole;
     labelled["metadata"]["labels"]["a"] = json!("b");
     let put_status = Call { method: "PUT", ..post(status.path(), labelled) };
+    // the policy for users guards pods without a subresource
+    let by_users = |says| Outcome::Refused(Policy::Users, says);
     let calls = [
-        ("patches a pod",            mapped.patch(notes(&json!({ ANNOTATION: RESULT, PER_PORT: "1" }))), STATUS_ONLY),
-        ("replaces a pod",           put,                                                        STATUS_ONLY),
-        ("replaces a pod's status with a label", put_status,                                     METADATA),
-        ("creates a pod",            create("open", noted(pod("new"), json!({ ANNOTATION: "" }))), STATUS_ONLY),
-        ("deletes a pod",            mapped.delete(),                                            STATUS_ONLY),
-        ("deletes all pods",         all,                                                        STATUS_ONLY),
-        ("evicts a pod",             At("open", "mapped", "eviction").post(evict),               STATUS_ONLY),
-        ("binds a pod",              At("open", "unscheduled", "binding").post(bind.clone()),    STATUS_ONLY),
-        ("binds a pod in the old way", post("/api/v1/namespaces/open/bindings", bind),           STATUS_ONLY),
-        ("runs a program in a pod",  exec,                                                       STATUS_ONLY),
-        ("adds an ephemeral container", At("open", "mapped", "ephemeralcontainers").patch(ephemeral), STATUS_ONLY),
-        ("resizes a pod",            At("open", "mapped", "resize").patch(resize),               STATUS_ONLY),
+        ("patches a pod",            mapped.patch(notes(&json!({ ANNOTATION: RESULT, PER_PORT: "1" }))), by_users(STATUS_ONLY)),
+        ("replaces a pod",           put,                                                        by_users(STATUS_ONLY)),
+        ("replaces a pod's status with a label", put_status,                                     refused(METADATA)),
+        ("creates a pod",            create("open", noted(pod("new"), json!({ ANNOTATION: "" }))), refused(STATUS_ONLY)),
+        ("deletes a pod",            mapped.delete(),                                            refused(STATUS_ONLY)),
+        ("deletes all pods",         all,                                                        refused(STATUS_ONLY)),
+        ("evicts a pod",             At("open", "mapped", "eviction").post(evict),               refused(STATUS_ONLY)),
+        ("binds a pod",              At("open", "unscheduled", "binding").post(bind.clone()),    refused(STATUS_ONLY)),
+        ("binds a pod in the old way", post("/api/v1/namespaces/open/bindings", bind),           refused(STATUS_ONLY)),
+        ("runs a program in a pod",  exec,                                                       refused(STATUS_ONLY)),
+        ("adds an ephemeral container", At("open", "mapped", "ephemeralcontainers").patch(ephemeral), refused(STATUS_ONLY)),
+        ("resizes a pod",            At("open", "mapped", "resize").patch(resize),               refused(STATUS_ONLY)),
     ];
-    let twice = calls.into_iter().flat_map(|(does, call, says)| [
+    let twice = calls.into_iter().flat_map(|(does, call, outcome)| [
         row(Enforcer,       does, call.clone(), NoRight),
-        row(MightyEnforcer, does, call,         refused(says)),
+        row(MightyEnforcer, does, call,         outcome),
     ]);
     Ok(twice.collect())
 }

@@ -14,6 +14,9 @@ pub(crate) const LABEL: &str = "tkestack.io/portmapping: allowed";
 /// The example in every refusal: a value that works.
 pub(crate) const WAY_OUT: &str = r#"Write "" or [{"containerPort":9040,"protocol":"TCP"}]"#;
 
+/// What the policy says of our annotations and of our condition that come through pods/status.
+pub(crate) const NOT_THROUGH_STATUS: &str = "through pods/status only the enforcer writes tkestack.io/portmapping (annotation and condition)";
+
 /// A result, as only the enforcer writes it.
 pub(crate) const RESULT: &str = r#"[{"hostPort":23817,"containerPort":9040,"protocol":"TCP","podName":"p","podIP":"10.244.1.7"}]"#;
 /// A request with everything in it.

@@ -2,35 +2,30 @@
 
 use anyhow::{Context, Result, ensure};
 use e2e::{Cluster, install, paths};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::parts::roll;
 use crate::support::pods::is_true;
 use crate::support::{alone, eventually, get};
 
-const POLICY: [&str; 2] = ["validatingadmissionpolicy", "portmapping-users"];
+const POLICY: [&str; 2] = ["validatingadmissionpolicy", "portmapping-enforcer"];
 
-/// Makes the policy for users apply to the enforcer too, as in a namespace that it does not name.
+/// Makes the policy name an account of another namespace.
 fn name_another_account(cluster: &Cluster) -> Result<()> {
     let policy = get(cluster, &POLICY)?;
-    let conditions = policy["spec"]["matchConditions"].as_array();
-    let conditions = conditions.context("no match conditions")?;
-    let index = conditions
-        .iter()
-        .position(|condition| condition["name"] == "not-the-enforcer")
-        .context("no condition for the enforcer's account")?;
-    let change = json!([{
-        "op": "replace",
-        "path": format!("/spec/matchConditions/{index}/expression"),
-        "value": "request.userInfo.username != 'system:serviceaccount:elsewhere:enforcer'",
-    }]);
-    let change = change.to_string();
+    let path = "/spec/matchConditions/0/expression";
+    let condition = policy.pointer(path).and_then(Value::as_str);
+    let condition = condition.context("no match condition")?;
+    let account = "system:serviceaccount:portmapping-system:enforcer";
+    ensure!(condition.contains(account), "{condition}");
+    let other = condition.replace(account, "system:serviceaccount:elsewhere:enforcer");
+    let change = json!([{ "op": "replace", "path": path, "value": other }]).to_string();
     cluster.kubectl_run([&["patch"], &POLICY[..], &["--type=json", "-p", &change]].concat())?;
     Ok(())
 }
 
 fn restore(cluster: &Cluster) -> Result<()> {
-    let file = paths::manifests().join("base/policy-users.yaml");
+    let file = paths::manifests().join("base/policy-enforcer.yaml");
     cluster.kubectl_run(["apply", &format!("--filename={}", file.display())])?;
     Ok(())
 }
@@ -53,7 +48,7 @@ fn refusal_is_told(cluster: &Cluster) -> Result<()> {
         ensure!(told.len() == 1, "{} lines: {log}", told.len());
         for part in [
             "system:serviceaccount:portmapping-system:enforcer",
-            "portmapping-users",
+            "portmapping-enforcer",
         ] {
             ensure!(told[0].contains(part), "{part} is missing: {}", told[0]);
         }

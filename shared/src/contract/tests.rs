@@ -42,5 +42,5 @@ fn the_policies_guard_what_the_programs_write() {
     }
     assert!(HOOK.contains(&format!("system:serviceaccount:{NAMESPACE}:webhook")));
     assert!(USERS.contains(&format!("size(variables.value) <= {MAX_REQUEST_BYTES}")));
-    assert!(USERS.contains(&format!("c.type == '{CONDITION}'")));
+    assert!(ENFORCER.contains(&format!("c.type == '{CONDITION}'")));
 }

@@ -3,6 +3,7 @@
 use anyhow::{Result, bail};
 use serde_json::Value;
 
+use super::NOT_THROUGH_STATUS;
 use super::caller::{Answer, Call, Form, Who};
 use super::world::Session;
 
@@ -64,6 +65,11 @@ pub(crate) fn row(who: Who, does: impl Into<String>, call: Call, outcome: Outcom
 /// A refusal by the policy for users.
 pub(crate) fn refused(says: &'static str) -> Outcome {
     Outcome::Refused(Policy::Users, says)
+}
+
+/// A refusal of what others write through pods/status.
+pub(crate) fn not_through_status() -> Outcome {
+    Outcome::Refused(Policy::Enforcer, NOT_THROUGH_STATUS)
 }
 
 /// A refusal by the policy for namespaces whose Pod Security level forbids host ports.
