@@ -117,6 +117,12 @@ impl NodeState {
             }
             pod.outdated = None;
         }
+        self.pod_shown(now, facts, true);
+    }
+
+    /// `now_shown`: the API shows the pod in this moment, not before events that came since.
+    fn pod_shown(&mut self, now: Duration, facts: PodFacts, now_shown: bool) {
+        let uid = facts.pod.uid.clone();
         self.forget_namesake(now, &facts);
         if !facts.host_ips.is_empty() && self.host_ips != facts.host_ips {
             self.host_ips.clone_from(&facts.host_ips);
@@ -147,7 +153,9 @@ impl NodeState {
         pod.recovered.clear();
         let runtime_uid = facts.runtime_uid.clone();
         let linked = runtime_uid.filter(|runtime| self.addresses.link(&uid, runtime));
-        self.addresses.api_says(&uid, &facts.pod_ips);
+        if now_shown {
+            self.addresses.api_says(&uid, &facts.pod_ips);
+        }
         pod.facts = Some(facts);
         self.update_static_ports(now, &uid);
         if let Some(runtime_uid) = linked {
@@ -188,7 +196,7 @@ impl NodeState {
         }
         self.listed = true;
         for facts in present {
-            self.pod_applied(now, *facts);
+            self.pod_shown(now, *facts, false);
         }
         self.mark_all();
         self.converge(now);

@@ -355,3 +355,22 @@ fn a_version_from_a_backup_counts_although_a_write_replaced_it_before() {
     assert!(node.is_true("a"));
     assert_eq!(node.written.len(), 1);
 }
+
+#[test]
+fn a_pod_of_a_backup_is_not_mapped_at_the_address_of_a_sandbox_that_ended_during_the_list() {
+    let mut node = Node::new("20000-29999");
+    node.echoes = false;
+    node.applied(facts("a", Some("10.244.0.7")));
+    let before = node.shown("a");
+    assert!(node.settle().is_true("a"));
+    // the list of the backup shows it, and its sandbox is replaced and ends before the list is complete
+    node.pods.insert(before.pod.uid.clone(), before.clone());
+    node.state.pod_applied(node.now, before);
+    node.up(sandbox("a", "s1", "10.244.0.6", 1));
+    let mut late = node.shown("a");
+    late.pod_ips = vec!["10.244.0.6".parse().unwrap()];
+    node.down("s1").listed().settle();
+    // what the kubelet reported of it comes last
+    node.applied(late).settle();
+    assert_eq!(node.leads_to("a"), BTreeSet::new());
+}
