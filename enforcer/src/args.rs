@@ -14,7 +14,7 @@ use portmapping_shared::contract::DEFAULT_MAX_PORTS;
 use portmapping_shared::{PortRange, PortSet};
 
 use portmapping_dataplane::{AddressSelection, Subnet};
-use portmapping_keeper::{DEFAULT_SOCKET, KeeperArgs};
+use portmapping_keeper::{DEFAULT_SOCKET, KeeperArgs, RUN_DIR};
 
 use crate::masquerade::MasqueradeChoice;
 
@@ -205,7 +205,7 @@ pub struct UninstallArgs {
     #[arg(long, value_name = "PATH", default_value = ADMIN_SOCKET)]
     pub admin_socket: PathBuf,
     /// Directory of the node in which keepers find each other; it is removed
-    #[arg(long, value_name = "DIR", default_value = "/run/portmapping")]
+    #[arg(long, value_name = "DIR", default_value = RUN_DIR)]
     pub run_dir: PathBuf,
 }
 

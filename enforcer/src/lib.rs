@@ -27,6 +27,7 @@ mod permission;
 mod pods;
 mod publish;
 mod reconciler;
+mod rules_lock;
 pub mod run;
 pub mod selftest;
 mod startup;

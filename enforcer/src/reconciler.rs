@@ -26,6 +26,7 @@ use crate::masquerade::{Decision, MasqueradeChoice};
 use crate::metrics::Metrics;
 use crate::pods::PodUpdate;
 use crate::publish::Publisher;
+use crate::rules_lock::RulesLock;
 use portmapping_dataplane::detect::Chosen;
 use portmapping_dataplane::{Dataplane, DataplaneError, Observed, StaleFlows};
 use portmapping_keeper::wire::KeeperRole;
@@ -38,8 +39,8 @@ const MAX_EVENTS: usize = 4;
 const MAX_READS: usize = 4;
 /// Updates handled before actions are carried out, so that a burst becomes one change of the rules.
 const BATCH: usize = 64;
-/// First check of the rules after the start. After a handover the earlier enforcer may still finish a
-/// change, so it comes soon.
+/// First check of the rules after the start. After a handover an earlier enforcer of another version may
+/// still finish a change, so it comes soon.
 const FIRST_CHECK: Duration = Duration::from_secs(1);
 
 /// A request for the current state, answered by the loop.
@@ -71,6 +72,8 @@ pub(crate) struct Drivers {
     pub keeper: Arc<tokio::sync::Mutex<KeeperClient>>,
     /// The packet filter; one change at a time.
     pub dataplane: Arc<Mutex<Box<dyn Dataplane>>>,
+    /// The right to change its rules.
+    pub rules: Arc<RulesLock>,
     /// The backend of `dataplane`, and why it was chosen.
     pub backend: Chosen,
     /// Whether connections to mapped ports are masqueraded.
@@ -120,6 +123,7 @@ enum Finished {
         observed: Option<Observed>,
     },
     BackendLost(DataplaneError),
+    TakenOver,
     Published(PodUid, PublishOutcome),
     /// The addresses at which the pod runs, and when the read was asked for.
     PodRead(PodUid, Duration, Vec<IpAddr>),
@@ -339,6 +343,7 @@ impl Reconciler {
                 self.update_metrics();
             }
             Finished::BackendLost(error) => return Err(ReconcileError::BackendLost(error)),
+            Finished::TakenOver => return Err(ReconcileError::RoleReturned),
             Finished::Published(uid, outcome) => self.state.published(now, &uid, outcome),
             Finished::PodRead(uid, asked, running_at) => {
                 self.state.pod_read(now, &uid, asked, &running_at);

@@ -26,6 +26,7 @@ use crate::permission::wait_for_permission;
 use crate::pods::{self, POD_QUEUE, PodUpdate};
 use crate::publish::Publisher;
 use crate::reconciler::{Drivers, Inputs, ReconcileError, Reconciler};
+use crate::rules_lock;
 use crate::startup::{read_node_facts, recover, rehearse};
 use crate::takeover::{await_turn, first_results, settled_role};
 
@@ -53,7 +54,8 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
     // a change in progress may finish; a program that hangs must not keep the enforcer from ending
     runtime.shutdown_timeout(EXIT_LIMIT);
     match outcome {
-        Err(error) if is_out_of_date(&error) => {
+        // with a change that hangs only the end of the container ends its programs
+        Err(error) if is_out_of_date(&error) && !rules_lock::is_under_way() => {
             tracing::warn!("{error:#}");
             let program = std::env::current_exe().context("cannot find the own program")?;
             let failed = Command::new(program)
@@ -157,6 +159,7 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
         masquerade: config.masquerade,
         stale_flows: start.dataplane.stale_flows(),
         dataplane: Arc::new(Mutex::new(Box::new(start.dataplane))),
+        rules: Arc::new(start.rules),
         publisher: Publisher::new(client.clone(), &config.node),
         client,
         metrics,

@@ -11,6 +11,7 @@ use portmapping_dataplane::migration::{self, Backend, BackendMigration};
 use portmapping_dataplane::snapshot::Snapshot;
 use portmapping_dataplane::{Dataplane as _, Observed, Settings, Tools};
 use portmapping_enforcer_core::Recovered;
+use portmapping_keeper::RUN_DIR;
 use portmapping_runtime::deadline::chain;
 use portmapping_shared::pod::canonical_ip;
 
@@ -18,6 +19,7 @@ use crate::args::{BackendChoice, IptablesChoice, RunConfig};
 use crate::keeper_client::KeeperClient;
 use crate::masquerade;
 use crate::node_facts::NodeFacts;
+use crate::rules_lock::RulesLock;
 
 /// Limit for reading the rules: more than the programs' own, which end them.
 const READ_LIMIT: Duration = Duration::from_secs(30);
@@ -27,10 +29,12 @@ pub(crate) struct Start {
     pub(crate) dataplane: BackendMigration,
     pub(crate) backend: Chosen,
     pub(crate) found: Recovered,
+    /// The right to change the rules.
+    pub(crate) rules: RulesLock,
 }
 
-/// Reads the rules in the kernel and makes the keeper hold every mapped port. It makes no call to the
-/// API server, which may be unreachable.
+/// Takes the right to change the rules, reads them, and makes the keeper hold every mapped port. It makes
+/// no call to the API server, which may be unreachable.
 pub(crate) async fn recover(
     config: &mut RunConfig,
     keeper: &mut KeeperClient,
@@ -38,6 +42,8 @@ pub(crate) async fn recover(
 ) -> anyhow::Result<Start> {
     let tools = Tools::default();
     let settings = settings(config);
+    let taking = tokio::task::spawn_blocking(|| RulesLock::take(Path::new(RUN_DIR)));
+    let rules = taking.await.context("take the right to change the rules")?;
     let reading = read_rules(&tools);
     let held = keeper.list().await?;
     let snapshot = reading.await?;
@@ -68,6 +74,7 @@ pub(crate) async fn recover(
         dataplane,
         backend,
         found,
+        rules,
     })
 }
 

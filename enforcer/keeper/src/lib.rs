@@ -43,6 +43,7 @@ pub use error::KeeperError;
 use bind::HeldPort;
 use peers::Peers;
 use run_dir::RunDir;
+pub use run_dir::lock_file;
 use socket::Published;
 use table::PortTable;
 
@@ -65,6 +66,9 @@ const END_PAUSE: Duration = Duration::from_millis(200);
 /// Stack size of a thread, bytes; no thread has deep calls.
 const STACK: usize = 256 * 1024;
 
+/// The directory of the node that all keepers and enforcers share.
+pub const RUN_DIR: &str = "/run/portmapping";
+
 /// Flags of `enforcer keep`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct KeeperArgs {
@@ -72,7 +76,7 @@ pub struct KeeperArgs {
     #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
     pub socket: PathBuf,
     /// Directory of the node in which keepers find each other, to hand over their ports
-    #[arg(long, value_name = "DIR", default_value = "/run/portmapping")]
+    #[arg(long, value_name = "DIR", default_value = RUN_DIR)]
     pub run_dir: PathBuf,
     /// Host ports that must fit into the limit of open files; set it to the enforcer's --range
     #[arg(

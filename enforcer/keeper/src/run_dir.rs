@@ -3,6 +3,7 @@
 //! ```text
 //! /run/portmapping/lock                       locked while a keeper takes over and until it listens
 //! /run/portmapping/keeper-<start>-<pid>.sock  one per keeper, listening
+//! /run/portmapping/rules.lock                 the enforcers': names the one that may change the rules
 //! ```
 
 use std::fs::{self, DirBuilder, File, Permissions, TryLockError};
@@ -68,24 +69,7 @@ impl RunDir {
     /// Locks the directory: no other keeper starts or becomes active again until the file is
     /// dropped. Returns None if another keeper still has the lock at the deadline.
     pub(super) fn lock(&self, deadline: Instant) -> io::Result<Option<File>> {
-        let file = File::options()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(self.path.join("lock"))?;
-        // flock(2) needs no write permission: a file that others can read is one that they can lock
-        file.set_permissions(Permissions::from_mode(0o600))?;
-        loop {
-            match file.try_lock() {
-                Ok(()) => return Ok(Some(file)),
-                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
-                    thread::sleep(LOCK_PAUSE);
-                }
-                Err(TryLockError::WouldBlock) => return Ok(None),
-                Err(TryLockError::Error(error)) => return Err(error),
-            }
-        }
+        lock_file(&self.path.join("lock"), deadline)
     }
 
     /// Listens for keepers that start later.
@@ -119,6 +103,30 @@ impl RunDir {
         names.sort_unstable_by(|a, b| b.cmp(a));
         names.truncate(MAX_PEERS);
         Ok(names.into_iter().map(|name| self.path.join(name)).collect())
+    }
+}
+
+/// Locks a file, which is created if it is missing. The lock ends when the file is dropped here and in
+/// every program that inherited it. Returns None if another process still has the lock at the deadline.
+pub fn lock_file(path: &Path, deadline: Instant) -> io::Result<Option<File>> {
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)?;
+    // flock(2) needs no write permission: a file that others can read is one that they can lock
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(Some(file)),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                thread::sleep(LOCK_PAUSE);
+            }
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
     }
 }
 

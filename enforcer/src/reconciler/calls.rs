@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use portmapping_enforcer_core::{PodEvent, PortKey, Publication, PublishOutcome, RuleError};
@@ -15,7 +16,11 @@ use crate::keeper_client::{KeeperClient, KeeperClientError};
 use crate::masquerade;
 use crate::pods::running_at;
 use crate::publish::PublishError;
+use crate::rules_lock::RulesLockError;
 use portmapping_keeper::wire::{self, HoldOutcome};
+
+/// How late the keeper may say that another enforcer has taken the node over.
+const ROLE_DELAY: Duration = Duration::from_secs(1);
 
 /// What a call to the keeper returned; one call can return several.
 pub(super) enum KeeperAnswer {
@@ -70,6 +75,7 @@ impl Reconciler {
 
     pub(super) fn program(&mut self, plan: Plan) {
         let dataplane = Arc::clone(&self.drivers.dataplane);
+        let rules = Arc::clone(&self.drivers.rules);
         let metrics = self.drivers.metrics.clone();
         self.changing = true;
         self.changes += 1;
@@ -77,15 +83,18 @@ impl Reconciler {
             let begun = Instant::now();
             tracing::debug!(create = plan.to_create.len(), "changing rules");
             let mut dataplane = dataplane.lock();
-            let outcome = dataplane.apply(&plan);
+            let outcome = match rules.begin() {
+                Ok(_under_way) => dataplane.apply(&plan).map_err(|error| RuleError {
+                    not_permitted: error.is_not_permitted(),
+                    message: chain(&error),
+                }),
+                Err(RulesLockError::TakenOver) => return taken_over(),
+                Err(error) => Err(error.to_string().into()),
+            };
             drop(dataplane);
             let took = begun.elapsed();
             metrics.record_call("apply", outcome.is_ok());
             metrics.record_apply(took.as_secs_f64());
-            let outcome = outcome.map_err(|error| RuleError {
-                not_permitted: error.is_not_permitted(),
-                message: chain(&error),
-            });
             match &outcome {
                 Ok(()) => tracing::info!(
                     created = plan.to_create.len(),
@@ -125,6 +134,7 @@ impl Reconciler {
         self.observing = true;
         let before = self.changes;
         let dataplane = Arc::clone(&self.drivers.dataplane);
+        let rules = Arc::clone(&self.drivers.rules);
         let metrics = self.drivers.metrics.clone();
         let node_addresses = self.node_addresses.take();
         let automatic = self.drivers.backend.automatic;
@@ -132,11 +142,24 @@ impl Reconciler {
         self.tasks.spawn_blocking(move || {
             let begun = Instant::now();
             let mut dataplane = dataplane.lock();
+            // a read changes the rules too, for new addresses of the node
+            let under_way = match rules.begin() {
+                Ok(under_way) => under_way,
+                Err(RulesLockError::TakenOver) => return taken_over(),
+                Err(error) => {
+                    tracing::error!(%error, "cannot read the rules back; the next check tries again");
+                    return Finished::Observed {
+                        before,
+                        observed: None,
+                    };
+                }
+            };
             if let Some(addresses) = node_addresses {
                 dataplane.set_host_addresses(&addresses);
             }
             dataplane.set_masquerade(masquerade);
             let observed = dataplane.observe();
+            drop(under_way);
             drop(dataplane);
             let us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
             tracing::debug!(us, "rules read back");
@@ -271,6 +294,16 @@ impl Reconciler {
             Finished::Nothing
         });
     }
+}
+
+/// Waits until the keeper has had time to say that another enforcer has taken the node over. It says so
+/// within milliseconds, unless that enforcer has ended since.
+fn taken_over() -> Finished {
+    tracing::info!(
+        "another enforcer has taken this node over: a change of the rules does not begin"
+    );
+    thread::sleep(ROLE_DELAY);
+    Finished::TakenOver
 }
 
 /// Sorts the outcomes of a hold: a port in use is refused, any other one that is not bound is asked

@@ -50,7 +50,6 @@ impl World {
                     .any(|call| matches!(call, Call::Program(_)))
                 {
                     self.damaged = false;
-                    self.upgrade.unread = false;
                     self.reference.rules.clone_from(&self.kernel);
                     self.reference.intact = self.intact;
                 }
@@ -134,7 +133,7 @@ impl World {
         if let Some((owner, previous, since)) = self.last.get(&key)
             && *owner != mapping.owner
             && self.now < *since + COOLDOWN
-            && !self.restored_ports.contains(&(mapping.owner.clone(), key))
+            && !self.old_results.contains(&(mapping.owner.clone(), key))
         {
             if Some(previous) == name {
                 self.seen.inherited += 1;
@@ -180,6 +179,13 @@ impl World {
             self.seen.mapped += 1;
         }
         if let Some(facts) = self.pods.get_mut(uid) {
+            if facts.record != publication.current {
+                // a version from before a restoration, given again: a client of the API server cannot tell
+                self.last_word.remove(uid);
+                if self.seen.restored == 0 {
+                    self.broken = Some(format!("{:?} was never true", publication.current));
+                }
+            }
             // a patch leaves out what does not change
             if publication.current.annotation != wanted.annotation {
                 facts.record.annotation.clone_from(&wanted.annotation);

@@ -200,8 +200,7 @@ impl World {
         for mapping in &self.kernel {
             let key = (mapping.protocol, mapping.host_port);
             let owner = owners.entry(key).or_insert(&mapping.owner);
-            // the rules that an enforcer made at its end are known with the next read
-            if **owner != mapping.owner && !self.upgrade.unread {
+            if **owner != mapping.owner {
                 return Err(format!("I1: {mapping}, and {owner} has that port too"));
             }
             let owner = places.entry(mapping.pod_ip).or_insert(&mapping.owner);
@@ -222,12 +221,6 @@ impl World {
     pub(crate) fn settle(&mut self) -> Result<(), String> {
         self.no_faults = true;
         self.finish_upgrade();
-        while self.upgrade.unread {
-            while !self.calls.is_empty() {
-                self.answer();
-            }
-            self.calls.push(Call::Observe);
-        }
         self.other_processes.clear();
         self.set_host_addresses(&["10.0.0.1", "::1"]);
         // the runtime removes ended sandboxes, and creates one for every pod that exists

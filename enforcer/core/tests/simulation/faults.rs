@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use portmapping_enforcer_core::{PodFacts, PublishOutcome};
+use portmapping_enforcer_core::{PodFacts, PortKey, PublishOutcome};
 use portmapping_shared::{HostPort, PodUid, annotation};
 use rand::RngExt;
 
@@ -97,16 +97,7 @@ impl World {
         // an older result than the state machine remembers looks forged
         self.forged.extend(self.pods.keys().cloned());
         self.previous.clear();
-        self.restored_ports.clear();
-        for (uid, facts) in &self.pods {
-            let value = facts.record.annotation.as_deref().unwrap_or_default();
-            for entry in annotation::decode(value).unwrap_or_default() {
-                if let Some(port) = HostPort::new(entry.host_port) {
-                    let key = (entry.protocol, port);
-                    self.restored_ports.insert((uid.clone(), key));
-                }
-            }
-        }
+        self.old_results = self.pods.values().flat_map(named_ports).collect();
         let (publications, others) = std::mem::take(&mut self.calls)
             .into_iter()
             .partition(|call| matches!(call, Call::Publish(_)));
@@ -120,4 +111,12 @@ impl World {
         self.list();
         self.upgrade.list(&self.watch);
     }
+}
+
+/// The ports that the result of a pod names.
+pub(crate) fn named_ports(facts: &PodFacts) -> Vec<(PodUid, PortKey)> {
+    let value = facts.record.annotation.as_deref().unwrap_or_default();
+    let entries = annotation::decode(value).unwrap_or_default().into_iter();
+    let ports = entries.filter_map(|entry| Some((entry.protocol, HostPort::new(entry.host_port)?)));
+    ports.map(|key| (facts.pod.uid.clone(), key)).collect()
 }

@@ -16,7 +16,7 @@ pub(crate) const LEFTOVER: &str = "leftover";
 impl World {
     /// A pod gets its first sandbox, or another one because the last one ended.
     pub(crate) fn start_sandbox(&mut self) {
-        if let Some(uid) = self.random_pod().filter(|_| !self.upgrade.unread) {
+        if let Some(uid) = self.random_pod() {
             self.start_sandbox_of(&uid);
         }
     }

@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use portmapping_enforcer_core::{PodFacts, PortKey, Record, Sandbox};
+use portmapping_enforcer_core::{PodFacts, PortKey, Publication, Record, Sandbox};
 use portmapping_shared::{LeasedPort, Mapping, PodUid};
 use rand::RngExt;
 
 use crate::cluster::{TYPO, Update};
+use crate::faults::named_ports;
 use crate::world::{Call, World};
 
 /// How long a keeper keeps copies of the sockets that it handed over.
@@ -21,9 +22,6 @@ pub(crate) struct Upgrade {
     successor: Option<Successor>,
     /// What the keeper before held at the takeover, and when that was; None: no earlier enforcer runs.
     predecessor: Option<(BTreeSet<PortKey>, Duration)>,
-    /// A change of the earlier enforcer ended after the rules were read, and they are to be read again.
-    /// That happens within a second, and before the runtime gives an address to another pod.
-    pub(crate) unread: bool,
 }
 
 /// What an enforcer that waits has seen of the pods.
@@ -126,6 +124,12 @@ impl World {
         // its watch shows a result of the predecessor only later, and that looks forged
         let late_results = successor.watch.iter().filter_map(Update::uid);
         self.forged.extend(late_results.cloned());
+        for facts in successor.pods.values() {
+            let newest = self.pods.get(&facts.pod.uid);
+            if newest.is_none_or(|newest| newest.version != facts.version) {
+                self.old_results.extend(named_ports(facts));
+            }
+        }
         self.recover();
         self.deliver_results();
         self.watch = successor
@@ -139,6 +143,8 @@ impl World {
         self.watch = successor.watch;
         self.check_kept(&kept);
         self.finish_late(late);
+        // the first check of the rules comes soon
+        self.calls.push(Call::Observe);
     }
 
     /// The successor's enforcer ends, and perhaps its keeper: the earlier enforcer starts over with
@@ -174,61 +180,42 @@ impl World {
         self.relist();
         self.check_kept(&kept);
         self.finish_late(late);
+        // the first check of the rules comes soon
+        self.calls.push(Call::Observe);
     }
 
-    /// The enforcer on duty may not act any more. Returns the calls that end later.
-    fn stop_acting(&mut self) -> Vec<Call> {
+    /// The enforcer on duty may not act any more. A change of the rules ends before the next enforcer reads
+    /// them, or does not begin: each change holds the lock that the next enforcer takes first. Returns the
+    /// writes to the API server that end later.
+    fn stop_acting(&mut self) -> Vec<Publication> {
         for _ in 0..self.rng.random_range(0..=self.calls.len()) {
             self.answer();
         }
-        let mut late = std::mem::take(&mut self.calls);
-        late.retain(|call| matches!(call, Call::Program(_) | Call::Publish(_)));
+        let under_way = std::mem::take(&mut self.calls).into_iter();
+        let mut late: Vec<Publication> = under_way
+            .filter_map(|call| match call {
+                Call::Publish(publication) => Some(*publication),
+                _ => None,
+            })
+            .collect();
         if self.rng.random_range(0..2) == 0 {
             self.finish_late(std::mem::take(&mut late));
-            self.calls.clear();
         }
         late
     }
 
-    /// Changes of an enforcer that is not on duty any more: no one gets the answers, so the rules are
-    /// read once more.
-    fn finish_late(&mut self, late: Vec<Call>) {
-        for call in late {
-            match call {
-                Call::Program(plan) => {
-                    // a change ends before the runtime gives an address to another pod
-                    let lives = |m: &Mapping| {
-                        let sandbox = self.living.get(&m.owner);
-                        sandbox.is_some_and(|sandbox| sandbox.ips.contains(&m.pod_ip))
-                    };
-                    let fresh = |m: &Mapping| lives(m) && !self.kernel.contains(m);
-                    let possible = plan.to_remove.iter().all(|m| self.kernel.contains(m))
-                        && plan.to_create.iter().all(fresh);
-                    if possible && !self.refuses(&plan) {
-                        self.record(|| format!("late {plan:?}"));
-                        self.seen.late += 1;
-                        self.damaged = true;
-                        self.upgrade.unread = true;
-                        self.change_kernel(&plan);
-                    }
-                }
-                Call::Publish(publication) => {
-                    self.forged.insert(publication.pod.uid.clone());
-                    self.write(&publication);
-                }
-                _ => {}
-            }
+    /// Writes of an enforcer that is not on duty any more: no one gets the answers.
+    fn finish_late(&mut self, late: Vec<Publication>) {
+        for publication in late {
+            self.seen.late += 1;
+            self.forged.insert(publication.pod.uid.clone());
+            self.write(&publication);
         }
-        self.calls.push(Call::Observe);
     }
 
     /// The rules of the pods that have all that they are to have. `pods`: what the next enforcer will
     /// see of them.
     fn settled_mappings(&self, pods: &BTreeMap<PodUid, PodFacts>) -> Vec<Mapping> {
-        if self.upgrade.unread {
-            // the node has rules that the enforcer on duty does not know
-            return Vec::new();
-        }
         let desired = self.state.desired();
         let stays = |facts: &&PodFacts| {
             let uid = &facts.pod.uid;
@@ -243,12 +230,15 @@ impl World {
             let files = self.files.values();
             let own = |file: &&Sandbox| sandbox.is_some_and(|sandbox| sandbox.uid == file.uid);
             let newest = files.clone().filter(own).max_by_key(|file| file.written);
-            // the next enforcer knows the address, too, and no other result names it
+            // the next enforcer knows the address, too, and no other result names it. Without a result, of
+            // two pods that the API shows at one address it cannot tell which got it later
             let there = |ip: &IpAddr| {
                 let known = newest.map_or(&facts.pod_ips, |file| &file.ips);
                 let lives = sandbox.is_some_and(|sandbox| sandbox.ips.contains(ip));
                 let mut named = files.clone().filter(|file| file.ips.contains(ip));
-                lives && known.contains(ip) && named.all(|file| own(&file))
+                let shown = pods.values().filter(|other| other.pod_ips.contains(ip));
+                let alone = newest.is_some() || shown.count() == 1;
+                lives && known.contains(ip) && alone && named.all(|file| own(&file))
             };
             let known = self.reference.facts(uid);
             let agreed = known.is_some_and(|known| known.version == facts.version);

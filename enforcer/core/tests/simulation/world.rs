@@ -78,8 +78,9 @@ pub(crate) struct World {
     pub(crate) forged: BTreeSet<PodUid>,
     /// The ports that each pod had before the node's last reboot, and did not get again yet.
     pub(crate) previous: BTreeMap<PortKey, PodFacts>,
-    /// The ports that results of the last backup name: after a restart no one else knows who had them.
-    pub(crate) restored_ports: BTreeSet<(PodUid, PortKey)>,
+    /// The ports that results of the last backup name, or results that a successor's watch shows late: after
+    /// a start no one else knows who had them.
+    pub(crate) old_results: BTreeSet<(PodUid, PortKey)>,
     /// Pods of which the state machine knows that they are not mapped, and since when.
     pub(crate) unmapped: BTreeMap<PodUid, Duration>,
     pub(crate) next: u32,
@@ -144,7 +145,7 @@ impl World {
             last_word: BTreeMap::new(),
             forged: BTreeSet::new(),
             previous: BTreeMap::new(),
-            restored_ports: BTreeSet::new(),
+            old_results: BTreeSet::new(),
             unmapped: BTreeMap::new(),
             next: 0,
             broken: None,

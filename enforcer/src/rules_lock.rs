@@ -1,0 +1,159 @@
+//! The right to change the node's rules. Of all enforcers of a node one has it: the one that took it last.
+//!
+//! An enforcer hears late that another one has taken the node over, and a program that it started can
+//! outlive it. So each change and each read of the rules holds a lock on a file of the node. Programs
+//! inherit the lock, and the file names the enforcer that has the right. An enforcer takes the lock before
+//! its first read, which waits for a change under way, and writes its name into the file. After that no
+//! change of an earlier enforcer begins.
+
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use portmapping_keeper::lock_file;
+use rustix::io::{FdFlags, fcntl_setfd};
+
+/// How long a change under way is waited for: longer than the time limit of its programs.
+const LIMIT: Duration = Duration::from_secs(25);
+/// How much of the file is read, bytes: more than a name has.
+const NAME_BYTES: u64 = 64;
+
+/// Changes and reads of this process that have not ended.
+static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
+
+/// The file, and the name of this enforcer.
+#[derive(Debug)]
+pub(crate) struct RulesLock {
+    path: PathBuf,
+    name: String,
+}
+
+/// Why a change or a read cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RulesLockError {
+    /// Another enforcer took the right.
+    #[error("another enforcer has taken this node over")]
+    TakenOver,
+    /// An earlier change has not ended.
+    #[error(
+        "an earlier change of the rules has not ended within {} s: find the process that has {} open on the \
+         node",
+        LIMIT.as_secs(),
+        path.display()
+    )]
+    Busy {
+        /// The locked file.
+        path: PathBuf,
+    },
+}
+
+/// A change or a read that is under way. The lock ends with it and with the programs that it started.
+#[derive(Debug)]
+pub(crate) struct UnderWay(Option<File>);
+
+impl RulesLock {
+    /// Takes the right, after the change under way has ended. Blocks. A change that hangs, or a file that
+    /// cannot be used, leaves no node without an enforcer: it goes on without the lock.
+    pub(crate) fn take(dir: &Path) -> Self {
+        let lock = Self {
+            path: dir.join("rules.lock"),
+            name: format!("{:016x}", rand::random::<u64>()),
+        };
+        let taken = lock.open().and_then(|file| {
+            let busy = file.is_none();
+            let file = match file {
+                Some(file) => file,
+                None => File::options().write(true).open(&lock.path)?,
+            };
+            lock.write_name(&file)?;
+            Ok(busy)
+        });
+        match taken {
+            Ok(false) => {}
+            Ok(true) => tracing::warn!(
+                error = RulesLockError::Busy {
+                    path: lock.path.clone()
+                }
+                .to_string(),
+                "reading the rules now; if that change comes later, the next check finds it"
+            ),
+            Err(error) => lock.warn(&error),
+        }
+        lock
+    }
+
+    /// Begins a change or a read. Blocks until an earlier one has ended.
+    pub(crate) fn begin(&self) -> Result<UnderWay, RulesLockError> {
+        let file = match self.open() {
+            Ok(None) => {
+                return Err(RulesLockError::Busy {
+                    path: self.path.clone(),
+                });
+            }
+            Ok(Some(file)) => match self.is_own(&file) {
+                Ok(true) => Some(file),
+                Ok(false) => return Err(RulesLockError::TakenOver),
+                Err(error) => {
+                    self.warn(&error);
+                    Some(file)
+                }
+            },
+            Err(error) => {
+                self.warn(&error);
+                None
+            }
+        };
+        UNDER_WAY.fetch_add(1, Ordering::SeqCst);
+        Ok(UnderWay(file))
+    }
+
+    /// Locks the file. Returns None if another process still has it after the limit.
+    fn open(&self) -> io::Result<Option<File>> {
+        lock_file(&self.path, Instant::now() + LIMIT)
+    }
+
+    /// Whether the file names this enforcer; and lets programs that are started from now on inherit it.
+    fn is_own(&self, file: &File) -> io::Result<bool> {
+        let mut name = String::new();
+        file.take(NAME_BYTES).read_to_string(&mut name)?;
+        if name.is_empty() {
+            // the file was removed
+            self.write_name(file)?;
+        } else if name != self.name {
+            return Ok(false);
+        }
+        fcntl_setfd(file, FdFlags::empty())?;
+        Ok(true)
+    }
+
+    fn write_name(&self, mut file: &File) -> io::Result<()> {
+        file.set_len(0)?;
+        file.rewind()?;
+        file.write_all(self.name.as_bytes())
+    }
+
+    fn warn(&self, error: &io::Error) {
+        tracing::warn!(
+            %error, path = %self.path.display(),
+            "cannot lock the rules; after an upgrade a change of the earlier enforcer may come late, and is \
+             repaired"
+        );
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        drop(self.0.take());
+        UNDER_WAY.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Whether a change or a read of this process has not ended. Its lock would survive `exec`.
+pub(crate) fn is_under_way() -> bool {
+    UNDER_WAY.load(Ordering::SeqCst) > 0
+}
+
+#[cfg(test)]
+mod tests;
