@@ -142,6 +142,10 @@ impl Reconciler {
         self.tasks.spawn_blocking(move || {
             let begun = Instant::now();
             let mut dataplane = dataplane.lock();
+            if let Some(addresses) = node_addresses {
+                dataplane.set_host_addresses(&addresses);
+            }
+            dataplane.set_masquerade(masquerade);
             // a read changes the rules too, for new addresses of the node
             let under_way = match rules.begin() {
                 Ok(under_way) => under_way,
@@ -154,10 +158,6 @@ impl Reconciler {
                     };
                 }
             };
-            if let Some(addresses) = node_addresses {
-                dataplane.set_host_addresses(&addresses);
-            }
-            dataplane.set_masquerade(masquerade);
             let observed = dataplane.observe();
             drop(under_way);
             drop(dataplane);
