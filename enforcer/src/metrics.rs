@@ -63,6 +63,7 @@ pub struct Metrics {
     damaged: Counter,
     repairs: Counter,
     clear_failures: Counter,
+    unanswered: Gauge,
     cni_results: Family<ByResult, Counter>,
     cni_watched: Gauge,
     uptime: Gauge<f64, AtomicU64>,
@@ -87,6 +88,7 @@ impl Metrics {
             damaged: Counter::default(),
             repairs: Counter::default(),
             clear_failures: Counter::default(),
+            unanswered: Gauge::default(),
             cni_results: Family::default(),
             cni_watched: Gauge::default(),
             uptime: Gauge::default(),
@@ -148,6 +150,11 @@ impl Metrics {
             metrics.clear_failures.clone(),
         );
         registry.register(
+            "flows_unanswered",
+            "TCP flows to mapped ports that no reply answers",
+            metrics.unanswered.clone(),
+        );
+        registry.register(
             "cni_results",
             "CNI result files read or removed, by kind",
             metrics.cni_results.clone(),
@@ -199,6 +206,12 @@ impl Metrics {
     /// Counts failures to delete conntrack entries.
     pub fn record_clear_failures(&self, more: u64) {
         self.clear_failures.inc_by(more);
+    }
+
+    /// Sets the number of TCP flows to mapped ports that no reply answers.
+    pub fn set_unanswered(&self, flows: usize) {
+        self.unanswered
+            .set(i64::try_from(flows).unwrap_or(i64::MAX));
     }
 
     /// Counts a CNI result: `sandbox`, `other`, `unusable` or `removed`.

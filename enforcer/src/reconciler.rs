@@ -2,6 +2,7 @@
 //! results back. It makes no decisions.
 
 mod calls;
+mod replies;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -13,7 +14,7 @@ use parking_lot::Mutex;
 use portmapping_enforcer_core::{
     Action, NodeState, PublishOutcome, RuleError, SandboxUpdate, Status,
 };
-use portmapping_shared::{Plan, PodUid};
+use portmapping_shared::{Mapping, Plan, PodUid};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::MissedTickBehavior;
@@ -127,6 +128,8 @@ enum Finished {
     Published(PodUid, PublishOutcome),
     /// The addresses at which the pod runs, and when the read was asked for.
     PodRead(PodUid, Duration, Vec<IpAddr>),
+    /// The mappings whose connections get no reply; None if they could not be read.
+    Replies(Option<BTreeSet<Mapping>>),
     Nothing,
 }
 
@@ -140,6 +143,7 @@ pub(crate) struct Reconciler {
     reads: Arc<Semaphore>,
     started: Instant,
     observing: bool,
+    reply_reads: replies::ReplyReads,
     changing: bool,
     /// When altered rules were found that are not repaired yet.
     damaged_since: Option<Instant>,
@@ -169,6 +173,7 @@ impl Reconciler {
             reads: Arc::new(Semaphore::new(MAX_READS)),
             started,
             observing: false,
+            reply_reads: replies::ReplyReads::default(),
             changing: false,
             damaged_since: None,
             read_again: false,
@@ -179,8 +184,7 @@ impl Reconciler {
         }
     }
 
-    /// Runs until the token is cancelled. After a handover it stops writing and waits to be
-    /// terminated.
+    /// Runs until the token is cancelled. After a handover it stops writing and waits to be terminated.
     pub(crate) async fn run(
         mut self,
         mut inputs: Inputs,
@@ -246,7 +250,7 @@ impl Reconciler {
                     let backend = self.drivers.backend.clone();
                     let _ = request.send((self.state.status(), backend, self.masquerade.clone()));
                 }
-                _ = check.tick() => self.observe(),
+                _ = check.tick() => self.check(),
                 () = sleep_until(started, deadline), if deadline.is_some() && role == KeeperRole::Active => {
                     self.state.tick(self.now());
                 }
@@ -348,6 +352,7 @@ impl Reconciler {
             Finished::PodRead(uid, asked, running_at) => {
                 self.state.pod_read(now, &uid, asked, &running_at);
             }
+            Finished::Replies(silent) => self.end_reply_read(silent.as_ref()),
             Finished::Nothing => {}
         }
         Ok(())

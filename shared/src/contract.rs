@@ -39,6 +39,8 @@ pub const EVENT_FORGED_RESULT: &str = "ForgedResult";
 pub const EVENT_ANNOTATION_CONTESTED: &str = "AnnotationContested";
 /// Another program keeps its rules before those of the enforcer.
 pub const EVENT_RULES_CONTESTED: &str = "RulesContested";
+/// The reason of the event on a pod whose port gets no reply.
+pub const EVENT_NO_REPLIES: &str = "NoReplies";
 /// The reason of the event on a Node whose network may take replies past the rules.
 pub const EVENT_ROUTING_UNKNOWN: &str = "RoutingUnknown";
 /// Event: the pod asks for its declared ports and declares none.

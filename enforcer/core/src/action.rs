@@ -135,6 +135,8 @@ pub enum EventKind {
     AnnotationContested,
     /// Another program keeps its rules before ours.
     RulesContested,
+    /// No TCP connection to one of its host ports gets a reply.
+    NoReplies,
     /// It asks for its declared ports and declares none.
     NoPorts,
 }
@@ -157,6 +159,7 @@ impl EventKind {
             Self::ForgedResult => c::EVENT_FORGED_RESULT,
             Self::AnnotationContested => c::EVENT_ANNOTATION_CONTESTED,
             Self::RulesContested => c::EVENT_RULES_CONTESTED,
+            Self::NoReplies => c::EVENT_NO_REPLIES,
             Self::NoPorts => c::EVENT_NO_PORTS,
         }
     }

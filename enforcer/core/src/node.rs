@@ -6,6 +6,7 @@ mod config;
 mod converge;
 mod host_addresses;
 mod recovery;
+mod replies;
 mod sandboxes;
 mod static_claims;
 mod status;
@@ -52,6 +53,7 @@ pub struct NodeState {
     wakes: Timers<PodUid>,
     /// How many pods, changes of pods and sandboxes have arrived.
     arrivals: u64,
+    replies: replies::Silences,
     actions: Vec<Action>,
     /// Pods processed so far.
     #[cfg(test)]
@@ -76,6 +78,7 @@ impl NodeState {
             dirty: BTreeSet::new(),
             wakes: Timers::default(),
             arrivals: 0,
+            replies: replies::Silences::default(),
             actions: Vec::new(),
             #[cfg(test)]
             processed: 0,

@@ -22,6 +22,7 @@
 //! contradict the rules are deleted one by one.
 
 mod entry;
+mod replies;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -34,6 +35,7 @@ use rustix::io::Errno;
 use super::family::Family;
 use super::netlink::{NetlinkError, Options, Socket};
 use entry::Entry;
+pub use replies::Unanswered;
 
 /// If more ports than this change, one read of all entries of the protocol replaces the reads per
 /// port. A filtered read costs the kernel a ninth of a full one.

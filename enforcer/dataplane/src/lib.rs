@@ -45,7 +45,7 @@ pub mod snapshot;
 mod uninstall;
 
 use change_monitor::ChangeMonitor;
-pub use conntrack::StaleFlows;
+pub use conntrack::{StaleFlows, Unanswered};
 pub use error::DataplaneError;
 pub use exec::{ExecError, Tools};
 pub use family::Family;

@@ -19,6 +19,7 @@ mod kernel;
 mod life;
 mod ports;
 mod recovery;
+mod replies;
 mod scale;
 mod static_ports;
 mod truth;

@@ -18,6 +18,7 @@ const STATUS: u16 = 3;
 const ID: u16 = 12;
 const ZONE: u16 = 18;
 const FILTER: u16 = 25;
+const STATUS_MASK: u16 = 26;
 /// `CTA_TUPLE_*`.
 const IP: u16 = 1;
 const PROTO: u16 = 2;
@@ -32,6 +33,8 @@ const ORIG_FLAGS: u16 = 1;
 const REPLY_FLAGS: u16 = 2;
 const MATCH_NUMBER: u32 = 8;
 const MATCH_DESTINATION_PORT: u32 = 32;
+/// `IPS_SEEN_REPLY`.
+const SEEN_REPLY: u32 = 2;
 /// `IPS_ASSURED` (`linux/netfilter/nf_conntrack_common.h`): for TCP, the handshake is complete.
 const ASSURED: u32 = 4;
 /// `NLA_F_NESTED`: the bit of an attribute's type which says that it contains attributes.
@@ -41,10 +44,13 @@ const NESTED: u16 = 0x8000;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
     pub(super) protocol: Protocol,
+    pub(super) source: IpAddr,
     pub(super) dst: IpAddr,
     pub(super) port: u16,
     pub(super) answered_by: IpAddr,
     pub(super) answering_port: u16,
+    /// Whether a reply was seen.
+    pub(super) is_answered: bool,
     /// Whether the handshake of a connection is complete.
     pub(super) is_established: bool,
     name: Name,
@@ -80,12 +86,25 @@ pub(super) fn list(
     (header(GET, family), body)
 }
 
+/// Builds the request for the TCP entries without a reply.
+///
+/// Kernels before 5.15 ignore the status, so the caller must check each.
+pub(super) fn list_unanswered(family: Family) -> (Header, impl FnOnce(&mut Encoder)) {
+    let (header, tcp) = list(family, Protocol::Tcp, None);
+    let body = |encoder: &mut Encoder| {
+        tcp(encoder);
+        encoder.be32(STATUS, 0);
+        encoder.be32(STATUS_MASK, SEEN_REPLY);
+    };
+    (header, body)
+}
+
 impl Entry {
     /// Reads one message of a dump; None if it is not an entry of that protocol.
     pub(super) fn read(message: &Message<'_>, protocol: Protocol) -> Option<Self> {
         let attributes = message.attributes();
         let (mut sent, mut answered) = (None, None);
-        let mut is_established = false;
+        let (mut is_answered, mut is_established) = (false, false);
         let mut name = Name::default();
         for attribute in attributes {
             match attribute.kind {
@@ -93,6 +112,7 @@ impl Entry {
                 TUPLE_REPLY => answered = Tuple::read(attribute.attributes(), protocol),
                 STATUS => {
                     let status = attribute.be32().unwrap_or_default();
+                    is_answered = status & SEEN_REPLY != 0;
                     is_established = status & ASSURED != 0;
                     continue;
                 }
@@ -109,10 +129,12 @@ impl Entry {
         let (sent, answered) = (sent?, answered?);
         Some(Self {
             protocol,
+            source: sent.source,
             dst: sent.destination,
             port: sent.destination_port,
             answered_by: answered.source,
             answering_port: answered.source_port,
+            is_answered,
             is_established,
             name,
         })

@@ -10,7 +10,9 @@ use portmapping_dataplane::iptables::Flavour;
 pub(crate) use portmapping_dataplane::migration::Backend;
 use portmapping_dataplane::migration::BackendMigration;
 use portmapping_dataplane::snapshot::Snapshot;
-use portmapping_dataplane::{AddressSelection, Dataplane, DataplaneError, Observed, Tools};
+use portmapping_dataplane::{
+    AddressSelection, Dataplane, DataplaneError, Observed, Tools, Unanswered,
+};
 use portmapping_shared::{ContainerPort, HostPort, Mapping, Plan, PortRange, Protocol};
 
 use crate::netns::Netns;
@@ -197,6 +199,14 @@ impl<'a> Driver<'a> {
         let addresses = addresses.iter().copied().map(ip).collect();
         self.driver.set_host_addresses(&addresses);
         self.observe()
+    }
+
+    pub(crate) fn unanswered(&self, mappings: &[Mapping]) -> Unanswered {
+        let flows = self.driver.stale_flows();
+        let mappings = mappings.iter().cloned().collect();
+        self.node
+            .run(|| flows.unanswered(&mappings))
+            .expect("flows")
     }
 
     pub(crate) fn set_masquerade(&mut self, on: bool) {

@@ -1,6 +1,7 @@
 //! `--masquerade`: replies that leave the pod past the node reach no client, unless the pod sees the
 //! node's address.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
@@ -8,10 +9,11 @@ use std::time::Duration;
 use portmapping_dataplane::Settings;
 use portmapping_shared::Mapping;
 use portmapping_shared::Protocol::{Tcp, Udp};
+use socket2::{Domain, Socket, Type};
 
 use crate::lab::{
-    Backend, CLIENT, CLIENT_V6, Lab, NODE, NODE_V6, POD1, POD1_V6, at, iptables_of, map, range,
-    settings_for,
+    Backend, CLIENT, CLIENT_V6, Lab, NODE, NODE_V6, POD1, POD1_V6, POD2, at, iptables_of, map,
+    range, settings_for,
 };
 use crate::netns::Netns;
 use crate::serve::{UdpClient, ask_tcp, ask_udp, serve};
@@ -20,6 +22,7 @@ crate::for_each_backend!(
     replies_past_the_node_are_lost_without_and_arrive_with_it,
     masquerade_goes_on_and_off_without_damage_or_a_restart,
     connection_through_a_service_keeps_its_address,
+    port_whose_replies_leave_past_the_node_is_seen,
 );
 
 /// The addresses that a pod sees of a masqueraded connection.
@@ -135,4 +138,46 @@ fn connection_through_a_service_keeps_its_address(backend: Backend) {
     );
     let seen = ask_tcp(&lab.client, at("192.0.2.9", 20000)).unwrap();
     assert_eq!(seen, format!("pod1 {CLIENT}"));
+}
+
+fn port_whose_replies_leave_past_the_node_is_seen(backend: Backend) {
+    let lab = lab_with_replies_past_the_node();
+    lab.client
+        .sh("ip addr add 172.30.0.9/24 dev eth0; ip addr add fd30::9/64 dev eth0 nodad");
+    let _pod1 = serve(&lab.pod1, "pod1", 9040);
+    let _pod2 = serve(&lab.pod2, "pod2", 9040);
+    let silent = [map(Tcp, 20000, POD1, 9040), map(Tcp, 20000, POD1_V6, 9040)];
+    let mut mappings = silent.to_vec();
+    mappings.push(map(Tcp, 20001, POD2, 9040));
+    let mut driver = lab.driver_with(backend, &settings(false));
+    driver.reconcile(&mappings);
+    let connect = |from: &str, to: SocketAddr| {
+        lab.client.run(|| {
+            let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
+            socket.bind(&at(from, 0).into()).unwrap();
+            socket
+                .connect_timeout(&to.into(), Duration::from_millis(300))
+                .is_ok()
+        })
+    };
+    // one client may have reasons of its own
+    for (from, to) in [(CLIENT, NODE), (CLIENT_V6, NODE_V6)] {
+        assert!(!connect(from, at(to, 20000)));
+    }
+    assert!(connect(CLIENT, at(NODE, 20001)));
+    assert!(connect("172.30.0.9", at(NODE, 20001)));
+    let found = driver.unanswered(&mappings);
+    assert_eq!((found.flows, found.mappings), (2, BTreeSet::new()));
+    for (from, to) in [("172.30.0.9", NODE), ("fd30::9", NODE_V6)] {
+        assert!(!connect(from, at(to, 20000)));
+    }
+    let found = driver.unanswered(&mappings);
+    assert_eq!((found.flows, found.mappings), (4, silent.clone().into()));
+    // the cure; the flows of before stay until they time out
+    driver.set_masquerade(true);
+    driver.observe();
+    assert!(connect(CLIENT, at(NODE, 20000)));
+    assert!(connect(CLIENT_V6, at(NODE_V6, 20000)));
+    let found = driver.unanswered(&mappings);
+    assert_eq!((found.flows, found.mappings), (4, BTreeSet::new()));
 }
