@@ -3,6 +3,7 @@
 
 mod calls;
 mod replies;
+mod report;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -155,6 +156,8 @@ pub(crate) struct Reconciler {
     masquerade: Option<Decision>,
     /// Changes started so far. A read during which a change started is not used.
     changes: u64,
+    /// What may keep clients from mapped pods, as last reported.
+    obstacles: Vec<String>,
     /// Mappings that the rules should have; None before the first count.
     expected_mappings: Option<usize>,
 }
@@ -180,6 +183,7 @@ impl Reconciler {
             node_addresses: None,
             masquerade: None,
             changes: 0,
+            obstacles: Vec::new(),
             expected_mappings: None,
         }
     }
@@ -334,10 +338,7 @@ impl Reconciler {
                 self.observing = false;
                 match observed {
                     Some(observed) if before == self.changes => {
-                        self.report_damage(&observed);
-                        if observed.contested {
-                            self.state.rules_contested();
-                        }
+                        self.report(&observed);
                         self.state.host_addresses_read(now, observed.host_addresses);
                         self.state.observed(now, observed.mappings, observed.intact);
                     }
@@ -356,21 +357,6 @@ impl Reconciler {
             Finished::Nothing => {}
         }
         Ok(())
-    }
-
-    /// Logs and counts rules that another process altered.
-    fn report_damage(&mut self, observed: &Observed) {
-        let expected = self.expected_mappings.unwrap_or(observed.mappings.len());
-        if !observed.intact || observed.mappings.len() != expected {
-            self.drivers.metrics.record_damage();
-            self.damaged_since.get_or_insert_with(Instant::now);
-            tracing::warn!(
-                intact = observed.intact,
-                found = observed.mappings.len(),
-                expected,
-                "another process altered our rules; repairing them"
-            );
-        }
     }
 
     fn update_metrics(&mut self) {

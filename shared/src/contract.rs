@@ -41,6 +41,8 @@ pub const EVENT_ANNOTATION_CONTESTED: &str = "AnnotationContested";
 pub const EVENT_RULES_CONTESTED: &str = "RulesContested";
 /// The reason of the event on a pod whose port gets no reply.
 pub const EVENT_NO_REPLIES: &str = "NoReplies";
+/// The reason of the event on a Node whose packet filter may drop what is forwarded to mapped pods.
+pub const EVENT_FORWARD_DROPS: &str = "ForwardDrops";
 /// The reason of the event on a Node whose network may take replies past the rules.
 pub const EVENT_ROUTING_UNKNOWN: &str = "RoutingUnknown";
 /// Event: the pod asks for its declared ports and declares none.

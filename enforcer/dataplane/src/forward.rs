@@ -5,9 +5,15 @@
 //! appended, so that other rules still drop what they dropped before, and the policy stays
 //! unchanged. The rule is removed when the policy changes or nothing is mapped.
 //!
-//! Both kinds of iptables are read with every backend, because a packet that either drops is lost.
+//! Both kinds of iptables are read with every backend, because a packet that either drops is lost. What no
+//! rule of ours can change is an obstacle, which the enforcer reports: a chain that drops before our rule, one
+//! that cannot be read, or a chain of another table, such as firewalld's.
 
+mod finding;
+
+use std::collections::BTreeSet;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use portmapping_shared::{HostPort, PortRange, PortSet};
 
@@ -20,10 +26,14 @@ use super::iptables::commands::{Commands, is_incompatible};
 use super::nftables;
 use super::settings::spans;
 use super::snapshot::Snapshot;
+use finding::Finding;
 
 /// The comment of our rules.
 pub(super) const COMMENT: &str = "-m comment --comment portmapping ";
 const CHAIN: &str = "FORWARD";
+/// Shortest time between two reads of the chains of other tables: kube-proxy with nftables can have very
+/// many, and changes them all the time.
+const OTHERS_EVERY: Duration = Duration::from_mins(1);
 
 /// Keeps FORWARD open for mapped ports.
 #[derive(Debug)]
@@ -34,6 +44,15 @@ pub(super) struct Forward {
     generation: GenerationSocket,
     /// The generation of `nf_tables` at the last read.
     read_at: Option<u32>,
+    others: Others,
+}
+
+/// The chains of other tables that drop forwarded packets.
+#[derive(Debug, Default)]
+struct Others {
+    found: BTreeSet<String>,
+    /// When they were read, and at which generation.
+    read: Option<(Instant, Option<u32>)>,
 }
 
 /// The filter table of one family and flavour.
@@ -43,22 +62,18 @@ struct Table {
     found: Finding,
     /// The last read failed, so `found` is older: it is read again whatever the generation.
     outdated: bool,
-    /// Whether a failure was logged already.
-    complained: bool,
-    /// Whether it was logged that the table cannot be read.
-    warned: bool,
+    /// Why our rules could not be written.
+    refused: Option<String>,
+    /// Why the chain cannot be read, and what that means; None where it can.
+    unreadable: Option<Unreadable>,
 }
 
-/// The state of a table's FORWARD chain.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Finding {
-    /// Whether the policy drops packets that no rule matches.
-    drops: bool,
-    /// Whether its last rule drops every packet. A rule of ours after it has no effect, and we
-    /// insert none before it.
-    sealed: bool,
-    /// Rules of ours, in order.
-    ours: Vec<String>,
+/// What is known of a chain that cannot be read.
+#[derive(Debug)]
+struct Unreadable {
+    reason: String,
+    /// Whether its policy drops, if the kernel says it.
+    drops: Option<bool>,
 }
 
 impl Forward {
@@ -77,6 +92,7 @@ impl Forward {
             tables: tables(tools).collect(),
             generation: GenerationSocket::default(),
             read_at: None,
+            others: Others::default(),
         }
     }
 
@@ -110,6 +126,7 @@ impl Forward {
         let generation = self.generation.current();
         let same = generation.is_some() && generation == self.read_at;
         self.read_at = generation;
+        self.others.read(generation);
         thread::scope(|scope| {
             for table in &mut self.tables {
                 if !same || table.outdated || table.commands.flavour == Flavour::Legacy {
@@ -130,20 +147,28 @@ impl Forward {
             }
         }
         let lacks = |table: &Table| {
-            wanted && table.found.drops && table.found.ours != self.rules && !table.complained
+            wanted && table.found.drops && table.found.ours != self.rules && table.refused.is_none()
         };
         !self.tables.iter().any(lacks)
     }
 
-    /// Adds the rules where the last read found them missing. A failure is logged once, and does
-    /// not make the change of the mappings fail.
+    /// Returns what may keep clients from mapped pods and no rule of ours can change, as of the last read.
+    pub(super) fn obstacles(&self) -> Vec<String> {
+        let tables = self.tables.iter().filter_map(Table::obstacle);
+        let others = self.others.found.iter().map(|chain| {
+            format!(
+                "chain {chain} drops what its rules do not accept: let it accept translated connections \
+                 (ct status dnat)"
+            )
+        });
+        tables.chain(others).collect()
+    }
+
+    /// Adds the rules where the last read found them missing. A failure is an obstacle, and does not make
+    /// the change of the mappings fail.
     pub(super) fn apply(&mut self, wanted: bool) {
         for table in self.tables.iter_mut().filter(|_| wanted) {
-            if table.found.sealed {
-                table.complain(
-                    "its last rule drops everything; accept translated connections before it",
-                );
-            } else if table.found.drops && table.found.ours != self.rules {
+            if table.found.drops && table.found.ours != self.rules {
                 table.put(&self.rules);
             }
         }
@@ -170,9 +195,27 @@ fn tables(tools: &Tools) -> impl Iterator<Item = Table> {
         commands: Commands::new(family, flavour, tools.clone()),
         found: Finding::default(),
         outdated: false,
-        complained: false,
-        warned: false,
+        refused: None,
+        unreadable: None,
     })
+}
+
+impl Others {
+    /// Reads them, unless nothing changed since the last read or it is too early.
+    fn read(&mut self, generation: Option<u32>) {
+        let is_new = |(at, then): (Instant, Option<u32>)| {
+            at.elapsed() >= OTHERS_EVERY && (then.is_none() || then != generation)
+        };
+        if !self.read.is_none_or(is_new) {
+            return;
+        }
+        self.read = Some((Instant::now(), generation));
+        match nftables::forward_chains() {
+            Ok(found) => self.found = found,
+            // a kernel without nf_tables has none
+            Err(error) => tracing::debug!(%error, "the chains of other tables cannot be read"),
+        }
+    }
 }
 
 impl Table {
@@ -181,7 +224,7 @@ impl Table {
         match text {
             Ok(text) => {
                 self.outdated = false;
-                self.warned = false;
+                self.unreadable = None;
                 self.found = Finding::read(&text);
             }
             Err(error) if error.is_unprintable() => self.is_unreadable(&error.to_string()),
@@ -193,39 +236,56 @@ impl Table {
         }
     }
 
-    /// Says once what is known of a chain that cannot be read, and what is not. A rule of ours cannot
-    /// be found there again, so none is made.
+    /// Records what is known of a chain that cannot be read, and what is not. A rule of ours cannot be found
+    /// there again, so none is made.
     fn is_unreadable(&mut self, reason: &str) {
         self.outdated = true;
-        if std::mem::replace(&mut self.warned, true) {
-            return;
-        }
         let (program, family) = (self.commands.flavour, self.commands.family);
-        let policy = match program {
+        let drops = match program {
             Flavour::Nft => nftables::forward_drops(family),
             Flavour::Legacy => None,
         };
-        match policy {
-            Some(false) => tracing::info!(
+        if drops == Some(false) && self.unreadable.is_none() {
+            tracing::info!(
                 %program, %family, reason,
-                "FORWARD cannot be read; its policy accepts mapped connections"
-            ),
-            Some(true) => tracing::warn!(
-                %program, %family, reason,
-                "FORWARD drops by default, and its rules cannot be read, so no rule of ours can accept mapped \
-                 ports: accept translated connections (ctstate DNAT) there"
-            ),
-            None => tracing::warn!(
-                %program, %family, reason,
-                "FORWARD cannot be read: if it drops, clients do not reach mapped pods; accept translated \
-                 connections (ctstate DNAT) there"
-            ),
+                "FORWARD has rules that cannot be printed; its policy accepts, so mapped ports need no rule there"
+            );
+        }
+        let reason = reason.to_owned();
+        self.unreadable = Some(Unreadable { reason, drops });
+    }
+
+    /// Returns why clients may not reach mapped pods through this chain, and what helps.
+    fn obstacle(&self) -> Option<String> {
+        let chain = format!(
+            "FORWARD of {} ({})",
+            self.commands.flavour, self.commands.family
+        );
+        if let Some(Unreadable { reason, drops }) = &self.unreadable {
+            let policy = match drops {
+                Some(false) => return None,
+                Some(true) => "drops by default",
+                None => "may drop",
+            };
+            Some(format!(
+                "{chain} {policy}, and its rules cannot be read ({reason}): accept translated connections \
+                 (ctstate DNAT) there"
+            ))
+        } else if self.found.sealed {
+            Some(format!(
+                "{chain} has a rule that drops everything: accept translated connections (ctstate DNAT) before it"
+            ))
+        } else {
+            let refused = self.refused.as_ref().filter(|_| self.found.drops)?;
+            Some(format!(
+                "{chain} drops by default, and no rule of ours can accept mapped ports: {refused}"
+            ))
         }
     }
 
     fn put(&mut self, rules: &[String]) {
         if let Err(error) = self.write(rules) {
-            self.complain(&error.to_string());
+            self.refused = Some(error.to_string());
         }
     }
 
@@ -246,44 +306,8 @@ impl Table {
             tracing::info!(%program, %family, "FORWARD drops by default: added a rule that accepts mapped ports");
         }
         self.found.ours = rules.to_vec();
-        self.complained = false;
+        self.refused = None;
         Ok(())
-    }
-
-    fn complain(&mut self, reason: &str) {
-        if !self.complained {
-            let (program, family) = (self.commands.flavour, self.commands.family);
-            tracing::warn!(
-                %program, %family, reason,
-                "FORWARD drops, and no rule of ours can accept mapped ports: clients may not reach the pods"
-            );
-        }
-        self.complained = true;
-    }
-}
-
-impl Finding {
-    /// Parses the output of iptables-save.
-    fn read(text: &str) -> Self {
-        let mut found = Self::default();
-        let mut in_filter = false;
-        for line in text.lines() {
-            if let Some(table) = line.strip_prefix('*') {
-                in_filter = table.trim_end() == "filter";
-            } else if !in_filter {
-            } else if let Some(declared) = line.strip_prefix(":FORWARD ") {
-                found.drops |= declared.starts_with("DROP");
-            } else if let Some(rule) = line.strip_prefix("-A FORWARD ") {
-                let rule = rule.trim_end();
-                if rule.contains(COMMENT) {
-                    found.ours.push(rule.to_owned());
-                } else {
-                    found.sealed = rule == "-j DROP" || rule.starts_with("-j REJECT");
-                }
-            }
-        }
-        found.drops &= !found.sealed;
-        found
     }
 }
 

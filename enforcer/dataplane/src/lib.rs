@@ -65,6 +65,9 @@ pub struct Observed {
     /// Whether another program puts its rules before our jumps each time, so that they stay behind from
     /// this read on.
     pub contested: bool,
+    /// What may keep clients from mapped pods, and what helps: chains that drop forwarded packets, and that
+    /// no rule of ours can open.
+    pub obstacles: Vec<String>,
 }
 
 impl Observed {
@@ -73,6 +76,7 @@ impl Observed {
         self.mappings.extend(other.mappings);
         self.intact &= other.intact;
         self.contested |= other.contested;
+        self.obstacles.extend(other.obstacles);
         self.host_addresses.extend(other.host_addresses);
     }
 }

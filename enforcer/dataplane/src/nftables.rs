@@ -22,6 +22,7 @@ use super::{Dataplane, DataplaneError, Observed};
 mod change;
 mod element;
 mod expression;
+mod forward_chains;
 mod frame;
 mod read;
 mod sets;
@@ -29,6 +30,7 @@ mod table;
 
 use change::Change;
 use element::{Listed, Slot};
+pub(super) use forward_chains::forward_chains;
 use frame::{Abilities, Frame, OURS, REHEARSED, TABLE, header, message};
 use table::{Content, FrameState};
 
@@ -204,7 +206,7 @@ impl Dataplane for Nftables {
             mappings: self.known.mappings.values().cloned().collect(),
             intact: self.known.is_intact(),
             host_addresses: self.known.host_addresses.clone(),
-            contested: false,
+            ..Observed::default()
         })
     }
 

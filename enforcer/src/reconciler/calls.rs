@@ -208,7 +208,7 @@ impl Reconciler {
         on
     }
 
-    fn emit_on_node(&mut self, reason: &'static str, note: String) {
+    pub(super) fn emit_on_node(&mut self, reason: &'static str, note: String) {
         let publisher = self.drivers.publisher.clone();
         self.write_event(async move { publisher.emit_on_node(reason, &note).await });
     }

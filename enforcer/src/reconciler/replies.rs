@@ -92,7 +92,7 @@ mod tests {
     fn one_read_runs_at_a_time_and_none_earlier_than_10_s_after_the_last() {
         let mut reads = ReplyReads::default();
         assert!(reads.begin(S));
-        assert!(!reads.begin(60 * S), "a second one beside it");
+        assert!(!reads.begin(60 * S), "a second one at the same time");
         reads.end(S);
         assert!(!reads.begin(6 * S));
         assert!(reads.begin(11 * S));

@@ -29,6 +29,28 @@ fn policy_and_last_rule_decide() {
 }
 
 #[test]
+fn chains_that_drop_everything_are_followed() {
+    let sealed = |rules: &str| {
+        Finding::read(&format!("*filter\n:FORWARD DROP [0:0]\n{rules}COMMIT\n")).sealed
+    };
+    assert!(sealed(
+        "-A FORWARD -j a\n-A FORWARD -j b\n-A a -p tcp -j RETURN\n-A a -j REJECT\n"
+    ));
+    assert!(sealed("-A FORWARD -j a\n-A a -j b\n-A b -j DROP\n"));
+    for open in [
+        "-A FORWARD -j a\n-A a -j RETURN\n-A a -j REJECT\n",
+        "-A FORWARD -j ACCEPT\n-A FORWARD -j DROP\n",
+        "-A FORWARD -i eth0 -j DROP\n",
+        "-A FORWARD -p tcp -j a\n-A a -j DROP\n",
+        "-A FORWARD -j a\n-A a -j a\n",
+    ] {
+        assert!(!sealed(open), "{open}");
+    }
+    let ours = format!("-A FORWARD {COMMENT}-j ACCEPT\n-A FORWARD -j DROP\n");
+    assert!(!sealed(&ours), "ours comes first");
+}
+
+#[test]
 fn finds_rules_of_ours_only() {
     let forward = Forward::new(
         "20000-20009".parse().unwrap(),

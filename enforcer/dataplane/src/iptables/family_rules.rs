@@ -76,7 +76,7 @@ impl FamilyRules {
             intact: known.untouched
                 || known.damage == Damage::default() && self.invalid.is_intact(),
             host_addresses: known.host_addresses.clone(),
-            contested: false,
+            ..Observed::default()
         })
     }
 

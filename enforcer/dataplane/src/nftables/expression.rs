@@ -34,7 +34,7 @@ const TRANSPORT: u32 = 2;
 const META_NFPROTO: u32 = 15;
 const META_L4PROTO: u32 = 16;
 const CT_STATE: u32 = 0;
-const CT_STATUS: u32 = 2;
+pub(super) const CT_STATUS: u32 = 2;
 const CT_PROTO_DST: u32 = 12;
 const CT_DST_IP: u32 = 20;
 const CT_DST_IP6: u32 = 22;
@@ -44,7 +44,7 @@ const STATE_NEW: u32 = 8;
 const STATE_INVALID: u32 = 1;
 const STATE_KNOWN: u32 = 2 | 4;
 /// `IPS_DST_NAT`.
-const STATUS_DNAT: u32 = 0x20;
+pub(super) const STATUS_DNAT: u32 = 0x20;
 /// `NF_NAT_RANGE_MAP_IPS | NF_NAT_RANGE_PROTO_SPECIFIED`: the kernel adds the first by itself.
 const NAT_ADDRESS_AND_PORT: u32 = 1 | 2;
 const VERDICT_RETURN: i32 = -5;

@@ -17,6 +17,7 @@ crate::for_each_backend!(
     rule_stays_while_flushed_mappings_are_missing,
     only_mapped_connections_are_accepted,
     rules_that_drop_before_the_end_stay,
+    policy_of_the_other_kind_of_iptables_is_passed,
 );
 
 /// The tables as Docker makes them.
@@ -195,5 +196,26 @@ fn rules_that_drop_before_the_end_stay(backend: Backend) {
     driver.reconcile(&mappings());
     // a rule of ours after it would have no effect; only IPv6 gets one
     assert_eq!(ours(&lab, flavour), 1);
+    let observed = driver.observe();
+    assert!(observed.intact);
+    assert_eq!(observed.obstacles.len(), 1, "{:?}", observed.obstacles);
+    // the rule that is there has its effect before a later one that drops
+    let command = flavour.to_string().replace("ip", "ip6");
+    lab.node.sh(&format!("{command} -w 30 -A FORWARD -j DROP"));
     assert!(driver.observe().intact);
+    assert_eq!(ours(&lab, flavour), 1);
+}
+
+fn policy_of_the_other_kind_of_iptables_is_passed(backend: Backend) {
+    let other = match iptables_of(backend) {
+        Flavour::Nft => Flavour::Legacy,
+        Flavour::Legacy => Flavour::Nft,
+    };
+    let lab = docker_host(other);
+    let _pod1 = serve(&lab.pod1, "pod1", 9040);
+    let mut driver = lab.driver(backend);
+    driver.reconcile(&mappings());
+    assert_reached(&lab);
+    driver.reconcile(&[]);
+    assert_eq!(ours(&lab, other), 0);
 }

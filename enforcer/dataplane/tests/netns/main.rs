@@ -26,6 +26,7 @@ mod drift;
 mod early;
 mod established;
 mod faults;
+mod firewalls;
 mod foreign;
 mod foreign_life;
 mod forward;

@@ -69,6 +69,19 @@ fn a_result_has_pod_sandbox_address_and_time() {
     assert_eq!(sandbox.written, WRITTEN);
 }
 
+/// What libcni writes when it is called as CRI-O calls it, with the bridge plugin.
+#[test]
+fn a_result_of_cri_o_is_read() {
+    let sandbox = read_text(include_str!("crio.json")).unwrap().unwrap();
+    assert_eq!(sandbox.uid.as_str(), UID);
+    let id = "9b0f7c1d2e3f405162738495a6b7c8d9eaf0112233445566778899aabbccddee";
+    assert_eq!(sandbox.id.as_str(), id);
+    assert_eq!(
+        sandbox.ips,
+        ["10.85.0.2", "1100:200::2"].map(|ip| ip.parse::<IpAddr>().unwrap())
+    );
+}
+
 #[test]
 fn results_of_every_version_are_read() {
     let interfaces = json!([{"name": "cni0"}, {"name": "eth0", "sandbox": "/run/netns/1"}]);

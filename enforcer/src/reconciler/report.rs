@@ -1,0 +1,52 @@
+//! Reports what a read of the rules found.
+
+use std::time::Instant;
+
+use portmapping_dataplane::Observed;
+use portmapping_shared::contract::EVENT_FORWARD_DROPS;
+
+use super::Reconciler;
+
+impl Reconciler {
+    pub(super) fn report(&mut self, observed: &Observed) {
+        self.report_damage(observed);
+        if observed.contested {
+            self.state.rules_contested();
+        }
+        self.report_obstacles(&observed.obstacles);
+    }
+
+    /// Logs and counts rules that another process altered.
+    fn report_damage(&mut self, observed: &Observed) {
+        let expected = self.expected_mappings.unwrap_or(observed.mappings.len());
+        if !observed.intact || observed.mappings.len() != expected {
+            self.drivers.metrics.record_damage();
+            self.damaged_since.get_or_insert_with(Instant::now);
+            tracing::warn!(
+                intact = observed.intact,
+                found = observed.mappings.len(),
+                expected,
+                "another process altered our rules; repairing them"
+            );
+        }
+    }
+
+    /// Logs what may keep clients from mapped pods whenever it changes; what is new is an event on the Node
+    /// as well.
+    fn report_obstacles(&mut self, obstacles: &[String]) {
+        if self.obstacles == obstacles {
+            return;
+        }
+        self.obstacles = obstacles.to_vec();
+        if obstacles.is_empty() {
+            tracing::info!("FORWARD no longer keeps clients from mapped pods");
+            return;
+        }
+        let note = format!(
+            "clients may not reach mapped pods: {}",
+            obstacles.join("; ")
+        );
+        tracing::warn!("{note}");
+        self.emit_on_node(EVENT_FORWARD_DROPS, note);
+    }
+}
