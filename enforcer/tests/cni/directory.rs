@@ -62,10 +62,13 @@ async fn removed_sandboxes_are_reported_when_the_directory_is_removed() {
         for n in 0..files {
             lab.write(&format!("f{n}"), good(&format!("s{n}")));
         }
-        tokio::time::sleep(Duration::from_secs(3)).await;
+        while lab.updates.len() < SANDBOX_QUEUE {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         fs::remove_dir_all(lab.results()).unwrap();
+        // the file that has no place in the queue may not be read any more
         let (mut up, mut down) = (0, 0);
-        while up < files || down < up {
+        while up < SANDBOX_QUEUE || down < up {
             match lab.next().await {
                 SandboxUpdate::Up(_) => up += 1,
                 SandboxUpdate::Down(_) => down += 1,
