@@ -110,7 +110,7 @@ pub struct RunArgs {
     #[arg(long, env = "PORTMAPPING_IPTABLES", value_enum, default_value = "auto")]
     iptables: IptablesChoice,
     /// Pod subnets of this node, where bridge-nf-call-iptables is 0; default: the subnets of the node's
-    /// bridges
+    /// bridges, and of the pods that Cilium routes
     #[arg(long, env = "PORTMAPPING_NEIGHBOURS", value_delimiter = ',')]
     neighbours: Vec<Subnet>,
     /// Whether connections to mapped ports are masqueraded, for networks whose replies leave the node past

@@ -2,10 +2,12 @@
 //!
 //! Where `bridge-nf-call-iptables` is 0, packets between two ports of a bridge pass no rules. The
 //! reply of a translated connection then goes directly to the other pod, from an address that this
-//! pod did not connect to. Only such connections must be masqueraded.
+//! pod did not connect to. Only such connections must be masqueraded. The pods of a node with Cilium
+//! are such pods, too.
 
 use std::net::IpAddr;
 
+use super::cilium;
 use super::family::Family;
 use super::netlink::{Attributes, Encoder, Header, Message, NetlinkError, Options, Socket};
 use super::settings::Subnet;
@@ -46,7 +48,7 @@ impl Bridges {
     /// Reads the bridges again. Returns the subnets if they have changed.
     pub(super) fn refresh(&mut self) -> Option<&[Subnet]> {
         let unseen = Family::ALL.map(|family| !are_bridged_packets_seen(family));
-        let found = if unseen.contains(&true) {
+        let mut found = if unseen.contains(&true) {
             match self.read(unseen) {
                 Ok(found) => found,
                 Err(error) => {
@@ -57,6 +59,7 @@ impl Bridges {
         } else {
             Vec::new()
         };
+        found.extend(cilium::subnets());
         (found != self.subnets).then(|| {
             self.subnets = found;
             self.subnets.as_slice()

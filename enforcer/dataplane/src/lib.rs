@@ -29,6 +29,7 @@ use portmapping_shared::{Mapping, Plan};
 
 mod bridges;
 pub mod change_monitor;
+mod cilium;
 mod conntrack;
 pub mod detect;
 mod error;

@@ -15,6 +15,7 @@ crate::for_each_backend!(
     neighbour_keeps_its_address_with_rules_on_the_bridge,
     neighbour_is_masqueraded_without_rules_on_the_bridge,
     bridges_are_found,
+    pods_behind_cilium_are_found,
     neighbours_everywhere_are_masqueraded_and_no_damage,
 );
 
@@ -167,4 +168,38 @@ fn bridge_nf(lab: &Lab, value: &str) {
         lab.node
             .set(&format!("net/bridge/bridge-nf-call-{table}"), value);
     }
+}
+
+/// Cilium takes a reply from one pod of the node directly to another one, and routes the node's pods to its
+/// interface.
+fn pods_behind_cilium_are_found(backend: Backend) {
+    let lab = lab("1");
+    let _pod1 = serve(&lab.pod1, "pod1", 9040);
+    let mut driver = lab.driver(backend);
+    driver.reconcile(&[map(Tcp, 20000, POD1, 9040), map(Tcp, 20000, POD1_V6, 9040)]);
+    let seen = |to: &str| ask_tcp(&lab.pod2, at(to, 20000)).unwrap();
+    assert_eq!(seen(NODE), format!("pod1 {POD2}"));
+    lab.node
+        .sh("ip link add cilium_host type veth peer name cilium_net
+         ip link set cilium_host up
+         ip link set cilium_net up
+         ip addr add 10.88.0.254/32 dev cilium_host
+         ip addr add fd88::254/128 dev cilium_host nodad
+         ip route add 10.88.0.254 dev cilium_host scope link
+         ip route add 10.88.0.0/24 via 10.88.0.254 dev cilium_host metric 9999
+         ip route add 10.89.0.0/24 via 10.88.0.254 dev cilium_host
+         ip -6 route add fd88::/64 dev cilium_host metric 9999
+         ip -6 route add fd89::/64 dev cilium_host");
+    assert!(driver.observe().intact, "no damage to be told of");
+    assert_eq!(seen(NODE), "pod1 10.88.0.1");
+    assert_eq!(seen(NODE_V6), "pod1 fd88::1");
+    // only the pods of the node are masqueraded
+    let outside = ask_tcp(&lab.client, at(NODE, 20000)).unwrap();
+    assert_eq!(outside, format!("pod1 {CLIENT}"));
+    for of_another_node in ["10.89.0.0", "fd89::"] {
+        assert!(!lab.rules(backend).contains(of_another_node));
+    }
+    lab.node.sh("ip link del cilium_host");
+    assert!(driver.observe().intact);
+    assert_eq!(seen(NODE), format!("pod1 {POD2}"));
 }
