@@ -133,7 +133,7 @@ impl World {
         if let Some((owner, previous, since)) = self.last.get(&key)
             && *owner != mapping.owner
             && self.now < *since + COOLDOWN
-            && !self.old_results.contains(&(mapping.owner.clone(), key))
+            && !self.is_in_old_result(name, key)
         {
             if Some(previous) == name {
                 self.seen.inherited += 1;
@@ -144,6 +144,12 @@ impl World {
         if !self.keeper.contains(&key) && !self.unheld.contains(&key) {
             self.broken = Some(format!("I7: {mapping} without a hold"));
         }
+    }
+
+    /// Whether an old result of a pod of this name has the port: the pod itself, or the next one of its name.
+    fn is_in_old_result(&self, name: Option<&String>, key: PortKey) -> bool {
+        let mut old = self.old_results.iter();
+        old.any(|(uid, of)| *of == key && self.names.get(uid) == name)
     }
 
     fn publish(&mut self, publication: &Publication, fails: bool) {
