@@ -33,9 +33,9 @@ const POLL: Duration = Duration::from_millis(100);
 const BAR: f64 = 5.0;
 /// For twice the annotations: 2 times the cost is linear, 4 times is quadratic.
 const GROWTH_BAR: f64 = 3.0;
-/// For a refusal, in times what one policy costs that never applies. Of ours three read the pod, and one of
-/// them reads it three times more to say why it refuses.
-const REFUSAL_BAR: f64 = 7.0;
+/// For a refusal, in times what one policy costs that never applies. Of ours two read the pod, and one of
+/// them reads it once more or twice to say why it refuses.
+const REFUSAL_BAR: f64 = 4.0;
 /// All policies that read pods.
 const POLICIES: [&str; 4] = [
     "policy-users",
