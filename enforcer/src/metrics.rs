@@ -251,3 +251,33 @@ impl Metrics {
         self.uptime.set(uptime_seconds);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use portmapping_runtime::metrics::{encode, registry};
+
+    use super::*;
+
+    #[test]
+    fn mappings_of_both_families_are_counted_apart() {
+        let mut registry = registry();
+        let counts = Counts {
+            pods: 3,
+            refused: 0,
+            mappings: 5,
+            ipv6_mappings: 2,
+            cooling: 0,
+            quarantined: 0,
+            free: Vec::new(),
+            dataplane_error: None,
+        };
+        Metrics::register(&mut registry).update(&counts, 1.0);
+        let text = encode(&registry).unwrap();
+        for line in [
+            r#"portmapping_mappings{family="ipv4"} 3"#,
+            r#"portmapping_mappings{family="ipv6"} 2"#,
+        ] {
+            assert!(text.lines().any(|it| it == line), "{line}: {text}");
+        }
+    }
+}
