@@ -140,7 +140,7 @@ mod tests {
     fn udp_hold_receives_from_loopback_only_and_queues_little() {
         let held = HeldPort::bind((Protocol::Udp, free_port())).unwrap();
         let socket = SockRef::from(held.0.as_ref().unwrap());
-        // qemu-user passes the kernel a buffer that is too short for the name of any device
+        // where the name can be read: under qemu-user this getsockopt fails with EINVAL
         let readable = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
         if readable.device().is_ok() {
             assert_eq!(socket.device().unwrap().as_deref(), Some(b"lo".as_slice()));

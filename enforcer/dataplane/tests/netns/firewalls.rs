@@ -4,11 +4,10 @@
 use std::time::Duration;
 
 use portmapping_dataplane::iptables::Flavour;
-use portmapping_shared::Mapping;
-use portmapping_shared::Protocol::{Tcp, Udp};
 
-use crate::lab::{Backend, Lab, NODE, NODE_V6, POD1, POD1_V6, at, iptables_of, map};
-use crate::serve::{UdpClient, ask_tcp, serve};
+use crate::forward::{assert_reached, mappings};
+use crate::lab::{Backend, Lab, NODE, NODE_V6, at, iptables_of};
+use crate::serve::{UdpClient, serve};
 
 crate::for_each_backend!(
     ports_are_reached_past_ufw,
@@ -16,23 +15,6 @@ crate::for_each_backend!(
     ports_are_reached_past_firewalld,
     firewalld_with_strict_forward_ports_is_named,
 );
-
-fn mappings() -> [Mapping; 4] {
-    [
-        map(Tcp, 20000, POD1, 9040),
-        map(Udp, 20000, POD1, 9040),
-        map(Tcp, 20000, POD1_V6, 9040),
-        map(Udp, 20000, POD1_V6, 9040),
-    ]
-}
-
-fn assert_reached(lab: &Lab) {
-    for node in [NODE, NODE_V6] {
-        let answer = ask_tcp(&lab.client, at(node, 20000)).unwrap();
-        assert!(answer.starts_with("pod1"), "{node}: {answer}");
-        UdpClient::new(&lab.client, at(node, 20000)).hears("pod1");
-    }
-}
 
 fn assert_dropped(lab: &Lab) {
     for node in [NODE, NODE_V6] {

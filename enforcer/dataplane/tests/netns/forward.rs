@@ -60,7 +60,8 @@ fn docker_host(flavour: Flavour) -> Lab {
     lab
 }
 
-fn mappings() -> Vec<Mapping> {
+/// One port of the first pod: TCP and UDP, both families.
+pub(crate) fn mappings() -> Vec<Mapping> {
     vec![
         map(Tcp, 20000, POD1, 9040),
         map(Udp, 20000, POD1, 9040),
@@ -69,7 +70,7 @@ fn mappings() -> Vec<Mapping> {
     ]
 }
 
-fn assert_reached(lab: &Lab) {
+pub(crate) fn assert_reached(lab: &Lab) {
     for node in [NODE, NODE_V6] {
         let answer = ask_tcp(&lab.client, at(node, 20000)).unwrap();
         assert!(answer.starts_with("pod1"), "{node}: {answer}");
