@@ -85,7 +85,10 @@ fn decide_from(choice: MasqueradeChoice, config: io::Result<String>, links: &str
 /// Returns `EnableHostLegacyRouting` of Cilium's settings; None where it is missing.
 fn has_legacy_routing(config: &str) -> Option<bool> {
     let config: Value = serde_json::from_str(config).ok()?;
-    config.get("EnableHostLegacyRouting")?.as_bool()
+    // Cilium 1.20 keeps the settings that it may change while it starts in a part of their own
+    [&config, &config["UnsafeDaemonConfigOption"]]
+        .into_iter()
+        .find_map(|part| part["EnableHostLegacyRouting"].as_bool())
 }
 
 #[cfg(test)]
@@ -99,10 +102,19 @@ mod tests {
         format!("{LINKS}cilium_net: 7 1\ncilium_host: 7 1\n")
     }
 
+    /// As older versions write the file.
     fn config(legacy: &str) -> String {
         format!(
             "{{\"ClusterName\":\"default\",\"EnableBPFMasquerade\":true,\"EnableHostLegacyRouting\":{legacy},\
              \"EnableIPv4\":true}}"
+        )
+    }
+
+    /// As Cilium 1.20 writes it.
+    fn nested(legacy: &str) -> String {
+        format!(
+            "{{\"UnsafeDaemonConfigOption\":{{\"EnableSocketLBTracing\":true,\"EnableHostLegacyRouting\":{legacy}}},\
+             \"BpfDir\":\"/var/lib/cilium/bpf\"}}"
         )
     }
 
@@ -112,15 +124,18 @@ mod tests {
 
     #[test]
     fn replies_past_netfilter_are_masqueraded() {
-        let decision = decide_from(MasqueradeChoice::Auto, Ok(config("false")), &with_cilium());
-        assert!(decision.on && !decision.is_unknown, "{decision:?}");
-        assert!(decision.reason.contains("BPF host routing"), "{decision:?}");
+        for config in [config("false"), nested("false")] {
+            let decision = decide_from(MasqueradeChoice::Auto, Ok(config), &with_cilium());
+            assert!(decision.on && !decision.is_unknown, "{decision:?}");
+            assert!(decision.reason.contains("BPF host routing"), "{decision:?}");
+        }
     }
 
     #[test]
     fn clients_keep_their_addresses_elsewhere() {
         for (config, links) in [
             (Ok(config("true")), with_cilium()),
+            (Ok(nested("true")), with_cilium()),
             (missing(), LINKS.to_owned()),
         ] {
             let decision = decide_from(MasqueradeChoice::Auto, config, &links);
@@ -130,7 +145,12 @@ mod tests {
 
     #[test]
     fn routing_that_cannot_be_read_is_said_with_the_overlay() {
-        for config in [missing(), Ok(config("null")), Ok("not JSON".to_owned())] {
+        for config in [
+            missing(),
+            Ok(config("null")),
+            Ok(nested("null")),
+            Ok("not JSON".to_owned()),
+        ] {
             let decision = decide_from(MasqueradeChoice::Auto, config, &with_cilium());
             assert!(!decision.on && decision.is_unknown, "{decision:?}");
             assert!(decision.reason.contains("overlays/cilium"), "{decision:?}");
