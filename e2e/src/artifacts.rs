@@ -3,6 +3,7 @@
 
 pub mod cache;
 pub mod cni;
+pub mod conformance;
 pub mod go;
 pub mod image;
 pub mod packages;

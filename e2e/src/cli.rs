@@ -12,7 +12,9 @@ use clap::{Args, Parser, Subcommand};
 use crate::cluster::roles::Role;
 use crate::cluster::{Cluster, state};
 use crate::progress::{Step, out, say};
-use crate::{Cni, Config, Minor, ProxyMode, chaos, compatibility, demo, install, kernels};
+use crate::{
+    Cni, Config, Minor, ProxyMode, chaos, compatibility, conformance, demo, install, kernels,
+};
 
 /// A real Kubernetes cluster on this machine, with the product in it.
 #[derive(Debug, Parser)]
@@ -51,7 +53,10 @@ enum Command {
     Chaos(chaos::Options),
     /// Run the tests in network namespaces on the kernels of other Debian releases, in an emulator.
     Kernels(kernels::Options),
-    /// Print the tables of what the small suite (`test --cni`) and `kernels` have shown on this machine.
+    /// Run Kubernetes' own conformance tests on a new cluster, in which every pod of theirs asks for a mapping.
+    Conformance(conformance::Options),
+    /// Print the tables of what the small suite (`test --cni`), `kernels` and `conformance` have shown on this
+    /// machine.
     Compatibility,
     /// Take a cluster down and remove everything it left.
     Down {
@@ -191,6 +196,7 @@ fn run(command: Command) -> Result<()> {
         } => suite::small(cni.unwrap_or_default(), kubernetes.unwrap_or_default())?,
         Command::Chaos(options) => chaos::run(&options)?,
         Command::Kernels(options) => kernels::run(&options)?,
+        Command::Conformance(options) => conformance::run(&options)?,
         Command::Compatibility => out!("{}", compatibility::tables()?),
         Command::Down { name, all } => down(if all { state::all() } else { vec![name.name] })?,
         Command::Exec {

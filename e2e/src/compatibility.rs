@@ -1,5 +1,5 @@
-//! `e2e compatibility`: the tables of docs/compatibility.md, from what the runs of the small suite and of
-//! the kernels' suites have left. A run that failed leaves no row, and takes an earlier one away.
+//! `e2e compatibility`: the tables of docs/compatibility.md, from what the runs of the small suite, of the
+//! kernels' suites and of Kubernetes' own tests have left. A failed run of the first and the last leaves no row.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -19,6 +19,8 @@ pub enum Run {
     Small(Small),
     /// A whole suite on an emulated machine.
     Kernel(Kernel),
+    /// Kubernetes' own conformance tests.
+    Conformance(Conformance),
 }
 
 /// What the small suite has shown.
@@ -57,6 +59,21 @@ pub struct Kernel {
     pub failed: Vec<String>,
 }
 
+/// What Kubernetes' own conformance tests have shown.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Conformance {
+    /// The version of the tests and of every Kubernetes component.
+    pub kubernetes: String,
+    /// How many tests passed.
+    pub passed: usize,
+    /// Tests that failed.
+    pub failed: Vec<String>,
+    /// Reason -> how many tests were not run.
+    pub skipped: BTreeMap<String, usize>,
+    /// How many pods of the tests were mapped.
+    pub mapped: usize,
+}
+
 impl Run {
     /// The same combination has the same file.
     fn file(&self) -> PathBuf {
@@ -68,6 +85,7 @@ impl Run {
                 )
             }
             Self::Kernel(kernel) => format!("kernel-{}-{}", kernel.kernel, kernel.suite),
+            Self::Conformance(run) => format!("conformance-{}", run.kubernetes),
         };
         folder().join(format!("{name}.json"))
     }
@@ -132,7 +150,7 @@ fn print(runs: &[Run]) -> String {
     let kernels = || {
         runs.iter().filter_map(|run| match run {
             Run::Kernel(kernel) => Some(kernel),
-            Run::Small(_) => None,
+            Run::Small(_) | Run::Conformance(_) => None,
         })
     };
     for Kernel {
@@ -163,6 +181,28 @@ fn print(runs: &[Run]) -> String {
     for ((kernel, why), count) in reasons {
         let _ = write!(text, "\n{kernel}, {count} skipped: {why}.");
     }
+    text += "\n\n| Kubernetes' own tests | passed | failed | skipped | mapped pods |\n|---|---|---|---|---|\n";
+    for run in runs {
+        let Run::Conformance(Conformance {
+            kubernetes,
+            passed,
+            failed,
+            skipped,
+            mapped,
+        }) = run
+        else {
+            continue;
+        };
+        let why: Vec<_> = skipped
+            .iter()
+            .map(|(why, count)| format!("{count}: {why}"))
+            .collect();
+        let (failed, why) = (failed.len(), why.join("; "));
+        let _ = writeln!(
+            text,
+            "| {kubernetes} | {passed} | {failed} | {why} | {mapped} |"
+        );
+    }
     text
 }
 
@@ -191,8 +231,21 @@ mod tests {
             other_address: vec!["the pod itself".to_owned()],
             policy: "not enforced".to_owned(),
         };
-        let text = print(&[Run::Small(small), Run::Kernel(kernel)]);
+        let conformance = Conformance {
+            kubernetes: "v1.36.3".to_owned(),
+            passed: 7,
+            failed: Vec::new(),
+            skipped: [("no DNS".to_owned(), 2)].into(),
+            mapped: 9,
+        };
+        let runs = [
+            Run::Small(small),
+            Run::Kernel(kernel),
+            Run::Conformance(conformance),
+        ];
+        let text = print(&runs);
         for row in [
+            "| v1.36.3 | 7 | 0 | 2: no DNS | 9 |",
             "| flannel | v1.36.3 | iptables | 6.18 | iptables by itself, nftables forced | the pod itself | not enforced |",
             "| 5.10.0 | netns | 5 | 3 | 2 | 0 |",
             "5.10.0, 2 skipped: no x.",

@@ -21,6 +21,7 @@ pub mod chaos;
 pub mod cli;
 pub mod cluster;
 pub mod compatibility;
+pub mod conformance;
 mod demo;
 pub mod install;
 pub mod kernels;

@@ -57,11 +57,33 @@ fn basic(binaries: &Path) -> Result<Vec<PathBuf>> {
                 name,
                 file: &file,
                 content: &binary,
-                source: Source::Target(stage),
+                source: Source::Target {
+                    stage,
+                    packages: None,
+                },
             }
             .archive()
         })
         .collect()
+}
+
+/// The archive of one stage of a Containerfile, with a program in its context and a folder `packages`.
+pub fn of_stage(
+    name: &str,
+    file: &Path,
+    stage: &str,
+    content: &Path,
+    packages: &Path,
+) -> Result<PathBuf> {
+    let packages = Some(packages);
+    let source = Source::Target { stage, packages };
+    Recipe {
+        name,
+        file,
+        content,
+        source,
+    }
+    .archive()
 }
 
 fn of_product(binaries: &Path, packages: &Path) -> Result<Vec<PathBuf>> {
@@ -108,7 +130,10 @@ struct Recipe<'a> {
 #[derive(Clone, Copy)]
 enum Source<'a> {
     /// In the build context; the stage to build.
-    Target(&'a str),
+    Target {
+        stage: &'a str,
+        packages: Option<&'a Path>,
+    },
     /// In place of the stage that compiles it, as a user can do too; unpacked packages likewise.
     Builder { packages: Option<&'a Path> },
 }
@@ -117,14 +142,14 @@ impl Recipe<'_> {
     fn archive(&self) -> Result<PathBuf> {
         let mut inputs = Inputs::default().value(self.name);
         inputs = inputs.file(self.file)?.file(self.content)?;
-        inputs = match self.source {
-            Source::Target(stage) => inputs.value(stage),
-            Source::Builder { packages: None } => inputs,
+        let (Source::Target { packages, .. } | Source::Builder { packages }) = self.source;
+        if let Source::Target { stage, .. } = self.source {
+            inputs = inputs.value(stage);
+        }
+        if let Some(folder) = packages {
             // The folder is named after its content.
-            Source::Builder {
-                packages: Some(folder),
-            } => inputs.value(&folder.to_string_lossy()),
-        };
+            inputs = inputs.value(&folder.to_string_lossy());
+        }
         let short: String = self
             .name
             .chars()
@@ -143,7 +168,7 @@ impl Recipe<'_> {
         fs::create_dir_all(&context).with_context(|| format!("create {}", context.display()))?;
         let builder = work.join("builder");
         let place = match self.source {
-            Source::Target(_) => context.clone(),
+            Source::Target { .. } => context.clone(),
             Source::Builder { .. } => builder.join("out"),
         };
         fs::create_dir_all(&place).with_context(|| format!("create {}", place.display()))?;
@@ -167,18 +192,19 @@ impl Recipe<'_> {
         bud.args(["--isolation", "chroot", "--timestamp", "0", "--pull-never"]);
         bud.arg("--signature-policy").arg(&policy);
         bud.arg("--file").arg(self.file).args(["--tag", self.name]);
-        match self.source {
-            Source::Target(stage) => {
+        let replaced = match self.source {
+            Source::Target { stage, packages } => {
                 bud.args(["--target", stage]);
+                [("builder", None), ("packages", packages)]
             }
             Source::Builder { packages } => {
-                let replaced = [("builder", Some(builder.as_path())), ("packages", packages)];
-                for (stage, folder) in replaced {
-                    if let Some(folder) = folder {
-                        bud.arg("--build-context")
-                            .arg(format!("{stage}={}", folder.display()));
-                    }
-                }
+                [("builder", Some(builder.as_path())), ("packages", packages)]
+            }
+        };
+        for (stage, folder) in replaced {
+            if let Some(folder) = folder {
+                bud.arg("--build-context")
+                    .arg(format!("{stage}={}", folder.display()));
             }
         }
         process::run(bud.arg(&context), PATIENCE)

@@ -1,0 +1,171 @@
+//! `e2e conformance`: Kubernetes' own conformance tests, on a cluster with the product in which every pod of
+//! every test namespace asks for a mapping.
+//!
+//! ```text
+//! list      tests.txt --> what runs, what is skipped and why
+//! report    what ginkgo writes --> the table
+//! ```
+
+mod list;
+mod report;
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use serde_json::Value;
+
+use self::list::List;
+use self::report::Report;
+use crate::artifacts::conformance as tests;
+use crate::cluster::Cluster;
+use crate::compatibility::{self, Conformance, Run};
+use crate::progress::{Step, out, say};
+use crate::{Config, Minor, install, paths, process};
+
+/// All tests take 22 minutes on two processors.
+const LIMIT: Duration = Duration::from_hours(3);
+/// The version of the tests' module. Older ones have no `MutatingAdmissionPolicy` by default.
+const KUBERNETES: Minor = Minor::V1_36;
+/// Who publishes mappings.
+const ENFORCER: &str = "system:serviceaccount:portmapping-system:enforcer";
+
+/// Arguments of `e2e conformance`.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// Only tests whose name contains this text. Can be repeated.
+    #[arg(long, value_name = "TEXT")]
+    focus: Vec<String>,
+    /// How many tests run at the same time.
+    #[arg(long, default_value_t = 4)]
+    processes: u8,
+}
+
+/// Runs the tests and prints the table. Fails if a test failed.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let Options { focus, processes } = options;
+    let list = List::read(&tests::sources().join("tests.txt"))?;
+    let chosen: Vec<&str> = list.chosen(focus).collect();
+    ensure!(!chosen.is_empty(), "no test's name contains {focus:?}");
+    let programs = tests::programs()?;
+    let images = tests::images(&programs)?;
+    let mut cluster = Cluster::start(&Config {
+        name: "conformance".to_owned(),
+        kubernetes: KUBERNETES,
+        ..Config::default()
+    })?;
+    install::install(&mut cluster)?;
+    cluster.load_images(&images)?;
+    name_images(&cluster)?;
+    let policies = tests::sources().join("every-pod-asks.yaml");
+    cluster.kubectl_run([Path::new("apply"), Path::new("-f"), &policies])?;
+    let folder = paths::root().join("target/e2e/conformance");
+    let step = Step::start(format!("{} of Kubernetes' own tests", chosen.len()));
+    let ran = ginkgo(&cluster, &programs, &folder, &chosen, *processes);
+    let file = folder.join("report.json");
+    let report = match (Report::read(&file), ran) {
+        (Ok(report), _) => report,
+        (Err(error), Ok(())) | (Err(_), Err(error)) => return Err(error),
+    };
+    step.done("run");
+    let row = Conformance {
+        kubernetes: KUBERNETES.version()?,
+        passed: report.passed(),
+        failed: report.failed().map(|one| one.name.clone()).collect(),
+        skipped: list.skipped(),
+        mapped: mapped_pods(&cluster.audit_log()?)?,
+    };
+    out!("{}", report.table(&row));
+    let missing: Vec<_> = report.missing(&chosen).collect();
+    ensure!(
+        missing.is_empty(),
+        "these tests did not run: {}",
+        missing.join("; ")
+    );
+    if !row.failed.is_empty() {
+        bail!(
+            "{} tests failed; {} has all they wrote",
+            row.failed.len(),
+            folder.display()
+        );
+    }
+    if focus.is_empty() {
+        compatibility::record(&Run::Conformance(row))?;
+    }
+    cluster.stop()
+}
+
+/// Gives images the other names under which the tests know them.
+fn name_images(cluster: &Cluster) -> Result<()> {
+    for node in cluster.nodes()? {
+        for (image, name) in tests::NAMES {
+            let tag = ["ctr", "-n", "k8s.io", "images", "tag", image, name];
+            let output = cluster.exec(&node, &tag)?;
+            let wrote = String::from_utf8_lossy(&output.stderr);
+            ensure!(output.status.success(), "name {image} {name}: {wrote}");
+        }
+    }
+    Ok(())
+}
+
+/// Runs the tests in the network of the control plane, from which nodes and pods can be reached.
+fn ginkgo(
+    cluster: &Cluster,
+    programs: &Path,
+    folder: &Path,
+    chosen: &[&str],
+    processes: u8,
+) -> Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("remove {}", folder.display()));
+        }
+        _ => fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?,
+    }
+    let mut ginkgo = cluster.command("control-plane", programs.join("ginkgo"))?;
+    ginkgo.arg(format!("--procs={processes}"));
+    ginkgo.args(["--no-color", "--timeout=3h", "--json-report=report.json"]);
+    ginkgo.arg(format!("--output-dir={}", folder.display()));
+    ginkgo.arg(format!("--focus={}", list::pattern(chosen)));
+    ginkgo.arg(programs.join("e2e.test")).arg("--");
+    let kubeconfig = ginkgo
+        .get_envs()
+        .find_map(|(name, value)| (name == "KUBECONFIG").then_some(value?))
+        .context("a command on a host without KUBECONFIG")?
+        .to_owned();
+    ginkgo.arg("--kubeconfig").arg(kubeconfig);
+    ginkgo.args(["--provider=skeleton", "--disable-log-dump=true"]);
+    say(format_args!(
+        "what the tests write is in {}",
+        folder.display()
+    ));
+    process::run_long("Kubernetes' own tests", &mut ginkgo, LIMIT)
+}
+
+/// How many pods got a mapping, by the API server's audit log.
+fn mapped_pods(audit: &Path) -> Result<usize> {
+    let file = File::open(audit).with_context(|| format!("open {}", audit.display()))?;
+    let mut pods = BTreeSet::new();
+    for line in BufReader::new(file).lines() {
+        let line = line.with_context(|| format!("read {}", audit.display()))?;
+        if !line.contains(ENFORCER) {
+            continue;
+        }
+        let call: Value = serde_json::from_str(&line).context("parse a line of the audit log")?;
+        let object = &call["objectRef"];
+        if call["user"]["username"] == ENFORCER
+            && call["verb"] == "patch"
+            && object["resource"] == "pods"
+            && object["subresource"] == "status"
+            && object["namespace"] != install::NAMESPACE
+            && call["responseStatus"]["code"] == 200
+        {
+            pods.insert(format!("{}/{}", object["namespace"], object["name"]));
+        }
+    }
+    Ok(pods.len())
+}

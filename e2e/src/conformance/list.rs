@@ -1,0 +1,115 @@
+//! The list of Kubernetes' own tests that run, and of those that are skipped, with the reason.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+/// The name that Kubernetes' suite puts before the name of each test.
+const SUITE: &str = "Kubernetes e2e suite";
+
+/// Names of tests.
+#[derive(Debug, Default)]
+pub(super) struct List {
+    run: Vec<String>,
+    /// Reason -> how many.
+    skipped: BTreeMap<String, usize>,
+}
+
+impl List {
+    pub(super) fn read(file: &Path) -> Result<Self> {
+        let text = fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+        Ok(Self::parse(&text))
+    }
+
+    /// Parses a file with a name per line. `[skipped: REASON]` begins the names that do not run.
+    fn parse(text: &str) -> Self {
+        let mut list = Self::default();
+        let mut reason = None;
+        for line in text.lines() {
+            let skips = line.strip_prefix("[skipped: ");
+            if let Some(text) = skips.and_then(|text| text.strip_suffix(']')) {
+                reason = Some(text);
+            } else if line.starts_with('[') {
+                match reason {
+                    None => list.run.push(line.to_owned()),
+                    Some(reason) => *list.skipped.entry(reason.to_owned()).or_default() += 1,
+                }
+            }
+        }
+        list
+    }
+
+    /// The tests that run and whose name contains one of these texts; all of them without a text.
+    pub(super) fn chosen(&self, focus: &[String]) -> impl Iterator<Item = &str> {
+        let names = self.run.iter().map(String::as_str);
+        names
+            .filter(move |name| focus.is_empty() || focus.iter().any(|text| name.contains(&**text)))
+    }
+
+    /// Reason -> how many tests are skipped for it.
+    pub(super) fn skipped(&self) -> BTreeMap<String, usize> {
+        self.skipped.clone()
+    }
+}
+
+/// A regular expression of Go (RE2) that matches exactly these tests.
+pub(super) fn pattern(names: &[&str]) -> String {
+    let quoted: Vec<_> = names.iter().map(|name| quote(name)).collect();
+    format!("^{SUITE} (?:{})$", quoted.join("|"))
+}
+
+fn quote(text: &str) -> String {
+    let mut quoted = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_ascii_punctuation() {
+            quoted.push('\\');
+        }
+        quoted.push(c);
+    }
+    quoted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::artifacts::conformance::sources;
+
+    #[test]
+    fn names_after_a_reason_do_not_run() {
+        let list = List::parse("# why\n\n[sig-a] one\n[sig-b] two\n\n[skipped: no x]\n[sig-a] c\n");
+        let all: Vec<_> = list.chosen(&[]).collect();
+        assert_eq!(all, ["[sig-a] one", "[sig-b] two"]);
+        let some: Vec<_> = list.chosen(&["two".to_owned()]).collect();
+        assert_eq!(some, ["[sig-b] two"]);
+        assert_eq!(list.skipped(), BTreeMap::from([("no x".to_owned(), 1)]));
+    }
+
+    #[test]
+    fn each_listed_test_is_one_of_the_four_groups_and_listed_once() {
+        let text = fs::read_to_string(sources().join("tests.txt")).expect("the list");
+        let mut names: Vec<_> = text
+            .lines()
+            .filter(|line| line.starts_with("[sig-"))
+            .collect();
+        for name in &names {
+            let groups = ["[sig-apps] ", "[sig-cli] ", "[sig-network] ", "[sig-node] "];
+            assert!(groups.iter().any(|one| name.starts_with(one)), "{name}");
+            assert!(name.ends_with(" [Conformance]"), "{name}");
+        }
+        let listed = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), listed);
+    }
+
+    #[test]
+    fn a_pattern_has_no_operators_of_a_name() {
+        let pattern = pattern(&["[a] b *not* (c)", "d"]);
+        assert_eq!(
+            pattern,
+            "^Kubernetes e2e suite (?:\\[a\\] b \\*not\\* \\(c\\)|d)$"
+        );
+    }
+}
