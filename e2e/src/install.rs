@@ -1,4 +1,5 @@
-//! Installs the product as a user does: `kubectl apply -k manifests/base`, then wait for it.
+//! Installs the product as a user does: `kubectl apply -k manifests/base`, or the overlay for the cluster's
+//! CNI, then wait for it.
 
 use std::fs;
 use std::process::Command;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::cluster::Cluster;
+use crate::cluster::config::Cni;
 use crate::progress::{Step, say};
 use crate::{paths, process};
 
@@ -15,10 +17,14 @@ pub const NAMESPACE: &str = "portmapping-system";
 const WORKLOADS: [&str; 2] = ["deployment/webhook", "daemonset/enforcer"];
 const ROLLOUT_LIMIT: Duration = Duration::from_mins(3);
 
-/// Builds the product's images, puts them on the nodes, applies the manifests, and returns when webhook
-/// and enforcer are rolled out.
+/// Builds the product's images, puts them on the nodes, applies the manifests for the cluster's CNI, and
+/// returns when webhook and enforcer are rolled out.
 pub fn install(cluster: &mut Cluster) -> Result<()> {
-    let base = paths::manifests().join("base");
+    let name = match cluster.config().map(|config| config.cni) {
+        Some(Cni::Cilium(_)) => "overlays/cilium",
+        _ => "base",
+    };
+    let base = paths::manifests().join(name);
     if !base.join("kustomization.yaml").is_file() {
         bail!(
             "nothing to install: {} has no kustomization.yaml",
@@ -28,7 +34,7 @@ pub fn install(cluster: &mut Cluster) -> Result<()> {
     let images = cluster.load_product()?;
     let note = cluster.note("installed");
     let before = note.as_ref().and_then(|note| fs::read_to_string(note).ok());
-    let step = Step::start("kubectl apply -k manifests/base");
+    let step = Step::start(format!("kubectl apply -k manifests/{name}"));
     process::run(
         cluster.kubectl().args(["apply", "-k"]).arg(&base),
         Duration::from_mins(1),

@@ -1,5 +1,7 @@
 //! The network of the pods: the plugins of the harness with static routes, or a CNI as users install it.
 
+mod cilium;
+
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -30,7 +32,7 @@ pub(crate) fn configure(cni: Cni, index: u8) -> Result<()> {
             "10-kuberouter.conflist",
             &bridge("kube-bridge", index, "0.3.1"),
         ),
-        Cni::Flannel => Ok(()), // written when its agent is ready
+        Cni::Flannel | Cni::Cilium(_) => Ok(()), // written when its agent is ready
     }
 }
 
@@ -111,6 +113,7 @@ pub(crate) fn start_agent(spec: &Spec, index: u8) -> Result<()> {
             let agent = programs.join("kube-router");
             start_with(spec, &log, &agent, &arguments, &[], Collects::Often)
         }
+        Cni::Cilium(mode) => cilium::start(spec, mode, index, programs),
     }
 }
 

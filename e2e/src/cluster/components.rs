@@ -183,7 +183,8 @@ fn ends_file(spec: &Spec) -> PathBuf {
 pub(crate) fn search_path(spec: &Spec) -> OsString {
     let own = [spec.kubernetes.clone(), spec.node_tools.clone()];
     let path = process::search_path();
-    let folders = own.into_iter().chain(env::split_paths(&path));
+    let folders = own.into_iter().chain(spec.cni.clone());
+    let folders = folders.chain(env::split_paths(&path));
     env::join_paths(folders).unwrap_or(path)
 }
 

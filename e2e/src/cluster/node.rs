@@ -54,6 +54,16 @@ pub(crate) fn run(spec: &Spec, index: u8) -> Result<()> {
         ],
         Collects::Often,
     )?;
+    if !spec.config.cni.replaces_kube_proxy() {
+        start_proxy(spec, &name)?;
+    }
+    cni::start_agent(spec, index)?;
+    loop {
+        thread::park();
+    }
+}
+
+fn start_proxy(spec: &Spec, name: &str) -> Result<()> {
     start(
         spec,
         &format!("{name}-kube-proxy"),
@@ -72,11 +82,7 @@ pub(crate) fn run(spec: &Spec, index: u8) -> Result<()> {
             "--conntrack-tcp-timeout-close-wait=0s".to_owned(),
         ],
         Collects::Often,
-    )?;
-    cni::start_agent(spec, index)?;
-    loop {
-        thread::park();
-    }
+    )
 }
 
 /// The client: a machine with addresses and no programs.

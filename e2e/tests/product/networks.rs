@@ -3,12 +3,15 @@
 //! for `e2e compatibility`.
 
 use std::env;
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use e2e::compatibility::{self, Run, Small};
 use e2e::starts::Collector;
-use e2e::{Cluster, Cni, Config, Minor, install};
+use e2e::{CiliumMode, Cluster, Cni, Config, Minor, install, paths};
 use nix::sys::utsname::uname;
 use serde_json::json;
 
@@ -16,13 +19,16 @@ use crate::map_start::{announcing, judge};
 use crate::reach::{Target, backends, vantages};
 use crate::support::outside::{is_refused, run_at, tcp};
 use crate::support::parts::{roll, with_flags};
+use crate::support::pods::mapped_pod;
 use crate::support::space::Space;
-use crate::support::{LIMIT, config, eventually};
+use crate::support::{LIMIT, config, eventually, get, kubectl_with};
 
 /// The CNI of the cluster, as `--cni` takes it, and its Kubernetes, as `--kubernetes` does.
 const CNI: &str = "E2E_CNI";
 const KUBERNETES: &str = "E2E_KUBERNETES";
 const STARTS: usize = 5;
+/// Where the API server calls the webhook.
+const WEBHOOK_PORT: u16 = 10250;
 
 #[test]
 #[ignore = "a cluster per CNI: e2e test --cni X"]
@@ -36,7 +42,7 @@ fn small_suite() -> Result<()> {
     let config = Config {
         cni,
         kubernetes,
-        ..config(&format!("cni-{cni}"))
+        ..config(&format!("cni-{cni}").replace(':', "-"))
     };
     let mut cluster = Cluster::start(&config)?;
     install::install(&mut cluster)?;
@@ -72,13 +78,17 @@ fn small_suite() -> Result<()> {
         compatibility::record(&Run::Small(Small {
             cni: cni.to_string(),
             kubernetes: kubernetes.version()?,
-            proxy_mode: config.proxy_mode.to_string(),
+            proxy_mode: if cni.replaces_kube_proxy() {
+                "replaced by the CNI".to_owned()
+            } else {
+                config.proxy_mode.to_string()
+            },
             // without what a distribution adds
             kernel: release.split('-').next().unwrap_or_default().to_owned(),
             auto: auto.to_owned(),
             forced: forced.map(str::to_owned),
             other_address,
-            policy: policy.to_owned(),
+            policy,
         }))
     })?;
     cluster.stop()
@@ -95,50 +105,111 @@ fn first_instruction(space: &Space<'_>) -> Result<()> {
     Ok(())
 }
 
+/// What a policy that names a client did to it, and what a policy that names another client.
+const NAMED: &str = "passes the client it names, denies another";
+const DENIED: &str = "denies the client it names";
+
 /// A `NetworkPolicy` that names the client holds at the mapped port, where the CNI enforces policies; returns
 /// what it did.
-fn policies(space: &Space<'_>, cni: Cni, target: &Target) -> Result<&'static str> {
-    if cni != Cni::KubeRouter {
-        return Ok("not enforced by the CNI");
-    }
+fn policies(space: &Space<'_>, cni: Cni, target: &Target) -> Result<String> {
+    // kube-router's policies for IPv6 do not hold, with and without us
+    let (families, other, passes): (&[usize], _, _) = match cni {
+        Cni::Bridge | Cni::Flannel => return Ok("not enforced by the CNI".to_owned()),
+        Cni::KubeRouter => (&[0], "node2", true),
+        // masqueraded
+        Cni::Cilium(CiliumMode::B | CiliumMode::D) => (&[0, 1], "client", false),
+        Cni::Cilium(_) => (&[0, 1], "client", true),
+    };
     space.kubectl(&["label", "pod", "target", "app=target"])?;
-    let policy = |name: &str, from: serde_json::Value| {
-        json!({
+    let client = space.cluster.addresses("client")?;
+    let elsewhere = match other {
+        // Cilium takes no node for an ipBlock: this policy names an address of none
+        "client" => ["198.51.100.1", "2001:db8::1"].map(str::to_owned),
+        node => space.cluster.addresses(node)?,
+    };
+    // one policy after the other: kube-router may keep the addresses of a policy that is changed
+    for (name, named, passes) in [("other", elsewhere, false), ("client", client, passes)] {
+        let blocks: Vec<_> = named
+            .iter()
+            .zip([32, 128])
+            .map(
+                |(address, length)| json!({ "ipBlock": { "cidr": format!("{address}/{length}") } }),
+            )
+            .collect();
+        space.create(&json!({
             "apiVersion": "networking.k8s.io/v1",
             "kind": "NetworkPolicy",
             "metadata": { "name": name },
             "spec": {
                 "podSelector": { "matchLabels": { "app": "target" } },
                 "policyTypes": ["Ingress"],
-                "ingress": [{ "from": from }],
+                "ingress": [{ "from": blocks }],
             },
-        })
-    };
-    // IPv4 alone: kube-router's policies for IPv6 do not hold, with and without us
-    let port = target.endpoint(0, 0);
-    // one policy after the other: kube-router may keep the addresses of a policy that is changed
-    for (named, other) in [("node2", "client"), ("client", "node2")] {
-        let [address, _] = space.cluster.addresses(named)?;
-        let name = format!("only-{named}");
-        let block = json!([{ "ipBlock": { "cidr": format!("{address}/32") } }]);
-        space.create(&policy(&name, block))?;
+        }))?;
+        let reaches = |from: &'static str, families: &[usize], wanted: bool| {
+            for family in families {
+                let port = target.endpoint(*family, 0);
+                let answer = run_at(space.cluster, from, move || tcp(port))?;
+                ensure!(answer.is_ok() == wanted, "{from} to {port}: {answer:?}");
+            }
+            Ok(())
+        };
         eventually(&format!("the policy {name} to hold"), || {
-            for (host, passes) in [(named, true), (other, false)] {
-                let answer = run_at(space.cluster, host, move || tcp(port))?;
-                ensure!(answer.is_ok() == passes, "{host}: {answer:?}");
+            reaches("client", families, passes)?;
+            if other == "client" {
+                return Ok(());
             }
-            Ok(())
+            reaches(other, families, name == "other")
         })?;
-        space.kubectl(&["delete", "networkpolicy", &name])?;
+        space.kubectl(&["delete", "networkpolicy", name])?;
         eventually(&format!("the policy {name} to end"), || {
-            for port in [port, target.endpoint(1, 0)] {
-                let answer = run_at(space.cluster, other, move || tcp(port))?;
-                ensure!(answer.is_ok(), "{other} to {port}: {answer:?}");
-            }
-            Ok(())
+            reaches("client", &[0, 1], true)?;
+            reaches("node2", &[0, 1], true)
         })?;
     }
-    Ok("IPv4: passes the client it names, denies another")
+    own_policy(space)?;
+    let which = if families.len() == 2 { "" } else { "IPv4: " };
+    Ok(format!("{which}{}", if passes { NAMED } else { DENIED }))
+}
+
+/// The `NetworkPolicy` of the product lets the API server through where another one denies everything.
+fn own_policy(space: &Space<'_>) -> Result<()> {
+    let cluster = space.cluster;
+    let system = ["-n", install::NAMESPACE];
+    let webhook = "app.kubernetes.io/component=webhook";
+    let pods = get(cluster, &[&system[..], &["pods", "-l", webhook]].concat())?;
+    let address: IpAddr = pods["items"][0]["status"]["podIP"]
+        .as_str()
+        .context("the webhook's pod has no address")?
+        .parse()?;
+    let answers = |wanted: bool| {
+        let port = SocketAddr::new(address, WEBHOOK_PORT);
+        let connected = run_at(cluster, "control-plane", move || {
+            TcpStream::connect_timeout(&port, Duration::from_secs(2)).map(drop)
+        })?;
+        ensure!(connected.is_ok() == wanted, "{port}: {connected:?}");
+        Ok(())
+    };
+    eventually("the webhook to answer", || answers(true))?;
+    let deny = json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": { "name": "deny", "namespace": install::NAMESPACE },
+        "spec": { "podSelector": {}, "policyTypes": ["Ingress"] },
+    });
+    let create = ["create", "-f", "-"];
+    let (created, reply) = kubectl_with(cluster, &create, &deny.to_string())?;
+    ensure!(created, "{reply}");
+    eventually("all connections to be denied", || answers(false))?;
+    let ours = paths::manifests().join("components/network-policy/network-policy.yaml");
+    cluster.kubectl_run([Path::new("apply"), Path::new("-f"), &ours])?;
+    eventually("the product's own policy to hold", || answers(true))?;
+    space.create(&mapped_pod("under-policies"))?;
+    space.ready("under-policies")?;
+    let delete = ["delete", "networkpolicy", "deny", "webhook"];
+    cluster.kubectl_run([&system[..], &delete].concat())?;
+    println!("the product's own NetworkPolicy holds where all else is denied");
+    Ok(())
 }
 
 /// The port of a deleted pod refuses.
