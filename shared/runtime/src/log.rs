@@ -3,7 +3,10 @@
 use std::io;
 
 use clap::{Args, ValueEnum};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, fmt, registry};
 
 /// Format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -19,7 +22,7 @@ pub enum LogFormat {
 pub struct LogArgs {
     /// What to log: a level, or directives such as `info,kube=debug`
     #[arg(long = "log", env = "PORTMAPPING_LOG", default_value = "info")]
-    pub filter: EnvFilterText,
+    pub filter: Targets,
     /// Format of log lines
     #[arg(
         long = "log-format",
@@ -30,33 +33,18 @@ pub struct LogArgs {
     pub format: LogFormat,
 }
 
-/// Filter directives that were parsed once, so that a mistake ends the program before it starts.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EnvFilterText(String);
-
-impl std::str::FromStr for EnvFilterText {
-    type Err = tracing_subscriber::filter::ParseError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        EnvFilter::try_new(text).map(|_| Self(text.to_owned()))
-    }
-}
-
 /// Starts the log. Later calls in the same process (tests) have no effect.
 pub fn init(args: &LogArgs) {
-    let filter = EnvFilter::new(&args.filter.0);
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_target(false);
-    // an error means that the log was started before
-    let _ = match args.format {
-        LogFormat::Json => builder
+    let lines = fmt::layer().with_writer(io::stderr).with_target(false);
+    let lines = match args.format {
+        LogFormat::Json => lines
             .json()
             .flatten_event(true)
             .with_current_span(true)
             .with_span_list(false)
-            .try_init(),
-        LogFormat::Text => builder.with_ansi(false).try_init(),
+            .boxed(),
+        LogFormat::Text => lines.boxed(),
     };
+    // an error means that the log was started before
+    let _ = registry().with(args.filter.clone()).with(lines).try_init();
 }
