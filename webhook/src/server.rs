@@ -44,8 +44,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Bytes that one read from a socket may return. rustls reads 4 KiB at a time: without a buffer, a
 /// review of 1.1 MB costs 280 system calls.
 const READ_BUFFER_BYTES: usize = 16 * 1024;
-/// Reviews in progress on one HTTP/2 connection; a client with more opens another connection.
-const MAX_STREAMS: u32 = 16;
+/// Reviews in progress on one HTTP/2 connection; a client with more opens another connection. One
+/// thread answers one after another: what waits only takes memory, two read buffers for each body.
+const MAX_STREAMS: u32 = 8;
 /// Bytes that one HTTP/2 request may send before they are read. The server sends a window update
 /// for each half of it; at 32 KiB these updates cost more than decrypting the body.
 const STREAM_WINDOW: u32 = 128 * 1024;
