@@ -13,7 +13,8 @@ use crate::cluster::roles::Role;
 use crate::cluster::{Cluster, state};
 use crate::progress::{Step, out, say};
 use crate::{
-    Cni, Config, Minor, ProxyMode, chaos, compatibility, conformance, demo, install, kernels,
+    Cni, Config, Containerd, Minor, ProxyMode, chaos, compatibility, conformance, demo, install,
+    kernels,
 };
 
 /// A real Kubernetes cluster on this machine, with the product in it.
@@ -48,6 +49,9 @@ enum Command {
         /// Only the small suite, on a cluster of this minor version, 1.33 to 1.36.
         #[arg(long, conflicts_with = "kubeconfig")]
         kubernetes: Option<Minor>,
+        /// Only the small suite, with this container runtime.
+        #[arg(long, value_enum, conflicts_with = "kubeconfig")]
+        containerd: Option<Containerd>,
     },
     /// Boot a new cluster and inject faults, round after round.
     Chaos(chaos::Options),
@@ -119,6 +123,9 @@ struct Options {
     /// What connects the pods.
     #[arg(long, value_enum, default_value_t)]
     cni: Cni,
+    /// The container runtime.
+    #[arg(long, value_enum, default_value_t)]
+    containerd: Containerd,
     /// Whether traffic between pods of one node passes iptables (bridge-nf-call-iptables).
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     bridge_nf: bool,
@@ -135,6 +142,7 @@ impl Options {
             kubernetes,
             proxy_mode,
             cni,
+            containerd,
             bridge_nf,
             kubeconfig,
         } = self;
@@ -149,10 +157,12 @@ impl Options {
             kubernetes,
             proxy_mode,
             cni,
+            containerd,
             bridge_nf,
             quick_restarts: false,
             product,
             program,
+            ..Config::default()
         })
     }
 }
@@ -190,10 +200,18 @@ fn run(command: Command) -> Result<()> {
             kubeconfig,
             cni: None,
             kubernetes: None,
+            containerd: None,
         } => suite::run(kubeconfig.as_deref())?,
         Command::Test {
-            cni, kubernetes, ..
-        } => suite::small(cni.unwrap_or_default(), kubernetes.unwrap_or_default())?,
+            cni,
+            kubernetes,
+            containerd,
+            ..
+        } => suite::small(
+            cni.unwrap_or_default(),
+            kubernetes.unwrap_or_default(),
+            containerd.unwrap_or_default(),
+        )?,
         Command::Chaos(options) => chaos::run(&options)?,
         Command::Kernels(options) => kernels::run(&options)?,
         Command::Conformance(options) => conformance::run(&options)?,

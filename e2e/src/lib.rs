@@ -34,4 +34,4 @@ pub mod wait;
 
 pub use artifacts::go::Minor;
 pub use cluster::Cluster;
-pub use cluster::config::{CiliumMode, Cni, Config, ProxyMode};
+pub use cluster::config::{CiliumMode, Cni, Config, Containerd, Families, ProxyMode};

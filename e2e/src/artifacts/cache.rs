@@ -61,7 +61,7 @@ pub fn get(name: &str, inputs: Inputs, build: impl FnOnce(&Path) -> Result<()>) 
     if folder.is_dir() {
         return Ok(folder); // built while we waited
     }
-    let partial = folder.with_extension("partial");
+    let partial = cache.join(format!("{name}.partial"));
     if partial.exists() {
         fs::remove_dir_all(&partial).with_context(|| format!("remove {}", partial.display()))?;
     }

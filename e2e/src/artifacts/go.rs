@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::cache::{self, Inputs};
+use crate::cluster::config::Containerd;
 use crate::progress;
 use crate::{paths, process};
 
@@ -131,16 +132,21 @@ pub fn kubernetes(minor: Minor) -> Result<PathBuf> {
 }
 
 /// A folder with containerd, its shim and client, and the CNI plugins.
-pub fn node_tools() -> Result<PathBuf> {
+pub fn node_tools(containerd: Containerd) -> Result<PathBuf> {
     let module = paths::sources().join("node");
+    let (name, [mod_file, sum_file]) = match containerd {
+        Containerd::V2 => ("node-tools", ["go.mod", "go.sum"]),
+        Containerd::V1_7 => ("node-tools-1.7", ["v1.7.mod", "v1.7.sum"]),
+    };
     let inputs = inputs()?
-        .file(&module.join("go.mod"))?
-        .file(&module.join("go.sum"))?
+        .file(&module.join(mod_file))?
+        .file(&module.join(sum_file))?
         .value(NODE_TAGS);
-    cache::get("node-tools", inputs, |folder| {
+    cache::get(name, inputs, |folder| {
         progress::say("building containerd and the CNI plugins from their Go modules");
         let mut build = go_build(&module);
         build
+            .arg(format!("-modfile={mod_file}"))
             .arg(format!("-tags={NODE_TAGS}"))
             .arg("-ldflags=-s -w")
             .arg("-o");

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::cluster::KUBECONFIG_VARIABLE;
 use crate::progress::say;
-use crate::{Cni, Minor, paths, process};
+use crate::{Cni, Containerd, Minor, paths, process};
 
 /// Tests that enter a node, read the API server's audit log, or boot a cluster themselves.
 const NEED_OUR_CLUSTER: &[&str] = &[
@@ -16,6 +16,7 @@ const NEED_OUR_CLUSTER: &[&str] = &[
     "policy_pods::no_process_has_more_rights_in_the_kernel",
     "survive_faults::a_killed_enforcer_loses_no_port_no_byte_and_no_mapping",
     "survive_faults::flushed_rules_come_back",
+    "map_families::",
     "map_range::",
     "reach::",
     "map_start::",
@@ -26,12 +27,13 @@ const NEED_OUR_CLUSTER: &[&str] = &[
     "webhook_service::no_creation_fails_while_replicas_are_replaced_and_ended",
 ];
 
-/// Tell the small suite which CNI its cluster has, and which Kubernetes.
+/// Tell the small suite which CNI its cluster has, which Kubernetes and which container runtime.
 const CNI_VARIABLE: &str = "E2E_CNI";
 const KUBERNETES_VARIABLE: &str = "E2E_KUBERNETES";
+const CONTAINERD_VARIABLE: &str = "E2E_CONTAINERD";
 
 /// Replaces this process by cargo, which runs the small suite on a cluster of its own.
-pub(super) fn small(cni: Cni, kubernetes: Minor) -> Result<()> {
+pub(super) fn small(cni: Cni, kubernetes: Minor, containerd: Containerd) -> Result<()> {
     let mut cargo = process::command(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(paths::root());
     cargo.args(["test", "-p", "e2e", "--test", "product", "--"]);
@@ -43,6 +45,7 @@ pub(super) fn small(cni: Cni, kubernetes: Minor) -> Result<()> {
     ]);
     cargo.env(CNI_VARIABLE, cni.to_string());
     cargo.env(KUBERNETES_VARIABLE, kubernetes.to_string());
+    cargo.env(CONTAINERD_VARIABLE, containerd.to_string());
     let error = cargo.exec();
     bail!("cannot run cargo: {error}");
 }

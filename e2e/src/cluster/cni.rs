@@ -11,9 +11,9 @@ use nix::mount::{MsFlags, mount};
 use serde_json::json;
 
 use super::components::{Collects, start_with};
-use super::config::{Cni, Spec};
+use super::config::{Cni, Config, Families, Spec};
 use super::mounts::RUN;
-use super::network::{self, Machine};
+use super::network;
 use super::pki;
 use crate::api::Api;
 use crate::process;
@@ -25,12 +25,13 @@ const POLL: Duration = Duration::from_millis(50);
 const FLANNEL_SUBNET: &str = "/run/flannel/subnet.env";
 
 /// Writes the configuration of plugins that need no agent, before the kubelet starts.
-pub(crate) fn configure(cni: Cni, index: u8) -> Result<()> {
-    match cni {
-        Cni::Bridge => write("10-pod.conflist", &bridge("cni0", index, "1.0.0")),
+pub(crate) fn configure(config: &Config, index: u8) -> Result<()> {
+    let families = config.families;
+    match config.cni {
+        Cni::Bridge => write("10-pod.conflist", &bridge("cni0", index, "1.0.0", families)),
         Cni::KubeRouter => write(
             "10-kuberouter.conflist",
-            &bridge("kube-bridge", index, "0.3.1"),
+            &bridge("kube-bridge", index, "0.3.1", families),
         ),
         Cni::Flannel | Cni::Cilium(_) => Ok(()), // written when its agent is ready
     }
@@ -41,7 +42,7 @@ pub(crate) fn start_agent(spec: &Spec, index: u8) -> Result<()> {
     let Some(programs) = &spec.cni else {
         return Ok(());
     };
-    let name = Machine::Node(index).name();
+    let name = spec.config.node_name(index);
     assign_ranges(spec, &name, index)?;
     let kubeconfig = spec.state.join(pki::INSIDE);
     let kubeconfig = kubeconfig.display();
@@ -108,7 +109,10 @@ pub(crate) fn start_agent(spec: &Spec, index: u8) -> Result<()> {
                 "--enable-cni=false".to_owned(),
                 "--enable-overlay=false".to_owned(),
                 "--enable-ipv6=true".to_owned(),
-                format!("--service-cluster-ip-range={}", network::SERVICE_RANGE),
+                format!(
+                    "--service-cluster-ip-range={}",
+                    network::SERVICE_RANGES.join(",")
+                ),
             ];
             let agent = programs.join("kube-router");
             start_with(spec, &log, &agent, &arguments, &[], Collects::Often)
@@ -118,8 +122,9 @@ pub(crate) fn start_agent(spec: &Spec, index: u8) -> Result<()> {
 }
 
 /// The configuration of the bridge plugin, with the node's own ranges.
-fn bridge(bridge: &str, index: u8, version: &str) -> String {
+fn bridge(bridge: &str, index: u8, version: &str, families: Families) -> String {
     let ranges = network::pod_ranges(index).map(|subnet| json!([{ "subnet": subnet }]));
+    let routes = ["0.0.0.0/0", "::/0"].map(|all| json!({ "dst": all }));
     json!({
         "cniVersion": version,
         "name": "pod",
@@ -133,8 +138,8 @@ fn bridge(bridge: &str, index: u8, version: &str) -> String {
                 "hairpinMode": true,
                 "ipam": {
                     "type": "host-local",
-                    "ranges": ranges,
-                    "routes": [{ "dst": "0.0.0.0/0" }, { "dst": "::/0" }],
+                    "ranges": families.of(ranges),
+                    "routes": families.of(routes),
                 },
             },
             { "type": "portmap", "capabilities": { "portMappings": true } },

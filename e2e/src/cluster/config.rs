@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use clap::builder::PossibleValue;
 use serde::{Deserialize, Serialize};
 
-use super::network;
+use super::network::{self, Machine};
 use crate::artifacts::go::Minor;
 
 /// How kube-proxy programs Services.
@@ -113,6 +113,57 @@ impl Display for Cni {
     }
 }
 
+/// The address families of nodes, pods and Services.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Families {
+    /// Both, IPv4 first.
+    #[default]
+    V4First,
+    /// Both, IPv6 first.
+    V6First,
+    /// IPv6 alone.
+    V6Only,
+}
+
+impl Families {
+    /// Returns the values that the cluster uses, in its order, of one for IPv4 and one for IPv6.
+    pub(crate) fn of<T>(self, [ipv4, ipv6]: [T; 2]) -> Vec<T> {
+        match self {
+            Self::V4First => vec![ipv4, ipv6],
+            Self::V6First => vec![ipv6, ipv4],
+            Self::V6Only => vec![ipv6],
+        }
+    }
+
+    /// Returns the same as a flag's value.
+    pub(crate) fn list<T: AsRef<str>>(self, values: [T; 2]) -> String {
+        let values = self.of(values);
+        let values: Vec<&str> = values.iter().map(AsRef::as_ref).collect();
+        values.join(",")
+    }
+}
+
+/// The version of the container runtime.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+pub enum Containerd {
+    /// The newest.
+    #[default]
+    #[value(name = "2")]
+    V2,
+    /// The last minor version before 2.
+    #[value(name = "1.7")]
+    V1_7,
+}
+
+impl Display for Containerd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V2 => "2",
+            Self::V1_7 => "1.7",
+        })
+    }
+}
+
 /// The choices of a test or of a user.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {
@@ -124,9 +175,18 @@ pub struct Config {
     pub kubernetes: Minor,
     /// kube-proxy's mode on every node.
     pub proxy_mode: ProxyMode,
+    /// The container runtime of every node.
+    #[serde(default)]
+    pub containerd: Containerd,
     /// What connects the pods.
     #[serde(default)]
     pub cni: Cni,
+    /// The address families; others than the default need the bridge plugin.
+    #[serde(default)]
+    pub families: Families,
+    /// Appended to the names of the Node objects.
+    #[serde(default)]
+    pub node_suffix: String,
     /// Whether frames between pods of one node pass iptables (`bridge-nf-call-iptables`).
     pub bridge_nf: bool,
     /// Limits the kubelet's back-off for containers that end again and again to one second. Without it the
@@ -147,7 +207,10 @@ impl Default for Config {
             nodes: 2,
             kubernetes: Minor::default(),
             proxy_mode: ProxyMode::default(),
+            containerd: Containerd::default(),
             cni: Cni::default(),
+            families: Families::default(),
+            node_suffix: String::new(),
             bridge_nf: true,
             quick_restarts: false,
             product: true,
@@ -157,6 +220,11 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Returns the name of a Node object.
+    pub(crate) fn node_name(&self, index: u8) -> String {
+        Machine::Node(index).name() + &self.node_suffix
+    }
+
     /// Refuses a configuration that cannot work, before anything is built.
     pub fn validate(&self) -> Result<()> {
         let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
@@ -164,6 +232,13 @@ impl Config {
             bail!(
                 "cluster name {:?}: use 1 to 40 lower-case letters, digits and dashes",
                 self.name
+            );
+        }
+        if self.containerd == Containerd::V1_7 && !matches!(self.cni, Cni::Bridge | Cni::KubeRouter)
+        {
+            bail!(
+                "containerd 1.7 has one directory of plugins: {} needs containerd 2",
+                self.cni
             );
         }
         if self.nodes > network::MAX_NODES {

@@ -99,11 +99,15 @@ fn start_etcd(spec: &Spec) -> Result<()> {
 }
 
 fn start_api_server(spec: &Spec) -> Result<()> {
+    let families = spec.config.families;
     let arguments = [
         format!("--etcd-servers=http://{ETCD}"),
         "--secure-port=6443".to_owned(),
         "--bind-address=::".to_owned(),
-        format!("--advertise-address={}", network::CONTROL_PLANE[0]),
+        format!(
+            "--advertise-address={}",
+            families.of(network::CONTROL_PLANE)[0]
+        ),
         format!("--tls-cert-file={}", spec.pki("apiserver.crt")),
         format!("--tls-private-key-file={}", spec.pki("apiserver.key")),
         format!("--client-ca-file={}", spec.pki("ca.crt")),
@@ -117,7 +121,10 @@ fn start_api_server(spec: &Spec) -> Result<()> {
         ),
         format!("--kubelet-client-key={}", spec.pki("kubelet-client.key")),
         "--kubelet-preferred-address-types=InternalIP".to_owned(),
-        format!("--service-cluster-ip-range={}", network::SERVICE_RANGE),
+        format!(
+            "--service-cluster-ip-range={}",
+            families.list(network::SERVICE_RANGES)
+        ),
         "--authorization-mode=Node,RBAC".to_owned(),
         "--enable-admission-plugins=NodeRestriction".to_owned(),
         "--allow-privileged=true".to_owned(),

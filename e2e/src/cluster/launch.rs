@@ -89,7 +89,7 @@ fn prepare(config: &Config) -> Result<Spec> {
     let (kubernetes, node_tools, cni, images) = thread::scope(|scope| {
         let images = scope.spawn(|| image::archives(config.product).inspect_err(complain));
         let kubernetes = go::kubernetes(config.kubernetes).inspect_err(complain)?;
-        let node_tools = go::node_tools().inspect_err(complain)?;
+        let node_tools = go::node_tools(config.containerd).inspect_err(complain)?;
         let cni = cni::programs(config.cni).inspect_err(complain)?;
         let images = images.join();
         let images = images.map_err(|_| anyhow!("the thread that builds images panicked"))??;
@@ -263,7 +263,8 @@ pub(crate) fn add_node(spec: &Spec, index: u8) -> Result<()> {
     let step = Step::start(format!("{name} joins"));
     // After a power cut the API server still reports the node as Ready for a while.
     let api = Api::new(&spec.state.join(pki::HARNESS))?;
-    let stale = readiness::heartbeat(&api, &name)?;
+    let node = spec.config.node_name(index);
+    let stale = readiness::heartbeat(&api, &node)?;
     // Only ends after this point count.
     let _ = fs::remove_file(spec.state.join("log/ended"));
     let program = match &spec.config.program {
@@ -273,7 +274,7 @@ pub(crate) fn add_node(spec: &Spec, index: u8) -> Result<()> {
     let mut command = namespaces::enter(lookup::pid_of(spec, "control-plane")?, program);
     command.args(RoleName("add-node", Some(index)).arguments(&spec.state));
     process::run(&mut command, Duration::from_mins(1)).with_context(|| format!("start {name}"))?;
-    owner::nothing_missing(spec, &api, &[name], stale.as_deref())?;
+    owner::nothing_missing(spec, &api, &[node], stale.as_deref())?;
     step.done("takes pods");
     Ok(())
 }

@@ -18,9 +18,8 @@ pub(crate) const MAX_NODES: u8 = 16;
 pub(crate) const API_SERVER: &str = "https://10.240.0.1:6443";
 pub(crate) const API_SERVER_SOCKET: &str = "10.240.0.1:6443";
 pub(crate) const CONTROL_PLANE: [&str; 2] = ["10.240.0.1", "fd00:240::1"];
-pub(crate) const SERVICE_RANGE: &str = "10.96.0.0/16,fd00:96::/112";
+pub(crate) const SERVICE_RANGES: [&str; 2] = ["10.96.0.0/16", "fd00:96::/112"];
 pub(crate) const SERVICE_OF_API_SERVER: [&str; 2] = ["10.96.0.1", "fd00:96::1"];
-pub(crate) const POD_RANGE: &str = "10.244.0.0/16,fd00:244::/48";
 pub(crate) const POD_RANGES: [&str; 2] = ["10.244.0.0/16", "fd00:244::/48"];
 const CLIENT_HOST_NUMBER: u8 = 200;
 /// A bridge without a fixed address takes the lowest of its ports. It would change with each machine that

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use super::STATIC_PODS;
 use super::cni;
 use super::components::{Collects, search_path, start, wait_for_port, wait_for_socket};
-use super::config::Spec;
+use super::config::{Containerd, Spec};
 use super::mounts::RUN;
 use super::network::{self, Machine};
 use crate::artifacts::image;
@@ -26,6 +26,7 @@ pub(crate) fn run(spec: &Spec, index: u8) -> Result<()> {
     join_fabric(machine, spec.config.bridge_nf)?;
     write_configuration(spec, index)?;
     let name = machine.name();
+    let (node, families) = (spec.config.node_name(index), spec.config.families);
     start(
         spec,
         &format!("{name}-containerd"),
@@ -49,13 +50,16 @@ pub(crate) fn run(spec: &Spec, index: u8) -> Result<()> {
                 "--kubeconfig={}",
                 spec.state.join(format!("{name}.kubeconfig")).display()
             ),
-            format!("--hostname-override={name}"),
-            format!("--node-ip={},{}", machine.ipv4(), machine.ipv6()),
+            format!("--hostname-override={node}"),
+            format!(
+                "--node-ip={}",
+                families.list([machine.ipv4(), machine.ipv6()])
+            ),
         ],
         Collects::Often,
     )?;
     if !spec.config.cni.replaces_kube_proxy() {
-        start_proxy(spec, &name)?;
+        start_proxy(spec, index)?;
     }
     cni::start_agent(spec, index)?;
     loop {
@@ -63,7 +67,9 @@ pub(crate) fn run(spec: &Spec, index: u8) -> Result<()> {
     }
 }
 
-fn start_proxy(spec: &Spec, name: &str) -> Result<()> {
+fn start_proxy(spec: &Spec, index: u8) -> Result<()> {
+    let name = Machine::Node(index).name();
+    let pods = spec.config.families.list(network::POD_RANGES);
     start(
         spec,
         &format!("{name}-kube-proxy"),
@@ -73,8 +79,8 @@ fn start_proxy(spec: &Spec, name: &str) -> Result<()> {
                 "--kubeconfig={}",
                 spec.state.join("proxy.kubeconfig").display()
             ),
-            format!("--hostname-override={name}"),
-            format!("--cluster-cidr={}", network::POD_RANGE),
+            format!("--hostname-override={}", spec.config.node_name(index)),
+            format!("--cluster-cidr={pods}"),
             format!("--proxy-mode={}", spec.config.proxy_mode),
             // These sysctls belong to the whole machine.
             "--conntrack-max-per-core=0".to_owned(),
@@ -134,10 +140,39 @@ fn write_configuration(spec: &Spec, index: u8) -> Result<()> {
         }
         fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
     }
-    cni::configure(spec.config.cni, index)
+    cni::configure(&spec.config, index)
 }
 
 fn containerd(spec: &Spec) -> String {
+    let general = format!(
+        r#"root = "/var/lib/containerd"
+state = "/run/containerd"
+[grpc]
+  address = "{CONTAINERD_SOCKET}"
+[plugins."io.containerd.internal.v1.opt"]
+  path = "/var/lib/containerd/opt"
+"#
+    );
+    let pause = image::PAUSE;
+    if spec.config.containerd == Containerd::V1_7 {
+        // one directory of plugins: a CNI that brings plugins of its own needs containerd 2
+        let bin = spec.node_tools.display();
+        return format!(
+            r#"version = 2
+{general}[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{pause}"
+  disable_apparmor = true
+  restrict_oom_score_adj = true
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "{bin}"
+    conf_dir = "{RUN}/cni"
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    default_runtime_name = "runc"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+"#
+        );
+    }
     let cni = spec.cni.as_ref().map(|folder| folder.join("bin"));
     let plugins: Vec<_> = [Some(spec.node_tools.clone()), cni]
         .into_iter()
@@ -146,13 +181,7 @@ fn containerd(spec: &Spec) -> String {
         .collect();
     format!(
         r#"version = 3
-root = "/var/lib/containerd"
-state = "/run/containerd"
-[grpc]
-  address = "{CONTAINERD_SOCKET}"
-[plugins."io.containerd.internal.v1.opt"]
-  path = "/var/lib/containerd/opt"
-[plugins."io.containerd.cri.v1.images".pinned_images]
+{general}[plugins."io.containerd.cri.v1.images".pinned_images]
   sandbox = "{pause}"
 [plugins."io.containerd.cri.v1.runtime"]
   disable_apparmor = true
@@ -165,7 +194,6 @@ state = "/run/containerd"
     [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
       runtime_type = "io.containerd.runc.v2"
 "#,
-        pause = image::PAUSE,
         bin = plugins.join(", "),
     )
 }

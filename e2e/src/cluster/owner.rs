@@ -16,7 +16,6 @@ use signal_hook::iterator::Signals;
 use super::components::{self, create_log};
 use super::config::Spec;
 use super::namespaces::Parent;
-use super::network::Machine;
 use super::role_name::RoleName;
 use super::{cgroups, namespaces, pki, readiness, state};
 use crate::api::Api;
@@ -166,7 +165,7 @@ fn usable(spec: &Spec, nodes: &[u8]) -> Result<()> {
     let api = Api::new(&spec.state.join(pki::HARNESS))?;
     let names: Vec<_> = nodes
         .iter()
-        .map(|index| Machine::Node(*index).name())
+        .map(|index| spec.config.node_name(*index))
         .collect();
     nothing_missing(spec, &api, &names, None)
 }

@@ -65,7 +65,7 @@ pub(crate) fn create(spec: &Spec, relay_port: u16) -> Result<()> {
     identity("scheduler.kubeconfig", "system:kube-scheduler", "", &inside)?;
     identity("proxy.kubeconfig", "system:kube-proxy", "", &inside)?;
     for index in 1..=MAX_NODES {
-        let user = format!("system:node:node{index}");
+        let user = format!("system:node:{}", spec.config.node_name(index));
         identity(
             &format!("node{index}.kubeconfig"),
             &user,

@@ -16,7 +16,7 @@ use super::{Iptables, Rules};
 use crate::lab::{CONTAINER_PORT, pod, ports};
 use crate::netns::Netns;
 use e2e::artifacts::go;
-use e2e::process;
+use e2e::{Containerd, process};
 
 const NETWORK: &str = "podnet";
 
@@ -101,7 +101,7 @@ impl Plugins {
             }
         }
         Ok(Self {
-            newest: go::node_tools()?.join("portmap"),
+            newest: go::node_tools(Containerd::default())?.join("portmap"),
             debian: PathBuf::from("/usr/lib/cni/portmap"),
             folder: folder.to_owned(),
         })
