@@ -140,9 +140,10 @@ mod tests {
     fn udp_hold_receives_from_loopback_only_and_queues_little() {
         let held = HeldPort::bind((Protocol::Udp, free_port())).unwrap();
         let socket = SockRef::from(held.0.as_ref().unwrap());
-        // where the name can be read: under qemu-user this getsockopt fails with EINVAL
-        let readable = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
-        if readable.device().is_ok() {
+        // where the name can be read: under qemu-user this getsockopt fails with EINVAL once it is set
+        let other = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
+        other.bind_device(Some(b"lo")).unwrap();
+        if other.device().is_ok() {
             assert_eq!(socket.device().unwrap().as_deref(), Some(b"lo".as_slice()));
         }
         assert!(!socket.only_v6().unwrap());
