@@ -51,6 +51,10 @@ fn small_suite() -> Result<()> {
     };
     let mut cluster = Cluster::start(&config)?;
     install::install(&mut cluster)?;
+    let nodes = get(&cluster, &["nodes"])?;
+    let runtime = nodes["items"][0]["status"]["nodeInfo"]["containerRuntimeVersion"].to_string();
+    let wanted = format!("containerd://{containerd}.");
+    ensure!(runtime.contains(&wanted), "{runtime}, not {wanted}");
     Space::with(&cluster, "networks", |space| {
         let target = Target::create(space)?;
         let from = vantages(space, &target)?;
@@ -80,9 +84,7 @@ fn small_suite() -> Result<()> {
         }
         deletion(space, &target)?;
         if containerd != Containerd::default() {
-            println!(
-                "{cni}, containerd {containerd}: all of this worked; the tables list the usual one"
-            );
+            println!("{cni}, {runtime}: all of this worked; the tables list the usual one");
             return Ok(());
         }
         let release = uname()?.release().to_string_lossy().into_owned();
