@@ -8,7 +8,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use e2e::{Cluster, install};
+use e2e::wait::{Probe, until};
+use e2e::{Cluster, install, paths};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -18,7 +19,7 @@ use crate::support::parts::{ENFORCER, KEEPER, pids, roll, rolled_out};
 use crate::support::pods::{annotated, entries, is_true, mapped_pod, on_node, pod};
 use crate::support::space::Space;
 use crate::support::streams::steal;
-use crate::support::{ANNOTATION, alone, eventually, get, node_addresses};
+use crate::support::{ANNOTATION, LIMIT, POLL, alone, config, eventually, get, node_addresses};
 
 const SYSTEM: &str = install::NAMESPACE;
 /// Mapped pods on each of the two nodes.
@@ -218,4 +219,52 @@ fn an_upgrade_undone_midway_loses_no_port_and_no_call() -> Result<()> {
             watched.finish()
         })
     })
+}
+
+/// EARLIER is a directory with a `kustomization.yaml` that installs an earlier version, and archives of its images, `*.tar`.
+#[test]
+#[ignore = "needs an earlier version; by command"]
+fn an_upgrade_from_an_earlier_version_loses_no_port_no_call_and_no_pod() -> Result<()> {
+    let earlier = std::env::var_os("EARLIER").context("EARLIER names no directory")?;
+    let mut archives = Vec::new();
+    for file in std::fs::read_dir(&earlier).context("read EARLIER")? {
+        archives.push(file?.path());
+    }
+    archives.retain(|file| file.extension().is_some_and(|end| end == "tar"));
+    let mut cluster = Cluster::start(&config("upgrade"))?;
+    cluster.load_images(&archives)?;
+    let cluster = cluster;
+    cluster.kubectl_run(["apply", "-k", &earlier.to_string_lossy()])?;
+    let workloads = ["deployment/webhook", "daemonset/enforcer"];
+    for workload in workloads {
+        install::rolled_out(&cluster, SYSTEM, workload)?;
+    }
+    Space::with(&cluster, "upgrade", |space| {
+        let watched = Watched::start(space)?;
+        let (mut names, mut refused) = (Vec::new(), Vec::new());
+        let base = paths::manifests().join("base");
+        cluster.kubectl_run(["apply", "-k", &base.to_string_lossy()])?;
+        until("the end of the upgrade", LIMIT, POLL, || {
+            let name = format!("during-{}", names.len());
+            refused.extend(space.create(&mapped_pod(&name)).err());
+            names.push(name);
+            for workload in workloads {
+                let status = ["rollout", "status", workload, "--watch=false"];
+                let status = cluster.kubectl_run([&["-n", SYSTEM][..], &status].concat())?;
+                if !status.contains("successfully rolled out") {
+                    return Ok(Probe::Missing(status));
+                }
+            }
+            Ok(Probe::Done(()))
+        })?;
+        println!("{} pods were created during the upgrade", names.len());
+        ensure!(refused.is_empty(), "refused pods: {refused:?}");
+        for name in names {
+            let pod = space.ready(&name)?;
+            space.answers(&pod, &entries(&pod)?[0], Way::Http)?;
+        }
+        rolled_out(&cluster)?;
+        watched.finish()
+    })?;
+    cluster.stop()
 }
