@@ -12,14 +12,16 @@ use super::cgroups::{self, Layout};
 /// Where a machine keeps its configuration and sockets.
 pub(crate) const RUN: &str = "/run/cluster";
 
-/// Sysctls of the whole machine that kubelet writes. It sees the values that it wants, and writes none.
-const KUBELET_SYSCTLS: [(&str, &str); 6] = [
+/// Sysctls of the whole machine that kubelet or Cilium write. They see the values that they want, and write none.
+const SYSCTLS: [(&str, &str); 8] = [
     ("vm/overcommit_memory", "1"),
     ("vm/panic_on_oom", "0"),
     ("kernel/panic", "10"),
     ("kernel/panic_on_oops", "1"),
     ("kernel/keys/root_maxkeys", "1000000"),
     ("kernel/keys/root_maxbytes", "25000000"),
+    ("kernel/timer_migration", "0"),
+    ("kernel/unprivileged_bpf_disabled", "1"),
 ];
 
 /// The mounts of every machine, the control plane included.
@@ -64,7 +66,7 @@ pub(crate) fn node() -> Result<()> {
 }
 
 fn mask_sysctls() -> Result<()> {
-    for (key, value) in KUBELET_SYSCTLS {
+    for (key, value) in SYSCTLS {
         let target = format!("/proc/sys/{key}");
         if !Path::new(&target).exists() {
             continue;
