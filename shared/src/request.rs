@@ -1,5 +1,7 @@
 //! The ports that a pod asks for: what the user wrote, resolved against the pod's spec.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -10,7 +12,7 @@ use crate::pod::{DeclaredPort, PodSpec, canonical_ip};
 use crate::port::{ContainerPort, HostPort, Protocol};
 
 /// Declared ports that a request is resolved against; many times more than a pod may ask for.
-const MAX_DECLARED: usize = 4_096;
+pub const MAX_DECLARED: usize = 4_096;
 /// Declared ports that are tried as an example; each is held against all of them.
 const MAX_TRIED: usize = 8;
 
@@ -122,11 +124,11 @@ impl PortRequest {
         }
         // in the order of the spec, not of the mark
         marked.sort_by_key(|(place, _)| *place);
-        let mut request = Self::default();
+        let mut ports = DistinctPorts::default();
         for (_, port) in marked {
-            request.add(port)?;
+            ports.add(port)?;
         }
-        request.at_most(max)
+        ports.at_most(max)
     }
 
     /// Returns the value of the request mark.
@@ -157,11 +159,11 @@ impl PortRequest {
 
     fn from_ask(ask: &Ask, spec: &PodSpec, max: usize) -> Result<Self, RequestError> {
         let declared: Vec<RequestedPort> = declared_ports(spec).take(MAX_DECLARED).collect();
-        let mut request = Self::default();
+        let mut ports = DistinctPorts::default();
         match ask {
             Ask::All => {
                 for port in declared {
-                    request.add(port)?;
+                    ports.add(port)?;
                 }
             }
             Ask::These(asked) => {
@@ -196,32 +198,44 @@ impl PortRequest {
                 }
                 // in the order of the spec, not of the ask
                 for port in wanted.into_iter().flatten().chain(others) {
-                    request.add(port)?;
+                    ports.add(port)?;
                 }
             }
         }
-        request.at_most(max)
+        ports.at_most(max)
+    }
+}
+
+/// The ports of a request, each once. They are found by key: thousands may be declared.
+#[derive(Default)]
+struct DistinctPorts {
+    ports: Vec<RequestedPort>,
+    host_ips: BTreeMap<(ContainerPort, Protocol), Option<IpAddr>>,
+}
+
+impl DistinctPorts {
+    fn add(&mut self, port: RequestedPort) -> Result<(), RequestError> {
+        match self.host_ips.entry((port.container_port, port.protocol)) {
+            Entry::Vacant(new) => {
+                new.insert(port.host_ip);
+                self.ports.push(port);
+                Ok(())
+            }
+            Entry::Occupied(twin)
+                if *twin.get() == port.host_ip || port.static_host_port.is_some() =>
+            {
+                Ok(())
+            }
+            Entry::Occupied(_) => Err(RequestError::TwoHostIps(port.container_port, port.protocol)),
+        }
     }
 
-    fn at_most(self, max: usize) -> Result<Self, RequestError> {
+    fn at_most(self, max: usize) -> Result<PortRequest, RequestError> {
         let asked = self.ports.len();
         if asked > max {
             return Err(RequestError::TooMany { asked, max });
         }
-        Ok(self)
-    }
-
-    fn add(&mut self, port: RequestedPort) -> Result<(), RequestError> {
-        let twin = self
-            .ports
-            .iter()
-            .find(|p| (p.container_port, p.protocol) == (port.container_port, port.protocol));
-        match twin {
-            None => self.ports.push(port),
-            Some(twin) if twin.host_ip == port.host_ip || port.static_host_port.is_some() => {}
-            Some(_) => return Err(RequestError::TwoHostIps(port.container_port, port.protocol)),
-        }
-        Ok(())
+        Ok(PortRequest { ports: self.ports })
     }
 }
 

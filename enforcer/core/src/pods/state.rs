@@ -71,6 +71,14 @@ impl PodFacts {
         }
     }
 
+    /// Whether `want` is the same for both. Other changes come many times a second if a user wants.
+    fn asks_as(&self, other: &Self) -> bool {
+        let (one, two) = (&self.record, &other.record);
+        (&one.annotation, &one.mark) == (&two.annotation, &two.mark)
+            && self.finished == other.finished
+            && self.spec == other.spec
+    }
+
     /// What the request mark asks for.
     fn marked(&self, max_ports: usize) -> Option<PortRequest> {
         let mark = self.record.mark.as_deref()?;
@@ -190,6 +198,9 @@ impl PodState {
         shown: Option<&PodFacts>,
         max_ports: usize,
     ) -> Vec<(EventKind, String)> {
+        if shown.is_some_and(|shown| shown.asks_as(facts)) {
+            return Vec::new();
+        }
         let before = std::mem::replace(&mut self.want, facts.want(max_ports));
         let value = |facts: &PodFacts| facts.record.annotation.clone();
         let (old, new) = (shown.and_then(value), value(facts));
