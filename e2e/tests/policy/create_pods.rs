@@ -13,6 +13,8 @@ use crate::support::{ANNOTATION, LABEL, MARK, MARKED, PER_PORT, REQUEST, RESULT,
 #[rustfmt::skip] // a table is read by its columns
 fn rows(session: &Session<'_>) -> Result<Vec<Row>> {
     let asks = |namespace| create(namespace, noted(pod("new"), json!({ ANNOTATION: "" })));
+    let mut stands = noted(pod("new"), json!({ "kubernetes.io/config.mirror": "c3RhdGlj" }));
+    stands["spec"]["nodeName"] = json!("node1");
     let with = |notes| create("open", noted(pod("new"), notes));
     Ok(vec![
         row(User, "asks in baseline",                            asks("baseline"),    unlabelled(LABEL)),
@@ -30,6 +32,9 @@ fn rows(session: &Session<'_>) -> Result<Vec<Row>> {
         row(User, "creates a pod with a per-port annotation",    with(json!({ ANNOTATION: "", PER_PORT: "23817" })), refused("host-port.tkestack.io/* is written by the enforcer only")),
         row(User, "creates a pod with a mark and no annotation", with(json!({ MARK: "[]" })), refused("tkestack.io/portmapping-request is written by the webhook only")),
         row(User, "creates a pod with a mark and the annotation, past no webhook", with(json!({ ANNOTATION: "", MARK: MARKED })), Allowed),
+        row(User, "makes a mirror pod of a static pod that asks",        mirror(session, "open", "")?,          refused("only a kubelet creates mirror pods")),
+        row(Admin, "makes a mirror pod of a static pod that asks",       mirror(session, "open", "")?,          refused("only a kubelet creates mirror pods")),
+        row(User, "makes a mirror pod that does not ask",  create("open", stands), refused("only a kubelet creates mirror pods")),
         row(Kubelet, "mirrors a static pod that asks, in kube-system", mirror(session, "kube-system", "")?,   Allowed),
         row(Kubelet, "mirrors a static pod that asks, in baseline",    mirror(session, "baseline", "")?,      unlabelled(LABEL)),
         row(Kubelet, "mirrors a static pod with a result",             mirror(session, "open", RESULT)?,      refused(WAY_OUT)),
