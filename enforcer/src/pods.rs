@@ -15,7 +15,8 @@ use portmapping_enforcer_core::{Condition, PodFacts, Record};
 use portmapping_runtime::list_watch::{Event, ListWatch};
 use portmapping_shared::contract::{ANNOTATION, CONDITION, ENFORCER_MANAGER, REQUEST_MARK};
 use portmapping_shared::pod::canonical_ip;
-use portmapping_shared::{PodRef, PodUid};
+use portmapping_shared::request::MAX_DECLARED;
+use portmapping_shared::{PodRef, PodSpec, PodUid};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
@@ -177,6 +178,8 @@ pub(crate) fn facts(pod: &SlimPod) -> Option<PodFacts> {
         .iter()
         .flatten()
         .find(|condition| condition.kind == CONDITION);
+    let finished = ended || deleting && all_terminated(&status);
+    let asks = pod.annotations().contains_key(ANNOTATION);
     Some(PodFacts {
         pod: PodRef {
             namespace: pod.namespace().unwrap_or_default(),
@@ -184,7 +187,7 @@ pub(crate) fn facts(pod: &SlimPod) -> Option<PodFacts> {
             uid,
         },
         runtime_uid: runtime_uid(pod),
-        spec: pod.spec.clone(),
+        spec: what_counts(&pod.spec, asks, finished),
         version: pod.resource_version().unwrap_or_default(),
         record: Record {
             annotation: annotation(ANNOTATION),
@@ -199,9 +202,36 @@ pub(crate) fn facts(pod: &SlimPod) -> Option<PodFacts> {
         pod_ips: addresses(status.pod_ips.as_deref(), status.pod_ip.as_deref()),
         host_ips: addresses(status.host_ips.as_deref(), status.host_ip.as_deref()),
         started: has_started(&status),
-        finished: ended || deleting && all_terminated(&status),
+        finished,
         deleting,
     })
+}
+
+/// Returns the part of a spec that can still count. A user may declare as many ports as etcd takes, and
+/// ended pods stay in the list, without a limit on their number.
+fn what_counts(spec: &PodSpec, asks: bool, finished: bool) -> PodSpec {
+    if finished {
+        return PodSpec {
+            node_name: spec.node_name.clone(),
+            host_network: spec.host_network,
+            ..PodSpec::default()
+        };
+    }
+    let mut spec = spec.clone();
+    let gates = &mut spec.readiness_gates;
+    gates.retain(|gate| gate.condition_type == CONDITION);
+    gates.truncate(1);
+    gates.shrink_to_fit();
+    let (host_network, mut left) = (spec.host_network, MAX_DECLARED);
+    for container in spec.containers.iter_mut().chain(&mut spec.init_containers) {
+        container.ports.retain(|port| {
+            let counts = left > 0 && (asks || host_network || port.host_port != 0);
+            left -= usize::from(counts);
+            counts
+        });
+        container.ports.shrink_to_fit();
+    }
+    spec
 }
 
 /// Returns whether the kubelet says that the pod's sandbox is ready, or that a container has started. A

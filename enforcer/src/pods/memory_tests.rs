@@ -16,13 +16,21 @@ const MEASURED: &str = "PORTMAPPING_TEST_MEASURED";
 const PODS: usize = 200;
 /// As many one-byte annotations as a pod of 256 KiB can have.
 const ANNOTATIONS: usize = 20_000;
+/// As many ports as etcd takes with different numbers, and more.
+const PORTS: usize = 14_000;
 const LIMIT_KIB: u64 = 64 * 1024;
 
-/// A failed pod whose user wrote as many annotations as the API server takes.
+/// A failed pod whose user wrote as many annotations and ports as the API server takes.
 fn large_pod(index: usize) -> Value {
     let keys = || (0..ANNOTATIONS).map(|key| format!("k{key}"));
     let annotations: serde_json::Map<_, _> = keys().map(|key| (key, json!("v"))).collect();
     let fields: serde_json::Map<_, _> = keys().map(|key| (format!("f:{key}"), json!({}))).collect();
+    let ports = (1..=PORTS).map(|port| json!({ "containerPort": port, "protocol": "TCP" }));
+    let containers: Vec<_> = ports
+        .collect::<Vec<_>>()
+        .chunks(3_500)
+        .map(|ports| json!({ "name": "c", "ports": ports }))
+        .collect();
     json!({
         "apiVersion": "v1",
         "kind": "Pod",
@@ -36,7 +44,7 @@ fn large_pod(index: usize) -> Value {
                 "fieldsV1": { "f:metadata": { "f:annotations": fields } },
             }],
         },
-        "spec": { "nodeName": "n1", "containers": [{ "name": "c" }] },
+        "spec": { "nodeName": "n1", "containers": containers },
         "status": { "phase": "Failed" },
     })
 }

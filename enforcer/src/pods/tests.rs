@@ -32,7 +32,39 @@ fn a_pod_before_its_sandbox_has_no_address() {
     let facts = facts(&pod(&json!({}))).unwrap();
     assert!(facts.pod_ips.is_empty() && facts.host_ips.is_empty() && !facts.finished);
     assert_eq!(facts.record, Record::default());
-    assert_eq!(facts.spec.containers[0].ports[0].container_port, 80);
+}
+
+#[test]
+fn only_ports_that_can_count_are_kept() {
+    let numbers = |changes: &serde_json::Value| -> Vec<i64> {
+        let facts = facts(&pod(changes)).unwrap();
+        let ports = facts.spec.containers.iter().flat_map(|it| &it.ports);
+        ports.map(|port| port.container_port).collect()
+    };
+    let asks = json!({ "annotations": { ANNOTATION: "" } });
+    let static_too = json!([{ "containerPort": 80 }, { "containerPort": 81, "hostPort": 8081 }]);
+    let two = json!({ "containers": [{ "name": "c", "ports": static_too }] });
+    assert_eq!(numbers(&json!({ "spec": two })), [81]);
+    assert_eq!(numbers(&json!({ "spec": two, "metadata": asks })), [80, 81]);
+    let ended = json!({ "spec": two, "metadata": asks, "status": { "phase": "Failed" } });
+    assert!(numbers(&ended).is_empty());
+    let many = |name: &str| {
+        let ports: Vec<_> = (1..=3000)
+            .map(|it| json!({ "containerPort": it }))
+            .collect();
+        json!({ "name": name, "ports": ports })
+    };
+    let many = json!({ "containers": [many("a"), many("b")] });
+    let kept = numbers(&json!({ "spec": many, "metadata": asks }));
+    assert_eq!(kept.len(), 4096);
+}
+
+#[test]
+fn only_the_own_readiness_gate_is_kept() {
+    let gates = json!([{ "conditionType": "a" }, { "conditionType": CONDITION }, { "conditionType": CONDITION }]);
+    let found = facts(&pod(&json!({ "spec": { "readinessGates": gates } }))).unwrap();
+    assert!(found.spec.has_gate(CONDITION));
+    assert_eq!(found.spec.readiness_gates.len(), 1);
 }
 
 #[test]
