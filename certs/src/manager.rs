@@ -140,17 +140,28 @@ impl<S: Store, R: Registration + Clone> CertManager<S, R> {
         }
     }
 
-    /// Runs passes until the token is cancelled. An error never ends it.
-    pub async fn run(self, token: CancellationToken) {
+    /// Returns this manager with other clients. It knows what is served, as a new one would not.
+    #[must_use]
+    pub fn with_clients(self, store: S, registration: R) -> Self {
+        Self {
+            store,
+            registration,
+            ..self
+        }
+    }
+
+    /// Runs passes until the token is cancelled, and returns the manager. An error never ends it.
+    pub async fn run(mut self, token: CancellationToken) -> Self {
         let registration = self.registration.clone();
         let changed = Notify::new();
         tokio::select! {
             () = self.run_passes(token, &changed) => {}
             () = registration.watch(&changed) => {}
         }
+        self
     }
 
-    async fn run_passes(mut self, token: CancellationToken, changed: &Notify) {
+    async fn run_passes(&mut self, token: CancellationToken, changed: &Notify) {
         let period = self.config.period;
         let backoff = Backoff {
             first: FIRST_WAIT,
@@ -206,7 +217,9 @@ impl<S: Store, R: Registration + Clone> CertManager<S, R> {
             if let Ok(registered) = &registered {
                 self.check_trust(registered.as_ref());
             }
-            let agreed = self.agree().await?;
+            let agreed = self
+                .agree(registered.as_ref().ok().and_then(Option::as_ref))
+                .await?;
             let bundle = &agreed.material.ca_bundle;
             let published = match registered {
                 Ok(Some(registered)) => self.publish(&registered, bundle).await,
@@ -260,7 +273,7 @@ impl<S: Store, R: Registration + Clone> CertManager<S, R> {
     }
 
     /// Reads the Secret, and renews it until it is valid.
-    async fn agree(&self) -> Result<Agreed, ManagerError> {
+    async fn agree(&self, registered: Option<&Registered>) -> Result<Agreed, ManagerError> {
         let Config {
             names, lifetimes, ..
         } = &self.config;
@@ -278,7 +291,7 @@ impl<S: Store, R: Registration + Clone> CertManager<S, R> {
                     ca_ends,
                 });
             }
-            let held = self.with_served_authorities(material, &decision);
+            let held = self.with_trusted_authorities(material, &decision, registered);
             if let Some(fresh) = issue::renew(&held, &decision, names, *lifetimes, now)? {
                 let swap = self.store.replace(&version, &fresh).await?;
                 self.reports.issued(&decision, swap);
@@ -287,14 +300,24 @@ impl<S: Store, R: Registration + Clone> CertManager<S, R> {
         Err(ManagerError::Contended("Secret"))
     }
 
-    /// For a new CA, adds the CA of the certificate that is served to what the API server trusts:
-    /// other replicas serve it too, and a Secret that was deleted does not name it any more.
-    fn with_served_authorities(&self, mut held: Material, decision: &Decision) -> Material {
-        if let (Decision::RollCa(_), Some(served)) = (decision, &self.served)
-            && held.ca_bundle != served.material.ca_bundle
-        {
-            held.ca_bundle.insert_str(0, &served.material.ca_bundle);
+    /// For a new CA, adds the CA of the certificate that is served to what the API server trusts, and
+    /// what it trusts now: other replicas serve it, this one may have just started, and a Secret that
+    /// was deleted does not name it any more.
+    fn with_trusted_authorities(
+        &self,
+        mut held: Material,
+        decision: &Decision,
+        registered: Option<&Registered>,
+    ) -> Material {
+        if !matches!(decision, Decision::RollCa(_)) {
+            return held;
         }
+        let served = self.served.iter().map(|it| it.material.ca_bundle.clone());
+        let trusted = registered.into_iter().flat_map(|it| &it.webhooks);
+        let trusted = trusted.map(|it| String::from_utf8_lossy(&it.ca_bundle).into_owned());
+        let mut bundle: String = served.chain(trusted).collect();
+        bundle.push_str(&held.ca_bundle);
+        held.ca_bundle = bundle;
         held
     }
 

@@ -108,24 +108,31 @@ async fn manage(
     reports: Reports,
     served: CancellationToken,
 ) -> Result<(), ClientError> {
+    let mut before: Option<CertManager<_, _>> = None;
     while !served.is_cancelled() {
         let api = ApiServer::in_cluster()?;
         let client = api.client(API_READ_TIMEOUT)?;
-        let manager = CertManager::new(
-            config.certificates.clone(),
-            SecretStore::new(client.clone(), &config.namespace, &config.tls_secret),
-            WebhookRegistration::new(
-                client,
-                api.watch_client(API_WATCH_READ_TIMEOUT)?,
-                &config.registration,
-                &config.service,
-                &config.namespace,
-            ),
-            Arc::clone(&resolver),
-            reports.clone(),
+        let store = SecretStore::new(client.clone(), &config.namespace, &config.tls_secret);
+        let registration = WebhookRegistration::new(
+            client,
+            api.watch_client(API_WATCH_READ_TIMEOUT)?,
+            &config.registration,
+            &config.service,
+            &config.namespace,
         );
+        let manager = match before.take() {
+            Some(manager) => manager.with_clients(store, registration),
+            None => CertManager::new(
+                config.certificates.clone(),
+                store,
+                registration,
+                Arc::clone(&resolver),
+                reports.clone(),
+            ),
+        };
         let same_ca = served.child_token();
-        tokio::join!(manager.run(same_ca.clone()), api.end_on_new_ca(same_ca));
+        let (manager, ()) = tokio::join!(manager.run(same_ca.clone()), api.end_on_new_ca(same_ca));
+        before = Some(manager);
     }
     Ok(())
 }

@@ -143,7 +143,10 @@ fn replica(cluster: &Cluster, tasks: &mut JoinSet<()>, token: &CancellationToken
     let resolver = Arc::new(Resolver::default());
     let (store, registration) = (cluster.clone(), cluster.clone());
     let manager = CertManager::new(config, store, registration, Arc::clone(&resolver), reports);
-    tasks.spawn(manager.run(token.clone()));
+    let run = manager.run(token.clone());
+    tasks.spawn(async {
+        run.await;
+    });
 
     let listener = server::listen("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = listener.local_addr().unwrap();

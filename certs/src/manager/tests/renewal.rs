@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use super::cluster::Cluster;
 use super::{LIFETIMES, Replica, replica};
 use crate::manager::{BundleState, SETTLE};
-use crate::material::{Names, living_authorities, signing_authority};
+use crate::material::{Material, Names, living_authorities, signing_authority};
 use crate::metrics::{CA, LEAF};
 use crate::rotation::{Decision, decide};
 
@@ -85,6 +85,38 @@ async fn a_deleted_secret_leaves_what_the_replicas_serve_trusted() {
     assert_eq!(two.manager.pass().await.unwrap(), BundleState::InPlace);
     assert_eq!(one.manager.pass().await.unwrap(), BundleState::InPlace);
     assert_eq!(one.serves(), two.serves());
+    assert_eq!(one.serves(), Some(cluster.material().leaf.as_str()));
+}
+
+#[tokio::test]
+async fn a_replica_that_starts_without_the_secret_leaves_what_the_others_serve_trusted() {
+    for damaged in [None, Some((7, Material::default()))] {
+        let cluster = Cluster::registered();
+        let (mut one, mut two) = (replica(&cluster), replica(&cluster));
+        one.manager.pass().await.unwrap();
+        let old_authority = signing_authority(&cluster.bundle());
+        *cluster.secret.lock() = damaged;
+        assert_eq!(two.manager.pass().await.unwrap(), BundleState::Published);
+        let trusted = living_authorities(&cluster.bundle(), OffsetDateTime::now_utc());
+        assert_eq!(trusted.len(), 2);
+        assert_eq!(signing_authority(&trusted[1]), old_authority);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_other_clients_a_replica_still_waits_before_it_serves_a_new_authority() {
+    let cluster = Cluster::registered();
+    let mut one = replica(&cluster);
+    one.manager.pass().await.unwrap();
+    let old_leaf = cluster.material().leaf;
+    one.manager = one.manager.with_clients(cluster.clone(), cluster.clone());
+    *cluster.secret.lock() = None;
+    assert_eq!(one.manager.pass().await.unwrap(), BundleState::Published);
+    assert_eq!(one.serves(), Some(old_leaf.as_str()));
+    tokio::time::advance(SETTLE).await;
+    one.manager.pass().await.unwrap();
+    tokio::time::advance(SETTLE).await;
+    one.manager.pass().await.unwrap();
     assert_eq!(one.serves(), Some(cluster.material().leaf.as_str()));
 }
 
