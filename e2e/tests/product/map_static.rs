@@ -54,12 +54,12 @@ fn an_annotated_static_pod_is_mapped() -> Result<()> {
 fn forget_static_host_ports(cluster: &Cluster) -> Result<()> {
     let saved = cluster.exec(NODE, &["iptables-save", "-t", "nat"])?;
     let saved = String::from_utf8_lossy(&saved.stdout);
-    let jumps = saved.lines();
-    for jump in jumps.filter(|line| line.ends_with("-j CNI-HOSTPORT-DNAT")) {
-        let rule = jump.replacen("-A", "-D", 1);
-        let command = ["iptables", "-t", "nat"].into_iter();
-        let command: Vec<&str> = command.chain(rule.split(' ')).collect();
-        let removed = cluster.exec(NODE, &command)?;
+    // the jump in POSTROUTING is the one that the CNI puts first
+    let jumps = saved.lines().filter_map(|line| line.strip_prefix("-A "));
+    for jump in jumps.filter(|it| !it.starts_with("CNI-") && it.contains("-j CNI-HOSTPORT-")) {
+        // its comment has spaces, which are quoted for a shell
+        let remove = format!("iptables -t nat -D {jump}");
+        let removed = cluster.exec(NODE, &["sh", "-c", &remove])?;
         ensure!(removed.status.success(), "{jump}: {removed:?}");
     }
     Ok(())
@@ -69,7 +69,9 @@ fn forget_static_host_ports(cluster: &Cluster) -> Result<()> {
 fn the_first_static_host_port_of_a_node_is_no_damage_to_other_pods() -> Result<()> {
     alone(|cluster| {
         Space::with(cluster, "static-first", |space| {
-            // jumps that were moved twice within ten minutes stay behind the other program's
+            // Jumps that were moved twice within ten minutes stay behind the other program's. If they are
+            // behind when an enforcer starts, that is once.
+            forget_static_host_ports(cluster)?;
             let restart = ["rollout", "restart", "daemonset/enforcer"];
             cluster.kubectl_run([&["-n", install::NAMESPACE][..], &restart].concat())?;
             install::rolled_out(cluster, install::NAMESPACE, "daemonset/enforcer")?;
