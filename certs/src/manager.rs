@@ -312,12 +312,15 @@ impl<S: Store, R: Registration + Clone> CertManager<S, R> {
         if !matches!(decision, Decision::RollCa(_)) {
             return held;
         }
-        let served = self.served.iter().map(|it| it.material.ca_bundle.clone());
-        let trusted = registered.into_iter().flat_map(|it| &it.webhooks);
-        let trusted = trusted.map(|it| String::from_utf8_lossy(&it.ca_bundle).into_owned());
-        let mut bundle: String = served.chain(trusted).collect();
-        bundle.push_str(&held.ca_bundle);
-        held.ca_bundle = bundle;
+        // only the one that signed: few are kept, and others may serve what the registration names first
+        let served = self.served.iter();
+        let served = served.filter_map(|it| material::authorities(&it.material.ca_bundle).next());
+        let mut bundles: Vec<String> = served.map(str::to_owned).collect();
+        let webhooks = registered.iter().flat_map(|it| &it.webhooks);
+        bundles.extend(webhooks.map(|it| String::from_utf8_lossy(&it.ca_bundle).into_owned()));
+        bundles.push(held.ca_bundle);
+        // another program's bundle may end without a line end
+        held.ca_bundle = bundles.join("\n");
         held
     }
 

@@ -103,6 +103,25 @@ async fn a_replica_that_starts_without_the_secret_leaves_what_the_others_serve_t
     }
 }
 
+#[tokio::test]
+async fn a_new_authority_keeps_what_this_replica_and_what_another_serves() {
+    let cluster = Cluster::registered();
+    let (mut first, mut one, mut two) = (replica(&cluster), replica(&cluster), replica(&cluster));
+    let mut authorities = Vec::new();
+    // each starts without the Secret, and serves an authority of its own at once
+    for started in [&mut first, &mut one, &mut two] {
+        *cluster.secret.lock() = None;
+        started.manager.pass().await.unwrap();
+        authorities.push(signing_authority(&cluster.bundle()));
+    }
+    *cluster.secret.lock() = None;
+    one.manager.pass().await.unwrap();
+    let trusted = living_authorities(&cluster.bundle(), OffsetDateTime::now_utc());
+    let trusted: Vec<_> = trusted.iter().map(|it| signing_authority(it)).collect();
+    assert!(trusted.contains(&authorities[1]), "its own");
+    assert!(trusted.contains(&authorities[2]), "that of the other");
+}
+
 #[tokio::test(start_paused = true)]
 async fn with_other_clients_a_replica_still_waits_before_it_serves_a_new_authority() {
     let cluster = Cluster::registered();
