@@ -37,6 +37,8 @@ use portmapping_keeper::wire::KeeperRole;
 const MAX_PUBLICATIONS: usize = 16;
 /// Events in flight at once. More wait; no patch waits for an event.
 const MAX_EVENTS: usize = 4;
+/// Events that are being written or wait for it. An event has a few kB.
+const MAX_WAITING_EVENTS: usize = 1024;
 /// Reads of pods in flight at once. More wait; each is short.
 const MAX_READS: usize = 4;
 /// Updates handled before actions are carried out, so that a burst becomes one change of the rules.
@@ -141,6 +143,7 @@ pub(crate) struct Reconciler {
     tasks: JoinSet<Finished>,
     publications: Arc<Semaphore>,
     events: Arc<Semaphore>,
+    waiting_events: Arc<Semaphore>,
     reads: Arc<Semaphore>,
     started: Instant,
     observing: bool,
@@ -173,6 +176,7 @@ impl Reconciler {
             tasks: JoinSet::new(),
             publications: Arc::new(Semaphore::new(MAX_PUBLICATIONS)),
             events: Arc::new(Semaphore::new(MAX_EVENTS)),
+            waiting_events: Arc::new(Semaphore::new(MAX_WAITING_EVENTS)),
             reads: Arc::new(Semaphore::new(MAX_READS)),
             started,
             observing: false,

@@ -4,6 +4,7 @@ mod allocate;
 mod audit;
 mod config;
 mod converge;
+mod events;
 mod host_addresses;
 mod recovery;
 mod replies;
@@ -19,7 +20,7 @@ use portmapping_shared::{LeasedPort, Mapping, Plan, PodRef, PodUid};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use crate::action::{Action, EventKind, PodEvent, PublishOutcome, RuleError};
+use crate::action::{Action, EventKind, PublishOutcome, RuleError};
 use crate::addresses::Addresses;
 use crate::kernel::{Kernel, ports_of};
 use crate::pods::{PodFacts, PodState, Refusal, Want};
@@ -168,7 +169,7 @@ impl NodeState {
         self.update_addresses(&uid);
         self.update_leases(now, &uid);
         for (kind, note) in events {
-            self.emit(&uid, kind, note);
+            self.emit_for_change(now, &uid, kind, note);
         }
         let (pod, leases) = (self.pods.get_mut(&uid), self.ports.leases(&uid));
         if let Some(note) = pod.and_then(|pod| pod.check_result(now, leases, first)) {
@@ -279,22 +280,11 @@ impl NodeState {
         self.converge(now);
     }
 
-    /// Another program puts its rules before ours each time, and ours stay behind them.
-    pub fn rules_contested(&mut self) {
-        let owners: BTreeSet<PodUid> = self.kernel.owners().cloned().collect();
-        for uid in owners {
-            let note = "another program of the node puts its rules before those of portmapping in table \
-                        nat again and again, so they stay behind: if connections to the host ports \
-                        do not arrive, look what comes first (iptables -t nat -S PREROUTING)";
-            self.emit(&uid, EventKind::RulesContested, note.to_owned());
-        }
-    }
-
     /// The API server answered a publication.
     pub fn published(&mut self, now: Duration, uid: &PodUid, outcome: PublishOutcome) {
         let pod = self.pods.get_mut(uid);
         if let Some((kind, note)) = pod.and_then(|pod| pod.published(now, outcome)) {
-            self.emit(uid, kind, note);
+            self.emit_for_change(now, uid, kind, note);
         }
         self.dirty.insert(uid.clone());
         self.converge(now);
@@ -382,14 +372,6 @@ impl NodeState {
             if !self.kernel.is_ruled(key) {
                 self.ports.rules_removed(now, key);
             }
-        }
-    }
-
-    fn emit(&mut self, uid: &PodUid, kind: EventKind, note: String) {
-        if let Some(facts) = self.facts(uid) {
-            let pod = facts.pod.clone();
-            let event = Action::Event(PodEvent { pod, kind, note });
-            self.actions.push(event);
         }
     }
 }

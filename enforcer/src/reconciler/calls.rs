@@ -274,14 +274,20 @@ impl Reconciler {
         self.write_event(async move { publisher.emit(&event).await });
     }
 
-    /// Writes an event when one of the writes of events is free.
+    /// Writes an event when one of the writes of events is free. Where too many wait for that it is dropped.
     fn write_event(
         &mut self,
         write: impl Future<Output = Result<(), PublishError>> + Send + 'static,
     ) {
         let metrics = self.drivers.metrics.clone();
+        let Ok(place) = Arc::clone(&self.waiting_events).try_acquire_owned() else {
+            metrics.record_call("event", false);
+            tracing::debug!("too many events wait to be written; one is dropped");
+            return;
+        };
         let events = Arc::clone(&self.events);
         self.tasks.spawn(async move {
+            let _place = place;
             let _permit = events.acquire_owned().await;
             let outcome = write.await;
             metrics.record_call("event", outcome.is_ok());

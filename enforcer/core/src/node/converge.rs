@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::{EventKind, LeasedPort, Mapping, NodeState, PodState, PodUid, Refusal, Want};
 use crate::action::Action;
 use crate::kernel::port_of;
-use crate::pods::{Progress, suppressed_note};
+use crate::pods::Progress;
 use crate::ports::{KEEPER_RETRY, key_of};
 
 impl NodeState {
@@ -216,40 +216,4 @@ impl NodeState {
         }
         self.actions.extend(due.map(Action::Publish));
     }
-
-    /// Tells the pods whose damaged rules are all back.
-    pub(super) fn emit_repaired(&mut self, now: Duration) {
-        for uid in self.kernel.take_repaired() {
-            let Some(pod) = self.pods.get_mut(&uid) else {
-                continue;
-            };
-            if pod.repairs.record(now) {
-                self.emit(&uid, EventKind::Repaired, repaired(""));
-            }
-            self.dirty.insert(uid);
-        }
-    }
-
-    /// Emits the events that were held back and are due.
-    fn emit_suppressed(&mut self, now: Duration, uid: &PodUid) {
-        let Some(pod) = self.pods.get_mut(uid) else {
-            return;
-        };
-        let repairs = pod.repairs.due(now);
-        let forgeries = pod.forgery.suppressed_note(now);
-        if let Some(times) = repairs {
-            self.emit(uid, EventKind::Repaired, repaired(&suppressed_note(times)));
-        }
-        if let Some(note) = forgeries {
-            self.emit(uid, EventKind::ForgedResult, note);
-        }
-    }
-}
-
-/// The note of `MappingRepaired`.
-fn repaired(suppressed: &str) -> String {
-    format!(
-        "rules of this pod were removed or altered on the node, not by the enforcer{suppressed}; \
-         they are back"
-    )
 }

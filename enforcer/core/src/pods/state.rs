@@ -15,7 +15,7 @@ use super::publish::Publish;
 use super::unmapped::{Confirmation, Unmapped};
 use crate::action::{Condition, EventKind, Record};
 use crate::addresses::AddressSource;
-use crate::limiter::Limiter;
+use crate::limiter::{Allowance, Limiter};
 use crate::ports::{PortKey, StaticPort, key_of};
 
 /// A pod of this node as the API shows it.
@@ -158,6 +158,8 @@ pub(crate) struct PodState {
     pub(crate) forgery: Forgery,
     pub(crate) contest: Contest,
     pub(crate) repairs: Limiter,
+    /// Of events that follow each change of the pod.
+    pub(crate) allowance: Allowance,
     pub(crate) unmapped: Unmapped,
     /// The condition, True, that the API showed first: it confirms earlier ports also after a write.
     /// Until the pod has ports.
@@ -184,6 +186,7 @@ impl PodState {
             forgery: Forgery::default(),
             contest: Contest::default(),
             repairs: Limiter::default(),
+            allowance: Allowance::default(),
             unmapped: Unmapped::default(),
             confirmed_by: None,
             confirmation: Confirmation::default(),

@@ -58,3 +58,40 @@ fn other_requests_and_losses_do_not_wait_for_a_contest() {
         "PortConflict"
     );
 }
+
+#[test]
+fn a_user_who_edits_the_annotation_without_end_gets_some_events_at_once_and_then_one_a_minute() {
+    let mut node = Node::new("20000-29999");
+    node.applied(facts("a", Some("10.244.0.2"))).settle();
+    let edit = |node: &mut Node, nth: usize| {
+        let mut pod = node.shown("a");
+        let text = match nth % 3 {
+            0 => format!("no request, number {nth}"),
+            1 => r#"[{"containerPort":53}]"#.to_owned(),
+            _ => r#"[{"containerPort":9040}]"#.to_owned(),
+        };
+        pod.record.annotation = Some(text);
+        node.applied(pod).settle();
+    };
+    for nth in 0..300 {
+        edit(&mut node, nth);
+    }
+    assert_eq!(node.emitted.len(), 25, "{:?}", node.emitted.last());
+    let condition = node.last().condition.clone().unwrap();
+    assert!(condition.message.contains("-> 9040/TCP"), "{condition:?}");
+    for minute in 1..=3 {
+        node.later(60);
+        for nth in 0..30 {
+            edit(&mut node, nth);
+        }
+        assert_eq!(node.emitted.len(), 25 + minute);
+        let (_, text) = node.emitted.last().unwrap();
+        assert!(text.contains("events before it were left out)"), "{text}");
+    }
+    // a quiet time gives all of them back
+    node.later(3600);
+    for nth in 0..300 {
+        edit(&mut node, nth);
+    }
+    assert_eq!(node.emitted.len(), 28 + 25);
+}
