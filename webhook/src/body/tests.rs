@@ -1,16 +1,19 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::IpAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
 
-use axum::body::{Body, Bytes};
+use axum::body::{Body, Bytes, HttpBody};
 use futures::stream;
 use http_body_util::StreamBody;
-use hyper::body::Frame;
+use hyper::body::{Frame, SizeHint};
 use portmapping_runtime::conns::Peer;
+use tokio::task::unconstrained;
 
-use super::{BodyError, Budget, FULL_PEERS, MAX_BODIES, PEER_BYTES};
+use super::{
+    BodyError, Budget, FULL_PEERS, MAX_BODIES, PEER_BYTES, PEER_SMALL_BYTES, SMALL, SMALL_PEERS,
+};
 
 /// A body in pieces, as the network delivers it; its length is not announced.
 fn pieces(pieces: &[&'static str]) -> Body {
@@ -82,15 +85,38 @@ async fn a_peer_with_too_many_stalled_bodies_is_refused_and_others_are_served() 
     assert_eq!(read(&budget, "a review").await.unwrap(), b"a review");
     drop(waiting);
     assert_eq!(
-        budget.all.available_permits(),
+        budget.large.all.available_permits(),
         PEER_BYTES as usize * FULL_PEERS
     );
     assert_eq!(read(&budget, "again").await.unwrap(), b"again");
+    let later = Body::from(vec![0; SMALL as usize + 1]);
+    let _later = budget.read(peer(1), later).await.unwrap();
     assert_eq!(
-        budget.peers.lock().len(),
+        budget.large.peers.lock().len(),
         1,
         "peers without a body are forgotten"
     );
+}
+
+/// A small body of which nothing arrives; its length is announced.
+fn stalled_small() -> Body {
+    struct Stalled;
+    impl HttpBody for Stalled {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _cx: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            Poll::Pending
+        }
+
+        fn size_hint(&self) -> SizeHint {
+            SizeHint::with_exact(SMALL.into())
+        }
+    }
+    Body::new(Stalled)
 }
 
 #[tokio::test]
@@ -103,7 +129,30 @@ async fn all_peers_together_stay_within_the_budget_over_all() {
         assert!(body.as_mut().poll(&mut cx).is_pending());
         filling.push(body);
     }
-    let mut next = pin!(budget.read(peer(99), Body::from("a review")));
+    let long = || Body::from(vec![0; SMALL as usize + 1]);
+    let mut next = pin!(budget.read(peer(99), long()));
+    assert!(next.as_mut().poll(&mut cx).is_pending(), "no budget left");
+    let small = read(&budget, "a review").await;
+    assert_eq!(small.unwrap(), b"a review", "small ones do not wait for it");
+    filling.pop();
+    assert!(matches!(next.as_mut().poll(&mut cx), Poll::Ready(Ok(_))));
+}
+
+#[tokio::test]
+async fn small_bodies_have_a_budget_over_all_too() {
+    let budget = Budget::new(PEER_BYTES);
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut filling = Vec::new();
+    for last in 1..=u8::try_from(SMALL_PEERS).unwrap() {
+        for _body in 0..PEER_SMALL_BYTES / SMALL {
+            // without tokio's limit on what one test may poll
+            let mut body = Box::pin(unconstrained(budget.read(peer(last), stalled_small())));
+            assert!(body.as_mut().poll(&mut cx).is_pending());
+            filling.push(body);
+        }
+    }
+    assert_eq!(budget.small.all.available_permits(), 0);
+    let mut next = pin!(unconstrained(budget.read(peer(99), "a review".into())));
     assert!(next.as_mut().poll(&mut cx).is_pending(), "no budget left");
     filling.pop();
     assert!(matches!(next.as_mut().poll(&mut cx), Poll::Ready(Ok(_))));
