@@ -1,5 +1,6 @@
 //! Events in; ports, pods and kernel are asked what follows; actions out.
 
+mod agenda;
 mod allocate;
 mod audit;
 mod config;
@@ -13,7 +14,6 @@ mod static_claims;
 mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::time::Duration;
 
 use portmapping_shared::{LeasedPort, Mapping, Plan, PodRef, PodUid};
@@ -24,7 +24,7 @@ use crate::action::{Action, EventKind, PublishOutcome, RuleError};
 use crate::addresses::Addresses;
 use crate::kernel::{Kernel, ports_of};
 use crate::pods::{PodFacts, PodState, Refusal, Want};
-use crate::ports::{KEEPER_RETRY, PortKey, Ports, Timers};
+use crate::ports::{KEEPER_RETRY, PortKey, Ports};
 
 pub use config::Config;
 pub use recovery::Recovered;
@@ -32,7 +32,7 @@ pub use status::{Counts, PodStatus, Status};
 
 /// Every decision of one node's enforcer. The crate's documentation draws the flow.
 ///
-/// Each event marks the pods it may concern as `dirty`, and `converge` asks of those what is still
+/// Each event marks the pods it may concern, and `converge` asks of those what is still
 /// missing. `audit` says whether asking all pods would find more.
 #[derive(Debug)]
 pub struct NodeState {
@@ -42,23 +42,14 @@ pub struct NodeState {
     pods: BTreeMap<PodUid, PodState>,
     addresses: Addresses,
     kernel: Kernel,
-    /// The node's own addresses, from the pod that named them last.
-    host_ips: Vec<IpAddr>,
-    /// The addresses at which mappings answer; None: not known yet, every hostIP is mapped.
-    host_addresses: Option<BTreeSet<IpAddr>>,
+    hosts: host_addresses::HostAddresses,
     /// Whether a complete list of pods has been shown.
     listed: bool,
-    /// Pods to process now.
-    dirty: BTreeSet<PodUid>,
-    /// Pods to process later.
-    wakes: Timers<PodUid>,
+    agenda: agenda::Agenda,
     /// How many pods, changes of pods and sandboxes have arrived.
     arrivals: u64,
     replies: replies::Silences,
     actions: Vec<Action>,
-    /// Pods processed so far.
-    #[cfg(test)]
-    processed: usize,
 }
 
 impl NodeState {
@@ -73,16 +64,12 @@ impl NodeState {
             pods: BTreeMap::new(),
             addresses: Addresses::default(),
             kernel: Kernel::new(BTreeSet::new(), false),
-            host_ips: Vec::new(),
-            host_addresses: None,
+            hosts: host_addresses::HostAddresses::default(),
             listed: false,
-            dirty: BTreeSet::new(),
-            wakes: Timers::default(),
+            agenda: agenda::Agenda::default(),
             arrivals: 0,
             replies: replies::Silences::default(),
             actions: Vec::new(),
-            #[cfg(test)]
-            processed: 0,
         }
     }
 
@@ -103,7 +90,10 @@ impl NodeState {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {
         let own = [self.ports.next_deadline(), self.kernel.next_deadline()];
-        own.into_iter().chain([self.wakes.next()]).flatten().min()
+        own.into_iter()
+            .chain([self.agenda.later().next()])
+            .flatten()
+            .min()
     }
 
     /// Time has passed.
@@ -128,8 +118,7 @@ impl NodeState {
     fn pod_shown(&mut self, now: Duration, facts: PodFacts, now_shown: bool) {
         let uid = facts.pod.uid.clone();
         self.forget_namesake(now, &facts);
-        if !facts.host_ips.is_empty() && self.host_ips != facts.host_ips {
-            self.host_ips.clone_from(&facts.host_ips);
+        if self.hosts.named_by_pod(&facts.host_ips) {
             // what is published names them
             self.mark_all();
         }
@@ -175,7 +164,7 @@ impl NodeState {
         if let Some(note) = pod.and_then(|pod| pod.check_result(now, leases, first)) {
             self.emit(&uid, EventKind::ForgedResult, note);
         }
-        self.dirty.insert(uid);
+        self.agenda.mark(uid);
         self.converge(now);
     }
 
@@ -227,7 +216,7 @@ impl NodeState {
                 // the first stays until it is held: a new text would be one more API write
                 pod.hold_failure.get_or_insert((key, why));
             }
-            self.dirty.extend(owner);
+            self.agenda.extend(owner);
         }
         self.converge(now);
     }
@@ -255,7 +244,7 @@ impl NodeState {
         let (intact, succeeded) = (self.kernel.is_intact(), outcome.is_ok());
         self.kernel.applied(now, plan, outcome);
         let changed = plan.to_remove.iter().chain(&plan.to_create);
-        self.dirty.extend(changed.map(|rule| rule.owner.clone()));
+        self.agenda.extend(changed.map(|rule| rule.owner.clone()));
         if succeeded {
             if !intact {
                 // while chains were missing, no pod was published
@@ -272,7 +261,7 @@ impl NodeState {
         let before: Vec<PodUid> = self.kernel.owners().cloned().collect();
         if self.kernel.observed(mappings, intact) {
             // a pod may have lost its last rule, or a rule of a pod long gone may be back
-            self.dirty.extend(before);
+            self.agenda.extend(before);
             self.mark_all();
             let draining = self.ports.draining();
             self.begin_rests(now, draining);
@@ -286,15 +275,15 @@ impl NodeState {
         if let Some((kind, note)) = pod.and_then(|pod| pod.published(now, outcome)) {
             self.emit_for_change(now, uid, kind, note);
         }
-        self.dirty.insert(uid.clone());
+        self.agenda.mark(uid.clone());
         self.converge(now);
     }
 
     /// Marks all pods, so that whatever was missed is found: after a list of pods, a reading of the
     /// kernel, new addresses of the node.
     fn mark_all(&mut self) {
-        self.dirty.extend(self.pods.keys().cloned());
-        self.dirty.extend(self.kernel.owners().cloned());
+        self.agenda.extend(self.pods.keys().cloned());
+        self.agenda.extend(self.kernel.owners().cloned());
     }
 
     fn facts(&self, uid: &PodUid) -> Option<&PodFacts> {
@@ -336,8 +325,8 @@ impl NodeState {
         if let Some(facts) = claims.and_then(|pod| pod.facts) {
             self.update_static_ports_in(now, &facts.pod.namespace);
         }
-        self.wakes.set(uid, None);
-        self.dirty.insert(uid.clone());
+        self.agenda.wait(uid, None);
+        self.agenda.mark(uid.clone());
         for uid in [Some(uid), runtime_uid.as_ref()].into_iter().flatten() {
             self.update_addresses(uid);
             self.update_static_ports(now, uid);
@@ -362,7 +351,7 @@ impl NodeState {
                     KEEPER_RETRY.as_secs()
                 ),
             });
-            self.dirty.insert(uid);
+            self.agenda.mark(uid);
         }
     }
 

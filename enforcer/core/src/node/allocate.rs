@@ -6,7 +6,7 @@ use super::{Duration, EventKind, NodeState, PodUid, Refusal};
 use crate::ports::{Exhausted, PortKey, WaitingPod, WantedPort};
 
 impl NodeState {
-    /// Gives ports to every pod that lacks some, the oldest first: to dirty pods, and to all of
+    /// Gives ports to every pod that lacks some, the oldest first: to marked pods, and to all of
     /// them when ports came free.
     ///
     /// The ports that pods had are matched before any is drawn, so that no other pod draws them. Until
@@ -32,7 +32,7 @@ impl NodeState {
     }
 
     fn waiting(&mut self) -> Vec<WaitingPod> {
-        let mut uids = self.dirty.clone();
+        let mut uids = self.agenda.marked().clone();
         if self.ports.take_freed() {
             uids.extend(self.pods.keys().cloned());
         }
@@ -93,7 +93,7 @@ impl NodeState {
         matched: &BTreeSet<PortKey>,
     ) -> Result<(), Exhausted> {
         let uid = &waiting.pod.uid;
-        self.dirty.insert(uid.clone());
+        self.agenda.mark(uid.clone());
         self.ports.allocate(now, waiting, matched, &mut self.rng)?;
         if let Some(pod) = self.pods.get_mut(uid) {
             pod.clear_refusal(EventKind::NoFreePort);

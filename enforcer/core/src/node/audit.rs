@@ -1,18 +1,19 @@
-//! Whether processing only the dirty pods has missed anything.
+//! Whether processing only the marked pods has missed anything.
 
 use std::fmt::Debug;
 use std::time::Duration;
 
-use super::{NodeState, Timers};
+use super::NodeState;
 use crate::addresses::PodAddresses;
+use crate::ports::Timers;
 
 impl NodeState {
     /// Compares everything that is derived with what it is derived from, and asks of every pod what
     /// is still missing. Answers the first difference, in words. Costs as much as the node is
     /// large; for tests and simulations.
     pub fn audit(&self) -> Result<(), String> {
-        if !self.dirty.is_empty() {
-            return Err(format!("not processed: {:?}", self.dirty));
+        if !self.agenda.marked().is_empty() {
+            return Err(format!("not processed: {:?}", self.agenda.marked()));
         }
         self.ports.audit()?;
         self.kernel.audit()?;
@@ -41,7 +42,7 @@ impl NodeState {
         if let Some(rule) = rules.find(|rule| !self.pods.contains_key(&rule.owner)) {
             return Err(format!("{rule} is desired, and its pod is gone"));
         }
-        same("wakes", &self.wakes, &wakes)
+        same("wakes", self.agenda.later(), &wakes)
     }
 }
 

@@ -11,23 +11,16 @@ use crate::pods::Progress;
 use crate::ports::{KEEPER_RETRY, key_of};
 
 impl NodeState {
-    /// Asks of every dirty pod what is still missing. Idempotent: what is under way is not asked
+    /// Asks of every marked pod what is still missing. Idempotent: what is under way is not asked
     /// for twice.
     pub(super) fn converge(&mut self, now: Duration) {
-        for uid in self.wakes.due(now) {
-            self.wakes.set(&uid, None);
-            self.dirty.insert(uid);
-        }
+        self.agenda.mark_due(now);
         self.ports.end_quarantines(now);
         self.mark_touched();
         self.allocate_waiting(now);
         self.mark_touched();
-        let dirty = std::mem::take(&mut self.dirty);
-        #[cfg(test)]
-        {
-            self.processed += dirty.len();
-        }
-        for uid in &dirty {
+        let marked = self.agenda.take();
+        for uid in &marked {
             let desired = self.desired_of(uid);
             self.kernel.set_desired(uid, desired);
             self.update_refusal(now, uid);
@@ -42,12 +35,12 @@ impl NodeState {
         let program = plan.map(Action::Program);
         let asked = hold.into_iter().chain(release).chain(program);
         self.actions.extend(asked);
-        for uid in &dirty {
+        for uid in &marked {
             self.confirm(now, uid);
             self.publish(now, uid);
             self.emit_suppressed(now, uid);
             let next = self.pods.get(uid).and_then(PodState::next_deadline);
-            self.wakes.set(uid, next);
+            self.agenda.wait(uid, next);
         }
     }
 
@@ -56,7 +49,7 @@ impl NodeState {
     fn mark_touched(&mut self) {
         for uid in self.ports.take_touched() {
             self.update_addresses(&uid);
-            self.dirty.insert(uid);
+            self.agenda.mark(uid);
         }
     }
 
@@ -72,20 +65,14 @@ impl NodeState {
         };
         let owned = self.pods.get(uid).is_none_or(needed);
         let reachable = leases.is_empty() || owned && !self.kernel.desired(uid).is_empty();
-        // right after its start a pod names no address of the node; the other pods do
-        let own = self.facts(uid).map(|facts| facts.host_ips.iter());
-        let named = own.into_iter().flatten().chain(&self.host_ips);
-        let node_ip = named.clone().next().copied();
-        let mut answering = named.filter(|ip| self.is_host_address(**ip));
-        let host_ip = answering
-            .next()
-            .or(self.host_addresses.iter().flatten().next());
+        let own = self.facts(uid).map(|facts| facts.host_ips.as_slice());
+        let (node_ip, host_ip) = self.hosts.of_pod(own.unwrap_or_default());
         Progress {
             leases,
             held: complete && self.ports.all_held(uid),
             owned,
             ruled: reachable && self.kernel.is_intact() && self.kernel.has_rules(uid),
-            host_ip: host_ip.copied(),
+            host_ip,
             node_ip,
         }
     }
@@ -97,19 +84,13 @@ impl NodeState {
         };
         let owns = |ip: IpAddr| (self.config.ipv6 || ip.is_ipv4()) && self.owns(uid, ip);
         let mut desired = pod.desired(uid, &self.progress(uid), owns, self.kernel.present(uid));
-        desired.retain(|mapping| mapping.host_ip.is_none_or(|ip| self.is_host_address(ip)));
+        desired.retain(|mapping| mapping.host_ip.is_none_or(|ip| self.hosts.answer_at(ip)));
         desired
     }
 
-    /// Whether node and packet filter have the address's family. Before an address of the node is
-    /// known, they have each.
+    /// Whether node and packet filter have the address's family.
     fn serves_family(&self, ip: IpAddr) -> bool {
-        let same = |host: &IpAddr| host.is_ipv4() == ip.is_ipv4();
-        let shared = match &self.host_addresses {
-            Some(known) => known.iter().any(same),
-            None => self.host_ips.is_empty() || self.host_ips.iter().any(same),
-        };
-        (self.config.ipv6 || ip.is_ipv4()) && shared
+        (self.config.ipv6 || ip.is_ipv4()) && self.hosts.have_family_of(ip)
     }
 
     /// Whether traffic to the address reaches this pod and no other.
@@ -143,7 +124,7 @@ impl NodeState {
             ..
         } = self.progress(uid);
         let (leases, held) = (self.ports.leases(uid), self.ports.all_held(uid));
-        let homeless = self.without_host_address(leases);
+        let homeless = self.hosts.lacking_for(leases);
         let Some(pod) = self.pods.get_mut(uid) else {
             return;
         };

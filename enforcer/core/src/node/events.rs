@@ -28,7 +28,7 @@ impl NodeState {
             if pod.repairs.record(now) {
                 self.emit(&uid, EventKind::Repaired, repaired(""));
             }
-            self.dirty.insert(uid);
+            self.agenda.mark(uid);
         }
     }
 

@@ -8,25 +8,69 @@ use portmapping_shared::LeasedPort;
 
 use super::NodeState;
 
+/// The addresses of the node.
+#[derive(Debug, Default)]
+pub(super) struct HostAddresses {
+    /// From the pod that named them last.
+    named: Vec<IpAddr>,
+    /// Those at which mappings answer; None: not known yet, every hostIP is mapped.
+    answering: Option<BTreeSet<IpAddr>>,
+}
+
 impl NodeState {
     /// Mappings answer at these addresses of the node.
     pub fn host_addresses_read(&mut self, now: Duration, addresses: BTreeSet<IpAddr>) {
-        if self.host_addresses.as_ref() != Some(&addresses) {
-            self.host_addresses = Some(addresses);
+        if self.hosts.answering.as_ref() != Some(&addresses) {
+            self.hosts.answering = Some(addresses);
             self.mark_all();
             self.converge(now);
         }
     }
+}
+
+impl HostAddresses {
+    /// A pod names these; whether that is new.
+    pub(super) fn named_by_pod(&mut self, named: &[IpAddr]) -> bool {
+        let is_new = !named.is_empty() && self.named != named;
+        if is_new {
+            self.named = named.to_vec();
+        }
+        is_new
+    }
+
+    /// The rules found at the start answer at these; none: not known.
+    pub(super) fn found(&mut self, addresses: BTreeSet<IpAddr>) {
+        self.answering = (!addresses.is_empty()).then_some(addresses);
+    }
 
     /// Whether mappings answer at the address.
-    pub(super) fn is_host_address(&self, ip: IpAddr) -> bool {
-        let known = self.host_addresses.as_ref();
+    pub(super) fn answer_at(&self, ip: IpAddr) -> bool {
+        let known = self.answering.as_ref();
         known.is_none_or(|addresses| addresses.contains(&ip))
     }
 
+    /// The first address that the API names for the node of a pod, and the first at which the pod's
+    /// mappings answer. `own`: what the pod names; right after its start that is none, but the other
+    /// pods name them.
+    pub(super) fn of_pod(&self, own: &[IpAddr]) -> (Option<IpAddr>, Option<IpAddr>) {
+        let named = own.iter().chain(&self.named);
+        let answering = named.clone().find(|ip| self.answer_at(**ip));
+        let answering = answering.or(self.answering.iter().flatten().next());
+        (named.clone().next().copied(), answering.copied())
+    }
+
+    /// Whether the node has an address of this one's family. Before one is known, it has each.
+    pub(super) fn have_family_of(&self, ip: IpAddr) -> bool {
+        let same = |host: &IpAddr| host.is_ipv4() == ip.is_ipv4();
+        match &self.answering {
+            Some(known) => known.iter().any(same),
+            None => self.named.is_empty() || self.named.iter().any(same),
+        }
+    }
+
     /// Why a lease cannot be mapped at the addresses of this node, if one cannot.
-    pub(super) fn without_host_address(&self, leases: &BTreeSet<LeasedPort>) -> Option<String> {
-        let known = self.host_addresses.as_ref()?;
+    pub(super) fn lacking_for(&self, leases: &BTreeSet<LeasedPort>) -> Option<String> {
+        let known = self.answering.as_ref()?;
         let missing = |lease: &&LeasedPort| match lease.host_ip {
             Some(ip) => !known.contains(&ip),
             None => known.is_empty(),

@@ -34,7 +34,7 @@ impl NodeState {
     pub fn recover(config: Config, seed: u64, now: Duration, found: Recovered) -> Self {
         let mut state = Self::new(config, seed);
         state.kernel = Kernel::new(found.mappings.clone(), found.intact);
-        state.host_addresses = (!found.host_addresses.is_empty()).then_some(found.host_addresses);
+        state.hosts.found(found.host_addresses);
         // the chosen backend comes first, so it wins where the two contradict each other
         for mapping in found.mappings.into_iter().chain(found.in_other_backends) {
             let lease = LeasedPort {

@@ -60,7 +60,7 @@ impl NodeState {
             self.addresses.forget_ended(uid);
             self.update_addresses(uid);
         }
-        self.dirty.insert(uid.clone());
+        self.agenda.mark(uid.clone());
         self.converge(now);
     }
 
@@ -103,13 +103,13 @@ impl NodeState {
     pub(super) fn update_addresses(&mut self, uid: &PodUid) {
         let pod = self.pods.get(uid);
         let found = self.addresses.locate(uid, pod, self.ports.leases(uid));
-        self.dirty.extend(self.addresses.claim(uid, found.claim));
+        self.agenda.extend(self.addresses.claim(uid, found.claim));
         if let Some(pod) = self.pods.get_mut(uid)
             && (&pod.ips, &pod.source) != (&found.ips, &found.source)
         {
             pod.ips = found.ips;
             pod.source = found.source;
-            self.dirty.insert(uid.clone());
+            self.agenda.mark(uid.clone());
         }
     }
 }

@@ -33,13 +33,13 @@ fn an_event_processes_only_its_own_pod() {
     }
     assert_eq!(node.state.counts().mappings, 2 * PODS);
     assert_eq!(node.state.audit(), Ok(()));
-    let before = node.state.processed;
+    let before = node.state.agenda.processed;
     node.applied(facts("fresh", Some("10.1.1.1"))).settle();
     node.applied(facts("p17", Some("10.1.1.2"))).settle();
     node.up(sandbox("p18", "s18", "10.1.1.3", 1)).down("s18");
     node.gone("p19");
     // these pods and the answers for them, and no other pod
-    let processed = node.state.processed - before;
+    let processed = node.state.agenda.processed - before;
     assert!(processed < 60, "{processed} pods were processed");
     assert_eq!(node.state.audit(), Ok(()));
 }
