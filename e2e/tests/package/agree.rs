@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::render::{chart, find, kustomize, overlay};
 
-const NAMESPACE: &str = "portmapping-system";
+pub(crate) const NAMESPACE: &str = "portmapping-system";
 
 /// What a directory of `manifests` holds besides the base, and the chart's values for the same.
 const OVERLAYS: [(&str, &str); 4] = [
@@ -59,7 +59,7 @@ fn is_hook(object: &Value) -> bool {
     !object["metadata"]["annotations"]["helm.sh/hook"].is_null()
 }
 
-fn agree(what: &str, kustomize: Vec<Value>, chart: Vec<Value>) -> Result<()> {
+pub(crate) fn agree(what: &str, kustomize: Vec<Value>, chart: Vec<Value>) -> Result<()> {
     let (kustomize, chart) = (comparable(kustomize), comparable(chart));
     let names = |objects: &BTreeMap<_, _>| -> Vec<_> { objects.keys().cloned().collect() };
     let (left, right) = (names(&kustomize), names(&chart));

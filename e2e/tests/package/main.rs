@@ -8,5 +8,6 @@
 mod render;
 
 mod agree;
+mod agree_values;
 mod name_namespaces;
 mod set_variables;
