@@ -15,13 +15,13 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use serde_json::Value;
 
 use self::list::List;
 use self::report::Report;
-use crate::artifacts::conformance as tests;
+use crate::artifacts::conformance as suite;
 use crate::cluster::Cluster;
 use crate::compatibility::{self, Conformance, Run};
 use crate::progress::{Step, out, say};
@@ -48,11 +48,11 @@ pub struct Options {
 /// Runs the tests and prints the table. Fails if a test failed.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let Options { focus, processes } = options;
-    let list = List::read(&tests::sources().join("tests.txt"))?;
+    let list = List::read(&suite::sources().join("tests.txt"))?;
     let chosen: Vec<&str> = list.chosen(focus).collect();
     ensure!(!chosen.is_empty(), "no test's name contains {focus:?}");
-    let programs = tests::programs()?;
-    let images = tests::images(&programs)?;
+    let programs = suite::programs()?;
+    let images = suite::images(&programs)?;
     let mut cluster = Cluster::start(&Config {
         name: "conformance".to_owned(),
         kubernetes: KUBERNETES,
@@ -61,7 +61,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     install::install(&mut cluster)?;
     cluster.load_images(&images)?;
     name_images(&cluster)?;
-    let policies = tests::sources().join("every-pod-asks.yaml");
+    let policies = suite::sources().join("every-pod-asks.yaml");
     cluster.kubectl_run([Path::new("apply"), Path::new("-f"), &policies])?;
     let folder = paths::root().join("target/e2e/conformance");
     let step = Step::start(format!("{} of Kubernetes' own tests", chosen.len()));
@@ -81,28 +81,34 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     };
     out!("{}", report.table(&row));
     let missing: Vec<_> = report.missing(&chosen).collect();
-    ensure!(
-        missing.is_empty(),
-        "these tests did not run: {}",
-        missing.join("; ")
-    );
-    if !row.failed.is_empty() {
-        bail!(
-            "{} tests failed; {} has all they wrote",
-            row.failed.len(),
-            folder.display()
-        );
-    }
+    judge(&row, &missing, focus.is_empty())
+        .with_context(|| format!("{} has all that the tests wrote", folder.display()))?;
     if focus.is_empty() {
         compatibility::record(&Run::Conformance(row))?;
     }
     cluster.stop()
 }
 
+/// Fails unless all tests have run and passed, and, if they are the whole list, with mapped pods.
+fn judge(row: &Conformance, missing: &[&str], whole: bool) -> Result<()> {
+    ensure!(
+        missing.is_empty(),
+        "these tests did not run: {}",
+        missing.join("; ")
+    );
+    let failed = row.failed.len();
+    ensure!(failed == 0, "{failed} tests failed");
+    ensure!(
+        row.mapped > 0 || !whole,
+        "no pod of the tests was mapped: they have shown nothing of the product"
+    );
+    Ok(())
+}
+
 /// Gives images the other names under which the tests know them.
 fn name_images(cluster: &Cluster) -> Result<()> {
     for node in cluster.nodes()? {
-        for (image, name) in tests::NAMES {
+        for (image, name) in suite::NAMES {
             let tag = ["ctr", "-n", "k8s.io", "images", "tag", image, name];
             let output = cluster.exec(&node, &tag)?;
             let wrote = String::from_utf8_lossy(&output.stderr);
@@ -168,4 +174,23 @@ fn mapped_pods(audit: &Path) -> Result<usize> {
         }
     }
     Ok(pods.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_whole_run_that_mapped_no_pod_fails() {
+        let run = |mapped, failed: &[&str]| Conformance {
+            mapped,
+            failed: failed.iter().map(|&name| name.to_owned()).collect(),
+            ..Conformance::default()
+        };
+        assert!(judge(&run(3, &[]), &[], true).is_ok());
+        assert!(judge(&run(0, &[]), &[], true).is_err());
+        assert!(judge(&run(0, &[]), &[], false).is_ok()); // a test without pods
+        assert!(judge(&run(3, &["[sig-a] x"]), &[], true).is_err());
+        assert!(judge(&run(3, &[]), &["[sig-a] y"], false).is_err());
+    }
 }
