@@ -30,6 +30,8 @@ pub struct Small {
     pub cni: String,
     /// The version of every Kubernetes component.
     pub kubernetes: String,
+    /// The version of the container runtime.
+    pub containerd: String,
     /// kube-proxy's mode.
     pub proxy_mode: String,
     /// The release of the kernel.
@@ -80,8 +82,8 @@ impl Run {
         let name = match self {
             Self::Small(small) => {
                 format!(
-                    "small-{}-{}-{}",
-                    small.cni, small.kubernetes, small.proxy_mode
+                    "small-{}-{}-{}-{}",
+                    small.cni, small.kubernetes, small.proxy_mode, small.containerd
                 )
             }
             Self::Kernel(kernel) => format!("kernel-{}-{}", kernel.kernel, kernel.suite),
@@ -120,13 +122,14 @@ pub(crate) fn tables() -> Result<String> {
 }
 
 fn print(runs: &[Run]) -> String {
-    let mut text = "| CNI | Kubernetes | kube-proxy | kernel | backend | other address | NetworkPolicy that names the client |\n\
-         |---|---|---|---|---|---|---|\n"
+    let mut text = "| CNI | Kubernetes | containerd | kube-proxy | kernel | backend | other address | NetworkPolicy that names the client |\n\
+         |---|---|---|---|---|---|---|---|\n"
         .to_owned();
     for run in runs {
         let Run::Small(Small {
             cni,
             kubernetes,
+            containerd,
             proxy_mode,
             kernel,
             auto,
@@ -143,7 +146,7 @@ fn print(runs: &[Run]) -> String {
         let other = other_address.join(", ");
         let _ = writeln!(
             text,
-            "| {cni} | {kubernetes} | {proxy_mode} | {kernel} | {auto} by itself{forced} | {other} | {policy} |"
+            "| {cni} | {kubernetes} | {containerd} | {proxy_mode} | {kernel} | {auto} by itself{forced} | {other} | {policy} |"
         );
     }
     text += "\n| kernel | suite | tests | passed | skipped | failed |\n|---|---|---|---|---|---|\n";
@@ -224,6 +227,7 @@ mod tests {
         let small = Small {
             cni: "flannel".to_owned(),
             kubernetes: "v1.36.3".to_owned(),
+            containerd: "1.7.35".to_owned(),
             proxy_mode: "iptables".to_owned(),
             kernel: "6.18".to_owned(),
             auto: "iptables".to_owned(),
@@ -246,7 +250,7 @@ mod tests {
         let text = print(&runs);
         for row in [
             "| v1.36.3 | 7 | 0 | 2: no DNS | 9 |",
-            "| flannel | v1.36.3 | iptables | 6.18 | iptables by itself, nftables forced | the pod itself | not enforced |",
+            "| flannel | v1.36.3 | 1.7.35 | iptables | 6.18 | iptables by itself, nftables forced | the pod itself | not enforced |",
             "| 5.10.0 | netns | 5 | 3 | 2 | 0 |",
             "5.10.0, 2 skipped: no x.",
         ] {
