@@ -125,7 +125,7 @@ impl Peers {
             return;
         }
         // a keeper that starts or takes over has the lock: asked again in the next round
-        let Ok(Some(_lock)) = self.run_dir.lock(Instant::now()) else {
+        let Ok(Some(lock)) = self.run_dir.lock(Instant::now()) else {
             return;
         };
         if self.table.role() != KeeperRole::Retired || !self.is_next() {
@@ -136,6 +136,8 @@ impl Peers {
         );
         if let Err(error) = self.take() {
             tracing::error!(%error, "cannot take over; trying again");
+            // an enforcer that asks meanwhile is told the reason
+            drop(lock);
             thread::sleep(RETRY_PERIOD);
         }
     }

@@ -258,8 +258,8 @@ fn ports_of_several_peers_are_taken_over() {
         let new = node.successor("new");
         let all = [ports(Tcp, 20000, 700), ports(Tcp, 21000, 700)].concat();
         assert_eq!(new.list().unwrap(), all);
+        // the second finds no other keeper in its own directory, and is soon active again there
         assert_retired(&one);
-        assert_retired(&two);
     });
 }
 

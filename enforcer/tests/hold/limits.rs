@@ -6,7 +6,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use portmapping_keeper::wire::{Errno, HoldOutcome};
 use portmapping_shared::Protocol::Tcp;
 
-use crate::world::{Node, block_on, eventually, in_netns, ports};
+use crate::world::{Node, block_on, eventually, in_netns, ports, slowness};
 
 #[test]
 fn a_range_over_the_hard_limit_is_refused_with_numbers() {
@@ -53,7 +53,9 @@ fn soft_limit_is_raised_and_ports_over_the_hard_limit_are_refused() {
 fn all_ports_that_fit_into_the_limit_are_held_and_handed_over() {
     in_netns(|| {
         let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-        let count = u16::try_from(hard.saturating_sub(100).min(19_900)).unwrap();
+        // a handover has a limit of its own, which an emulated machine keeps with fewer ports
+        let most = 19_900 / u64::from(slowness());
+        let count = u16::try_from(hard.saturating_sub(100).min(most)).unwrap();
         let all = ports(Tcp, 20000, count);
         let node = Node::new();
         let old = node.keeper("old");

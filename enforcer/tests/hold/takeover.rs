@@ -8,7 +8,9 @@ use portmapping_keeper::wire::KeeperRole;
 use portmapping_shared::Protocol::Tcp;
 
 use crate::handover::{assert_retired_in, bindable, many};
-use crate::world::{KeeperProcess, Node, Prober, block_on, in_netns, patience, ports, soon};
+use crate::world::{
+    KeeperProcess, Node, Prober, block_on, eventually, in_netns, patience, ports, soon,
+};
 
 #[test]
 fn a_keeper_whose_enforcer_never_starts_takes_nothing_over() {
@@ -34,7 +36,8 @@ fn a_keeper_whose_enforcer_never_starts_takes_nothing_over() {
         let new = node.keeper("new");
         old.signal(Signal::SIGTERM);
         assert!(old.wait().success());
-        assert_eq!(new.list().unwrap(), many());
+        let held = eventually("the new keeper is active", || new.list());
+        assert_eq!(held, many());
         prober.round(2000);
         prober.finish();
     });

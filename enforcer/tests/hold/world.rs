@@ -16,7 +16,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use portmapping_enforcer::keeper_client::KeeperClient;
-use portmapping_keeper::wire::{KeeperRole, Port};
+use portmapping_keeper::wire::{HoldOutcome, KeeperRole, Port};
 use portmapping_shared::{HostPort, Protocol};
 use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
@@ -29,9 +29,14 @@ pub(crate) fn soon() -> Duration {
 /// Returns a limit that an emulated machine can keep: `PORTMAPPING_TEST_SLOWNESS` says how many times
 /// slower it is.
 pub(crate) fn patience(limit: Duration) -> Duration {
-    let slowness = std::env::var("PORTMAPPING_TEST_SLOWNESS").ok();
-    limit * slowness.and_then(|text| text.parse().ok()).unwrap_or(1)
+    limit * slowness()
 }
+
+pub(crate) fn slowness() -> u32 {
+    let slowness = std::env::var("PORTMAPPING_TEST_SLOWNESS").ok();
+    slowness.and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
 /// Address of the node in its namespace, on lo.
 pub(crate) const NODE_IP: &str = "10.99.0.1";
 
@@ -219,6 +224,16 @@ impl KeeperProcess {
             let held = format!("{outcome:?}").starts_with("Held");
             assert!(held, "{port:?}: {outcome:?}");
         }
+    }
+
+    /// Holds ports whose sockets this process has just closed: a process that another test starts has
+    /// copies of them until it executes its program.
+    pub(crate) fn hold_when_free(&self, ports: &[Port]) {
+        eventually("the ports are free", || {
+            let outcomes = block_on(self.client().hold(ports)).unwrap();
+            let held = outcomes.iter().all(|one| *one == HoldOutcome::Held);
+            held.then_some(())
+        });
     }
 
     /// Returns what it holds; None if it is not active.
