@@ -30,7 +30,7 @@ use crate::pods::PodUpdate;
 use crate::publish::Publisher;
 use crate::rules_lock::RulesLock;
 use portmapping_dataplane::detect::Chosen;
-use portmapping_dataplane::{Dataplane, DataplaneError, Observed, StaleFlows};
+use portmapping_dataplane::{Dataplane, DataplaneError, Observed, Obstacle, StaleFlows};
 use portmapping_keeper::wire::KeeperRole;
 
 /// Patches of pods in flight at once. More wait; none is lost.
@@ -160,7 +160,7 @@ pub(crate) struct Reconciler {
     /// Changes started so far. A read during which a change started is not used.
     changes: u64,
     /// What may keep clients from mapped pods, as last reported.
-    obstacles: Vec<String>,
+    obstacles: Vec<Obstacle>,
     /// Mappings that the rules should have; None before the first count.
     expected_mappings: Option<usize>,
 }
@@ -345,6 +345,8 @@ impl Reconciler {
                         self.report(&observed);
                         self.state.host_addresses_read(now, observed.host_addresses);
                         self.state.observed(now, observed.mappings, observed.intact);
+                        self.state
+                            .forward_read(now, report::closed(&observed.obstacles));
                     }
                     Some(_) => self.read_again = true,
                     None => {}

@@ -27,6 +27,7 @@ mod policy_values;
 mod reach;
 mod reach_addresses;
 mod reach_contest;
+mod reach_firewall;
 mod reach_replies;
 mod refuse_forgery;
 mod support;

@@ -97,6 +97,15 @@ impl From<String> for RuleError {
     }
 }
 
+/// Why forwarded packets cannot reach any pod, by family; None: nothing is known to be in the way.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Closed {
+    /// Of IPv4, in words for people.
+    pub ipv4: Option<String>,
+    /// Of IPv6.
+    pub ipv6: Option<String>,
+}
+
 /// An event on a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodEvent {

@@ -5,11 +5,12 @@
 mod mappings;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use portmapping_shared::{Backoff, Mapping, Plan, PodUid};
 
-use crate::action::RuleError;
+use crate::action::{Closed, RuleError};
 use crate::ports::PortKey;
 use mappings::MappingTable;
 pub(crate) use mappings::port_of;
@@ -57,6 +58,7 @@ pub(crate) struct Kernel {
     blocked: BTreeMap<PodUid, Blocked>,
     /// Pods whose rules were found missing or altered; they get an event once the rules are back.
     damaged: BTreeSet<PodUid>,
+    closed: Closed,
 }
 
 impl Kernel {
@@ -74,6 +76,7 @@ impl Kernel {
             batch: MAX_BATCH,
             blocked: BTreeMap::new(),
             damaged: BTreeSet::new(),
+            closed: Closed::default(),
         }
     }
 
@@ -131,6 +134,22 @@ impl Kernel {
     /// Why the kernel refuses a pod's rules, if it does.
     pub(crate) fn refusal(&self, pod: &PodUid) -> Option<&RuleError> {
         self.blocked.get(pod).map(|blocked| &blocked.error)
+    }
+
+    /// Why packets to the pod's ports are dropped after their translation, if they are.
+    pub(crate) fn closed(&self, pod: &PodUid) -> Option<&str> {
+        let mut rules = self.desired.of(pod).iter();
+        rules.find_map(|rule| match rule.pod_ip {
+            IpAddr::V4(_) => self.closed.ipv4.as_deref(),
+            IpAddr::V6(_) => self.closed.ipv6.as_deref(),
+        })
+    }
+
+    /// Sets what keeps forwarded packets from all pods; whether that is new.
+    pub(crate) fn set_closed(&mut self, closed: Closed) -> bool {
+        let is_new = self.closed != closed;
+        self.closed = closed;
+        is_new
     }
 
     /// Sets the rules that a pod should have.

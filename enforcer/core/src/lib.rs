@@ -33,7 +33,7 @@ mod ports;
 mod sandbox;
 
 pub use action::{
-    Action, Condition, EventKind, PodEvent, Publication, PublishOutcome, Record, RuleError,
+    Action, Closed, Condition, EventKind, PodEvent, Publication, PublishOutcome, Record, RuleError,
 };
 pub use addresses::AddressSource;
 pub use node::{Config, Counts, NodeState, PodStatus, Recovered, Status};

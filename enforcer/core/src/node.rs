@@ -20,7 +20,7 @@ use portmapping_shared::{LeasedPort, Mapping, Plan, PodRef, PodUid};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use crate::action::{Action, EventKind, PublishOutcome, RuleError};
+use crate::action::{Action, Closed, EventKind, PublishOutcome, RuleError};
 use crate::addresses::Addresses;
 use crate::kernel::{Kernel, ports_of};
 use crate::pods::{PodFacts, PodState, Refusal, Want};
@@ -267,6 +267,14 @@ impl NodeState {
             self.begin_rests(now, draining);
         }
         self.converge(now);
+    }
+
+    /// Forwarded packets reach no pod of these families, or they do again.
+    pub fn forward_read(&mut self, now: Duration, closed: Closed) {
+        if self.kernel.set_closed(closed) {
+            self.mark_all();
+            self.converge(now);
+        }
     }
 
     /// The API server answered a publication.

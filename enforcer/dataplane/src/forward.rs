@@ -17,7 +17,6 @@ use std::time::{Duration, Instant};
 
 use portmapping_shared::{HostPort, PortRange, PortSet};
 
-use super::DataplaneError;
 use super::change_monitor::GenerationSocket;
 use super::exec::Tools;
 use super::family::Family;
@@ -26,6 +25,7 @@ use super::iptables::commands::{Commands, is_incompatible};
 use super::nftables;
 use super::settings::spans;
 use super::snapshot::Snapshot;
+use super::{DataplaneError, Obstacle};
 use finding::Finding;
 
 /// The comment of our rules.
@@ -110,7 +110,7 @@ impl Forward {
             match text {
                 Ok(text) if !is_incompatible(text, "filter") => {
                     table.outdated = false;
-                    table.found = Finding::read(text);
+                    table.take(text);
                 }
                 Ok(_) => table.is_unreadable("it has rules that nft made"),
                 Err(error) if error.is_missing_iptables() => table.outdated = true,
@@ -153,13 +153,14 @@ impl Forward {
     }
 
     /// Returns what may keep clients from mapped pods and no rule of ours can change, as of the last read.
-    pub(super) fn obstacles(&self) -> Vec<String> {
+    pub(super) fn obstacles(&self) -> Vec<Obstacle> {
         let tables = self.tables.iter().filter_map(Table::obstacle);
-        let others = self.others.found.iter().map(|chain| {
-            format!(
+        let others = self.others.found.iter().map(|chain| Obstacle {
+            text: format!(
                 "chain {chain} drops what its rules do not accept: let it accept translated connections \
                  (ct status dnat)"
-            )
+            ),
+            closes: None,
         });
         tables.chain(others).collect()
     }
@@ -225,7 +226,7 @@ impl Table {
             Ok(text) => {
                 self.outdated = false;
                 self.unreadable = None;
-                self.found = Finding::read(&text);
+                self.take(&text);
             }
             Err(error) if error.is_unprintable() => self.is_unreadable(&error.to_string()),
             Err(error) => {
@@ -233,6 +234,14 @@ impl Table {
                 // not installed, or locked by another program
                 tracing::debug!(%error, "a filter table cannot be read");
             }
+        }
+    }
+
+    fn take(&mut self, text: &str) {
+        self.found = Finding::read(text);
+        if self.found.sealed && self.commands.flavour == Flavour::Nft {
+            // the rule that drops may have a condition that is not printed
+            self.found.may_accept |= nftables::filter_has_sets(self.commands.family) != Some(false);
         }
     }
 
@@ -256,31 +265,37 @@ impl Table {
     }
 
     /// Returns why clients may not reach mapped pods through this chain, and what helps.
-    fn obstacle(&self) -> Option<String> {
-        let chain = format!(
-            "FORWARD of {} ({})",
-            self.commands.flavour, self.commands.family
-        );
-        if let Some(Unreadable { reason, drops }) = &self.unreadable {
+    fn obstacle(&self) -> Option<Obstacle> {
+        let family = self.commands.family;
+        let chain = format!("FORWARD of {} ({family})", self.commands.flavour);
+        let mut closes = (!self.found.may_accept).then_some(family);
+        let text = if let Some(Unreadable { reason, drops }) = &self.unreadable {
+            closes = None;
             let policy = match drops {
                 Some(false) => return None,
                 Some(true) => "drops by default",
                 None => "may drop",
             };
-            Some(format!(
+            format!(
                 "{chain} {policy}, and its rules cannot be read ({reason}): accept translated connections \
                  (ctstate DNAT) there"
-            ))
+            )
+        } else if self.found.sealed && closes.is_none() {
+            format!(
+                "{chain} has a rule that drops what no rule before it accepts: accept translated connections \
+                 (ctstate DNAT) before it"
+            )
         } else if self.found.sealed {
-            Some(format!(
+            format!(
                 "{chain} has a rule that drops everything: accept translated connections (ctstate DNAT) before it"
-            ))
+            )
         } else {
             let refused = self.refused.as_ref().filter(|_| self.found.drops)?;
-            Some(format!(
+            format!(
                 "{chain} drops by default, and no rule of ours can accept mapped ports: {refused}"
-            ))
-        }
+            )
+        };
+        Some(Obstacle { text, closes })
     }
 
     fn put(&mut self, rules: &[String]) {

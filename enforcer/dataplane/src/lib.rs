@@ -66,9 +66,17 @@ pub struct Observed {
     /// Whether another program puts its rules before our jumps each time, so that they stay behind from
     /// this read on.
     pub contested: bool,
-    /// What may keep clients from mapped pods, and what helps: chains that drop forwarded packets, and that
-    /// no rule of ours can open.
-    pub obstacles: Vec<String>,
+    /// Chains that drop forwarded packets, and that no rule of ours can open.
+    pub obstacles: Vec<Obstacle>,
+}
+
+/// What keeps clients from mapped pods, or may do so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Obstacle {
+    /// What it is, and what helps.
+    pub text: String,
+    /// The family of which no client reaches any mapped pod; None: some may.
+    pub closes: Option<Family>,
 }
 
 impl Observed {

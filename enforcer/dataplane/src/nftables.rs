@@ -310,7 +310,7 @@ pub(super) fn iptables_chains(family: Family, table: &str) -> Vec<String> {
             let name = text(3).filter(|name| name.starts_with(CHAIN_PREFIX));
             found.extend(name.filter(|_| text(TABLE).as_deref() == Some(table)));
         };
-        socket.dump(of_iptables(family), |_| {}, read)
+        socket.dump(of_iptables(message::GETCHAIN, family), |_| {}, read)
     });
     if let Err(error) = listed {
         tracing::debug!(%error, "chains could not be listed");
@@ -327,7 +327,7 @@ pub(super) fn forward_drops(family: Family) -> Option<bool> {
         encoder.text(TABLE, "filter");
         encoder.text(3, "FORWARD");
     };
-    let read = socket.request(of_iptables(family), which, |chain| {
+    let read = socket.request(of_iptables(message::GETCHAIN, family), which, |chain| {
         let attribute = chain.attributes().find(5);
         policy = attribute.and_then(|policy| policy.be32());
     });
@@ -335,14 +335,31 @@ pub(super) fn forward_drops(family: Family) -> Option<bool> {
     policy.map(|policy| policy == DROP)
 }
 
-/// Returns the header of a request for chains of iptables-nft.
-fn of_iptables(family: Family) -> Header {
+/// Returns whether table filter of iptables-nft has sets, which only nft makes; None if the kernel does not say
+/// it. iptables-nft-save prints a rule with a set as if it had no such condition.
+pub(super) fn filter_has_sets(family: Family) -> Option<bool> {
+    let mut found = false;
+    let mut socket = Socket::open(Options::default()).ok()?;
+    let read = socket.dump(
+        of_iptables(message::GETSET, family),
+        |_| {},
+        |set| {
+            let table = set.attributes().find(TABLE);
+            found |= table.and_then(|table| table.text()) == Some("filter");
+        },
+    );
+    read.ok()?;
+    Some(found)
+}
+
+/// Returns the header of a request for what iptables-nft has.
+fn of_iptables(kind: u16, family: Family) -> Header {
     Header {
         family: match family {
             Family::V4 => 2,
             Family::V6 => 10,
         },
-        ..header(message::GETCHAIN, 0)
+        ..header(kind, 0)
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use portmapping_dataplane::Observed;
+use portmapping_dataplane::{Family, Observed, Obstacle};
+use portmapping_enforcer_core::Closed;
 use portmapping_shared::contract::EVENT_FORWARD_DROPS;
 
 use super::Reconciler;
@@ -33,7 +34,7 @@ impl Reconciler {
 
     /// Logs what may keep clients from mapped pods whenever it changes; what is new is an event on the Node
     /// as well.
-    fn report_obstacles(&mut self, obstacles: &[String]) {
+    fn report_obstacles(&mut self, obstacles: &[Obstacle]) {
         if self.obstacles == obstacles {
             return;
         }
@@ -42,11 +43,22 @@ impl Reconciler {
             tracing::info!("FORWARD no longer keeps clients from mapped pods");
             return;
         }
-        let note = format!(
-            "clients may not reach mapped pods: {}",
-            obstacles.join("; ")
-        );
+        let texts: Vec<&str> = obstacles.iter().map(|it| it.text.as_str()).collect();
+        let note = format!("clients may not reach mapped pods: {}", texts.join("; "));
         tracing::warn!("{note}");
         self.emit_on_node(EVENT_FORWARD_DROPS, note);
+    }
+}
+
+/// What keeps all clients from mapped pods, as the conditions say it.
+pub(super) fn closed(obstacles: &[Obstacle]) -> Closed {
+    let text = |family| {
+        let mut closing = obstacles.iter().filter(|it| it.closes == Some(family));
+        let text = &closing.next()?.text;
+        Some(format!("no client reaches mapped pods: {text}"))
+    };
+    Closed {
+        ipv4: text(Family::V4),
+        ipv6: text(Family::V6),
     }
 }

@@ -65,6 +65,7 @@ impl NodeState {
         };
         let owned = self.pods.get(uid).is_none_or(needed);
         let reachable = leases.is_empty() || owned && !self.kernel.desired(uid).is_empty();
+        let reachable = reachable && self.kernel.closed(uid).is_none();
         let own = self.facts(uid).map(|facts| facts.host_ips.as_slice());
         let (node_ip, host_ip) = self.hosts.of_pod(own.unwrap_or_default());
         Progress {
@@ -180,9 +181,11 @@ impl NodeState {
                  every {} s",
                 KEEPER_RETRY.as_secs()
             ),
-            (None, None) => match pod.doubt(now, owned, complete) {
-                Some(doubt) => doubt.to_owned(),
-                None => return,
+            (None, None) => match (pod.doubt(now, owned, complete), self.kernel.closed(uid)) {
+                (Some(_), Some(closed)) => closed.to_owned(),
+                (None, Some(closed)) if !pod.is_shown_mapped() => closed.to_owned(),
+                (Some(doubt), None) => doubt.to_owned(),
+                (None, _) => return,
             },
         };
         pod.refusal = refusal(kind, message);

@@ -58,17 +58,20 @@ impl Confirmation {
 impl PodState {
     /// Records since when the API says True and the pod is not mapped.
     pub(crate) fn update_unmapped(&mut self, now: Duration, mapped: bool) {
-        let condition = self
-            .facts
-            .as_ref()
-            .and_then(|f| f.record.condition.as_ref());
-        let shown = condition.is_some_and(|condition| condition.status);
+        let shown = self.is_shown_mapped();
         self.unmapped.since = if mapped || self.want.ports().is_empty() {
             None
         } else {
             self.unmapped.since.or(shown.then_some(now))
         };
         self.unmapped.vouched |= mapped;
+    }
+
+    /// Whether the API says that the pod is mapped.
+    pub(crate) fn is_shown_mapped(&self) -> bool {
+        let facts = self.facts.as_ref();
+        let condition = facts.and_then(|facts| facts.record.condition.as_ref());
+        condition.is_some_and(|condition| condition.status)
     }
 
     /// When the condition of a pod that is not mapped becomes False.

@@ -223,6 +223,7 @@ impl World {
         self.finish_upgrade();
         self.other_processes.clear();
         self.set_host_addresses(&["10.0.0.1", "::1"]);
+        self.set_closed([false; 2]);
         // the runtime removes ended sandboxes, and creates one for every pod that exists
         let pods = &self.pods;
         self.living

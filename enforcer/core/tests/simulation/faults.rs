@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use portmapping_enforcer_core::{PodFacts, PortKey, PublishOutcome};
+use portmapping_enforcer_core::{Closed, PodFacts, PortKey, PublishOutcome};
 use portmapping_shared::{HostPort, PodUid, annotation};
 use rand::RngExt;
 
@@ -33,6 +33,20 @@ impl World {
         let addresses: BTreeSet<IpAddr> = addresses.collect();
         self.reference.host_addresses = Some(addresses.clone());
         self.state.host_addresses_read(self.now, addresses);
+    }
+
+    /// A firewall drops all forwarded packets of a family, or does so no more.
+    pub(crate) fn change_forward(&mut self) {
+        let closed = [self.rng.random_ratio(1, 4), self.rng.random_ratio(1, 4)];
+        self.set_closed(closed);
+    }
+
+    pub(crate) fn set_closed(&mut self, closed: [bool; 2]) {
+        self.record(|| format!("FORWARD is closed: {closed:?}"));
+        self.reference.closed = closed;
+        let text = |closed: bool| closed.then(|| "no client reaches pods (the test)".to_owned());
+        let [ipv4, ipv6] = closed.map(text);
+        self.state.forward_read(self.now, Closed { ipv4, ipv6 });
     }
 
     /// Another controller writes the user's request over the result, each time that it sees one.

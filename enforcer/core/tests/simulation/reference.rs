@@ -33,6 +33,8 @@ pub(crate) struct Reference {
     pub(crate) intact: bool,
     /// The node's addresses, if they are known.
     pub(crate) host_addresses: Option<BTreeSet<IpAddr>>,
+    /// Whether forwarded packets of IPv4, and of IPv6, reach no pod.
+    pub(crate) closed: [bool; 2],
 }
 
 impl Reference {
@@ -209,7 +211,9 @@ impl Reference {
             let mut needed = ips.iter().filter(same).peekable();
             held && lease.host_ip.is_none_or(there)
                 && needed.peek().is_some()
-                && needed.all(|ip| ruled(lease, **ip) && !ended(ip))
+                && needed.all(|ip| {
+                    ruled(lease, **ip) && !ended(ip) && !self.closed[usize::from(ip.is_ipv6())]
+                })
         };
         leases.is_empty() || self.intact && leases.iter().all(whole)
     }

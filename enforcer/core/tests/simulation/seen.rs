@@ -36,10 +36,11 @@ pub(crate) struct Seen {
     pub(crate) taken_over: u64,
     pub(crate) undone: u64,
     pub(crate) late: u64,
+    pub(crate) closed: u64,
 }
 
 impl Seen {
-    fn all(&mut self) -> [&mut u64; 31] {
+    fn all(&mut self) -> [&mut u64; 32] {
         [
             &mut self.mapped,
             &mut self.restarts,
@@ -72,6 +73,7 @@ impl Seen {
             &mut self.taken_over,
             &mut self.undone,
             &mut self.late,
+            &mut self.closed,
         ]
     }
 

@@ -197,7 +197,8 @@ impl World {
             949..950 => self.restore(),
             950..952 => self.contest(),
             952..954 => self.churn(),
-            954..966 => self.upgrade(),
+            954..964 => self.upgrade(),
+            964..966 => self.change_forward(),
             _ => self.pass_time(),
         }
         self.collect();
@@ -236,6 +237,9 @@ impl World {
                         }
                         EventKind::DataplaneError if event.note.contains(": the ") => {
                             self.seen.doubted += 1;
+                        }
+                        EventKind::DataplaneError if event.note.contains("(the test)") => {
+                            self.seen.closed += 1;
                         }
                         EventKind::ForgedResult => {
                             self.seen.forged += 1;

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use portmapping_dataplane::Family;
 use portmapping_dataplane::iptables::Flavour;
 
 use crate::forward::{assert_reached, mappings};
@@ -84,7 +85,7 @@ fn ports_are_reached_past_ufw(backend: Backend) {
     let mut driver = lab.driver(backend);
     driver.reconcile(&mappings());
     assert_reached(&lab);
-    assert_eq!(driver.observe().obstacles, [""; 0]);
+    assert_eq!(driver.observe().obstacles, []);
 }
 
 fn ufw_that_rejects_forwarded_packets_is_named(backend: Backend) {
@@ -93,14 +94,16 @@ fn ufw_that_rejects_forwarded_packets_is_named(backend: Backend) {
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
     let mut driver = lab.driver(backend);
     driver.reconcile(&[]);
-    assert_eq!(driver.observe().obstacles, [""; 0], "nothing is mapped yet");
+    assert_eq!(driver.observe().obstacles, [], "nothing is mapped yet");
     driver.reconcile(&mappings());
     assert_dropped(&lab);
     let obstacles = driver.observe().obstacles;
     assert_eq!(obstacles.len(), 2, "{obstacles:?}");
     for obstacle in &obstacles {
-        assert!(obstacle.contains("drops everything"), "{obstacle}");
+        assert!(obstacle.text.contains("drops everything"), "{obstacle:?}");
     }
+    let closed = [Some(Family::V4), Some(Family::V6)];
+    assert_eq!([obstacles[0].closes, obstacles[1].closes], closed);
     assert!(!lab.rules(flavour).contains("-A FORWARD -m conntrack"));
     // what the text says helps
     for program in [
@@ -155,7 +158,7 @@ fn ports_are_reached_past_firewalld(backend: Backend) {
     let mut driver = lab.driver(backend);
     driver.reconcile(&mappings());
     assert_reached(&lab);
-    assert_eq!(driver.observe().obstacles, [""; 0]);
+    assert_eq!(driver.observe().obstacles, []);
 }
 
 fn firewalld_with_strict_forward_ports_is_named(backend: Backend) {
@@ -167,14 +170,17 @@ fn firewalld_with_strict_forward_ports_is_named(backend: Backend) {
     let obstacles = driver.observe().obstacles;
     assert_eq!(obstacles.len(), 1, "{obstacles:?}");
     assert!(
-        obstacles[0].contains("chain inet firewalld filter_FORWARD drops"),
+        obstacles[0]
+            .text
+            .contains("chain inet firewalld filter_FORWARD drops"),
         "{obstacles:?}"
     );
+    assert_eq!(obstacles[0].closes, None, "its rules may accept some");
     // what the text says helps
     lab.node
         .sh("nft insert rule inet firewalld filter_FORWARD ct status dnat accept");
     assert_reached(&lab);
     let mut driver = lab.driver(backend);
     driver.reconcile(&mappings());
-    assert_eq!(driver.observe().obstacles, [""; 0]);
+    assert_eq!(driver.observe().obstacles, []);
 }

@@ -207,6 +207,19 @@ fn rules_that_drop_before_the_end_stay(backend: Backend) {
     assert_eq!(ours(&lab, flavour), 1);
 }
 
+#[test]
+fn a_rule_of_nft_whose_condition_iptables_does_not_print_closes_nothing() {
+    let lab = docker_host(Flavour::Nft);
+    let mut driver = lab.driver(Backend::Nftables);
+    lab.node
+        .sh("nft insert rule ip filter FORWARD ip saddr { 192.0.2.1, 192.0.2.2 } drop");
+    driver.reconcile(&mappings());
+    let [obstacle] = &driver.observe().obstacles[..] else {
+        panic!("one obstacle is to be named")
+    };
+    assert_eq!(obstacle.closes, None, "{obstacle:?}");
+}
+
 fn policy_of_the_other_kind_of_iptables_is_passed(backend: Backend) {
     let other = match iptables_of(backend) {
         Flavour::Nft => Flavour::Legacy,

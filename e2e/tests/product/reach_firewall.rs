@@ -1,0 +1,117 @@
+//! What does a user see where another program of the node drops connections to pods, or has rules that the
+//! enforcer cannot read?
+
+use anyhow::{Context, Result, ensure};
+use e2e::Cluster;
+use e2e::install::NAMESPACE as SYSTEM;
+use serde_json::{Value, json};
+
+use crate::reach::backends;
+use crate::support::outside::Way;
+use crate::support::parts::with_flags;
+use crate::support::pods::{MappedPort, annotated, condition, entries, on_node, pod};
+use crate::support::space::Space;
+use crate::support::{ANNOTATION, alone, enforcer, eventually, get};
+
+const NODE: &str = "node1";
+
+#[test]
+fn a_pod_says_false_while_a_firewall_drops_all_that_is_forwarded_to_it() -> Result<()> {
+    alone(|cluster| {
+        Space::with(cluster, "reach-forward", |space| {
+            let (web, entry) = mapped(space)?;
+            sh(cluster, "iptables -w 30 -I FORWARD -j DROP")?;
+            let told = eventually("condition and event to name FORWARD", || {
+                let pod = space.pod("web")?;
+                let condition = condition(&pod, ANNOTATION).context("no condition")?;
+                let message = condition["message"].as_str().unwrap_or_default();
+                let is_told =
+                    condition["reason"] == "DataplaneError" && message.contains("FORWARD");
+                ensure!(condition["status"] == "False" && is_told, "{condition}");
+                let events = get(cluster, &["-n", "default", "events"])?;
+                let mut events = events["items"].as_array().context("no list")?.iter();
+                let named = |event: &Value| {
+                    event["reason"] == "ForwardDrops" && event["involvedObject"]["name"] == NODE
+                };
+                ensure!(events.any(named), "no event on the Node");
+                ensure!(space.answers(&pod, &entry, Way::Tcp).is_err(), "it answers");
+                Ok(())
+            });
+            sh(cluster, "iptables -w 30 -D FORWARD -j DROP")?;
+            told?;
+            space.ready("web")?;
+            space.answers(&web, &entry, Way::Tcp)
+        })
+    })
+}
+
+#[test]
+fn a_node_whose_iptables_rules_cannot_be_read_any_more_goes_on_with_nftables() -> Result<()> {
+    alone(|cluster| {
+        Space::with(cluster, "reach-backend", |space| {
+            let (web, entry) = mapped(space)?;
+            ensure!(backends(cluster)? == (true, false), "not iptables");
+            let (before, reason) = backend(cluster)?;
+            ensure!(before == "iptables-nft" && !reason.is_empty(), "{before}");
+            // iptables prints no table with such a rule
+            sh(
+                cluster,
+                "nft add rule ip nat POSTROUTING ct status expected return",
+            )?;
+            let moved = eventually("the node to have nftables rules alone", || {
+                ensure!(backends(cluster)? == (false, true), "not yet");
+                let (now, reason) = backend(cluster)?;
+                ensure!(now == "nftables", "{now}: {reason}");
+                space.answers(&web, &entry, Way::Tcp)?;
+                Ok(reason)
+            });
+            let handle =
+                "nft -a list chain ip nat POSTROUTING | sed -n 's/.*ct status.*# handle //p'";
+            sh(
+                cluster,
+                &format!("nft delete rule ip nat POSTROUTING handle $({handle})"),
+            )?;
+            // the backend that works stays, so later tests would find nftables
+            with_flags(cluster, &[], &["--backend=iptables"], || Ok(()))?;
+            let reason = moved?;
+            ensure!(reason.contains("nat"), "{reason}");
+            let same = entries(&space.ready("web")?)? == [entry];
+            ensure!(same, "the mapping changed");
+            Ok(())
+        })
+    })
+}
+
+/// A pod of this node and its mapped port, which answers.
+fn mapped(space: &Space<'_>) -> Result<(Value, MappedPort)> {
+    let ports = json!([{ "containerPort": 9040 }]);
+    let web = pod("web", &["--tcp", "9040"], &ports);
+    space.create(&on_node(annotated(web, ""), NODE))?;
+    let web = space.ready("web")?;
+    let entry = entries(&web)?.remove(0);
+    space.answers(&web, &entry, Way::Tcp)?;
+    Ok((web, entry))
+}
+
+/// The backend of the node, and why it was chosen, as an operator asks for it.
+fn backend(cluster: &Cluster) -> Result<(String, String)> {
+    let pod = enforcer(cluster, NODE)?;
+    let name = pod["metadata"]["name"].as_str().context("no name")?;
+    let call = ["-n", SYSTEM, "exec", name, "-c", "enforcer", "--"];
+    let text = cluster.kubectl_run([&call[..], &["/enforcer", "status"]].concat())?;
+    let status: Value = serde_json::from_str(&text).with_context(|| format!("status: {text}"))?;
+    let field = |name: &str| {
+        status[name]
+            .as_str()
+            .map(str::to_owned)
+            .context(text.clone())
+    };
+    Ok((field("backend")?, field("backendReason")?))
+}
+
+fn sh(cluster: &Cluster, script: &str) -> Result<()> {
+    let output = cluster.exec(NODE, &["sh", "-c", script])?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{script}: {errors}");
+    Ok(())
+}
