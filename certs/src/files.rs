@@ -18,7 +18,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::material::{self, Names};
-use crate::metrics::{CA, LEAF, Metrics, Operation};
+use crate::metrics::{CA, LEAF, Metrics};
 use crate::resolver::{Resolver, ResolverError};
 
 /// Time between two reads; the kubelet itself takes up to a minute to update a Secret.
@@ -223,7 +223,7 @@ impl Files {
             self.last_error = None;
             return;
         };
-        let operation = Operation { operation: "files" };
+        let operation = [("operation", "files")];
         self.metrics.errors.get_or_create(&operation).inc();
         let text = chain(error);
         if self.served.is_none() {

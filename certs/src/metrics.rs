@@ -1,45 +1,27 @@
 //! Metrics of certificates.
 
-use prometheus_client::encoding::EncodeLabelSet;
+use portmapping_runtime::metrics::Labels;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-/// Which certificate of the chain.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct Kind {
-    certificate: &'static str,
-}
-
-/// The serving certificate.
-pub(crate) const LEAF: Kind = Kind {
-    certificate: "leaf",
-};
-/// The CA.
-pub(crate) const CA: Kind = Kind { certificate: "ca" };
-
-/// The operation that failed.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct Operation {
-    pub(crate) operation: &'static str,
-}
-
-/// What another program had damaged.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct Damage {
-    pub(crate) what: &'static str,
-}
+/// Labels of the serving certificate.
+pub(crate) const LEAF: Labels<1> = [("certificate", "leaf")];
+/// Labels of the CA.
+pub(crate) const CA: Labels<1> = [("certificate", "ca")];
 
 /// Counters and gauges of this crate; cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
-    pub(crate) expiry: Family<Kind, Gauge>,
-    pub(crate) issued: Family<Kind, Counter>,
+    pub(crate) expiry: Family<Labels<1>, Gauge>,
+    pub(crate) issued: Family<Labels<1>, Counter>,
     pub(crate) bundle_writes: Counter,
     pub(crate) conflicts: Counter,
-    pub(crate) errors: Family<Operation, Counter>,
-    pub(crate) repairs: Family<Damage, Counter>,
+    /// By `operation`, the one that failed.
+    pub(crate) errors: Family<Labels<1>, Counter>,
+    /// By `what`: what another program had damaged.
+    pub(crate) repairs: Family<Labels<1>, Counter>,
     pub(crate) loads: Counter,
 }
 

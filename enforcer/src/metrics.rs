@@ -4,67 +4,36 @@ use std::sync::atomic::AtomicU64;
 
 use portmapping_dataplane::migration::Backend;
 use portmapping_enforcer_core::Counts;
-use prometheus_client::encoding::EncodeLabelSet;
+use portmapping_runtime::metrics::{Labels, add};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-/// Labels of the counter of calls.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct CallLabels {
-    /// `hold`, `release`, `apply`, `observe`, `publish`, `read_pod` or `event`.
-    pub call: &'static str,
-    /// `ok`, `error` or, for `publish`, `conflict`.
-    pub outcome: &'static str,
-}
-
-/// Labels of the counter of CNI results.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ByResult {
-    /// `sandbox`, `other`, `unusable` or `removed`.
-    pub result: &'static str,
-}
-
-/// Labels of a gauge per protocol.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ByProtocol {
-    /// TCP, UDP or SCTP.
-    pub protocol: &'static str,
-}
-
-/// Labels of the backend.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ByBackend {
-    /// `iptables-nft`, `iptables-legacy` or `nftables`.
-    pub backend: &'static str,
-}
-
-/// Labels of a gauge per address family.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ByFamily {
-    /// `ipv4` or `ipv6`.
-    pub family: &'static str,
-}
-
 /// The enforcer's metrics.
 #[derive(Clone, Debug)]
 pub struct Metrics {
-    calls: Family<CallLabels, Counter>,
+    /// By `call` (`hold`, `release`, `apply`, `observe`, `publish`, `read_pod`, `read_flows` or `event`) and
+    /// `outcome` (`ok`, `error` or, for `publish`, `conflict`).
+    calls: Family<Labels<2>, Counter>,
     apply_seconds: Histogram,
-    backend: Family<ByBackend, Gauge>,
-    mappings: Family<ByFamily, Gauge>,
+    /// By `backend`: `iptables-nft`, `iptables-legacy` or `nftables`.
+    backend: Family<Labels<1>, Gauge>,
+    /// By `family`: `ipv4` or `ipv6`.
+    mappings: Family<Labels<1>, Gauge>,
     pods: Gauge,
     refused: Gauge,
     cooling: Gauge,
     quarantined: Gauge,
-    free: Family<ByProtocol, Gauge>,
+    /// By `protocol`: TCP, UDP or SCTP.
+    free: Family<Labels<1>, Gauge>,
     damaged: Counter,
     repairs: Counter,
     clear_failures: Counter,
     unanswered: Gauge,
-    cni_results: Family<ByResult, Counter>,
+    /// By `result`: `sandbox`, `other`, `unusable` or `removed`.
+    cni_results: Family<Labels<1>, Counter>,
     cni_watched: Gauge,
     uptime: Gauge<f64, AtomicU64>,
 }
@@ -75,117 +44,80 @@ impl Metrics {
     pub fn register(registry: &mut Registry) -> Self {
         // 1 ms to 4 s
         let buckets = (0..13).map(|n| 0.001 * f64::from(1 << n));
-        let metrics = Self {
-            calls: Family::default(),
-            apply_seconds: Histogram::new(buckets),
-            backend: Family::default(),
-            mappings: Family::default(),
-            pods: Gauge::default(),
-            refused: Gauge::default(),
-            cooling: Gauge::default(),
-            quarantined: Gauge::default(),
-            free: Family::default(),
-            damaged: Counter::default(),
-            repairs: Counter::default(),
-            clear_failures: Counter::default(),
-            unanswered: Gauge::default(),
-            cni_results: Family::default(),
-            cni_watched: Gauge::default(),
-            uptime: Gauge::default(),
-        };
-        registry.register(
-            "calls",
-            "Calls to the keeper, the packet filter and the API server",
-            metrics.calls.clone(),
-        );
+        let apply_seconds = Histogram::new(buckets);
         registry.register(
             "apply_seconds",
             "Time of one change of the rules",
-            metrics.apply_seconds.clone(),
+            apply_seconds.clone(),
         );
-        registry.register(
-            "backend",
-            "1 for the packet filter in use",
-            metrics.backend.clone(),
-        );
-        registry.register(
-            "mappings",
-            "Mappings in the kernel, by address family of the pod",
-            metrics.mappings.clone(),
-        );
-        registry.register("pods", "Pods that ask for host ports", metrics.pods.clone());
-        registry.register(
-            "pods_refused",
-            "Pods that cannot be mapped now",
-            metrics.refused.clone(),
-        );
-        registry.register(
-            "ports_cooling",
-            "Released ports in their cool-down, still held",
-            metrics.cooling.clone(),
-        );
-        registry.register(
-            "ports_quarantined",
-            "Ports in quarantine, because another process used them",
-            metrics.quarantined.clone(),
-        );
-        registry.register(
-            "ports_free",
-            "Ports that can be allocated",
-            metrics.free.clone(),
-        );
-        registry.register(
-            "damage",
-            "How often altered rules were found",
-            metrics.damaged.clone(),
-        );
-        registry.register(
-            "repairs",
-            "Changes that repaired altered rules",
-            metrics.repairs.clone(),
-        );
-        registry.register(
-            "conntrack_failures",
-            "Failures to delete the conntrack entries of a changed mapping",
-            metrics.clear_failures.clone(),
-        );
-        registry.register(
-            "flows_unanswered",
-            "TCP flows to mapped ports that no reply answers",
-            metrics.unanswered.clone(),
-        );
-        registry.register(
-            "cni_results",
-            "CNI result files read or removed, by kind",
-            metrics.cni_results.clone(),
-        );
-        registry.register(
-            "cni_results_watched",
-            "1 while CNI results are followed, 0 while pods are mapped by their status only",
-            metrics.cni_watched.clone(),
-        );
-        registry.register(
-            "uptime_seconds",
-            "Seconds since the start of the enforcer",
-            metrics.uptime.clone(),
-        );
-        metrics
+        Self {
+            calls: add(
+                registry,
+                "calls",
+                "Calls to the keeper, the packet filter and the API server",
+            ),
+            apply_seconds,
+            backend: add(registry, "backend", "1 for the packet filter in use"),
+            mappings: add(
+                registry,
+                "mappings",
+                "Mappings in the kernel, by address family of the pod",
+            ),
+            pods: add(registry, "pods", "Pods that ask for host ports"),
+            refused: add(registry, "pods_refused", "Pods that cannot be mapped now"),
+            cooling: add(
+                registry,
+                "ports_cooling",
+                "Released ports in their cool-down, still held",
+            ),
+            quarantined: add(
+                registry,
+                "ports_quarantined",
+                "Ports in quarantine, because another process used them",
+            ),
+            free: add(registry, "ports_free", "Ports that can be allocated"),
+            damaged: add(registry, "damage", "How often altered rules were found"),
+            repairs: add(registry, "repairs", "Changes that repaired altered rules"),
+            clear_failures: add(
+                registry,
+                "conntrack_failures",
+                "Failures to delete the conntrack entries of a changed mapping",
+            ),
+            unanswered: add(
+                registry,
+                "flows_unanswered",
+                "TCP flows to mapped ports that no reply answers",
+            ),
+            cni_results: add(
+                registry,
+                "cni_results",
+                "CNI result files read or removed, by kind",
+            ),
+            cni_watched: add(
+                registry,
+                "cni_results_watched",
+                "1 while CNI results are followed, 0 while pods are mapped by their status only",
+            ),
+            uptime: add(
+                registry,
+                "uptime_seconds",
+                "Seconds since the start of the enforcer",
+            ),
+        }
     }
 
     /// Counts a call.
     pub fn record_call(&self, call: &'static str, ok: bool) {
         let outcome = if ok { "ok" } else { "error" };
         self.calls
-            .get_or_create(&CallLabels { call, outcome })
+            .get_or_create(&[("call", call), ("outcome", outcome)])
             .inc();
     }
 
     /// Counts a publication that was refused because the pod has a newer version.
     pub fn record_conflict(&self) {
-        let (call, outcome) = ("publish", "conflict");
-        self.calls
-            .get_or_create(&CallLabels { call, outcome })
-            .inc();
+        let labels = [("call", "publish"), ("outcome", "conflict")];
+        self.calls.get_or_create(&labels).inc();
     }
 
     /// Records how long a change of the rules took, in seconds.
@@ -216,13 +148,13 @@ impl Metrics {
 
     /// Counts a CNI result: `sandbox`, `other`, `unusable` or `removed`.
     pub fn record_cni_result(&self, result: &'static str) {
-        self.cni_results.get_or_create(&ByResult { result }).inc();
+        self.cni_results.get_or_create(&[("result", result)]).inc();
     }
 
     /// Sets the packet filter in use.
     pub fn set_backend(&self, backend: Backend) {
         let backend = backend.as_str();
-        self.backend.get_or_create(&ByBackend { backend }).set(1);
+        self.backend.get_or_create(&[("backend", backend)]).set(1);
     }
 
     /// Sets whether CNI results are followed.
@@ -235,7 +167,7 @@ impl Metrics {
         let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         let ipv4 = counts.mappings - counts.ipv6_mappings;
         for (family, count) in [("ipv4", ipv4), ("ipv6", counts.ipv6_mappings)] {
-            let label = ByFamily { family };
+            let label = [("family", family)];
             self.mappings.get_or_create(&label).set(gauge(count));
         }
         self.pods.set(gauge(counts.pods));
@@ -243,9 +175,7 @@ impl Metrics {
         self.cooling.set(gauge(counts.cooling));
         self.quarantined.set(gauge(counts.quarantined));
         for (protocol, free) in &counts.free {
-            let label = ByProtocol {
-                protocol: protocol.as_str(),
-            };
+            let label = [("protocol", protocol.as_str())];
             self.free.get_or_create(&label).set(gauge(*free));
         }
         self.uptime.set(uptime_seconds);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use prometheus_client::encoding::EncodeLabelSet;
+use portmapping_runtime::metrics::Labels;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -14,26 +14,17 @@ const LATENCY_BUCKETS: [f64; 12] = [
     0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 4.0,
 ];
 
-/// The outcome of a review.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Outcome {
-    outcome: &'static str,
-}
-
-/// Why the server ended something early.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Cause {
-    reason: &'static str,
-}
-
 /// The webhook's metrics; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Metrics {
-    reviews: Family<Outcome, Counter>,
+    /// By `outcome`.
+    reviews: Family<Labels<1>, Counter>,
     latency: Histogram,
-    handshake_failures: Family<Cause, Counter>,
+    /// By `reason`: `tls` or `timeout`.
+    handshake_failures: Family<Labels<1>, Counter>,
     connections: Gauge,
-    closed: Family<Cause, Counter>,
+    /// By `reason`: `evicted` or `silent`.
+    closed: Family<Labels<1>, Counter>,
 }
 
 impl Default for Metrics {
@@ -80,18 +71,18 @@ impl Metrics {
 
     /// Counts a review.
     pub fn reviewed(&self, outcome: &'static str, took: Duration) {
-        self.reviews.get_or_create(&Outcome { outcome }).inc();
+        self.reviews.get_or_create(&[("outcome", outcome)]).inc();
         self.latency.observe(took.as_secs_f64());
     }
 
     pub(crate) fn handshake_failed(&self, reason: &'static str) {
         self.handshake_failures
-            .get_or_create(&Cause { reason })
+            .get_or_create(&[("reason", reason)])
             .inc();
     }
 
     pub(crate) fn closed(&self, reason: &'static str) {
-        self.closed.get_or_create(&Cause { reason }).inc();
+        self.closed.get_or_create(&[("reason", reason)]).inc();
     }
 
     pub(crate) fn set_connections(&self, count: usize) {

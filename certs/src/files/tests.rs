@@ -5,6 +5,7 @@ use std::os::unix::fs::symlink;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use portmapping_runtime::Readiness;
+use portmapping_runtime::metrics::Labels;
 use rustls::sign::CertifiedKey;
 use tempfile::TempDir;
 
@@ -13,7 +14,7 @@ use crate::issue::renew;
 use crate::material::{Lifetimes, Material};
 use crate::rotation::{Decision, Flaw};
 
-const FILES_FAILED: Operation = Operation { operation: "files" };
+const FILES_FAILED: Labels<1> = [("operation", "files")];
 
 fn made(leaf: Duration, at: OffsetDateTime) -> Material {
     let lifetimes = Lifetimes { ca: leaf * 2, leaf };

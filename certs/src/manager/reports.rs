@@ -5,7 +5,7 @@ use portmapping_runtime::deadline::chain;
 use time::OffsetDateTime;
 
 use super::{BundleState, ManagerError};
-use crate::metrics::{CA, Damage, LEAF, Metrics, Operation};
+use crate::metrics::{CA, LEAF, Metrics};
 use crate::rotation::{Decision, Flaw};
 use crate::secret::Swap;
 
@@ -55,7 +55,7 @@ impl Reports {
     }
 
     fn repaired(&self, what: &'static str) {
-        self.metrics.repairs.get_or_create(&Damage { what }).inc();
+        self.metrics.repairs.get_or_create(&[("what", what)]).inc();
     }
 
     /// The caBundle was set, unless another program wrote first.
@@ -88,7 +88,8 @@ impl Reports {
             }
             Err(error) => {
                 let text = chain(error);
-                self.metrics.errors.get_or_create(&operation(error)).inc();
+                let labels = [("operation", operation(error))];
+                self.metrics.errors.get_or_create(&labels).inc();
                 tracing::warn!(error = text, "certificates: the pass failed; trying again");
                 for part in [&self.certificate, &self.registration] {
                     if !part.is_ready() {
@@ -100,13 +101,12 @@ impl Reports {
     }
 }
 
-fn operation(error: &ManagerError) -> Operation {
-    let operation = match error {
+fn operation(error: &ManagerError) -> &'static str {
+    match error {
         ManagerError::Store(_) => "secret",
         ManagerError::Registration(_) => "registration",
         ManagerError::Issue(_) => "issue",
         ManagerError::Resolver(_) => "serve",
         ManagerError::Contended(_) => "contended",
-    };
-    Operation { operation }
+    }
 }

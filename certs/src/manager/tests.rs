@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{BundleState, CertManager, Config, ManagerError, Reports};
 use crate::material::{Lifetimes, Names};
-use crate::metrics::{CA, Damage, LEAF, Metrics};
+use crate::metrics::{CA, LEAF, Metrics};
 use crate::resolver::Resolver;
 
 use cluster::Cluster;
@@ -143,7 +143,7 @@ async fn repairs_a_secret_that_was_deleted_or_damaged_and_a_bundle_that_was_empt
         readiness,
         metrics,
     } = replica(&cluster);
-    let repairs = |what| metrics.repairs.get_or_create(&Damage { what }).get();
+    let repairs = |what| metrics.repairs.get_or_create(&[("what", what)]).get();
     let token = CancellationToken::new();
     let mut tasks = JoinSet::new();
     tasks.spawn(manager.run(token.clone()));
