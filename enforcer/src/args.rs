@@ -13,7 +13,7 @@ use portmapping_runtime::log::LogArgs;
 use portmapping_shared::contract::DEFAULT_MAX_PORTS;
 use portmapping_shared::{PortRange, PortSet};
 
-use portmapping_dataplane::{AddressSelection, Subnet};
+use portmapping_dataplane::{AddressSelection, Subnet, subnet};
 use portmapping_keeper::{DEFAULT_SOCKET, KeeperArgs, RUN_DIR};
 
 use crate::masquerade::MasqueradeChoice;
@@ -111,7 +111,7 @@ pub struct RunArgs {
     iptables: IptablesChoice,
     /// Pod subnets of this node, where bridge-nf-call-iptables is 0; default: the subnets of the node's
     /// bridges, and of the pods that Cilium routes
-    #[arg(long, env = "PORTMAPPING_NEIGHBOURS", value_delimiter = ',')]
+    #[arg(long, env = "PORTMAPPING_NEIGHBOURS", value_delimiter = ',', value_parser = subnet)]
     neighbours: Vec<Subnet>,
     /// Whether connections to mapped ports are masqueraded, for networks whose replies leave the node past
     /// netfilter: auto, where Cilium says that it routes so; always; or never. Pods then see the node's

@@ -42,7 +42,7 @@ pub(super) struct Bridges {
 impl Bridges {
     /// Returns whether a pod is in one of these subnets.
     pub(super) fn cover(&self, pod: IpAddr) -> bool {
-        self.subnets.iter().any(|subnet| subnet.contains(pod))
+        self.subnets.iter().any(|subnet| subnet.contains(&pod))
     }
 
     /// Reads the bridges again. Returns the subnets if they have changed.
@@ -93,7 +93,7 @@ impl Bridges {
                 return;
             };
             let of_bridge = bridges.iter().find(|bridge| bridge.index == index);
-            let family = usize::from(subnet.family() == Family::V6);
+            let family = usize::from(Family::of(subnet.network()) == Family::V6);
             if of_bridge.is_some_and(|bridge| unseen[family] && !bridge.sees[family]) {
                 subnets.push(subnet);
             }
@@ -157,7 +157,8 @@ fn subnet(message: &Message<'_>) -> Option<(u32, Subnet)> {
         4 => IpAddr::from(<[u8; 4]>::try_from(address.value).ok()?),
         _ => IpAddr::from(<[u8; 16]>::try_from(address.value).ok()?),
     };
-    Some((u32::from_ne_bytes([a, b, c, d]), Subnet::new(ip, length)?))
+    let subnet = Subnet::new(ip, length).ok()?.trunc();
+    Some((u32::from_ne_bytes([a, b, c, d]), subnet))
 }
 
 #[cfg(test)]

@@ -79,8 +79,8 @@ fn address_v6(word: &str) -> Option<Ipv6Addr> {
 /// Returns the subnet of a route if it is that of the node's own pods: the address of Cilium's interface is
 /// in it.
 fn of_node(network: IpAddr, length: u8, own: &[IpAddr]) -> Option<Subnet> {
-    let subnet = Subnet::new(network, length)?;
-    let is_own = own.iter().any(|ip| *ip != network && subnet.contains(*ip));
+    let subnet = Subnet::new(network, length).ok()?;
+    let is_own = own.iter().any(|ip| *ip != network && subnet.contains(ip));
     (length > 0 && is_own).then_some(subnet)
 }
 

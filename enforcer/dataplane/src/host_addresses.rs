@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use super::family::Family;
 use super::netlink::{Attributes, Encoder, Header, Message, NetlinkError, Options, Socket};
-use super::settings::{InvalidSubnet, Subnet};
+use super::settings::{InvalidSubnet, Subnet, subnet};
 
 /// `RTM_NEWADDR` and `RTM_GETADDR` (linux/rtnetlink.h).
 const NEW_ADDRESS: u16 = 20;
@@ -51,10 +51,12 @@ impl FromStr for AddressSelection {
             "all" => return Ok(Self::All),
             _ => {}
         }
-        let subnets = text.split(',').map(|part| match part.trim().parse() {
-            Ok(ip) => Ok(Subnet::of_address(ip)),
-            Err(_) => part.parse(),
-        });
+        let subnets = text
+            .split(',')
+            .map(|part| match part.trim().parse::<IpAddr>() {
+                Ok(ip) => Ok(ip.into()),
+                Err(_) => subnet(part),
+            });
         let subnets: Result<Vec<Subnet>, InvalidSubnet> = subnets.collect();
         subnets.map(Self::Within).map_err(InvalidSelection)
     }
@@ -138,7 +140,7 @@ impl HostAddresses {
             AddressSelection::Within(subnets) => subnets,
         };
         let mut found = of_interfaces(socket)?;
-        found.retain(|ip| all.iter().any(|subnet| subnet.contains(*ip)));
+        found.retain(|ip| all.iter().any(|subnet| subnet.contains(ip)));
         Ok(found)
     }
 }

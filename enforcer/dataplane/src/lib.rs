@@ -51,7 +51,7 @@ pub use error::DataplaneError;
 pub use exec::{ExecError, Tools};
 pub use family::Family;
 pub use host_addresses::{AddressSelection, InvalidSelection};
-pub use settings::{InvalidSubnet, Settings, Subnet};
+pub use settings::{InvalidSubnet, Settings, Subnet, subnet};
 pub use uninstall::uninstall;
 
 /// What a driver found in the kernel.

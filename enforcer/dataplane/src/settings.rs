@@ -1,13 +1,11 @@
 //! What an administrator may set.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::net::IpAddr;
-use std::str::FromStr;
 
+pub use ipnet::IpNet as Subnet;
 use portmapping_shared::{HostPort, PortRange, PortSet};
 
-use crate::family::Family;
 use crate::host_addresses::AddressSelection;
 
 /// Settings of the rules.
@@ -44,104 +42,18 @@ impl Settings {
     }
 }
 
-/// A network written as `10.244.1.0/24`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Subnet {
-    network: IpAddr,
-    length: u8,
-}
-
-impl Subnet {
-    /// Returns the network of an address; None if the prefix is longer than an address.
-    #[must_use]
-    pub fn new(ip: IpAddr, length: u8) -> Option<Self> {
-        let longest = if ip.is_ipv4() { 32 } else { 128 };
-        // the kernel stores the masked address, so reads return that
-        (length <= longest).then(|| Self {
-            network: masked(ip, length),
-            length,
-        })
-    }
-
-    /// Returns the network that has this address only.
-    #[must_use]
-    pub fn of_address(ip: IpAddr) -> Self {
-        let length = if ip.is_ipv4() { 32 } else { 128 };
-        Self {
-            network: ip,
-            length,
-        }
-    }
-
-    pub(crate) fn family(&self) -> Family {
-        Family::of(self.network)
-    }
-
-    pub(crate) fn length(&self) -> u8 {
-        self.length
-    }
-
-    /// Returns its first address.
-    #[must_use]
-    pub fn network(&self) -> IpAddr {
-        self.network
-    }
-
-    /// Returns the network mask as an address.
-    #[must_use]
-    pub fn netmask(&self) -> IpAddr {
-        let ones = if self.network.is_ipv4() {
-            IpAddr::V4(u32::MAX.into())
-        } else {
-            IpAddr::V6(u128::MAX.into())
-        };
-        masked(ones, self.length)
-    }
-
-    /// Returns whether the address is in the network.
-    #[must_use]
-    pub fn contains(&self, ip: IpAddr) -> bool {
-        ip.is_ipv4() == self.network.is_ipv4()
-            && masked(ip, self.length) == masked(self.network, self.length)
-    }
-}
-
-impl FromStr for Subnet {
-    type Err = InvalidSubnet;
-
-    fn from_str(text: &str) -> Result<Self, InvalidSubnet> {
-        let parse = || {
-            let (network, length) = text.trim().split_once('/')?;
-            Self::new(network.parse().ok()?, length.parse().ok()?)
-        };
-        parse().ok_or_else(|| InvalidSubnet(text.chars().take(60).collect()))
-    }
-}
-
-impl fmt::Display for Subnet {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.network, self.length)
-    }
+/// Returns the subnet written as `10.244.1.0/24`.
+pub fn subnet(text: &str) -> Result<Subnet, InvalidSubnet> {
+    let parsed: Result<Subnet, _> = text.trim().parse();
+    let subnet = parsed.map_err(|_| InvalidSubnet(text.chars().take(60).collect()))?;
+    // the kernel stores the masked address, so reads return that
+    Ok(subnet.trunc())
 }
 
 /// The error for text that is not a network.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is no subnet: write 10.244.1.0/24 or fd00:10:244:1::/64")]
 pub struct InvalidSubnet(String);
-
-fn masked(ip: IpAddr, length: u8) -> IpAddr {
-    let length = u32::from(length);
-    match ip {
-        IpAddr::V4(ip) => {
-            let mask = u32::MAX.checked_shl(32 - length.min(32)).unwrap_or(0);
-            IpAddr::V4((ip.to_bits() & mask).into())
-        }
-        IpAddr::V6(ip) => {
-            let mask = u128::MAX.checked_shl(128 - length.min(128)).unwrap_or(0);
-            IpAddr::V6((ip.to_bits() & mask).into())
-        }
-    }
-}
 
 /// Returns the ports of a range that are not excluded, as spans of first and last port.
 pub(crate) fn spans(range: PortRange, excluded: &PortSet) -> Vec<(HostPort, HostPort)> {

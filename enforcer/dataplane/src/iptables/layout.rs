@@ -295,9 +295,9 @@ impl Layout {
             rules.extend(self.own_addresses().map(sent_to));
         }
         let neighbours = self.settings.neighbours.iter();
-        for subnet in neighbours.filter(|subnet| subnet.family() == self.family) {
+        for subnet in neighbours.filter(|subnet| Family::of(subnet.network()) == self.family) {
             // iptables-save leaves out the network of all addresses
-            let both = match subnet.length() {
+            let both = match subnet.prefix_len() {
                 0 => String::new(),
                 _ => format!("-s {subnet} -d {subnet} "),
             };

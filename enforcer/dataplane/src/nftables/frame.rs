@@ -30,8 +30,9 @@
 //! answer.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ipnet::Ipv4Net;
 use portmapping_shared::contract::NFT_TABLE;
 use portmapping_shared::{PortRange, Protocol};
 
@@ -273,7 +274,7 @@ fn masquerades(families: &[(Family, Ip)], settings: &Settings) -> Vec<Rule> {
         let redirected = || Rule::default().version(*ip).redirected();
         let itself = redirected().between_equals(*ip, SetId::Same.name());
         let subnets = settings.neighbours.iter();
-        let subnets = subnets.filter(|subnet| subnet.family() == *family);
+        let subnets = subnets.filter(|subnet| Family::of(subnet.network()) == *family);
         let neighbours =
             subnets.map(|subnet| redirected().within(*ip, subnet.network(), subnet.netmask()));
         let hosts = SetId::Hosts(*family).name();
@@ -339,12 +340,14 @@ fn refusals(families: &[(Family, Ip)], settings: &Settings, abilities: Abilities
     rules
 }
 
+/// The loopback addresses of IPv4; IPv6 has one.
+const LOOPBACK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
+
 fn loopback(family: Family) -> Subnet {
     match family {
-        Family::V4 => Subnet::new(Ipv4Addr::LOCALHOST.into(), 8),
-        Family::V6 => None,
+        Family::V4 => LOOPBACK.into(),
+        Family::V6 => IpAddr::from(Ipv6Addr::LOCALHOST).into(),
     }
-    .unwrap_or(Subnet::of_address(Ipv6Addr::LOCALHOST.into()))
 }
 
 /// The name of the table in transactions that are only checked.

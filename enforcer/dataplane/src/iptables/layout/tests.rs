@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::super::testing::{any_port, any_protocol, any_range, map, range};
 use super::*;
+use crate::settings::subnet;
 
 fn usual() -> Layout {
     Layout::new(Family::V4, Settings::new(range("20000-29999")))
@@ -66,8 +67,8 @@ fn pod_is_masqueraded_towards_itself_only() {
 #[test]
 fn neighbours_of_the_family_are_masqueraded() {
     let neighbours = vec![
-        "fd00::/64".parse().unwrap(),
-        "10.244.1.99/24".parse().unwrap(),
+        subnet("fd00::/64").unwrap(),
+        subnet("10.244.1.99/24").unwrap(),
     ];
     let layout = Layout::new(
         Family::V4,
