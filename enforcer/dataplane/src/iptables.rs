@@ -6,6 +6,7 @@
 //! family, which writes only the chains that change. It never names chains or rules of others.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::iter;
 use std::net::IpAddr;
 use std::panic::resume_unwind;
 use std::thread;
@@ -192,15 +193,21 @@ impl Iptables {
     /// Leaves our jumps behind the rules of another program that wants to be first too. Most of its
     /// packets return from there; two programs that move their rules for ever would gain nothing.
     fn give_way(&mut self, observed: &mut Observed) {
-        self.ipv4.give_way();
-        if let Ok(ipv6) = &mut self.ipv6 {
-            ipv6.give_way();
-        }
+        self.families().for_each(FamilyRules::give_way);
         (observed.intact, observed.contested) = (true, true);
         tracing::warn!(
             "another program puts its rules before our jumps in table nat again and again; ours stay \
              behind them from now on"
         );
+    }
+
+    fn families(&mut self) -> impl Iterator<Item = &mut FamilyRules> {
+        iter::once(&mut self.ipv4).chain(&mut self.ipv6)
+    }
+
+    fn change_settings(&mut self, change: impl Fn(&mut Settings)) {
+        self.families()
+            .for_each(|rules| rules.change_settings(&change));
     }
 
     /// Applies the plan for one family. Returns the number of commits, if it is known.
@@ -285,24 +292,15 @@ impl Dataplane for Iptables {
     }
 
     fn set_neighbours(&mut self, neighbours: &[Subnet]) {
-        self.ipv4.set_neighbours(neighbours);
-        if let Ok(ipv6) = &mut self.ipv6 {
-            ipv6.set_neighbours(neighbours);
-        }
+        self.change_settings(|settings| settings.neighbours = neighbours.to_vec());
     }
 
     fn set_masquerade(&mut self, on: bool) {
-        self.ipv4.set_masquerade(on);
-        if let Ok(ipv6) = &mut self.ipv6 {
-            ipv6.set_masquerade(on);
-        }
+        self.change_settings(|settings| settings.masquerade = on);
     }
 
     fn set_host_addresses(&mut self, addresses: &BTreeSet<IpAddr>) {
-        self.ipv4.set_host_addresses(addresses);
-        if let Ok(ipv6) = &mut self.ipv6 {
-            ipv6.set_host_addresses(addresses);
-        }
+        self.change_settings(|settings| settings.host_addresses.clone_from(addresses));
         self.stale_flows.set_host_addresses(addresses);
     }
 
@@ -319,10 +317,7 @@ impl Dataplane for Iptables {
     }
 
     fn uninstall(&mut self) -> Result<(), DataplaneError> {
-        self.ipv4.forget();
-        if let Ok(ipv6) = &mut self.ipv6 {
-            ipv6.forget();
-        }
+        self.families().for_each(FamilyRules::forget);
         DataplaneError::collect(uninstall_flavour(self.flavour, &self.tools))
     }
 }

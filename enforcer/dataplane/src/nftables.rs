@@ -139,6 +139,12 @@ impl Nftables {
         }
     }
 
+    fn change_settings(&mut self, change: impl FnOnce(&mut Settings)) {
+        change(&mut self.settings);
+        self.frame = Frame::new(&self.settings, self.abilities);
+        self.stale = true;
+    }
+
     fn check(&self, plan: &Plan) -> Result<(), DataplaneError> {
         for mapping in &plan.to_create {
             let family = Family::of(mapping.pod_ip);
@@ -219,22 +225,16 @@ impl Dataplane for Nftables {
     }
 
     fn set_neighbours(&mut self, neighbours: &[Subnet]) {
-        self.settings.neighbours = neighbours.to_vec();
-        self.frame = Frame::new(&self.settings, self.abilities);
-        self.stale = true;
+        self.change_settings(|settings| settings.neighbours = neighbours.to_vec());
     }
 
     fn set_masquerade(&mut self, on: bool) {
-        self.settings.masquerade = on;
-        self.frame = Frame::new(&self.settings, self.abilities);
-        self.stale = true;
+        self.change_settings(|settings| settings.masquerade = on);
     }
 
     fn set_host_addresses(&mut self, addresses: &BTreeSet<IpAddr>) {
-        self.settings.host_addresses.clone_from(addresses);
+        self.change_settings(|settings| settings.host_addresses.clone_from(addresses));
         self.stale_flows.set_host_addresses(addresses);
-        self.frame = Frame::new(&self.settings, self.abilities);
-        self.stale = true;
     }
 
     fn has_ipv6(&self) -> bool {

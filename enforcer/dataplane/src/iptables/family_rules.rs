@@ -4,8 +4,6 @@
 //! second one (an enforcer that is being terminated) can at most duplicate a rule. The next read
 //! finds that.
 
-use std::collections::BTreeSet;
-use std::net::IpAddr;
 
 use portmapping_shared::Mapping;
 
@@ -15,7 +13,7 @@ use super::jumps;
 use super::layout::Layout;
 use super::reading::{Damage, Known};
 use crate::family::Family;
-use crate::settings::{Settings, Subnet};
+use crate::settings::Settings;
 use crate::{DataplaneError, Observed};
 
 mod change;
@@ -179,23 +177,10 @@ impl FamilyRules {
             .then(|| u32::from(!transaction.is_empty()) + invalid))
     }
 
-    /// Replaces the neighbours. The next change or read compares the table with the new layout.
-    pub(super) fn set_neighbours(&mut self, neighbours: &[Subnet]) {
-        self.layout.set_neighbours(neighbours);
-        self.known = None;
-    }
-
-    /// Sets whether every connection to a mapped port is masqueraded. The next change or read compares
-    /// the table with the new layout.
-    pub(super) fn set_masquerade(&mut self, on: bool) {
-        self.layout.set_masquerade(on);
-        self.known = None;
-    }
-
-    /// Replaces the host addresses. The next change or read compares the table with the new layout.
-    pub(super) fn set_host_addresses(&mut self, addresses: &BTreeSet<IpAddr>) {
-        self.layout.set_host_addresses(addresses);
-        self.invalid.set(self.layout.settings());
+    /// Changes settings. The next change or read compares the tables with the new layout.
+    pub(super) fn change_settings(&mut self, change: impl FnOnce(&mut Settings)) {
+        change(&mut self.layout.settings);
+        self.invalid.set(&self.layout.settings);
         self.known = None;
     }
 

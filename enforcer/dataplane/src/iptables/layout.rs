@@ -31,7 +31,7 @@ mod names;
 
 use super::rule::{mapping_rule, rule_without_owner};
 use crate::family::Family;
-use crate::settings::{Settings, Subnet};
+use crate::settings::Settings;
 
 use names::{
     BUCKETS, GROUPS, MASQUERADE, PARTS, group, inner_part, leaf, numbered_bucket, outside, part,
@@ -97,7 +97,8 @@ pub(super) struct Pod {
 #[derive(Clone, Debug)]
 pub(super) struct Layout {
     family: Family,
-    settings: Settings,
+    /// May change, except for the range.
+    pub(super) settings: Settings,
     /// How many ports of the range share a leaf.
     width: u32,
 }
@@ -111,26 +112,6 @@ impl Layout {
             settings,
             width: size.div_ceil(PARTS.pow(3)),
         }
-    }
-
-    /// Returns the settings as they are now.
-    pub(super) fn settings(&self) -> &Settings {
-        &self.settings
-    }
-
-    /// Replaces the neighbours.
-    pub(super) fn set_neighbours(&mut self, neighbours: &[Subnet]) {
-        self.settings.neighbours = neighbours.to_vec();
-    }
-
-    /// Sets whether every connection to a mapped port is masqueraded.
-    pub(super) fn set_masquerade(&mut self, on: bool) {
-        self.settings.masquerade = on;
-    }
-
-    /// Replaces the host addresses.
-    pub(super) fn set_host_addresses(&mut self, addresses: &BTreeSet<IpAddr>) {
-        self.settings.host_addresses.clone_from(addresses);
     }
 
     /// Returns whether the port of a mapping is in the range. After a change of the range it may
