@@ -22,6 +22,14 @@ impl Family {
         if ip.is_ipv4() { Self::V4 } else { Self::V6 }
     }
 
+    /// Returns its number in netlink messages: `AF_INET` or `AF_INET6`, and the same for netfilter.
+    pub(crate) fn number(self) -> u8 {
+        match self {
+            Self::V4 => 2,
+            Self::V6 => 10,
+        }
+    }
+
     /// Returns the prefix length of a single address.
     pub(crate) fn host_length(self) -> &'static str {
         match self {
@@ -38,4 +46,19 @@ impl fmt::Display for Family {
             Self::V6 => "IPv6",
         })
     }
+}
+
+/// Returns the bytes of an address.
+pub(crate) fn octets(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}
+
+/// Returns the address with these bytes.
+pub(crate) fn address(bytes: &[u8]) -> Option<IpAddr> {
+    let v4 = || Some(IpAddr::from(<[u8; 4]>::try_from(bytes).ok()?));
+    let v6 = || Some(IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?));
+    v4().or_else(v6)
 }

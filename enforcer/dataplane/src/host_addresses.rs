@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use super::family::Family;
+use super::family::{Family, octets};
 use super::netlink::{Attributes, Encoder, Header, Message, NetlinkError, Options, Socket};
 use super::settings::{InvalidSubnet, Subnet, subnet};
 
@@ -150,18 +150,12 @@ impl HostAddresses {
 fn is_local(socket: &mut Socket, ip: IpAddr) -> Result<bool, NetlinkError> {
     let request = Header {
         kind: GET_ROUTE,
-        family: match Family::of(ip) {
-            Family::V4 => 2,
-            Family::V6 => 10,
-        },
+        family: Family::of(ip).number(),
         ..Header::default()
     };
     let destination = |encoder: &mut Encoder| {
         encoder.raw(&[0; ROUTE_BYTES - 4]);
-        match ip {
-            IpAddr::V4(ip) => encoder.bytes(DESTINATION, &ip.octets()),
-            IpAddr::V6(ip) => encoder.bytes(DESTINATION, &ip.octets()),
-        }
+        encoder.bytes(DESTINATION, &octets(ip));
     };
     let mut local = false;
     let asked = socket.request(request, destination, |route| {

@@ -355,10 +355,7 @@ pub(super) fn filter_has_sets(family: Family) -> Option<bool> {
 /// Returns the header of a request for what iptables-nft has.
 fn of_iptables(kind: u16, family: Family) -> Header {
     Header {
-        family: match family {
-            Family::V4 => 2,
-            Family::V6 => 10,
-        },
+        family: family.number(),
         ..header(kind, 0)
     }
 }

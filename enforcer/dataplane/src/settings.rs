@@ -1,6 +1,7 @@
 //! What an administrator may set.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::net::IpAddr;
 
 pub use ipnet::IpNet as Subnet;
@@ -65,6 +66,15 @@ pub(crate) fn spans(range: PortRange, excluded: &PortSet) -> Vec<(HostPort, Host
         }
     }
     spans
+}
+
+/// Returns a span as iptables writes it.
+pub(crate) fn span_text<T: Copy + PartialEq + fmt::Display>(first: T, last: T) -> String {
+    if first == last {
+        first.to_string()
+    } else {
+        format!("{first}:{last}")
+    }
 }
 
 #[cfg(test)]

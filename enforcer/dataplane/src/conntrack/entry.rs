@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use portmapping_shared::{Mapping, Protocol};
 
-use crate::family::Family;
+use crate::family::{Family, address};
 use crate::netlink::{Attributes, Encoder, Header, Message};
 
 /// `IPCTNL_MSG_CT_GET` and `IPCTNL_MSG_CT_DELETE` of `NFNL_SUBSYS_CTNETLINK`.
@@ -71,7 +71,7 @@ pub(super) fn list(
     let body = move |encoder: &mut Encoder| {
         encoder.nest(TUPLE_ORIG, |tuple| {
             tuple.nest(PROTO, |proto| {
-                proto.bytes(NUMBER, &[number(protocol)]);
+                proto.bytes(NUMBER, &[protocol.number()]);
                 if let Some(port) = port {
                     proto.bytes(DESTINATION_PORT, &port.to_be_bytes());
                 }
@@ -167,7 +167,7 @@ impl Tuple {
     fn read(attributes: Attributes<'_>, protocol: Protocol) -> Option<Self> {
         let ip = attributes.clone().find(IP)?.attributes();
         let proto = attributes.find(PROTO)?.attributes();
-        if proto.clone().find(NUMBER)?.value != [number(protocol)] {
+        if proto.clone().find(NUMBER)?.value != [protocol.number()] {
             return None;
         }
         let address = |kind| address(ip.clone().find(kind)?.value);
@@ -188,29 +188,11 @@ impl Tuple {
     }
 }
 
-fn address(bytes: &[u8]) -> Option<IpAddr> {
-    let v4 = || Some(IpAddr::from(<[u8; 4]>::try_from(bytes).ok()?));
-    let v6 = || Some(IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?));
-    v4().or_else(v6)
-}
-
 fn header(kind: u16, family: Family) -> Header {
     Header {
         kind,
-        family: match family {
-            Family::V4 => 2,
-            Family::V6 => 10,
-        },
+        family: family.number(),
         ..Header::default()
-    }
-}
-
-/// Returns the protocol number that IANA assigned.
-fn number(protocol: Protocol) -> u8 {
-    match protocol {
-        Protocol::Tcp => 6,
-        Protocol::Udp => 17,
-        Protocol::Sctp => 132,
     }
 }
 

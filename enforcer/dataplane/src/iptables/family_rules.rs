@@ -4,7 +4,6 @@
 //! second one (an enforcer that is being terminated) can at most duplicate a rule. The next read
 //! finds that.
 
-
 use portmapping_shared::Mapping;
 
 use super::commands::Commands;

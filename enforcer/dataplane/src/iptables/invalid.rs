@@ -11,8 +11,8 @@
 //! change twice as large. So they also drop invalid packets for other programs that use a port of the
 //! range.
 
+use portmapping_shared::Protocol;
 use portmapping_shared::contract::CHAIN_PREFIX;
-use portmapping_shared::{HostPort, Protocol};
 
 use super::commands::Commands;
 use super::layout::{Chains, Jump};
@@ -20,7 +20,7 @@ use super::reading::{jumps_of_ours, same_rules};
 use super::save::Saved;
 use super::transaction::Transaction;
 use crate::family::Family;
-use crate::settings::{Settings, spans};
+use crate::settings::{Settings, span_text, spans};
 
 /// The table of these rules. Its chain INPUT comes before the filters of other programs.
 pub(super) const TABLE: &str = "mangle";
@@ -106,7 +106,7 @@ fn chains(family: Family, settings: &Settings) -> Chains {
     let rules = Protocol::ALL.into_iter().flat_map(|protocol| {
         let protocol = protocol.as_kernel_str();
         spans.iter().map(move |(first, last)| {
-            let ports = span_text(*first, *last);
+            let ports = span_text(first, last);
             format!("-p {protocol} -m {protocol} --dport {ports} -j DROP")
         })
     });
@@ -114,14 +114,6 @@ fn chains(family: Family, settings: &Settings) -> Chains {
         (CHAIN_PREFIX.to_owned(), entry.collect()),
         (DROP.to_owned(), rules.collect()),
     ])
-}
-
-fn span_text(first: HostPort, last: HostPort) -> String {
-    if first == last {
-        first.to_string()
-    } else {
-        format!("{first}:{last}")
-    }
 }
 
 /// Returns the transaction that makes the table as it should be.

@@ -31,7 +31,7 @@ mod names;
 
 use super::rule::{mapping_rule, rule_without_owner};
 use crate::family::Family;
-use crate::settings::Settings;
+use crate::settings::{Settings, span_text};
 
 use names::{
     BUCKETS, GROUPS, MASQUERADE, PARTS, group, inner_part, leaf, numbered_bucket, outside, part,
@@ -265,7 +265,7 @@ impl Layout {
     fn masquerade_rules(&self, in_range_only: bool) -> Vec<String> {
         let mut rules = Vec::new();
         let range = self.settings.range;
-        let ports = span_text(port(range.first()), port(range.last()));
+        let ports = span_text(range.first(), range.last());
         if in_range_only {
             rules.push(format!("-m conntrack ! --ctorigdstport {ports} -j RETURN"));
         }
@@ -347,16 +347,8 @@ fn port(port: HostPort) -> u32 {
 /// returns directly to the caller of the entry chain.
 fn jump(protocol: Protocol, ports: std::ops::RangeInclusive<u32>, chain: &str) -> String {
     let protocol = protocol.as_kernel_str();
-    let ports = span_text(*ports.start(), *ports.end());
+    let ports = span_text(ports.start(), ports.end());
     format!("-p {protocol} -m {protocol} --dport {ports} -g {chain}")
-}
-
-fn span_text(first: u32, last: u32) -> String {
-    if first == last {
-        first.to_string()
-    } else {
-        format!("{first}:{last}")
-    }
 }
 
 #[cfg(test)]

@@ -262,13 +262,10 @@ fn normalize(name: &str, value: &mut String) {
         }
         // without /etc/protocols, iptables may print the number
         "-p" => {
-            let name = match value.as_str() {
-                "6" => Protocol::Tcp,
-                "17" => Protocol::Udp,
-                "132" => Protocol::Sctp,
-                _ => return,
-            };
-            name.as_kernel_str().clone_into(value);
+            let numbered = |protocol: &Protocol| protocol.number().to_string() == *value;
+            if let Some(protocol) = Protocol::ALL.into_iter().find(numbered) {
+                protocol.as_kernel_str().clone_into(value);
+            }
         }
         "--dport" => {
             if let Some((first, last)) = value.split_once(':')

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use portmapping_shared::contract::RULE_COMMENT_PREFIX;
 use portmapping_shared::{ContainerPort, HostPort, Mapping, PodUid, Protocol};
 
-use crate::family::Family;
+use crate::family::{Family, address};
 use crate::netlink::{Attribute, Encoder};
 
 use super::expression::{DATA_VALUE, LIST_ELEM};
@@ -52,7 +52,7 @@ impl Slot {
 
     fn key(&self) -> Packed {
         let mut key = Packed::default();
-        key.push(&[protocol_number(self.protocol)]);
+        key.push(&[self.protocol.number()]);
         key.push(&self.host_port.get().to_be_bytes());
         if let Some(ip) = self.host_ip {
             key.push_ip(ip);
@@ -252,25 +252,13 @@ fn address_length(family: Family) -> usize {
 }
 
 pub(super) fn read_ip(family: Family, bytes: &[u8]) -> Option<IpAddr> {
-    Some(match family {
-        Family::V4 => IpAddr::from(<[u8; 4]>::try_from(bytes).ok()?),
-        Family::V6 => IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?),
-    })
-}
-
-/// Returns the protocol number that IANA assigned.
-fn protocol_number(protocol: Protocol) -> u8 {
-    match protocol {
-        Protocol::Tcp => 6,
-        Protocol::Udp => 17,
-        Protocol::Sctp => 132,
-    }
+    address(bytes).filter(|ip| Family::of(*ip) == family)
 }
 
 fn read_protocol(number: u8) -> Option<Protocol> {
     Protocol::ALL
         .into_iter()
-        .find(|protocol| protocol_number(*protocol) == number)
+        .find(|protocol| protocol.number() == number)
 }
 
 #[cfg(test)]

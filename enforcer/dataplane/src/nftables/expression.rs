@@ -7,6 +7,7 @@ use std::net::IpAddr;
 
 use portmapping_shared::PortRange;
 
+use crate::family::octets;
 use crate::netlink::{Attributes, Encoder};
 
 /// `NFTA_LIST_ELEM`.
@@ -86,14 +87,6 @@ impl Ip {
         port_register: REG_2,
         original_daddr: CT_DST_IP6,
     };
-}
-
-/// Returns the bytes of an address.
-pub(super) fn octets(ip: IpAddr) -> Vec<u8> {
-    match ip {
-        IpAddr::V4(ip) => ip.octets().to_vec(),
-        IpAddr::V6(ip) => ip.octets().to_vec(),
-    }
 }
 
 impl Rule {

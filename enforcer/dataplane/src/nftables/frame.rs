@@ -36,12 +36,12 @@ use ipnet::Ipv4Net;
 use portmapping_shared::contract::NFT_TABLE;
 use portmapping_shared::{PortRange, Protocol};
 
-use crate::family::Family;
+use crate::family::{Family, octets};
 use crate::netlink::{Batch, Encoder, Header, flags};
 use crate::settings::{Settings, Subnet};
 
 use super::element::Foreign;
-use super::expression::{Ip, Rule, octets};
+use super::expression::{Ip, Rule};
 use super::sets::{SetId, SetShape};
 use super::table::Content;
 
