@@ -8,7 +8,7 @@
 use std::net::IpAddr;
 
 use super::cilium;
-use super::family::Family;
+use super::family::{self, Family};
 use super::netlink::{Attributes, Encoder, Header, Message, NetlinkError, Options, Socket};
 use super::settings::Subnet;
 
@@ -35,7 +35,6 @@ const ADDRESS: u16 = 1;
 /// The bridges of the network namespace, as of the last read.
 #[derive(Debug, Default)]
 pub(super) struct Bridges {
-    socket: Option<Socket>,
     subnets: Vec<Subnet>,
 }
 
@@ -49,7 +48,7 @@ impl Bridges {
     pub(super) fn refresh(&mut self) -> Option<&[Subnet]> {
         let unseen = Family::ALL.map(|family| !are_bridged_packets_seen(family));
         let mut found = if unseen.contains(&true) {
-            match self.read(unseen) {
+            match Self::read(unseen) {
                 Ok(found) => found,
                 Err(error) => {
                     tracing::warn!(%error, "the node's bridges cannot be read; trying again at the next check");
@@ -66,14 +65,11 @@ impl Bridges {
         })
     }
 
-    fn read(&mut self, unseen: [bool; 2]) -> Result<Vec<Subnet>, NetlinkError> {
-        let socket = match &mut self.socket {
-            Some(socket) => socket,
-            none => none.insert(Socket::open(Options {
-                protocol: None,
-                ..Options::default()
-            })?),
-        };
+    fn read(unseen: [bool; 2]) -> Result<Vec<Subnet>, NetlinkError> {
+        let mut socket = Socket::open(Options {
+            protocol: None,
+            ..Options::default()
+        })?;
         let mut bridges = Vec::new();
         // with this attribute the kernel lists bridges only
         let only_bridges = |encoder: &mut Encoder| {
@@ -153,10 +149,7 @@ fn subnet(message: &Message<'_>) -> Option<(u32, Subnet)> {
         return None;
     }
     let address = Attributes::new(message.payload.get(ADDRESS_BYTES..)?).find(ADDRESS)?;
-    let ip = match address.value.len() {
-        4 => IpAddr::from(<[u8; 4]>::try_from(address.value).ok()?),
-        _ => IpAddr::from(<[u8; 16]>::try_from(address.value).ok()?),
-    };
+    let ip = family::address(address.value)?;
     let subnet = Subnet::new(ip, length).ok()?.trunc();
     Some((u32::from_ne_bytes([a, b, c, d]), subnet))
 }

@@ -7,18 +7,15 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::str::FromStr;
 
+use nix::sys::socket::SockaddrStorage;
+
 use super::family::{Family, octets};
-use super::netlink::{Attributes, Encoder, Header, Message, NetlinkError, Options, Socket};
+use super::netlink::{Encoder, Header, NetlinkError, Options, Socket};
 use super::settings::{InvalidSubnet, Subnet, subnet};
 
-/// `RTM_NEWADDR` and `RTM_GETADDR` (linux/rtnetlink.h).
-const NEW_ADDRESS: u16 = 20;
-const GET_ADDRESS: u16 = 22;
-/// `RTM_NEWROUTE` and `RTM_GETROUTE`.
+/// `RTM_NEWROUTE` and `RTM_GETROUTE` (linux/rtnetlink.h).
 const NEW_ROUTE: u16 = 24;
 const GET_ROUTE: u16 = 26;
-/// Length of `ifaddrmsg`, of which the encoder writes the first four bytes.
-const ADDRESS_BYTES: usize = 8;
 /// Length of `rtmsg`, of which the encoder writes the first four bytes.
 const ROUTE_BYTES: usize = 12;
 /// Where `rtmsg` has the type of the route, and the type of a local address (`RTN_LOCAL`).
@@ -26,10 +23,6 @@ const ROUTE_TYPE: usize = 7;
 const LOCAL_ROUTE: u8 = 2;
 /// `RTA_DST`.
 const DESTINATION: u16 = 1;
-/// `IFA_ADDRESS` and `IFA_LOCAL` (`linux/if_addr.h`); they differ on point-to-point interfaces.
-const ADDRESS: u16 = 1;
-const OWN_ADDRESS: u16 = 2;
-
 /// Which local addresses of the node are host addresses (`--host-addresses`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum AddressSelection {
@@ -74,7 +67,6 @@ pub(super) struct HostAddresses {
     /// The addresses that the Node object names; until it is read, those that may be the node's.
     named: BTreeSet<IpAddr>,
     current: BTreeSet<IpAddr>,
-    socket: Option<Socket>,
 }
 
 impl HostAddresses {
@@ -89,7 +81,6 @@ impl HostAddresses {
             selection,
             named,
             current,
-            socket: None,
         }
     }
 
@@ -118,31 +109,30 @@ impl HostAddresses {
         }
     }
 
-    fn read(&mut self) -> Result<BTreeSet<IpAddr>, NetlinkError> {
-        let socket = match &mut self.socket {
-            Some(socket) => socket,
-            none => none.insert(Socket::open(Options {
-                protocol: None,
-                ..Options::default()
-            })?),
-        };
-        let all = match &self.selection {
-            AddressSelection::Node => {
-                let mut found = BTreeSet::new();
-                for ip in self.named.iter().copied() {
-                    if !ip.is_loopback() && is_local(socket, ip)? {
-                        found.insert(ip);
-                    }
-                }
-                return Ok(found);
+    fn read(&self) -> Result<BTreeSet<IpAddr>, NetlinkError> {
+        match &self.selection {
+            AddressSelection::Node => local(&self.named),
+            AddressSelection::All => of_interfaces(|_| true),
+            AddressSelection::Within(subnets) => {
+                of_interfaces(|ip| subnets.iter().any(|subnet| subnet.contains(ip)))
             }
-            AddressSelection::All => return of_interfaces(socket),
-            AddressSelection::Within(subnets) => subnets,
-        };
-        let mut found = of_interfaces(socket)?;
-        found.retain(|ip| all.iter().any(|subnet| subnet.contains(ip)));
-        Ok(found)
+        }
     }
+}
+
+/// Returns those of the addresses that are local.
+fn local(named: &BTreeSet<IpAddr>) -> Result<BTreeSet<IpAddr>, NetlinkError> {
+    let mut socket = Socket::open(Options {
+        protocol: None,
+        ..Options::default()
+    })?;
+    let mut found = BTreeSet::new();
+    for ip in named.iter().copied() {
+        if !ip.is_loopback() && is_local(&mut socket, ip)? {
+            found.insert(ip);
+        }
+    }
+    Ok(found)
 }
 
 /// Returns whether packets to the address are for this node, by its routes. A cloud agent may make
@@ -169,31 +159,22 @@ fn is_local(socket: &mut Socket, ip: IpAddr) -> Result<bool, NetlinkError> {
     }
 }
 
-/// Returns the addresses of interfaces at which other machines can reach this one.
-fn of_interfaces(socket: &mut Socket) -> Result<BTreeSet<IpAddr>, NetlinkError> {
-    let request = Header {
-        kind: GET_ADDRESS,
-        ..Header::default()
-    };
-    let mut found = BTreeSet::new();
-    socket.dump(
-        request,
-        |encoder| encoder.raw(&[0; ADDRESS_BYTES - 4]),
-        |message| found.extend(address(message).filter(|ip| is_reachable(*ip))),
-    )?;
-    Ok(found)
+/// Returns the addresses of interfaces at which other machines can reach this one, if they are wanted.
+fn of_interfaces(wanted: impl Fn(&IpAddr) -> bool) -> Result<BTreeSet<IpAddr>, NetlinkError> {
+    let all = interface_addresses().map_err(|errno| NetlinkError::Receive(errno.into()))?;
+    let found = all.into_iter().filter(|ip| is_reachable(*ip) && wanted(ip));
+    Ok(found.collect())
 }
 
-fn address(message: &Message<'_>) -> Option<IpAddr> {
-    let attributes = Attributes::new(message.payload.get(ADDRESS_BYTES..)?);
-    if message.kind != NEW_ADDRESS {
-        return None;
-    }
-    let own = attributes.clone().find(OWN_ADDRESS);
-    let value = own.or_else(|| attributes.clone().find(ADDRESS))?.value;
-    let v4 = || Some(IpAddr::from(<[u8; 4]>::try_from(value).ok()?));
-    let v6 = || Some(IpAddr::from(<[u8; 16]>::try_from(value).ok()?));
-    v4().or_else(v6)
+/// Returns the addresses of the node's interfaces.
+pub fn interface_addresses() -> nix::Result<BTreeSet<IpAddr>> {
+    let interfaces = nix::ifaddrs::getifaddrs()?;
+    let address = |storage: SockaddrStorage| {
+        let v4 = storage.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+        v4.or_else(|| storage.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+    };
+    let addresses = interfaces.filter_map(|interface| address(interface.address?));
+    Ok(addresses.collect())
 }
 
 fn is_reachable(ip: IpAddr) -> bool {

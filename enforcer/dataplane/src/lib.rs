@@ -50,7 +50,7 @@ pub use conntrack::{StaleFlows, Unanswered};
 pub use error::DataplaneError;
 pub use exec::{ExecError, Tools};
 pub use family::Family;
-pub use host_addresses::{AddressSelection, InvalidSelection};
+pub use host_addresses::{AddressSelection, InvalidSelection, interface_addresses};
 pub use settings::{InvalidSubnet, Settings, Subnet, subnet};
 pub use uninstall::uninstall;
 

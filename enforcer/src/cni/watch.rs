@@ -1,7 +1,7 @@
 //! Follows the directory of CNI results while the enforcer runs: the one of a list that the container
 //! runtime uses.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::io::ErrorKind;
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use nix::sys::socket::SockaddrStorage;
+use portmapping_dataplane::interface_addresses;
 use portmapping_enforcer_core::SandboxUpdate;
 use portmapping_runtime::deadline::chain;
 use portmapping_shared::remedy;
@@ -37,7 +37,7 @@ const CHECK_PERIOD: Duration = Duration::from_secs(2);
 /// cache, and another thread would be scheduled late on a busy node.
 const MAX_INLINE_READS: usize = 8;
 
-type OwnAddresses = nix::Result<HashSet<IpAddr>>;
+type OwnAddresses = nix::Result<BTreeSet<IpAddr>>;
 
 /// Why the directory cannot be followed.
 #[derive(Debug, thiserror::Error)]
@@ -83,7 +83,7 @@ pub async fn watch(
         updates,
         metrics,
         reported_missing: false,
-        own: Arc::new(Ok(HashSet::new())),
+        own: Arc::new(Ok(BTreeSet::new())),
         stale: false,
         asking: None,
     };
@@ -187,7 +187,7 @@ impl Watcher {
             self.own = Arc::new(answered.await?);
         }
         if self.asking.is_none() && std::mem::take(&mut self.stale) {
-            self.asking = Some(tokio::task::spawn_blocking(own_addresses));
+            self.asking = Some(tokio::task::spawn_blocking(interface_addresses));
         }
         Ok(())
     }
@@ -269,7 +269,7 @@ impl Watcher {
     async fn relist(&mut self) -> Result<(), WatchError> {
         let dir = Arc::clone(&self.dir);
         let listing = move || {
-            let own = own_addresses();
+            let own = interface_addresses();
             (
                 file::names(&dir).map(|names| read_files(&dir, &own, names)),
                 own,
@@ -356,15 +356,4 @@ fn age(written: Duration) -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let age = now.unwrap_or_default().saturating_sub(written);
     u64::try_from(age.as_micros()).unwrap_or(u64::MAX)
-}
-
-/// Returns the addresses of this node's own interfaces.
-fn own_addresses() -> OwnAddresses {
-    let interfaces = nix::ifaddrs::getifaddrs()?;
-    let address = |storage: SockaddrStorage| {
-        let v4 = storage.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
-        v4.or_else(|| storage.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
-    };
-    let addresses = interfaces.filter_map(|interface| address(interface.address?));
-    Ok(addresses.collect())
 }
