@@ -66,61 +66,30 @@ impl<'de> Visitor<'de> for AnnotationsVisitor {
 
     fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Annotations, M::Error> {
         let mut found = Annotations::default();
-        while let Some(key) = map.next_key::<Key>()? {
+        while let Some(key) = map.next_key::<String>()? {
             // a null value is the empty string, as in Go
-            match key {
-                Key::Request => {
+            match key.as_str() {
+                ANNOTATION => {
                     found.request = Some(map.next_value::<Option<_>>()?.unwrap_or_default());
                 }
-                Key::Mark => found.mark = Some(map.next_value::<Option<_>>()?.unwrap_or_default()),
-                Key::PerPort(_) if found.per_port.len() >= MAX_PER_PORT => {
+                REQUEST_MARK => {
+                    found.mark = Some(map.next_value::<Option<_>>()?.unwrap_or_default());
+                }
+                _ if !key.starts_with(PER_PORT_PREFIX) => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+                _ if found.per_port.len() >= MAX_PER_PORT => {
                     return Err(de::Error::custom(
                         "more than 1024 annotations with the prefix host-port.tkestack.io/",
                     ));
                 }
-                Key::PerPort(key) => {
+                _ => {
                     found.per_port.insert(key);
-                    map.next_value::<IgnoredAny>()?;
-                }
-                Key::Other => {
                     map.next_value::<IgnoredAny>()?;
                 }
             }
         }
         Ok(found)
-    }
-}
-
-/// The key of an annotation. Keys of other projects are not allocated.
-enum Key {
-    Request,
-    Mark,
-    PerPort(String),
-    Other,
-}
-
-impl<'de> Deserialize<'de> for Key {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(KeyVisitor)
-    }
-}
-
-struct KeyVisitor;
-
-impl Visitor<'_> for KeyVisitor {
-    type Value = Key;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the key of an annotation")
-    }
-
-    fn visit_str<E: de::Error>(self, key: &str) -> Result<Key, E> {
-        Ok(match key {
-            ANNOTATION => Key::Request,
-            REQUEST_MARK => Key::Mark,
-            _ if key.starts_with(PER_PORT_PREFIX) => Key::PerPort(key.to_owned()),
-            _ => Key::Other,
-        })
     }
 }
 
