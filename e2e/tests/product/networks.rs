@@ -56,7 +56,12 @@ fn small_suite() -> Result<()> {
     let runtime = runtime.as_str().unwrap_or_default();
     let wanted = format!("containerd://{containerd}.");
     ensure!(runtime.starts_with(&wanted), "{runtime}, not {wanted}");
-    let runtime = runtime.trim_start_matches("containerd://");
+    // without what its build adds
+    let version = runtime
+        .trim_start_matches("containerd://")
+        .split('+')
+        .next();
+    let version = version.unwrap_or_default();
     Space::with(&cluster, "networks", |space| {
         let target = Target::create(space)?;
         let from = vantages(space, &target)?;
@@ -89,7 +94,7 @@ fn small_suite() -> Result<()> {
         compatibility::record(&Run::Small(Small {
             cni: cni.to_string(),
             kubernetes: kubernetes.version()?,
-            containerd: runtime.to_owned(),
+            containerd: version.to_owned(),
             proxy_mode: if cni.replaces_kube_proxy() {
                 "replaced by the CNI".to_owned()
             } else {
