@@ -25,7 +25,7 @@ pub(crate) fn helm(cluster: &Cluster, words: &[&str]) -> Result<String> {
     process::run(&mut helm, Duration::from_mins(4))
 }
 
-/// `helm install` of the chart, with the images of the registry by digest; fails as helm does.
+/// `helm install` of the chart from the registry, which names its images by digest; fails as helm does.
 fn helm_install(
     cluster: &Cluster,
     registry: &Registry,
@@ -35,11 +35,7 @@ fn helm_install(
     cluster.kubectl_run(["create", "namespace", namespace])?;
     let privileged = "pod-security.kubernetes.io/enforce=privileged";
     cluster.kubectl_run(["label", "namespace", namespace, privileged])?;
-    let chart = paths::manifests().join("chart");
-    let chart = chart.to_string_lossy();
-    let words = ["install", release, &chart, "--namespace", namespace];
-    let values = registry.values();
-    helm(cluster, &[&words[..], &["--set", values.as_str()]].concat())
+    registry.helm_install(cluster, release, namespace)
 }
 
 /// What the test of `GitOps` compares: the generation of the workloads, and what the pods publish.

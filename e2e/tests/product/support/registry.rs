@@ -1,4 +1,4 @@
-//! A registry on every node, with the product's images. containerd takes plain HTTP from 127.0.0.1 only.
+//! A registry on every node, with the product's images and its chart. containerd takes plain HTTP from 127.0.0.1 only.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,8 +6,8 @@ use std::process::Child;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use e2e::artifacts::{image, packages};
-use e2e::{Cluster, process};
+use e2e::artifacts::{go, image, packages};
+use e2e::{Cluster, paths, process};
 
 use super::eventually;
 
@@ -16,16 +16,21 @@ const ADDRESS: &str = "127.0.0.1:5000";
 const PROGRAM: &str = "/usr/bin/docker-registry";
 const IMAGES: [&str; 2] = ["portmapping-webhook", "portmapping-enforcer"];
 const PUSH_LIMIT: Duration = Duration::from_mins(2);
+const HELM_LIMIT: Duration = Duration::from_mins(4);
+/// The version of the chart.
+const VERSION: &str = "0.0.0-test";
 
 /// The registries; they end with this value.
 pub(crate) struct Registry {
     servers: Vec<Child>,
+    /// What the registries store, and the chart; removed with the cluster.
+    folder: PathBuf,
     /// The digests of webhook and enforcer.
     digests: [String; 2],
 }
 
 impl Registry {
-    /// Starts a registry on every node, all on the same folder, and pushes the images into it.
+    /// Starts a registry on every node, all on the same folder, and pushes the images and the chart into it.
     pub(crate) fn start(cluster: &Cluster) -> Result<Self> {
         packages::ensure_file(PROGRAM, "docker-registry")?;
         // removed with the cluster
@@ -40,6 +45,7 @@ impl Registry {
         fs::write(&config, text).with_context(|| format!("write {}", config.display()))?;
         let mut registry = Self {
             servers: Vec::new(),
+            folder: folder.clone(),
             digests: Default::default(),
         };
         let nodes = cluster.nodes()?;
@@ -57,7 +63,43 @@ impl Registry {
             let push = || push(cluster, &nodes[0], &folder, archive, name);
             registry.digests[index] = eventually("the registry to take an image", push)?;
         }
+        registry.push_chart(cluster)?;
         Ok(registry)
+    }
+
+    /// Packs the chart as a release has it, and pushes it.
+    fn push_chart(&self, cluster: &Cluster) -> Result<()> {
+        let mut path = go::release_tools()?.into_os_string();
+        path.push(":");
+        path.push(process::search_path());
+        let mut pack = process::command(paths::root().join("release/chart"));
+        pack.env("PATH", path).args([ADDRESS, VERSION]);
+        pack.args(&self.digests).arg(&self.folder);
+        process::run(&mut pack, HELM_LIMIT)?;
+        let file = self.folder.join(format!("portmapping-{VERSION}.tgz"));
+        let to = format!("oci://{ADDRESS}/charts");
+        self.helm(cluster, &["push", &file.to_string_lossy(), &to])?;
+        Ok(())
+    }
+
+    /// `helm install` of the chart from the registry.
+    pub(crate) fn helm_install(
+        &self,
+        cluster: &Cluster,
+        release: &str,
+        namespace: &str,
+    ) -> Result<String> {
+        let chart = format!("oci://{ADDRESS}/charts/portmapping");
+        let words = ["install", release, &chart, "--version", VERSION];
+        self.helm(cluster, &[&words[..], &["--namespace", namespace]].concat())
+    }
+
+    /// helm on a node, where the registry is.
+    fn helm(&self, cluster: &Cluster, words: &[&str]) -> Result<String> {
+        let program = go::release_tools()?.join("helm");
+        let mut helm = cluster.command(&cluster.nodes()?[0], program)?;
+        helm.env("HOME", &self.folder);
+        process::run(helm.args(words).arg("--plain-http"), HELM_LIMIT)
     }
 
     /// The chart's values for these images.
