@@ -344,9 +344,10 @@ impl Reconciler {
                     Some(observed) if before == self.changes => {
                         self.report(&observed);
                         self.state.host_addresses_read(now, observed.host_addresses);
+                        // known before what was read maps a pod
+                        let closed = report::closed(&observed.obstacles);
+                        self.state.forward_read(now, closed);
                         self.state.observed(now, observed.mappings, observed.intact);
-                        self.state
-                            .forward_read(now, report::closed(&observed.obstacles));
                     }
                     Some(_) => self.read_again = true,
                     None => {}

@@ -136,10 +136,12 @@ impl Kernel {
         self.blocked.get(pod).map(|blocked| &blocked.error)
     }
 
-    /// Why packets to the pod's ports are dropped after their translation, if they are.
-    pub(crate) fn closed(&self, pod: &PodUid) -> Option<&str> {
-        let mut rules = self.desired.of(pod).iter();
-        rules.find_map(|rule| match rule.pod_ip {
+    /// Why packets to the pod's ports are dropped after their translation, if they are in a family that
+    /// the node serves.
+    pub(crate) fn closed(&self, pod: &PodUid, serves: impl Fn(IpAddr) -> bool) -> Option<&str> {
+        let rules = self.desired.of(pod).iter().map(|rule| rule.pod_ip);
+        let mut known = rules.filter(|ip| serves(*ip));
+        known.find_map(|ip| match ip {
             IpAddr::V4(_) => self.closed.ipv4.as_deref(),
             IpAddr::V6(_) => self.closed.ipv6.as_deref(),
         })

@@ -67,10 +67,15 @@ pub fn choose(
         };
     }
     let detected = match only {
-        Some(flavour) => Ok(Detected {
-            flavour,
-            reason: format!("the flag --iptables names {flavour}"),
-        }),
+        Some(flavour) => match state(of(flavour)) {
+            State::Readable(_) => Ok(Detected {
+                flavour,
+                reason: format!("the flag --iptables names {flavour}"),
+            }),
+            State::Unreadable(message) | State::Missing(message) => {
+                Err(DataplaneError::IptablesUnreadable { flavour, message })
+            }
+        },
         None => detect(snapshot),
     };
     let tried = detected.and_then(|detected| {

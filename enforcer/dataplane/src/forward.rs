@@ -145,6 +145,10 @@ impl Forward {
             if !needed && !table.found.ours.is_empty() {
                 table.put(&[]);
             }
+            // no change of the mappings may follow, with which it would be tried again
+            if needed && table.refused.is_some() && table.found.ours != self.rules {
+                table.put(&self.rules);
+            }
         }
         let lacks = |table: &Table| {
             wanted && table.found.drops && table.found.ours != self.rules && table.refused.is_none()
@@ -239,9 +243,9 @@ impl Table {
 
     fn take(&mut self, text: &str) {
         self.found = Finding::read(text);
-        if self.found.sealed && self.commands.flavour == Flavour::Nft {
+        if self.found.closed && self.commands.flavour == Flavour::Nft {
             // the rule that drops may have a condition that is not printed
-            self.found.may_accept |= nftables::filter_has_sets(self.commands.family) != Some(false);
+            self.found.closed = nftables::filter_has_sets(self.commands.family) == Some(false);
         }
     }
 
@@ -268,9 +272,8 @@ impl Table {
     fn obstacle(&self) -> Option<Obstacle> {
         let family = self.commands.family;
         let chain = format!("FORWARD of {} ({family})", self.commands.flavour);
-        let mut closes = (!self.found.may_accept).then_some(family);
+        let closed = self.found.closed && self.unreadable.is_none();
         let text = if let Some(Unreadable { reason, drops }) = &self.unreadable {
-            closes = None;
             let policy = match drops {
                 Some(false) => return None,
                 Some(true) => "drops by default",
@@ -280,7 +283,7 @@ impl Table {
                 "{chain} {policy}, and its rules cannot be read ({reason}): accept translated connections \
                  (ctstate DNAT) there"
             )
-        } else if self.found.sealed && closes.is_none() {
+        } else if self.found.sealed && !closed {
             format!(
                 "{chain} has a rule that drops what no rule before it accepts: accept translated connections \
                  (ctstate DNAT) before it"
@@ -295,7 +298,10 @@ impl Table {
                 "{chain} drops by default, and no rule of ours can accept mapped ports: {refused}"
             )
         };
-        Some(Obstacle { text, closes })
+        Some(Obstacle {
+            text,
+            closes: closed.then_some(family),
+        })
     }
 
     fn put(&mut self, rules: &[String]) {

@@ -65,7 +65,7 @@ impl NodeState {
         };
         let owned = self.pods.get(uid).is_none_or(needed);
         let reachable = leases.is_empty() || owned && !self.kernel.desired(uid).is_empty();
-        let reachable = reachable && self.kernel.closed(uid).is_none();
+        let reachable = reachable && self.closed(uid).is_none();
         let own = self.facts(uid).map(|facts| facts.host_ips.as_slice());
         let (node_ip, host_ip) = self.hosts.of_pod(own.unwrap_or_default());
         Progress {
@@ -92,6 +92,11 @@ impl NodeState {
     /// Whether node and packet filter have the address's family.
     fn serves_family(&self, ip: IpAddr) -> bool {
         (self.config.ipv6 || ip.is_ipv4()) && self.hosts.have_family_of(ip)
+    }
+
+    /// Why forwarded packets do not reach the pod, if that is known.
+    fn closed(&self, uid: &PodUid) -> Option<&str> {
+        self.kernel.closed(uid, |ip| self.serves_family(ip))
     }
 
     /// Whether traffic to the address reaches this pod and no other.
@@ -125,6 +130,7 @@ impl NodeState {
             ..
         } = self.progress(uid);
         let (leases, held) = (self.ports.leases(uid), self.ports.all_held(uid));
+        let closed = self.closed(uid).map(str::to_owned);
         let homeless = self.hosts.lacking_for(leases);
         let Some(pod) = self.pods.get_mut(uid) else {
             return;
@@ -181,9 +187,9 @@ impl NodeState {
                  every {} s",
                 KEEPER_RETRY.as_secs()
             ),
-            (None, None) => match (pod.doubt(now, owned, complete), self.kernel.closed(uid)) {
-                (Some(_), Some(closed)) => closed.to_owned(),
-                (None, Some(closed)) if !pod.is_shown_mapped() => closed.to_owned(),
+            (None, None) => match (pod.doubt(now, owned, complete), closed) {
+                (Some(_), Some(closed)) => closed,
+                (None, Some(closed)) if !pod.is_shown_mapped() => closed,
                 (Some(doubt), None) => doubt.to_owned(),
                 (None, _) => return,
             },

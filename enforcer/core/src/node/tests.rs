@@ -12,6 +12,7 @@ use crate::sandbox::{Sandbox, SandboxId};
 
 mod addresses;
 mod churn;
+mod closed;
 mod contest;
 mod forgery;
 mod host_addresses;

@@ -15,9 +15,9 @@ pub(super) struct Finding {
     /// Whether a rule that drops every packet comes first. A rule of ours after it has no effect, and we
     /// insert none before it.
     pub(super) sealed: bool,
-    /// Whether a rule before that one may accept a new connection to a pod: such rules have conditions,
-    /// which are not looked at.
-    pub(super) may_accept: bool,
+    /// Whether the first rule of FORWARD drops every packet, so that none reaches a pod. What comes before a
+    /// later one may accept some: conditions are not looked at.
+    pub(super) closed: bool,
     /// Rules of ours, in order.
     pub(super) ours: Vec<String>,
 }
@@ -43,11 +43,8 @@ impl Finding {
             if let Some(table) = line.strip_prefix('*') {
                 in_filter = table.trim_end() == "filter";
             } else if !in_filter {
-            } else if let Some((chain, policy)) =
-                line.strip_prefix(':').and_then(|it| it.split_once(' '))
-            {
-                found.drops |= chain == "FORWARD" && policy.starts_with("DROP");
-                chains.entry(chain).or_default();
+            } else if let Some(declared) = line.strip_prefix(":FORWARD ") {
+                found.drops |= declared.starts_with("DROP");
             } else if let Some((chain, rule)) = line
                 .strip_prefix("-A ")
                 .and_then(|rule| rule.split_once(' '))
@@ -64,21 +61,21 @@ impl Finding {
             .map(str::to_owned)
             .collect();
         let before_ours = rules.split(is_ours).next().unwrap_or_default();
-        let end = end(before_ours, &chains, MAX_JUMPS, &mut found.may_accept);
-        found.sealed = end == End::Dropped;
+        found.sealed = end(before_ours, &chains, MAX_JUMPS) == End::Dropped;
+        let drops = |rule: &&str| rule.starts_with("-j DROP") || rule.starts_with("-j REJECT");
+        found.closed = rules.first().is_some_and(drops);
         found.drops &= !found.sealed;
         found
     }
 }
 
-/// Follows the rules without a condition, and notes whether one of the others may accept.
-fn end(rules: &[&str], chains: &Chains<'_>, jumps: u8, may_accept: &mut bool) -> End {
+/// Follows the rules without a condition.
+fn end(rules: &[&str], chains: &Chains<'_>, jumps: u8) -> End {
     for rule in rules {
         let Some(target) = rule
             .strip_prefix("-j ")
             .or_else(|| rule.strip_prefix("-g "))
         else {
-            *may_accept |= accepts(rule, chains, jumps);
             continue;
         };
         let end = match target.split(' ').next().unwrap_or_default() {
@@ -86,7 +83,7 @@ fn end(rules: &[&str], chains: &Chains<'_>, jumps: u8, may_accept: &mut bool) ->
             "ACCEPT" => End::Accepted,
             "RETURN" => return End::GoesOn,
             chain => match (chains.get(chain), jumps.checked_sub(1)) {
-                (Some(rules), Some(jumps)) => end(rules, chains, jumps, may_accept),
+                (Some(rules), Some(jumps)) => end(rules, chains, jumps),
                 _ => End::GoesOn,
             },
         };
@@ -95,28 +92,4 @@ fn end(rules: &[&str], chains: &Chains<'_>, jumps: u8, may_accept: &mut bool) ->
         }
     }
     End::GoesOn
-}
-
-/// Whether a rule with conditions may accept the first packet of a connection to a mapped port.
-fn accepts(rule: &str, chains: &Chains<'_>, jumps: u8) -> bool {
-    let has = |condition: &str| rule.contains(condition) && !rule.contains("! ");
-    if has("--ctstate RELATED,ESTABLISHED ") || has("-p icmp ") || has("-p ipv6-icmp ") {
-        return false;
-    }
-    let target = rule.rsplit_once(" -j ").or(rule.rsplit_once(" -g "));
-    let Some((_, target)) = target else {
-        return false;
-    };
-    match target.split(' ').next().unwrap_or_default() {
-        "DROP" | "REJECT" | "RETURN" | "LOG" | "NFLOG" => false,
-        chain => match (chains.get(chain), jumps.checked_sub(1)) {
-            (Some(rules), Some(jumps)) => {
-                let mut may_accept = false;
-                let end = end(rules, chains, jumps, &mut may_accept);
-                may_accept || end == End::Accepted
-            }
-            // ACCEPT, and what other programs or the kernel decide
-            _ => true,
-        },
-    }
 }

@@ -52,9 +52,14 @@ impl Unprivileged {
 }
 
 fn chosen(lab: &Lab, tools: &Tools) -> Chosen {
+    chosen_of(lab, tools, None)
+}
+
+/// With the flag `--iptables`.
+fn chosen_of(lab: &Lab, tools: &Tools, only: Option<Flavour>) -> Chosen {
     let settings = settings_for(range("20000-29999"));
     lab.node
-        .run(|| choose(&Snapshot::read(tools), &settings, tools, None))
+        .run(|| choose(&Snapshot::read(tools), &settings, tools, only))
 }
 
 #[test]
@@ -129,6 +134,33 @@ fn table_with_rules_of_nft_moves_the_node_to_nftables() {
     let chosen = chosen(&lab, &programs.tools());
     assert_eq!(chosen.backend, Backend::Nftables, "{}", chosen.reason);
     assert!(chosen.reason.contains("table nat"), "{}", chosen.reason);
+    // also where a flag names the kind of iptables
+    let named = chosen_of(&lab, &programs.tools(), Some(Flavour::Nft));
+    assert_eq!(named.backend, Backend::Nftables, "{}", named.reason);
+    assert!(named.reason.contains("table nat"), "{}", named.reason);
+}
+
+#[test]
+fn rule_with_an_ipset_in_table_filter_moves_the_node_to_nftables() {
+    let lab = Lab::new();
+    let programs = Unprivileged::new();
+    lab.node.sh("ipset create pods hash:net");
+    let set = "-A FORWARD -m set --match-set pods src -j ACCEPT";
+    lab.iptables(Flavour::Nft, set);
+    let chosen = chosen(&lab, &programs.tools());
+    assert_eq!(chosen.backend, Backend::Nftables, "{}", chosen.reason);
+    assert!(chosen.reason.contains("-A FORWARD"), "{}", chosen.reason);
+}
+
+#[test]
+fn rules_of_both_kinds_without_those_of_kubernetes_move_the_node_to_nftables() {
+    let lab = Lab::new();
+    for kind in Flavour::ALL {
+        lab.iptables(kind, "-A INPUT -s 192.0.2.1 -j ACCEPT");
+    }
+    let chosen = chosen(&lab, &lab::tools());
+    assert_eq!(chosen.backend, Backend::Nftables, "{}", chosen.reason);
+    assert!(chosen.reason.contains("both"), "{}", chosen.reason);
 }
 
 #[test]

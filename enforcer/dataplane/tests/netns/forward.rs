@@ -208,6 +208,25 @@ fn rules_that_drop_before_the_end_stay(backend: Backend) {
 }
 
 #[test]
+fn a_first_rule_that_drops_everything_closes_its_family() {
+    let lab = docker_host(Flavour::Nft);
+    let mut driver = lab.driver(Backend::Nftables);
+    driver.reconcile(&mappings());
+    lab.node.sh("ip6tables-nft -w 30 -I FORWARD -j DROP");
+    let [obstacle] = &driver.observe().obstacles[..] else {
+        panic!("one obstacle is to be named")
+    };
+    assert_eq!(
+        obstacle.closes,
+        Some(portmapping_dataplane::Family::V6),
+        "{obstacle:?}"
+    );
+    assert!(obstacle.text.contains("drops everything"), "{obstacle:?}");
+    lab.node.sh("ip6tables-nft -w 30 -D FORWARD -j DROP");
+    assert_eq!(driver.observe().obstacles, []);
+}
+
+#[test]
 fn a_rule_of_nft_whose_condition_iptables_does_not_print_closes_nothing() {
     let lab = docker_host(Flavour::Nft);
     let mut driver = lab.driver(Backend::Nftables);

@@ -3,7 +3,7 @@
 use super::*;
 
 /// A mapped pod whose address comes from its sandbox `s1`, and then from the API too.
-fn mapped(node: &mut Node, name: &str, ip: &str) {
+pub(super) fn mapped(node: &mut Node, name: &str, ip: &str) {
     node.applied(facts(name, None)).settle();
     node.up(sandbox(name, &format!("s-{name}"), ip, 1));
     let mut shown = node.shown(name);
@@ -13,12 +13,12 @@ fn mapped(node: &mut Node, name: &str, ip: &str) {
 }
 
 impl Node {
-    fn is_true(&self, name: &str) -> bool {
+    pub(super) fn is_true(&self, name: &str) -> bool {
         let condition = self.shown(name).record.condition;
         condition.is_some_and(|condition| condition.status)
     }
 
-    fn message(&self, name: &str) -> String {
+    pub(super) fn message(&self, name: &str) -> String {
         self.shown(name).record.condition.unwrap().message
     }
 
@@ -373,46 +373,4 @@ fn a_pod_of_a_backup_is_not_mapped_at_the_address_of_a_sandbox_that_ended_during
     // what the kubelet reported of it comes last
     node.applied(late).settle();
     assert_eq!(node.leads_to("a"), BTreeSet::new());
-}
-
-#[test]
-fn no_pod_says_true_while_a_firewall_drops_all_that_is_forwarded_to_it() {
-    let mut node = Node::new("20000-29999");
-    mapped(&mut node, "a", "10.244.0.2");
-    let (ports, rules) = (node.host_ports("a"), node.state.desired());
-    let of_ipv6 = Closed {
-        ipv6: Some("no client reaches mapped pods (IPv6)".to_owned()),
-        ..Closed::default()
-    };
-    node.state.forward_read(node.now, of_ipv6);
-    node.settle().later(10);
-    assert!(node.is_true("a"), "it has no IPv6 address");
-
-    let text = "no client reaches mapped pods: FORWARD drops everything";
-    let of_ipv4 = Closed {
-        ipv4: Some(text.to_owned()),
-        ..Closed::default()
-    };
-    let writes = node.written.len();
-    node.state.forward_read(node.now, of_ipv4.clone());
-    node.settle().later(1);
-    node.state.forward_read(node.now, Closed::default());
-    node.settle().later(10);
-    assert_eq!(node.written.len(), writes, "a firewall that reloads");
-
-    node.state.forward_read(node.now, of_ipv4);
-    node.settle().later(2);
-    assert!(!node.is_true("a"));
-    assert_eq!(node.message("a"), text);
-    assert_eq!(node.notes(EventKind::DataplaneError), [text]);
-    // a pod that comes now is told at once
-    node.applied(facts("b", Some("10.244.0.3"))).settle();
-    assert_eq!(node.message("b"), text);
-    // its ports and rules stay
-    assert_eq!(node.host_ports("a"), ports);
-    assert!(rules.is_subset(&node.state.desired()));
-
-    node.state.forward_read(node.now, Closed::default());
-    node.settle();
-    assert!(node.is_true("a") && node.is_true("b"));
 }
