@@ -2,13 +2,14 @@
 //! needs, the result to write.
 
 mod contest;
+mod facts;
 mod forgery;
 mod publish;
 mod result;
 pub(crate) mod state;
 mod unmapped;
 
+pub use facts::PodFacts;
 pub(crate) use forgery::suppressed_note;
 pub use publish::uninstalled;
-pub use state::PodFacts;
 pub(crate) use state::{PodState, Progress, Refusal, Want};

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use portmapping_shared::contract::ANNOTATION;
 
-use super::state::PodFacts;
+use super::facts::PodFacts;
 
 /// Results that are published again at once.
 const AT_ONCE: u32 = 5;

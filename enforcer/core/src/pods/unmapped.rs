@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use portmapping_shared::{Backoff, LeasedPort, PodRef};
 
-use super::state::{PodFacts, PodState, same_family};
+use super::facts::PodFacts;
+use super::state::{PodState, same_family};
 use crate::addresses::AddressSource;
 
 /// Damage that is repaired within this time is an event and no write.
