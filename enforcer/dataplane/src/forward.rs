@@ -23,7 +23,7 @@ use super::family::Family;
 use super::iptables::Flavour;
 use super::iptables::commands::{Commands, is_incompatible};
 use super::nftables;
-use super::settings::spans;
+use super::settings::{span_text, spans};
 use super::snapshot::Snapshot;
 use super::{DataplaneError, Obstacle};
 use finding::Finding;
@@ -80,11 +80,7 @@ impl Forward {
     /// Prepares rules that accept the ports of a range, without those that are never mapped.
     pub(super) fn new(range: PortRange, excluded: &PortSet, tools: &Tools) -> Self {
         let rule = |(first, last): (HostPort, HostPort)| {
-            let ports = if first == last {
-                first.to_string()
-            } else {
-                format!("{first}:{last}")
-            };
+            let ports = span_text(first, last);
             format!("-m conntrack --ctstate DNAT --ctorigdstport {ports} {COMMENT}-j ACCEPT")
         };
         Self {

@@ -208,6 +208,30 @@ fn rules_that_drop_before_the_end_stay(backend: Backend) {
 }
 
 #[test]
+fn a_rule_that_could_not_be_written_is_written_by_a_later_check() {
+    let lab = docker_host(Flavour::Nft);
+    let _pod1 = serve(&lab.pod1, "pod1", 9040);
+    let programs = Programs::new(Flavour::Nft);
+    let settings = lab::settings_for(range("20000-29999"));
+    let opened = lab
+        .node
+        .run(|| open(Backend::Nftables, &settings, &programs.tools()));
+    let mut driver = Driver::new(&lab.node, Box::new(opened.expect("open the driver")));
+    for program in ["iptables-nft-restore", "ip6tables-nft-restore"] {
+        programs.replace(program, "cat > /dev/null; echo locked >&2; exit 4");
+    }
+    driver.reconcile(&mappings());
+    assert_eq!(ours(&lab, Flavour::Nft), 0);
+    for program in ["iptables-nft-restore", "ip6tables-nft-restore"] {
+        programs.restore_real(program);
+    }
+    // no mapping changes any more
+    driver.observe();
+    assert_eq!(ours(&lab, Flavour::Nft), 2);
+    assert_reached(&lab);
+}
+
+#[test]
 fn a_first_rule_that_drops_everything_closes_its_family() {
     let lab = docker_host(Flavour::Nft);
     let mut driver = lab.driver(Backend::Nftables);
