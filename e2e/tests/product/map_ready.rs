@@ -89,7 +89,7 @@ fn a_client_that_connects_as_soon_as_a_pod_is_ready_succeeds() -> Result<()> {
 }
 
 /// Most resident memory of one process with 50 mapped pods per node, in KiB.
-const MEMORY: u64 = 25 * 1024;
+const MEMORY: u64 = 20 * 1024;
 
 /// The memory of webhook and enforcer while all these pods run.
 fn footprint(cluster: &Cluster) -> Result<()> {

@@ -7,11 +7,13 @@
 //! Exception: if fewer than a quarter of that peer's connections are without a request, they are
 //! closed last. Clients that keep many idle connections would else close each new connection from
 //! their address, which may be the API server's as well, before its TLS handshake ends.
+//!
+//! The webhook limits the bodies that it reads at once in the same way.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -44,7 +46,7 @@ pub enum Activity {
     Busy(Instant),
 }
 
-/// The state of one open connection. Its row leaves the table when the last reference is dropped.
+/// The state of one open connection. It is open until all references but the table's are dropped.
 #[derive(Debug)]
 pub struct ConnectionSlot {
     /// Cancelled when another connection needs the place: close this one.
@@ -57,15 +59,27 @@ pub struct ConnectionSlot {
 
 /// The table of open connections.
 #[derive(Debug, Default)]
-pub struct Connections(Vec<Weak<ConnectionSlot>>);
+pub struct Connections(Vec<Arc<ConnectionSlot>>);
 
 impl Connections {
     /// Adds a connection, so that there are at most `max`. Also returns whether another connection
     /// was evicted for it.
     pub fn enter(&mut self, peer: Peer, max: usize) -> (Arc<ConnectionSlot>, bool) {
-        let open = |slot: Arc<ConnectionSlot>| !slot.evicted.is_cancelled();
-        self.0.retain(|slot| slot.upgrade().is_some_and(open));
-        let evicted = self.0.len() >= max && self.evict_one_for(peer);
+        let Self(slots) = self;
+        slots.retain(|slot| Arc::strong_count(slot) > 1 && !slot.evicted.is_cancelled());
+        let is_new = |slot: &ConnectionSlot| slot.last_request.lock().is_none();
+        let mut counts = HashMap::from([(peer, (1, 0))]);
+        for slot in slots.iter() {
+            let (all, new) = counts.entry(slot.peer).or_default();
+            (*all, *new) = (*all + 1, *new + usize::from(is_new(slot)));
+        }
+        let first_closed = slots.iter().min_by_key(|slot| {
+            let (all, new) = counts.get(&slot.peer).copied().unwrap_or_default();
+            let reserved = is_new(slot) && new < all / 4;
+            (Reverse(all), reserved, slot.activity())
+        });
+        let victim = first_closed.filter(|_| slots.len() >= max);
+        let evicted = victim.inspect(|slot| slot.evicted.cancel()).is_some();
         let slot = Arc::new(ConnectionSlot {
             evicted: CancellationToken::new(),
             peer,
@@ -73,24 +87,8 @@ impl Connections {
             last_request: Mutex::default(),
             requests: TaskTracker::new(),
         });
-        self.0.push(Arc::downgrade(&slot));
+        slots.push(Arc::clone(&slot));
         (slot, evicted)
-    }
-
-    fn evict_one_for(&self, newcomer: Peer) -> bool {
-        let slots: Vec<_> = self.0.iter().filter_map(Weak::upgrade).collect();
-        let is_new = |slot: &ConnectionSlot| slot.last_request.lock().is_none();
-        let mut counts = HashMap::from([(newcomer, (1, 0))]);
-        for slot in &slots {
-            let (all, new) = counts.entry(slot.peer).or_default();
-            (*all, *new) = (*all + 1, *new + usize::from(is_new(slot)));
-        }
-        let victim = slots.iter().min_by_key(|slot| {
-            let (all, new) = counts.get(&slot.peer).copied().unwrap_or_default();
-            let reserved = is_new(slot) && new < all / 4;
-            (Reverse(all), reserved, slot.activity())
-        });
-        victim.inspect(|slot| slot.evicted.cancel()).is_some()
     }
 }
 

@@ -11,9 +11,7 @@ use hyper::body::{Frame, SizeHint};
 use portmapping_runtime::conns::Peer;
 use tokio::task::unconstrained;
 
-use super::{
-    BodyError, Budget, FULL_PEERS, MAX_BODIES, PEER_BYTES, PEER_SMALL_BYTES, SMALL, SMALL_PEERS,
-};
+use super::{BodyError, Budget, FULL_PEERS, MAX_BODIES, SMALL};
 
 /// A body in pieces, as the network delivers it; its length is not announced.
 fn pieces(pieces: &[&'static str]) -> Body {
@@ -29,6 +27,9 @@ fn stalled() -> Body {
     let nothing = stream::pending::<Result<Frame<Bytes>, Infallible>>();
     Body::new(StreamBody::new(nothing))
 }
+
+/// The longest body here, in bytes.
+const LIMIT: u32 = 4 * 1024 * 1024;
 
 fn peer(last: u8) -> Peer {
     IpAddr::from([10, 0, 0, last]).into()
@@ -59,8 +60,8 @@ async fn refuses_a_body_over_the_limit_announced_or_not() {
 
 #[tokio::test]
 async fn bodies_of_one_peer_wait_for_its_budget_and_give_it_back() {
-    let budget = Budget::new(PEER_BYTES);
-    let half = || Body::from(vec![0; PEER_BYTES as usize / 2]);
+    let budget = Budget::new(LIMIT);
+    let half = || Body::from(vec![0; LIMIT as usize / 2]);
     let first = budget.read(peer(1), half()).await.unwrap();
     let _second = budget.read(peer(1), half()).await.unwrap();
     let mut third = pin!(budget.read(peer(1), half()));
@@ -71,31 +72,91 @@ async fn bodies_of_one_peer_wait_for_its_budget_and_give_it_back() {
 }
 
 #[tokio::test]
-async fn a_peer_with_too_many_stalled_bodies_is_refused_and_others_are_served() {
-    let budget = Budget::new(PEER_BYTES);
+async fn a_peer_with_too_many_stalled_bodies_loses_its_own_and_others_are_served() {
+    let budget = Budget::new(LIMIT);
     let mut cx = Context::from_waker(Waker::noop());
+    let first = read(&budget, stalled_small());
+    let mut first = pin!(first);
+    assert!(first.as_mut().poll(&mut cx).is_pending());
     let mut waiting = Vec::new();
-    for _body in 0..MAX_BODIES {
-        let mut body = Box::pin(budget.read(peer(66), stalled()));
+    for number in 0..MAX_BODIES {
+        // without tokio's limit on what one test may poll
+        let (peer, stalled) = (
+            peer(66),
+            if number % 2 == 0 {
+                stalled()
+            } else {
+                stalled_small()
+            },
+        );
+        let mut body = Box::pin(unconstrained(budget.read(peer, stalled)));
         assert!(body.as_mut().poll(&mut cx).is_pending());
         waiting.push(body);
     }
-    let refused = budget.read(peer(66), stalled()).await;
-    assert_eq!(refused.map(drop), Err(BodyError::TooMany));
-    assert_eq!(read(&budget, "a review").await.unwrap(), b"a review");
+    let mut lost = 0;
+    for body in &mut waiting {
+        if let Poll::Ready(read) = body.as_mut().poll(&mut cx) {
+            assert_eq!(read.map(drop), Err(BodyError::TooMany));
+            lost += 1;
+        }
+    }
+    assert_eq!(lost, 1, "the other peer's body and these are one too many");
+    assert!(
+        first.as_mut().poll(&mut cx).is_pending(),
+        "not the other peer's"
+    );
+    let served = read(&budget, "a review").await;
+    assert_eq!(served.unwrap(), b"a review");
     drop(waiting);
-    assert_eq!(
-        budget.large.all.available_permits(),
-        PEER_BYTES as usize * FULL_PEERS
-    );
+    let all = budget.all.available_permits();
+    assert_eq!(all, LIMIT as usize * FULL_PEERS);
     assert_eq!(read(&budget, "again").await.unwrap(), b"again");
-    let later = Body::from(vec![0; SMALL as usize + 1]);
-    let _later = budget.read(peer(1), later).await.unwrap();
-    assert_eq!(
-        budget.large.peers.lock().len(),
-        1,
-        "peers without a body are forgotten"
-    );
+    let _long = budget.read(peer(1), long()).await.unwrap();
+    let peers = budget.peers.lock().len();
+    assert_eq!(peers, 1, "peers without a long body are forgotten");
+}
+
+#[tokio::test]
+async fn small_bodies_do_not_wait_for_those_that_stall() {
+    let budget = Budget::new(LIMIT);
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut stalled_ones = Vec::new();
+    for last in 1..=u8::try_from(FULL_PEERS).unwrap() {
+        for _body in 0..50 {
+            let mut body = Box::pin(unconstrained(budget.read(peer(last), stalled())));
+            assert!(body.as_mut().poll(&mut cx).is_pending());
+            let mut small = Box::pin(unconstrained(budget.read(peer(last), stalled_small())));
+            assert!(small.as_mut().poll(&mut cx).is_pending());
+            stalled_ones.extend([body, small]);
+        }
+    }
+    assert_eq!(budget.all.available_permits(), 0);
+    // peer 1 is one of those that stall
+    for last in [1, 99] {
+        let mut small = pin!(unconstrained(budget.read(peer(last), "a review".into())));
+        assert!(matches!(small.as_mut().poll(&mut cx), Poll::Ready(Ok(_))));
+    }
+}
+
+#[tokio::test]
+async fn all_peers_together_stay_within_the_budget_over_all() {
+    let budget = Budget::new(LIMIT);
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut filling = Vec::new();
+    for last in 1..=u8::try_from(FULL_PEERS).unwrap() {
+        let mut body = Box::pin(budget.read(peer(last), stalled()));
+        assert!(body.as_mut().poll(&mut cx).is_pending());
+        filling.push(body);
+    }
+    let mut next = pin!(budget.read(peer(99), long()));
+    assert!(next.as_mut().poll(&mut cx).is_pending(), "no budget left");
+    filling.pop();
+    assert!(matches!(next.as_mut().poll(&mut cx), Poll::Ready(Ok(_))));
+}
+
+/// A body that needs a part of the budget, and is there at once.
+fn long() -> Body {
+    Body::from(vec![0; SMALL as usize + 1])
 }
 
 /// A small body of which nothing arrives; its length is announced.
@@ -117,43 +178,4 @@ fn stalled_small() -> Body {
         }
     }
     Body::new(Stalled)
-}
-
-#[tokio::test]
-async fn all_peers_together_stay_within_the_budget_over_all() {
-    let budget = Budget::new(PEER_BYTES);
-    let mut cx = Context::from_waker(Waker::noop());
-    let mut filling = Vec::new();
-    for last in 1..=u8::try_from(FULL_PEERS).unwrap() {
-        let mut body = Box::pin(budget.read(peer(last), stalled()));
-        assert!(body.as_mut().poll(&mut cx).is_pending());
-        filling.push(body);
-    }
-    let long = || Body::from(vec![0; SMALL as usize + 1]);
-    let mut next = pin!(budget.read(peer(99), long()));
-    assert!(next.as_mut().poll(&mut cx).is_pending(), "no budget left");
-    let small = read(&budget, "a review").await;
-    assert_eq!(small.unwrap(), b"a review", "small ones do not wait for it");
-    filling.pop();
-    assert!(matches!(next.as_mut().poll(&mut cx), Poll::Ready(Ok(_))));
-}
-
-#[tokio::test]
-async fn small_bodies_have_a_budget_over_all_too() {
-    let budget = Budget::new(PEER_BYTES);
-    let mut cx = Context::from_waker(Waker::noop());
-    let mut filling = Vec::new();
-    for last in 1..=u8::try_from(SMALL_PEERS).unwrap() {
-        for _body in 0..PEER_SMALL_BYTES / SMALL {
-            // without tokio's limit on what one test may poll
-            let mut body = Box::pin(unconstrained(budget.read(peer(last), stalled_small())));
-            assert!(body.as_mut().poll(&mut cx).is_pending());
-            filling.push(body);
-        }
-    }
-    assert_eq!(budget.small.all.available_permits(), 0);
-    let mut next = pin!(unconstrained(budget.read(peer(99), "a review".into())));
-    assert!(next.as_mut().poll(&mut cx).is_pending(), "no budget left");
-    filling.pop();
-    assert!(matches!(next.as_mut().poll(&mut cx), Poll::Ready(Ok(_))));
 }
