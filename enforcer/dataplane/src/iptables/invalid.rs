@@ -11,6 +11,8 @@
 //! change twice as large. So they also drop invalid packets for other programs that use a port of the
 //! range.
 
+use std::time::{Duration, Instant};
+
 use portmapping_shared::Protocol;
 use portmapping_shared::contract::CHAIN_PREFIX;
 
@@ -25,6 +27,8 @@ use crate::settings::{Settings, span_text, spans};
 /// The table of these rules. Its chain INPUT comes before the filters of other programs.
 pub(super) const TABLE: &str = "mangle";
 const DROP: &str = "PORTMAPPING-DROP";
+/// After a failure the rules are tried again with the first change of the mappings after this time.
+const RETRY_AFTER: Duration = Duration::from_mins(10);
 pub(super) const JUMP: Jump = Jump {
     from: "INPUT",
     to: CHAIN_PREFIX,
@@ -39,8 +43,10 @@ pub(super) struct InvalidRules {
     chains: Chains,
     /// What the table lacks, as of the last read; None until the next read.
     repair: Option<Transaction>,
-    /// Whether a failure was logged. The rules are then not tried again: mappings work without them.
-    failed: bool,
+    /// When they failed last; it was logged then. Mappings work without them.
+    failed: Option<Instant>,
+    /// Whether the kernel has the match of SCTP, as far as is known.
+    sctp: bool,
 }
 
 impl InvalidRules {
@@ -49,13 +55,17 @@ impl InvalidRules {
             chains: chains(commands.family, settings),
             commands,
             repair: None,
-            failed: false,
+            failed: None,
+            sctp: true,
         }
     }
 
     /// Replaces the host addresses; the next change or read compares the table with them.
     pub(super) fn set(&mut self, settings: &Settings) {
         self.chains = chains(self.commands.family, settings);
+        if !self.sctp {
+            remove_sctp(&mut self.chains);
+        }
         self.repair = None;
     }
 
@@ -67,19 +77,33 @@ impl InvalidRules {
     /// Returns whether the rules were as they should be at the last read, or cannot be made on this
     /// node.
     pub(super) fn is_intact(&self) -> bool {
-        self.failed || self.repair.as_ref().is_none_or(Transaction::is_empty)
+        self.failed.is_some() || self.is_complete()
+    }
+
+    fn is_complete(&self) -> bool {
+        self.repair.as_ref().is_none_or(Transaction::is_empty)
     }
 
     /// Makes what is missing. Returns the number of commits. A failure is logged once, and does not
     /// make the change of the mappings fail.
     pub(super) fn apply(&mut self) -> u32 {
-        if self.is_intact() {
+        let failed_lately = self.failed.is_some_and(|at| at.elapsed() < RETRY_AFTER);
+        if failed_lately || self.is_complete() {
             return 0;
         }
-        let repair = self.repair.take().unwrap_or_default();
-        match self.commands.restore_in(TABLE, &repair) {
+        let mut repair = self.repair.take().unwrap_or_default();
+        let mut made = self.commands.restore_in(TABLE, &repair);
+        if made.is_err() && self.sctp && remove_sctp(&mut repair.chains) {
+            made = self.commands.restore_in(TABLE, &repair);
+            if made.is_ok() {
+                self.sctp = false;
+                remove_sctp(&mut self.chains);
+            }
+        }
+        match made {
             Ok(()) => {
                 self.repair = Some(Transaction::default());
+                self.failed = None;
                 1
             }
             Err(error) => {
@@ -90,11 +114,23 @@ impl InvalidRules {
                     "invalid packets to mapped ports cannot be dropped (table mangle): a segment that \
                      arrives late may reset its connection"
                 );
-                self.failed = true;
+                self.failed = Some(Instant::now());
                 0
             }
         }
     }
+}
+
+/// Removes the rules for SCTP, whose match a kernel may lack. Returns whether there were any.
+fn remove_sctp(chains: &mut Chains) -> bool {
+    let sctp = format!("-p {} ", Protocol::Sctp.as_kernel_str());
+    let mut removed = false;
+    for rules in chains.values_mut() {
+        let before = rules.len();
+        rules.retain(|rule| !rule.starts_with(&sctp));
+        removed |= rules.len() < before;
+    }
+    removed
 }
 
 fn chains(family: Family, settings: &Settings) -> Chains {

@@ -9,7 +9,8 @@ use portmapping_dataplane::iptables::Flavour;
 use portmapping_shared::Protocol::{Tcp, Udp};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::lab::{Backend, CLIENT, Lab, NODE, POD1, at, ip, map, patience};
+use crate::lab::{self, Backend, CLIENT, Driver, Lab, NODE, POD1, at, ip, map, patience, range};
+use crate::programs::Programs;
 use crate::serve::{Conversation, serve};
 
 crate::for_each_backend!(segment_outside_the_window_does_not_reset_the_connection);
@@ -145,5 +146,46 @@ fn segment_outside_the_window_does_not_reset_the_connection(backend: Backend) {
     driver.uninstall();
     for kind in [Flavour::Nft, Flavour::Legacy] {
         assert!(!lab.rules(kind).contains("PORTMAPPING"));
+    }
+}
+
+#[test]
+fn invalid_packets_are_dropped_where_the_kernel_has_no_match_for_sctp() {
+    for flavour in Flavour::ALL {
+        invalid_packets_are_dropped_without_sctp(flavour);
+    }
+}
+
+fn invalid_packets_are_dropped_without_sctp(flavour: Flavour) {
+    let lab = Lab::new();
+    let programs = Programs::new(flavour);
+    for program in [
+        flavour.to_string(),
+        flavour.to_string().replacen("ip", "ip6", 1),
+    ] {
+        let restore = format!("{program}-restore");
+        let script = format!(
+            "text=$(cat); case $text in *'-m sctp'*) echo 'No chain/target/match by that name.' >&2; exit 1;; esac; \
+             echo \"$text\" | /usr/sbin/{restore} \"$@\""
+        );
+        programs.replace(&restore, &script);
+    }
+    let settings = lab::settings_for(range("20000-29999"));
+    let opened = lab
+        .node
+        .run(|| lab::open(flavour.into(), &settings, &programs.tools()));
+    let mut driver = Driver::new(&lab.node, Box::new(opened.unwrap()));
+    let mappings = [map(Tcp, 20000, POD1, 9040)];
+    for _again in 0..2 {
+        driver.reconcile(&mappings);
+        let rules = lab.rules(flavour);
+        for protocol in ["tcp", "udp"] {
+            let rule = format!("-p {protocol} -m {protocol} --dport 20000:29999 -j DROP");
+            assert!(rules.contains(&rule), "{rules}");
+        }
+        assert!(!rules.contains("sctp"), "{rules}");
+        // what another program removes comes back
+        lab.node.sh(&format!("{flavour} -w 30 -t mangle -F"));
+        assert!(!driver.observe().intact);
     }
 }
