@@ -118,7 +118,8 @@ impl NodeState {
     fn pod_shown(&mut self, now: Duration, facts: PodFacts, now_shown: bool) {
         let uid = facts.pod.uid.clone();
         self.forget_namesake(now, &facts);
-        if self.hosts.named_by_pod(&facts.host_ips) {
+        // those of pods that have ended are not read: they may be of long ago
+        if !facts.finished && self.hosts.named_by_pod(&facts.host_ips) {
             // what is published names them
             self.mark_all();
         }

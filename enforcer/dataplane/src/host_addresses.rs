@@ -96,7 +96,7 @@ impl HostAddresses {
 
     /// Reads the node's addresses again. Returns the host addresses if they have changed.
     pub(super) fn refresh(&mut self) -> Option<&BTreeSet<IpAddr>> {
-        match self.read() {
+        match self.read_twice() {
             Ok(found) if found == self.current => None,
             Ok(found) => {
                 self.current = found;
@@ -107,6 +107,16 @@ impl HostAddresses {
                 None
             }
         }
+    }
+
+    /// A list of interfaces that changes while it is read may lack an address: one that lacks any is read
+    /// again, so that no mapping is lost for a moment.
+    fn read_twice(&self) -> Result<BTreeSet<IpAddr>, NetlinkError> {
+        let found = self.read()?;
+        if found.is_superset(&self.current) {
+            return Ok(found);
+        }
+        Ok(&found | &self.read()?)
     }
 
     fn read(&self) -> Result<BTreeSet<IpAddr>, NetlinkError> {
