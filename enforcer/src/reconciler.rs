@@ -5,6 +5,8 @@ mod calls;
 mod replies;
 mod report;
 
+pub(crate) use report::closed;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;

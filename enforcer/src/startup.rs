@@ -19,6 +19,7 @@ use crate::args::{BackendChoice, IptablesChoice, RunConfig};
 use crate::keeper_client::KeeperClient;
 use crate::masquerade;
 use crate::node_facts::NodeFacts;
+use crate::reconciler::closed;
 use crate::rules_lock::RulesLock;
 
 /// Limit for reading the rules: more than the programs' own, which end them.
@@ -67,6 +68,7 @@ pub(crate) async fn recover(
         mappings: observed.mappings,
         intact: observed.intact,
         host_addresses: observed.host_addresses,
+        closed: closed(&observed.obstacles),
         held,
         in_other_backends,
     };

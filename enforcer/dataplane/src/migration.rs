@@ -276,9 +276,7 @@ impl BackendMigration {
         self.in_use |= !observed.mappings.is_empty();
         self.in_use |= !self.begun && !self.in_other_backends.is_empty();
         observed.intact &= self.forward.is_open(self.in_use);
-        if self.in_use {
-            observed.obstacles = self.forward.obstacles();
-        }
+        observed.obstacles = self.forward.obstacles();
         // makes the reconciler act even if no pod needs a mapping
         observed.intact &= self.begun || self.from.is_empty();
         observed

@@ -331,8 +331,12 @@ pub(super) fn forward_drops(family: Family) -> Option<bool> {
         let attribute = chain.attributes().find(5);
         policy = attribute.and_then(|policy| policy.be32());
     });
-    read.ok()?;
-    policy.map(|policy| policy == DROP)
+    match read {
+        Ok(()) => policy.map(|policy| policy == DROP),
+        // a chain that does not exist drops nothing
+        Err(error) if error.is_refusal(Errno::NOENT) => Some(false),
+        Err(_) => None,
+    }
 }
 
 /// Returns whether table filter of iptables-nft has sets, which only nft makes; None if the kernel does not say

@@ -14,7 +14,9 @@ impl Reconciler {
         if observed.contested {
             self.state.rules_contested();
         }
-        self.report_obstacles(&observed.obstacles);
+        if !observed.mappings.is_empty() {
+            self.report_obstacles(&observed.obstacles);
+        }
     }
 
     /// Logs and counts rules that another process altered.
@@ -51,7 +53,7 @@ impl Reconciler {
 }
 
 /// What keeps all clients from mapped pods, as the conditions say it.
-pub(super) fn closed(obstacles: &[Obstacle]) -> Closed {
+pub(crate) fn closed(obstacles: &[Obstacle]) -> Closed {
     let text = |family| {
         let mut closing = obstacles.iter().filter(|it| it.closes == Some(family));
         let text = &closing.next()?.text;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use portmapping_shared::{LeasedPort, Mapping};
 
 use super::{Config, Kernel, NodeState, PodState};
+use crate::action::Closed;
 use crate::kernel::port_of;
 use crate::ports::{PortKey, key_of};
 
@@ -22,6 +23,8 @@ pub struct Recovered {
     pub intact: bool,
     /// The addresses at which mappings answer; empty: not known.
     pub host_addresses: BTreeSet<IpAddr>,
+    /// Where forwarded packets reach no pod.
+    pub closed: Closed,
     /// What the keeper holds.
     pub held: BTreeSet<PortKey>,
 }
@@ -34,6 +37,7 @@ impl NodeState {
     pub fn recover(config: Config, seed: u64, now: Duration, found: Recovered) -> Self {
         let mut state = Self::new(config, seed);
         state.kernel = Kernel::new(found.mappings.clone(), found.intact);
+        state.kernel.set_closed(found.closed);
         state.hosts.found(found.host_addresses);
         // the chosen backend comes first, so it wins where the two contradict each other
         for mapping in found.mappings.into_iter().chain(found.in_other_backends) {

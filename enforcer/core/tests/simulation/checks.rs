@@ -224,6 +224,8 @@ impl World {
         self.other_processes.clear();
         self.set_host_addresses(&["10.0.0.1", "::1"]);
         self.set_closed([false; 2]);
+        // what this asks for is checked before anything else changes
+        self.collect();
         // the runtime removes ended sandboxes, and creates one for every pod that exists
         let pods = &self.pods;
         self.living

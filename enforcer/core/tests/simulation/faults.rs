@@ -44,9 +44,7 @@ impl World {
     pub(crate) fn set_closed(&mut self, closed: [bool; 2]) {
         self.record(|| format!("FORWARD is closed: {closed:?}"));
         self.reference.closed = closed;
-        let text = |closed: bool| closed.then(|| "no client reaches pods (the test)".to_owned());
-        let [ipv4, ipv6] = closed.map(text);
-        self.state.forward_read(self.now, Closed { ipv4, ipv6 });
+        self.state.forward_read(self.now, as_read(closed));
     }
 
     /// Another controller writes the user's request over the result, each time that it sees one.
@@ -133,4 +131,11 @@ pub(crate) fn named_ports(facts: &PodFacts) -> Vec<(PodUid, PortKey)> {
     let entries = annotation::decode(value).unwrap_or_default().into_iter();
     let ports = entries.filter_map(|entry| Some((entry.protocol, HostPort::new(entry.host_port)?)));
     ports.map(|key| (facts.pod.uid.clone(), key)).collect()
+}
+
+/// What the state machine is told of a firewall, by family.
+pub(crate) fn as_read(closed: [bool; 2]) -> Closed {
+    let text = |closed: bool| closed.then(|| "no client reaches pods (the test)".to_owned());
+    let [ipv4, ipv6] = closed.map(text);
+    Closed { ipv4, ipv6 }
 }

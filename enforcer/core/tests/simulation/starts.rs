@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use portmapping_enforcer_core::{NodeState, Recovered};
 use rand::RngExt;
 
+use crate::faults::as_read;
 use crate::reference::Reference;
 use crate::world::{Call, World, config};
 
@@ -37,8 +38,10 @@ impl World {
             in_other_backends: BTreeSet::new(),
             intact: self.intact,
             host_addresses: self.reference.host_addresses.clone().unwrap_or_default(),
+            closed: as_read(self.reference.closed),
             held: self.keeper.clone(),
         };
+        let closed = self.reference.closed;
         if self.rng.random_range(0..5) == 0 {
             // another backend than before: its table is empty, and the old one's rules are read once
             self.seen.backends += 1;
@@ -59,6 +62,7 @@ impl World {
         let seed = self.rng.random();
         let known = found.mappings.iter().chain(&found.in_other_backends);
         self.reference = Reference::new(known.cloned().collect(), &found);
+        self.reference.closed = closed;
         self.state = NodeState::recover(config(), seed, self.now, found);
         self.collect();
         self.updates.clear();

@@ -69,13 +69,17 @@ impl Finding {
     }
 }
 
-/// Follows the rules without a condition.
+/// Follows the rules without a condition. Where one with a condition leaves a chain that was jumped to, some
+/// packets go on whatever comes after it.
 fn end(rules: &[&str], chains: &Chains<'_>, jumps: u8) -> End {
+    let mut some_go_on = false;
     for rule in rules {
         let Some(target) = rule
             .strip_prefix("-j ")
             .or_else(|| rule.strip_prefix("-g "))
         else {
+            some_go_on |=
+                jumps < MAX_JUMPS && (rule.ends_with(" -j RETURN") || rule.contains(" -g "));
             continue;
         };
         let end = match target.split(' ').next().unwrap_or_default() {
@@ -87,6 +91,9 @@ fn end(rules: &[&str], chains: &Chains<'_>, jumps: u8) -> End {
                 _ => End::GoesOn,
             },
         };
+        if some_go_on && end == End::Dropped {
+            return End::GoesOn;
+        }
         if end != End::GoesOn || rule.starts_with("-g ") {
             return end;
         }

@@ -34,11 +34,13 @@ fn chains_that_drop_everything_are_followed() {
         Finding::read(&format!("*filter\n:FORWARD DROP [0:0]\n{rules}COMMIT\n")).sealed
     };
     assert!(sealed(
-        "-A FORWARD -j a\n-A FORWARD -j b\n-A a -p tcp -j RETURN\n-A a -j REJECT\n"
+        "-A FORWARD -p tcp -j RETURN\n-A FORWARD -j a\n-A FORWARD -j b\n-A a -j REJECT\n"
     ));
     assert!(sealed("-A FORWARD -j a\n-A a -j b\n-A b -j DROP\n"));
     for open in [
         "-A FORWARD -j a\n-A a -j RETURN\n-A a -j REJECT\n",
+        "-A FORWARD -j a\n-A a -p tcp -j RETURN\n-A a -j REJECT\n",
+        "-A FORWARD -j a\n-A a -p tcp -g b\n-A a -j DROP\n",
         "-A FORWARD -j ACCEPT\n-A FORWARD -j DROP\n",
         "-A FORWARD -i eth0 -j DROP\n",
         "-A FORWARD -p tcp -j a\n-A a -j DROP\n",

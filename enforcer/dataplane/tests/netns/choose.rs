@@ -178,6 +178,35 @@ fn legacy_tables_that_cannot_be_read_move_the_node_to_nftables() {
 }
 
 #[test]
+fn forward_of_a_kind_that_cannot_be_read_is_named_only_where_it_may_drop() {
+    let lab = Lab::new();
+    let tools = Unprivileged::new();
+    let tools = tools.tools();
+    let settings = settings_for(range("20000-29999"));
+    let obstacles = || {
+        let opened = lab::open(Backend::Nftables, &settings, &tools);
+        opened.unwrap().observe().unwrap().obstacles
+    };
+    // its tables are read as root only, and nothing else says what is in them
+    lab.iptables(Flavour::Legacy, "-N KUBE-FORWARD");
+    let found = lab.node.run(obstacles);
+    let [legacy] = &found[..] else {
+        panic!("one obstacle is to be named, not {found:?}")
+    };
+    let text = &legacy.text;
+    assert!(text.contains("iptables-legacy (IPv4) may drop"), "{text}");
+    assert_eq!(legacy.closes, None);
+    // the kernel tells the policy of the other kind, and that it has no FORWARD
+    lab.iptables(Flavour::Legacy, "-X KUBE-FORWARD");
+    lab.node.sh("nft add table ip6 filter; nft 'add chain ip6 filter pods'; nft 'add rule ip6 filter pods meta mark set jhash ip6 saddr mod 2'");
+    let found = lab.node.run(obstacles);
+    assert!(
+        !found.iter().any(|it| it.text.contains("(IPv6)")),
+        "{found:?}"
+    );
+}
+
+#[test]
 fn kernel_that_refuses_our_rules_moves_the_node_to_nftables() {
     let lab = Lab::new();
     let programs = Unprivileged::new();

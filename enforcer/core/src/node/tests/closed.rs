@@ -46,6 +46,32 @@ fn no_pod_says_true_while_a_firewall_drops_all_that_is_forwarded_to_it() {
 }
 
 #[test]
+fn a_start_knows_that_a_firewall_drops_everything() {
+    let text = "no client reaches mapped pods: FORWARD drops everything";
+    let closed = Closed {
+        ipv4: Some(text.to_owned()),
+        ..Closed::default()
+    };
+    let mut node = Node::new("20000-29999");
+    let found = Recovered {
+        intact: true,
+        closed,
+        ..Recovered::default()
+    };
+    node.state = NodeState::recover(config("20000-29999"), 9, NOW, found);
+    let pod = facts("a", Some("10.244.0.2"));
+    node.applied(pod.clone());
+    node.state.relisted(NOW, &[pod.pod.uid].into());
+    node.settle().later(2);
+    let ever_true = node.written.iter().any(|it| {
+        let condition = it.wanted.condition.as_ref();
+        condition.is_some_and(|it| it.status)
+    });
+    assert!(!ever_true);
+    assert_eq!(node.message("a"), text);
+}
+
+#[test]
 fn a_firewall_of_a_family_that_the_node_does_not_serve_closes_nothing() {
     let mut node = Node::new("20000-29999");
     let own = ["10.0.0.11".parse().unwrap()].into();
