@@ -52,6 +52,9 @@ enum Command {
         /// Only the small suite, with this container runtime.
         #[arg(long, value_enum, conflicts_with = "kubeconfig")]
         containerd: Option<Containerd>,
+        /// Only the small suite, with this mode of kube-proxy.
+        #[arg(long, value_enum, conflicts_with = "kubeconfig")]
+        proxy_mode: Option<ProxyMode>,
     },
     /// Boot a new cluster and inject faults, round after round.
     Chaos(chaos::Options),
@@ -201,16 +204,19 @@ fn run(command: Command) -> Result<()> {
             cni: None,
             kubernetes: None,
             containerd: None,
+            proxy_mode: None,
         } => suite::run(kubeconfig.as_deref())?,
         Command::Test {
             cni,
             kubernetes,
             containerd,
+            proxy_mode,
             ..
         } => suite::small(
             cni.unwrap_or_default(),
             kubernetes.unwrap_or_default(),
             containerd.unwrap_or_default(),
+            proxy_mode.unwrap_or_default(),
         )?,
         Command::Chaos(options) => chaos::run(&options)?,
         Command::Kernels(options) => kernels::run(&options)?,

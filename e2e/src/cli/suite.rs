@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::cluster::KUBECONFIG_VARIABLE;
 use crate::progress::say;
-use crate::{Cni, Containerd, Minor, paths, process};
+use crate::{Cni, Containerd, Minor, ProxyMode, paths, process};
 
 /// Tests that enter a node, read the API server's audit log, or boot a cluster themselves.
 const NEED_OUR_CLUSTER: &[&str] = &[
@@ -27,13 +27,20 @@ const NEED_OUR_CLUSTER: &[&str] = &[
     "webhook_service::no_creation_fails_while_replicas_are_replaced_and_ended",
 ];
 
-/// Tell the small suite which CNI its cluster has, which Kubernetes and which container runtime.
+/// Tell the small suite which CNI its cluster has, which Kubernetes, which container runtime, and which mode
+/// kube-proxy.
 const CNI_VARIABLE: &str = "E2E_CNI";
 const KUBERNETES_VARIABLE: &str = "E2E_KUBERNETES";
 const CONTAINERD_VARIABLE: &str = "E2E_CONTAINERD";
+const PROXY_MODE_VARIABLE: &str = "E2E_PROXY_MODE";
 
 /// Replaces this process by cargo, which runs the small suite on a cluster of its own.
-pub(super) fn small(cni: Cni, kubernetes: Minor, containerd: Containerd) -> Result<()> {
+pub(super) fn small(
+    cni: Cni,
+    kubernetes: Minor,
+    containerd: Containerd,
+    proxy_mode: ProxyMode,
+) -> Result<()> {
     let mut cargo = process::command(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(paths::root());
     cargo.args(["test", "-p", "e2e", "--test", "product", "--"]);
@@ -46,6 +53,7 @@ pub(super) fn small(cni: Cni, kubernetes: Minor, containerd: Containerd) -> Resu
     cargo.env(CNI_VARIABLE, cni.to_string());
     cargo.env(KUBERNETES_VARIABLE, kubernetes.to_string());
     cargo.env(CONTAINERD_VARIABLE, containerd.to_string());
+    cargo.env(PROXY_MODE_VARIABLE, proxy_mode.to_string());
     let error = cargo.exec();
     bail!("cannot run cargo: {error}");
 }

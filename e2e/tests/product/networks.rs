@@ -11,23 +11,24 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use e2e::compatibility::{self, Run, Small};
 use e2e::starts::Collector;
-use e2e::{CiliumMode, Cluster, Cni, Config, Containerd, Minor, install, paths};
+use e2e::{CiliumMode, Cluster, Cni, Config, Containerd, Minor, ProxyMode, install, paths};
 use nix::sys::utsname::uname;
 use serde_json::json;
 
 use crate::map_start::{announcing, judge};
 use crate::reach::{Target, backends, vantages};
 use crate::support::outside::{is_refused, run_at, tcp};
-use crate::support::parts::{roll, with_flags};
+use crate::support::parts::{add_capabilities, roll, with_flags};
 use crate::support::pods::mapped_pod;
 use crate::support::space::Space;
 use crate::support::{LIMIT, config, eventually, get, kubectl_with};
 
 /// The CNI of the cluster, as `--cni` takes it; its Kubernetes, as `--kubernetes` does; its container runtime,
-/// as `--containerd` does.
+/// as `--containerd` does; the mode of kube-proxy, as `--proxy-mode` does.
 const CNI: &str = "E2E_CNI";
 const KUBERNETES: &str = "E2E_KUBERNETES";
 const CONTAINERD: &str = "E2E_CONTAINERD";
+const PROXY_MODE: &str = "E2E_PROXY_MODE";
 const STARTS: usize = 5;
 /// Where the API server calls the webhook.
 const WEBHOOK_PORT: u16 = 10250;
@@ -43,8 +44,11 @@ fn small_suite() -> Result<()> {
     };
     let containerd = env::var(CONTAINERD).unwrap_or_else(|_| Containerd::default().to_string());
     let containerd = Containerd::from_str(&containerd, false).map_err(anyhow::Error::msg)?;
+    let proxy_mode = env::var(PROXY_MODE).unwrap_or_else(|_| ProxyMode::default().to_string());
+    let proxy_mode = ProxyMode::from_str(&proxy_mode, false).map_err(anyhow::Error::msg)?;
     let config = Config {
         cni,
+        proxy_mode,
         kubernetes,
         containerd,
         ..config(&format!("cni-{cni}").replace(':', "-"))
@@ -85,10 +89,16 @@ fn small_suite() -> Result<()> {
         rolled?;
         seen?;
         println!("{cni}: an upgrade under traffic broke no connection");
-        let forced = (auto == "iptables").then_some("nftables");
-        if forced.is_some() {
+        let forced = if auto == "iptables" {
             with_flags(&cluster, &[], &["--backend=nftables"], || reach("nftables"))?;
-        }
+            "nftables"
+        } else {
+            // its programs print what other programs' rules name only with NET_RAW
+            add_capabilities(&cluster, &["NET_ADMIN", "NET_RAW"])?;
+            with_flags(&cluster, &[], &["--backend=iptables"], || reach("iptables"))?;
+            add_capabilities(&cluster, &["NET_ADMIN"])?;
+            "iptables with NET_RAW"
+        };
         deletion(space, &target)?;
         let release = uname()?.release().to_string_lossy().into_owned();
         compatibility::record(&Run::Small(Small {
@@ -103,7 +113,7 @@ fn small_suite() -> Result<()> {
             // without what a distribution adds
             kernel: release.split('-').next().unwrap_or_default().to_owned(),
             auto: auto.to_owned(),
-            forced: forced.map(str::to_owned),
+            forced: Some(forced.to_owned()),
             other_address,
             policy,
         }))

@@ -83,11 +83,29 @@ pub(crate) fn with_flags<T>(
     outcome
 }
 
+/// Gives the enforcer these capabilities and no other.
+pub(crate) fn add_capabilities(cluster: &Cluster, capabilities: &[&str]) -> Result<()> {
+    patch(
+        cluster,
+        &json!({ "containers": [{
+            "name": "enforcer",
+            "securityContext": { "capabilities": { "add": capabilities } },
+        }] }),
+    )
+}
+
 fn start_with(cluster: &Cluster, keeper: &Value, enforcer: &Value) -> Result<()> {
-    let body = json!({ "spec": { "template": { "spec": {
-        "initContainers": [{ "name": "keeper", "args": keeper }],
-        "containers": [{ "name": "enforcer", "args": enforcer }],
-    } } } });
+    patch(
+        cluster,
+        &json!({
+            "initContainers": [{ "name": "keeper", "args": keeper }],
+            "containers": [{ "name": "enforcer", "args": enforcer }],
+        }),
+    )
+}
+
+fn patch(cluster: &Cluster, pod_spec: &Value) -> Result<()> {
+    let body = json!({ "spec": { "template": { "spec": pod_spec } } });
     cluster.kubectl_run([
         "-n",
         SYSTEM,
