@@ -1,14 +1,14 @@
 //! Reads request bodies into memory: each up to a limit, a limited number of them at once, and long ones
 //! within one byte budget per peer and one over all peers.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use axum::body::{Body, HttpBody};
 use http_body_util::BodyExt;
 use parking_lot::Mutex;
 use portmapping_runtime::conns::{Connections, Peer};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::budget::{Budget, Claim};
 
 /// Longest body that needs no budget, in bytes: `MAX_BODIES` of them are little memory. Most reviews are
 /// shorter.
@@ -16,25 +16,23 @@ const SMALL: u32 = 64 * 1024;
 /// Bodies at once, those that wait included, because each holds what its connection has received. If there
 /// are more, the peer with most of them loses its oldest. An API server sends at most 200 writes at once by
 /// default.
-const MAX_BODIES: usize = 512;
+const MAX_BODIES: usize = 256;
 /// Budget over all peers for longer bodies, in budgets of one peer, which is that of the longest body. What
 /// does not fit waits until others are answered; the review's deadline limits the wait.
 const FULL_PEERS: usize = 5;
 
 /// The memory that bodies may take; cheap to clone.
 #[derive(Clone, Debug)]
-pub(crate) struct Budget {
+pub(crate) struct Bodies {
     /// Longest body, in bytes.
     limit: u32,
     /// The bodies that are read or wait.
-    bodies: Arc<Mutex<Connections>>,
-    all: Arc<Semaphore>,
-    /// Only peers with a long body at present.
-    peers: Arc<Mutex<HashMap<Peer, Arc<Semaphore>>>>,
+    open: Arc<Mutex<Connections>>,
+    budget: Budget,
 }
 
-/// A body, and its part of both budgets, which is free again when dropped.
-pub(crate) type Received = (Vec<u8>, [Option<OwnedSemaphorePermit>; 2]);
+/// A body, and its part of the budget.
+pub(crate) type Received = (Vec<u8>, Option<Claim>);
 
 /// Why a body could not be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -50,14 +48,13 @@ pub(crate) enum BodyError {
     TooMany,
 }
 
-impl Budget {
+impl Bodies {
     /// For bodies of at most `limit` bytes.
     pub(crate) fn new(limit: u32) -> Self {
         Self {
             limit,
-            bodies: Arc::default(),
-            all: Arc::new(Semaphore::new(limit as usize * FULL_PEERS)),
-            peers: Arc::default(),
+            open: Arc::default(),
+            budget: Budget::new(limit, FULL_PEERS),
         }
     }
 
@@ -68,21 +65,12 @@ impl Budget {
         let announced = body.size_hint().exact().unwrap_or(self.limit.into());
         let fits = u32::try_from(announced).ok().filter(|it| *it <= self.limit);
         let length = fits.ok_or(too_long)?;
-        let (slot, _evicted) = self.bodies.lock().enter(peer, MAX_BODIES);
+        let (slot, _evicted) = self.open.lock().enter(peer, MAX_BODIES);
         let read = async {
-            let mut claims = [None, None];
-            if length > SMALL {
-                let own = {
-                    let mut peers = self.peers.lock();
-                    peers.retain(|_, budget| Arc::strong_count(budget) > 1);
-                    let new = || Arc::new(Semaphore::new(self.limit as usize));
-                    Arc::clone(peers.entry(peer).or_insert_with(new))
-                };
-                let all = Arc::clone(&self.all);
-                // always Ok: only a closed semaphore refuses, and these are never closed
-                claims[0] = own.acquire_many_owned(length).await.ok();
-                claims[1] = all.acquire_many_owned(length).await.ok();
-            }
+            let claim = match length {
+                ..=SMALL => None,
+                _ => Some(self.budget.claim(peer, length).await),
+            };
             let mut bytes = Vec::with_capacity(length as usize);
             while let Some(frame) = body.frame().await {
                 if let Ok(data) = frame.map_err(|_| BodyError::Incomplete)?.into_data() {
@@ -92,7 +80,7 @@ impl Budget {
                     bytes.extend_from_slice(&data);
                 }
             }
-            Ok((bytes, claims))
+            Ok((bytes, claim))
         };
         let read = slot.evicted.run_until_cancelled(read).await;
         read.unwrap_or(Err(BodyError::TooMany))

@@ -13,9 +13,11 @@
 pub mod app;
 pub mod args;
 mod body;
+mod budget;
 pub mod metrics;
 pub mod mutate;
 pub mod pod;
+mod response;
 pub mod review;
 pub mod routes;
 pub mod server;

@@ -3,15 +3,23 @@
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use http::{StatusCode, header};
 
-use crate::body::{BodyError, Budget};
+use crate::body::{Bodies, BodyError};
+use crate::budget::Budget;
 use crate::metrics::Metrics;
 use crate::mutate::{self, Verdict};
+use crate::response::InPieces;
 use crate::review::{self, Answer, Review, Subject};
+
+/// Budget of one peer for responses that it has not taken yet, in bytes. Most have less than 2 KiB.
+const PEER_RESPONSES: u32 = 1024 * 1024;
+/// The same over all peers, in budgets of one peer.
+const FULL_PEERS: usize = 16;
 
 /// Limits of a review.
 #[derive(Clone, Copy, Debug)]
@@ -28,7 +36,8 @@ pub struct Limits {
 #[derive(Clone)]
 struct Service {
     limits: Limits,
-    budget: Budget,
+    bodies: Bodies,
+    responses: Budget,
     metrics: Metrics,
 }
 
@@ -38,7 +47,8 @@ pub fn router(limits: Limits, metrics: Metrics) -> Router {
         .route("/mutate", post(mutate))
         .with_state(Service {
             limits,
-            budget: Budget::new(limits.body_bytes),
+            bodies: Bodies::new(limits.body_bytes),
+            responses: Budget::new(PEER_RESPONSES, FULL_PEERS),
             metrics,
         })
 }
@@ -64,7 +74,7 @@ fn refused(outcome: &'static str, status: StatusCode, text: &str) -> (&'static s
 impl Service {
     async fn review(&self, request: Request) -> (&'static str, Response) {
         let peer = request.extensions().get().copied().unwrap_or_default();
-        let (bytes, _claims) = match self.budget.read(peer, request.into_body()).await {
+        let (bytes, claim) = match self.bodies.read(peer, request.into_body()).await {
             Ok(received) => received,
             Err(error) => {
                 let (outcome, status) = match error {
@@ -75,16 +85,31 @@ impl Service {
                 return refused(outcome, status, &error.to_string());
             }
         };
-        match review::parse(&bytes) {
-            Ok(review) => self.judge(&review),
+        let review = match review::parse(&bytes) {
+            Ok(review) => review,
             Err(malformed) => {
                 tracing::info!(reason = %malformed, "malformed review refused");
-                refused("Malformed", StatusCode::BAD_REQUEST, &malformed.to_string())
+                return refused("Malformed", StatusCode::BAD_REQUEST, &malformed.to_string());
+            }
+        };
+        let (outcome, encoded) = self.judge(&review);
+        match encoded {
+            Ok(response) => {
+                drop((bytes, claim));
+                let length = u32::try_from(response.len()).unwrap_or(u32::MAX);
+                let claim = self.responses.claim(peer, length).await;
+                let body = Body::new(InPieces::new(response, claim));
+                let json = [(header::CONTENT_TYPE, "application/json")];
+                (outcome, (json, body).into_response())
+            }
+            Err(error) => {
+                tracing::error!(%error, uid = review.uid, "cannot encode the response to a review");
+                ("Failed", StatusCode::INTERNAL_SERVER_ERROR.into_response())
             }
         }
     }
 
-    fn judge(&self, review: &Review) -> (&'static str, Response) {
+    fn judge(&self, review: &Review) -> (&'static str, serde_json::Result<Vec<u8>>) {
         let verdict;
         let (outcome, answer) = match &review.subject {
             Subject::Unreadable(reason) => {
@@ -114,16 +139,7 @@ impl Service {
                 (outcome, Answer::Verdict(&verdict))
             }
         };
-        match review::encode(&review.uid, &answer) {
-            Ok(bytes) => {
-                let json = [(header::CONTENT_TYPE, "application/json")];
-                (outcome, (json, bytes).into_response())
-            }
-            Err(error) => {
-                tracing::error!(%error, uid = review.uid, "cannot encode the response to a review");
-                ("Failed", StatusCode::INTERNAL_SERVER_ERROR.into_response())
-            }
-        }
+        (outcome, review::encode(&review.uid, &answer))
     }
 }
 

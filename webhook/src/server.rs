@@ -17,6 +17,7 @@ use std::time::Duration;
 use axum::Router;
 use http::header::CONNECTION;
 use http::{HeaderValue, Request, Response, Version};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -299,7 +300,10 @@ impl Http {
     {
         let mut finishing = false;
         loop {
-            let deadline = || self.limits.timeouts.deadline(slot.activity());
+            let timeouts = self.limits.timeouts;
+            let deadline = || timeouts.deadline(slot.activity());
+            // nobody tells this loop when the activity changes
+            let look_again = Instant::now() + timeouts.busy;
             tokio::select! {
                 // an error here has its cause in the client: it disconnected or broke the protocol
                 _ended = connection.as_mut() => return,
@@ -308,8 +312,7 @@ impl Http {
                     connection.as_mut().graceful_shutdown();
                 }
                 () = slot.evicted.cancelled() => return,
-                () = sleep_until(deadline()) => {
-                    // the activity may have changed since the timer was set
+                () = sleep_until(deadline().min(look_again)) => {
                     if deadline() <= Instant::now() {
                         return self.metrics.closed("silent");
                     }
@@ -336,8 +339,12 @@ impl Http {
                     .headers_mut()
                     .insert(CONNECTION, HeaderValue::from_static("close"));
             }
-            drop(in_progress);
-            Ok(response)
+            // a client that does not take its response has a request in progress
+            let unchanged = move |frame| {
+                let _ = &in_progress;
+                frame
+            };
+            Ok(response.map(|body| axum::body::Body::new(body.map_frame(unchanged))))
         }
     }
 }

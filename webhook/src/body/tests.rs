@@ -11,7 +11,7 @@ use hyper::body::{Frame, SizeHint};
 use portmapping_runtime::conns::Peer;
 use tokio::task::unconstrained;
 
-use super::{BodyError, Budget, FULL_PEERS, MAX_BODIES, SMALL};
+use super::{Bodies, BodyError, FULL_PEERS, MAX_BODIES, SMALL};
 
 /// A body in pieces, as the network delivers it; its length is not announced.
 fn pieces(pieces: &[&'static str]) -> Body {
@@ -35,36 +35,36 @@ fn peer(last: u8) -> Peer {
     IpAddr::from([10, 0, 0, last]).into()
 }
 
-async fn read(budget: &Budget, body: impl Into<Body>) -> Result<Vec<u8>, BodyError> {
-    let received = budget.read(peer(1), body.into()).await;
+async fn read(bodies: &Bodies, body: impl Into<Body>) -> Result<Vec<u8>, BodyError> {
+    let received = bodies.read(peer(1), body.into()).await;
     received.map(|(bytes, _claims)| bytes)
 }
 
 #[tokio::test]
 async fn joins_the_pieces() {
-    let budget = Budget::new(9);
-    assert_eq!(read(&budget, Body::empty()).await.unwrap(), b"");
-    assert_eq!(read(&budget, "whole").await.unwrap(), b"whole");
+    let bodies = Bodies::new(9);
+    assert_eq!(read(&bodies, Body::empty()).await.unwrap(), b"");
+    assert_eq!(read(&bodies, "whole").await.unwrap(), b"whole");
     let body = pieces(&["a", "", "bc", "d"]);
-    assert_eq!(read(&budget, body).await.unwrap(), b"abcd");
+    assert_eq!(read(&bodies, body).await.unwrap(), b"abcd");
 }
 
 #[tokio::test]
 async fn refuses_a_body_over_the_limit_announced_or_not() {
-    let budget = Budget::new(3);
+    let bodies = Bodies::new(3);
     let too_long = Err(BodyError::TooLong(3));
-    assert_eq!(read(&budget, "four").await, too_long);
-    assert_eq!(read(&budget, pieces(&["ab", "cd"])).await, too_long);
-    assert_eq!(read(&budget, "abc").await.unwrap(), b"abc");
+    assert_eq!(read(&bodies, "four").await, too_long);
+    assert_eq!(read(&bodies, pieces(&["ab", "cd"])).await, too_long);
+    assert_eq!(read(&bodies, "abc").await.unwrap(), b"abc");
 }
 
 #[tokio::test]
 async fn bodies_of_one_peer_wait_for_its_budget_and_give_it_back() {
-    let budget = Budget::new(LIMIT);
+    let bodies = Bodies::new(LIMIT);
     let half = || Body::from(vec![0; LIMIT as usize / 2]);
-    let first = budget.read(peer(1), half()).await.unwrap();
-    let _second = budget.read(peer(1), half()).await.unwrap();
-    let mut third = pin!(budget.read(peer(1), half()));
+    let first = bodies.read(peer(1), half()).await.unwrap();
+    let _second = bodies.read(peer(1), half()).await.unwrap();
+    let mut third = pin!(bodies.read(peer(1), half()));
     let mut cx = Context::from_waker(Waker::noop());
     assert!(third.as_mut().poll(&mut cx).is_pending(), "no budget yet");
     drop(first);
@@ -73,9 +73,9 @@ async fn bodies_of_one_peer_wait_for_its_budget_and_give_it_back() {
 
 #[tokio::test]
 async fn a_peer_with_too_many_stalled_bodies_loses_its_own_and_others_are_served() {
-    let budget = Budget::new(LIMIT);
+    let bodies = Bodies::new(LIMIT);
     let mut cx = Context::from_waker(Waker::noop());
-    let first = read(&budget, stalled_small());
+    let first = read(&bodies, stalled_small());
     let mut first = pin!(first);
     assert!(first.as_mut().poll(&mut cx).is_pending());
     let mut waiting = Vec::new();
@@ -89,7 +89,7 @@ async fn a_peer_with_too_many_stalled_bodies_loses_its_own_and_others_are_served
                 stalled_small()
             },
         );
-        let mut body = Box::pin(unconstrained(budget.read(peer, stalled)));
+        let mut body = Box::pin(unconstrained(bodies.read(peer, stalled)));
         assert!(body.as_mut().poll(&mut cx).is_pending());
         waiting.push(body);
     }
@@ -105,50 +105,50 @@ async fn a_peer_with_too_many_stalled_bodies_loses_its_own_and_others_are_served
         first.as_mut().poll(&mut cx).is_pending(),
         "not the other peer's"
     );
-    let served = read(&budget, "a review").await;
+    let served = read(&bodies, "a review").await;
     assert_eq!(served.unwrap(), b"a review");
     drop(waiting);
-    let all = budget.all.available_permits();
+    let all = bodies.budget.all.available_permits();
     assert_eq!(all, LIMIT as usize * FULL_PEERS);
-    assert_eq!(read(&budget, "again").await.unwrap(), b"again");
-    let _long = budget.read(peer(1), long()).await.unwrap();
-    let peers = budget.peers.lock().len();
+    assert_eq!(read(&bodies, "again").await.unwrap(), b"again");
+    let _long = bodies.read(peer(1), long()).await.unwrap();
+    let peers = bodies.budget.peers.lock().len();
     assert_eq!(peers, 1, "peers without a long body are forgotten");
 }
 
 #[tokio::test]
 async fn small_bodies_do_not_wait_for_those_that_stall() {
-    let budget = Budget::new(LIMIT);
+    let bodies = Bodies::new(LIMIT);
     let mut cx = Context::from_waker(Waker::noop());
     let mut stalled_ones = Vec::new();
     for last in 1..=u8::try_from(FULL_PEERS).unwrap() {
         for _body in 0..50 {
-            let mut body = Box::pin(unconstrained(budget.read(peer(last), stalled())));
+            let mut body = Box::pin(unconstrained(bodies.read(peer(last), stalled())));
             assert!(body.as_mut().poll(&mut cx).is_pending());
-            let mut small = Box::pin(unconstrained(budget.read(peer(last), stalled_small())));
+            let mut small = Box::pin(unconstrained(bodies.read(peer(last), stalled_small())));
             assert!(small.as_mut().poll(&mut cx).is_pending());
             stalled_ones.extend([body, small]);
         }
     }
-    assert_eq!(budget.all.available_permits(), 0);
+    assert_eq!(bodies.budget.all.available_permits(), 0);
     // peer 1 is one of those that stall
     for last in [1, 99] {
-        let mut small = pin!(unconstrained(budget.read(peer(last), "a review".into())));
+        let mut small = pin!(unconstrained(bodies.read(peer(last), "a review".into())));
         assert!(matches!(small.as_mut().poll(&mut cx), Poll::Ready(Ok(_))));
     }
 }
 
 #[tokio::test]
 async fn all_peers_together_stay_within_the_budget_over_all() {
-    let budget = Budget::new(LIMIT);
+    let bodies = Bodies::new(LIMIT);
     let mut cx = Context::from_waker(Waker::noop());
     let mut filling = Vec::new();
     for last in 1..=u8::try_from(FULL_PEERS).unwrap() {
-        let mut body = Box::pin(budget.read(peer(last), stalled()));
+        let mut body = Box::pin(bodies.read(peer(last), stalled()));
         assert!(body.as_mut().poll(&mut cx).is_pending());
         filling.push(body);
     }
-    let mut next = pin!(budget.read(peer(99), long()));
+    let mut next = pin!(bodies.read(peer(99), long()));
     assert!(next.as_mut().poll(&mut cx).is_pending(), "no budget left");
     filling.pop();
     assert!(matches!(next.as_mut().poll(&mut cx), Poll::Ready(Ok(_))));

@@ -5,12 +5,14 @@ use std::time::Duration;
 use axum::body::Body;
 use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
+use portmapping_runtime::conns::Peer;
 use portmapping_runtime::metrics as text;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
-use super::{Limits, Service, router};
-use crate::body::Budget;
+use super::{Limits, PEER_RESPONSES, Service, router};
+use crate::body::Bodies;
+use crate::budget::Budget;
 use crate::metrics::Metrics;
 
 const LIMITS: Limits = Limits {
@@ -150,6 +152,44 @@ async fn counts_reviews_by_outcome_and_measures_their_time() {
     }
 }
 
+#[tokio::test]
+async fn responses_that_a_client_does_not_take_have_a_budget() {
+    let limits = Limits {
+        body_bytes: 3_000_000,
+        ..LIMITS
+    };
+    let router = router(limits, Metrics::default());
+    let mut large = review("");
+    let keys = (0..1000).map(|n| {
+        (
+            format!("host-port.tkestack.io/{n}{}", "~".repeat(300)),
+            json!(""),
+        )
+    });
+    large["request"]["object"]["metadata"]["annotations"]
+        .as_object_mut()
+        .unwrap()
+        .extend(keys);
+    let ask = |review: &Value, last: u8| {
+        let mut request = Request::post("/mutate")
+            .body(Body::from(review.to_string()))
+            .unwrap();
+        let peer = Peer::from(std::net::IpAddr::from([10, 0, 0, last]));
+        request.extensions_mut().insert(peer);
+        router.clone().oneshot(request)
+    };
+    let first = ask(&large, 1).await.unwrap();
+    let second = ask(&large, 1).await.unwrap();
+    assert_eq!(first.status(), StatusCode::OK);
+    assert_eq!(second.status(), StatusCode::REQUEST_TIMEOUT);
+    let other = ask(&large, 2).await.unwrap();
+    assert_eq!(other.status(), StatusCode::OK, "another client's");
+    let (_status, text) = read(first).await;
+    assert!(text.len() > 500_000, "{}", text.len());
+    let again = ask(&large, 1).await.unwrap();
+    assert_eq!(again.status(), StatusCode::OK, "the first was taken");
+}
+
 /// What the program logs in its default format while `act` runs.
 fn logged(act: impl FnOnce()) -> String {
     let (mut log, writer) = std::io::pipe().unwrap();
@@ -172,7 +212,8 @@ fn a_denial_is_logged_with_names_quoted_once() {
     let review = crate::review::parse(body.to_string().as_bytes()).unwrap();
     let service = Service {
         limits: LIMITS,
-        budget: Budget::new(LIMITS.body_bytes),
+        bodies: Bodies::new(LIMITS.body_bytes),
+        responses: Budget::new(PEER_RESPONSES, 1),
         metrics: Metrics::default(),
     };
     let line = logged(|| drop(service.judge(&review)));

@@ -86,3 +86,36 @@ async fn a_full_table_evicts_connections_without_a_request() {
         "it sent a request, so it stays"
     );
 }
+
+#[tokio::test]
+async fn a_client_that_does_not_take_its_response_is_disconnected() {
+    let server = start(Limits {
+        timeouts: IdleTimeouts {
+            busy: SHORT * 10,
+            ..PATIENT.timeouts
+        },
+        ..PATIENT
+    });
+    let stream = server.tls(&rustls::version::TLS13, b"h2").await.unwrap();
+    let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    builder.initial_stream_window_size(10);
+    let (mut sender, connection) = builder.handshake(TokioIo::new(stream)).await.unwrap();
+    let connection = tokio::spawn(connection);
+    // its response is longer than what a connection gets at once
+    let keys = (0..100).map(|n| format!(r#","host-port.tkestack.io/{n}":"""#));
+    let annotations = format!(
+        r#"{{"tkestack.io/portmapping":""{}}}"#,
+        keys.collect::<String>()
+    );
+    let pod =
+        format!(r#"{{"metadata":{{"annotations":{annotations}}},"spec":{{"containers":[]}}}}"#);
+    let body = NOT_ASKED.replace("{}}}", &format!("{pod}}}}}"));
+    let request = Request::post("https://webhook.portmapping-system.svc/mutate");
+    let request = request.body(Body::from(body)).unwrap();
+    let response = sender.send_request(request).await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    let ended = tokio::time::timeout(LIMIT, connection).await;
+    drop(ended.expect("closed"));
+    let text = server.metrics();
+    assert!(text.contains(r#"closed_total{reason="silent"}"#), "{text}");
+}
