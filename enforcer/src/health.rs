@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use crate::args::{ADMIN_SOCKET, HealthArgs, StatusArgs};
 use crate::keeper_client::KeeperClient;
 use crate::reconciler::StateRequest;
-use crate::run::runtime;
+use crate::runtime::runtime;
 use crate::state;
 
 /// How long a health probe may take.

@@ -29,6 +29,7 @@ mod publish;
 mod reconciler;
 mod rules_lock;
 pub mod run;
+mod runtime;
 pub mod selftest;
 mod startup;
 mod state;

@@ -27,6 +27,7 @@ use crate::pods::{self, POD_QUEUE, PodUpdate};
 use crate::publish::Publisher;
 use crate::reconciler::{Drivers, Inputs, ReconcileError, Reconciler};
 use crate::rules_lock;
+use crate::runtime::runtime;
 use crate::startup::{read_node_facts, recover, rehearse};
 use crate::takeover::{await_turn, first_results, settled_role};
 
@@ -76,15 +77,6 @@ fn is_out_of_date(error: &anyhow::Error) -> bool {
                 Some(KeeperClientError::Retired { .. })
             )
     })
-}
-
-/// Returns the tokio runtime of every subcommand.
-pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    // one thread: the program mostly waits, and each further thread costs memory on every node
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the tokio runtime")
 }
 
 async fn serve(mut config: RunConfig) -> anyhow::Result<()> {

@@ -32,7 +32,7 @@ use self::fault::Fault;
 use self::objects::{CLIENT, MAPPED, ROLE, TEST_PODS, Template};
 use crate::args::TestArgs;
 use crate::conditions::{is_true, is_up, message};
-use crate::run::runtime;
+use crate::runtime::runtime;
 
 mod fault;
 mod objects;

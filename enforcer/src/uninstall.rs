@@ -11,7 +11,7 @@ use portmapping_runtime::{Readiness, ReadyHandle, Supervisor, admin};
 
 use crate::args::UninstallArgs;
 use crate::health::admin_listener;
-use crate::run::runtime;
+use crate::runtime::runtime;
 
 mod nodes;
 mod release;

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::args::UninstallNodesArgs;
 use crate::conditions::{is_true, is_up};
-use crate::run::runtime;
+use crate::runtime::runtime;
 
 /// The `DaemonSet` of a living installation.
 const ENFORCER: &str = "enforcer";
