@@ -8,8 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::cluster::Cluster;
-use crate::cluster::config::Cni;
 use crate::progress::{Step, say};
+use crate::versions::Cni;
 use crate::{paths, process};
 
 /// Where the product runs.

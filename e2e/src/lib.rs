@@ -29,9 +29,10 @@ pub mod paths;
 pub mod process;
 pub mod progress;
 pub mod starts;
+pub mod versions;
 pub mod visit;
 pub mod wait;
 
-pub use artifacts::go::Minor;
 pub use cluster::Cluster;
-pub use cluster::config::{CiliumMode, Cni, Config, Containerd, Families, ProxyMode};
+pub use cluster::config::{Config, Families, ProxyMode};
+pub use versions::{CiliumMode, Cni, Containerd, Minor};

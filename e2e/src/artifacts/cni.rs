@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::{cache, go, packages};
-use crate::cluster::config::Cni;
+use crate::versions::Cni;
 use crate::{paths, process, progress};
 
 const PATIENCE: Duration = Duration::from_mins(40);

@@ -1,21 +1,16 @@
 //! Programs built from Go modules at pinned versions.
 
-use std::fmt::{self, Display, Write};
-use std::fs;
+use std::fmt::Write;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-
-use serde::{Deserialize, Serialize};
+use anyhow::{Context, Result};
 
 use super::cache::{self, Inputs};
-use crate::cluster::config::Containerd;
-use crate::progress;
-use crate::{paths, process};
+use crate::versions::{Containerd, Minor};
+use crate::{paths, process, progress};
 
 /// The names the Kubernetes program answers to.
 const COMPONENTS: [&str; 7] = [
@@ -31,65 +26,6 @@ const COMPONENTS: [&str; 7] = [
 const FLAGS: &str = "-trimpath CGO_ENABLED=0 -s -w -dwarf=false";
 const NODE_TAGS: &str = "no_btrfs no_devmapper no_zfs";
 const PATIENCE: Duration = Duration::from_mins(40);
-
-/// A minor version of Kubernetes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Minor {
-    /// The oldest supported here.
-    V1_33,
-    /// In between.
-    V1_34,
-    /// In between.
-    V1_35,
-    /// The newest.
-    #[default]
-    V1_36,
-}
-
-impl Minor {
-    /// All of them, oldest first.
-    pub const ALL: [Self; 4] = [Self::V1_33, Self::V1_34, Self::V1_35, Self::V1_36];
-
-    /// The full version, of every component.
-    pub fn version(self) -> Result<String> {
-        let [mod_file, _] = self.module_files();
-        let mod_file = paths::sources().join("kubernetes").join(mod_file);
-        required_version(&mod_file, "k8s.io/kubernetes")
-    }
-
-    /// The names of its go.mod and go.sum.
-    fn module_files(self) -> [String; 2] {
-        match self {
-            Self::V1_36 => ["go.mod".to_owned(), "go.sum".to_owned()],
-            older => ["mod", "sum"].map(|end| format!("v{older}.{end}")),
-        }
-    }
-}
-
-impl Display for Minor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::V1_33 => "1.33",
-            Self::V1_34 => "1.34",
-            Self::V1_35 => "1.35",
-            Self::V1_36 => "1.36",
-        })
-    }
-}
-
-impl FromStr for Minor {
-    type Err = anyhow::Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let wanted = text.trim_start_matches('v');
-        let mut all = Self::ALL.into_iter();
-        all.find(|minor| minor.to_string() == wanted)
-            .with_context(|| {
-                let all = Self::ALL.map(|minor| minor.to_string()).join(", ");
-                format!("no Kubernetes {text:?} here: choose one of {all}")
-            })
-    }
-}
 
 /// A folder with etcd and every Kubernetes component.
 pub fn kubernetes(minor: Minor) -> Result<PathBuf> {
@@ -242,50 +178,14 @@ fn ldflags(version: &str) -> String {
     flags
 }
 
-/// The version that a `require` line of a go.mod names.
-fn required_version(mod_file: &Path, module: &str) -> Result<String> {
-    let text =
-        fs::read_to_string(mod_file).with_context(|| format!("read {}", mod_file.display()))?;
-    for line in text.lines() {
-        let mut words = line
-            .split_whitespace()
-            .skip_while(|word| *word == "require");
-        if words.next() == Some(module)
-            && let Some(version) = words.next()
-            && version.starts_with('v')
-        {
-            return Ok(version.to_owned());
-        }
-    }
-    bail!("{} does not require {module}", mod_file.display());
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn versions_come_from_the_module_files() {
-        for minor in Minor::ALL {
-            let version = minor.version().expect("a version");
-            assert!(version.starts_with(&format!("v{minor}.")), "{version}");
-        }
-        let module = paths::sources().join("kubernetes");
-        assert!(required_version(&module.join("go.mod"), "k8s.io/nothing").is_err());
-    }
 
     #[test]
     fn the_linker_sets_the_version_of_the_components() {
         let flags = ldflags("v1.36.3");
         assert!(flags.contains("-X k8s.io/component-base/version.gitVersion=v1.36.3"));
         assert!(flags.contains("-X k8s.io/client-go/pkg/version.gitMinor=36"));
-    }
-
-    #[test]
-    fn minor_versions_parse_as_they_print() {
-        for minor in Minor::ALL {
-            assert_eq!(minor.to_string().parse::<Minor>().ok(), Some(minor));
-        }
-        assert!("1.20".parse::<Minor>().is_err());
     }
 }

@@ -11,12 +11,13 @@ use nix::mount::{MsFlags, mount};
 use serde_json::json;
 
 use super::components::{Collects, start_with};
-use super::config::{Cni, Config, Families, Spec};
+use super::config::{Config, Families, Spec};
 use super::mounts::RUN;
 use super::network;
 use super::pki;
 use crate::api::Api;
 use crate::process;
+use crate::versions::Cni;
 use crate::wait::{self, Probe};
 
 const PATIENCE: Duration = Duration::from_mins(3);

@@ -5,11 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use clap::builder::PossibleValue;
 use serde::{Deserialize, Serialize};
 
 use super::network::{self, Machine};
-use crate::artifacts::go::Minor;
+use crate::versions::{Cni, Containerd, Minor};
 
 /// How kube-proxy programs Services.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -27,89 +26,6 @@ impl Display for ProxyMode {
             Self::Iptables => "iptables",
             Self::Nftables => "nftables",
         })
-    }
-}
-
-/// What connects the pods.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Cni {
-    /// The bridge plugin, with static routes between the nodes.
-    #[default]
-    Bridge,
-    /// flannel, with VXLAN between the nodes.
-    Flannel,
-    /// kube-router: routes by BGP, and `NetworkPolicies`. Services stay with kube-proxy.
-    KubeRouter,
-    /// Cilium, in one of its modes of routing.
-    Cilium(CiliumMode),
-}
-
-/// How Cilium serves Services, masquerades and routes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum CiliumMode {
-    /// VXLAN; Services by kube-proxy.
-    A,
-    /// VXLAN, Services and masquerading in BPF, and BPF host routing: replies of pods pass no netfilter.
-    B,
-    /// VXLAN, Services in BPF, masquerading by iptables.
-    C,
-    /// As `B`, with native routing and a route for each pod.
-    D,
-    /// As `B`, with legacy host routing.
-    E,
-}
-
-impl Cni {
-    const ALL: [Self; 8] = [
-        Self::Bridge,
-        Self::Flannel,
-        Self::KubeRouter,
-        Self::Cilium(CiliumMode::A),
-        Self::Cilium(CiliumMode::B),
-        Self::Cilium(CiliumMode::C),
-        Self::Cilium(CiliumMode::D),
-        Self::Cilium(CiliumMode::E),
-    ];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Bridge => "bridge",
-            Self::Flannel => "flannel",
-            Self::KubeRouter => "kube-router",
-            Self::Cilium(CiliumMode::A) => "cilium:a",
-            Self::Cilium(CiliumMode::B) => "cilium:b",
-            Self::Cilium(CiliumMode::C) => "cilium:c",
-            Self::Cilium(CiliumMode::D) => "cilium:d",
-            Self::Cilium(CiliumMode::E) => "cilium:e",
-        }
-    }
-
-    /// Whether Services are its business, so that no node runs kube-proxy.
-    #[must_use]
-    pub fn replaces_kube_proxy(self) -> bool {
-        matches!(self, Self::Cilium(mode) if mode != CiliumMode::A)
-    }
-}
-
-impl clap::ValueEnum for Cni {
-    fn value_variants<'a>() -> &'a [Self] {
-        &Self::ALL
-    }
-
-    fn to_possible_value(&self) -> Option<PossibleValue> {
-        let value = PossibleValue::new(self.name());
-        Some(match self {
-            Self::Cilium(CiliumMode::A) => value.alias("cilium"),
-            _ => value,
-        })
-    }
-}
-
-impl Display for Cni {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
     }
 }
 
@@ -140,27 +56,6 @@ impl Families {
         let values = self.of(values);
         let values: Vec<&str> = values.iter().map(AsRef::as_ref).collect();
         values.join(",")
-    }
-}
-
-/// The version of the container runtime.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-pub enum Containerd {
-    /// The newest.
-    #[default]
-    #[value(name = "2")]
-    V2,
-    /// The last minor version before 2.
-    #[value(name = "1.7")]
-    V1_7,
-}
-
-impl Display for Containerd {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::V2 => "2",
-            Self::V1_7 => "1.7",
-        })
     }
 }
 

@@ -11,11 +11,12 @@ use anyhow::{Context, Result};
 use super::STATIC_PODS;
 use super::cni;
 use super::components::{Collects, search_path, start, wait_for_port, wait_for_socket};
-use super::config::{Containerd, Spec};
+use super::config::Spec;
 use super::mounts::RUN;
 use super::network::{self, Machine};
 use crate::artifacts::image;
 use crate::process;
+use crate::versions::Containerd;
 
 const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
 const PATIENCE: Duration = Duration::from_mins(3);

@@ -9,11 +9,12 @@ use anyhow::{Context, Result};
 use nix::mount::{MsFlags, mount};
 
 use crate::cluster::components::{Collects, start_with};
-use crate::cluster::config::{CiliumMode, Spec};
+use crate::cluster::config::Spec;
 use crate::cluster::mounts::RUN;
 use crate::cluster::network::{self, Machine};
 use crate::cluster::pki;
 use crate::process;
+use crate::versions::CiliumMode;
 
 const APPLY_LIMIT: Duration = Duration::from_mins(2);
 /// Where the agent looks for the sources of its BPF programs, which it compiles when it starts.
