@@ -24,7 +24,7 @@ use crate::progress::{Step, out};
 use crate::{compatibility, paths, process};
 
 pub use self::debian::Series;
-use self::outcome::Outcome;
+use self::outcome::SuiteOutcome;
 
 const BUILD_LIMIT: Duration = Duration::from_mins(30);
 /// The suites: the test target, and the folder of its package, in which it runs.
@@ -84,7 +84,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         let logs = guest::run(&kernel, &suites, *slowness, filter)?;
         step.done("run");
         for (suite, log) in logs {
-            let outcome = Outcome::parse(&log);
+            let outcome = SuiteOutcome::parse(&log);
             if filter.is_empty() && outcome.complete {
                 compatibility::record(&outcome.row(&kernel.version, suite))?;
             }

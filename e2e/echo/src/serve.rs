@@ -22,7 +22,7 @@ type Answer = fn(TcpStream, &str) -> io::Result<()>;
 /// Opens every listener, then serves each from a thread of its own.
 pub(crate) fn start(args: &Args) -> Result<(), String> {
     let name: Arc<str> = format!("{}\n", identity()).into();
-    let places = Arc::new(Places::default());
+    let permits = Arc::new(Permits::default());
     let groups = [
         (&args.http, http as Answer),
         (&args.tcp, tcp),
@@ -33,8 +33,8 @@ pub(crate) fn start(args: &Args) -> Result<(), String> {
     for (ports, answer) in groups {
         for &port in ports {
             let listener = bind(port, TcpListener::bind).map_err(|e| cannot("tcp", port, &e))?;
-            let (name, places) = (Arc::clone(&name), Arc::clone(&places));
-            spawn(move || accept(&listener, answer, &name, &places))
+            let (name, permits) = (Arc::clone(&name), Arc::clone(&permits));
+            spawn(move || accept(&listener, answer, &name, &permits))
                 .map_err(|e| cannot("tcp", port, &e))?;
         }
     }
@@ -80,9 +80,9 @@ fn spawn(body: impl FnOnce() + Send + 'static) -> io::Result<()> {
         .map(drop)
 }
 
-fn accept(listener: &TcpListener, answer: Answer, name: &Arc<str>, places: &Arc<Places>) {
+fn accept(listener: &TcpListener, answer: Answer, name: &Arc<str>, permits: &Arc<Permits>) {
     loop {
-        let place = Places::take(places);
+        let permit = Permits::take(permits);
         let connection = match listener.accept() {
             Ok((connection, _)) => connection,
             Err(error) => {
@@ -94,7 +94,7 @@ fn accept(listener: &TcpListener, answer: Answer, name: &Arc<str>, places: &Arc<
         };
         let name = Arc::clone(name);
         let served = spawn(move || {
-            let _place = place;
+            let _permit = permit;
             // A client that closes early is no error of the server.
             let _ = connection
                 .set_nodelay(true)
@@ -195,26 +195,26 @@ fn udp(socket: &UdpSocket, name: &str, with_address: bool) {
 
 /// A counting semaphore: std has none.
 #[derive(Default)]
-struct Places {
+struct Permits {
     taken: Mutex<usize>,
     freed: Condvar,
 }
 
-struct Place(Arc<Places>);
+struct Permit(Arc<Permits>);
 
-impl Places {
-    fn take(places: &Arc<Self>) -> Place {
-        let taken = places.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut taken = places
+impl Permits {
+    fn take(permits: &Arc<Self>) -> Permit {
+        let taken = permits.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = permits
             .freed
             .wait_while(taken, |taken| *taken >= MAX_CONNECTIONS)
             .unwrap_or_else(PoisonError::into_inner);
         *taken += 1;
-        Place(Arc::clone(places))
+        Permit(Arc::clone(permits))
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
         *self.0.taken.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
         self.0.freed.notify_one();

@@ -218,12 +218,12 @@ mod tests {
     use super::*;
 
     /// A process of which one thread reads the clock most of the time.
-    struct Teller(Child);
+    struct ClockReader(Child);
 
-    impl Teller {
+    impl ClockReader {
         fn start() -> Self {
             let child = Command::new(std::env::current_exe().unwrap())
-                .args(["chaos::clock::tests::tells_the_time", "--exact"])
+                .args(["chaos::clock::tests::prints_its_clock", "--exact"])
                 .args(["--ignored", "--nocapture"])
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
@@ -232,7 +232,7 @@ mod tests {
         }
 
         /// How many seconds its real clock is ahead of ours, and the time of its monotonic clock.
-        fn tell(&mut self) -> (i64, u64) {
+        fn read(&mut self) -> (i64, u64) {
             self.0.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
             let mut lines = BufReader::new(self.0.stdout.as_mut().unwrap()).lines();
             let line = lines.find_map(|line| Some(line.unwrap().strip_prefix("time ")?.to_owned()));
@@ -243,7 +243,7 @@ mod tests {
         }
     }
 
-    impl Drop for Teller {
+    impl Drop for ClockReader {
         fn drop(&mut self) {
             self.0.kill().unwrap();
             self.0.wait().unwrap();
@@ -257,7 +257,7 @@ mod tests {
 
     #[test]
     #[ignore = "a process that others start"]
-    fn tells_the_time() {
+    fn prints_its_clock() {
         thread::spawn(|| {
             loop {
                 std::hint::black_box(SystemTime::now());
@@ -275,13 +275,13 @@ mod tests {
 
     #[test]
     fn a_program_reads_the_time_that_was_set_and_goes_on() {
-        let mut teller = Teller::start();
+        let mut reader = ClockReader::start();
         let near = |ahead: i64, wanted: i64| (ahead - wanted).abs() <= 1;
-        let (ahead, _) = teller.tell();
+        let (ahead, _) = reader.read();
         assert!(near(ahead, 0), "{ahead}");
         for wanted in [86_400, -3_000, 0, 7] {
-            set(teller.0.id(), wanted).unwrap();
-            let (ahead, steady) = teller.tell();
+            set(reader.0.id(), wanted).unwrap();
+            let (ahead, steady) = reader.read();
             assert!(near(ahead, wanted), "{ahead}, not {wanted}");
             assert!(steady < 60, "{steady}");
         }

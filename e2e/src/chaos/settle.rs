@@ -261,14 +261,14 @@ impl Chaos {
                 }
                 for node in &self.nodes {
                     let rules = inspect::rules(&self.cluster, node)?;
-                    let (noted, held) = match self.held(node) {
+                    let (leased, held) = match self.held(node) {
                         Ok(counts) => counts,
                         // a new enforcer may still be starting
                         Err(error) => return Ok(Probe::Missing(format!("{error:#}"))),
                     };
-                    if !rules.is_empty() || noted + held > 0 {
+                    if !rules.is_empty() || leased + held > 0 {
                         return Ok(Probe::Missing(format!(
-                            "{node}: {noted} noted, {held} held, rules {rules:?}"
+                            "{node}: {leased} leased or cooling, {held} held, rules {rules:?}"
                         )));
                     }
                 }

@@ -233,11 +233,11 @@ pub(crate) fn kill_node(spec: &Spec, index: u8) -> Result<()> {
     }
     // Wait for the record of this end, or a later call would take it for the end of the new node. The end
     // of a node that was added later is not recorded: its parent has ended, and init reaps it.
-    let note = format!("{name} ended:");
-    let noted = || fs::read_to_string(spec.state.join("log/ended")).unwrap_or_default();
+    let record = format!("{name} ended:");
+    let records = || fs::read_to_string(spec.state.join("log/ended")).unwrap_or_default();
     let process = PathBuf::from(format!("/proc/{pid}"));
     let mut reaped: Option<Instant> = None;
-    while !noted().lines().any(|line| line.starts_with(&note)) {
+    while !records().lines().any(|line| line.starts_with(&record)) {
         if reaped.is_none() && !process.exists() {
             reaped = Some(Instant::now());
         }

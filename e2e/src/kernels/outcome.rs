@@ -10,7 +10,7 @@ const SKIPPED: &str = "skipped: ";
 
 /// The result of one suite.
 #[derive(Debug, Default)]
-pub(super) struct Outcome {
+pub(super) struct SuiteOutcome {
     pub(super) passed: usize,
     /// Test -> why.
     pub(super) skipped: BTreeMap<String, String>,
@@ -19,7 +19,7 @@ pub(super) struct Outcome {
     pub(super) complete: bool,
 }
 
-impl Outcome {
+impl SuiteOutcome {
     /// Reads the output of a test program that ran with `--show-output`.
     pub(super) fn parse(log: &str) -> Self {
         let mut outcome = Self::default();
@@ -71,7 +71,7 @@ impl Outcome {
 }
 
 /// The table of all kernels and suites, then what was skipped and failed.
-pub(super) fn table(rows: &[(String, &str, Outcome)]) -> String {
+pub(super) fn table(rows: &[(String, &str, SuiteOutcome)]) -> String {
     let mut text =
         "| kernel | suite | run | passed | skipped | failed |\n|---|---|---|---|---|---|\n"
             .to_owned();
@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn a_skipped_test_is_neither_passed_nor_failed() {
-        let outcome = Outcome::parse(
+        let outcome = SuiteOutcome::parse(
             "test a::nft::b ... ok\ntest a::c ... ok\ntest a::d ... FAILED\ntest e ... ignored, slow\n\
              successes:\n---- a::c stdout ----\nskipped: no SCTP\n\
              test result: FAILED. 2 passed\n",
@@ -118,6 +118,6 @@ mod tests {
 
     #[test]
     fn a_suite_that_was_killed_is_not_complete() {
-        assert!(!Outcome::parse("test a ... ok\n").complete);
+        assert!(!SuiteOutcome::parse("test a ... ok\n").complete);
     }
 }

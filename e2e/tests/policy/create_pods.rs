@@ -4,7 +4,7 @@ use anyhow::Result;
 use serde_json::json;
 
 use crate::support::caller::Who::{Admin, Kubelet, User};
-use crate::support::objects::{create, noted, pod};
+use crate::support::objects::{annotated, create, pod};
 use crate::support::rows::Outcome::Allowed;
 use crate::support::rows::{Row, refused, row, unlabelled};
 use crate::support::world::{Session, on_both};
@@ -12,10 +12,10 @@ use crate::support::{ANNOTATION, LABEL, MARK, MARKED, PER_PORT, REQUEST, RESULT,
 
 #[rustfmt::skip] // a table is read by its columns
 fn rows(session: &Session<'_>) -> Result<Vec<Row>> {
-    let asks = |namespace| create(namespace, noted(pod("new"), json!({ ANNOTATION: "" })));
-    let mut stands = noted(pod("new"), json!({ "kubernetes.io/config.mirror": "c3RhdGlj" }));
+    let asks = |namespace| create(namespace, annotated(pod("new"), json!({ ANNOTATION: "" })));
+    let mut stands = annotated(pod("new"), json!({ "kubernetes.io/config.mirror": "c3RhdGlj" }));
     stands["spec"]["nodeName"] = json!("node1");
-    let with = |notes| create("open", noted(pod("new"), notes));
+    let with = |annotations| create("open", annotated(pod("new"), annotations));
     Ok(vec![
         row(User, "asks in baseline",                            asks("baseline"),    unlabelled(LABEL)),
         row(User, "asks in restricted",                          asks("restricted"),  unlabelled(LABEL)),
@@ -25,7 +25,7 @@ fn rows(session: &Session<'_>) -> Result<Vec<Row>> {
         row(User, "asks in an unlabelled namespace",             asks("open"),        Allowed),
         row(Admin, "asks in baseline",                           asks("baseline"),    unlabelled(LABEL)),
         row(User, "creates a pod without annotations in restricted", create("restricted", pod("new")), Allowed),
-        row(User, "creates a pod with other annotations in restricted", create("restricted", noted(pod("new"), json!({ "x/y": "z" }))), Allowed),
+        row(User, "creates a pod with other annotations in restricted", create("restricted", annotated(pod("new"), json!({ "x/y": "z" }))), Allowed),
         row(User, "asks for certain ports",                      with(json!({ ANNOTATION: REQUEST })), Allowed),
         row(User, "creates a pod with a result",                 with(json!({ ANNOTATION: RESULT })), refused(WAY_OUT)),
         row(User, "creates a pod with a broken value",           with(json!({ ANNOTATION: "yes\nplease" })), refused("yes please is not a valid request; only the enforcer writes a result. Write")),
@@ -49,7 +49,7 @@ fn mirror(
 ) -> Result<crate::support::caller::Call> {
     let node = session.node("node1")?;
     let hash = "c3RhdGlj";
-    let mut mirror = noted(
+    let mut mirror = annotated(
         pod("static-node1"),
         json!({
             ANNOTATION: value, "kubernetes.io/config.mirror": hash, "kubernetes.io/config.hash": hash,

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::hostile::{GOOD, HOSTILE, long};
 use crate::support::caller::Call;
 use crate::support::caller::Who::{Admin, Kubelet, Scheduler, User};
-use crate::support::objects::{At, condition, notes, post};
+use crate::support::objects::{At, annotations, condition, post};
 use crate::support::rows::Outcome::{Allowed, NoEffect};
 use crate::support::rows::{Row, not_through_status, refused, row};
 use crate::support::world::{Session, on_both};
@@ -39,7 +39,7 @@ fn rows(session: &Session<'_>) -> Result<Vec<Row>> {
             row(Admin,   does("writes a mark"),                  note("plain", MARK, json!("[]")),                 refused(NO_MARK)),
         ]);
     }
-    let forged = notes(&json!({ ANNOTATION: RESULT }));
+    let forged = annotations(&json!({ ANNOTATION: RESULT }));
     let replace = json!([{ "op": "replace", "path": "/metadata/annotations/tkestack.io~1portmapping", "value": RESULT }]);
     let add = json!([{ "op": "add", "path": "/metadata/annotations/tkestack.io~1portmapping-request", "value": "[]" }]);
     let conditions = |status: &str| json!({ "status": { "conditions": [condition(status, "Mapped")] } });
@@ -73,10 +73,10 @@ fn rows(session: &Session<'_>) -> Result<Vec<Row>> {
         row(User,      "binds without annotations",                  bind(&Value::Null),                                  Allowed),
         row(Scheduler, "binds without annotations",                  bind(&Value::Null),                                  Allowed),
         // the API server itself drops these
-        row(User,      "writes a result through pods/ephemeralcontainers", At("open", "mapped", "ephemeralcontainers").patch(notes(&json!({ ANNOTATION: other_result }))), NoEffect),
-        row(User,      "writes a mark through pods/ephemeralcontainers",   At("open", "mapped", "ephemeralcontainers").patch(notes(&json!({ MARK: "[]" }))),               NoEffect),
-        row(User,      "writes a result through pods/resize",        At("open", "mapped", "resize").patch(notes(&json!({ ANNOTATION: other_result }))),                    NoEffect),
-        row(User,      "writes a mark through pods/resize",          At("open", "mapped", "resize").patch(notes(&json!({ MARK: "[]" }))),                                  NoEffect),
+        row(User,      "writes a result through pods/ephemeralcontainers", At("open", "mapped", "ephemeralcontainers").patch(annotations(&json!({ ANNOTATION: other_result }))), NoEffect),
+        row(User,      "writes a mark through pods/ephemeralcontainers",   At("open", "mapped", "ephemeralcontainers").patch(annotations(&json!({ MARK: "[]" }))),               NoEffect),
+        row(User,      "writes a result through pods/resize",        At("open", "mapped", "resize").patch(annotations(&json!({ ANNOTATION: other_result }))),                    NoEffect),
+        row(User,      "writes a mark through pods/resize",          At("open", "mapped", "resize").patch(annotations(&json!({ MARK: "[]" }))),                                  NoEffect),
     ]);
     Ok(rows)
 }
@@ -98,17 +98,17 @@ fn dry(mut call: Call) -> Call {
     call
 }
 
-fn binding(notes: &Value) -> Value {
+fn binding(annotations: &Value) -> Value {
     json!({ "apiVersion": "v1", "kind": "Binding", "target": { "kind": "Node", "name": "node1" },
-        "metadata": { "name": "unscheduled", "annotations": notes } })
+        "metadata": { "name": "unscheduled", "annotations": annotations } })
 }
 
-fn bind(notes: &Value) -> Call {
-    At("open", "unscheduled", "binding").post(binding(notes))
+fn bind(annotations: &Value) -> Call {
+    At("open", "unscheduled", "binding").post(binding(annotations))
 }
 
-fn old_bind(notes: &Value) -> Call {
-    post("/api/v1/namespaces/open/bindings", binding(notes))
+fn old_bind(annotations: &Value) -> Call {
+    post("/api/v1/namespaces/open/bindings", binding(annotations))
 }
 
 #[test]

@@ -5,7 +5,7 @@ use e2e::cluster::STATIC_PODS;
 use serde_json::{Value, json};
 
 use crate::support::caller::Who::{Admin, Enforcer, Kubelet, Scheduler, User};
-use crate::support::objects::{At, condition, create, mapping, noted, notes, pod, post};
+use crate::support::objects::{At, annotated, annotations, condition, create, mapping, pod, post};
 use crate::support::rows::Outcome::Allowed;
 use crate::support::rows::{Row, row};
 use crate::support::world::{Session, on_both};
@@ -77,7 +77,7 @@ fn a_pod_is_created_mapped_changed_unmapped_and_evicted() -> Result<()> {
                 .as_str()
                 .map(str::to_owned))
         };
-        let mut web = noted(pod("web"), json!({ ANNOTATION: "", "x/y": "1" }));
+        let mut web = annotated(pod("web"), json!({ ANNOTATION: "", "x/y": "1" }));
         web["spec"]["nodeSelector"] = json!({ "kubernetes.io/hostname": "node1" });
         web["spec"]["readinessGates"] = json!([{ "conditionType": ANNOTATION }]);
         session.done(User, &create("life", web))?;
@@ -126,7 +126,7 @@ fn a_pod_is_created_mapped_changed_unmapped_and_evicted() -> Result<()> {
 
         session.done(User, &at("").note(ANNOTATION, Value::Null))?;
         ensure!(value()?.is_none(), "not removed: {:?}", value()?);
-        let mut unmapped = notes(&json!({ MARK: null, PER_PORT: null }));
+        let mut unmapped = annotations(&json!({ MARK: null, PER_PORT: null }));
         unmapped["status"]["conditions"] = json!([{ "type": ANNOTATION, "$patch": "delete" }]);
         session.done(Enforcer, &at("status").patch(unmapped))?;
         let left = session.done(Admin, &at("").get())?;
@@ -165,8 +165,8 @@ fn static_pods_are_mirrored_where_requests_are_permitted() -> Result<()> {
             ("static-strict", "asks", asks),
             ("static-strict", "plain", json!({})),
         ];
-        for (namespace, name, notes) in placed {
-            let mut manifest = noted(pod(name), notes);
+        for (namespace, name, annotations) in placed {
+            let mut manifest = annotated(pod(name), annotations);
             manifest["metadata"]["namespace"] = json!(namespace);
             let write = format!("printf %s '{manifest}' > {STATIC_PODS}/{namespace}-{name}.json");
             let written = session.cluster().exec("node1", &["sh", "-c", &write])?;

@@ -8,7 +8,9 @@ use crate::support::caller::Call;
 use crate::support::caller::Who::{
     self, Enforcer, MightyEnforcer, OtherEnforcer, UnboundEnforcer, User,
 };
-use crate::support::objects::{At, SYSTEM, condition, create, mapping, noted, notes, pod, post};
+use crate::support::objects::{
+    At, SYSTEM, annotated, annotations, condition, create, mapping, pod, post,
+};
 use crate::support::rows::Outcome::{self, Allowed, Invalid, NoEffect, NoRight};
 use crate::support::rows::{Policy, Row, row};
 use crate::support::world::{Session, on_both};
@@ -46,7 +48,7 @@ fn own_node(minor: Minor) -> Vec<Row> {
         row(Enforcer, "changes its result",                   note(ANNOTATION, json!(RESULT.replace("23817", "23818"))),          Allowed),
         row(Enforcer, "sets its condition to False",          conditions(json!([condition("False", "DataplaneError")])),          Allowed),
         row(Enforcer, "removes its condition",                conditions(json!([{ "type": ANNOTATION, "$patch": "delete" }])),    Allowed),
-        row(Enforcer, "removes its annotations",              status("mapped", notes(&json!({ ANNOTATION: null, MARK: null, PER_PORT: null }))), Allowed),
+        row(Enforcer, "removes its annotations",              status("mapped", annotations(&json!({ ANNOTATION: null, MARK: null, PER_PORT: null }))), Allowed),
         row(Enforcer, "changes another annotation",           note("x/y", json!("2")),                                            refused(ANNOTATIONS)),
         row(Enforcer, "removes another annotation",           note("x/y", Value::Null),                                           refused(ANNOTATIONS)),
         row(Enforcer, "adds another annotation",              note("a", json!("b")),                                              refused(ANNOTATIONS)),
@@ -106,10 +108,10 @@ fn other_verbs(session: &Session<'_>) -> Result<Vec<Row>> {
     // the policy for users guards pods without a subresource
     let by_users = |says| Outcome::Refused(Policy::Users, says);
     let calls = [
-        ("patches a pod",            mapped.patch(notes(&json!({ ANNOTATION: RESULT, PER_PORT: "1" }))), by_users(STATUS_ONLY)),
+        ("patches a pod",            mapped.patch(annotations(&json!({ ANNOTATION: RESULT, PER_PORT: "1" }))), by_users(STATUS_ONLY)),
         ("replaces a pod",           put,                                                        by_users(STATUS_ONLY)),
         ("replaces a pod's status with a label", put_status,                                     refused(METADATA)),
-        ("creates a pod",            create("open", noted(pod("new"), json!({ ANNOTATION: "" }))), refused(STATUS_ONLY)),
+        ("creates a pod",            create("open", annotated(pod("new"), json!({ ANNOTATION: "" }))), refused(STATUS_ONLY)),
         ("deletes a pod",            mapped.delete(),                                            refused(STATUS_ONLY)),
         ("deletes all pods",         all,                                                        refused(STATUS_ONLY)),
         ("evicts a pod",             At("open", "mapped", "eviction").post(evict),               refused(STATUS_ONLY)),

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::support::caller::Who::{Admin, User};
 use crate::support::caller::{Call, Form};
-use crate::support::objects::{At, create, noted, pod, pod_spec, post};
+use crate::support::objects::{At, annotated, create, pod, pod_spec, post};
 use crate::support::rows::Outcome::{Allowed, Warned};
 use crate::support::rows::{Row, row};
 use crate::support::world::on_both;
@@ -105,7 +105,7 @@ fn silent_misses() -> Vec<Row> {
         }
     };
     for key in TYPOS {
-        let asks = noted(pod("new"), json!({ key: "" }));
+        let asks = annotated(pod("new"), json!({ key: "" }));
         let does = format!("creates a pod with {key}");
         rows.push(row(User, does, create("open", asks), Warned(told(key))));
         let does = format!("adds {key} to a pod");
@@ -124,7 +124,7 @@ fn silent_misses() -> Vec<Row> {
         let call = post(url.clone(), typo);
         rows.push(row(User, does, call, Warned(told(TYPOS[0]))));
 
-        let misplaced = noted(object(kind, group, &spec), json!({ ANNOTATION: "" }));
+        let misplaced = annotated(object(kind, group, &spec), json!({ ANNOTATION: "" }));
         let does = format!("applies a {kind} with the annotation outside the template");
         let call = post(url.clone(), misplaced.clone());
         rows.push(row(User, does, call, Warned(MISPLACED)));
@@ -137,7 +137,7 @@ fn silent_misses() -> Vec<Row> {
         rows.push(row(User, does, post(url, owned), Allowed));
     }
     for (kind, group, plural, spec) in kinds(Some("")) {
-        let both = noted(object(kind, group, &spec), json!({ ANNOTATION: "" }));
+        let both = annotated(object(kind, group, &spec), json!({ ANNOTATION: "" }));
         let does = format!("applies a {kind} with the annotation in both places");
         rows.push(row(
             User,
@@ -146,7 +146,7 @@ fn silent_misses() -> Vec<Row> {
             Allowed,
         ));
     }
-    let other = noted(pod("new"), json!({ "x/y": "tkestack.io/port-mapping" }));
+    let other = annotated(pod("new"), json!({ "x/y": "tkestack.io/port-mapping" }));
     rows.push(row(
         User,
         "creates a pod that mentions a typo",
@@ -163,7 +163,7 @@ fn a_typo_in_the_key_or_the_annotation_outside_the_template_is_told() -> Result<
         // of a pod with many annotations only the number is compared before they are read
         let many = (0..200).map(|n| (format!("x/{n}"), json!("")));
         let many: Value = many.collect::<serde_json::Map<_, _>>().into();
-        session.done(User, &create("open", noted(pod("many"), many)))?;
+        session.done(User, &create("open", annotated(pod("many"), many)))?;
         let note = |key: &str| At("open", "many", "").note(key, "1");
         let told = "nothing reads the annotation tkestack.io/port-mapping;";
         let outcome = session.check(&[

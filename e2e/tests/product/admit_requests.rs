@@ -166,7 +166,7 @@ fn a_dry_run_shows_the_patched_pod_and_changes_nothing() -> Result<()> {
 fn applying_the_manifests_again_keeps_certificate_and_registration() -> Result<()> {
     shared(|cluster| {
         let system = e2e::install::NAMESPACE;
-        let look = || -> Result<_> {
+        let read = || -> Result<_> {
             let hook = get(cluster, &["mutatingwebhookconfiguration", "portmapping"])?;
             let secret = get(
                 cluster,
@@ -177,7 +177,7 @@ fn applying_the_manifests_again_keeps_certificate_and_registration() -> Result<(
             ensure!(secret["data"].is_object(), "the Secret is empty");
             Ok((bundle, secret["data"].clone()))
         };
-        let before = look()?;
+        let before = read()?;
         let base = e2e::paths::manifests().join("base");
         for more in [&[][..], &["--server-side", "--force-conflicts"]] {
             let mut apply = cluster.kubectl();
@@ -185,7 +185,7 @@ fn applying_the_manifests_again_keeps_certificate_and_registration() -> Result<(
             let output = apply.output().context("run kubectl apply")?;
             ensure!(output.status.success(), "{output:?}");
             ensure!(
-                look()? == before,
+                read()? == before,
                 "certificate or caBundle changed after apply {more:?}"
             );
         }

@@ -72,7 +72,7 @@ pub(crate) type Answers = BTreeMap<(String, String), String>;
 /// Waits until the nodes print the same as before.
 pub(crate) fn as_before(cluster: &Cluster, nodes: &[String], before: &Answers) -> Result<()> {
     eventually("the nodes to be as before", || {
-        let after = look(cluster, nodes)?;
+        let after = read_state(cluster, nodes)?;
         for (question, answer) in before {
             let now = after.get(question).context("a question less")?;
             ensure!(
@@ -86,9 +86,9 @@ pub(crate) fn as_before(cluster: &Cluster, nodes: &[String], before: &Answers) -
 
 /// Reads a node twice: equal answers mean that it does not change any more.
 pub(crate) fn settled(cluster: &Cluster, nodes: &[String]) -> Result<Answers> {
-    let first = look(cluster, nodes)?;
+    let first = read_state(cluster, nodes)?;
     std::thread::sleep(std::time::Duration::from_secs(1));
-    let second = look(cluster, nodes)?;
+    let second = read_state(cluster, nodes)?;
     ensure!(first == second, "still changing");
     // on a busy machine kube-proxy writes its first rules long after a node takes pods
     for ((node, question), answer) in &second {
@@ -101,7 +101,7 @@ pub(crate) fn settled(cluster: &Cluster, nodes: &[String]) -> Result<Answers> {
     Ok(second)
 }
 
-fn look(cluster: &Cluster, nodes: &[String]) -> Result<Answers> {
+fn read_state(cluster: &Cluster, nodes: &[String]) -> Result<Answers> {
     let mut answers = BTreeMap::new();
     for node in nodes {
         for question in QUESTIONS {

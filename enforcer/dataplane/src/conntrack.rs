@@ -149,7 +149,7 @@ impl Left {
         let created: Vec<&Mapping> = self.created.iter().filter(of_family).collect();
         let mut failures = 0;
         for protocol in Protocol::ALL {
-            let change = Change::new(protocol, &removed, &created);
+            let change = ChangedMappings::new(protocol, &removed, &created);
             let mut outcome = Ok(());
             for _ in 0..TRIES {
                 outcome = self.clear_protocol(socket, family, protocol, &change);
@@ -177,7 +177,7 @@ impl Left {
         socket: &mut Option<Socket>,
         family: Family,
         protocol: Protocol,
-        change: &Change<'_>,
+        change: &ChangedMappings<'_>,
     ) -> Result<(), NetlinkError> {
         let ports = change.ports(protocol);
         if ports.is_empty() {
@@ -224,14 +224,14 @@ impl Left {
 }
 
 /// The mappings of one protocol and family that a transaction changed, by host port.
-struct Change<'a> {
+struct ChangedMappings<'a> {
     removed: ByPort<'a>,
     created: ByPort<'a>,
 }
 
 type ByPort<'a> = BTreeMap<u16, Vec<&'a Mapping>>;
 
-impl<'a> Change<'a> {
+impl<'a> ChangedMappings<'a> {
     fn new(protocol: Protocol, removed: &[&'a Mapping], created: &[&'a Mapping]) -> Self {
         let by_port = |mappings: &[&'a Mapping]| {
             let mut by_port = ByPort::new();

@@ -69,7 +69,7 @@ struct Metadata {
     resource_version: Option<String>,
     deletion_timestamp: Option<Time>,
     annotations: Option<Annotations>,
-    managed_fields: Option<Vec<Entry>>,
+    managed_fields: Option<Vec<ManagedFields>>,
 }
 
 /// The annotations that are read.
@@ -108,7 +108,7 @@ impl<'de> Visitor<'de> for KeptAnnotations {
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct Entry {
+struct ManagedFields {
     manager: Option<String>,
     time: Option<Time>,
     fields_v1: Option<Fields>,
@@ -152,7 +152,7 @@ fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D:
 }
 
 /// Returns the entry if it is about the annotation.
-fn writer(entry: Entry) -> Option<ManagedFieldsEntry> {
+fn writer(entry: ManagedFields) -> Option<ManagedFieldsEntry> {
     entry.fields_v1?.metadata?.annotations?.annotation?;
     let field = format!("f:{ANNOTATION}");
     let fields = json!({ "f:metadata": { "f:annotations": { field: {} } } });

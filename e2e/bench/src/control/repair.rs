@@ -66,9 +66,9 @@ fn sample(backend: Backend, desired: &BTreeSet<Mapping>, damage: &str) -> Result
     let netns = Lab::new()?.node()?.netns;
     let mut driver = backend.open(&netns)?;
     driver.restore(&netns, desired)?;
-    let drift = driver.changes();
-    netns.run(|| drift.listen().context("listen to changes of rules"))?;
-    let mut hints = Hints::of(drift)?;
+    let monitor = driver.changes();
+    netns.run(|| monitor.listen().context("listen to changes of rules"))?;
+    let mut hints = Hints::of(monitor)?;
     while hints.heard_within(QUIET) {
         driver.verify(&netns, desired)?;
     }
@@ -92,7 +92,7 @@ struct Hints {
 }
 
 impl Hints {
-    fn of(drift: ChangeMonitor) -> Result<Self> {
+    fn of(monitor: ChangeMonitor) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .build()
@@ -100,7 +100,7 @@ impl Hints {
         let (sender, changed) = watch::channel(0);
         let ending = CancellationToken::new();
         let token = ending.clone();
-        runtime.spawn(async move { drift.hint(sender, token).await });
+        runtime.spawn(async move { monitor.hint(sender, token).await });
         Ok(Self {
             runtime,
             changed,

@@ -5,7 +5,7 @@ use e2e::paths;
 use serde_json::{Value, json};
 
 use super::caller::{Call, Form, Who};
-use super::objects::{At, SYSTEM, create, mapping, noted, on_node, pod, post};
+use super::objects::{At, SYSTEM, annotated, create, mapping, on_node, pod, post};
 use super::world::{REGISTRATIONS, Session};
 use super::{ANNOTATION, MARK, MARKED, RESULT};
 
@@ -50,12 +50,12 @@ impl Session<'_> {
 
     /// Policies take effect a moment after they are applied: each is tried until it refuses.
     pub(super) fn wait_for_policies(&self) -> Result<()> {
-        let forged = noted(pod("probe"), json!({ ANNOTATION: RESULT }));
+        let forged = annotated(pod("probe"), json!({ ANNOTATION: RESULT }));
         let mut deployment = json!({ "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": "probe" },
             "spec": { "selector": { "matchLabels": { "a": "b" } }, "template": {
                 "metadata": { "labels": { "a": "b" } }, "spec": pod("probe")["spec"] } } });
         deployment["spec"]["template"]["metadata"]["annotations"][ANNOTATION] = json!("broken");
-        let typo = noted(pod("probe"), json!({ "tkestack.io/port": "" }));
+        let typo = annotated(pod("probe"), json!({ "tkestack.io/port": "" }));
         let own = At(SYSTEM, "enforcer-node1", "status");
         let registration = Call {
             method: "PATCH",
@@ -126,11 +126,11 @@ impl Session<'_> {
             ("turned", "mapped", "node1", asks.clone()),
             (SYSTEM, "mapped", "node1", asks.clone()),
         ];
-        for (namespace, name, node, notes) in pods {
-            let pod = on_node(noted(pod(name), notes), node);
+        for (namespace, name, node, annotations) in pods {
+            let pod = on_node(annotated(pod(name), annotations), node);
             self.done(Who::User, &create(namespace, pod))?;
         }
-        let mut unscheduled = noted(pod("unscheduled"), asks);
+        let mut unscheduled = annotated(pod("unscheduled"), asks);
         unscheduled["spec"]["schedulerName"] = json!("no-such-scheduler");
         self.done(Who::User, &create("open", unscheduled))?;
         for namespace in ["open", "turned", SYSTEM] {
@@ -150,7 +150,7 @@ impl Session<'_> {
             body: json!({ "metadata": { "labels": { ENFORCE: "baseline" } } }),
         };
         self.done(Who::Admin, &baseline)?;
-        let mut ask = create("turned", noted(pod("probe"), json!({ ANNOTATION: "" })));
+        let mut ask = create("turned", annotated(pod("probe"), json!({ ANNOTATION: "" })));
         ask.path.push_str("?dryRun=All");
         self.eventually("the namespace's new level", || {
             ensure!(!self.call(Who::User, &ask)?.is_fine(), "still open");

@@ -49,8 +49,8 @@ pub(crate) fn pod_spec() -> Value {
 }
 
 /// The pod with these annotations.
-pub(crate) fn noted(mut pod: Value, notes: Value) -> Value {
-    pod["metadata"]["annotations"] = notes;
+pub(crate) fn annotated(mut pod: Value, annotations: Value) -> Value {
+    pod["metadata"]["annotations"] = annotations;
     pod
 }
 
@@ -61,8 +61,8 @@ pub(crate) fn on_node(mut pod: Value, node: &str) -> Value {
 }
 
 /// A patch of annotations.
-pub(crate) fn notes(notes: &Value) -> Value {
-    json!({ "metadata": { "annotations": notes } })
+pub(crate) fn annotations(annotations: &Value) -> Value {
+    json!({ "metadata": { "annotations": annotations } })
 }
 
 /// Our condition.
@@ -131,7 +131,7 @@ impl At {
     pub(crate) fn note(self, key: &str, value: impl Into<Value>) -> Call {
         let mut all = json!({});
         all[key] = value.into();
-        self.patch(notes(&all))
+        self.patch(annotations(&all))
     }
 
     pub(crate) fn post(self, body: Value) -> Call {

@@ -21,7 +21,7 @@ fn flow() -> Entry {
 fn contradicts(entry: &Entry, removed: &[&Mapping], created: &[&Mapping], local: bool) -> bool {
     let ever = BTreeSet::from([NODE.parse().unwrap()]);
     let current = if local { ever.clone() } else { BTreeSet::new() };
-    Change::new(entry.protocol, removed, created).contradicts(entry, &current, &ever)
+    ChangedMappings::new(entry.protocol, removed, created).contradicts(entry, &current, &ever)
 }
 
 #[test]

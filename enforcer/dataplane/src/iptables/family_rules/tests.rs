@@ -16,9 +16,9 @@ use portmapping_shared::{PortRange, Protocol};
 
 /// A model of table nat: chains with their rules. Built-in chains always exist.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Table(BTreeMap<String, Vec<String>>);
+struct TableModel(BTreeMap<String, Vec<String>>);
 
-impl Table {
+impl TableModel {
     fn new() -> Self {
         let foreign = vec!["-j KUBE-SERVICES".to_owned()];
         let built_in = JUMPS.map(|jump| (jump.from.to_owned(), foreign.clone()));
@@ -162,7 +162,7 @@ fn some() -> BTreeSet<Mapping> {
 #[test]
 fn new_mapping_is_appended_and_a_leaf_that_loses_one_is_written_again() {
     let rules = rules(range("20000-29999"));
-    let mut table = Table::new();
+    let mut table = TableModel::new();
     table.apply(&rules, &some());
     let new = map(Protocol::Tcp, 20002, "10.244.1.8", 80);
     let known = rules.parse(&table.text());
@@ -199,7 +199,7 @@ fn new_mapping_is_appended_and_a_leaf_that_loses_one_is_written_again() {
 #[test]
 fn rule_appended_twice_is_damage() {
     let rules = rules(range("20000-29999"));
-    let mut table = Table::new();
+    let mut table = TableModel::new();
     table.apply(&rules, &some());
     let new = map(Protocol::Tcp, 20002, "10.244.1.7", 80);
     let known = rules.parse(&table.text());
@@ -217,7 +217,7 @@ fn rule_appended_twice_is_damage() {
 #[test]
 fn whole_table_needs_no_transaction() {
     let rules = rules(range("20000-29999"));
-    let mut table = Table::new();
+    let mut table = TableModel::new();
     table.apply(&rules, &some());
     let known = rules.parse(&table.text());
     let (next, transaction) = change::prepare(&rules.layout, known.clone(), &[], &[]);
@@ -228,7 +228,7 @@ fn whole_table_needs_no_transaction() {
 #[test]
 fn rule_that_leads_to_another_pod_is_damage() {
     let mut rules = rules(range("20000-29999"));
-    let mut table = Table::new();
+    let mut table = TableModel::new();
     table.apply(&rules, &some());
     assert!(rules.take(&table.text()).observed.intact);
     let leaf = table.0.get_mut(LEAF).unwrap();
@@ -246,7 +246,7 @@ fn rule_that_leads_to_another_pod_is_damage() {
 #[test]
 fn rules_whose_pod_names_no_owner_are_no_mappings_and_are_replaced() {
     let rules = rules(range("20000-29999"));
-    let mut table = Table::new();
+    let mut table = TableModel::new();
     table.apply(&rules, &some());
     let owner = "-m comment --comment \"portmapping:8c1f3a52-uid\" ";
     let whole = table.clone();
@@ -278,7 +278,7 @@ fn rules_whose_pod_names_no_owner_are_no_mappings_and_are_replaced() {
 #[test]
 fn other_protocol_gets_its_chains_when_it_is_needed() {
     let rules = rules(range("20000-29999"));
-    let mut table = Table::new();
+    let mut table = TableModel::new();
     table.apply(&rules, &some());
     assert!(!table.0.contains_key("PORTMAPPING-UDP"));
     let mut desired = some();
@@ -299,7 +299,7 @@ proptest! {
         steps in prop::collection::vec(any_desired(12), 1..5),
     ) {
         let rules = rules(range("20000-20200"));
-        let mut table = Table::new();
+        let mut table = TableModel::new();
         for desired in steps {
             let next = table.apply(&rules, &desired);
             table.assert_is(&rules, &desired);
@@ -313,7 +313,7 @@ proptest! {
         ranges in prop::collection::vec(any_range(), 1..4),
         desired in any_desired(8),
     ) {
-        let mut table = Table::new();
+        let mut table = TableModel::new();
         for range in ranges {
             let rules = rules(range);
             table.apply(&rules, &desired);
@@ -327,7 +327,7 @@ proptest! {
         range in any_range(),
         table in prop::sample::select(OLDER.to_vec()),
     ) {
-        let mut table = Table::parse(table);
+        let mut table = TableModel::parse(table);
         let rules = rules(range);
         table.apply(&rules, &desired);
         let known = rules.parse(&table.text());

@@ -37,7 +37,7 @@ fn damaging() -> impl Strategy<Value = Damaging> {
 
 impl Damaging {
     /// Damages only our chains, and only our rules in built-in chains.
-    fn work(&self, table: &mut Table) {
+    fn work(&self, table: &mut TableModel) {
         let ours = |chain: &str, rule: &str| {
             super::super::super::rule::is_our_chain(chain)
                 || rule.contains("--comment portmapping ")
@@ -103,14 +103,14 @@ proptest! {
         damages in prop::collection::vec(damaging(), 1..6),
     ) {
         let rules = rules(range("20000-20200"));
-        let mut table = Table::new();
+        let mut table = TableModel::new();
         table.apply(&rules, &desired);
         for damage in &damages {
             damage.work(&mut table);
         }
         let known = rules.parse(&table.text());
         let present = known.mappings().cloned().collect::<BTreeSet<_>>();
-        let mut whole = Table::new();
+        let mut whole = TableModel::new();
         whole.apply(&rules, &desired);
         let unseen = present == desired && known.damage == Damage::default();
         prop_assert!(!unseen || table.sorted() == whole.sorted(), "damage was not seen: {:?}", damages);
@@ -125,7 +125,7 @@ proptest! {
         keep: prop::sample::Index,
     ) {
         let rules = rules(range("20000-20007"));
-        let mut table = Table::new();
+        let mut table = TableModel::new();
         table.apply(&rules, &desired);
         let mut text: Vec<char> = table.text().chars().collect();
         for (at, with) in changes {
