@@ -180,6 +180,9 @@ pub(crate) fn facts(pod: &SlimPod) -> Option<PodFacts> {
         .find(|condition| condition.kind == CONDITION);
     let finished = ended || deleting && all_terminated(&status);
     let asks = pod.annotations().contains_key(ANNOTATION);
+    let mark = annotation(REQUEST_MARK);
+    // of a pod that has ended only a result is of use; thousands of them may be on the node
+    let has_result = mark.is_some() || condition.is_some();
     Some(PodFacts {
         pod: PodRef {
             namespace: pod.namespace().unwrap_or_default(),
@@ -190,8 +193,8 @@ pub(crate) fn facts(pod: &SlimPod) -> Option<PodFacts> {
         spec: what_counts(&pod.spec, asks, finished),
         version: pod.resource_version().unwrap_or_default(),
         record: Record {
-            annotation: annotation(ANNOTATION),
-            mark: annotation(REQUEST_MARK),
+            annotation: annotation(ANNOTATION).filter(|_| !finished || has_result),
+            mark,
             condition: condition.map(|condition| Condition {
                 status: condition.status == "True",
                 reason: condition.reason.clone().unwrap_or_default(),

@@ -129,7 +129,7 @@ impl RulesLock {
     }
 
     fn write_name(&self, mut file: &File) -> io::Result<()> {
-        file.set_len(0)?;
+        // all names have one length: on a full disk the file has one name or the other, and is never empty
         file.rewind()?;
         file.write_all(self.name.as_bytes())
     }

@@ -154,6 +154,20 @@ impl DataplaneError {
         }
     }
 
+    /// Returns whether the kernel or iptables may lack a match or target of our rules. A lock of another
+    /// program, or no memory, is another error.
+    pub(super) fn is_missing_match(&self) -> bool {
+        const TEXTS: [&str; 3] = [
+            "No chain/target/match",
+            "No such file or directory",
+            "Couldn't load match",
+        ];
+        match self {
+            Self::Refused { stderr, .. } => TEXTS.iter().any(|text| stderr.contains(text)),
+            _ => false,
+        }
+    }
+
     /// Returns whether a kind of iptables is not installed, or the kernel lacks its part.
     pub(super) fn is_missing_iptables(&self) -> bool {
         match self {

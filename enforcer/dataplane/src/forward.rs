@@ -133,8 +133,16 @@ impl Forward {
     }
 
     /// Returns whether mapped pods can be reached, as of the last read; `wanted` says whether there
-    /// are any. Removes rules of ours that are not needed.
-    pub(super) fn is_open(&mut self, wanted: bool) -> bool {
+    /// are any.
+    pub(super) fn is_open(&self, wanted: bool) -> bool {
+        let lacks = |table: &Table| {
+            wanted && table.found.drops && table.found.ours != self.rules && table.refused.is_none()
+        };
+        !self.tables.iter().any(lacks)
+    }
+
+    /// Removes rules of ours that are not needed, and tries those again that were refused.
+    pub(super) fn tidy(&mut self, wanted: bool) {
         for table in &mut self.tables {
             // a rule that is not needed is removed here, and not reported as damage
             let needed = wanted && table.found.drops;
@@ -146,10 +154,6 @@ impl Forward {
                 table.put(&self.rules);
             }
         }
-        let lacks = |table: &Table| {
-            wanted && table.found.drops && table.found.ours != self.rules && table.refused.is_none()
-        };
-        !self.tables.iter().any(lacks)
     }
 
     /// Returns what may keep clients from mapped pods and no rule of ours can change, as of the last read.

@@ -155,8 +155,8 @@ pub struct BackendMigration {
 
 impl BackendMigration {
     /// Opens a backend from the snapshot, and returns its mappings as well. Mappings of other
-    /// backends are in [`Self::in_other_backends`]. Removes a FORWARD rule that is no longer
-    /// needed, and changes nothing else.
+    /// backends are in [`Self::in_other_backends`]. Changes no rule of FORWARD: an enforcer that only
+    /// rehearses its start opens one, too.
     pub fn open(
         backend: Backend,
         settings: &Settings,
@@ -270,11 +270,16 @@ impl BackendMigration {
         self.to.observe()
     }
 
-    /// Adds the state of FORWARD and of the migration to what the backend has read.
-    fn complete(&mut self, mut observed: Observed) -> Observed {
-        // rules that another program removed come back: FORWARD stays open for their connections
+    /// Records whether there are mappings. Rules that another program removed come back: FORWARD stays
+    /// open for their connections.
+    fn use_of(&mut self, observed: &Observed) {
         self.in_use |= !observed.mappings.is_empty();
         self.in_use |= !self.begun && !self.in_other_backends.is_empty();
+    }
+
+    /// Adds the state of FORWARD and of the migration to what the backend has read.
+    fn complete(&mut self, mut observed: Observed) -> Observed {
+        self.use_of(&observed);
         observed.intact &= self.forward.is_open(self.in_use);
         observed.obstacles = self.forward.obstacles();
         // makes the reconciler act even if no pod needs a mapping
@@ -317,6 +322,8 @@ impl Dataplane for BackendMigration {
         let observed = self.to.observe()?;
         let observed = self.with_node(observed)?;
         self.forward.read();
+        self.use_of(&observed);
+        self.forward.tidy(self.in_use);
         Ok(self.complete(observed))
     }
 

@@ -233,3 +233,19 @@ fn a_pod_has_started_once_its_sandbox_is_ready_or_a_container_ran() {
     assert!(!started(container("waiting")));
     assert!(started(container("running")) && started(container("terminated")));
 }
+
+#[test]
+fn of_an_ended_pod_without_a_result_the_annotation_is_not_kept() {
+    let annotation = |phase: &str, mark: Option<&str>| {
+        let mut annotations = json!({ ANNOTATION: " ".repeat(16_384) });
+        if let Some(mark) = mark {
+            annotations[REQUEST_MARK] = json!(mark);
+        }
+        let pod =
+            json!({ "metadata": { "annotations": annotations }, "status": { "phase": phase } });
+        facts(&self::pod(&pod)).unwrap().record.annotation
+    };
+    assert_eq!(annotation("Failed", None), None);
+    assert!(annotation("Failed", Some("[]")).is_some());
+    assert!(annotation("Running", None).is_some());
+}

@@ -322,7 +322,7 @@ fn sort_outcomes(outcomes: impl Iterator<Item = (PortKey, HoldOutcome)>) -> Vec<
         match outcome {
             HoldOutcome::Held | HoldOutcome::HeldWithoutSocket => settled.push((key, Ok(()))),
             HoldOutcome::Refused(errno) if errno.0 == in_use => {
-                tracing::warn!(port = %key.1, protocol = %key.0, "another process uses this host port; it is quarantined");
+                tracing::warn!(port = %key.1, protocol = %key.0, "another process uses this host port");
                 settled.push((key, Err(errno.to_string())));
             }
             HoldOutcome::Refused(errno) => {

@@ -42,7 +42,7 @@ impl Reconciler {
         }
         self.obstacles = obstacles.to_vec();
         if obstacles.is_empty() {
-            tracing::info!("FORWARD no longer keeps clients from mapped pods");
+            tracing::info!("nothing that is known keeps clients from mapped pods any more");
             return;
         }
         let texts: Vec<&str> = obstacles.iter().map(|it| it.text.as_str()).collect();

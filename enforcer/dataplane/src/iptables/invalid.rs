@@ -21,6 +21,7 @@ use super::layout::{Chains, Jump};
 use super::reading::{jumps_of_ours, same_rules};
 use super::save::Saved;
 use super::transaction::Transaction;
+use crate::DataplaneError;
 use crate::family::Family;
 use crate::settings::{Settings, span_text, spans};
 
@@ -93,9 +94,14 @@ impl InvalidRules {
         }
         let mut repair = self.repair.take().unwrap_or_default();
         let mut made = self.commands.restore_in(TABLE, &repair);
-        if made.is_err() && self.sctp && remove_sctp(&mut repair.chains) {
+        let refused = made.as_ref().err();
+        if self.sctp && refused.is_some_and(DataplaneError::is_missing_match) {
+            remove_sctp(&mut repair.chains);
             made = self.commands.restore_in(TABLE, &repair);
             if made.is_ok() {
+                tracing::info!(
+                    "the kernel has no match for SCTP: invalid packets of SCTP are not dropped"
+                );
                 self.sctp = false;
                 remove_sctp(&mut self.chains);
             }
@@ -121,16 +127,12 @@ impl InvalidRules {
     }
 }
 
-/// Removes the rules for SCTP, whose match a kernel may lack. Returns whether there were any.
-fn remove_sctp(chains: &mut Chains) -> bool {
+/// Removes the rules for SCTP, whose match a kernel may lack.
+fn remove_sctp(chains: &mut Chains) {
     let sctp = format!("-p {} ", Protocol::Sctp.as_kernel_str());
-    let mut removed = false;
     for rules in chains.values_mut() {
-        let before = rules.len();
         rules.retain(|rule| !rule.starts_with(&sctp));
-        removed |= rules.len() < before;
     }
-    removed
 }
 
 fn chains(family: Family, settings: &Settings) -> Chains {

@@ -276,3 +276,18 @@ fn policy_of_the_other_kind_of_iptables_is_passed(backend: Backend) {
     driver.reconcile(&[]);
     assert_eq!(ours(&lab, other), 0);
 }
+
+#[test]
+fn a_start_that_is_only_rehearsed_removes_no_rule() {
+    let lab = docker_host(Flavour::Nft);
+    lab.driver(Backend::Nftables).reconcile(&mappings());
+    lab.node.sh("nft delete table inet portmapping");
+    let mut rehearsing = lab.driver(Backend::Nftables);
+    assert_eq!(
+        ours(&lab, Flavour::Nft),
+        2,
+        "another enforcer may need them"
+    );
+    rehearsing.observe();
+    assert_eq!(ours(&lab, Flavour::Nft), 0);
+}
