@@ -8,6 +8,7 @@
 mod admit_requests;
 mod install_clusters;
 mod install_helm;
+mod install_release;
 mod install_rollout;
 mod install_test;
 mod map_families;

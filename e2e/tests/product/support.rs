@@ -6,6 +6,7 @@ pub(crate) mod outside;
 pub(crate) mod parts;
 pub(crate) mod pods;
 pub(crate) mod registry;
+pub(crate) mod release;
 pub(crate) mod space;
 pub(crate) mod streams;
 

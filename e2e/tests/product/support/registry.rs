@@ -1,28 +1,30 @@
 //! A registry on every node, with the product's images and its chart. containerd takes plain HTTP from 127.0.0.1 only.
 
+pub(crate) mod buildah;
+pub(crate) mod servers;
+
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Child;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use e2e::artifacts::{go, image, packages};
+use e2e::artifacts::{go, image};
 use e2e::{Cluster, paths, process};
 
+use self::buildah::Buildah;
+use self::servers::Servers;
 use super::eventually;
 
 /// Where each node finds its registry, and where the images are named.
 const ADDRESS: &str = "127.0.0.1:5000";
-const PROGRAM: &str = "/usr/bin/docker-registry";
 const IMAGES: [&str; 2] = ["portmapping-webhook", "portmapping-enforcer"];
-const PUSH_LIMIT: Duration = Duration::from_mins(2);
 const HELM_LIMIT: Duration = Duration::from_mins(4);
 /// The version of the chart.
 const VERSION: &str = "0.0.0-test";
 
 /// The registries; they end with this value.
 pub(crate) struct Registry {
-    servers: Vec<Child>,
+    _servers: Servers,
     /// What the registries store, and the chart; removed with the cluster.
     folder: PathBuf,
     /// The digests of webhook and enforcer.
@@ -32,35 +34,22 @@ pub(crate) struct Registry {
 impl Registry {
     /// Starts a registry on every node, all on the same folder, and pushes the images and the chart into it.
     pub(crate) fn start(cluster: &Cluster) -> Result<Self> {
-        packages::ensure_file(PROGRAM, "docker-registry")?;
         // removed with the cluster
         let folder = cluster.logs()?.join("registry");
         fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
-        let config = folder.join("config.yaml");
-        let storage = folder.join("storage");
-        let text = format!(
-            "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: {ADDRESS}}}\n",
-            storage.display()
-        );
-        fs::write(&config, text).with_context(|| format!("write {}", config.display()))?;
         let mut registry = Self {
-            servers: Vec::new(),
+            _servers: Servers::on_nodes(cluster, &folder, ADDRESS)?,
             folder: folder.clone(),
             digests: Default::default(),
         };
-        let nodes = cluster.nodes()?;
-        for node in &nodes {
-            let mut server = cluster.command(node, PROGRAM)?;
-            let server = server.arg("serve").arg(&config).spawn();
-            registry.servers.push(server.context("start a registry")?);
-        }
+        let node = &cluster.nodes()?[0];
         let archives = image::product()?;
         for (index, name) in IMAGES.iter().enumerate() {
             let archive = archives
                 .iter()
                 .find(|archive| archive.to_string_lossy().contains(name));
             let archive = archive.with_context(|| format!("no archive of {name}"))?;
-            let push = || push(cluster, &nodes[0], &folder, archive, name);
+            let push = || push(cluster, node, &folder, archive, name);
             registry.digests[index] = eventually("the registry to take an image", push)?;
         }
         registry.push_chart(cluster)?;
@@ -111,58 +100,20 @@ impl Registry {
     }
 }
 
-impl Drop for Registry {
-    fn drop(&mut self) {
-        for server in &mut self.servers {
-            let _ = server.kill();
-            let _ = server.wait();
-        }
-    }
-}
-
 /// Pushes an image from a node, and returns its digest.
 fn push(cluster: &Cluster, node: &str, work: &Path, archive: &Path, name: &str) -> Result<String> {
-    let digest = work.join("digest");
-    let write = |name: &str, text: &str| -> Result<PathBuf> {
-        let path = work.join(name);
-        fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
-        Ok(path)
+    let buildah = Buildah::new(work)?;
+    let transfer = |subcommand: &str, words: &[&str]| -> Result<String> {
+        buildah.transfer(&mut cluster.command(node, "buildah")?, subcommand, words)
     };
-    let policy = write(
-        "policy.json",
-        r#"{"default":[{"type":"insecureAcceptAnything"}]}"#,
-    )?;
-    // networks are not used, but their folder is made, in /etc by default
-    let networks = work.join("cni");
-    let networks = format!(
-        "[network]\nnetwork_config_dir = \"{}\"\n",
-        networks.display()
-    );
-    let containers = write("containers.conf", &networks)?;
-    let store = work.join("store");
-    let buildah = |words: &[&str]| -> Result<String> {
-        let mut buildah = cluster.command(node, "buildah")?;
-        buildah.arg("--root").arg(store.join("root"));
-        buildah.arg("--runroot").arg(store.join("run"));
-        buildah.args(["--storage-driver", "vfs"]).args(words);
-        buildah
-            .env("TMPDIR", work)
-            .env("CONTAINERS_CONF", &containers);
-        process::run(&mut buildah, PUSH_LIMIT)
-    };
-    let (policy, digest_file) = (policy.to_string_lossy(), digest.to_string_lossy());
     let from = format!("docker-archive:{}", archive.display());
-    let id = buildah(&["pull", "--quiet", "--signature-policy", &policy, &from])?;
+    let id = transfer("pull", &[&from])?;
     let id = id.trim().lines().last().unwrap_or_default();
     let to = format!("docker://{ADDRESS}/{name}:dev");
-    let flags = [
-        "push",
-        "--quiet",
-        "--tls-verify=false",
-        "--digestfile",
-        &digest_file,
-    ];
-    buildah(&[&flags[..], &["--signature-policy", &policy, id, &to]].concat())?;
+    let digest = work.join("digest");
+    let digest_file = digest.to_string_lossy();
+    let flags = ["--tls-verify=false", "--digestfile", &digest_file];
+    transfer("push", &[&flags[..], &[id, &to]].concat())?;
     let digest = fs::read_to_string(&digest).context("read the digest")?;
     Ok(digest.trim().to_owned())
 }
