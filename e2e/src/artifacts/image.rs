@@ -20,6 +20,8 @@ pub const ECHO: &str = "localhost/echo:1";
 const TEST_SERVER: &str = "portmapping-echo";
 const WEBHOOK: &str = "localhost/portmapping-webhook:dev";
 const ENFORCER: &str = "localhost/portmapping-enforcer:dev";
+/// The enforcer of a later build, for upgrades.
+pub const NEXT_ENFORCER: &str = "localhost/portmapping-enforcer:next";
 const PATIENCE: Duration = Duration::from_mins(5);
 
 /// The archives that every cluster needs (pause and the test server) and, if asked for, the product's.
@@ -40,6 +42,15 @@ pub fn archives(with_product: bool) -> Result<Vec<PathBuf>> {
 /// The archives of the product.
 pub fn product() -> Result<Vec<PathBuf>> {
     of_product(&rust::release(&["webhook", "enforcer"])?, &packages()?)
+}
+
+/// The archive of the enforcer's image as a later build has it: another version, so another image.
+pub fn next_enforcer() -> Result<PathBuf> {
+    enforcer(
+        NEXT_ENFORCER,
+        &rust::release(&["webhook", "enforcer"])?,
+        &packages()?,
+    )
 }
 
 fn joined(thread: ScopedJoinHandle<'_, Result<PathBuf>>) -> Result<PathBuf> {
@@ -93,15 +104,22 @@ fn of_product(binaries: &Path, packages: &Path) -> Result<Vec<PathBuf>> {
         content: &binaries.join("webhook"),
         source: Source::Builder { packages: None },
     };
-    let enforcer = Recipe {
-        name: ENFORCER,
+    Ok(vec![
+        webhook.archive()?,
+        enforcer(ENFORCER, binaries, packages)?,
+    ])
+}
+
+fn enforcer(name: &str, binaries: &Path, packages: &Path) -> Result<PathBuf> {
+    Recipe {
+        name,
         file: &paths::root().join("enforcer/Containerfile"),
         content: &binaries.join("enforcer"),
         source: Source::Builder {
             packages: Some(packages),
         },
-    };
-    Ok(vec![webhook.archive()?, enforcer.archive()?])
+    }
+    .archive()
 }
 
 /// A folder with the Debian packages of the enforcer's image, unpacked.
@@ -192,6 +210,8 @@ impl Recipe<'_> {
         bud.args(["--isolation", "chroot", "--timestamp", "0", "--pull-never"]);
         bud.arg("--signature-policy").arg(&policy);
         bud.arg("--file").arg(self.file).args(["--tag", self.name]);
+        let version = self.name.rsplit(':').next().unwrap_or_default();
+        bud.arg(format!("--build-arg=VERSION={version}"));
         let replaced = match self.source {
             Source::Target { stage, packages } => {
                 bud.args(["--target", stage]);

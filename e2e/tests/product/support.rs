@@ -15,6 +15,7 @@ use std::sync::{LazyLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use e2e::artifacts::image;
 use e2e::wait::{Probe, until};
 use e2e::{Cluster, Config, install};
 use serde_json::Value;
@@ -48,6 +49,7 @@ pub(crate) fn alone(test: impl FnOnce(&Cluster) -> Result<()>) -> Result<()> {
 fn start(name: &str) -> Result<Cluster> {
     let mut cluster = Cluster::from_environment(&config(name))?;
     install::install(&mut cluster)?;
+    cluster.load_images(&[image::next_enforcer()?])?;
     Ok(cluster)
 }
 

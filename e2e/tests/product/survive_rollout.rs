@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use e2e::artifacts::image::NEXT_ENFORCER;
 use e2e::wait::{Probe, until};
 use e2e::{Cluster, install, paths};
 use nix::sys::signal::{Signal, kill};
@@ -202,7 +203,7 @@ fn an_upgrade_undone_midway_loses_no_port_and_no_call() -> Result<()> {
             roll(cluster)?;
             let watched = Watched::start(space)?;
             for round in 0..UNDONE {
-                cluster.kubectl_run(["-n", SYSTEM, "rollout", "restart", "ds/enforcer"])?;
+                upgrade(cluster)?;
                 // before its enforcer runs, when it runs, and when it has been killed while it runs
                 let program = if round % 3 == 0 { KEEPER } else { ENFORCER };
                 let node = eventually("a node to have two", || node_in_rollout(cluster, program))?;
@@ -216,9 +217,22 @@ fn an_upgrade_undone_midway_loses_no_port_and_no_call() -> Result<()> {
                 let pod = space.ready(&name)?;
                 space.answers(&pod, &entries(&pod)?[0], Way::Http)?;
             }
+            // to the end, and back
+            upgrade(cluster)?;
+            rolled_out(cluster)?;
+            cluster.kubectl_run(["-n", SYSTEM, "rollout", "undo", "ds/enforcer"])?;
+            rolled_out(cluster)?;
             watched.finish()
         })
     })
+}
+
+/// Begins an upgrade of the enforcer to the image of a later build.
+fn upgrade(cluster: &Cluster) -> Result<()> {
+    let [keeper, enforcer] = ["keeper", "enforcer"].map(|it| format!("{it}={NEXT_ENFORCER}"));
+    let set = ["-n", SYSTEM, "set", "image", "ds/enforcer"];
+    let set = set.into_iter().chain([keeper.as_str(), &enforcer]);
+    cluster.kubectl_run(set).map(drop)
 }
 
 /// EARLIER is a directory with a `kustomization.yaml` that installs an earlier version, and archives of its images, `*.tar`.
