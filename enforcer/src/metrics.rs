@@ -73,7 +73,7 @@ impl Metrics {
             quarantined: add(
                 registry,
                 "ports_quarantined",
-                "Ports in quarantine, because another process used them",
+                "Ports in quarantine: neither held nor allocated",
             ),
             free: add(registry, "ports_free", "Ports that can be allocated"),
             damaged: add(registry, "damage", "How often altered rules were found"),

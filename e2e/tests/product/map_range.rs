@@ -72,11 +72,7 @@ fn a_used_up_range_is_reported_once_and_pods_are_mapped_when_ports_come_free() -
 
                 space.create(&on_node(mapped_pod("third"), "node1"))?;
                 let message = refused(space, "third")?;
-                for part in [
-                    "21000-21002 has 3 ports",
-                    "2 mapped",
-                    "held by other processes",
-                ] {
+                for part in ["21000-21002 has 3 ports", "2 mapped", "1 in quarantine"] {
                     ensure!(message.contains(part), "{part:?} is not in {message:?}");
                 }
                 drop(leave);

@@ -30,7 +30,7 @@ pub struct Counts {
     pub ipv6_mappings: usize,
     /// Ports cooling down.
     pub cooling: usize,
-    /// Ports that another process has.
+    /// Ports in quarantine.
     pub quarantined: usize,
     /// Free ports per protocol.
     pub free: Vec<(Protocol, usize)>,

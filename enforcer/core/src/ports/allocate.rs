@@ -210,8 +210,8 @@ impl Ports {
             .filter(|port| self.excluded.contains(*port));
         Exhausted(format!(
             "{free} {protocol} ports are free, {needed} are needed: range {range} has {size} \
-             ports, {mapped} mapped, {cooling} cooling down, {quarantined} held by other \
-             processes, {claimed} static hostPorts of pods, {excluded} excluded; the pod is mapped \
+             ports, {mapped} mapped, {cooling} cooling down, {quarantined} in \
+             quarantine, {claimed} static hostPorts of pods, {excluded} excluded; the pod is mapped \
              when enough ports are released; a larger --range prevents this",
             free = self.free(protocol),
             range = self.range,
