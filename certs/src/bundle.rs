@@ -21,8 +21,8 @@ use tokio::sync::Notify;
 
 use crate::secret::{CALL_LIMIT, Swap, patch_params, swapped};
 
-/// Waits between two watches. One that ended as planned waits for the first: what changes meanwhile
-/// is the first thing that the next one tells.
+/// Waits between two watches. One that ended as planned waits for the first: the next one
+/// begins with what changed during the wait.
 const WATCH_AGAIN: Backoff = Backoff {
     first: Duration::from_millis(250),
     longest: Duration::from_secs(15),

@@ -1,8 +1,9 @@
 //! The task that keeps one valid certificate in the Secret, in the registration and in the server.
 //!
 //! Each pass compares all three and repairs what differs. A pass runs in each period, and at once when
-//! the registration has changed: the API server refuses annotated pods while its caBundle is missing. A Secret that was deleted or damaged, a
-//! caBundle that was emptied and a clock that was set are repaired by the path of the first start.
+//! the registration has changed: the API server refuses annotated pods while its caBundle is missing.
+//! A Secret that was deleted or damaged, a caBundle that was emptied and a clock that was set are
+//! repaired by the path of the first start.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +30,7 @@ const SWAP_TRIES: usize = 8;
 /// First wait after a failed pass; the longest is the period.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 /// Least time between two passes: another program that undoes each repair is not answered more often.
-const BREATH: Duration = Duration::from_millis(250);
+const PASS_GAP: Duration = Duration::from_millis(250);
 /// Wait for a registration that does not exist (yet).
 const UNREGISTERED_WAIT: Duration = Duration::from_secs(2);
 /// Waits are up to this share longer or shorter, so that replicas that started together do not
@@ -190,10 +191,10 @@ impl<S: Store, R: Registration + Clone> CertManager<S, R> {
                 }
             };
             let waiting = async {
-                tokio::time::sleep(BREATH.min(wait)).await;
+                tokio::time::sleep(PASS_GAP.min(wait)).await;
                 // a change during the pass, our own included, is a permit that ends this at once
                 let _either =
-                    tokio::time::timeout(wait.saturating_sub(BREATH), changed.notified()).await;
+                    tokio::time::timeout(wait.saturating_sub(PASS_GAP), changed.notified()).await;
             };
             let waited = token.run_until_cancelled(waiting);
             if waited.await.is_none() {

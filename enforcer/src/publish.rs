@@ -93,7 +93,7 @@ impl Publisher {
     }
 
     /// Sets annotation, request mark and condition in one patch, so that no client sees one without the
-    /// others. Answers the pod's version after that.
+    /// others. Returns the pod's version after that.
     pub(crate) async fn publish(&self, publication: &Publication) -> Result<String, PublishError> {
         let pod = &publication.pod;
         let api = pods(self.client.clone(), &pod.namespace);

@@ -37,13 +37,13 @@ pub const EVENT_REPAIRED: &str = "MappingRepaired";
 pub const EVENT_FORGED_RESULT: &str = "ForgedResult";
 /// Event: another controller replaces the result by the request again and again.
 pub const EVENT_ANNOTATION_CONTESTED: &str = "AnnotationContested";
-/// Another program keeps its rules before those of the enforcer.
+/// Event: another program keeps its rules before those of the enforcer.
 pub const EVENT_RULES_CONTESTED: &str = "RulesContested";
-/// The reason of the event on a pod whose port gets no reply.
+/// Event: a port of the pod gets no reply.
 pub const EVENT_NO_REPLIES: &str = "NoReplies";
-/// The reason of the event on a Node whose packet filter may drop what is forwarded to mapped pods.
+/// Event on a Node: its packet filter may drop what is forwarded to mapped pods.
 pub const EVENT_FORWARD_DROPS: &str = "ForwardDrops";
-/// The reason of the event on a Node whose network may take replies past the rules.
+/// Event on a Node: its network may take replies past the rules.
 pub const EVENT_ROUTING_UNKNOWN: &str = "RoutingUnknown";
 /// Event: the pod asks for its declared ports and declares none.
 pub const EVENT_NO_PORTS: &str = "NoPorts";
@@ -67,7 +67,7 @@ pub const METRIC_PREFIX: &str = "portmapping";
 pub const CHAIN_PREFIX: &str = "PORTMAPPING";
 /// Name of our nftables table, of family inet.
 pub const NFT_TABLE: &str = "portmapping";
-/// Text before a pod's uid in the comment of each of its rules and elements.
+/// Text before a pod's uid in the comment of a rule or map element that names the owner of mappings.
 pub const RULE_COMMENT_PREFIX: &str = "portmapping:";
 
 /// Ports that a pod may ask for, unless a flag sets another limit.

@@ -70,7 +70,8 @@ pub struct Args {
     /// Time from a connection's start to its first request
     #[arg(long, env = "PORTMAPPING_HEADER_TIMEOUT", value_parser = duration, default_value = "5s")]
     header_timeout: Duration,
-    /// Connections at once; one more closes the longest idle connection of the address with the most
+    /// Connections at once. One more closes one of the address with the most: first one that never sent
+    /// a request, then the longest idle one
     #[arg(long, env = "PORTMAPPING_MAX_CONNECTIONS", default_value_t = 512)]
     max_connections: usize,
     /// Time after SIGTERM during which new connections are accepted, while endpoints are updated

@@ -163,7 +163,7 @@ impl Addresses {
         PodAddresses::claimed(facts.pod_ips.clone(), AddressSource::Status, rank)
     }
 
-    /// Records a sandbox. Answers the pods whose addresses may have changed.
+    /// Records a sandbox. Returns the pods whose addresses may have changed.
     pub(crate) fn up(&mut self, mut sandbox: Sandbox, arrival: u64) -> BTreeSet<PodUid> {
         for ip in &mut sandbox.ips {
             *ip = canonical_ip(*ip);
@@ -194,7 +194,7 @@ impl Addresses {
         touched.iter().map(|uid| self.pod_of(uid).clone()).collect()
     }
 
-    /// Removes a sandbox. Answers its pod. `known`: whether the API has shown a pod.
+    /// Removes a sandbox. Returns its pod. `known`: whether the API has shown a pod.
     pub(crate) fn down(
         &mut self,
         id: &SandboxId,
@@ -265,7 +265,7 @@ impl Addresses {
         self.ended.remove(&self.runtime_uid(uid).clone());
     }
 
-    /// The API shows a static pod: the sandboxes that the runtime has for its uid are the pod's. Answers
+    /// The API shows a static pod: the sandboxes that the runtime has for its uid are the pod's. Returns
     /// whether that is new. A second pod with the same one is no mirror of it, and gets nothing.
     pub(crate) fn link(&mut self, uid: &PodUid, runtime: &PodUid) -> bool {
         let free = !self.mirror_uids.contains_key(runtime) && !self.runtime_uids.contains_key(uid);
@@ -276,7 +276,7 @@ impl Addresses {
         free
     }
 
-    /// The pod is gone. Answers the runtime's uid for it, if that was another.
+    /// The pod is gone. Returns the runtime's uid for it, if that was another.
     pub(crate) fn unlink(&mut self, uid: &PodUid) -> Option<PodUid> {
         let runtime = self.runtime_uids.remove(uid)?;
         self.mirror_uids.remove(&runtime);
@@ -292,7 +292,7 @@ impl Addresses {
         self.mirror_uids.get(runtime).unwrap_or(runtime)
     }
 
-    /// Replaces what a pod claims. Answers the pods whose addresses may have changed.
+    /// Replaces what a pod claims. Returns the pods whose addresses may have changed.
     pub(crate) fn claim(
         &mut self,
         uid: &PodUid,

@@ -22,7 +22,7 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// The word used in `/state` and metrics.
+    /// The word used in `/state`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {

@@ -19,8 +19,9 @@
 //! ```
 //!
 //! A driver recognizes its own rules by their names and comments, and changes no others. The
-//! comment of a rule or element names the pod that owns the mapping, so that a restarted enforcer
-//! learns all mappings and their owners from the kernel.
+//! rules of each pod name its uid in a comment: with iptables in the rule of the pod's address, with
+//! nftables in each map element. So a restarted enforcer learns all mappings and their owners from
+//! the kernel.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

@@ -104,7 +104,7 @@ fn answer_requests(
                 request,
             })) => answer(peers, request),
             Ok(Some(Envelope { v, .. })) => Reply::Error(format!(
-                "version {v} is unknown; this keeper speaks version {VERSION}"
+                "version {v} is unknown; this keeper uses version {VERSION}"
             )),
             // after a connection error the write below fails too
             Err(error) => Reply::Error(error.to_string()),

@@ -136,7 +136,7 @@ impl Peers {
         );
         if let Err(error) = self.take() {
             tracing::error!(%error, "cannot take over; trying again");
-            // an enforcer that asks meanwhile is told the reason
+            // so that an enforcer that asks during the wait gets the reason
             drop(lock);
             thread::sleep(RETRY_PERIOD);
         }
@@ -170,7 +170,7 @@ impl Peers {
         } else if !waiting {
             self.table.await_retirement();
         } else if !self.table.is_attended() && self.table.stand_by() {
-            tracing::warn!("the enforcer ended; the node goes back to the earlier keeper");
+            tracing::warn!("the enforcer ended; the earlier keeper becomes active again");
             self.open.lock().predecessors.clear();
             // time for that keeper to become active
             thread::sleep(RETRY_PERIOD);

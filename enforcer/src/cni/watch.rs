@@ -28,7 +28,7 @@ use super::result_files::{Reading, ResultFiles};
 use crate::metrics::Metrics;
 
 /// Updates that may wait for the reconciler. While the queue is full no file is read. If the kernel's
-/// own queue fills up meanwhile, all files are read again.
+/// own queue fills up in that time, all files are read again.
 pub const SANDBOX_QUEUE: usize = 256;
 /// How often a missing directory is looked for, and how often the path of a watched one is checked.
 const CHECK_PERIOD: Duration = Duration::from_secs(2);

@@ -40,7 +40,7 @@ impl KeeperClient {
                 }
                 HoldOutcome::Refused(errno) => {
                     lost += 1;
-                    tracing::warn!(protocol = %port.0, port = %port.1, %errno, "another process bound a mapped port while no keeper held it; trying again");
+                    tracing::warn!(protocol = %port.0, port = %port.1, %errno, "cannot hold a mapped port; trying again");
                 }
             }
         }

@@ -1,8 +1,8 @@
 //! Events on pods, events.k8s.io/v1.
 //!
 //! Every change of a pod has an event with its own text; only equal events are one series. kube's
-//! recorder ignores the text when it aggregates, so `kubectl describe pod` showed the ports of an
-//! earlier mapping, and it goes on patching an event that was deleted.
+//! recorder ignores the text when it aggregates, so `kubectl describe pod` would show the ports of an
+//! earlier mapping. It also goes on patching an event that was deleted.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! The Kubernetes API: kube's client with time limits, and the end of the program when the
+//! The Kubernetes API: kube's client with time limits, and a token that is cancelled when the
 //! cluster's CA changes.
 //!
 //! kube reads the pod's service account, does TLS, and reads the token again every minute. It has
@@ -141,9 +141,9 @@ impl ApiServer {
         Ok(Client::new(service, &self.config.default_namespace))
     }
 
-    /// Cancels the token after the CA file has changed and a random wait of up to a minute. What
-    /// uses this CA must then end, and begin again with the new one: the kubelet starts a program
-    /// that has ended again. Returns when the token is cancelled.
+    /// Cancels the token after the CA file has changed and a random wait of up to a minute. The caller
+    /// then ends, and the kubelet starts the program again; or it makes new clients, which read the
+    /// new CA. Returns when the token is cancelled.
     pub async fn end_on_new_ca(self, token: CancellationToken) {
         let wait = rand::random_range(Duration::ZERO..=CA_WAIT);
         self.ca.end_on_change(wait, token).await;

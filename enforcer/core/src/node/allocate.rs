@@ -55,7 +55,7 @@ impl NodeState {
         waiting.into_values().collect()
     }
 
-    /// Finds for each port the one that it was before; answers all of these. What a condition confirms
+    /// Finds for each port the one that it was before. Returns all of these. What a condition confirms
     /// comes first, because another pod may name the port too.
     fn match_previous(&self, waiting: &mut [WaitingPod]) -> BTreeSet<PortKey> {
         let mut matched = BTreeSet::new();

@@ -9,7 +9,7 @@ use crate::ports::Timers;
 
 impl NodeState {
     /// Compares everything that is derived with what it is derived from, and asks of every pod what
-    /// is still missing. Answers the first difference, in words. Costs as much as the node is
+    /// is still missing. Returns the first difference, in words. Costs as much as the node is
     /// large; for tests and simulations.
     pub fn audit(&self) -> Result<(), String> {
         if !self.agenda.marked().is_empty() {

@@ -131,7 +131,7 @@ impl NodeState {
         } = self.progress(uid);
         let (leases, held) = (self.ports.leases(uid), self.ports.all_held(uid));
         let closed = self.closed(uid).map(str::to_owned);
-        let homeless = self.hosts.lacking_for(leases);
+        let host_ip_missing = self.hosts.lacking_for(leases);
         let Some(pod) = self.pods.get_mut(uid) else {
             return;
         };
@@ -160,7 +160,7 @@ impl NodeState {
         if pod.refusal.is_some() {
             return;
         }
-        if let Some(message) = homeless {
+        if let Some(message) = host_ip_missing {
             return pod.refusal = refusal(EventKind::HostIpNotOnNode, message);
         }
         let unservable = pod.unservable(leases, self.config.ipv6);

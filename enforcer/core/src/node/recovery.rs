@@ -56,7 +56,8 @@ impl NodeState {
             }
             let seq = state.arrival();
             let pod = state.pods.entry(uid).or_insert_with(|| PodState::new(seq));
-            // version 0.1 made one for each address of the pod's interface; of these the first stays
+            // snapshots before 0.1.0 made one for each address of the pod's interface; of these the
+            // first stays
             let family = mapping.pod_ip.is_ipv4();
             let mut same_lease = pod.recovered.iter().filter(|other| port_of(other) == key);
             if same_lease.all(|other| other.pod_ip.is_ipv4() != family) {

@@ -64,7 +64,7 @@ impl NodeState {
         }
     }
 
-    /// Updates the claims of one pod; answers whether it gave some up. A pod that leases one of the
+    /// Updates the claims of one pod. Returns whether it gave some up. A pod that leases one of the
     /// ports gets another port: our rules would win, and the claiming pod would lose traffic that its
     /// spec promises. Both pods get an event.
     fn update_claims(&mut self, now: Duration, uid: &PodUid) -> bool {

@@ -47,7 +47,7 @@ impl Forgery {
 }
 
 impl PodState {
-    /// Checks the result in the API; answers the note of the event to emit. `first`: the API shows
+    /// Checks the result in the API. Returns the note of the event to emit. `first`: the API shows
     /// the pod for the first time.
     ///
     /// A result that we wrote is not forged, however old it is. The same is true for a result of an

@@ -83,7 +83,7 @@ impl Publish {
 }
 
 impl PodState {
-    /// The API server answered a publication. Answers the event to emit.
+    /// The API server answered a publication. Returns the event to emit.
     pub(crate) fn published(
         &mut self,
         now: Duration,

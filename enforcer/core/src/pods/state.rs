@@ -124,7 +124,7 @@ impl PodState {
         }
     }
 
-    /// Updates what the pod asks for; answers the events to emit. `shown`: what the API showed before.
+    /// Updates what the pod asks for. Returns the events to emit. `shown`: what the API showed before.
     pub(crate) fn update_want(
         &mut self,
         now: Duration,

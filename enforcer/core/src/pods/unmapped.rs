@@ -106,7 +106,7 @@ impl PodState {
         })
     }
 
-    /// Decides whether the API server must be asked for the pod; answers the pod if so.
+    /// Decides whether the API server must be asked for the pod. Returns the pod if so.
     pub(crate) fn confirmation_due(&mut self, now: Duration, stale: bool) -> Option<PodRef> {
         let facts = self.facts.as_ref()?;
         let needed = stale && !facts.finished && !facts.deleting && !facts.spec.host_network;
@@ -122,7 +122,7 @@ impl PodState {
         None
     }
 
-    /// The API server answered the read that was asked for at `asked`. Answers whether the pod runs
+    /// The API server answered the read that was asked for at `asked`. Returns whether the pod runs
     /// at the addresses that the API names; otherwise it is read again later.
     pub(crate) fn confirmed(
         &mut self,

@@ -42,7 +42,7 @@ impl Ports {
         self.change(key, |port| port.bound(now));
     }
 
-    /// The keeper could not bind the port, because another process has it. Answers whether a mapped
+    /// The keeper could not bind the port, because another process has it. Returns whether a mapped
     /// pod lost the hold of its port: it is asked for again then, and a pod that is not mapped gets
     /// another port.
     pub(crate) fn bind_refused(

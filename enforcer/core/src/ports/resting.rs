@@ -1,4 +1,5 @@
-//! Whose ports rest: no user may have the whole range at rest, nor try ports until one pleases.
+//! Whose ports rest. A user may not have the whole range at rest, and may not make and delete pods
+//! until one gets a certain port.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

@@ -136,7 +136,7 @@ impl Reference {
         }
     }
 
-    /// A read of the pod that began at `asked`. Answers whether it proves that the pod still has its
+    /// A read of the pod that began at `asked`. Returns whether it proves that the pod still has its
     /// addresses.
     pub(crate) fn confirm(&mut self, uid: &PodUid, asked: Duration, running_at: &[IpAddr]) -> bool {
         let runtime = self.runtime_uid(uid).clone();

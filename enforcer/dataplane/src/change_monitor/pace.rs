@@ -14,7 +14,7 @@ const REPEATED: Backoff = Backoff {
     longest: Duration::from_secs(5),
 };
 /// Damage does not count as repeated if it comes later than this after the last one.
-const FORGIVEN: Duration = Duration::from_secs(30);
+const STREAK_END: Duration = Duration::from_secs(30);
 
 /// Computes when the next read may start.
 #[derive(Debug, Default)]
@@ -36,7 +36,7 @@ impl Pace {
         if damaged {
             let before = self
                 .damaged
-                .filter(|(last, _)| now.saturating_duration_since(*last) < FORGIVEN);
+                .filter(|(last, _)| now.saturating_duration_since(*last) < STREAK_END);
             self.damaged = Some((now, before.map_or(1, |(_, times)| times.saturating_add(1))));
         }
     }
@@ -91,7 +91,7 @@ mod tests {
         assert!(waits.is_sorted(), "{waits:?}");
         assert_eq!(waits.last(), Some(&REPEATED.longest));
         // after a time without damage the back-off starts again
-        now += FORGIVEN;
+        now += STREAK_END;
         pace.record_read(now, MS, true);
         assert_eq!(pace.next(now), now + 9 * MS);
     }

@@ -1,5 +1,5 @@
-//! Reads the owners of mappings as version 0.1 wrote them: comments in chains that no packet
-//! enters.
+//! Reads the owners of mappings as snapshots before 0.1.0 wrote them: comments in chains that no
+//! packet enters.
 //!
 //! ```text
 //! PORTMAPPING-TCP-20000-20021   -p tcp -m tcp --dport 20000 -j DNAT --to-destination 10.244.1.7:80

@@ -104,8 +104,8 @@ pub(super) struct Route {
     pub(super) host_port: HostPort,
     pub(super) host_ip: Option<IpAddr>,
     pub(super) to: SocketAddr,
-    /// The owner; None if the rule of the pod's address names it, and in a rule of version 0.1, which
-    /// wrote owners to another chain.
+    /// The owner; None if the rule of the pod's address names it, and in a rule of a snapshot before
+    /// 0.1.0, which wrote owners to another chain.
     pub(super) owner: Option<PodUid>,
 }
 

@@ -54,7 +54,7 @@ pub enum NetlinkError {
     #[error("an answer of the kernel over netlink is cut short")]
     Malformed,
     /// The listed objects changed during the dump.
-    #[error("what was read changed meanwhile; read it again")]
+    #[error("what was read changed during the read; read it again")]
     Interrupted,
     /// The tables changed since the generation that a batch is bound to. Nothing was changed.
     #[error("another program has changed the tables since they were read; read them again")]

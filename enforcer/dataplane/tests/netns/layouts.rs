@@ -1,5 +1,5 @@
-//! The layout of iptables rules, and the upgrade from the layouts of version 0.1. Version 0.1 had
-//! the owners in separate chains, and compared addresses with `xt_bpf` where that was available.
+//! The layout of iptables rules, and the upgrade from the layouts of snapshots before 0.1.0. These
+//! had the owners in separate chains, and compared addresses with `xt_bpf` where that was available.
 
 use std::collections::BTreeSet;
 
@@ -22,7 +22,7 @@ crate::for_each_flavour!(
     opening_changes_nothing,
 );
 
-/// The rules of version 0.1 in the kernel: for IPv4 and for IPv6, with `xt_bpf` and without.
+/// The rules of snapshots before 0.1.0 in the kernel: for IPv4 and for IPv6, with `xt_bpf` and without.
 const OLDER: [[&str; 2]; 2] = [
     [
         include_str!("older/compared.iptables"),

@@ -78,7 +78,7 @@ fn take_from(peer: &Path, room: usize, deadline: Instant, taken: &mut Taken) -> 
                 if !partial.is_empty() {
                     tracing::warn!(
                         ports = partial.len(),
-                        "another keeper died during the handover; the ports that arrived are kept"
+                        "another keeper ended during the handover; the ports that arrived are kept"
                     );
                 }
                 taken.ports.append(&mut partial);

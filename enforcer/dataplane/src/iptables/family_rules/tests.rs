@@ -337,7 +337,7 @@ proptest! {
     }
 }
 
-/// The rules of version 0.1 in the kernel.
+/// The rules of snapshots before 0.1.0 in the kernel.
 const OLDER: [&str; 2] = [
     include_str!("../../../tests/netns/older/compared.iptables"),
     include_str!("../../../tests/netns/older/per-pod.iptables"),

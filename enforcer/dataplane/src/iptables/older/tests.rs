@@ -10,7 +10,8 @@ use crate::family::Family;
 use crate::settings::Settings;
 use portmapping_shared::Mapping;
 
-/// The rules of version 0.1 in the kernel, with and without the match that compared addresses.
+/// The rules of a snapshot before 0.1.0 in the kernel, with and without the match that compared
+/// addresses.
 const TABLES: [&str; 2] = [
     include_str!("../../../tests/netns/older/compared.iptables"),
     include_str!("../../../tests/netns/older/per-pod.iptables"),

@@ -5,7 +5,7 @@ use super::*;
 
 const DNAT: &str = "-p tcp -m tcp --dport 20000 -m comment --comment \"portmapping:8c1f3a52-uid\" -j DNAT --to-destination 10.244.1.7:80";
 
-/// Returns the mapping of a rule with its owner, or without one, as version 0.1 wrote it.
+/// Returns the mapping of a rule with its owner, or without one, as snapshots before 0.1.0 wrote it.
 fn mapping_of(rule: &str, family: Family) -> Option<Mapping> {
     let route = Rule::parse(rule)?.route(family)?;
     let owner = route.owner.clone();
