@@ -252,7 +252,12 @@ impl World {
             let confirmed = condition.as_ref().is_some_and(|condition| condition.status);
             let mark = mark.as_deref().unwrap_or_default();
             let marked = |lease: &LeasedPort| {
-                mark.contains(&format!("\"containerPort\":{},", lease.container_port))
+                let (port, protocol) = (lease.container_port, lease.protocol);
+                let at = lease.host_ip.map(|ip| format!(",\"hostIP\":\"{ip}\""));
+                let at = at.unwrap_or_default();
+                mark.contains(&format!(
+                    "{{\"containerPort\":{port},\"protocol\":\"{protocol}\"{at}}}"
+                ))
             };
             let valid = annotation.as_ref().is_some_and(|value| {
                 value != TYPO || (confirmed && self.leases(uid).iter().all(marked))
