@@ -131,7 +131,8 @@ impl RulesLock {
     fn write_name(&self, mut file: &File) -> io::Result<()> {
         // all names have one length: on a full disk the file has one name or the other, and is never empty
         file.rewind()?;
-        file.write_all(self.name.as_bytes())
+        file.write_all(self.name.as_bytes())?;
+        file.set_len(self.name.len() as u64)
     }
 
     fn warn(&self, error: &io::Error) {

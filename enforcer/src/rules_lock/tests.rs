@@ -65,3 +65,11 @@ fn pods_are_mapped_where_the_file_was_removed_or_cannot_be_used() {
     assert!(lock.begin().is_ok());
     assert!(RulesLock::take(dir.path()).begin().is_ok());
 }
+
+#[test]
+fn an_enforcer_takes_the_right_from_a_file_that_is_longer_than_a_name() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("rules.lock"), "x".repeat(40)).unwrap();
+    let lock = RulesLock::take(dir.path());
+    assert!(lock.begin().is_ok());
+}
