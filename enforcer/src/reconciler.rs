@@ -352,7 +352,7 @@ impl Reconciler {
                         self.state.observed(now, observed.mappings, observed.intact);
                     }
                     Some(_) => self.read_again = true,
-                    None => {}
+                    None => self.state.read_failed(now),
                 }
                 self.update_metrics();
             }

@@ -29,6 +29,19 @@ const BLOCKED: Backoff = Backoff {
 const HALVINGS: u32 = 8;
 /// Pods in one change set while nothing fails.
 const MAX_BATCH: usize = 4096;
+/// How long a read of the kernel may wait for changes. Then changes wait for it.
+const READ_PATIENCE: Duration = Duration::from_secs(2);
+
+/// A change makes a read under way useless, so changes without a pause would end every read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Read {
+    /// None is asked for.
+    Idle,
+    /// One was asked for at this time, and is not answered.
+    Asked(Duration),
+    /// It has waited too long: the next change comes after it.
+    First,
+}
 
 /// A pod whose rules the kernel refused when they were tried alone.
 #[derive(Clone, Debug)]
@@ -59,6 +72,7 @@ pub(crate) struct Kernel {
     /// Pods whose rules were found missing or altered; they get an event once the rules are back.
     damaged: BTreeSet<PodUid>,
     closed: Closed,
+    read: Read,
 }
 
 impl Kernel {
@@ -77,7 +91,20 @@ impl Kernel {
             blocked: BTreeMap::new(),
             damaged: BTreeSet::new(),
             closed: Closed::default(),
+            read: Read::Idle,
         }
+    }
+
+    /// A read is asked for; `end_read` follows.
+    pub(crate) fn ask_read(&mut self, now: Duration) {
+        if self.read == Read::Idle {
+            self.read = Read::Asked(now);
+        }
+    }
+
+    /// No read is waited for any more.
+    pub(crate) fn end_read(&mut self) {
+        self.read = Read::Idle;
     }
 
     /// Whether the kernel translates the port, or may do so once the change under way is done.
@@ -171,7 +198,10 @@ impl Kernel {
 
     /// The next change set, if one is due.
     pub(crate) fn next_plan(&mut self, now: Duration) -> Option<Plan> {
-        if self.in_flight.is_some() || self.retry_at.is_some_and(|at| now < at) {
+        if matches!(self.read, Read::Asked(since) if now >= since + READ_PATIENCE) {
+            self.read = Read::First;
+        }
+        if self.is_waiting() || self.retry_at.is_some_and(|at| now < at) {
             return None;
         }
         self.retry_at = None;
@@ -273,9 +303,14 @@ impl Kernel {
         repaired
     }
 
+    /// Whether the next change waits for an answer.
+    fn is_waiting(&self) -> bool {
+        self.in_flight.is_some() || self.read == Read::First
+    }
+
     /// When the next change is to be tried, if no event comes before.
     pub(crate) fn next_deadline(&self) -> Option<Duration> {
-        if self.in_flight.is_some() {
+        if self.is_waiting() {
             return None;
         }
         let due = self.blocked.values().map(|blocked| blocked.until).min();

@@ -257,8 +257,21 @@ impl NodeState {
         self.converge(now);
     }
 
+    /// The dataplane is to read the kernel back; `observed` or `read_failed` follows. Where changes leave it
+    /// no time, the next one waits for it.
+    pub fn read_asked(&mut self, now: Duration) {
+        self.kernel.ask_read(now);
+    }
+
+    /// The dataplane could not read the kernel back.
+    pub fn read_failed(&mut self, now: Duration) {
+        self.kernel.end_read();
+        self.converge(now);
+    }
+
     /// The dataplane read the kernel back.
     pub fn observed(&mut self, now: Duration, mappings: BTreeSet<Mapping>, intact: bool) {
+        self.kernel.end_read();
         let before: Vec<PodUid> = self.kernel.owners().cloned().collect();
         if self.kernel.observed(mappings, intact) {
             // a pod may have lost its last rule, or a rule of a pod long gone may be back

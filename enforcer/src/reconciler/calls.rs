@@ -127,6 +127,7 @@ impl Reconciler {
     /// Reads the rules back, one read at a time. Asked again during a read or a change, it reads once
     /// more after it.
     pub(super) fn observe(&mut self) {
+        self.state.read_asked(self.now());
         if self.observing || self.changing {
             self.read_again = true;
             return;
@@ -182,10 +183,9 @@ impl Reconciler {
     }
 
     /// Called after the next change has started: a read before it would make it wait, and would then
-    /// be of no use.
+    /// be of no use. Where that would go on for too long, core starts no change.
     pub(super) fn read_again_if_asked(&mut self) {
-        if self.read_again && !self.observing && !self.changing {
-            self.read_again = false;
+        if std::mem::take(&mut self.read_again) {
             self.observe();
         }
     }

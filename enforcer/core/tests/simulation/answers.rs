@@ -42,22 +42,32 @@ impl World {
             Call::Program(plan) => self.program(&plan),
             Call::Publish(publication) => self.publish(&publication, fails),
             Call::ReadPod(pod, asked) => self.read_pod(&pod.uid, asked, fails),
-            Call::Observe => {
-                // what is read during a change is ignored
-                if !self
-                    .calls
-                    .iter()
-                    .any(|call| matches!(call, Call::Program(_)))
-                {
-                    self.damaged = false;
-                    self.reference.rules.clone_from(&self.kernel);
-                    self.reference.intact = self.intact;
-                }
-                self.state
-                    .observed(self.now, self.kernel.clone(), self.intact);
-            }
+            Call::Observe => self.observe(fails),
         }
         self.collect();
+    }
+
+    /// What is read during a change is ignored, or read again.
+    fn observe(&mut self, fails: bool) {
+        let changing = self
+            .calls
+            .iter()
+            .any(|call| matches!(call, Call::Program(_)));
+        if changing && self.rng.random_range(0..2) == 0 {
+            self.seen.read_again += 1;
+            return self.calls.push(Call::Observe);
+        }
+        self.read_asked = None;
+        if fails {
+            return self.state.read_failed(self.now);
+        }
+        if !changing {
+            self.damaged = false;
+            self.reference.rules.clone_from(&self.kernel);
+            self.reference.intact = self.intact;
+        }
+        self.state
+            .observed(self.now, self.kernel.clone(), self.intact);
     }
 
     /// The kubelet has reported whatever happened to the sandbox by now.

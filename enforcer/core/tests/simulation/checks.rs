@@ -9,7 +9,7 @@ use portmapping_shared::{HostPort, LeasedPort, Mapping, Plan, PodUid, PortReques
 
 use crate::cluster::TYPO;
 use crate::runtime::LEFTOVER;
-use crate::world::{Call, EPOCH, World, config};
+use crate::world::{EPOCH, World, config};
 
 /// Damage that is repaired within this time is no write; longer for a pod that is being deleted.
 const GRACE: Duration = Duration::from_secs(2);
@@ -263,7 +263,7 @@ impl World {
                 self.collect();
             }
             self.now += Duration::from_secs(1);
-            self.calls.push(Call::Observe);
+            self.ask_read();
             self.tick();
             self.check()?;
         }

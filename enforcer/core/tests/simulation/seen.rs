@@ -37,10 +37,12 @@ pub(crate) struct Seen {
     pub(crate) undone: u64,
     pub(crate) late: u64,
     pub(crate) closed: u64,
+    /// Reads that a change made useless.
+    pub(crate) read_again: u64,
 }
 
 impl Seen {
-    fn all(&mut self) -> [&mut u64; 32] {
+    fn all(&mut self) -> [&mut u64; 33] {
         [
             &mut self.mapped,
             &mut self.restarts,
@@ -74,6 +76,7 @@ impl Seen {
             &mut self.undone,
             &mut self.late,
             &mut self.closed,
+            &mut self.read_again,
         ]
     }
 

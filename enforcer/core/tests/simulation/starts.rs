@@ -51,6 +51,7 @@ impl World {
             self.intact = false;
         }
         self.damaged = false;
+        self.read_asked = None;
         for (uid, facts) in &self.pods {
             // a new enforcer takes a result that the last one was removing for a forged one
             if facts.record.condition.is_none() {

@@ -144,7 +144,7 @@ impl World {
         self.check_kept(&kept);
         self.finish_late(late);
         // the first check of the rules comes soon
-        self.calls.push(Call::Observe);
+        self.ask_read();
     }
 
     /// The successor's enforcer ends, and perhaps its keeper: the earlier enforcer starts over with
@@ -181,7 +181,7 @@ impl World {
         self.check_kept(&kept);
         self.finish_late(late);
         // the first check of the rules comes soon
-        self.calls.push(Call::Observe);
+        self.ask_read();
     }
 
     /// The enforcer on duty may not act any more. A change of the rules ends before the next enforcer reads

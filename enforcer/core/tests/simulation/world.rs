@@ -63,6 +63,8 @@ pub(crate) struct World {
     pub(crate) intact: bool,
     /// Rules were damaged since they were last read back.
     pub(crate) damaged: bool,
+    /// When a read was asked for that is not answered.
+    pub(crate) read_asked: Option<Duration>,
     /// Pods whose rules this kernel refuses.
     pub(crate) unsupported: BTreeSet<PodUid>,
     pub(crate) keeper: BTreeSet<PortKey>,
@@ -136,6 +138,7 @@ impl World {
             kernel: BTreeSet::new(),
             intact: false,
             damaged: false,
+            read_asked: None,
             unsupported: BTreeSet::new(),
             keeper: BTreeSet::new(),
             unheld: BTreeSet::new(),
@@ -185,7 +188,7 @@ impl World {
             870..876 => self.restart(),
             876..877 => self.reboot(),
             877..885 => self.damage(),
-            885..905 => self.calls.push(Call::Observe),
+            885..905 => self.ask_read(),
             905..920 => self.use_port(),
             920..925 => self.lose_keeper(),
             925..930 => self.overflow(),
@@ -212,6 +215,12 @@ impl World {
                 Action::Release(keys) => Call::Release(keys),
                 Action::Program(plan) => {
                     self.check_plan(&plan);
+                    if self
+                        .read_asked
+                        .is_some_and(|since| self.now >= since + Duration::from_secs(2))
+                    {
+                        self.broken = Some("a change before a read that had waited".to_owned());
+                    }
                     Call::Program(plan)
                 }
                 Action::Publish(publication) => {
@@ -270,6 +279,13 @@ impl World {
         } else {
             self.kernel.pop_first();
         }
+    }
+
+    /// A check of the rules is due.
+    pub(crate) fn ask_read(&mut self) {
+        self.read_asked.get_or_insert(self.now);
+        self.state.read_asked(self.now);
+        self.calls.push(Call::Observe);
     }
 
     /// Another process takes a port that is not held, or ends.

@@ -145,3 +145,23 @@ fn repeated_damage_is_reported_once_a_minute_with_its_count() {
         "reported at once again"
     );
 }
+
+/// One user may change mappings so fast that a change is always due.
+#[test]
+fn changes_wait_for_a_read_that_has_waited() {
+    let mut node = Node::new("20000-20003");
+    node.applied(facts("a", Some("10.244.0.2"))).settle();
+    node.state.read_asked(node.now);
+    node.later(1);
+    node.applied(facts("b", Some("10.244.0.3"))).settle();
+    assert_eq!(node.written.len(), 2, "the read has not waited for long");
+    node.later(1);
+    node.state.pod_gone(node.now, &"uid-a".parse().unwrap());
+    assert_eq!(node.state.take_actions(), [], "the read comes first");
+    assert_eq!(node.state.next_deadline(), None);
+    node.state.read_failed(node.now);
+    assert!(matches!(
+        node.state.take_actions().as_slice(),
+        [Action::Program(_)]
+    ));
+}
