@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use portmapping_runtime::conns::{Connections, Peer};
 
 use crate::budget::{Budget, Claim};
+use crate::unread::UnreadSince;
 
 /// Longest body that needs no budget, in bytes: `MAX_BODIES` of them are little memory. Most reviews are
 /// shorter.
@@ -60,20 +61,27 @@ impl Bodies {
 
     /// Reads a body of this peer. A long one claims its whole length before it is read: bodies that claim
     /// piece by piece could each hold what the others wait for.
-    pub(crate) async fn read(&self, peer: Peer, mut body: Body) -> Result<Received, BodyError> {
+    pub(crate) async fn read(
+        &self,
+        peer: Peer,
+        unread: UnreadSince,
+        mut body: Body,
+    ) -> Result<Received, BodyError> {
         let too_long = BodyError::TooLong(self.limit);
         let announced = body.size_hint().exact().unwrap_or(self.limit.into());
         let fits = u32::try_from(announced).ok().filter(|it| *it <= self.limit);
         let length = fits.ok_or(too_long)?;
         let (slot, _evicted) = self.open.lock().enter(peer, MAX_BODIES);
         let read = async {
-            let claim = match length {
-                ..=SMALL => None,
-                _ => Some(self.budget.claim(peer, length).await),
-            };
+            let mut claim = None;
+            if length > SMALL {
+                let waited = unread.wait(self.budget.claim(peer, length)).await;
+                claim = Some(waited.ok_or(BodyError::TooMany)?);
+            }
             let mut bytes = Vec::with_capacity(length as usize);
             while let Some(frame) = body.frame().await {
                 if let Ok(data) = frame.map_err(|_| BodyError::Incomplete)?.into_data() {
+                    unread.taken(data.len());
                     if bytes.len() + data.len() > length as usize {
                         return Err(too_long);
                     }

@@ -21,5 +21,6 @@ mod response;
 pub mod review;
 pub mod routes;
 pub mod server;
+mod unread;
 
 pub use args::{Args, Config};

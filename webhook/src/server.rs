@@ -32,10 +32,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
+use tokio_util::io::InspectReader;
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
 use crate::metrics::Metrics;
+use crate::unread::Unread;
 
 /// Connections that wait in the kernel to be accepted; a full queue delays new clients by a
 /// retransmission.
@@ -50,7 +52,7 @@ const READ_BUFFER_BYTES: usize = 8 * 1024;
 const MAX_STREAMS: u32 = 8;
 /// Bytes that one HTTP/2 request may send before they are read. The server sends a window update
 /// for each half of it; at 32 KiB these updates cost more than decrypting the body.
-const STREAM_WINDOW: u32 = 128 * 1024;
+pub(crate) const STREAM_WINDOW: u32 = 128 * 1024;
 /// The same for a connection. It holds all requests, so that one that waits for memory does not
 /// block those that have theirs.
 const CONNECTION_WINDOW: u32 = MAX_STREAMS * STREAM_WINDOW;
@@ -262,8 +264,14 @@ impl Http {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let stream = TokioIo::new(stream);
-        let service = service_fn(|request| self.respond(&slot, peer, request));
+        let unread = Unread::default();
+        let received = unread.clone();
+        let count = move |bytes: &[u8]| received.received(bytes.len());
+        let stream = TokioIo::new(InspectReader::new(stream, count));
+        let service = service_fn(|mut request| {
+            request.extensions_mut().insert(unread.begin());
+            self.respond(&slot, peer, request)
+        });
         if version == Version::HTTP_2 {
             let connection = http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())

@@ -12,6 +12,7 @@ use portmapping_runtime::conns::Peer;
 use tokio::task::unconstrained;
 
 use super::{Bodies, BodyError, FULL_PEERS, MAX_BODIES, SMALL};
+use crate::unread::UnreadSince;
 
 /// A body in pieces, as the network delivers it; its length is not announced.
 fn pieces(pieces: &[&'static str]) -> Body {
@@ -36,7 +37,9 @@ fn peer(last: u8) -> Peer {
 }
 
 async fn read(bodies: &Bodies, body: impl Into<Body>) -> Result<Vec<u8>, BodyError> {
-    let received = bodies.read(peer(1), body.into()).await;
+    let received = bodies
+        .read(peer(1), UnreadSince::default(), body.into())
+        .await;
     received.map(|(bytes, _claims)| bytes)
 }
 
@@ -62,9 +65,15 @@ async fn refuses_a_body_over_the_limit_announced_or_not() {
 async fn bodies_of_one_peer_wait_for_its_budget_and_give_it_back() {
     let bodies = Bodies::new(LIMIT);
     let half = || Body::from(vec![0; LIMIT as usize / 2]);
-    let first = bodies.read(peer(1), half()).await.unwrap();
-    let _second = bodies.read(peer(1), half()).await.unwrap();
-    let mut third = pin!(bodies.read(peer(1), half()));
+    let first = bodies
+        .read(peer(1), UnreadSince::default(), half())
+        .await
+        .unwrap();
+    let _second = bodies
+        .read(peer(1), UnreadSince::default(), half())
+        .await
+        .unwrap();
+    let mut third = pin!(bodies.read(peer(1), UnreadSince::default(), half()));
     let mut cx = Context::from_waker(Waker::noop());
     assert!(third.as_mut().poll(&mut cx).is_pending(), "no budget yet");
     drop(first);
@@ -89,7 +98,11 @@ async fn a_peer_with_too_many_stalled_bodies_loses_its_own_and_others_are_served
                 stalled_small()
             },
         );
-        let mut body = Box::pin(unconstrained(bodies.read(peer, stalled)));
+        let mut body = Box::pin(unconstrained(bodies.read(
+            peer,
+            UnreadSince::default(),
+            stalled,
+        )));
         assert!(body.as_mut().poll(&mut cx).is_pending());
         waiting.push(body);
     }
@@ -111,7 +124,10 @@ async fn a_peer_with_too_many_stalled_bodies_loses_its_own_and_others_are_served
     let all = bodies.budget.all.available_permits();
     assert_eq!(all, LIMIT as usize * FULL_PEERS);
     assert_eq!(read(&bodies, "again").await.unwrap(), b"again");
-    let _long = bodies.read(peer(1), long()).await.unwrap();
+    let _long = bodies
+        .read(peer(1), UnreadSince::default(), long())
+        .await
+        .unwrap();
     let peers = bodies.budget.peers.lock().len();
     assert_eq!(peers, 1, "peers without a long body are forgotten");
 }
@@ -123,9 +139,17 @@ async fn small_bodies_do_not_wait_for_those_that_stall() {
     let mut stalled_ones = Vec::new();
     for last in 1..=u8::try_from(FULL_PEERS).unwrap() {
         for _body in 0..50 {
-            let mut body = Box::pin(unconstrained(bodies.read(peer(last), stalled())));
+            let mut body = Box::pin(unconstrained(bodies.read(
+                peer(last),
+                UnreadSince::default(),
+                stalled(),
+            )));
             assert!(body.as_mut().poll(&mut cx).is_pending());
-            let mut small = Box::pin(unconstrained(bodies.read(peer(last), stalled_small())));
+            let mut small = Box::pin(unconstrained(bodies.read(
+                peer(last),
+                UnreadSince::default(),
+                stalled_small(),
+            )));
             assert!(small.as_mut().poll(&mut cx).is_pending());
             stalled_ones.extend([body, small]);
         }
@@ -133,7 +157,11 @@ async fn small_bodies_do_not_wait_for_those_that_stall() {
     assert_eq!(bodies.budget.all.available_permits(), 0);
     // peer 1 is one of those that stall
     for last in [1, 99] {
-        let mut small = pin!(unconstrained(bodies.read(peer(last), "a review".into())));
+        let mut small = pin!(unconstrained(bodies.read(
+            peer(last),
+            UnreadSince::default(),
+            "a review".into()
+        )));
         assert!(matches!(small.as_mut().poll(&mut cx), Poll::Ready(Ok(_))));
     }
 }
@@ -144,11 +172,11 @@ async fn all_peers_together_stay_within_the_budget_over_all() {
     let mut cx = Context::from_waker(Waker::noop());
     let mut filling = Vec::new();
     for last in 1..=u8::try_from(FULL_PEERS).unwrap() {
-        let mut body = Box::pin(bodies.read(peer(last), stalled()));
+        let mut body = Box::pin(bodies.read(peer(last), UnreadSince::default(), stalled()));
         assert!(body.as_mut().poll(&mut cx).is_pending());
         filling.push(body);
     }
-    let mut next = pin!(bodies.read(peer(99), long()));
+    let mut next = pin!(bodies.read(peer(99), UnreadSince::default(), long()));
     assert!(next.as_mut().poll(&mut cx).is_pending(), "no budget left");
     filling.pop();
     assert!(matches!(next.as_mut().poll(&mut cx), Poll::Ready(Ok(_))));

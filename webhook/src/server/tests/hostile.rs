@@ -264,3 +264,65 @@ async fn long_bodies_on_one_http2_connection_do_not_block_each_other() {
     drop(sender);
     driver.await.unwrap().unwrap();
 }
+
+/// A frame of HTTP/2 on stream 1.
+fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    let stream = u8::from(kind != SETTINGS);
+    [&length[1..], &[kind, flags, 0, 0, 0, stream], payload].concat()
+}
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const SETTINGS: u8 = 4;
+/// No frame has this type: it means nothing, and is ignored.
+const UNKNOWN: u8 = 0x42;
+
+/// The header of a long review; each field is spelled out.
+fn long_review() -> Vec<u8> {
+    let length = 400_000.to_string();
+    let fields = [
+        (":method", "POST"),
+        (":scheme", "https"),
+        (":authority", "webhook"),
+        (":path", "/mutate"),
+        ("content-length", &length),
+    ];
+    let text = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
+    let field = |(name, value)| [vec![0], text(name), text(value)].concat();
+    fields.into_iter().flat_map(field).collect()
+}
+
+/// h2 keeps each piece of a body in the 8 KiB that arrived with it.
+#[tokio::test]
+async fn a_body_that_waits_keeps_little_memory() {
+    let server = start(PATIENT);
+    let mut first = server.http1().await;
+    let expects = head(500_000).replace("\r\n\r\n", "\r\nExpect: 100-continue\r\n\r\n");
+    first.write_all(expects.as_bytes()).await.unwrap();
+    // the server reads it, so it has all memory of this peer
+    first.read_exact(&mut [0; 25]).await.unwrap();
+    let mut stream = server.tls(&rustls::version::TLS13, b"h2").await.unwrap();
+    stream
+        .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        .await
+        .unwrap();
+    let (settings, header) = (frame(SETTINGS, 0, &[]), frame(HEADERS, 4, &long_review()));
+    stream
+        .write_all(&[settings, header].concat())
+        .await
+        .unwrap();
+    // no more than the body's window
+    for _piece in 0..500 {
+        let piece = [frame(DATA, 0, &[b' '; 256]), frame(UNKNOWN, 0, &[0; 7_900])];
+        stream.write_all(&piece.concat()).await.unwrap();
+    }
+    let outcome = async {
+        while !server.metrics().contains(r#"outcome=""#) {
+            tokio::time::sleep(SHORT).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, outcome).await.unwrap();
+    let metrics = server.metrics();
+    assert!(metrics.contains(r#"outcome="Crowded"} 1"#), "{metrics}");
+}
