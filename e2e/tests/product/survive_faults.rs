@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use e2e::{Cluster, install};
 use serde_json::{Value, json};
 
+use crate::support::load::Changes;
 use crate::support::outside::{Way, at, is_refused};
 use crate::support::parts::roll;
 use crate::support::pods::{
@@ -199,6 +200,32 @@ fn flushed_rules_come_back() -> Result<()> {
                 );
                 Ok(())
             })
+        })
+    })
+}
+
+/// Each change of the rules makes a read of them that is under way useless.
+#[test]
+fn flushed_rules_come_back_while_a_user_changes_mappings_without_a_pause() -> Result<()> {
+    alone(|cluster| {
+        Space::with(cluster, "survive-changes", |space| {
+            let node = first_node(cluster)?;
+            space.create(&on_node(mapped_pod("web"), &node))?;
+            space.create(&on_node(mapped_pod("busy"), &node))?;
+            let web = space.ready("web")?;
+            space.ready("busy")?;
+            let entry: MappedPort = entries(&web)?.remove(0);
+            let values = [9040, 9041].map(|port| format!(r#"[{{"containerPort":{port}}}]"#));
+            let changes = Changes::start(cluster, &space.name, "busy", values)?;
+            let flush = cluster.exec(&node, &["iptables", "-t", "nat", "-F", "PORTMAPPING"]);
+            let repaired = eventually("the mapping to be repaired", || {
+                space.answers(&web, &entry, Way::Http)
+            });
+            let per_second = changes.end()?;
+            let flush = flush?;
+            ensure!(flush.status.success(), "{flush:?}");
+            ensure!(per_second > 10, "{per_second} changes a second");
+            repaired
         })
     })
 }

@@ -159,6 +159,14 @@ impl Target {
             .context("no answer in time")?
     }
 
+    /// Connects and sends a first review: with its answer, a client of HTTP/2 knows how many more it may send
+    /// at once.
+    async fn warmed(&self, version: Version) -> Result<Sender> {
+        let mut sender = self.connect(version).await?;
+        self.review(&mut sender).await?;
+        Ok(sender)
+    }
+
     /// Sends one review on a new connection.
     pub(super) async fn once(&self, version: Version) -> Result<Bytes> {
         let mut sender = timeout(PATIENCE, self.connect(version)).await??;
@@ -176,7 +184,7 @@ impl Target {
     ) -> Result<Load> {
         let mut senders = Vec::new();
         for _ in 0..connections {
-            let sender = self.connect(version).await?;
+            let sender = self.warmed(version).await?;
             match sender {
                 Sender::One(sender) => senders.push(Sender::One(sender)),
                 Sender::Two(sender) => {
@@ -218,7 +226,7 @@ impl Target {
     ) -> Result<Load> {
         let mut idle = VecDeque::new();
         for _ in 0..connections {
-            idle.push_back(self.connect(version).await?);
+            idle.push_back(self.warmed(version).await?);
         }
         let gap = Duration::from_secs(1) / rate;
         let mut tasks: JoinSet<Result<(Duration, Option<Sender>)>> = JoinSet::new();

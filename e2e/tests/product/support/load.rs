@@ -1,17 +1,18 @@
-//! Pods created all the time, as dry runs through the webhook.
+//! Pods created all the time, as dry runs through the webhook; an annotation changed all the time.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use e2e::Cluster;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Api, PostParams};
+use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
+use serde_json::json;
 
 use super::pods::mapped_pod;
 use super::{ANNOTATION, LIMIT, MARK, POLL};
@@ -149,4 +150,61 @@ fn is_reviewed(pod: &Pod) -> bool {
         .and_then(|spec| spec.readiness_gates.as_ref());
     notes.is_some_and(|notes| notes.contains_key(MARK))
         && gates.is_some_and(|gates| gates.iter().any(|gate| gate.condition_type == ANNOTATION))
+}
+
+/// An annotation that changes without a pause, in the background.
+pub(crate) struct Changes {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Result<u64>>,
+    begun: Instant,
+}
+
+impl Changes {
+    /// Starts to write these values in turn.
+    pub(crate) fn start(
+        cluster: &Cluster,
+        namespace: &str,
+        pod: &'static str,
+        values: [String; 2],
+    ) -> Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let kubeconfig = Kubeconfig::read_from(cluster.kubeconfig())?;
+        let (namespace, stopped) = (namespace.to_owned(), Arc::clone(&stop));
+        let thread = thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            runtime.block_on(async {
+                let config =
+                    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+                        .await?;
+                let pods: Api<Pod> = Api::namespaced(Client::try_from(config)?, &namespace);
+                let mut written = 0;
+                for value in values.iter().cycle() {
+                    if stopped.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let patch = json!({ "metadata": { "annotations": { (ANNOTATION): value } } });
+                    pods.patch(pod, &PatchParams::default(), &Patch::Merge(patch))
+                        .await?;
+                    written += 1;
+                }
+                Ok(written)
+            })
+        });
+        let begun = Instant::now();
+        Ok(Self {
+            stop,
+            thread,
+            begun,
+        })
+    }
+
+    /// Ends them; how many there were each second.
+    pub(crate) fn end(self) -> Result<u64> {
+        self.stop.store(true, Ordering::Relaxed);
+        let thread = self.thread.join();
+        let written = thread.map_err(|_| anyhow!("the writer of changes panicked"))??;
+        Ok(written / self.begun.elapsed().as_secs().max(1))
+    }
 }
