@@ -298,8 +298,7 @@ impl Reference {
     /// `host_ip`: of the lease that would be in conflict.
     pub(crate) fn is_static(&self, key: (Protocol, HostPort), host_ip: Option<IpAddr>) -> bool {
         let runs = |facts: &&PodFacts| {
-            let mut sandboxes = self.sandboxes.values();
-            !facts.pod_ips.is_empty() || sandboxes.any(|sandbox| sandbox.uid == facts.pod.uid)
+            !facts.pod_ips.is_empty() || self.newest(&facts.pod.uid).is_some()
         };
         let living = self.shown.values().filter(|facts| !facts.finished);
         let living: Vec<&PodFacts> = living.filter(runs).collect();
