@@ -5,8 +5,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use portmapping_dataplane::Flavour;
 use portmapping_dataplane::detect::{self, Chosen};
-use portmapping_dataplane::iptables::Flavour;
 use portmapping_dataplane::migration::{self, Backend, BackendMigration};
 use portmapping_dataplane::snapshot::Snapshot;
 use portmapping_dataplane::{Dataplane as _, Observed, Settings, Tools};

@@ -52,7 +52,7 @@ const READ_BUFFER_BYTES: usize = 8 * 1024;
 const MAX_STREAMS: u32 = 8;
 /// Bytes that one HTTP/2 request may send before they are read. The server sends a window update
 /// for each half of it; at 32 KiB these updates cost more than decrypting the body.
-pub(crate) const STREAM_WINDOW: u32 = 128 * 1024;
+const STREAM_WINDOW: u32 = 128 * 1024;
 /// The same for a connection. It holds all requests, so that one that waits for memory does not
 /// block those that have theirs.
 const CONNECTION_WINDOW: u32 = MAX_STREAMS * STREAM_WINDOW;
@@ -264,7 +264,7 @@ impl Http {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let unread = Unread::default();
+        let unread = Unread::new(STREAM_WINDOW);
         let received = unread.clone();
         let count = move |bytes: &[u8]| received.received(bytes.len());
         let stream = TokioIo::new(InspectReader::new(stream, count));

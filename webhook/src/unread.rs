@@ -9,10 +9,9 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::server::STREAM_WINDOW;
-
-/// Bytes that may arrive for each body that waits: its window, and headers and small frames of other requests.
-const PER_BODY: u64 = STREAM_WINDOW as u64 + 32 * 1024;
+/// Bytes that may arrive for each body that waits beside its window: headers and small frames of other
+/// requests.
+const OTHERS: u64 = 32 * 1024;
 
 /// The count of one connection; cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -20,6 +19,8 @@ pub(crate) struct Unread(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
+    /// Bytes of one body that may arrive before they are read.
+    window: u64,
     count: Mutex<Count>,
     too_much: Notify,
 }
@@ -34,18 +35,26 @@ struct Count {
     waiting: u64,
 }
 
-impl Count {
-    fn is_too_much(&self) -> bool {
-        self.bytes.saturating_sub(self.before) > self.waiting * PER_BODY
+impl Shared {
+    fn is_too_much(&self, count: &Count) -> bool {
+        count.bytes.saturating_sub(count.before) > count.waiting * (self.window + OTHERS)
     }
 }
 
 impl Unread {
+    /// For a connection whose bodies have this window, in bytes.
+    pub(crate) fn new(window: u32) -> Self {
+        Self(Arc::new(Shared {
+            window: window.into(),
+            ..Shared::default()
+        }))
+    }
+
     /// Bytes have arrived.
     pub(crate) fn received(&self, bytes: usize) {
         let mut count = self.0.count.lock();
         count.bytes += bytes as u64;
-        if count.waiting > 0 && count.is_too_much() {
+        if count.waiting > 0 && self.0.is_too_much(&count) {
             self.0.too_much.notify_waiters();
         }
     }
@@ -80,7 +89,7 @@ impl UnreadSince {
         let too_much = async {
             loop {
                 let next = self.unread.0.too_much.notified();
-                if self.unread.0.count.lock().is_too_much() {
+                if self.unread.0.is_too_much(&self.unread.0.count.lock()) {
                     return;
                 }
                 next.await;

@@ -15,7 +15,7 @@ use portmapping_shared::pod::canonical_ip;
 use portmapping_shared::{LeasedPort, PodUid};
 
 use crate::pods::PodState;
-use crate::sandbox::{Sandbox, SandboxId};
+use crate::sandbox::{AddressSource, Sandbox, SandboxId};
 
 /// Pods whose ended sandboxes are remembered before the API shows the pod. A watch is never that
 /// many pods behind.
@@ -38,18 +38,6 @@ pub(crate) enum Rank {
         /// None if it has not shown the pod.
         reported: Option<Duration>,
     },
-}
-
-/// Where a pod's addresses come from.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum AddressSource {
-    /// None are known.
-    #[default]
-    Nowhere,
-    /// `status.podIPs` in the API.
-    Status,
-    /// The runtime's result for this sandbox.
-    Sandbox(SandboxId),
 }
 
 /// The addresses of a pod.

@@ -35,9 +35,8 @@ mod sandbox;
 pub use action::{
     Action, Closed, Condition, EventKind, PodEvent, Publication, PublishOutcome, Record, RuleError,
 };
-pub use addresses::AddressSource;
 pub use node::{Config, Counts, NodeState, PodStatus, Recovered, Status};
 pub use phase::Phase;
 pub use pods::{PodFacts, uninstalled};
 pub use ports::PortKey;
-pub use sandbox::{InvalidSandboxId, Sandbox, SandboxId, SandboxUpdate};
+pub use sandbox::{AddressSource, InvalidSandboxId, Sandbox, SandboxId, SandboxUpdate};

@@ -85,3 +85,15 @@ mod tests {
         }
     }
 }
+
+/// Where a pod's addresses come from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum AddressSource {
+    /// None are known.
+    #[default]
+    Nowhere,
+    /// `status.podIPs` in the API.
+    Status,
+    /// The runtime's result for this sandbox.
+    Sandbox(SandboxId),
+}

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use super::cilium;
 use super::family::{self, Family};
 use super::netlink::{Attributes, Encoder, Header, Message, NetlinkError, Options, Socket};
-use super::settings::Subnet;
+use super::subnet::Subnet;
 
 /// `RTM_NEWLINK` and `RTM_GETLINK` (linux/rtnetlink.h).
 const NEW_LINK: u16 = 16;

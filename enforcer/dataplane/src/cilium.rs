@@ -8,7 +8,7 @@
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::settings::Subnet;
+use super::subnet::Subnet;
 
 /// The interface that Cilium makes on each node, to which it routes the pods.
 const LINK: &str = "cilium_host";

@@ -11,12 +11,13 @@ use portmapping_shared::contract::CHAIN_PREFIX;
 use super::DataplaneError;
 use super::exec::Tools;
 use super::family::Family;
+use super::flavour::Flavour;
 use super::forward;
-use super::iptables::{self, Flavour};
+use super::iptables::{self, SavedTables};
 use super::migration::Backend;
 use super::nftables;
 use super::settings::Settings;
-use super::snapshot::{SavedTables, Snapshot};
+use super::snapshot::Snapshot;
 
 /// Prefix of chains that only the programs of Kubernetes make.
 const KUBE_PREFIX: &str = "KUBE-";

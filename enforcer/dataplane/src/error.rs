@@ -1,13 +1,12 @@
 //! Errors of the dataplane drivers.
 
 use std::fmt;
-use std::io;
 
-use portmapping_shared::{Mapping, remedy};
+use portmapping_shared::Mapping;
 use rustix::io::Errno;
 
 use super::exec::ExecError;
-use super::iptables::Flavour;
+use super::flavour::Flavour;
 use super::netlink::NetlinkError;
 
 /// A failure of a dataplane driver; its text says what was tried and what to do.
@@ -184,18 +183,6 @@ impl DataplaneError {
             1 => errors.pop().map_or(Ok(()), Err),
             _ => Err(Self::Several(errors)),
         }
-    }
-}
-
-/// What to do where the container has the capability, as the end of a sentence: clouds confine programs.
-pub(super) const DENIED: &str = "; where it has it, a security module (SELinux, AppArmor) or a seccomp \
-    profile of the node denies the call: permit it for this container";
-
-/// Returns the limit behind an error of the system and what to do, as the end of a sentence.
-pub(super) fn limit(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::PermissionDenied => DENIED,
-        _ => remedy(error),
     }
 }
 

@@ -20,7 +20,7 @@ use portmapping_shared::{HostPort, PortRange, PortSet};
 use super::change_monitor::GenerationSocket;
 use super::exec::Tools;
 use super::family::Family;
-use super::iptables::Flavour;
+use super::flavour::Flavour;
 use super::iptables::commands::{Commands, is_incompatible};
 use super::nftables;
 use super::settings::{span_text, spans};

@@ -11,7 +11,7 @@ use nix::sys::socket::SockaddrStorage;
 
 use super::family::{Family, octets};
 use super::netlink::{Encoder, Header, NetlinkError, Options, Socket};
-use super::settings::{InvalidSubnet, Subnet, subnet};
+use super::subnet::{InvalidSubnet, Subnet, subnet};
 
 /// `RTM_NEWROUTE` and `RTM_GETROUTE` (linux/rtnetlink.h).
 const NEW_ROUTE: u16 = 24;

@@ -18,13 +18,13 @@ use super::change_monitor::{ChangeMonitor, GenerationSocket};
 use super::conntrack::StaleFlows;
 use super::exec::Tools;
 use super::family::Family;
-use super::settings::{Settings, Subnet};
-use super::snapshot::SavedTables;
+use super::flavour::Flavour;
+use super::settings::Settings;
+use super::subnet::Subnet;
 use super::{Dataplane, DataplaneError, Observed};
 
 pub(crate) mod commands;
 mod family_rules;
-pub(crate) mod flavour;
 mod invalid;
 mod jumps;
 mod layout;
@@ -33,6 +33,7 @@ mod reading;
 mod rehearsal;
 mod rule;
 mod save;
+mod saved_tables;
 #[cfg(test)]
 mod testing;
 mod transaction;
@@ -40,10 +41,10 @@ mod uninstall;
 
 use commands::Commands;
 use family_rules::{FamilyRules, Reading};
-pub use flavour::Flavour;
 use layout::Layout;
 use reading::Known;
 pub(crate) use rehearsal::rehearse;
+pub use saved_tables::SavedTables;
 pub(crate) use uninstall::uninstall_flavour;
 
 /// A program that puts its rules before the same jump again within this time after it was moved does

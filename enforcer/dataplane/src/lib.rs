@@ -36,6 +36,7 @@ pub mod detect;
 mod error;
 mod exec;
 mod family;
+mod flavour;
 mod forward;
 mod host_addresses;
 pub mod iptables;
@@ -44,6 +45,8 @@ pub mod netlink;
 pub mod nftables;
 mod settings;
 pub mod snapshot;
+mod subnet;
+mod system_error;
 mod uninstall;
 
 use change_monitor::ChangeMonitor;
@@ -51,8 +54,10 @@ pub use conntrack::{StaleFlows, Unanswered};
 pub use error::DataplaneError;
 pub use exec::{ExecError, Tools};
 pub use family::Family;
+pub use flavour::Flavour;
 pub use host_addresses::{AddressSelection, InvalidSelection, interface_addresses};
-pub use settings::{InvalidSubnet, Settings, Subnet, subnet};
+pub use settings::Settings;
+pub use subnet::{InvalidSubnet, Subnet, subnet};
 pub use uninstall::uninstall;
 
 /// What a driver found in the kernel.

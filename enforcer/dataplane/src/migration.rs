@@ -15,12 +15,14 @@ use super::bridges::Bridges;
 use super::change_monitor::ChangeMonitor;
 use super::conntrack::StaleFlows;
 use super::exec::Tools;
+use super::flavour::Flavour;
 use super::forward::Forward;
 use super::host_addresses::HostAddresses;
-use super::iptables::{self, Flavour, Iptables};
+use super::iptables::{self, Iptables, SavedTables};
 use super::nftables::{self, Nftables};
-use super::settings::{Settings, Subnet};
-use super::snapshot::{SavedTables, Snapshot};
+use super::settings::Settings;
+use super::snapshot::Snapshot;
+use super::subnet::Subnet;
 use super::uninstall;
 use super::{Dataplane, DataplaneError, Observed};
 

@@ -16,7 +16,8 @@ use super::change_monitor::ChangeMonitor;
 use super::conntrack::StaleFlows;
 use super::family::Family;
 use super::netlink::{Batch, Encoder, Header, Message, NetlinkError, Options, Socket, flags};
-use super::settings::{Settings, Subnet};
+use super::settings::Settings;
+use super::subnet::Subnet;
 use super::{Dataplane, DataplaneError, Observed};
 
 mod change;

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
-pub use ipnet::IpNet as Subnet;
 use portmapping_shared::{HostPort, PortRange, PortSet};
 
 use crate::host_addresses::AddressSelection;
+use crate::subnet::Subnet;
 
 /// Settings of the rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,19 +43,6 @@ impl Settings {
     }
 }
 
-/// Returns the subnet written as `10.244.1.0/24`.
-pub fn subnet(text: &str) -> Result<Subnet, InvalidSubnet> {
-    let parsed: Result<Subnet, _> = text.trim().parse();
-    let subnet = parsed.map_err(|_| InvalidSubnet(text.chars().take(60).collect()))?;
-    // the kernel stores the masked address, so reads return that
-    Ok(subnet.trunc())
-}
-
-/// The error for text that is not a network.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no subnet: write 10.244.1.0/24 or fd00:10:244:1::/64")]
-pub struct InvalidSubnet(String);
-
 /// Returns the ports of a range that are not excluded, as spans of first and last port.
 pub(crate) fn spans(range: PortRange, excluded: &PortSet) -> Vec<(HostPort, HostPort)> {
     let mut spans: Vec<(HostPort, HostPort)> = Vec::new();
@@ -76,6 +63,3 @@ pub(crate) fn span_text<T: Copy + PartialEq + fmt::Display>(first: T, last: T) -
         format!("{first}:{last}")
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -2,7 +2,8 @@
 
 use super::DataplaneError;
 use super::exec::{ExecError, Tools};
-use super::iptables::{self, Flavour};
+use super::flavour::Flavour;
+use super::iptables;
 use super::{forward, nftables};
 
 /// Removes everything of ours, for every backend; continues after failures.

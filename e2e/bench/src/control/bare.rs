@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use portmapping_dataplane::iptables::Flavour;
+use portmapping_dataplane::Flavour;
 
 use crate::lab::{CONTAINER_PORT, pod};
 use crate::netns::Netns;

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use portmapping_shared::{LeasedPort, PodUid, Protocol};
 
 use super::{NodeState, PodState, Want};
-use crate::addresses::AddressSource;
 use crate::phase::Phase;
+use crate::sandbox::AddressSource;
 
 /// Everything that is known at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,8 +7,7 @@ use portmapping_shared::{Plan, PodRef, PodSpec, PortSet, annotation};
 
 use super::*;
 use crate::action::{Condition, Publication, PublishOutcome, Record, RuleError};
-use crate::addresses::AddressSource;
-use crate::sandbox::{Sandbox, SandboxId};
+use crate::sandbox::{AddressSource, Sandbox, SandboxId};
 
 mod addresses;
 mod churn;

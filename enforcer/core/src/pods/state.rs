@@ -13,9 +13,9 @@ use super::forgery::Forgery;
 use super::publish::Publish;
 use super::unmapped::{Confirmation, Unmapped};
 use crate::action::{Condition, EventKind};
-use crate::addresses::AddressSource;
 use crate::limiter::{Allowance, Limiter};
 use crate::ports::{PortKey, StaticPort, key_of};
+use crate::sandbox::AddressSource;
 
 /// What a pod asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use portmapping_shared::{Backoff, LeasedPort, PodRef};
 
 use super::facts::PodFacts;
 use super::state::{PodState, same_family};
-use crate::addresses::AddressSource;
+use crate::sandbox::AddressSource;
 
 /// Damage that is repaired within this time is an event and no write.
 const GRACE: Duration = Duration::from_secs(2);

@@ -5,11 +5,11 @@ use std::fmt::Write as _;
 use crate::DataplaneError;
 use crate::exec::{Finished, Tools};
 
-use super::flavour::{Flavour, Programs};
 use super::layout::JUMPS;
 use super::transaction::Transaction;
 use super::{invalid, jumps};
 use crate::family::Family;
+use crate::flavour::{Flavour, Programs};
 use crate::nftables;
 
 /// Seconds to wait for another iptables that holds the lock; legacy only, nft has none.

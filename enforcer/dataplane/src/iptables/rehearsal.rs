@@ -12,12 +12,12 @@ use super::commands::Commands;
 use super::jumps;
 use super::layout::{JUMPS, Layout, Pod};
 use super::rule::is_our_chain;
+use super::saved_tables::SavedTables;
 use super::transaction::Transaction;
 use crate::DataplaneError;
 use crate::exec::Tools;
 use crate::family::Family;
 use crate::settings::Settings;
-use crate::snapshot::SavedTables;
 
 /// The chain of the rules that are only tried. Nothing leads to it.
 const CHAIN: &str = "PORTMAPPING-CHECK";

@@ -4,11 +4,11 @@ use crate::DataplaneError;
 use crate::exec::Tools;
 
 use super::commands::Commands;
-use super::flavour::Flavour;
 use super::save::Saved;
 use super::transaction::Transaction;
 use super::{invalid, jumps};
 use crate::family::Family;
+use crate::flavour::Flavour;
 
 /// Removes our jumps and chains of one flavour, for both families. Continues after failures and
 /// returns them.

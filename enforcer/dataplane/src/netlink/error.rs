@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::super::error::{DENIED, limit};
+use super::super::system_error::{DENIED, limit};
 use super::wire::{Attributes, HEADER_BYTES, Message, flags, u32_at};
 
 /// Extended acknowledgement: the kernel's error text (`NLMSGERR_ATTR_MSG`).

@@ -38,7 +38,8 @@ use portmapping_shared::{PortRange, Protocol};
 
 use crate::family::{Family, octets};
 use crate::netlink::{Batch, Encoder, Header, flags};
-use crate::settings::{Settings, Subnet};
+use crate::settings::Settings;
+use crate::subnet::Subnet;
 
 use super::element::Foreign;
 use super::expression::{Ip, Rule};

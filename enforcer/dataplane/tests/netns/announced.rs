@@ -3,8 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use portmapping_dataplane::Flavour;
 use portmapping_dataplane::change_monitor::ChangeMonitor;
-use portmapping_dataplane::iptables::Flavour;
 use portmapping_shared::Mapping;
 use portmapping_shared::Protocol::{Tcp, Udp};
 use tokio::sync::watch;

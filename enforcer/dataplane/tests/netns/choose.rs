@@ -4,8 +4,8 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 
+use portmapping_dataplane::Flavour;
 use portmapping_dataplane::detect::{Chosen, choose, detect};
-use portmapping_dataplane::iptables::Flavour;
 use portmapping_dataplane::migration::{Backend, BackendMigration};
 use portmapping_dataplane::snapshot::Snapshot;
 use portmapping_dataplane::{Dataplane as _, Tools};

@@ -1,6 +1,6 @@
 //! Another program that puts its jumps first each time, as Felix of Calico does.
 
-use portmapping_dataplane::iptables::Flavour;
+use portmapping_dataplane::Flavour;
 use portmapping_shared::Protocol::{Tcp, Udp};
 
 use crate::lab::{Lab, NODE, NODE_V6, POD1, POD1_V6, POD2, at, map};

@@ -1,8 +1,8 @@
 //! Detects which iptables the node uses.
 
 use portmapping_dataplane::DataplaneError;
+use portmapping_dataplane::Flavour;
 use portmapping_dataplane::detect::detect;
-use portmapping_dataplane::iptables::Flavour;
 use portmapping_dataplane::snapshot::Snapshot;
 use portmapping_shared::Protocol::Tcp;
 

@@ -1,6 +1,6 @@
 //! Damage by other programs is detected, and the next reconciliation repairs it.
 
-use portmapping_dataplane::iptables::Flavour;
+use portmapping_dataplane::Flavour;
 use portmapping_shared::Mapping;
 use portmapping_shared::Protocol::{Tcp, Udp};
 

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
-use portmapping_dataplane::iptables::Flavour;
+use portmapping_dataplane::Flavour;
 use portmapping_dataplane::{Dataplane as _, DataplaneError, ExecError};
 use portmapping_shared::Protocol::{Sctp, Tcp, Udp};
 use portmapping_shared::{Mapping, Plan};

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use portmapping_dataplane::iptables::Flavour;
+use portmapping_dataplane::Flavour;
 
 use crate::forward::{assert_reached, mappings};
 use crate::lab::{Backend, Lab, NODE, NODE_V6, at, iptables_of};

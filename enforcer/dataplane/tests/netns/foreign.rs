@@ -1,7 +1,7 @@
 //! Rules, chains, tables and policies of other programs stay unchanged, from the first mapping to
 //! the uninstall.
 
-use portmapping_dataplane::iptables::Flavour;
+use portmapping_dataplane::Flavour;
 use portmapping_shared::Protocol::{Sctp, Tcp, Udp};
 
 use crate::lab::{Backend, Lab, NODE, POD1, POD1_V6, POD2, at, iptables_of, map};

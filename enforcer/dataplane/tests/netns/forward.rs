@@ -1,6 +1,6 @@
 //! Nodes whose FORWARD chain drops packets that no rule accepts.
 
-use portmapping_dataplane::iptables::Flavour;
+use portmapping_dataplane::Flavour;
 use portmapping_shared::Mapping;
 use portmapping_shared::Protocol::{Tcp, Udp};
 

@@ -5,7 +5,7 @@ use std::io::Read as _;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use portmapping_dataplane::iptables::Flavour;
+use portmapping_dataplane::Flavour;
 use portmapping_shared::Protocol::{Tcp, Udp};
 use socket2::{Domain, Protocol, Socket, Type};
 

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use portmapping_dataplane::Flavour;
 use portmapping_dataplane::Settings;
 use portmapping_dataplane::change_monitor::ChangeMonitor;
-use portmapping_dataplane::iptables::Flavour;
 pub(crate) use portmapping_dataplane::migration::Backend;
 use portmapping_dataplane::migration::BackendMigration;
 use portmapping_dataplane::snapshot::Snapshot;

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use portmapping_dataplane::iptables::Flavour;
+use portmapping_dataplane::Flavour;
 use portmapping_dataplane::uninstall;
 use portmapping_shared::Mapping;
 use portmapping_shared::Protocol::{Tcp, Udp};

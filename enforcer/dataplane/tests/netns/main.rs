@@ -54,10 +54,10 @@ mod switch;
 macro_rules! for_each_flavour {
     ($($name:ident),+ $(,)?) => {
         mod nft {
-            $(#[test] fn $name() { super::$name(portmapping_dataplane::iptables::Flavour::Nft); })+
+            $(#[test] fn $name() { super::$name(portmapping_dataplane::Flavour::Nft); })+
         }
         mod legacy {
-            $(#[test] fn $name() { super::$name(portmapping_dataplane::iptables::Flavour::Legacy); })+
+            $(#[test] fn $name() { super::$name(portmapping_dataplane::Flavour::Legacy); })+
         }
     };
 }
@@ -67,10 +67,10 @@ pub(crate) use for_each_flavour;
 macro_rules! for_each_backend {
     ($($name:ident),+ $(,)?) => {
         mod nft {
-            $(#[test] fn $name() { super::$name(portmapping_dataplane::iptables::Flavour::Nft.into()); })+
+            $(#[test] fn $name() { super::$name(portmapping_dataplane::Flavour::Nft.into()); })+
         }
         mod legacy {
-            $(#[test] fn $name() { super::$name(portmapping_dataplane::iptables::Flavour::Legacy.into()); })+
+            $(#[test] fn $name() { super::$name(portmapping_dataplane::Flavour::Legacy.into()); })+
         }
         mod nftables {
             $(#[test] fn $name() { super::$name(crate::lab::Backend::Nftables); })+

@@ -2,8 +2,8 @@
 //! netlink, to this thread and to the programs that it starts.
 
 use nix::libc;
+use portmapping_dataplane::Flavour;
 use portmapping_dataplane::detect::detect;
-use portmapping_dataplane::iptables::Flavour;
 use portmapping_dataplane::migration::BackendMigration;
 use portmapping_dataplane::snapshot::Snapshot;
 use portmapping_dataplane::{Dataplane as _, DataplaneError, uninstall};

@@ -4,8 +4,9 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::time::Duration;
 
-use portmapping_dataplane::iptables::{Flavour, Iptables};
-use portmapping_dataplane::snapshot::SavedTables;
+use portmapping_dataplane::Flavour;
+use portmapping_dataplane::iptables::Iptables;
+use portmapping_dataplane::iptables::SavedTables;
 use portmapping_dataplane::{DataplaneError, Tools};
 use tempfile::TempDir;
 

@@ -3,7 +3,7 @@
 use std::fs;
 
 use portmapping_dataplane::Dataplane as _;
-use portmapping_dataplane::iptables::Flavour;
+use portmapping_dataplane::Flavour;
 use portmapping_shared::Plan;
 use portmapping_shared::Protocol::{Tcp, Udp};
 

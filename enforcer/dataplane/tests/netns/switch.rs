@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use portmapping_dataplane::iptables::Flavour;
+use portmapping_dataplane::Flavour;
 use portmapping_dataplane::{Tools, uninstall};
 use portmapping_shared::Protocol::{Tcp, Udp};
 use portmapping_shared::{Mapping, Plan};

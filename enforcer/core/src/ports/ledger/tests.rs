@@ -71,7 +71,7 @@ fn name(state: &PortState) -> &'static str {
 
 /// Every event, with the states that follow. An event is refused in all states that it does not
 /// list. `!` is an early rest.
-const TABLE: [(&str, &[(&str, &str)]); 22] = [
+const TABLE: [(&str, &[(&str, &str)]); 23] = [
     ("allocate", &[("Free", "Missing")]),
     (
         "reclaim",
@@ -115,6 +115,15 @@ const TABLE: [(&str, &[(&str, &str)]); 22] = [
             ("Asked", "Cooling!"),
             ("Held", "Cooling!"),
             ("Lost", "Cooling!"),
+        ],
+    ),
+    (
+        "end a lease early, ruled",
+        &[
+            ("Missing", "Draining!"),
+            ("Asked", "Draining!"),
+            ("Held", "Draining!"),
+            ("Lost", "Draining!"),
         ],
     ),
     (
@@ -209,6 +218,7 @@ fn happen(event: &str, state: PortState) -> Transition {
         "end a lease" => state.end_lease(NOW, REST, false, false),
         "end a lease, ruled" => state.end_lease(NOW, REST, true, false),
         "end a lease early" => state.end_lease(NOW, Duration::ZERO, false, true),
+        "end a lease early, ruled" => state.end_lease(NOW, Duration::ZERO, true, true),
         "rules removed" => state.rules_removed(NOW),
         "claim" => state.claim(NOW),
         "rest over" => state.rest_over(),

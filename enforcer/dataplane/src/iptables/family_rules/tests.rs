@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use super::super::flavour::Flavour;
 use super::super::layout::JUMPS;
 use super::super::rule::{Rule, rule_without_owner};
 use super::super::testing::{any_mapping, any_range, hostile_text, map, range};
@@ -12,6 +11,7 @@ use super::super::transaction::Transaction;
 use super::*;
 use crate::exec::Tools;
 use crate::family::Family;
+use crate::flavour::Flavour;
 use portmapping_shared::{PortRange, Protocol};
 
 /// A model of table nat: chains with their rules. Built-in chains always exist.

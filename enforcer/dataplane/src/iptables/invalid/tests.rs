@@ -1,7 +1,7 @@
-use super::super::flavour::Flavour;
 use super::super::testing::range;
 use super::*;
 use crate::exec::Tools;
+use crate::flavour::Flavour;
 use portmapping_shared::PortSet;
 
 fn settings(addresses: &[&str]) -> Settings {

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::super::testing::{any_port, any_protocol, any_range, map, range};
 use super::*;
-use crate::settings::subnet;
+use crate::subnet::subnet;
 
 fn usual() -> Layout {
     Layout::new(Family::V4, Settings::new(range("20000-29999")))
