@@ -70,18 +70,18 @@ impl Metrics {
     }
 
     /// Counts a review.
-    pub fn reviewed(&self, outcome: &'static str, took: Duration) {
+    pub fn record_review(&self, outcome: &'static str, took: Duration) {
         self.reviews.get_or_create(&[("outcome", outcome)]).inc();
         self.latency.observe(took.as_secs_f64());
     }
 
-    pub(crate) fn handshake_failed(&self, reason: &'static str) {
+    pub(crate) fn record_handshake_failure(&self, reason: &'static str) {
         self.handshake_failures
             .get_or_create(&[("reason", reason)])
             .inc();
     }
 
-    pub(crate) fn closed(&self, reason: &'static str) {
+    pub(crate) fn record_closed(&self, reason: &'static str) {
         self.closed.get_or_create(&[("reason", reason)]).inc();
     }
 

@@ -62,7 +62,7 @@ async fn mutate(State(service): State<Service>, request: Request) -> Response {
             let text = format!("the body of the review did not arrive within {limit:?}");
             refused("TimedOut", StatusCode::REQUEST_TIMEOUT, &text)
         });
-    service.metrics.reviewed(outcome, start.elapsed());
+    service.metrics.record_review(outcome, start.elapsed());
     response
 }
 

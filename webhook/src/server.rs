@@ -209,7 +209,7 @@ pub async fn serve(
                 let peer = Peer::from(address.ip());
                 let (slot, evicted) = connections.enter(peer, limits.connections);
                 if evicted {
-                    metrics.closed("evicted");
+                    metrics.record_closed("evicted");
                 }
                 tasks.spawn(connection(Arc::clone(&shared), stream, slot, peer));
             }
@@ -243,11 +243,11 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, slot: Arc<Connection
         done = handshake => match done {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
-                http.metrics.handshake_failed("tls");
+                http.metrics.record_handshake_failure("tls");
                 tracing::debug!(%error, "TLS handshake failed");
                 return;
             }
-            Err(_elapsed) => return http.metrics.handshake_failed("timeout"),
+            Err(_elapsed) => return http.metrics.record_handshake_failure("timeout"),
         },
     };
     let version = match stream.get_ref().1.alpn_protocol() {
@@ -322,7 +322,7 @@ impl Http {
                 () = slot.evicted.cancelled() => return,
                 () = sleep_until(deadline().min(look_again)) => {
                     if deadline() <= Instant::now() {
-                        return self.metrics.closed("silent");
+                        return self.metrics.record_closed("silent");
                     }
                 }
             }
