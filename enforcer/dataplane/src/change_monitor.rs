@@ -38,7 +38,7 @@ pub struct ChangeMonitor(Arc<Shared>);
 #[derive(Debug, Default)]
 struct Shared {
     state: Mutex<State>,
-    news: Notify,
+    changed: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -89,7 +89,7 @@ impl ChangeMonitor {
             state.judge(generation);
         }
         drop(state);
-        self.0.news.notify_one();
+        self.0.changed.notify_one();
     }
 
     /// Records a read of the rules, which covers `generation` and all before it. `took` is how long
@@ -102,7 +102,7 @@ impl ChangeMonitor {
         }
         state.pace.record_read(Instant::now(), took, damaged);
         drop(state);
-        self.0.news.notify_one();
+        self.0.changed.notify_one();
     }
 
     /// Records an announcement.
@@ -119,13 +119,13 @@ impl ChangeMonitor {
             state.lost = true;
         }
         drop(state);
-        self.0.news.notify_one();
+        self.0.changed.notify_one();
     }
 
     /// Records that announcements were lost: any rule may have changed.
     fn missed(&self) {
         self.0.state.lock().lost = true;
-        self.0.news.notify_one();
+        self.0.changed.notify_one();
     }
 
     /// Increments the number in `hints` each time the rules should be read, until the token is
@@ -133,11 +133,11 @@ impl ChangeMonitor {
     pub async fn hint(&self, hints: watch::Sender<u64>, token: CancellationToken) {
         loop {
             let due = self.0.state.lock().due();
-            let news = self.0.news.notified();
+            let changed = self.0.changed.notified();
             // all arms are cancel-safe: each round asks again what is due
             tokio::select! {
                 () = token.cancelled() => return,
-                () = news => {}
+                () = changed => {}
                 () = sleep_until(due), if due.is_some() => {
                     self.0.state.lock().hinted();
                     hints.send_modify(|count| *count += 1);

@@ -297,9 +297,8 @@ impl Reference {
     /// Whether the spec of a pod that the state machine knows, and that has a sandbox, claims the port.
     /// `host_ip`: of the lease that would be in conflict.
     pub(crate) fn is_static(&self, key: (Protocol, HostPort), host_ip: Option<IpAddr>) -> bool {
-        let runs = |facts: &&PodFacts| {
-            !facts.pod_ips.is_empty() || self.newest(&facts.pod.uid).is_some()
-        };
+        let runs =
+            |facts: &&PodFacts| !facts.pod_ips.is_empty() || self.newest(&facts.pod.uid).is_some();
         let living = self.shown.values().filter(|facts| !facts.finished);
         let living: Vec<&PodFacts> = living.filter(runs).collect();
         // beyond the limit for a namespace, the first ones count, and that is not recorded here

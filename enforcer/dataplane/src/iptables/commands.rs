@@ -5,9 +5,8 @@ use std::fmt::Write as _;
 use crate::DataplaneError;
 use crate::exec::{Finished, Tools};
 
-use super::layout::JUMPS;
+use super::layout::{INVALID_JUMP, JUMPS, MANGLE, NAT};
 use super::transaction::Transaction;
-use super::{invalid, jumps};
 use crate::family::Family;
 use crate::flavour::{Flavour, Programs};
 use crate::nftables;
@@ -41,16 +40,16 @@ impl Commands {
     pub(super) fn save_ours(&self) -> Result<String, DataplaneError> {
         // iptables-legacy makes the table then, and says whether it may; a node without IPv6 rules
         // must not get one
-        if self.family == Family::V4 && !self.is_in_use(jumps::TABLE) {
-            self.save(&["-t", jumps::TABLE], &[])?;
+        if self.family == Family::V4 && !self.is_in_use(NAT) {
+            self.save(&["-t", NAT], &[])?;
         }
         match self.save_all() {
             Err(error) if error.is_unprintable() => {}
             saved => return saved,
         }
         // the rule that cannot be printed may be in a table that is not needed
-        let mut text = self.save_table(jumps::TABLE)?;
-        text += &self.save_table(invalid::TABLE)?;
+        let mut text = self.save_table(NAT)?;
+        text += &self.save_table(MANGLE)?;
         Ok(text)
     }
 
@@ -70,7 +69,7 @@ impl Commands {
 
     /// Returns all tables in use as text. Of the others, a table that cannot be printed is left out.
     pub(crate) fn save_all(&self) -> Result<String, DataplaneError> {
-        self.save(&[], &[jumps::TABLE, invalid::TABLE])
+        self.save(&[], &[NAT, MANGLE])
     }
 
     /// Returns our part of the tables as text, chain by chain. This works where a rule of another
@@ -78,8 +77,8 @@ impl Commands {
     pub(crate) fn save_own(&self) -> Result<String, DataplaneError> {
         let mut text = String::new();
         for (table, jumps) in [
-            (jumps::TABLE, JUMPS.as_slice()),
-            (invalid::TABLE, std::slice::from_ref(&invalid::JUMP)),
+            (NAT, JUMPS.as_slice()),
+            (MANGLE, std::slice::from_ref(&INVALID_JUMP)),
         ] {
             let _ = writeln!(text, "*{table}");
             for chain in nftables::iptables_chains(self.family, table) {
@@ -109,7 +108,7 @@ impl Commands {
 
     /// Applies the transaction to table nat, wholly or not at all.
     pub(super) fn restore(&self, transaction: &Transaction) -> Result<(), DataplaneError> {
-        self.restore_in(jumps::TABLE, transaction)
+        self.restore_in(NAT, transaction)
     }
 
     /// Applies the transaction to a table, wholly or not at all.

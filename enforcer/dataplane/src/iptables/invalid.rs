@@ -17,7 +17,7 @@ use portmapping_shared::Protocol;
 use portmapping_shared::contract::CHAIN_PREFIX;
 
 use super::commands::Commands;
-use super::layout::{Chains, Jump};
+use super::layout::{Chains, INVALID_JUMP, MANGLE};
 use super::reading::{jumps_of_ours, same_rules};
 use super::save::Saved;
 use super::transaction::Transaction;
@@ -26,15 +26,9 @@ use crate::family::Family;
 use crate::settings::{Settings, span_text, spans};
 
 /// The table of these rules. Its chain INPUT comes before the filters of other programs.
-pub(super) const TABLE: &str = "mangle";
 const DROP: &str = "PORTMAPPING-DROP";
 /// After a failure the rules are tried again with the first change of the mappings after this time.
 const RETRY_AFTER: Duration = Duration::from_mins(10);
-pub(super) const JUMP: Jump = Jump {
-    from: "INPUT",
-    to: CHAIN_PREFIX,
-    rule: "-m conntrack --ctstate INVALID -m comment --comment portmapping -j PORTMAPPING",
-};
 
 /// The rules of one family.
 #[derive(Debug)]
@@ -93,11 +87,11 @@ impl InvalidRules {
             return 0;
         }
         let mut repair = self.repair.take().unwrap_or_default();
-        let mut made = self.commands.restore_in(TABLE, &repair);
+        let mut made = self.commands.restore_in(MANGLE, &repair);
         let refused = made.as_ref().err();
         if self.sctp && refused.is_some_and(DataplaneError::is_missing_match) {
             remove_sctp(&mut repair.chains);
-            made = self.commands.restore_in(TABLE, &repair);
+            made = self.commands.restore_in(MANGLE, &repair);
             if made.is_ok() {
                 tracing::info!(
                     "the kernel has no match for SCTP: invalid packets of SCTP are not dropped"
@@ -156,7 +150,7 @@ fn chains(family: Family, settings: &Settings) -> Chains {
 
 /// Returns the transaction that makes the table as it should be.
 fn repair(expected: &Chains, text: &str) -> Transaction {
-    let saved = Saved::parse_table(text, TABLE);
+    let saved = Saved::parse_table(text, MANGLE);
     let same = |chain: &String, rules: &Vec<String>| {
         let found = saved.chains.get(chain.as_str());
         found.is_some_and(|found| same_rules(rules, found))
@@ -170,12 +164,12 @@ fn repair(expected: &Chains, text: &str) -> Transaction {
         obsolete: obsolete.map(|chain| (*chain).to_owned()).collect(),
         ..Transaction::default()
     };
-    let jumps = jumps_of_ours(&saved, &JUMP);
-    if !matches!(jumps.as_slice(), [only] if same_rules(&[JUMP.rule], &[only.rule])) {
+    let jumps = jumps_of_ours(&saved, &INVALID_JUMP);
+    if !matches!(jumps.as_slice(), [only] if same_rules(&[INVALID_JUMP.rule], &[only.rule])) {
         let jumps = jumps.iter();
         let deleted = jumps.map(|jump| (jump.chain.to_owned(), jump.rule.to_owned()));
         repair.deleted = deleted.collect();
-        let jump = (JUMP.from.to_owned(), JUMP.rule.to_owned());
+        let jump = (INVALID_JUMP.from.to_owned(), INVALID_JUMP.rule.to_owned());
         repair.inserted = vec![jump];
     }
     repair

@@ -13,9 +13,7 @@ use iptables::IPTables;
 use crate::{DataplaneError, ExecError};
 
 use super::commands::{Commands, LOCK_WAIT_SECONDS};
-use super::layout::Jump;
-
-pub(super) const TABLE: &str = "nat";
+use super::layout::{Jump, NAT};
 
 /// The chains and jumps that were made, so that they can be removed again.
 #[derive(Debug, Default)]
@@ -66,19 +64,19 @@ fn make_one(iptables: &IPTables, jump: &Jump) -> Result<bool, String> {
     };
     let rule = bounded(jump.rule);
     if iptables
-        .exists(TABLE, jump.from, &rule)
+        .exists(NAT, jump.from, &rule)
         .map_err(|error| error.to_string())?
     {
         return Ok(new);
     }
     iptables
-        .insert(TABLE, jump.from, &rule, 1)
+        .insert(NAT, jump.from, &rule, 1)
         .map_err(|error| error.to_string())?;
     Ok(new)
 }
 
 fn remove_one(iptables: &IPTables, jump: &Jump) -> Result<(), String> {
-    let removed = iptables.delete(TABLE, jump.from, &bounded(jump.rule));
+    let removed = iptables.delete(NAT, jump.from, &bounded(jump.rule));
     removed.map_err(|error| error.to_string())?;
     // the kernel refuses this while another jump leads to the chain
     let _ = execute(iptables, &format!("-X {}", jump.to));
@@ -87,7 +85,7 @@ fn remove_one(iptables: &IPTables, jump: &Jump) -> Result<(), String> {
 
 fn execute(iptables: &IPTables, command: &str) -> Result<(), String> {
     let output = iptables
-        .execute(TABLE, &bounded(command))
+        .execute(NAT, &bounded(command))
         .map_err(|error| error.to_string())?;
     if output.status.success() {
         return Ok(());
@@ -108,6 +106,7 @@ fn on_thread<T: Send + 'static>(
     work: fn(&IPTables, &Jump) -> Result<T, String>,
 ) -> Result<T, DataplaneError> {
     let program = commands.programs().iptables;
+    // one outcome
     let (sender, receiver) = mpsc::sync_channel(1);
     let jump = *jump;
     thread::spawn(move || {

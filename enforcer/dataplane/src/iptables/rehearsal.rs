@@ -9,8 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use portmapping_shared::{ContainerPort, Mapping, Protocol};
 
 use super::commands::Commands;
-use super::jumps;
-use super::layout::{JUMPS, Layout, Pod};
+use super::layout::{JUMPS, Layout, NAT, Pod};
 use super::rule::is_our_chain;
 use super::saved_tables::SavedTables;
 use super::transaction::Transaction;
@@ -32,7 +31,7 @@ pub(crate) fn rehearse(
     for family in Family::ALL {
         let commands = Commands::new(family, saved.flavour, tools.clone());
         // a node without ip6tables has IPv4 rules only, and iptables-legacy makes a table by using it
-        if saved.of(family).is_none() || family == Family::V6 && !commands.is_in_use(jumps::TABLE) {
+        if saved.of(family).is_none() || family == Family::V6 && !commands.is_in_use(NAT) {
             continue;
         }
         let made = Transaction {

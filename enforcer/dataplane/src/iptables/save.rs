@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use portmapping_shared::contract::CHAIN_PREFIX;
 
-use super::jumps;
+use super::layout::NAT;
 use super::rule::{Rule, is_our_chain};
 
 /// Our part of a table, borrowed from the text.
@@ -30,7 +30,7 @@ pub(super) struct Reference<'a> {
 impl<'a> Saved<'a> {
     /// Parses table nat of the text. Lines that cannot be parsed are skipped, because they are not ours.
     pub(super) fn parse(text: &'a str) -> Self {
-        Self::parse_table(text, jumps::TABLE)
+        Self::parse_table(text, NAT)
     }
 
     /// Parses another table of the text.

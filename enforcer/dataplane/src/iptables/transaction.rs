@@ -27,7 +27,7 @@ impl Transaction {
     /// Returns the text for table nat; None if there is nothing to do.
     #[cfg(test)]
     pub(super) fn text(&self) -> Option<String> {
-        self.text_for(super::jumps::TABLE)
+        self.text_for(super::layout::NAT)
     }
 
     /// Returns the text for a table; None if there is nothing to do.

@@ -4,9 +4,9 @@ use crate::DataplaneError;
 use crate::exec::Tools;
 
 use super::commands::Commands;
+use super::layout::{MANGLE, NAT};
 use super::save::Saved;
 use super::transaction::Transaction;
-use super::{invalid, jumps};
 use crate::family::Family;
 use crate::flavour::Flavour;
 
@@ -28,7 +28,7 @@ fn clean(commands: &Commands) -> Result<(), DataplaneError> {
         }
         text => text?,
     };
-    [jumps::TABLE, invalid::TABLE]
+    [NAT, MANGLE]
         .into_iter()
         .try_for_each(|table| clean_table(commands, &text, table))
 }

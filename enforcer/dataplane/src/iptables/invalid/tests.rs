@@ -59,7 +59,7 @@ fn whatever_is_missing_changed_or_added_is_repaired() {
     assert!(!rules.is_intact());
     rules.set(&settings(&["172.30.0.9"]));
     rules.take(WHOLE);
-    let text = rules.repair.unwrap().text_for(TABLE).unwrap();
+    let text = rules.repair.unwrap().text_for(MANGLE).unwrap();
     assert_eq!(
         text,
         "*mangle\n:PORTMAPPING - [0:0]\n-A PORTMAPPING -d 172.30.0.9/32 -g PORTMAPPING-DROP\nCOMMIT\n"
