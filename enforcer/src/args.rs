@@ -6,11 +6,12 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use portmapping_enforcer_core::Config;
 use portmapping_runtime::flags::duration;
 use portmapping_runtime::log::LogArgs;
-use portmapping_shared::contract::DEFAULT_MAX_PORTS;
+use portmapping_shared::contract::{DEFAULT_MAX_PORTS, MOST_PORTS};
 use portmapping_shared::{PortRange, PortSet};
 
 use portmapping_dataplane::{AddressSelection, Subnet, subnet};
@@ -92,8 +93,8 @@ pub struct RunArgs {
     /// Quarantine: how long a port that another process uses is not allocated
     #[arg(long, env = "PORTMAPPING_QUARANTINE", default_value = "60s", value_parser = duration)]
     quarantine: Duration,
-    /// Most ports that one pod may ask for
-    #[arg(long, env = "PORTMAPPING_MAX_PORTS", default_value_t = DEFAULT_MAX_PORTS)]
+    /// Most ports that one pod may ask for; at most 128
+    #[arg(long, env = "PORTMAPPING_MAX_PORTS", default_value_t = DEFAULT_MAX_PORTS, value_parser = RangedU64ValueParser::<usize>::new().range(1..=MOST_PORTS))]
     max_ports: usize,
     /// A pod gets no new port while this many times the ports that it requests are cooling down
     #[arg(long, env = "PORTMAPPING_MAX_COOLING", default_value_t = 4, value_parser = positive)]

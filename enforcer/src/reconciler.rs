@@ -135,10 +135,13 @@ enum Finished {
     PodRead(PodUid, Duration, Vec<IpAddr>),
     /// The mappings whose connections get no reply; None if they could not be read.
     Replies(Option<BTreeSet<Mapping>>),
+    /// The keeper is to be asked for its list again.
+    ListDue,
     Nothing,
 }
 
 /// The loop and its state.
+#[expect(clippy::struct_excessive_bools, reason = "these are independent facts")]
 pub(crate) struct Reconciler {
     state: NodeState,
     drivers: Drivers,
@@ -151,6 +154,8 @@ pub(crate) struct Reconciler {
     observing: bool,
     reply_reads: replies::ReplyReads,
     changing: bool,
+    /// The keeper could not be asked for its list, and will be asked again.
+    list_waits: bool,
     /// When altered rules were found that are not repaired yet.
     damaged_since: Option<Instant>,
     /// A read was asked for during a read or a change: read once more after it.
@@ -184,6 +189,7 @@ impl Reconciler {
             observing: false,
             reply_reads: replies::ReplyReads::default(),
             changing: false,
+            list_waits: false,
             damaged_since: None,
             read_again: false,
             node_addresses: None,
@@ -324,6 +330,7 @@ impl Reconciler {
                         KeeperAnswer::Released(keys) => self.state.released(now, &keys),
                         KeeperAnswer::Failed(keys) => self.state.keeper_failed(now, &keys),
                         KeeperAnswer::Listed(held) => self.state.keeper_listed(now, &held),
+                        KeeperAnswer::NotListed => self.list_keeper_later(),
                     }
                 }
             }
@@ -337,19 +344,25 @@ impl Reconciler {
                     let ms = u64::try_from(found.elapsed().as_millis()).unwrap_or(u64::MAX);
                     tracing::info!(ms, "altered rules are repaired");
                 }
+                // what a change that failed left in the kernel is no damage by others
+                let failed = outcome.is_err();
                 self.state.programmed(now, &plan, outcome);
                 self.update_metrics();
+                if failed {
+                    self.expected_mappings = None;
+                }
             }
             Finished::Observed { before, observed } => {
                 self.observing = false;
                 match observed {
                     Some(observed) if before == self.changes => {
                         self.report(&observed);
-                        self.state.host_addresses_read(now, observed.host_addresses);
                         // known before what was read maps a pod
                         let closed = report::closed(&observed.obstacles);
                         self.state.forward_read(now, closed);
-                        self.state.observed(now, observed.mappings, observed.intact);
+                        let (mappings, intact) = (observed.mappings, observed.intact);
+                        self.read_again |= !self.state.observed(now, mappings, intact);
+                        self.state.host_addresses_read(now, observed.host_addresses);
                     }
                     Some(_) => self.read_again = true,
                     None => self.state.read_failed(now),
@@ -363,6 +376,10 @@ impl Reconciler {
                 self.state.pod_read(now, &uid, asked, &running_at);
             }
             Finished::Replies(silent) => self.end_reply_read(silent.as_ref()),
+            Finished::ListDue => {
+                self.list_waits = false;
+                self.list_keeper();
+            }
             Finished::Nothing => {}
         }
         Ok(())

@@ -72,6 +72,9 @@ pub const RULE_COMMENT_PREFIX: &str = "portmapping:";
 
 /// Ports that a pod may ask for, unless a flag sets another limit.
 pub const DEFAULT_MAX_PORTS: usize = 64;
+/// Ports that such a flag may permit at most: the request mark and the result of so many have their limits of
+/// 16 KiB and 64 KiB, with the longest names and addresses too.
+pub const MOST_PORTS: u64 = 128;
 /// Longest request that is read, in bytes; the admission policy has the same limit.
 pub const MAX_REQUEST_BYTES: usize = 16_384;
 

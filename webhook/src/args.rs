@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use clap::Parser;
+use clap::builder::RangedU64ValueParser;
 use portmapping_certs::{Lifetimes, Names};
 use portmapping_runtime::flags::duration;
 use portmapping_runtime::log::LogArgs;
@@ -55,8 +56,8 @@ pub struct Args {
     /// --leaf-lifetime
     #[arg(long, env = "PORTMAPPING_CERT_PERIOD", value_parser = duration, default_value = "15s")]
     cert_period: Duration,
-    /// Ports that one pod may ask for
-    #[arg(long, env = "PORTMAPPING_MAX_PORTS", default_value_t = contract::DEFAULT_MAX_PORTS)]
+    /// Ports that one pod may ask for; at most 128
+    #[arg(long, env = "PORTMAPPING_MAX_PORTS", default_value_t = contract::DEFAULT_MAX_PORTS, value_parser = RangedU64ValueParser::<usize>::new().range(1..=contract::MOST_PORTS))]
     max_ports: usize,
     /// Longest review, in bytes
     #[arg(long, env = "PORTMAPPING_MAX_BODY_BYTES", default_value_t = 3 * 1024 * 1024)]

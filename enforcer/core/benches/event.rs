@@ -181,7 +181,7 @@ fn main() {
         (0..20)
             .map(|_| {
                 let all = all.clone();
-                timed(|| state.observed(now, all, true))
+                timed(|| assert!(state.observed(now, all, true)))
             })
             .collect(),
     );

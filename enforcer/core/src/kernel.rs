@@ -69,6 +69,11 @@ pub(crate) struct Kernel {
     /// Pods in the next change set at most; halved by a failure, doubled by a success.
     batch: usize,
     blocked: BTreeMap<PodUid, Blocked>,
+    /// None of them is tried before; set while none of them succeeds, because every change may fail.
+    blocked_until: Option<Duration>,
+    /// The last change set failed, and rules that were to be created may be why: what is to be removed does
+    /// not wait for them.
+    removals_first: bool,
     /// Pods whose rules were found missing or altered; they get an event once the rules are back.
     damaged: BTreeSet<PodUid>,
     closed: Closed,
@@ -89,6 +94,8 @@ impl Kernel {
             failures: 0,
             batch: MAX_BATCH,
             blocked: BTreeMap::new(),
+            blocked_until: None,
+            removals_first: false,
             damaged: BTreeSet::new(),
             closed: Closed::default(),
             read: Read::Idle,
@@ -201,16 +208,22 @@ impl Kernel {
         if matches!(self.read, Read::Asked(since) if now >= since + READ_PATIENCE) {
             self.read = Read::First;
         }
-        if self.is_waiting() || self.retry_at.is_some_and(|at| now < at) {
+        if self.is_waiting() {
             return None;
         }
-        self.retry_at = None;
-        let creators = self.choose(now);
         let mut plan = Plan::default();
         for pod in &self.unsettled {
             let (desired, present) = (self.desired.of(pod), self.present.of(pod));
             plan.to_remove.extend(present.difference(desired).cloned());
-            if creators.contains(pod) {
+        }
+        let removes = !plan.to_remove.is_empty();
+        if !(self.removals_first && removes) {
+            if self.retry_at.is_some_and(|at| now < at) {
+                return None;
+            }
+            self.retry_at = None;
+            for pod in self.choose(now, removes) {
+                let (desired, present) = (self.desired.of(&pod), self.present.of(&pod));
                 plan.to_create.extend(desired.difference(present).cloned());
             }
         }
@@ -224,12 +237,12 @@ impl Kernel {
 
     /// The pods whose rules the next change set may create: none that was refused lately, and not
     /// more than may be tried at once. A pod that was refused alone is tried alone again, when no
-    /// other pod waits.
-    fn choose(&self, now: Duration) -> BTreeSet<PodUid> {
+    /// other pod waits and nothing is to be removed.
+    fn choose(&self, now: Duration, removes: bool) -> BTreeSet<PodUid> {
         let waits = |pod: &&PodUid| !self.has_rules(pod) && !self.blocked.contains_key(*pod);
         let waiting = self.unsettled.iter().filter(waits);
         let chosen: BTreeSet<PodUid> = waiting.take(self.batch).cloned().collect();
-        if !chosen.is_empty() {
+        if !chosen.is_empty() || removes || self.blocked_until.is_some_and(|at| now < at) {
             return chosen;
         }
         let longest = self.blocked.iter().min_by_key(|(_, blocked)| blocked.until);
@@ -252,8 +265,13 @@ impl Kernel {
         }
         self.intact = true;
         self.error = None;
+        self.removals_first = false;
         self.retry_at = None;
         self.failures = 0;
+        if plan.to_create.is_empty() {
+            return;
+        }
+        self.blocked_until = None;
         self.batch = self.batch.saturating_mul(2).min(MAX_BATCH);
     }
 
@@ -261,17 +279,24 @@ impl Kernel {
     /// example). Smaller and smaller sets find that pod; then it is blocked, and the others go on.
     fn failed(&mut self, now: Duration, plan: &Plan, error: RuleError) {
         let creators: BTreeSet<&PodUid> = plan.to_create.iter().map(|m| &m.owner).collect();
-        self.batch = (creators.len() / 2).max(1);
+        self.error = Some(error.clone());
+        self.removals_first = !creators.is_empty();
         if let (1, Some(pod)) = (creators.len(), creators.first()) {
             let failures = self.blocked.get(*pod).map_or(0, |blocked| blocked.failures);
             let blocked = Blocked {
                 until: now + BLOCKED.after(failures.saturating_add(1), 0.0),
                 failures: failures + 1,
-                error: error.clone(),
+                error,
             };
             self.blocked.insert((*pod).clone(), blocked);
+            if plan.to_remove.is_empty() {
+                // it says nothing of other pods' rules
+                self.blocked_until = Some(now + BLOCKED.first);
+                self.retry_at = Some(now + RETRY.first);
+                return;
+            }
         }
-        self.error = Some(error);
+        self.batch = (creators.len() / 2).max(1);
         let wait = RETRY.after(
             self.failures.saturating_sub(HALVINGS).saturating_add(1),
             0.0,
@@ -313,11 +338,14 @@ impl Kernel {
         if self.is_waiting() {
             return None;
         }
-        let due = self.blocked.values().map(|blocked| blocked.until).min();
-        match (due, self.retry_at) {
-            (Some(due), Some(retry)) => Some(due.max(retry)),
-            (due, retry) => retry.or(due),
+        let removes = |pod: &PodUid| !self.present.of(pod).is_subset(self.desired.of(pod));
+        let waits = |pod: &PodUid| !self.blocked.contains_key(pod) || removes(pod);
+        if self.retry_at.is_some() && self.unsettled.iter().any(waits) {
+            return self.retry_at;
         }
+        let due = self.blocked.values().map(|blocked| blocked.until).min();
+        due.max(self.blocked_until.filter(|_| due.is_some()))
+            .max(self.retry_at)
     }
 
     /// Compares what is derived with the rules; for tests and simulations.

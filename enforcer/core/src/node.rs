@@ -269,11 +269,13 @@ impl NodeState {
         self.converge(now);
     }
 
-    /// The dataplane read the kernel back.
-    pub fn observed(&mut self, now: Duration, mappings: BTreeSet<Mapping>, intact: bool) {
+    /// The dataplane read the kernel back. False while a change is under way: what was read does not count,
+    /// because it may be from before it.
+    pub fn observed(&mut self, now: Duration, mappings: BTreeSet<Mapping>, intact: bool) -> bool {
         self.kernel.end_read();
         let before: Vec<PodUid> = self.kernel.owners().cloned().collect();
-        if self.kernel.observed(mappings, intact) {
+        let counts = self.kernel.observed(mappings, intact);
+        if counts {
             // a pod may have lost its last rule, or a rule of a pod long gone may be back
             self.agenda.extend(before);
             self.mark_all();
@@ -281,6 +283,7 @@ impl NodeState {
             self.begin_rests(now, draining);
         }
         self.converge(now);
+        counts
     }
 
     /// Forwarded packets reach no pod of these families, or they do again.

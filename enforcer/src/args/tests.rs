@@ -91,6 +91,8 @@ fn a_range_that_is_excluded_completely_is_refused() {
     let error = config(&["--range=30000-30010"]).unwrap_err().to_string();
     assert!(error.contains("30000-30010"), "{error}");
     assert!(config(&["--check-every=10ms"]).is_err());
+    let error = Cli::try_parse_from(["enforcer", "run", "--max-ports=129"]).err();
+    assert!(error.unwrap().to_string().contains("1..=128"));
 }
 
 #[test]

@@ -19,6 +19,8 @@ use crate::publish::PublishError;
 use crate::rules_lock::RulesLockError;
 use portmapping_keeper::wire::{self, HoldOutcome};
 
+/// Wait before a keeper is asked for its list again.
+const LIST_AGAIN: Duration = Duration::from_secs(2);
 /// How late the keeper may say that another enforcer has taken the node over.
 const ROLE_DELAY: Duration = Duration::from_secs(1);
 
@@ -30,6 +32,8 @@ pub(super) enum KeeperAnswer {
     Released(Vec<PortKey>),
     Failed(Vec<PortKey>),
     Listed(BTreeSet<PortKey>),
+    /// It could not be asked for its list, which is still needed.
+    NotListed,
 }
 
 impl Reconciler {
@@ -71,6 +75,16 @@ impl Reconciler {
                 Err(error) => after_failure(&mut keeper, "list", Vec::new(), &error).await,
             })
         });
+    }
+
+    /// Asks it in a while. Without the list, ports that an earlier keeper held count as held.
+    pub(super) fn list_keeper_later(&mut self) {
+        if !std::mem::replace(&mut self.list_waits, true) {
+            self.tasks.spawn(async {
+                tokio::time::sleep(LIST_AGAIN).await;
+                Finished::ListDue
+            });
+        }
     }
 
     pub(super) fn program(&mut self, plan: Plan) {
@@ -349,7 +363,7 @@ fn reason(errno: wire::Errno) -> String {
     format!("{errno}{remedy}")
 }
 
-/// Returns the failed keys; if the keeper was restarted, also what it holds now.
+/// Returns the failed keys; if the keeper was restarted or asked for its list, also what it holds now.
 async fn after_failure(
     keeper: &mut KeeperClient,
     call: &'static str,
@@ -362,14 +376,18 @@ async fn after_failure(
         "a request to the keeper failed; trying again"
     );
     let mut answers = vec![KeeperAnswer::Failed(keys)];
-    if matches!(error, KeeperClientError::Restarted { .. }) {
-        match keeper.list().await {
-            Ok(held) => answers.push(KeeperAnswer::Listed(held)),
-            Err(error) => tracing::warn!(
-                error = chain(&error),
-                "cannot list the ports of the restarted keeper; the next request tries again"
-            ),
-        }
+    if call == "list" || matches!(error, KeeperClientError::Restarted { .. }) {
+        answers.push(match keeper.list().await {
+            Ok(held) => KeeperAnswer::Listed(held),
+            Err(error) => {
+                tracing::warn!(
+                    error = chain(&error),
+                    again = ?LIST_AGAIN,
+                    "cannot list the ports of the keeper; trying again"
+                );
+                KeeperAnswer::NotListed
+            }
+        });
     }
     answers
 }

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::contract::MOST_PORTS;
 
 fn entry(host_ip: &str) -> ResultEntry {
     ResultEntry {
@@ -127,6 +128,22 @@ proptest! {
     fn any_text_can_be_read(text in any::<String>(), json in r#"[\[\]{}:,"a-zA-Z0-9 .\\-]{0,200}"#) {
         let _ = (classify(&text), classify(&json), decode(&text), decode(&json));
     }
+}
+
+#[test]
+fn the_longest_result_is_read() {
+    let long = ResultEntry {
+        host_port: u16::MAX,
+        container_port: u16::MAX,
+        protocol: Protocol::Sctp,
+        host_ip: "2001:db8:1111:2222:3333:4444:5555:6666".to_owned(),
+        pod_name: "p".repeat(253),
+        pod_ip: "2001:db8:1111:2222:3333:4444:5555:6666".to_owned(),
+    };
+    let most = usize::try_from(MOST_PORTS).unwrap();
+    let result = encode(&vec![long; most]);
+    assert_eq!(decode(&result).unwrap().len(), most);
+    assert_eq!(classify(&result), Value::Result);
 }
 
 #[test]

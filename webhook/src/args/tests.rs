@@ -47,6 +47,7 @@ fn invalid_flags_are_refused() {
         ["--max-connections", "0"],
         ["--deadline", "4"],
         ["--listen", "8443"],
+        ["--max-ports", "129"],
         ["--log", "=="],
         ["--log-format", "xml"],
     ] {

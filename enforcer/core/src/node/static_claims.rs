@@ -89,7 +89,15 @@ impl NodeState {
         let refused = beyond
             .iter()
             .find_map(|port| Some((port.key, self.in_conflict(*port)?)));
-        if let Some((key, owner)) = refused.filter(|_| before.is_empty()) {
+        let told = self.pods.get_mut(uid).and_then(|pod| {
+            std::mem::replace(
+                &mut pod.refused_static,
+                refused.as_ref().map(|(key, _)| *key),
+            )
+        });
+        if let Some((key, owner)) =
+            refused.filter(|(key, _)| before.is_empty() && told != Some(*key))
+        {
             self.emit_kept(&owner, uid, key);
         }
         before.len() > after.len()

@@ -71,6 +71,8 @@ pub(crate) struct PodState {
     pub(crate) want: Want,
     /// The static host ports that it has on the node.
     pub(crate) static_ports: BTreeSet<StaticPort>,
+    /// A static port beyond the limits whose number stays with its lease: the last that an event named.
+    pub(crate) refused_static: Option<PortKey>,
     /// What is wrong with the annotation, while the last valid request still counts.
     pub(crate) typo: Option<InvalidRequest>,
     /// When the API first named its addresses: since the Unix epoch, and as a count.
@@ -105,6 +107,7 @@ impl PodState {
             facts: None,
             want: Want::Nothing,
             static_ports: BTreeSet::new(),
+            refused_static: None,
             typo: None,
             addressed: (Duration::ZERO, seq),
             recovered: BTreeSet::new(),

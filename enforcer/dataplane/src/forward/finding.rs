@@ -62,7 +62,10 @@ impl Finding {
             .collect();
         let before_ours = rules.split(is_ours).next().unwrap_or_default();
         found.sealed = end(before_ours, &chains, MAX_JUMPS) == End::Dropped;
-        let drops = |rule: &&str| rule.starts_with("-j DROP") || rule.starts_with("-j REJECT");
+        let drops = |rule: &&str| {
+            let mut words = rule.split(' ');
+            words.next() == Some("-j") && matches!(words.next(), Some("DROP" | "REJECT"))
+        };
         found.closed = rules.first().is_some_and(drops);
         found.drops &= !found.sealed;
         found

@@ -68,6 +68,7 @@ fn only_a_first_rule_that_drops_everything_closes_forward() {
         "-A FORWARD -i eth0 -j ACCEPT\n-A FORWARD -j DROP\n",
         "-A FORWARD -j users\n-A users -s 192.0.2.0/24 -j RETURN\n-A users -j DROP\n",
         "-A FORWARD -j NFQUEUE --queue-num 0\n-A FORWARD -j DROP\n",
+        "-A FORWARD -j DROP-UNTRUSTED\n-A DROP-UNTRUSTED -m conntrack --ctstate DNAT -j ACCEPT\n-A DROP-UNTRUSTED -j DROP\n",
     ] {
         assert!(!closed(open), "{open}");
     }

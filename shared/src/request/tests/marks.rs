@@ -17,3 +17,20 @@ fn a_mark_names_one_of_two_ports_of_the_same_number() {
         assert_eq!(again, request, "{name}");
     }
 }
+
+#[test]
+fn the_longest_mark_is_read() {
+    let most = usize::try_from(crate::contract::MOST_PORTS).unwrap();
+    let port = |n: usize| {
+        format!(
+            r#"{{"name":"p{n:0>14}","containerPort":{},"protocol":"SCTP","hostIP":"2001:db8:1111:2222:3333:4444:5555:6666"}}"#,
+            65_000 + n
+        )
+    };
+    let ports: Vec<String> = (0..most).map(port).collect();
+    let spec = format!(r#"{{"containers":[{{"ports":[{}]}}]}}"#, ports.join(","));
+    let spec: PodSpec = serde_json::from_str(&spec).unwrap();
+    let request = PortRequest::resolve("", &spec, most).unwrap();
+    let mark = request.to_mark();
+    assert_eq!(PortRequest::from_mark(&mark, &spec, most), Ok(request));
+}

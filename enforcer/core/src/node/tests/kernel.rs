@@ -165,3 +165,55 @@ fn changes_wait_for_a_read_that_has_waited() {
         [Action::Program(_)]
     ));
 }
+
+fn refuse_bad(plan: &Plan) -> Result<(), String> {
+    let is_bad = |mapping: &Mapping| mapping.owner.as_str() == "uid-bad";
+    if plan.to_create.iter().any(is_bad) {
+        return Err("no such protocol".to_owned());
+    }
+    Ok(())
+}
+
+/// A node with the pods good and bad; the rules of bad have been refused for minutes, and nothing else
+/// has happened.
+fn with_a_refused_pod() -> Node {
+    let mut node = Node::new("20000-20099");
+    node.applied(facts("good", Some("10.244.0.2"))).settle();
+    node.applied(facts("bad", Some("10.244.0.3")));
+    node.settle_with(|_| Ok(()), refuse_bad);
+    let end = node.now + Duration::from_mins(20);
+    while let Some(next) = node.state.next_deadline().filter(|at| *at < end) {
+        node.now = next;
+        node.state.tick(next);
+        node.settle_with(|_| Ok(()), refuse_bad);
+    }
+    node
+}
+
+#[test]
+fn rules_of_a_pod_that_is_gone_do_not_wait_for_a_refused_pod() {
+    let mut node = with_a_refused_pod();
+    node.state.pod_gone(node.now, &"uid-good".parse().unwrap());
+    node.settle_with(|_| Ok(()), refuse_bad);
+    assert_eq!(node.state.counts().mappings, 0);
+}
+
+#[test]
+fn flushed_rules_do_not_wait_for_a_refused_pod() {
+    let mut node = with_a_refused_pod();
+    node.now += Duration::from_secs(1);
+    node.state.observed(node.now, BTreeSet::new(), false);
+    node.settle_with(|_| Ok(()), refuse_bad);
+    assert_eq!(node.state.counts().mappings, 2);
+}
+
+#[test]
+fn a_change_that_failed_once_does_not_wait_for_a_refused_pod() {
+    let mut node = with_a_refused_pod();
+    for (name, ip) in [("b", "10.244.0.4"), ("c", "10.244.0.5")] {
+        node.applied(facts(name, Some(ip)));
+    }
+    node.settle_with(|_| Ok(()), |_| Err("lock held".to_owned()));
+    let next = node.state.next_deadline().unwrap();
+    assert!(next < node.now + Duration::from_secs(1), "{next:?}");
+}

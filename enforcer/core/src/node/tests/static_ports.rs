@@ -191,6 +191,8 @@ fn a_pod_with_many_static_ports_takes_no_more_than_the_limit_for_one_pod() {
         ..DeclaredPort::default()
     };
     greedy.spec.containers[0].ports = numbers.map(port).collect();
+    node.applied(greedy.clone()).settle();
+    // a change of the pod tells nothing new
     node.applied(greedy).settle();
     assert_eq!(node.host_ports("a"), [number]);
     let notes = node.notes(EventKind::PortConflict);
