@@ -1,5 +1,14 @@
 //! Benchmarks of portmapping and its peers in one run. Only ratios within a round are compared,
 //! because a busy machine slows both participants equally.
+//!
+//! It owns what is measured and how it is compared, and may use every crate of the product; no crate knows
+//! of it.
+//!
+//! ```text
+//! main (WHAT, rounds) --> one module per benchmark --> lab, netns (places) --> report (bars, JSON, history)
+//!                                   |                                             ^
+//!                                   +--> ours, peers (participants) --> stats ----+
+//! ```
 
 mod admission;
 mod burst;
@@ -79,7 +88,7 @@ struct Options {
 enum What {
     /// The cost per packet, with 1 to 20,000 mappings.
     Dataplane,
-    /// The cost of a change with 20,000 mappings present.
+    /// The cost of a change with 20,000 mappings present, with iptables 2,000.
     Control,
     /// 250 pods at once, until all are reachable.
     Burst,

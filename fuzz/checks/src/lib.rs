@@ -1,7 +1,14 @@
 //! What must hold for any bytes from outside. The fuzzer calls these functions with generated
 //! bytes; the tests call them with the corpus.
 //!
-//! Each function returns if the check passes and panics if it fails.
+//! Each function returns if the check passes and panics if it fails. This crate owns the checks; it knows
+//! neither the fuzzer nor where bytes come from.
+//!
+//! ```text
+//! fuzzer (any bytes) ---+
+//!                       +--> a check --> the product's own parsers
+//! corpus (the tests) ---+
+//! ```
 
 // the fuzzer finds a failed check by its panic
 #![allow(clippy::panic, clippy::expect_used, clippy::missing_panics_doc)]
