@@ -102,8 +102,8 @@ pub(crate) struct Inputs {
     pub pods: mpsc::Receiver<PodUpdate>,
     /// The role of this enforcer's keeper.
     pub role: watch::Receiver<KeeperRole>,
-    /// Changes whenever the connection to the keeper was lost: it may hold nothing any more.
-    pub keeper_lost: watch::Receiver<u64>,
+    /// Changes whenever the connection to the keeper was made or lost: it may hold nothing any more.
+    pub keeper_changes: watch::Receiver<u64>,
     /// Updates of sandboxes, from the runtime's CNI results.
     pub sandboxes: mpsc::Receiver<SandboxUpdate>,
     /// Changes whenever another process may have altered our rules: they are read back at once.
@@ -260,7 +260,7 @@ impl Reconciler {
                     self.finish_call(finished.map_err(ReconcileError::Task)?)?;
                 }
                 Ok(()) = inputs.role.changed() => {}
-                Ok(()) = inputs.keeper_lost.changed() => self.list_keeper(),
+                Ok(()) = inputs.keeper_changes.changed() => self.list_keeper(),
                 Some(request) = inputs.state_requests.recv() => {
                     // the client may have closed its connection
                     let backend = self.drivers.backend.clone();

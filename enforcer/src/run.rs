@@ -100,7 +100,7 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
 
     read_node_facts(&mut config)?;
     // first: to the keeper, an enforcer that does not follow its role does not run
-    let (mut role, keeper_lost) = follow_keeper(&mut tasks, &config);
+    let (mut role, keeper_changes) = follow_keeper(&mut tasks, &config);
     let starting = async {
         let mut keeper = KeeperClient::connect(&config.keeper_socket, KEEPER_START).await?;
         let recovered = if settled_role(&mut role).await == KeeperRole::Active {
@@ -160,7 +160,7 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
         first_pods,
         pods,
         role,
-        keeper_lost,
+        keeper_changes,
         sandboxes,
         damage_hints,
         node_addresses,
@@ -226,11 +226,11 @@ fn follow_keeper(
     config: &RunConfig,
 ) -> (watch::Receiver<KeeperRole>, watch::Receiver<u64>) {
     let (role_sender, role) = watch::channel(KeeperRole::Frozen);
-    let (lost_sender, lost) = watch::channel(0);
+    let (changes, keeper_changes) = watch::channel(0);
     let socket = config.keeper_socket.clone();
-    let followed = follow_role(socket, role_sender, lost_sender, tasks.token());
+    let followed = follow_role(socket, role_sender, changes, tasks.token());
     tasks.spawn("keeper role", followed);
-    (role, lost)
+    (role, keeper_changes)
 }
 
 /// Asks whether the enforcer may publish results, on its own pod.

@@ -100,6 +100,36 @@ fn rob(port: u16, stop: &AtomicBool) -> bool {
     loot.is_some()
 }
 
+/// Nothing binds the ports then: another process could take one.
+#[test]
+fn the_condition_says_that_no_keeper_runs_and_is_true_again_after_it() -> Result<()> {
+    alone(|cluster| {
+        Space::with(cluster, "losses-condition", |space| {
+            space.create(&on_node(mapped_pod("web"), NODE))?;
+            let web = space.ready("web")?;
+            let before = entries(&web)?;
+            let status = || -> Result<String> {
+                let web = space.pod("web")?;
+                let condition = condition(&web, ANNOTATION).context("no condition")?;
+                Ok(condition["status"].to_string())
+            };
+            eventually("the condition to be False", || {
+                // the kubelet starts it again, each time later
+                kill_all(cluster, NODE, KEEPER)?;
+                let status = status()?;
+                ensure!(status.contains("False"), "still {status}");
+                Ok(())
+            })?;
+            // new containers start at once
+            roll(cluster)?;
+            let web = space.ready("web")?;
+            ensure!(is_true(&web, ANNOTATION), "not mapped any more");
+            ensure!(entries(&web)? == before, "other ports");
+            space.answers(&web, &before[0], Way::Http)
+        })
+    })
+}
+
 #[test]
 fn without_keeper_and_api_server_ports_are_held_again_and_a_lost_one_is_reported() -> Result<()> {
     alone(|cluster| {

@@ -92,3 +92,12 @@ pub enum KeeperClientError {
         reply: String,
     },
 }
+
+impl KeeperClientError {
+    /// Whether no keeper runs, so that no port is held. One that only does not answer holds its ports.
+    #[must_use]
+    pub fn is_no_keeper(&self) -> bool {
+        let kinds = [io::ErrorKind::ConnectionRefused, io::ErrorKind::NotFound];
+        matches!(self, Self::Connect { source, .. } if kinds.contains(&source.kind()))
+    }
+}

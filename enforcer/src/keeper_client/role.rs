@@ -22,12 +22,13 @@ const WAITS: Backoff = Backoff {
     longest: Duration::from_secs(5),
 };
 
-/// Follows the keeper's role until the token is cancelled. Counts `connected` up whenever it has
-/// connected: after the first time the keeper may be a new process that holds nothing.
+/// Follows the keeper's role until the token is cancelled. Counts `connections` up whenever it has
+/// connected or lost the connection: after the first time the keeper may be a new process that holds
+/// nothing, or none may run.
 pub async fn follow(
     socket: PathBuf,
     role: watch::Sender<KeeperRole>,
-    connected: watch::Sender<u64>,
+    connections: watch::Sender<u64>,
     token: CancellationToken,
 ) {
     let follow = async {
@@ -36,8 +37,9 @@ pub async fn follow(
             let error = match RoleWatch::connect(&socket, CONNECT_TIMEOUT).await {
                 Ok(watch) => {
                     failures = 0;
-                    connected.send_modify(|count| *count += 1);
+                    connections.send_modify(|count| *count += 1);
                     let Err(error) = forward(watch, &role).await;
+                    connections.send_modify(|count| *count += 1);
                     error
                 }
                 Err(error) => error,

@@ -46,7 +46,7 @@ impl Reconciler {
             metrics.record_call("hold", outcomes.is_ok());
             Finished::Keeper(match outcomes {
                 Ok(outcomes) => sort_outcomes(keys.into_iter().zip(outcomes)),
-                Err(error) => after_failure(&mut keeper, "hold", keys, &error).await,
+                Err(error) => after_failure(&mut keeper, "hold", keys, error).await,
             })
         });
     }
@@ -60,7 +60,7 @@ impl Reconciler {
             metrics.record_call("release", released.is_ok());
             Finished::Keeper(match released {
                 Ok(_) => vec![KeeperAnswer::Released(keys)],
-                Err(error) => after_failure(&mut keeper, "release", keys, &error).await,
+                Err(error) => after_failure(&mut keeper, "release", keys, error).await,
             })
         });
     }
@@ -72,7 +72,7 @@ impl Reconciler {
             let mut keeper = keeper.lock().await;
             Finished::Keeper(match keeper.list().await {
                 Ok(held) => vec![KeeperAnswer::Listed(held)],
-                Err(error) => after_failure(&mut keeper, "list", Vec::new(), &error).await,
+                Err(error) => after_failure(&mut keeper, "list", Vec::new(), error).await,
             })
         });
     }
@@ -368,26 +368,32 @@ async fn after_failure(
     keeper: &mut KeeperClient,
     call: &'static str,
     keys: Vec<PortKey>,
-    error: &KeeperClientError,
+    error: KeeperClientError,
 ) -> Vec<KeeperAnswer> {
     tracing::warn!(
         call,
-        error = chain(error),
+        error = chain(&error),
         "a request to the keeper failed; trying again"
     );
     let mut answers = vec![KeeperAnswer::Failed(keys)];
-    if call == "list" || matches!(error, KeeperClientError::Restarted { .. }) {
-        answers.push(match keeper.list().await {
-            Ok(held) => KeeperAnswer::Listed(held),
-            Err(error) => {
-                tracing::warn!(
-                    error = chain(&error),
-                    again = ?LIST_AGAIN,
-                    "cannot list the ports of the keeper; trying again"
-                );
-                KeeperAnswer::NotListed
+    let listed = match error {
+        KeeperClientError::Restarted { .. } => keeper.list().await,
+        error if call == "list" => Err(error),
+        _ => return answers,
+    };
+    match listed {
+        Ok(held) => answers.push(KeeperAnswer::Listed(held)),
+        Err(error) => {
+            tracing::warn!(
+                error = chain(&error),
+                again = ?LIST_AGAIN,
+                "cannot list the ports of the keeper; trying again"
+            );
+            if error.is_no_keeper() {
+                answers.push(KeeperAnswer::Listed(BTreeSet::new()));
             }
-        });
+            answers.push(KeeperAnswer::NotListed);
+        }
     }
     answers
 }
