@@ -9,7 +9,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-/// Bytes that may arrive for each body that waits beside its window: headers and small frames of other
+/// Bytes that may arrive for each body that waits in addition to its window: headers and small frames of other
 /// requests.
 const OTHERS: u64 = 32 * 1024;
 
