@@ -2,6 +2,7 @@
 //! results back. It makes no decisions.
 
 mod calls;
+mod keeper;
 mod replies;
 mod report;
 
@@ -23,7 +24,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use calls::KeeperAnswer;
+use keeper::KeeperAnswer;
 
 use crate::keeper_client::KeeperClient;
 use crate::masquerade::{Decision, MasqueradeChoice};
@@ -322,18 +323,7 @@ impl Reconciler {
     fn finish_call(&mut self, finished: Finished) -> Result<(), ReconcileError> {
         let now = self.now();
         match finished {
-            Finished::Keeper(answers) => {
-                for answer in answers {
-                    match answer {
-                        KeeperAnswer::Held(outcomes) => self.state.held(now, outcomes),
-                        KeeperAnswer::NotHeld(failures) => self.state.hold_failed(now, failures),
-                        KeeperAnswer::Released(keys) => self.state.released(now, &keys),
-                        KeeperAnswer::Failed(keys) => self.state.keeper_failed(now, &keys),
-                        KeeperAnswer::Listed(held) => self.state.keeper_listed(now, &held),
-                        KeeperAnswer::NotListed => self.list_keeper_later(),
-                    }
-                }
-            }
+            Finished::Keeper(answers) => self.end_keeper_call(now, answers),
             Finished::Programmed(plan, outcome) => {
                 self.changing = false;
                 self.clear_stale_flows();
@@ -352,23 +342,7 @@ impl Reconciler {
                     self.expected_mappings = None;
                 }
             }
-            Finished::Observed { before, observed } => {
-                self.observing = false;
-                match observed {
-                    Some(observed) if before == self.changes => {
-                        self.report(&observed);
-                        // known before what was read maps a pod
-                        let closed = report::closed(&observed.obstacles);
-                        self.state.forward_read(now, closed);
-                        let (mappings, intact) = (observed.mappings, observed.intact);
-                        self.read_again |= !self.state.observed(now, mappings, intact);
-                        self.state.host_addresses_read(now, observed.host_addresses);
-                    }
-                    Some(_) => self.read_again = true,
-                    None => self.state.read_failed(now),
-                }
-                self.update_metrics();
-            }
+            Finished::Observed { before, observed } => self.end_read(now, before, observed),
             Finished::BackendLost(error) => return Err(ReconcileError::BackendLost(error)),
             Finished::TakenOver => return Err(ReconcileError::RoleReturned),
             Finished::Published(uid, outcome) => self.state.published(now, &uid, outcome),

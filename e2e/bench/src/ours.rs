@@ -5,13 +5,10 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use portmapping_dataplane::Flavour;
-use portmapping_dataplane::Settings;
 use portmapping_dataplane::change_monitor::ChangeMonitor;
-use portmapping_dataplane::iptables::Iptables;
-use portmapping_dataplane::iptables::SavedTables;
+use portmapping_dataplane::iptables::{Iptables, SavedTables};
 use portmapping_dataplane::nftables::Nftables;
-use portmapping_dataplane::{Dataplane, Tools};
+use portmapping_dataplane::{Dataplane, Flavour, Settings, Tools};
 use portmapping_shared::{Mapping, Plan, PortRange};
 
 use super::lab::{FIRST_PORT, LAST_PORT};

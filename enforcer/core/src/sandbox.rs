@@ -69,6 +69,18 @@ pub enum SandboxUpdate {
     Listed(Vec<Sandbox>),
 }
 
+/// Where a pod's addresses come from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum AddressSource {
+    /// None are known.
+    #[default]
+    Nowhere,
+    /// `status.podIPs` in the API.
+    Status,
+    /// The runtime's result for this sandbox.
+    Sandbox(SandboxId),
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,16 +96,4 @@ mod tests {
             assert!(error.to_string().contains("not a sandbox id"), "{error}");
         }
     }
-}
-
-/// Where a pod's addresses come from.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum AddressSource {
-    /// None are known.
-    #[default]
-    Nowhere,
-    /// `status.podIPs` in the API.
-    Status,
-    /// The runtime's result for this sandbox.
-    Sandbox(SandboxId),
 }

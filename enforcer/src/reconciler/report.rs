@@ -1,6 +1,6 @@
-//! Reports what a read of the rules found.
+//! What follows from a read of the rules.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use portmapping_dataplane::{Family, Observed, Obstacle};
 use portmapping_enforcer_core::Closed;
@@ -9,7 +9,26 @@ use portmapping_shared::contract::EVENT_FORWARD_DROPS;
 use super::Reconciler;
 
 impl Reconciler {
-    pub(super) fn report(&mut self, observed: &Observed) {
+    /// `before`: the changes that had started when the read started. A read during which one started is not
+    /// used.
+    pub(super) fn end_read(&mut self, now: Duration, before: u64, observed: Option<Observed>) {
+        self.observing = false;
+        match observed {
+            Some(observed) if before == self.changes => {
+                self.report(&observed);
+                // known before what was read maps a pod
+                self.state.forward_read(now, closed(&observed.obstacles));
+                let (mappings, intact) = (observed.mappings, observed.intact);
+                self.read_again |= !self.state.observed(now, mappings, intact);
+                self.state.host_addresses_read(now, observed.host_addresses);
+            }
+            Some(_) => self.read_again = true,
+            None => self.state.read_failed(now),
+        }
+        self.update_metrics();
+    }
+
+    fn report(&mut self, observed: &Observed) {
         self.report_damage(observed);
         if observed.contested {
             self.state.rules_contested();
