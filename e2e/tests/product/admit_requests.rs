@@ -133,6 +133,37 @@ fn a_request_mark_of_a_user_is_overwritten() -> Result<()> {
 }
 
 #[test]
+fn a_pod_of_windows_nodes_is_created_without_a_gate_and_warned_of() -> Result<()> {
+    shared(|cluster| {
+        Space::with(cluster, "admit-windows", |space| {
+            let mut by_os = mapped_pod("by-os");
+            by_os["spec"]["os"] = json!({ "name": "windows" });
+            let mut by_selector = mapped_pod("by-selector");
+            by_selector["spec"]["nodeSelector"] = json!({ "kubernetes.io/os": "windows" });
+            for asking in [by_os, by_selector] {
+                let reply = space.create(&asking)?;
+                ensure!(
+                    reply.contains("Warning:") && reply.contains("has no effect on a Windows pod"),
+                    "no warning: {reply}"
+                );
+                let name = asking["metadata"]["name"].as_str().context("no name")?;
+                let created = space.pod(name)?;
+                ensure!(annotation(&created) == Some(""), "{created}");
+                ensure!(
+                    created["spec"]["readinessGates"].is_null(),
+                    "a gate: {created}"
+                );
+                ensure!(
+                    created["metadata"]["annotations"][MARK].is_null(),
+                    "{created}"
+                );
+            }
+            Ok(())
+        })
+    })
+}
+
+#[test]
 fn a_dry_run_shows_the_patched_pod_and_changes_nothing() -> Result<()> {
     shared(|cluster| {
         Space::with(cluster, "admit-dry-run", |space| {
