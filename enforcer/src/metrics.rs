@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicU64;
 
-use portmapping_dataplane::migration::Backend;
+use portmapping_dataplane::Backend;
 use portmapping_enforcer_core::Counts;
 use portmapping_runtime::metrics::{Labels, add};
 use prometheus_client::metrics::counter::Counter;

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use portmapping_dataplane::Flavour;
 use portmapping_dataplane::detect::{self, Chosen};
-use portmapping_dataplane::migration::{self, Backend, BackendMigration};
+use portmapping_dataplane::migration::BackendMigration;
 use portmapping_dataplane::snapshot::Snapshot;
-use portmapping_dataplane::{Dataplane as _, Observed, Settings, Tools};
+use portmapping_dataplane::{Backend, Dataplane as _, Observed, Settings, Tools};
 use portmapping_enforcer_core::Recovered;
 use portmapping_keeper::RUN_DIR;
 use portmapping_runtime::deadline::chain;
@@ -45,13 +45,12 @@ pub(crate) async fn recover(
     let settings = settings(config);
     let taking = tokio::task::spawn_blocking(|| RulesLock::take(Path::new(RUN_DIR)));
     let rules = taking.await.context("take the right to change the rules")?;
-    let reading = read_rules(&tools);
+    let reading = read_rules(&tools, &settings);
     let held = keeper.list().await?;
     let snapshot = reading.await?;
     // before anything that can fail: until then another process can bind a port that no keeper holds
-    let mapped = migration::mappings(&snapshot, &settings);
-    let mapped = mapped
-        .iter()
+    let mapped = snapshot
+        .mappings()
         .map(|mapping| (mapping.protocol, mapping.host_port));
     let held = keeper.reacquire(mapped.collect(), held, started).await;
     let backend = choose_backend(config, &settings, &snapshot, &tools)?;
@@ -85,15 +84,18 @@ pub(crate) async fn recover(
 pub(crate) async fn rehearse(config: &mut RunConfig) -> anyhow::Result<()> {
     let tools = Tools::default();
     let settings = settings(config);
-    let snapshot = read_rules(&tools).await?;
+    let snapshot = read_rules(&tools, &settings).await?;
     let backend = choose_backend(config, &settings, &snapshot, &tools)?;
     open_dataplane(config, &settings, snapshot, tools, &backend).map(drop)
 }
 
 /// Starts to read the rules at once, and returns them.
-fn read_rules(tools: &Tools) -> impl Future<Output = anyhow::Result<Snapshot>> + use<> {
-    let tools = tools.clone();
-    let reading = tokio::task::spawn_blocking(move || Snapshot::read(&tools));
+fn read_rules(
+    tools: &Tools,
+    settings: &Settings,
+) -> impl Future<Output = anyhow::Result<Snapshot>> + use<> {
+    let (tools, settings) = (tools.clone(), settings.clone());
+    let reading = tokio::task::spawn_blocking(move || Snapshot::read(&tools, &settings));
     async {
         let reading = tokio::time::timeout(READ_LIMIT, reading).await;
         reading

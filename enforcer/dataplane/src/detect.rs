@@ -8,16 +8,15 @@ use std::fmt;
 
 use portmapping_shared::contract::CHAIN_PREFIX;
 
-use super::DataplaneError;
+use super::backend::Backend;
 use super::exec::Tools;
 use super::family::Family;
 use super::flavour::Flavour;
 use super::forward;
 use super::iptables::{self, SavedTables};
-use super::migration::Backend;
-use super::nftables;
 use super::settings::Settings;
 use super::snapshot::Snapshot;
+use super::{DataplaneError, Observed};
 
 /// Prefix of chains that only the programs of Kubernetes make.
 const KUBE_PREFIX: &str = "KUBE-";
@@ -48,16 +47,14 @@ pub fn choose(
         Flavour::Nft => &snapshot.nft,
         Flavour::Legacy => &snapshot.legacy,
     };
-    let allowed = |flavour: &Flavour| only.is_none_or(|only| only == *flavour);
-    let flavours = Flavour::ALL.into_iter().filter(allowed);
-    let mut ours: Vec<Backend> = flavours
-        .filter(|flavour| {
-            let mappings = iptables::leftovers(of(*flavour), settings);
-            mappings.is_some_and(|mappings| !mappings.is_empty())
-        })
-        .map(Backend::from)
-        .collect();
-    ours.extend(nftables::leftovers(settings).map(|_| Backend::Nftables));
+    let allowed = |(backend, found): &&(Backend, Observed)| match backend {
+        Backend::Iptables(flavour) => {
+            only.is_none_or(|only| only == *flavour) && !found.mappings.is_empty()
+        }
+        Backend::Nftables => true,
+    };
+    let ours = snapshot.leftovers.iter().filter(allowed);
+    let ours: Vec<Backend> = ours.map(|(backend, _)| *backend).collect();
     if let [backend] = ours.as_slice()
         && is_readable(*backend, snapshot)
     {

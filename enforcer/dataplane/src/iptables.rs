@@ -323,14 +323,21 @@ impl Dataplane for Iptables {
     }
 }
 
-/// Returns the mappings that an earlier run left in the tables of one kind of iptables; None if
-/// they have no rule of ours.
-pub(crate) fn leftovers(saved: &SavedTables, settings: &Settings) -> Option<BTreeSet<Mapping>> {
+/// Returns what an earlier run left in the tables of one kind of iptables; None if they have no rule
+/// of ours.
+pub(crate) fn leftovers(saved: &SavedTables, settings: &Settings) -> Option<Observed> {
     let read = |family| {
         let layout = Layout::new(family, settings.clone());
         Some(Known::read(saved.own(family)?, family, &layout))
     };
     let known: Vec<Known> = Family::ALL.into_iter().filter_map(read).collect();
     let any = known.iter().any(|known| !known.untouched);
-    any.then(|| known.iter().flat_map(Known::mappings).cloned().collect())
+    any.then(|| Observed {
+        mappings: known.iter().flat_map(Known::mappings).cloned().collect(),
+        host_addresses: known
+            .iter()
+            .flat_map(|known| known.host_addresses.clone())
+            .collect(),
+        ..Observed::default()
+    })
 }

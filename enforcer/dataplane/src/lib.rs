@@ -28,6 +28,7 @@ use std::net::IpAddr;
 
 use portmapping_shared::{Mapping, Plan};
 
+mod backend;
 mod bridges;
 pub mod change_monitor;
 mod cilium;
@@ -49,6 +50,7 @@ mod subnet;
 mod system_error;
 mod uninstall;
 
+pub use backend::Backend;
 use change_monitor::ChangeMonitor;
 pub use conntrack::{StaleFlows, Unanswered};
 pub use error::DataplaneError;

@@ -5,12 +5,12 @@
 //! matches one of them. Connection tracking keeps the existing connections.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use portmapping_shared::{Mapping, Plan};
 
+use super::backend::Backend;
 use super::bridges::Bridges;
 use super::change_monitor::ChangeMonitor;
 use super::conntrack::StaleFlows;
@@ -29,38 +29,7 @@ use super::{Dataplane, DataplaneError, Observed};
 /// How long old rules stay for mappings that the new backend refuses; then those pods are unmapped.
 const REFUSED_FOR: Duration = Duration::from_mins(1);
 
-/// A packet filter that can carry mappings.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Backend {
-    /// Chains of port ranges, through either kind of iptables.
-    Iptables(Flavour),
-    /// One table with maps.
-    Nftables,
-}
-
 impl Backend {
-    /// All of them.
-    pub const ALL: [Self; 3] = [
-        Self::Iptables(Flavour::Nft),
-        Self::Iptables(Flavour::Legacy),
-        Self::Nftables,
-    ];
-
-    /// Name for logs and metrics.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Iptables(flavour) => flavour.as_str(),
-            Self::Nftables => "nftables",
-        }
-    }
-
-    /// Returns whether the kernel announces changes of its rules.
-    #[must_use]
-    pub fn announces(self) -> bool {
-        self != Self::Iptables(Flavour::Legacy)
-    }
-
     /// Opens the driver, for iptables from the tables that were read, and returns its mappings.
     fn open(
         self,
@@ -85,51 +54,6 @@ impl Backend {
             Self::Nftables => nftables::uninstall(),
         }
     }
-}
-
-impl From<Flavour> for Backend {
-    fn from(flavour: Flavour) -> Self {
-        Self::Iptables(flavour)
-    }
-}
-
-impl fmt::Display for Backend {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// Returns the mappings that an earlier run left in other backends, by backend.
-fn leftovers(
-    backend: Backend,
-    settings: &Settings,
-    saved: &[SavedTables],
-) -> Vec<(Backend, BTreeSet<Mapping>)> {
-    let mut found = Vec::new();
-    for saved in saved {
-        let mappings = iptables::leftovers(saved, settings);
-        found.extend(mappings.map(|mappings| (saved.flavour.into(), mappings)));
-    }
-    if backend != Backend::Nftables {
-        let mappings = nftables::leftovers(settings);
-        found.extend(mappings.map(|mappings| (Backend::Nftables, mappings)));
-    }
-    found
-}
-
-/// Returns every mapping that the rules of any backend have: those in `snapshot`, and those of our
-/// nftables table. Needs no choice of a backend, so that ports are held before one is opened.
-#[must_use]
-pub fn mappings(snapshot: &Snapshot, settings: &Settings) -> BTreeSet<Mapping> {
-    let iptables =
-        [&snapshot.nft, &snapshot.legacy].map(|saved| iptables::leftovers(saved, settings));
-    let nftables = nftables::leftovers(settings);
-    iptables
-        .into_iter()
-        .chain([nftables])
-        .flatten()
-        .flatten()
-        .collect()
 }
 
 /// A backend that takes over the mappings of the others.
@@ -157,8 +81,8 @@ pub struct BackendMigration {
 
 impl BackendMigration {
     /// Opens a backend from the snapshot, and returns its mappings as well. Mappings of other
-    /// backends are in [`Self::in_other_backends`]. Changes no rule of FORWARD: an enforcer that only
-    /// rehearses its start opens one, too.
+    /// backends are in [`Self::in_other_backends`]. Changes no rule: an enforcer that only rehearses
+    /// its start opens one, too.
     pub fn open(
         backend: Backend,
         settings: &Settings,
@@ -167,27 +91,40 @@ impl BackendMigration {
     ) -> Result<(Self, Observed), DataplaneError> {
         let mut forward = Forward::new(settings.range, &settings.excluded, &tools);
         forward.take(&snapshot);
-        let Snapshot { nft, legacy } = snapshot;
-        let (own, others): (Vec<_>, Vec<_>) = [nft, legacy]
-            .into_iter()
-            .partition(|saved| backend == saved.flavour.into());
-        let (to, observed) = backend.open(settings, &tools, own.into_iter().next())?;
         // until the Node object is read, the rules that were found keep their addresses
         let mut named = settings.host_addresses.clone();
-        named.extend(&observed.host_addresses);
-        named.extend(observed.mappings.iter().filter_map(|rule| rule.host_ip));
+        named.extend(snapshot.host_addresses());
+        let mut host_addresses = HostAddresses::new(
+            settings.selection.clone(),
+            settings.host_addresses.clone(),
+            named,
+        );
+        host_addresses.refresh();
+        log_addresses(host_addresses.current());
+        let settings = Settings {
+            host_addresses: host_addresses.current().clone(),
+            ..settings.clone()
+        };
+        let saved = match backend {
+            Backend::Iptables(Flavour::Nft) => Some(snapshot.nft),
+            Backend::Iptables(Flavour::Legacy) => Some(snapshot.legacy),
+            Backend::Nftables => None,
+        };
+        let (to, observed) = backend.open(&settings, &tools, saved)?;
         let mut from = Vec::new();
         let mut in_other_backends = BTreeSet::new();
-        for (other, mappings) in leftovers(backend, settings, &others) {
+        for (other, found) in snapshot.leftovers {
+            if other == backend {
+                continue;
+            }
             tracing::info!(
                 from = other.as_str(),
                 to = to.name(),
-                mappings = mappings.len(),
+                mappings = found.mappings.len(),
                 "moving mappings of an earlier run to this backend"
             );
             from.push(other);
-            named.extend(mappings.iter().filter_map(|rule| rule.host_ip));
-            in_other_backends.extend(mappings);
+            in_other_backends.extend(found.mappings);
         }
         let mut migration = Self {
             to,
@@ -201,17 +138,8 @@ impl BackendMigration {
             bridges: settings.neighbours.is_empty().then(Bridges::default),
             masquerade: settings.masquerade,
             next_masquerade: None,
-            host_addresses: HostAddresses::new(
-                settings.selection.clone(),
-                settings.host_addresses.clone(),
-                named,
-            ),
+            host_addresses,
             in_use: false,
-        };
-        let observed = if migration.find_host_addresses() {
-            migration.to.observe()?
-        } else {
-            observed
         };
         let observed = migration.complete(observed);
         Ok((migration, observed))
@@ -242,11 +170,7 @@ impl BackendMigration {
         let Some(found) = self.host_addresses.refresh() else {
             return false;
         };
-        let addresses: Vec<String> = found.iter().map(ToString::to_string).collect();
-        tracing::info!(
-            addresses = addresses.join(","),
-            "mapped ports answer at these addresses"
-        );
+        log_addresses(found);
         self.to.set_host_addresses(found);
         true
     }
@@ -313,6 +237,14 @@ impl BackendMigration {
             }
         });
     }
+}
+
+fn log_addresses(host_addresses: &BTreeSet<IpAddr>) {
+    let addresses: Vec<String> = host_addresses.iter().map(ToString::to_string).collect();
+    tracing::info!(
+        addresses = addresses.join(","),
+        "mapped ports answer at these addresses"
+    );
 }
 
 impl Dataplane for BackendMigration {

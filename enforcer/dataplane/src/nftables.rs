@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Instant;
 
+use portmapping_shared::Plan;
 use portmapping_shared::contract::CHAIN_PREFIX;
-use portmapping_shared::{Mapping, Plan};
 use rustix::io::Errno;
 
 use super::change_monitor::ChangeMonitor;
@@ -257,15 +257,15 @@ impl Dataplane for Nftables {
     }
 }
 
-/// Returns the mappings in a table of ours; None without a table, or without `nf_tables`.
-pub(super) fn leftovers(settings: &Settings) -> Option<BTreeSet<Mapping>> {
+/// Returns what a table of ours has; None without a table, or without `nf_tables`.
+pub(super) fn leftovers(settings: &Settings) -> Option<Observed> {
     let mut driver = Nftables::open(settings).ok()?;
     match driver.observe() {
         Ok(_) if driver.known.frame == FrameState::Missing => None,
-        Ok(observed) => Some(observed.mappings),
+        Ok(observed) => Some(observed),
         Err(error) => {
             tracing::warn!(%error, "our nftables table of an earlier run cannot be read; it is removed");
-            Some(BTreeSet::new())
+            Some(Observed::default())
         }
     }
 }

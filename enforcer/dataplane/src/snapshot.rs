@@ -1,33 +1,70 @@
-//! Everything that both kinds of iptables have, read once at the start.
+//! What an earlier run left in the kernel, and all that both kinds of iptables have: read once at the
+//! start.
 //!
-//! The choice of the kind, the mappings of an earlier run, the first state of the driver and the
-//! FORWARD chains all come from this one read: four programs, which run at the same time.
+//! The ports to be held, the choice of the backend, the first state of its driver, the mappings that move
+//! to it and the FORWARD chains all come from this one read: four programs, which run at the same time,
+//! and our nftables table.
 
+use std::net::IpAddr;
 use std::panic::resume_unwind;
 use std::thread;
 
+use portmapping_shared::Mapping;
+
+use super::backend::Backend;
 use super::exec::Tools;
 use super::flavour::Flavour;
-use super::iptables::SavedTables;
+use super::iptables::{self, SavedTables};
+use super::settings::Settings;
+use super::{Observed, nftables};
 
-/// All tables of both kinds of iptables.
+/// The rules of the network namespace at the start.
 #[derive(Debug)]
 pub struct Snapshot {
-    /// Of iptables-nft.
+    /// All tables of iptables-nft.
     pub(super) nft: SavedTables,
-    /// Of iptables-legacy.
+    /// All tables of iptables-legacy.
     pub(super) legacy: SavedTables,
+    /// What each backend has of ours; none for one without a rule of ours.
+    pub(super) leftovers: Vec<(Backend, Observed)>,
 }
 
 impl Snapshot {
     /// Runs the programs in the network namespace of the caller. Changes nothing, and blocks.
     #[must_use]
-    pub fn read(tools: &Tools) -> Self {
-        thread::scope(|scope| {
+    pub fn read(tools: &Tools, settings: &Settings) -> Self {
+        let (nft, legacy) = thread::scope(|scope| {
             let nft = scope.spawn(|| SavedTables::read(Flavour::Nft, tools));
             let legacy = SavedTables::read(Flavour::Legacy, tools);
             let nft = nft.join().unwrap_or_else(|panic| resume_unwind(panic));
-            Self { nft, legacy }
-        })
+            (nft, legacy)
+        });
+        let of_tables = |saved: &SavedTables| {
+            let found = iptables::leftovers(saved, settings)?;
+            Some((saved.flavour.into(), found))
+        };
+        let of_table = nftables::leftovers(settings).map(|found| (Backend::Nftables, found));
+        let leftovers = [&nft, &legacy].into_iter().filter_map(of_tables);
+        let leftovers = leftovers.chain(of_table).collect();
+        Self {
+            nft,
+            legacy,
+            leftovers,
+        }
+    }
+
+    /// Returns every mapping that the rules of any backend have. Needs no choice of a backend, so that
+    /// ports are held before one is opened.
+    pub fn mappings(&self) -> impl Iterator<Item = &Mapping> {
+        let each = self.leftovers.iter();
+        each.flat_map(|(_, found)| &found.mappings)
+    }
+
+    /// Returns the addresses at which the rules of any backend answer.
+    pub(super) fn host_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let each = self.leftovers.iter();
+        let of_rules = each.flat_map(|(_, found)| &found.host_addresses);
+        let of_mappings = self.mappings().filter_map(|mapping| mapping.host_ip);
+        of_rules.copied().chain(of_mappings)
     }
 }

@@ -1,7 +1,7 @@
 //! Which listener answers what.
 
+use portmapping_dataplane::Backend;
 use portmapping_dataplane::detect::Chosen;
-use portmapping_dataplane::migration::Backend;
 use portmapping_enforcer_core::{Config, NodeState, Recovered};
 use portmapping_shared::PortSet;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

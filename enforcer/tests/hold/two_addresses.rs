@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use portmapping_dataplane::migration::{Backend, BackendMigration};
+use portmapping_dataplane::Backend;
+use portmapping_dataplane::migration::BackendMigration;
 use portmapping_dataplane::snapshot::Snapshot;
 use portmapping_dataplane::{AddressSelection, Dataplane, Settings, Tools};
 use portmapping_enforcer_core::{Action, Config, NodeState, PodFacts, Record, Recovered, Sandbox};
@@ -29,7 +30,7 @@ fn one_rule_per_port_and_family(backend: Backend) {
         ..Settings::new(range)
     };
     let tools = Tools::default();
-    let snapshot = Snapshot::read(&tools);
+    let snapshot = Snapshot::read(&tools, &settings);
     let (mut driver, _) = BackendMigration::open(backend, &settings, tools, snapshot).unwrap();
     let config = Config {
         range,

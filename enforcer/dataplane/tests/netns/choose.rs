@@ -4,9 +4,10 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 
+use portmapping_dataplane::Backend;
 use portmapping_dataplane::Flavour;
 use portmapping_dataplane::detect::{Chosen, choose, detect};
-use portmapping_dataplane::migration::{Backend, BackendMigration};
+use portmapping_dataplane::migration::BackendMigration;
 use portmapping_dataplane::snapshot::Snapshot;
 use portmapping_dataplane::{Dataplane as _, Tools};
 use portmapping_shared::Plan;
@@ -59,7 +60,7 @@ fn chosen(lab: &Lab, tools: &Tools) -> Chosen {
 fn chosen_of(lab: &Lab, tools: &Tools, only: Option<Flavour>) -> Chosen {
     let settings = settings_for(range("20000-29999"));
     lab.node
-        .run(|| choose(&Snapshot::read(tools), &settings, tools, only))
+        .run(|| choose(&Snapshot::read(tools, &settings), &settings, tools, only))
 }
 
 #[test]
@@ -97,7 +98,7 @@ fn rule_with_an_ipset_moves_the_node_to_nftables_with_all_mappings() {
     lab.node.sh("ipset create pods hash:net");
     let set = "-t nat -I POSTROUTING -m set --match-set pods src -j RETURN";
     lab.iptables(Flavour::Nft, set);
-    let snapshot = lab.node.run(|| Snapshot::read(&tools));
+    let snapshot = lab.node.run(|| lab::snapshot(&tools));
     let error = detect(&snapshot).unwrap_err().to_string();
     assert!(error.contains("-A POSTROUTING -m set"), "{error}");
     assert!(error.contains("overlays/legacy-iptables"), "{error}");
@@ -106,7 +107,7 @@ fn rule_with_an_ipset_moves_the_node_to_nftables_with_all_mappings() {
     assert!(chosen.reason.contains("-m set"), "{}", chosen.reason);
     let settings = settings_for(range("20000-29999"));
     let moved = lab.node.run(|| {
-        let opened = BackendMigration::open(chosen.backend, &settings, tools.clone(), snapshot);
+        let opened = BackendMigration::open(chosen.backend, &settings, tools, snapshot);
         let (mut driver, _) = opened.unwrap();
         let found = driver.in_other_backends().clone();
         let plan = Plan::new(&found, &driver.observe().unwrap().mappings);

@@ -1,12 +1,17 @@
 //! Another program that puts its jumps first each time, as Felix of Calico does.
 
-use portmapping_dataplane::Flavour;
+use std::collections::BTreeSet;
+
+use portmapping_dataplane::{AddressSelection, Flavour, Settings};
 use portmapping_shared::Protocol::{Tcp, Udp};
 
-use crate::lab::{Lab, NODE, NODE_V6, POD1, POD1_V6, POD2, at, map};
+use crate::lab::{Lab, NODE, NODE_V6, POD1, POD1_V6, POD2, at, map, range};
 use crate::serve::{ask_tcp, ask_udp, serve};
 
-crate::for_each_flavour!(two_programs_that_want_to_be_first_settle);
+crate::for_each_flavour!(
+    two_programs_that_want_to_be_first_settle,
+    opening_changes_no_rule
+);
 
 const CHAINS: [&str; 3] = ["PREROUTING", "OUTPUT", "POSTROUTING"];
 
@@ -72,4 +77,26 @@ fn two_programs_that_want_to_be_first_settle(flavour: Flavour) {
     }
     let answer = ask_udp(&lab.client, at(NODE, 20000)).unwrap();
     assert!(answer.starts_with("pod1"), "{answer}");
+}
+
+/// An enforcer that rehearses its start must not write while its predecessor does.
+fn opening_changes_no_rule(flavour: Flavour) {
+    let lab = Lab::new();
+    // the addresses are not known at the start, so the rules are read a second time with those found
+    let unknown = Settings {
+        selection: AddressSelection::Node,
+        host_addresses: BTreeSet::new(),
+        ..Settings::new(range("20000-29999"))
+    };
+    let mut driver = lab.driver_with(flavour, &unknown);
+    driver.name_addresses(&[NODE, NODE_V6]);
+    let mappings = [map(Tcp, 20000, POD1, 9040), map(Tcp, 20000, POD1_V6, 9040)];
+    driver.reconcile(&mappings);
+    put_first(&lab, flavour);
+    let before = lab.rules(flavour);
+    let mut successor = lab.driver_with(flavour, &unknown);
+    assert_eq!(lab.rules(flavour), before);
+    // and the first change puts the jumps first
+    successor.repair(&mappings);
+    assert!(put_first(&lab, flavour), "our jumps are not first");
 }

@@ -3,7 +3,6 @@
 use portmapping_dataplane::DataplaneError;
 use portmapping_dataplane::Flavour;
 use portmapping_dataplane::detect::detect;
-use portmapping_dataplane::snapshot::Snapshot;
 use portmapping_shared::Protocol::Tcp;
 
 use crate::lab::{self, Lab, POD1, map};
@@ -14,7 +13,7 @@ crate::for_each_flavour!(chooses_the_one_with_rules, our_own_rules_decide_nothin
 #[test]
 fn chooses_nft_on_a_bare_node() {
     let node = Netns::new();
-    let detected = node.run(|| detect(&Snapshot::read(&lab::tools()))).unwrap();
+    let detected = node.run(|| detect(&lab::snapshot(&lab::tools()))).unwrap();
     assert_eq!(detected.flavour, Flavour::Nft);
     assert!(detected.reason.contains("default"), "{}", detected.reason);
 }
@@ -24,7 +23,7 @@ fn refuses_to_guess_between_two() {
     let node = Netns::new();
     node.sh("iptables-legacy -w 30 -N A; iptables-nft -A INPUT -s 192.0.2.1 -j ACCEPT");
     let error = node
-        .run(|| detect(&Snapshot::read(&lab::tools())))
+        .run(|| detect(&lab::snapshot(&lab::tools())))
         .unwrap_err();
     assert!(
         matches!(error, DataplaneError::BothFlavours { .. }),
@@ -36,7 +35,7 @@ fn refuses_to_guess_between_two() {
 fn chooses_the_one_with_rules(flavour: Flavour) {
     let node = Netns::new();
     node.sh(&format!("{flavour} -w 30 -t mangle -N KUBE-IPTABLES-HINT"));
-    let detected = node.run(|| detect(&Snapshot::read(&lab::tools()))).unwrap();
+    let detected = node.run(|| detect(&lab::snapshot(&lab::tools()))).unwrap();
     assert_eq!(detected.flavour, flavour);
     assert!(
         detected.reason.contains("1 of them made by Kubernetes"),
@@ -55,7 +54,7 @@ fn our_own_rules_decide_nothing(flavour: Flavour) {
     lab.iptables(flavour, "-A INPUT -s 192.0.2.1 -j ACCEPT");
     assert_eq!(
         lab.node
-            .run(|| detect(&Snapshot::read(&lab::tools())))
+            .run(|| detect(&lab::snapshot(&lab::tools())))
             .unwrap()
             .flavour,
         flavour

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+pub(crate) use portmapping_dataplane::Backend;
 use portmapping_dataplane::Flavour;
 use portmapping_dataplane::Settings;
 use portmapping_dataplane::change_monitor::ChangeMonitor;
-pub(crate) use portmapping_dataplane::migration::Backend;
 use portmapping_dataplane::migration::BackendMigration;
 use portmapping_dataplane::snapshot::Snapshot;
 use portmapping_dataplane::{
@@ -254,8 +254,13 @@ pub(crate) fn open(
     settings: &Settings,
     tools: &Tools,
 ) -> Result<BackendMigration, DataplaneError> {
-    let snapshot = Snapshot::read(tools);
+    let snapshot = Snapshot::read(tools, settings);
     BackendMigration::open(backend, settings, tools.clone(), snapshot).map(|(driver, _)| driver)
+}
+
+/// Reads the rules as the enforcer does.
+pub(crate) fn snapshot(tools: &Tools) -> Snapshot {
+    Snapshot::read(tools, &settings_for(range("20000-29999")))
 }
 
 /// Returns settings whose host addresses are all addresses of the lab's node.

@@ -5,7 +5,6 @@ use nix::libc;
 use portmapping_dataplane::Flavour;
 use portmapping_dataplane::detect::detect;
 use portmapping_dataplane::migration::BackendMigration;
-use portmapping_dataplane::snapshot::Snapshot;
 use portmapping_dataplane::{Dataplane as _, DataplaneError, uninstall};
 use portmapping_shared::Plan;
 use portmapping_shared::Protocol::{Tcp, Udp};
@@ -89,7 +88,7 @@ fn iptables_legacy_works_without_nf_tables() {
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
     let mappings = [map(Tcp, 20000, POD1, 9040), map(Udp, 20000, POD1, 9040)];
     without_netfilter_netlink(&lab, || {
-        let detected = detect(&Snapshot::read(&lab::tools())).expect("detect");
+        let detected = detect(&lab::snapshot(&lab::tools())).expect("detect");
         assert_eq!(detected.flavour, Flavour::Legacy, "{}", detected.reason);
         let mut driver = open(Flavour::Legacy.into()).expect("open");
         let to_create = mappings.to_vec();
