@@ -26,8 +26,9 @@ use stream::Stream;
 
 /// How long a keeper may take to answer; [`MAX_PORTS`] binds take a few milliseconds.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a request waits for a keeper that is being restarted.
-pub const RECONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a request waits for a keeper that is being restarted: as long as damage may last without a
+/// word in the condition.
+pub const RECONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Waits between two tries to connect. They are short: until the keeper answers, no port may be
 /// held.
 const WAITS: Backoff = Backoff {
