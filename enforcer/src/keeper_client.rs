@@ -10,10 +10,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use portmapping_shared::Backoff;
+use portmapping_shared::{Backoff, PortKey};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use portmapping_keeper::wire::{HoldOutcome, KeeperRole, MAX_PORTS, Port, Reply, Request, VERSION};
+use portmapping_keeper::wire::{HoldOutcome, KeeperRole, MAX_PORTS, Reply, Request, VERSION};
 
 mod error;
 mod reacquire;
@@ -61,7 +61,7 @@ impl KeeperClient {
     }
 
     /// Holds the ports; returns one outcome per port, in order. Holding a port twice is no error.
-    pub async fn hold(&mut self, ports: &[Port]) -> Result<Vec<HoldOutcome>, KeeperClientError> {
+    pub async fn hold(&mut self, ports: &[PortKey]) -> Result<Vec<HoldOutcome>, KeeperClientError> {
         let mut outcomes = Vec::with_capacity(ports.len());
         for chunk in ports.chunks(MAX_PORTS) {
             match self.ask("hold", Request::Hold(chunk.to_vec())).await? {
@@ -73,7 +73,7 @@ impl KeeperClient {
     }
 
     /// Releases the ports; returns how many of them were held.
-    pub async fn release(&mut self, ports: &[Port]) -> Result<usize, KeeperClientError> {
+    pub async fn release(&mut self, ports: &[PortKey]) -> Result<usize, KeeperClientError> {
         let mut released = 0;
         for chunk in ports.chunks(MAX_PORTS) {
             match self
@@ -97,7 +97,7 @@ impl KeeperClient {
     }
 
     /// Returns every port that the keeper holds.
-    pub async fn list(&mut self) -> Result<BTreeSet<Port>, KeeperClientError> {
+    pub async fn list(&mut self) -> Result<BTreeSet<PortKey>, KeeperClientError> {
         let mut all = BTreeSet::new();
         loop {
             let after = all.last().copied();

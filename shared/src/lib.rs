@@ -33,6 +33,6 @@ pub use backoff::Backoff;
 pub use mapping::{LeasedPort, Mapping};
 pub use plan::Plan;
 pub use pod::{PodRef, PodSpec, PodUid, null_as_default};
-pub use port::{ContainerPort, HostPort, PortRange, PortSet, Protocol};
+pub use port::{ContainerPort, HostPort, PortKey, PortRange, PortSet, Protocol};
 pub use remedy::remedy;
 pub use request::{PortRequest, RequestedPort};

@@ -126,6 +126,9 @@ port_number! {
     ContainerPort
 }
 
+/// A host port of one protocol: what a pod leases and the keeper holds.
+pub type PortKey = (Protocol, HostPort);
+
 /// A number outside 1-65535.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0} is not a port: ports are 1-65535")]

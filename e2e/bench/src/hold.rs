@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use portmapping_enforcer::keeper_client::KeeperClient;
-use portmapping_keeper::wire::{HoldOutcome, Port};
-use portmapping_shared::{HostPort, Protocol};
+use portmapping_keeper::wire::HoldOutcome;
+use portmapping_shared::{HostPort, PortKey, Protocol};
 
 use super::netns::Netns;
 use super::peers;
@@ -117,7 +117,7 @@ fn hold_ours(netns: &Netns, program: &Path, folder: &Path) -> Result<Holding> {
         .enable_all()
         .build()
         .context("start a runtime")?;
-    let ports: Vec<Port> = (FIRST..FIRST + PORTS)
+    let ports: Vec<PortKey> = (FIRST..FIRST + PORTS)
         .filter_map(HostPort::new)
         .map(|port| (Protocol::Tcp, port))
         .collect();

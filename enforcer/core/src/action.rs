@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use portmapping_shared::{Plan, PodRef};
-
-use crate::ports::PortKey;
+use portmapping_shared::{Plan, PodRef, PortKey};
 
 /// One thing to do. Every action except an event is answered by a call.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,10 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use portmapping_shared::{Backoff, Mapping, Plan, PodUid};
+use portmapping_shared::{Backoff, Mapping, Plan, PodUid, PortKey};
 
 use crate::action::{Closed, RuleError};
-use crate::ports::PortKey;
 use mappings::MappingTable;
 pub(crate) use mappings::port_of;
 

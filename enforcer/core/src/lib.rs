@@ -38,5 +38,4 @@ pub use action::{
 pub use node::{Config, Counts, NodeState, PodStatus, Recovered, Status};
 pub use phase::Phase;
 pub use pods::{PodFacts, uninstalled};
-pub use ports::PortKey;
 pub use sandbox::{AddressSource, InvalidSandboxId, Sandbox, SandboxId, SandboxUpdate};

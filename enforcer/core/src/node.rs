@@ -16,7 +16,7 @@ mod status;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use portmapping_shared::{LeasedPort, Mapping, Plan, PodRef, PodUid};
+use portmapping_shared::{LeasedPort, Mapping, Plan, PodRef, PodUid, PortKey};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
@@ -24,7 +24,7 @@ use crate::action::{Action, Closed, EventKind, PublishOutcome, RuleError};
 use crate::addresses::Addresses;
 use crate::kernel::{Kernel, ports_of};
 use crate::pods::{PodFacts, PodState, Refusal, Want};
-use crate::ports::{KEEPER_RETRY, PortKey, Ports};
+use crate::ports::{KEEPER_RETRY, Ports};
 
 pub use config::Config;
 pub use recovery::Recovered;

@@ -10,6 +10,7 @@ pub(crate) mod state;
 mod unmapped;
 
 pub use facts::PodFacts;
+pub(crate) use facts::Want;
 pub(crate) use forgery::suppressed_note;
 pub use publish::uninstalled;
-pub(crate) use state::{PodState, Progress, Refusal, Want};
+pub(crate) use state::{PodState, Progress, Refusal};

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use portmapping_shared::{HostPort, LeasedPort, PodRef, PodUid, PortRange, PortSet, Protocol};
+use portmapping_shared::{LeasedPort, PodRef, PodUid, PortKey, PortRange, PortSet, Protocol};
 
 pub(crate) use allocate::{Exhausted, RestLimits, WaitingPod, WantedPort};
 pub(crate) use ledger::{KEEPER_RETRY, key_of};
@@ -25,9 +25,6 @@ use ledger::{Hold, Ledger, Port, PortState, Transition};
 use previous::PreviousPorts;
 use resting::RestingPorts;
 use timers::PortTimers;
-
-/// A host port of one protocol: what a pod leases and the keeper holds.
-pub type PortKey = (Protocol, HostPort);
 
 static NO_LEASES: BTreeSet<LeasedPort> = BTreeSet::new();
 

@@ -5,11 +5,9 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Once};
 
-use portmapping_shared::{HostPort, Protocol};
+use portmapping_shared::{HostPort, PortKey, Protocol};
 use rustix::io::Errno;
 use socket2::{Domain, SockRef, Socket, Type};
-
-use super::wire::Port;
 
 /// A held port. It is held until the last clone of this value is dropped.
 #[derive(Clone, Debug)]
@@ -18,7 +16,7 @@ pub(super) struct HeldPort(Option<Arc<OwnedFd>>);
 impl HeldPort {
     /// Binds the port for both address families. The socket does not listen and does not share its
     /// address (no `SO_REUSEADDR`, no `SO_REUSEPORT`).
-    pub(super) fn bind((protocol, port): Port) -> io::Result<Self> {
+    pub(super) fn bind((protocol, port): PortKey) -> io::Result<Self> {
         let kind = match protocol {
             Protocol::Tcp => Type::STREAM,
             Protocol::Udp => Type::DGRAM,
@@ -40,7 +38,7 @@ impl HeldPort {
 
     /// Takes a socket from another keeper. Fails unless it is bound to this port, of this protocol,
     /// and not listening.
-    pub(super) fn adopt((protocol, port): Port, fd: OwnedFd) -> io::Result<Self> {
+    pub(super) fn adopt((protocol, port): PortKey, fd: OwnedFd) -> io::Result<Self> {
         let socket = SockRef::from(&fd);
         let kind = match protocol {
             Protocol::Tcp => Type::STREAM,

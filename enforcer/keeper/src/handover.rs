@@ -20,13 +20,12 @@
 //! active. It then shuts down its receiving side first: a Confirm sent earlier is still read, and a
 //! later one fails at the new keeper, which then drops the sockets it received.
 
+use portmapping_shared::PortKey;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-
-use super::wire::Port;
 
 mod channel;
 mod give;
@@ -82,9 +81,9 @@ enum Message {
     },
     /// Ports with a descriptor each, and ports held without.
     Batch {
-        held: Vec<Port>,
+        held: Vec<PortKey>,
         #[serde(rename = "noted")]
-        without_socket: Vec<Port>,
+        without_socket: Vec<PortKey>,
     },
     /// The batch has arrived.
     Got,

@@ -15,11 +15,11 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
-use portmapping_shared::Protocol;
+use portmapping_shared::{PortKey, Protocol};
 use rustix::net::SendFlags;
 
 use super::bind::HeldPort;
-use super::wire::{self, Errno, HoldOutcome, KeeperRole, MAX_PORTS, Port, Reply};
+use super::wire::{self, Errno, HoldOutcome, KeeperRole, MAX_PORTS, Reply};
 
 /// How long an enforcer may be without a connection: one that starts again in its process needs less.
 const UNATTENDED: Duration = Duration::from_millis(500);
@@ -32,13 +32,13 @@ pub(super) struct NotActive(pub(super) KeeperRole);
 pub(super) struct PortTable {
     inner: Mutex<TableState>,
     role_changed: Condvar,
-    bind: fn(Port) -> io::Result<HeldPort>,
+    bind: fn(PortKey) -> io::Result<HeldPort>,
     /// Most sockets that fit into the limit of open files.
     pub(super) room: usize,
 }
 
 struct TableState {
-    held: BTreeMap<Port, HeldPort>,
+    held: BTreeMap<PortKey, HeldPort>,
     sockets: usize,
     role: KeeperRole,
     /// Since when it is retired; it may have copies of the sockets until they are closed.
@@ -51,7 +51,7 @@ struct TableState {
 
 impl PortTable {
     /// An empty table that binds with `bind`, up to `room` sockets.
-    pub(super) fn new(room: usize, bind: fn(Port) -> io::Result<HeldPort>) -> Self {
+    pub(super) fn new(room: usize, bind: fn(PortKey) -> io::Result<HeldPort>) -> Self {
         let (held, role) = (BTreeMap::new(), KeeperRole::Active);
         let inner = Mutex::new(TableState {
             held,
@@ -71,7 +71,7 @@ impl PortTable {
     }
 
     /// Holds each port, or returns why not. A port that is already held stays as it is.
-    pub(super) fn hold(&self, ports: &[Port]) -> Result<Vec<HoldOutcome>, NotActive> {
+    pub(super) fn hold(&self, ports: &[PortKey]) -> Result<Vec<HoldOutcome>, NotActive> {
         let mut inner = self.inner.lock();
         inner.require_active()?;
         Ok(ports
@@ -80,7 +80,7 @@ impl PortTable {
             .collect())
     }
 
-    fn hold_one(&self, inner: &mut TableState, port: Port) -> HoldOutcome {
+    fn hold_one(&self, inner: &mut TableState, port: PortKey) -> HoldOutcome {
         let full = port.0 != Protocol::Sctp && inner.sockets >= self.room;
         let held = match inner.held.entry(port) {
             Entry::Occupied(entry) => return outcome_of(entry.get()),
@@ -101,7 +101,7 @@ impl PortTable {
     }
 
     /// Closes the ports; returns how many were held.
-    pub(super) fn release(&self, ports: &[Port]) -> Result<usize, NotActive> {
+    pub(super) fn release(&self, ports: &[PortKey]) -> Result<usize, NotActive> {
         let mut inner = self.inner.lock();
         inner.require_active()?;
         let mut released = 0;
@@ -115,7 +115,7 @@ impl PortTable {
     }
 
     /// Returns the next [`MAX_PORTS`] held ports above `after`, and whether there are more.
-    pub(super) fn page(&self, after: Option<Port>) -> Result<(Vec<Port>, bool), NotActive> {
+    pub(super) fn page(&self, after: Option<PortKey>) -> Result<(Vec<PortKey>, bool), NotActive> {
         let inner = self.inner.lock();
         inner.require_active()?;
         let above = (
@@ -128,7 +128,7 @@ impl PortTable {
     }
 
     /// Adds ports that came from another keeper. A port that is already held stays as it is.
-    pub(super) fn adopt(&self, ports: impl IntoIterator<Item = (Port, HeldPort)>) {
+    pub(super) fn adopt(&self, ports: impl IntoIterator<Item = (PortKey, HeldPort)>) {
         let mut inner = self.inner.lock();
         for (port, held) in ports {
             if let Entry::Vacant(entry) = inner.held.entry(port) {
@@ -290,7 +290,7 @@ impl TableState {
 /// A running handover, with the ports to hand over.
 pub(super) struct Frozen<'a> {
     table: &'a PortTable,
-    pub(super) ports: Vec<(Port, HeldPort)>,
+    pub(super) ports: Vec<(PortKey, HeldPort)>,
     retired: bool,
 }
 

@@ -14,7 +14,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use portmapping_shared::{HostPort, Protocol};
+use portmapping_shared::PortKey;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -26,9 +26,6 @@ pub const MAX_FRAME: usize = 64 * 1024;
 pub const MAX_PORTS: usize = 1024;
 /// How long the rest of a frame may take after its first byte.
 pub(super) const FRAME_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// A host port of one protocol.
-pub type Port = (Protocol, HostPort);
 
 /// A message from the enforcer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,13 +41,13 @@ pub struct Envelope {
 #[serde(rename_all = "snake_case")]
 pub enum Request {
     /// Hold these ports; a port that is already held stays as it is.
-    Hold(Vec<Port>),
+    Hold(Vec<PortKey>),
     /// Release these ports; a port that is not held is no error.
-    Release(Vec<Port>),
+    Release(Vec<PortKey>),
     /// List the held ports above `after`, in ascending order.
     List {
         /// Last port of the previous page.
-        after: Option<Port>,
+        after: Option<PortKey>,
     },
     /// Become active, because the enforcer is able to act; the reply is the role. An active keeper stays
     /// as it is.
@@ -77,7 +74,7 @@ pub enum Reply {
     /// A page of held ports.
     Held {
         /// At most [`MAX_PORTS`].
-        ports: Vec<Port>,
+        ports: Vec<PortKey>,
         /// Whether there are ports after the last one.
         more: bool,
     },

@@ -1,12 +1,13 @@
 //! Holds mapped ports again: a keeper that starts without a predecessor holds none.
 
+use portmapping_shared::PortKey;
 use std::collections::BTreeSet;
 use std::time::Instant;
 
 use portmapping_runtime::deadline::chain;
 
 use super::KeeperClient;
-use portmapping_keeper::wire::{HoldOutcome, Port};
+use portmapping_keeper::wire::HoldOutcome;
 
 impl KeeperClient {
     /// Holds the ports of `mapped` that are not in `held`, and returns all held ports. A port that
@@ -14,11 +15,11 @@ impl KeeperClient {
     /// reports it on the pod.
     pub async fn reacquire(
         &mut self,
-        mapped: BTreeSet<Port>,
-        mut held: BTreeSet<Port>,
+        mapped: BTreeSet<PortKey>,
+        mut held: BTreeSet<PortKey>,
         started: Instant,
-    ) -> BTreeSet<Port> {
-        let unheld: Vec<Port> = mapped.difference(&held).copied().collect();
+    ) -> BTreeSet<PortKey> {
+        let unheld: Vec<PortKey> = mapped.difference(&held).copied().collect();
         if unheld.is_empty() {
             return held;
         }

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use portmapping_keeper::wire::{self, Envelope, Errno};
 
-fn ports(count: u16) -> Vec<Port> {
+fn ports(count: u16) -> Vec<PortKey> {
     (20000..20000 + count)
         .map(|port| (Protocol::Tcp, HostPort::new(port).unwrap()))
         .collect()
@@ -72,7 +72,7 @@ async fn splits_large_requests_and_joins_the_outcomes() {
             return None;
         };
         tell.send(ports.len()).unwrap();
-        let outcome = |port: &Port| HoldOutcome::Refused(Errno(i32::from(port.1.get())));
+        let outcome = |port: &PortKey| HoldOutcome::Refused(Errno(i32::from(port.1.get())));
         Some(Reply::Holding(ports.iter().map(outcome).collect()))
     });
     let mut client = KeeperClient::connect(&path, NOW).await.unwrap();

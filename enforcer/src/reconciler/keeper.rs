@@ -4,10 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use portmapping_enforcer_core::PortKey;
 use portmapping_keeper::wire::{self, HoldOutcome};
 use portmapping_runtime::deadline::chain;
-use portmapping_shared::remedy;
+use portmapping_shared::{PortKey, remedy};
 use rustix::io::Errno;
 
 use super::{Finished, Reconciler};

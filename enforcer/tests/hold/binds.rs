@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use nix::errno::Errno as SystemErrno;
 use nix::unistd::gettid;
-use portmapping_keeper::wire::{Errno, HoldOutcome, Port};
+use portmapping_keeper::wire::{Errno, HoldOutcome};
+use portmapping_shared::PortKey;
 use portmapping_shared::Protocol::{self, Sctp, Tcp, Udp};
 use socket2::Domain;
 
@@ -17,7 +18,7 @@ use crate::world::{NODE_IP, Node, bind_any, block_on, in_netns, ip, ports, socke
 const IN_USE: HoldOutcome = HoldOutcome::Refused(Errno(SystemErrno::EADDRINUSE as i32));
 
 /// Every way to bind that the kernel knows.
-fn challenge(port: Port) {
+fn challenge(port: PortKey) {
     for address in ["::", "0.0.0.0", "127.0.0.1", "::1", NODE_IP] {
         let ip: IpAddr = address.parse().unwrap();
         for (reuse_address, reuse_port, only_v6) in (0..8).map(|n| (n & 1, n & 2, n & 4)) {

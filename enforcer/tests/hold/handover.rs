@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use portmapping_enforcer::keeper_client::{KeeperClient, KeeperClientError};
-use portmapping_keeper::wire::{Errno, HoldOutcome, Port};
+use portmapping_keeper::wire::{Errno, HoldOutcome};
+use portmapping_shared::PortKey;
 use portmapping_shared::Protocol::{Sctp, Tcp, Udp};
 
 use crate::world::{
@@ -16,7 +17,7 @@ use crate::world::{
 };
 
 /// 2,000 ports with sockets and 300 without, in the order of a list.
-pub(crate) fn many() -> Vec<Port> {
+pub(crate) fn many() -> Vec<PortKey> {
     [
         ports(Tcp, 20000, 1000),
         ports(Udp, 20500, 1000),
@@ -26,7 +27,7 @@ pub(crate) fn many() -> Vec<Port> {
 }
 
 /// Those of them that another process could bind.
-pub(crate) fn bindable() -> Vec<Port> {
+pub(crate) fn bindable() -> Vec<PortKey> {
     many()
         .into_iter()
         .filter(|(protocol, _)| *protocol != Sctp)

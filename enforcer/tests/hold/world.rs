@@ -16,8 +16,8 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use portmapping_enforcer::keeper_client::KeeperClient;
-use portmapping_keeper::wire::{HoldOutcome, KeeperRole, Port};
-use portmapping_shared::{HostPort, Protocol};
+use portmapping_keeper::wire::{HoldOutcome, KeeperRole};
+use portmapping_shared::{HostPort, PortKey, Protocol};
 use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 
@@ -92,7 +92,7 @@ pub(crate) fn eventually<T>(what: &str, mut value: impl FnMut() -> Option<T>) ->
 }
 
 /// `count` ports of a protocol from `first` on.
-pub(crate) fn ports(protocol: Protocol, first: u16, count: u16) -> Vec<Port> {
+pub(crate) fn ports(protocol: Protocol, first: u16, count: u16) -> Vec<PortKey> {
     (first..first + count)
         .map(|port| (protocol, HostPort::new(port).unwrap()))
         .collect()
@@ -109,14 +109,14 @@ pub(crate) fn socket(domain: Domain, protocol: Protocol) -> Socket {
 }
 
 /// Binds as any program of the node would.
-pub(crate) fn bind(ip: IpAddr, (protocol, port): Port) -> io::Result<Socket> {
+pub(crate) fn bind(ip: IpAddr, (protocol, port): PortKey) -> io::Result<Socket> {
     let socket = socket(Domain::for_address(SocketAddr::from((ip, 0))), protocol);
     socket.bind(&SocketAddr::from((ip, port.get())).into())?;
     Ok(socket)
 }
 
 /// Binds for both families, or fails.
-pub(crate) fn bind_any(port: Port) -> io::Result<Socket> {
+pub(crate) fn bind_any(port: PortKey) -> io::Result<Socket> {
     bind(Ipv6Addr::UNSPECIFIED.into(), port)
 }
 
@@ -218,7 +218,7 @@ impl KeeperProcess {
     }
 
     /// Holds everything, or panics.
-    pub(crate) fn hold(&self, ports: &[Port]) {
+    pub(crate) fn hold(&self, ports: &[PortKey]) {
         let outcomes = block_on(self.client().hold(ports)).unwrap();
         for (port, outcome) in ports.iter().zip(outcomes) {
             let held = format!("{outcome:?}").starts_with("Held");
@@ -228,7 +228,7 @@ impl KeeperProcess {
 
     /// Holds ports whose sockets this process has just closed: a process that another test starts has
     /// copies of them until it executes its program.
-    pub(crate) fn hold_when_free(&self, ports: &[Port]) {
+    pub(crate) fn hold_when_free(&self, ports: &[PortKey]) {
         eventually("the ports are free", || {
             let outcomes = block_on(self.client().hold(ports)).unwrap();
             let held = outcomes.iter().all(|one| *one == HoldOutcome::Held);
@@ -237,7 +237,7 @@ impl KeeperProcess {
     }
 
     /// Returns what it holds; None if it is not active.
-    pub(crate) fn list(&self) -> Option<Vec<Port>> {
+    pub(crate) fn list(&self) -> Option<Vec<PortKey>> {
         block_on(self.client().list())
             .ok()
             .map(|ports| ports.into_iter().collect())
@@ -275,11 +275,11 @@ impl Drop for KeeperProcess {
 pub(crate) struct Prober {
     stop: Arc<AtomicBool>,
     tries: Arc<AtomicU64>,
-    thread: Option<JoinHandle<Vec<Port>>>,
+    thread: Option<JoinHandle<Vec<PortKey>>>,
 }
 
 impl Prober {
-    pub(crate) fn start(ports: Vec<Port>) -> Self {
+    pub(crate) fn start(ports: Vec<PortKey>) -> Self {
         let (stop, tries) = (
             Arc::new(AtomicBool::new(false)),
             Arc::new(AtomicU64::new(0)),

@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use portmapping_enforcer::keeper_client::KeeperClient;
-use portmapping_keeper::wire::Port;
-use portmapping_shared::Protocol;
+use portmapping_shared::{PortKey, Protocol};
 
 use super::super::lab::{FIRST_PORT, LAST_PORT, mappings};
 use super::super::netns::Netns;
@@ -70,7 +69,7 @@ fn held_after(netns: &Netns, program: &Path, folder: &Path, backend: Backend) ->
     let begun = Instant::now();
     let enforcer = start(&mut command)?;
     let all = loop {
-        let held: BTreeSet<Port> = runtime.block_on(watching.list()).context("list ports")?;
+        let held: BTreeSet<PortKey> = runtime.block_on(watching.list()).context("list ports")?;
         if held.len() == usize::from(MAPPED) {
             break begun.elapsed();
         }

@@ -2,9 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use portmapping_shared::{Mapping, PodUid};
-
-use crate::ports::PortKey;
+use portmapping_shared::{Mapping, PodUid, PortKey};
 
 static NONE: BTreeSet<Mapping> = BTreeSet::new();
 

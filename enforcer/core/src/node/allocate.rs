@@ -1,9 +1,10 @@
 //! Which of the pods that wait gets which ports.
 
+use portmapping_shared::PortKey;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Duration, EventKind, NodeState, PodUid, Refusal};
-use crate::ports::{Exhausted, PortKey, WaitingPod, WantedPort};
+use crate::ports::{Exhausted, WaitingPod, WantedPort};
 
 impl NodeState {
     /// Gives ports to every pod that lacks some, the oldest first: to marked pods, and to all of

@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use portmapping_shared::{LeasedPort, Mapping};
+use portmapping_shared::{LeasedPort, Mapping, PortKey};
 
 use super::{Config, Kernel, NodeState, PodState};
 use crate::action::Closed;
 use crate::kernel::port_of;
-use crate::ports::{PortKey, key_of};
+use crate::ports::key_of;
 
 /// What was found at the start, before the API server was asked anything.
 #[derive(Clone, Debug, Default)]

@@ -3,10 +3,30 @@
 use std::net::IpAddr;
 
 use portmapping_shared::annotation::{self, Value};
-use portmapping_shared::{PodRef, PodSpec, PodUid, PortRequest};
+use portmapping_shared::{InvalidRequest, PodRef, PodSpec, PodUid, PortRequest, RequestedPort};
 
-use super::state::Want;
 use crate::action::Record;
+
+/// What a pod asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Want {
+    /// No annotation, no port, or the pod has finished.
+    Nothing,
+    /// These ports.
+    Ports(PortRequest),
+    /// The annotation is not a valid request.
+    Invalid(InvalidRequest),
+}
+
+impl Want {
+    /// The ports that the pod asks for, static ones too.
+    pub(crate) fn ports(&self) -> &[RequestedPort] {
+        match self {
+            Self::Ports(request) => &request.ports,
+            Self::Nothing | Self::Invalid(_) => &[],
+        }
+    }
+}
 
 /// A pod of this node as the API shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]

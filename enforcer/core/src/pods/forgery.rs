@@ -8,7 +8,8 @@ use portmapping_shared::LeasedPort;
 use portmapping_shared::annotation::{self, Value};
 use portmapping_shared::contract::ANNOTATION;
 
-use super::state::{PodState, Want};
+use super::facts::Want;
+use super::state::PodState;
 use crate::limiter::Limiter;
 
 /// Annotations remembered as written by us; a watch is never that many writes behind.

@@ -7,9 +7,9 @@ use std::time::Duration;
 use portmapping_shared::contract::{CONDITION, REASON_MAPPED, REASON_RELEASED};
 use portmapping_shared::{Backoff, InvalidRequest, PortRequest, ResultEntry, annotation};
 
-use super::facts::PodFacts;
+use super::facts::{PodFacts, Want};
 use super::result::describe_port;
-use super::state::{PodState, Progress, Refusal, Want};
+use super::state::{PodState, Progress, Refusal};
 use super::unmapped::DELETION;
 use crate::action::{Condition, EventKind, Publication, PublishOutcome, Record};
 

@@ -5,38 +5,17 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use portmapping_shared::annotation::{self, Value};
-use portmapping_shared::{InvalidRequest, LeasedPort, Mapping, PodUid, PortRequest, RequestedPort};
+use portmapping_shared::{InvalidRequest, LeasedPort, Mapping, PodUid, PortKey, RequestedPort};
 
 use super::contest::{Contest, contested};
-use super::facts::PodFacts;
+use super::facts::{PodFacts, Want};
 use super::forgery::Forgery;
 use super::publish::Publish;
 use super::unmapped::{Confirmation, Unmapped};
 use crate::action::{Condition, EventKind};
 use crate::limiter::{Allowance, Limiter};
-use crate::ports::{PortKey, StaticPort, key_of};
+use crate::ports::{StaticPort, key_of};
 use crate::sandbox::AddressSource;
-
-/// What a pod asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Want {
-    /// No annotation, no port, or the pod has finished.
-    Nothing,
-    /// These ports.
-    Ports(PortRequest),
-    /// The annotation is not a valid request.
-    Invalid(InvalidRequest),
-}
-
-impl Want {
-    /// The ports that the pod asks for, static ones too.
-    pub(crate) fn ports(&self) -> &[RequestedPort] {
-        match self {
-            Self::Ports(request) => &request.ports,
-            Self::Nothing | Self::Invalid(_) => &[],
-        }
-    }
-}
 
 /// Why a pod is not mapped.
 #[derive(Clone, Debug, PartialEq, Eq)]

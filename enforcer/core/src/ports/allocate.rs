@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use portmapping_shared::{HostPort, LeasedPort, PodRef, Protocol, RequestedPort};
+use portmapping_shared::{HostPort, LeasedPort, PodRef, PortKey, Protocol, RequestedPort};
 use rand::Rng;
 
-use super::{Port, PortKey, Ports};
+use super::{Port, Ports};
 
 /// A port that a pod needs.
 #[derive(Clone, Debug)]

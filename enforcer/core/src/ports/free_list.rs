@@ -5,10 +5,8 @@
 
 use std::collections::BTreeSet;
 
-use portmapping_shared::{HostPort, PortRange, Protocol};
+use portmapping_shared::{HostPort, PortKey, PortRange, Protocol};
 use rand::{Rng, RngExt};
-
-use super::PortKey;
 
 /// The free ports, for each protocol.
 #[derive(Clone, Debug)]

@@ -1,10 +1,11 @@
 //! What the keeper is asked, and what it answers.
 
+use portmapping_shared::PortKey;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use super::Ports;
 use super::ledger::{Hold, KEEPER_RETRY, PortState};
-use super::{PortKey, Ports};
 
 impl Ports {
     /// Takes the ports that the keeper is to bind, and those it is to close.

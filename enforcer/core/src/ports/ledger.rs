@@ -3,9 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use portmapping_shared::{LeasedPort, PodUid};
-
-use super::PortKey;
+use portmapping_shared::{LeasedPort, PodUid, PortKey};
 
 /// How long to wait before the keeper is asked again after a failure or a refusal.
 pub(crate) const KEEPER_RETRY: Duration = Duration::from_secs(2);

@@ -2,9 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use portmapping_shared::{ContainerPort, PodRef, Protocol};
-
-use super::PortKey;
+use portmapping_shared::{ContainerPort, PodRef, PortKey, Protocol};
 
 /// What a port was to a pod: namespace, name, protocol, container port. A replica of a `StatefulSet`
 /// keeps its name, but not its uid.

@@ -4,9 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use portmapping_shared::{PodRef, Protocol};
+use portmapping_shared::{PodRef, PortKey, Protocol};
 
-use super::PortKey;
 use super::ledger::PortState;
 
 /// Namespace and name of a pod: they stay when the pod is created again.

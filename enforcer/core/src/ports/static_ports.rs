@@ -5,9 +5,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use portmapping_shared::pod::canonical_ip;
-use portmapping_shared::{HostPort, LeasedPort, PodSpec};
-
-use super::PortKey;
+use portmapping_shared::{HostPort, LeasedPort, PodSpec, PortKey};
 
 /// A host port that a pod's spec claims.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,4 +1,4 @@
-use portmapping_shared::{ContainerPort, RequestedPort};
+use portmapping_shared::{ContainerPort, HostPort, RequestedPort};
 use proptest::prelude::*;
 use rand::SeedableRng;
 use rand::rngs::StdRng;

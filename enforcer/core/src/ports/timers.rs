@@ -1,9 +1,8 @@
 //! When something is due: ports whose rest ends, pods to process again.
 
+use portmapping_shared::PortKey;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
-
-use super::PortKey;
 
 /// When each port is due.
 pub(crate) type PortTimers = Timers<PortKey>;

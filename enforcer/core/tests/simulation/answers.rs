@@ -1,7 +1,7 @@
 //! Keeper, kernel and API server carry out what they are asked, or fail.
 
-use portmapping_enforcer_core::{PortKey, Publication, PublishOutcome};
-use portmapping_shared::{Mapping, Plan, PodUid};
+use portmapping_enforcer_core::{Publication, PublishOutcome};
+use portmapping_shared::{Mapping, Plan, PodUid, PortKey};
 use rand::RngExt;
 use std::net::IpAddr;
 use std::time::Duration;

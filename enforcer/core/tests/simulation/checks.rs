@@ -4,8 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use portmapping_enforcer_core::{PodFacts, PodStatus, PortKey, Publication, Record};
-use portmapping_shared::{HostPort, LeasedPort, Mapping, Plan, PodUid, PortRequest, annotation};
+use portmapping_enforcer_core::{PodFacts, PodStatus, Publication, Record};
+use portmapping_shared::{
+    HostPort, LeasedPort, Mapping, Plan, PodUid, PortKey, PortRequest, annotation,
+};
 
 use crate::cluster::TYPO;
 use crate::runtime::LEFTOVER;

@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use portmapping_enforcer_core::{Closed, PodFacts, PortKey, PublishOutcome};
-use portmapping_shared::{HostPort, PodUid, annotation};
+use portmapping_enforcer_core::{Closed, PodFacts, PublishOutcome};
+use portmapping_shared::{HostPort, PodUid, PortKey, annotation};
 use rand::RngExt;
 
 use crate::cluster::MOVED_HOST;

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use portmapping_enforcer_core::{PodFacts, PortKey, Recovered, Sandbox, SandboxId, SandboxUpdate};
-use portmapping_shared::{HostPort, LeasedPort, Mapping, Plan, PodUid, Protocol};
+use portmapping_enforcer_core::{PodFacts, Recovered, Sandbox, SandboxId, SandboxUpdate};
+use portmapping_shared::{HostPort, LeasedPort, Mapping, Plan, PodUid, PortKey, Protocol};
 
 use crate::world::EPOCH;
 

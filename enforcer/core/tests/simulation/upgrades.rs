@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use portmapping_enforcer_core::{PodFacts, PortKey, Publication, Record, Sandbox};
-use portmapping_shared::{LeasedPort, Mapping, PodUid};
+use portmapping_enforcer_core::{PodFacts, Publication, Record, Sandbox};
+use portmapping_shared::{LeasedPort, Mapping, PodUid, PortKey};
 use rand::RngExt;
 
 use crate::cluster::{TYPO, Update};

@@ -4,10 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use portmapping_enforcer_core::{
-    Action, Config, EventKind, NodeState, PodFacts, PortKey, Publication, Sandbox, SandboxId,
-    SandboxUpdate,
+    Action, Config, EventKind, NodeState, PodFacts, Publication, Sandbox, SandboxId, SandboxUpdate,
 };
-use portmapping_shared::{HostPort, Mapping, Plan, PodRef, PodUid, PortSet, Protocol};
+use portmapping_shared::{HostPort, Mapping, Plan, PodRef, PodUid, PortKey, PortSet, Protocol};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 

@@ -1,12 +1,13 @@
 //! The old keeper's side of a handover.
 
+use portmapping_shared::PortKey;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
 use super::super::bind::HeldPort;
 use super::super::table::{Frozen, NotActive, PortTable};
-use super::super::wire::{KeeperRole, Port, VERSION};
+use super::super::wire::{KeeperRole, VERSION};
 use super::{BATCH, Channel, FIRST_ANSWER_TIMEOUT, HANDOVER_TIMEOUT, Message, unexpected};
 
 /// Answers one peer.
@@ -60,7 +61,7 @@ fn hand_over(frozen: Frozen<'_>, peer: &Channel) {
     );
 }
 
-fn send_all(ports: &[(Port, HeldPort)], peer: &Channel, deadline: Instant) -> io::Result<()> {
+fn send_all(ports: &[(PortKey, HeldPort)], peer: &Channel, deadline: Instant) -> io::Result<()> {
     let sockets = ports
         .iter()
         .filter(|(_, held)| held.socket().is_some())

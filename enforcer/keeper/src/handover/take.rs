@@ -1,5 +1,6 @@
 //! The new keeper's side of a handover.
 
+use portmapping_shared::PortKey;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::super::bind::HeldPort;
 use super::super::run_dir::RunDir;
 use super::super::socket;
-use super::super::wire::{Port, VERSION};
+use super::super::wire::VERSION;
 use super::{Channel, FIRST_ANSWER_TIMEOUT, HANDOVER_TIMEOUT, Message, left, unexpected};
 
 /// Pause before a peer is asked again.
@@ -23,7 +24,7 @@ pub(crate) type Predecessors = Vec<Channel>;
 #[derive(Debug, Default)]
 pub(crate) struct Taken {
     /// Ports that this keeper holds from now on.
-    pub(crate) ports: Vec<(Port, HeldPort)>,
+    pub(crate) ports: Vec<(PortKey, HeldPort)>,
     /// Connections to keep open while this keeper is active.
     pub(crate) predecessors: Predecessors,
     /// How many running peers did not hand over in time.
@@ -37,9 +38,9 @@ pub(crate) struct NoRoom {
 }
 
 enum Attempt {
-    Whole(Vec<(Port, HeldPort)>, Option<Channel>),
+    Whole(Vec<(PortKey, HeldPort)>, Option<Channel>),
     /// The connection failed after these ports had arrived.
-    Partial(Vec<(Port, HeldPort)>),
+    Partial(Vec<(PortKey, HeldPort)>),
     Dead,
     Retired,
     /// Another handover is running, or the connection ended early: try again.
@@ -146,7 +147,7 @@ fn receive(channel: Channel, polls: bool, deadline: Instant) -> Attempt {
 fn receive_all(
     channel: &Channel,
     deadline: Instant,
-    ports: &mut Vec<(Port, HeldPort)>,
+    ports: &mut Vec<(PortKey, HeldPort)>,
 ) -> io::Result<()> {
     loop {
         match channel.recv(Some(deadline))? {
@@ -182,7 +183,7 @@ fn receive_all(
     }
 }
 
-fn adopt(port: Port, fd: OwnedFd) -> Option<(Port, HeldPort)> {
+fn adopt(port: PortKey, fd: OwnedFd) -> Option<(PortKey, HeldPort)> {
     HeldPort::adopt(port, fd)
         .inspect_err(|error| tracing::error!(?port, %error, "a received socket is not bound to its port as announced; it is dropped"))
         .ok()

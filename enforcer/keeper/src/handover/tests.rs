@@ -58,7 +58,7 @@ impl Old {
 }
 
 /// 300 sockets bound to ports that the kernel chooses.
-fn sockets() -> Vec<(Port, OwnedFd)> {
+fn sockets() -> Vec<(PortKey, OwnedFd)> {
     let bind = |protocol| {
         let kind = if protocol == Protocol::Tcp {
             socket2::Type::STREAM

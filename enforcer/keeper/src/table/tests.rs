@@ -8,7 +8,7 @@ use portmapping_shared::{HostPort, Protocol};
 use super::*;
 
 /// Port 666 is in use, SCTP has no sockets, every other port binds.
-fn bind((protocol, port): Port) -> io::Result<HeldPort> {
+fn bind((protocol, port): PortKey) -> io::Result<HeldPort> {
     if port.get() == 666 {
         return Err(io::Error::from_raw_os_error(98));
     }
@@ -19,11 +19,11 @@ fn bind((protocol, port): Port) -> io::Result<HeldPort> {
     Ok(HeldPort::for_tests(any.into()))
 }
 
-fn port(protocol: Protocol, number: u16) -> Port {
+fn port(protocol: Protocol, number: u16) -> PortKey {
     (protocol, HostPort::new(number).unwrap())
 }
 
-fn tcp(numbers: impl IntoIterator<Item = u16>) -> Vec<Port> {
+fn tcp(numbers: impl IntoIterator<Item = u16>) -> Vec<PortKey> {
     numbers
         .into_iter()
         .map(|number| port(Protocol::Tcp, number))

@@ -1,8 +1,10 @@
 //! The bytes of version 1: keepers and enforcers of earlier releases read and write exactly these.
 
+use portmapping_shared::{HostPort, Protocol};
+
 use super::*;
 
-fn port(protocol: Protocol, number: u16) -> Port {
+fn port(protocol: Protocol, number: u16) -> PortKey {
     (protocol, HostPort::new(number).unwrap())
 }
 
