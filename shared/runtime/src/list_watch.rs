@@ -148,8 +148,8 @@ where
         loop {
             match self.step().await {
                 Ok(Some(event)) => {
-                    // a list that only began is no sign of success
-                    if !matches!(event, Event::ListStarted) {
+                    // a list that breaks again and again is no success
+                    if !matches!(event, Event::ListStarted | Event::Listed(_)) {
                         self.backoff.reset();
                     }
                     return event;

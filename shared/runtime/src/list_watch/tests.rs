@@ -152,3 +152,21 @@ async fn a_cached_list_is_not_older_than_what_was_seen_unless_it_is_consistent()
         "{queries:?}"
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn lists_that_break_in_the_middle_are_made_less_and_less_often() {
+    let object = json!({ "kind": "ConfigMap", "apiVersion": "v1", "metadata": { "name": "a" } });
+    let item = json!({ "type": "ADDED", "object": object }).to_string() + "\n";
+    let (mut watch, _queries) = watch(move |_index, _query| (200, item.clone(), Duration::ZERO));
+    let start = Instant::now();
+    for _ in 0..10 {
+        assert_eq!(watch.next().await, Event::ListStarted);
+        assert!(matches!(watch.next().await, Event::Listed(_)));
+    }
+    // the longest wait is 2 s
+    assert!(
+        start.elapsed() > Duration::from_secs(10),
+        "{:?}",
+        start.elapsed()
+    );
+}
