@@ -11,17 +11,18 @@ use hyper::body::{Frame, SizeHint};
 use crate::budget::Claim;
 
 /// Bytes that a connection gets at once. It keeps them until the client takes them, and by then they may have
-/// no part of a budget any more. Most responses are shorter.
-const PIECE: usize = 4 * 1024;
+/// no part of a budget any more. Most responses are shorter: those need no budget, so that clients which take
+/// nothing cannot make them wait.
+pub(crate) const PIECE: usize = 4 * 1024;
 
 /// A response that is sent in pieces.
 pub(crate) struct InPieces {
     bytes: Bytes,
-    _claim: Claim,
+    _claim: Option<Claim>,
 }
 
 impl InPieces {
-    pub(crate) fn new(bytes: Vec<u8>, claim: Claim) -> Self {
+    pub(crate) fn new(bytes: Vec<u8>, claim: Option<Claim>) -> Self {
         Self {
             bytes: bytes.into(),
             _claim: claim,

@@ -13,10 +13,10 @@ use crate::body::{Bodies, BodyError};
 use crate::budget::Budget;
 use crate::metrics::Metrics;
 use crate::mutate::{self, Verdict};
-use crate::response::InPieces;
+use crate::response::{InPieces, PIECE};
 use crate::review::{self, Answer, Review, Subject};
 
-/// Budget of one peer for responses that it has not taken yet, in bytes. Most have less than 2 KiB.
+/// Budget of one peer for longer responses that it has not taken yet, in bytes.
 const PEER_RESPONSES: u32 = 1024 * 1024;
 /// The same over all peers, in budgets of one peer.
 const FULL_PEERS: usize = 16;
@@ -59,7 +59,10 @@ async fn mutate(State(service): State<Service>, request: Request) -> Response {
     let (outcome, response) = tokio::time::timeout(limit, service.review(request))
         .await
         .unwrap_or_else(|_elapsed| {
-            let text = format!("the body of the review did not arrive within {limit:?}");
+            let text = format!(
+                "no answer within {limit:?}: the body of the review did not arrive, or clients that take no \
+                 response use all memory for responses; try again"
+            );
             refused("TimedOut", StatusCode::REQUEST_TIMEOUT, &text)
         });
     service.metrics.record_review(outcome, start.elapsed());
@@ -98,8 +101,11 @@ impl Service {
         match encoded {
             Ok(response) => {
                 drop((bytes, claim));
-                let length = u32::try_from(response.len()).unwrap_or(u32::MAX);
-                let claim = self.responses.claim(peer, length).await;
+                let mut claim = None;
+                if response.len() > PIECE {
+                    let length = u32::try_from(response.len()).unwrap_or(u32::MAX);
+                    claim = Some(self.responses.claim(peer, length).await);
+                }
                 let body = Body::new(InPieces::new(response, claim));
                 let json = [(header::CONTENT_TYPE, "application/json")];
                 (outcome, (json, body).into_response())

@@ -16,9 +16,12 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Instant;
 
-use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
+
+mod requests;
+
+pub use requests::OpenRequest;
+use requests::Requests;
 
 /// The other end of a connection, as the unit of fair sharing. The default stands for a socket
 /// without addresses.
@@ -42,7 +45,7 @@ pub enum Activity {
     NoRequestYet(Instant),
     /// No request at present; the last one began then.
     Idle(Instant),
-    /// At least one request is being answered; the newest began then.
+    /// At least one request is being answered; the oldest began then.
     Busy(Instant),
 }
 
@@ -53,8 +56,7 @@ pub struct ConnectionSlot {
     pub evicted: CancellationToken,
     peer: Peer,
     accepted: Instant,
-    last_request: Mutex<Option<Instant>>,
-    requests: TaskTracker,
+    requests: Requests,
 }
 
 /// The table of open connections.
@@ -67,7 +69,7 @@ impl Connections {
     pub fn enter(&mut self, peer: Peer, max: usize) -> (Arc<ConnectionSlot>, bool) {
         let Self(slots) = self;
         slots.retain(|slot| Arc::strong_count(slot) > 1 && !slot.evicted.is_cancelled());
-        let is_new = |slot: &ConnectionSlot| slot.last_request.lock().is_none();
+        let is_new = |slot: &ConnectionSlot| matches!(slot.activity(), Activity::NoRequestYet(_));
         let mut counts = HashMap::from([(peer, (1, 0))]);
         for slot in slots.iter() {
             let (all, new) = counts.entry(slot.peer).or_default();
@@ -84,8 +86,7 @@ impl Connections {
             evicted: CancellationToken::new(),
             peer,
             accepted: Instant::now(),
-            last_request: Mutex::default(),
-            requests: TaskTracker::new(),
+            requests: Requests::default(),
         });
         slots.push(Arc::clone(&slot));
         (slot, evicted)
@@ -93,20 +94,15 @@ impl Connections {
 }
 
 impl ConnectionSlot {
-    /// Begins a request; it ends when the token is dropped.
-    pub fn begin_request(&self) -> TaskTrackerToken {
-        *self.last_request.lock() = Some(Instant::now());
-        self.requests.token()
+    /// Begins a request; it ends when the value is dropped.
+    pub fn begin_request(&self) -> OpenRequest {
+        self.requests.begin()
     }
 
     /// What the connection does at present.
     #[must_use]
     pub fn activity(&self) -> Activity {
-        match *self.last_request.lock() {
-            None => Activity::NoRequestYet(self.accepted),
-            Some(begun) if self.requests.is_empty() => Activity::Idle(begun),
-            Some(begun) => Activity::Busy(begun),
-        }
+        self.requests.activity(self.accepted)
     }
 }
 

@@ -182,6 +182,8 @@ async fn responses_that_a_client_does_not_take_have_a_budget() {
     let second = ask(&large, 1).await.unwrap();
     assert_eq!(first.status(), StatusCode::OK);
     assert_eq!(second.status(), StatusCode::REQUEST_TIMEOUT);
+    let usual = ask(&review(""), 1).await.unwrap();
+    assert_eq!(usual.status(), StatusCode::OK, "a short response");
     let other = ask(&large, 2).await.unwrap();
     assert_eq!(other.status(), StatusCode::OK, "another client's");
     let (_status, text) = read(first).await;

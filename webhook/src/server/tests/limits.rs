@@ -114,6 +114,16 @@ async fn a_client_that_does_not_take_its_response_is_disconnected() {
     let request = request.body(Body::from(body)).unwrap();
     let response = sender.send_request(request).await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);
+    // later requests give it no more time
+    tokio::spawn(async move {
+        loop {
+            let other = Request::get("https://webhook.portmapping-system.svc/x");
+            let other = other.body(Body::empty()).unwrap();
+            sender.ready().await.unwrap();
+            sender.send_request(other).await.unwrap();
+            tokio::time::sleep(SHORT).await;
+        }
+    });
     let ended = tokio::time::timeout(LIMIT, connection).await;
     drop(ended.expect("closed"));
     let text = server.metrics();
