@@ -14,7 +14,7 @@ use portmapping_shared::Backoff;
 use portmapping_shared::contract::{CONDITION, ENFORCER_MANAGER, REASON_DATAPLANE_ERROR};
 use serde_json::json;
 
-use crate::publish;
+use crate::pods::SlimPod;
 
 /// Longest wait for the API server's answer.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -28,7 +28,7 @@ const PAUSE: Backoff = Backoff {
 /// then the part says who refused it. The dry run sets our condition in the status of the enforcer's own pod,
 /// and needs no right that a publication does not need.
 pub(crate) async fn wait_for_permission(client: Client, own_pod: &str, ready: ReadyHandle) {
-    let pods = publish::pods(client.clone(), client.default_namespace());
+    let pods: Api<SlimPod> = Api::namespaced(client.clone(), client.default_namespace());
     let params = PatchParams {
         dry_run: true,
         field_manager: Some(ENFORCER_MANAGER.to_owned()),

@@ -8,12 +8,11 @@ mod slim;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::Api;
 use kube::{Client, ResourceExt};
 use portmapping_enforcer_core::{Condition, PodFacts, Record};
 use portmapping_runtime::list_watch::{Event, ListWatch};
-use portmapping_shared::contract::{ANNOTATION, CONDITION, ENFORCER_MANAGER, REQUEST_MARK};
+use portmapping_shared::contract::{ANNOTATION, CONDITION, REQUEST_MARK};
 use portmapping_shared::pod::canonical_ip;
 use portmapping_shared::request::MAX_DECLARED;
 use portmapping_shared::{PodRef, PodSpec, PodUid};
@@ -171,14 +170,13 @@ pub(crate) fn facts(pod: &SlimPod) -> Option<PodFacts> {
     let uid = uid(pod)?;
     let status = pod.status.clone().unwrap_or_default();
     let annotation = |key: &str| pod.annotations().get(key).cloned();
-    let deleting = pod.metadata.deletion_timestamp.is_some();
     let ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
     let condition = status
         .conditions
         .iter()
         .flatten()
         .find(|condition| condition.kind == CONDITION);
-    let finished = ended || deleting && all_terminated(&status);
+    let finished = ended || pod.deleting && all_terminated(&status);
     let asks = pod.annotations().contains_key(ANNOTATION);
     let mark = annotation(REQUEST_MARK);
     // of a pod that has ended only a result is of use; thousands of them may be on the node
@@ -201,12 +199,12 @@ pub(crate) fn facts(pod: &SlimPod) -> Option<PodFacts> {
                 message: condition.message.clone().unwrap_or_default(),
             }),
         },
-        annotation_manager: annotation_manager(&pod.metadata),
+        annotation_manager: pod.annotation_manager.clone(),
         pod_ips: addresses(status.pod_ips.as_deref(), status.pod_ip.as_deref()),
         host_ips: addresses(status.host_ips.as_deref(), status.host_ip.as_deref()),
         started: has_started(&status),
         finished,
-        deleting,
+        deleting: pod.deleting,
     })
 }
 
@@ -265,19 +263,6 @@ impl ContainerStatus {
             .as_ref()
             .is_some_and(|state| state.terminated.is_some())
     }
-}
-
-/// Returns who, other than the enforcer, wrote the annotation last.
-fn annotation_manager(metadata: &ObjectMeta) -> Option<String> {
-    let field = format!("f:{ANNOTATION}");
-    let others = metadata.managed_fields.iter().flatten().filter(|entry| {
-        let fields = entry.fields_v1.as_ref();
-        let written = fields.and_then(|fields| fields.0.get("f:metadata")?.get("f:annotations"));
-        entry.manager.as_deref() != Some(ENFORCER_MANAGER)
-            && written.is_some_and(|annotations| annotations.get(&field).is_some())
-    });
-    let last = others.max_by_key(|entry| entry.time.as_ref().map(|time| time.0));
-    last.and_then(|entry| entry.manager.clone())
 }
 
 fn addresses(all: Option<&[Address]>, first: Option<&str>) -> Vec<IpAddr> {

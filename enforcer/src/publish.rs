@@ -3,16 +3,15 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
-use kube::api::{Api, ApiResource, Patch, PatchParams};
-use kube::core::{DynamicObject, PartialObjectMeta};
+use kube::api::{Api, Patch, PatchParams};
 use portmapping_enforcer_core::{PodEvent, Publication};
 use portmapping_runtime::{CallError, within};
 use portmapping_shared::contract::{ANNOTATION, CONDITION, ENFORCER_MANAGER, REQUEST_MARK};
 use serde_json::{Value, json};
 
 use self::events::Events;
+use crate::pods::SlimPod;
 
 mod events;
 
@@ -96,7 +95,7 @@ impl Publisher {
     /// others. Returns the pod's version after that.
     pub(crate) async fn publish(&self, publication: &Publication) -> Result<String, PublishError> {
         let pod = &publication.pod;
-        let api = pods(self.client.clone(), &pod.namespace);
+        let api: Api<SlimPod> = Api::namespaced(self.client.clone(), &pod.namespace);
         let params = PatchParams {
             field_manager: Some(ENFORCER_MANAGER.to_owned()),
             ..Default::default()
@@ -138,11 +137,6 @@ impl Publisher {
                 source,
             })
     }
-}
-
-/// Returns the pods of a namespace. A response is a whole pod, of which only the metadata is decoded.
-pub(crate) fn pods(client: Client, namespace: &str) -> Api<PartialObjectMeta<DynamicObject>> {
-    Api::namespaced_with(client, namespace, &ApiResource::erase::<Pod>(&()))
 }
 
 /// Returns the strategic merge patch. The uid in it makes the write fail on another pod of the same

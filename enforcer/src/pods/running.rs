@@ -45,7 +45,7 @@ fn running_addresses(pod: &SlimPod) -> Vec<IpAddr> {
     };
     let runs = status.phase.as_deref() == Some("Running")
         && status.containers().any(ContainerStatus::is_running);
-    if !runs || pod.metadata.deletion_timestamp.is_some() {
+    if !runs || pod.deleting {
         return Vec::new();
     }
     addresses(status.pod_ips.as_deref(), status.pod_ip.as_deref())

@@ -6,28 +6,35 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{
-    FieldsV1, ManagedFieldsEntry, ObjectMeta, Time,
-};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use portmapping_shared::PodSpec;
-use portmapping_shared::contract::{ANNOTATION, REQUEST_MARK};
+use portmapping_shared::contract::{ANNOTATION, ENFORCER_MANAGER, REQUEST_MARK};
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
-use serde_json::json;
 
 use super::{CONFIG_HASH, CONFIG_MIRROR, PodStatus};
 
-/// A pod without what does not concern ports; its metadata has no other annotations, and its
-/// managedFields tell only who wrote the annotation.
+/// A pod without what does not concern ports; its metadata has no other annotations.
 #[derive(Clone, Debug, Deserialize)]
+#[serde(from = "Decoded")]
 pub(crate) struct SlimPod {
-    #[serde(deserialize_with = "metadata")]
     pub(crate) metadata: ObjectMeta,
-    #[serde(default)]
+    pub(crate) deleting: bool,
+    /// Who, other than the enforcer, wrote the annotation last.
+    pub(crate) annotation_manager: Option<String>,
     pub(crate) spec: PodSpec,
-    #[serde(default)]
     pub(crate) status: Option<PodStatus>,
+}
+
+/// A pod as it is decoded.
+#[derive(Deserialize)]
+struct Decoded {
+    metadata: Metadata,
+    #[serde(default)]
+    spec: PodSpec,
+    #[serde(default)]
+    status: Option<PodStatus>,
 }
 
 impl Resource for SlimPod {
@@ -59,7 +66,9 @@ impl Resource for SlimPod {
     }
 }
 
-/// The fields of `ObjectMeta` that are read; decoding skips the rest.
+/// The fields of `ObjectMeta` that are read; decoding skips the rest. Times stay text: a user may write some
+/// of them, and the API server takes times that a Rust type does not, so that no list of the node's pods
+/// could be decoded.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Metadata {
@@ -67,7 +76,7 @@ struct Metadata {
     namespace: Option<String>,
     uid: Option<String>,
     resource_version: Option<String>,
-    deletion_timestamp: Option<Time>,
+    deletion_timestamp: Option<IgnoredAny>,
     annotations: Option<Annotations>,
     managed_fields: Option<Vec<ManagedFields>>,
 }
@@ -110,7 +119,8 @@ impl<'de> Visitor<'de> for KeptAnnotations {
 #[serde(rename_all = "camelCase", default)]
 struct ManagedFields {
     manager: Option<String>,
-    time: Option<Time>,
+    /// In UTC and without fractions, so that texts are in the order of times.
+    time: Option<String>,
     fields_v1: Option<Fields>,
 }
 
@@ -136,30 +146,45 @@ struct AnnotationFields {
     annotation: Option<IgnoredAny>,
 }
 
-fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
-    let read = Metadata::deserialize(deserializer)?;
-    let entries = read.managed_fields.unwrap_or_default();
-    Ok(ObjectMeta {
-        name: read.name,
-        namespace: read.namespace,
-        uid: read.uid,
-        resource_version: read.resource_version,
-        deletion_timestamp: read.deletion_timestamp,
-        annotations: read.annotations.map(|kept| kept.0),
-        managed_fields: Some(entries.into_iter().filter_map(writer).collect()),
-        ..ObjectMeta::default()
-    })
+impl ManagedFields {
+    fn has_annotation(&self) -> bool {
+        let metadata = self
+            .fields_v1
+            .as_ref()
+            .and_then(|all| all.metadata.as_ref());
+        let annotations = metadata.and_then(|metadata| metadata.annotations.as_ref());
+        annotations.is_some_and(|annotations| annotations.annotation.is_some())
+    }
 }
 
-/// Returns the entry if it is about the annotation.
-fn writer(entry: ManagedFields) -> Option<ManagedFieldsEntry> {
-    entry.fields_v1?.metadata?.annotations?.annotation?;
-    let field = format!("f:{ANNOTATION}");
-    let fields = json!({ "f:metadata": { "f:annotations": { field: {} } } });
-    Some(ManagedFieldsEntry {
-        manager: entry.manager,
-        time: entry.time,
-        fields_v1: Some(FieldsV1(fields)),
-        ..ManagedFieldsEntry::default()
-    })
+impl From<Decoded> for SlimPod {
+    fn from(pod: Decoded) -> Self {
+        let Metadata {
+            name,
+            namespace,
+            uid,
+            resource_version,
+            deletion_timestamp,
+            annotations,
+            managed_fields,
+        } = pod.metadata;
+        let others = managed_fields.into_iter().flatten().filter(|entry| {
+            entry.manager.as_deref() != Some(ENFORCER_MANAGER) && entry.has_annotation()
+        });
+        let last = others.max_by(|one, other| one.time.cmp(&other.time));
+        Self {
+            metadata: ObjectMeta {
+                name,
+                namespace,
+                uid,
+                resource_version,
+                annotations: annotations.map(|kept| kept.0),
+                ..ObjectMeta::default()
+            },
+            deleting: deletion_timestamp.is_some(),
+            annotation_manager: last.and_then(|entry| entry.manager),
+            spec: pod.spec,
+            status: pod.status,
+        }
+    }
 }

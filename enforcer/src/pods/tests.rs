@@ -249,3 +249,17 @@ fn of_an_ended_pod_without_a_result_the_annotation_is_not_kept() {
     assert!(annotation("Failed", Some("[]")).is_some());
     assert!(annotation("Running", None).is_some());
 }
+
+/// The API server takes any year of four digits; a user may write the times of managedFields.
+#[test]
+fn a_pod_with_absurd_times_is_read() {
+    let late = "9999-12-31T23:59:59Z";
+    let fields = json!({ "f:metadata": { "f:annotations": { format!("f:{ANNOTATION}"): {} } } });
+    let entry = json!({ "manager": "kubectl", "time": late, "fieldsV1": fields });
+    let facts = facts(&pod(&json!({
+        "metadata": { "managedFields": [entry], "creationTimestamp": late, "deletionTimestamp": late },
+    })))
+    .unwrap();
+    assert!(facts.deleting);
+    assert_eq!(facts.annotation_manager.as_deref(), Some("kubectl"));
+}
