@@ -31,6 +31,8 @@ fn rows(session: &Session<'_>) -> Result<Vec<Row>> {
     let ready = json!({ "status": { "conditions": [{ "type": "Ready", "status": "False" }], "message": "x" } });
     let other = json!({ "status": { "conditions": [{ "type": "x/y", "status": "True" }] } });
     let bind = json!({ "apiVersion": "v1", "kind": "Binding", "metadata": { "name": "unscheduled" }, "target": { "kind": "Node", "name": "node1" } });
+    let mut repeated = bind.clone();
+    repeated["metadata"]["annotations"] = json!({ ANNOTATION: "", MARK: r#"[{"containerPort":9040,"protocol":"TCP"}]"# });
     let unschedulable = json!({ "status": { "conditions": [{ "type": "PodScheduled", "status": "False", "reason": "Unschedulable" }] } });
     let whole = session.done(Admin, &mapped.get())?;
     let mut put = post(mapped.path(), whole);
@@ -56,6 +58,7 @@ fn rows(session: &Session<'_>) -> Result<Vec<Row>> {
         row(Kubelet,   "reports the status of a pod with nothing",     At("open", "plain", "status").patch(ready), Allowed),
         row(Kubelet,   "deletes a terminated pod",                     mapped.delete(),                         Allowed),
         row(Scheduler, "binds a pod that asks",                        At("open", "unscheduled", "binding").post(bind), Allowed),
+        row(Scheduler, "binds it with its request and mark, as Volcano does",  At("open", "unscheduled", "binding").post(repeated), Allowed),
         row(Scheduler, "reports that a pod with a request fits nowhere",       At("open", "unscheduled", "status").patch(unschedulable), Allowed),
     ])
 }
