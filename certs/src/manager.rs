@@ -81,6 +81,14 @@ struct Served {
     ends: OffsetDateTime,
 }
 
+impl Served {
+    /// Returns whether a client that trusts this bundle accepts what is served.
+    fn trusted_by(&self, bundle: &str) -> bool {
+        let signer = material::signing_authority(&self.material.ca_bundle);
+        material::authorities(bundle).any(|one| material::signing_authority(one) == signer)
+    }
+}
+
 /// Material of the Secret that is valid.
 struct Agreed {
     material: Material,
@@ -231,10 +239,7 @@ impl<S: Store, R: Registration + Clone> CertManager<S, R> {
             if let Ok(state) = published {
                 self.record_in_place(bundle, state);
             }
-            if self.may_serve(
-                &agreed.material,
-                matches!(published, Ok(Some(BundleState::InPlace))),
-            ) {
+            if self.may_serve(&agreed.material, published.as_ref().ok().copied().flatten()) {
                 self.serve(agreed)?;
             }
             if let Some(state) = published? {
@@ -248,13 +253,12 @@ impl<S: Store, R: Registration + Clone> CertManager<S, R> {
     /// repair that fails does not leave the program looking ready.
     fn check_trust(&self, registered: Option<&Registered>) {
         let Some(served) = &self.served else { return };
-        let signer = material::signing_authority(&served.material.ca_bundle);
         let trusted = registered.is_some_and(|registered| {
             !registered.webhooks.is_empty()
-                && registered.webhooks.iter().all(|webhook| {
-                    material::authorities(&String::from_utf8_lossy(&webhook.ca_bundle))
-                        .any(|one| material::signing_authority(one) == signer)
-                })
+                && registered
+                    .webhooks
+                    .iter()
+                    .all(|webhook| served.trusted_by(&String::from_utf8_lossy(&webhook.ca_bundle)))
         });
         if !trusted {
             self.reports.distrusted();
@@ -344,8 +348,9 @@ impl<S: Store, R: Registration + Clone> CertManager<S, R> {
     }
 
     /// A certificate of a new CA is served only once its bundle has been in place for a while:
-    /// until then an API server may trust the old one and nothing else.
-    fn may_serve(&self, material: &Material, in_place: bool) -> bool {
+    /// until then an API server may trust the old one and nothing else. A bundle without the old one, as
+    /// from a Secret that was restored from a backup, leaves nothing to wait for.
+    fn may_serve(&self, material: &Material, bundle: Option<BundleState>) -> bool {
         let Some(served) = &self.served else {
             return true;
         };
@@ -356,7 +361,10 @@ impl<S: Store, R: Registration + Clone> CertManager<S, R> {
         let same_authority = material::signing_authority(&old.ca_bundle)
             == material::signing_authority(&material.ca_bundle);
         let left = served.ends - (self.clock)();
-        same_authority || !left.is_positive() || in_place && self.has_settled(left)
+        let settled = bundle == Some(BundleState::InPlace) && self.has_settled(left);
+        let set = matches!(bundle, Some(BundleState::InPlace | BundleState::Published));
+        let distrusted = set && !served.trusted_by(&material.ca_bundle);
+        same_authority || !left.is_positive() || settled || distrusted
     }
 
     /// Short-lived certificates leave less time to wait: at most a quarter of what is `left`.

@@ -88,6 +88,26 @@ async fn a_deleted_secret_leaves_what_the_replicas_serve_trusted() {
     assert_eq!(one.serves(), Some(cluster.material().leaf.as_str()));
 }
 
+/// As after a restore from a backup: the API server trusts only what is in the Secret.
+#[tokio::test]
+async fn a_secret_with_another_authority_is_served_as_soon_as_its_bundle_is_set() {
+    let elsewhere = Cluster::registered();
+    replica(&elsewhere).manager.pass().await.unwrap();
+    let cluster = Cluster::registered();
+    let (mut one, mut two) = (replica(&cluster), replica(&cluster));
+    one.manager.pass().await.unwrap();
+    two.manager.pass().await.unwrap();
+    let restored = elsewhere.material();
+    *cluster.secret.lock() = Some((9, restored.clone()));
+    assert_eq!(one.manager.pass().await.unwrap(), BundleState::Published);
+    assert_eq!(two.manager.pass().await.unwrap(), BundleState::InPlace);
+    assert_eq!(cluster.bundle(), restored.ca_bundle);
+    for replica in [&one, &two] {
+        assert_eq!(replica.serves(), Some(restored.leaf.as_str()));
+        assert!(replica.readiness.pending().is_empty());
+    }
+}
+
 #[tokio::test]
 async fn a_replica_that_starts_without_the_secret_leaves_what_the_others_serve_trusted() {
     for damaged in [None, Some((7, Material::default()))] {
