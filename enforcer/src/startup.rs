@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use portmapping_dataplane::Flavour;
 use portmapping_dataplane::detect::{self, Chosen};
 use portmapping_dataplane::migration::BackendMigration;
@@ -16,7 +16,7 @@ use portmapping_runtime::deadline::chain;
 use portmapping_shared::pod::canonical_ip;
 
 use crate::args::{BackendChoice, IptablesChoice, RunConfig};
-use crate::keeper_client::KeeperClient;
+use crate::keeper_client::{KeeperClient, KeeperClientError};
 use crate::masquerade;
 use crate::node_facts::NodeFacts;
 use crate::reconciler::closed;
@@ -46,7 +46,11 @@ pub(crate) async fn recover(
     let taking = tokio::task::spawn_blocking(|| RulesLock::take(Path::new(RUN_DIR)));
     let rules = taking.await.context("take the right to change the rules")?;
     let reading = read_rules(&tools, &settings);
-    let held = keeper.list().await?;
+    let held = match keeper.list().await {
+        // since the connection was opened; this one holds nothing yet
+        Err(KeeperClientError::Restarted { .. }) => keeper.list().await?,
+        listed => listed?,
+    };
     let snapshot = reading.await?;
     // before anything that can fail: until then another process can bind a port that no keeper holds
     let mapped = snapshot
@@ -147,6 +151,14 @@ fn choose_backend(
     snapshot: &Snapshot,
     tools: &Tools,
 ) -> anyhow::Result<Chosen> {
+    if config.backend != BackendChoice::Nftables
+        && let Some(error) = snapshot.interrupted()
+    {
+        bail!(
+            "cannot read the rules of this node: {}; the enforcer ends, and the kubelet starts it again",
+            chain(error)
+        );
+    }
     let only = match config.iptables {
         IptablesChoice::Auto => None,
         IptablesChoice::Nft => Some(Flavour::Nft),

@@ -176,6 +176,19 @@ impl DataplaneError {
         }
     }
 
+    /// Returns whether a program did not run to its end, for a reason that may be gone at the next run.
+    pub(super) fn is_passing(&self) -> bool {
+        let full = [Errno::AGAIN, Errno::NOMEM, Errno::MFILE, Errno::NFILE];
+        match self {
+            Self::Exec(ExecError::Deadline { .. }) => true,
+            Self::Exec(ExecError::Io { source, .. }) => {
+                Errno::from_io_error(source).is_some_and(|errno| full.contains(&errno))
+            }
+            Self::Refused { status, .. } => status.starts_with("signal"),
+            _ => false,
+        }
+    }
+
     /// Returns one error for all of them; Ok if there are none.
     pub(super) fn collect(mut errors: Vec<Self>) -> Result<(), Self> {
         match errors.len() {

@@ -183,7 +183,20 @@ impl Forward {
 /// Removes our rules from every filter table; continues after failures and returns them.
 pub(super) fn uninstall(tools: &Tools) -> Vec<DataplaneError> {
     let remove = |mut table: Table| {
-        table.read();
+        let text = match table.commands.save_filter() {
+            Err(error) if error.is_missing_iptables() => return None,
+            text => text.or_else(|_unprintable| table.commands.save_forward()),
+        };
+        match text {
+            Ok(text) => table.found = Finding::read(&text),
+            Err(error) => {
+                let (program, family) = (table.commands.flavour, table.commands.family);
+                tracing::warn!(
+                    %error, %program, %family,
+                    "FORWARD cannot be read: delete its rules with the comment portmapping, if there are any"
+                );
+            }
+        }
         if table.found.ours.is_empty() {
             return None;
         }

@@ -16,7 +16,7 @@ use super::exec::Tools;
 use super::flavour::Flavour;
 use super::iptables::{self, SavedTables};
 use super::settings::Settings;
-use super::{Observed, nftables};
+use super::{DataplaneError, Observed, nftables};
 
 /// The rules of the network namespace at the start.
 #[derive(Debug)]
@@ -51,6 +51,15 @@ impl Snapshot {
             legacy,
             leftovers,
         }
+    }
+
+    /// Returns why a program did not run to its end, if one did not. What it would have printed is not known:
+    /// rules of ours there would stay, and lead to addresses that others get.
+    #[must_use]
+    pub fn interrupted(&self) -> Option<&DataplaneError> {
+        let tables = [&self.nft, &self.legacy].into_iter();
+        let mut texts = tables.flat_map(|saved| [&saved.ipv4, &saved.ipv6]);
+        texts.find_map(|text| text.as_ref().err().filter(|error| error.is_passing()))
     }
 
     /// Returns every mapping that the rules of any backend have. Needs no choice of a backend, so that

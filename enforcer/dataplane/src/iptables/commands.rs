@@ -58,6 +58,17 @@ impl Commands {
         self.save_table("filter")
     }
 
+    /// Returns chain FORWARD of table filter as text. This works where a rule of another chain cannot be
+    /// printed.
+    pub(crate) fn save_forward(&self) -> Result<String, DataplaneError> {
+        let printed = self.run(&["-t", "filter", "-S", "FORWARD"])?;
+        if !printed.status.success() {
+            return Err(refused(self.programs().iptables, &printed, None));
+        }
+        let rules = String::from_utf8_lossy(&printed.stdout);
+        Ok(format!("*filter\n{rules}"))
+    }
+
     /// Returns a table as text; empty if it is not in use, because iptables-legacy makes a table when
     /// it reads it.
     fn save_table(&self, table: &str) -> Result<String, DataplaneError> {

@@ -15,6 +15,8 @@ const FORWARD: u32 = 2;
 /// `NF_DROP` and `NF_ACCEPT`.
 const DROP: u32 = 0;
 const ACCEPT: u32 = 1;
+/// `NFT_CMP_NEQ`.
+const NOT_EQUAL: u32 = 1;
 
 /// A chain of a table of one family (`NFPROTO_*`).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -129,7 +131,7 @@ fn effect_of(expressions: Attributes<'_>) -> Option<u32> {
                 translated |= mask == STATUS_DNAT.to_ne_bytes();
                 conditions += 1;
             }
-            "cmp" => conditions += 1,
+            "cmp" if number(2) == Some(NOT_EQUAL) => conditions += 1,
             _ => return None,
         }
     }

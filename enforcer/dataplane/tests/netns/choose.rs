@@ -9,7 +9,7 @@ use portmapping_dataplane::Flavour;
 use portmapping_dataplane::detect::{Chosen, choose, detect};
 use portmapping_dataplane::migration::BackendMigration;
 use portmapping_dataplane::snapshot::Snapshot;
-use portmapping_dataplane::{Dataplane as _, Tools};
+use portmapping_dataplane::{Dataplane as _, Tools, uninstall};
 use portmapping_shared::Plan;
 use portmapping_shared::Protocol::{Tcp, Udp};
 use tempfile::TempDir;
@@ -208,6 +208,24 @@ fn forward_of_a_kind_that_cannot_be_read_is_named_only_where_it_may_drop() {
 }
 
 #[test]
+fn uninstall_finds_our_rule_beside_a_chain_that_cannot_be_printed() {
+    let lab = Lab::new();
+    lab.iptables(Flavour::Nft, "-P FORWARD DROP");
+    lab.driver(Flavour::Nft)
+        .reconcile(&[map(Tcp, 20000, POD1, 9040)]);
+    let rules = || lab.rules(Flavour::Nft);
+    assert!(rules().contains("-A FORWARD -m conntrack"), "{}", rules());
+    lab.node.sh("ipset create pods hash:net");
+    let set = "-t filter -I INPUT -m set --match-set pods src -j RETURN";
+    lab.iptables(Flavour::Nft, set);
+    let tools = Unprivileged::new();
+    lab.node.run(|| uninstall(&tools.tools())).unwrap();
+    let left = rules();
+    assert!(!left.contains("-A FORWARD"), "{left}");
+    assert!(left.contains("--match-set pods"), "{left}");
+}
+
+#[test]
 fn kernel_that_refuses_our_rules_moves_the_node_to_nftables() {
     let lab = Lab::new();
     let programs = Unprivileged::new();
@@ -221,6 +239,27 @@ fn kernel_that_refuses_our_rules_moves_the_node_to_nftables() {
         chosen.reason.contains("RULE_APPEND failed"),
         "{}",
         chosen.reason
+    );
+}
+
+#[test]
+fn program_that_is_killed_is_told_from_one_that_fails() {
+    let lab = Lab::new();
+    let interrupted = |programs: &Unprivileged| {
+        let tools = programs.tools();
+        let snapshot = lab.node.run(|| lab::snapshot(&tools));
+        snapshot.interrupted().map(ToString::to_string)
+    };
+    let programs = Unprivileged::new();
+    assert_eq!(interrupted(&programs), None);
+    programs.script("ip6tables-nft-save", "echo 'a reason' >&2; exit 3");
+    assert_eq!(interrupted(&programs), None);
+    // as by a node without memory
+    programs.script("ip6tables-nft-save", "kill -9 $$");
+    let error = interrupted(&programs).expect("an error");
+    assert!(
+        error.starts_with("ip6tables-nft-save failed (signal: 9"),
+        "{error}"
     );
 }
 

@@ -14,6 +14,7 @@ crate::for_each_backend!(
     ufw_that_rejects_forwarded_packets_is_named,
     ports_are_reached_past_firewalld,
     firewalld_with_strict_forward_ports_is_named,
+    rule_for_other_packets_is_no_obstacle,
 );
 
 fn assert_dropped(lab: &Lab) {
@@ -184,5 +185,22 @@ fn firewalld_with_strict_forward_ports_is_named(backend: Backend) {
     assert_reached(&lab);
     let mut driver = lab.driver(backend);
     driver.reconcile(&mappings());
+    assert_eq!(driver.observe().obstacles, []);
+}
+
+fn rule_for_other_packets_is_no_obstacle(backend: Backend) {
+    let lab = Lab::new();
+    let table = "table inet strict {
+        chain forward {
+            type filter hook forward priority 10; policy accept;
+            ct state { established, related } accept
+            ct status & dnat == 0 drop
+        }
+    }";
+    lab.node.feed("nft", &["-f", "-"], table);
+    let _pod1 = serve(&lab.pod1, "pod1", 9040);
+    let mut driver = lab.driver(backend);
+    driver.reconcile(&mappings());
+    assert_reached(&lab);
     assert_eq!(driver.observe().obstacles, []);
 }
