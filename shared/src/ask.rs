@@ -67,6 +67,10 @@ impl Ask {
         }
         match serde_json::from_str::<Vec<AskedPort>>(value) {
             Ok(ports) if ports.is_empty() => Err(RequestError::EmptyList),
+            // an entry that is a list of the fields' values; no value in it can have a bracket
+            Ok(_) if value.matches('[').count() > 1 => {
+                Err(RequestError::Syntax(explain::explain(value)))
+            }
             Ok(ports) => Ok(Self::These(ports)),
             Err(_) => Err(RequestError::Syntax(explain::explain(value))),
         }

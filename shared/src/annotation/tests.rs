@@ -69,6 +69,8 @@ fn what_the_policy_refuses_is_not_a_request() {
         "\"\"",
         "[null]",
         "[[]]",
+        "[[9040]]",
+        r#"[{"containerPort":80},[9040,"UDP"]]"#,
         "[80]",
         "[{}]",
         r#"{"containerPort":80}"#,
