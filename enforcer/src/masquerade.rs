@@ -40,6 +40,19 @@ pub(crate) struct Decision {
     pub(crate) is_unknown: bool,
 }
 
+impl Decision {
+    /// The decision after an earlier one. What cannot be read leaves it as it was: Cilium writes its settings
+    /// anew when its agent starts, and how packets go does not change by that.
+    pub(crate) fn after(self, before: Option<&Self>) -> Self {
+        let on = if self.is_unknown {
+            before.is_some_and(|before| before.on)
+        } else {
+            self.on
+        };
+        Self { on, ..self }
+    }
+}
+
 /// Decides for this node as it is now. Blocks for less than a millisecond.
 pub(crate) fn decide(choice: MasqueradeChoice) -> Decision {
     let config = fs::read_to_string(Path::new(CILIUM_CONFIG));
@@ -155,6 +168,17 @@ mod tests {
             assert!(!decision.on && decision.is_unknown, "{decision:?}");
             assert!(decision.reason.contains("overlays/cilium"), "{decision:?}");
         }
+    }
+
+    #[test]
+    fn settings_that_cannot_be_read_any_more_change_nothing() {
+        let decide = |config| decide_from(MasqueradeChoice::Auto, config, &with_cilium());
+        let on = decide(Ok(config("false")));
+        let unknown = decide(missing()).after(Some(&on));
+        assert!(unknown.on && unknown.is_unknown, "{unknown:?}");
+        assert!(decide(Ok(nested("null"))).after(Some(&unknown)).on);
+        assert!(!decide(Ok(config("true"))).after(Some(&unknown)).on);
+        assert!(!decide(missing()).after(None).on);
     }
 
     #[test]

@@ -340,6 +340,8 @@ impl Reconciler {
                 self.update_metrics();
                 if failed {
                     self.expected_mappings = None;
+                    // one address family may have it
+                    self.observe();
                 }
             }
             Finished::Observed { before, observed } => self.end_read(now, before, observed),

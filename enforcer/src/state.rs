@@ -40,7 +40,7 @@ async fn state(State(requests): State<mpsc::Sender<StateRequest>>) -> impl IntoR
             .into_response(),
         _ => (
             StatusCode::SERVICE_UNAVAILABLE,
-            "the reconciler does not answer\n",
+            "no answer within 5 s: another enforcer is on duty on this node (see /readyz), or the reconciler hangs\n",
         )
             .into_response(),
     }

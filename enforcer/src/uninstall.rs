@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use portmapping_dataplane::Tools;
 use portmapping_runtime::deadline::chain;
-use portmapping_runtime::{Readiness, ReadyHandle, Supervisor, admin};
+use portmapping_runtime::{Readiness, ReadyHandle, Supervisor, admin, within};
 
 use crate::args::UninstallArgs;
 use crate::health::admin_listener;
@@ -20,6 +20,9 @@ pub use nodes::uninstall_nodes;
 
 /// How long a keeper may take to end: more than the grace period of its pod.
 const KEEPER_END: Duration = Duration::from_secs(40);
+
+/// How long the API server may take for all pods together. A job that cleans all nodes waits for 2 minutes.
+const RELEASE_LIMIT: Duration = Duration::from_secs(45);
 
 /// Runs `enforcer uninstall`.
 ///
@@ -39,7 +42,12 @@ pub fn uninstall(args: &UninstallArgs) -> anyhow::Result<()> {
         None => tracing::info!("no --node-name: the conditions of the pods stay"),
         Some(node) => {
             // the rules must not stay because the API server does not answer
-            if let Err(error) = runtime()?.block_on(release::release(node)) {
+            let released = within(
+                RELEASE_LIMIT,
+                "release the node's pods",
+                release::release(node),
+            );
+            if let Err(error) = runtime()?.block_on(released) {
                 tracing::warn!(
                     error = chain(&error),
                     "some pods still claim host ports in their condition; removing the rules anyway"

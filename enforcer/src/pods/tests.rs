@@ -1,3 +1,4 @@
+use portmapping_shared::contract::ENFORCER_MANAGER;
 use serde_json::json;
 
 use super::*;

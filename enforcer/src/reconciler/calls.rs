@@ -139,7 +139,7 @@ impl Reconciler {
     /// Decides whether connections are masqueraded. A new decision is logged; one that lacks what Cilium
     /// could say is also an event on the Node object.
     fn decide_masquerade(&mut self) -> bool {
-        let decision = masquerade::decide(self.drivers.masquerade);
+        let decision = masquerade::decide(self.drivers.masquerade).after(self.masquerade.as_ref());
         let on = decision.on;
         if self.masquerade.as_ref() != Some(&decision) {
             if decision.is_unknown {

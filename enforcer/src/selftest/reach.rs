@@ -2,7 +2,7 @@
 //! another node.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::time::Duration;
 
@@ -40,7 +40,9 @@ pub(super) enum Unreachable {
 
 /// Runs `enforcer test-answer`: answers every connection with the pod's name.
 pub fn answer(args: &TestAnswerArgs) -> anyhow::Result<()> {
+    // a node may have no IPv6
     let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, args.port))
+        .or_else(|_no_ipv6| TcpListener::bind((Ipv4Addr::UNSPECIFIED, args.port)))
         .with_context(|| format!("cannot listen on port {}", args.port))?;
     loop {
         let Ok((mut stream, _)) = listener.accept() else {

@@ -95,6 +95,7 @@ impl Connections {
 
 impl ConnectionSlot {
     /// Begins a request; it ends when the value is dropped.
+    #[must_use]
     pub fn begin_request(&self) -> OpenRequest {
         self.requests.begin()
     }
