@@ -42,7 +42,7 @@ pub(crate) struct Decision {
 
 impl Decision {
     /// The decision after an earlier one. What cannot be read leaves it as it was: Cilium writes its settings
-    /// anew when its agent starts, and how packets go does not change by that.
+    /// again when its agent starts, and how packets go does not change by that.
     pub(crate) fn after(self, before: Option<&Self>) -> Self {
         let on = if self.is_unknown {
             before.is_some_and(|before| before.on)
