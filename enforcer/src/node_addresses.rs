@@ -8,7 +8,6 @@ use kube::Client;
 use kube::api::{Api, ApiResource};
 use kube::core::Object;
 use portmapping_runtime::list_watch::{Event, ListWatch};
-use portmapping_shared::pod::canonical_ip;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -63,7 +62,7 @@ fn named(status: &Status) -> BTreeSet<IpAddr> {
     let addresses = status.addresses.iter().flatten();
     let own = addresses.filter(|a| matches!(a.kind.as_str(), "InternalIP" | "ExternalIP"));
     own.filter_map(|address| address.address.parse().ok())
-        .map(canonical_ip)
+        .map(|ip: IpAddr| ip.to_canonical())
         .collect()
 }
 

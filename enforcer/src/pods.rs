@@ -13,7 +13,6 @@ use kube::{Client, ResourceExt};
 use portmapping_enforcer_core::{Condition, PodFacts, Record};
 use portmapping_runtime::list_watch::{Event, ListWatch};
 use portmapping_shared::contract::{ANNOTATION, CONDITION, REQUEST_MARK};
-use portmapping_shared::pod::canonical_ip;
 use portmapping_shared::request::MAX_DECLARED;
 use portmapping_shared::{PodRef, PodSpec, PodUid};
 use serde::{Deserialize, Serialize};
@@ -277,7 +276,7 @@ fn addresses(all: Option<&[Address]>, first: Option<&str>) -> Vec<IpAddr> {
     texts
         .into_iter()
         .filter_map(|text| text.parse().ok())
-        .map(canonical_ip)
+        .map(|ip: IpAddr| ip.to_canonical())
         .collect()
 }
 

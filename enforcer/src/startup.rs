@@ -13,7 +13,6 @@ use portmapping_dataplane::{Backend, Dataplane as _, Observed, Settings, Tools};
 use portmapping_enforcer_core::Recovered;
 use portmapping_keeper::RUN_DIR;
 use portmapping_runtime::deadline::chain;
-use portmapping_shared::pod::canonical_ip;
 
 use crate::args::{BackendChoice, IptablesChoice, RunConfig};
 use crate::keeper_client::{KeeperClient, KeeperClientError};
@@ -140,7 +139,12 @@ fn settings(config: &RunConfig) -> Settings {
         neighbours: config.neighbours.clone(),
         masquerade: masquerade::decide(config.masquerade).on,
         selection: config.host_addresses.clone(),
-        host_addresses: config.host_ips.iter().copied().map(canonical_ip).collect(),
+        host_addresses: config
+            .host_ips
+            .iter()
+            .copied()
+            .map(|ip| ip.to_canonical())
+            .collect(),
         ..Settings::new(config.core.range)
     }
 }

@@ -8,7 +8,6 @@ use std::net::IpAddr;
 use serde::{Deserialize, Deserializer, de};
 
 use crate::contract::{ANNOTATION, MAX_REQUEST_BYTES};
-use crate::pod::canonical_ip;
 use crate::port::{ContainerPort, NoPort, Protocol};
 
 /// Longest quotation of a user's text in an error, in characters.
@@ -226,7 +225,7 @@ fn host_ip<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<IpAddr>,
         .parse()
         .map_err(|_| de::Error::custom(format!("hostIP {text:?} is not an IP address")))?;
     // as in core/v1, the unspecified address means all addresses, as no hostIP does
-    Ok(Some(canonical_ip(ip)).filter(|ip| !ip.is_unspecified()))
+    Ok(Some(ip.to_canonical()).filter(|ip| !ip.is_unspecified()))
 }
 
 #[cfg(test)]

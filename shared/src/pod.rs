@@ -1,7 +1,6 @@
 //! The identity of a pod, and the part of its spec that this project reads.
 
 use std::fmt;
-use std::net::IpAddr;
 use std::str::FromStr;
 
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
@@ -272,12 +271,6 @@ where
     }
 
     deserializer.deserialize_any(Bounded(keep))
-}
-
-/// Returns the address that a rule needs: an IPv4-mapped IPv6 address becomes the IPv4 address.
-#[must_use]
-pub fn canonical_ip(ip: IpAddr) -> IpAddr {
-    ip.to_canonical()
 }
 
 #[cfg(test)]

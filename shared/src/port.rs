@@ -260,15 +260,6 @@ impl PortSet {
         fresh
     }
 
-    /// Removes a port; false if the set did not contain it.
-    pub fn remove(&mut self, port: HostPort) -> bool {
-        let (word, bit) = Self::position(port);
-        let present = self.bits[word] & bit != 0;
-        self.bits[word] &= !bit;
-        self.len -= usize::from(present);
-        present
-    }
-
     /// Adds every port of a range.
     pub fn insert_range(&mut self, range: PortRange) {
         for port in range.ports() {

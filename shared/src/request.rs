@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::annotation::{self, Value};
 use crate::ask::{Ask, AskedPort, InvalidRequest, PortOrName, RequestError};
-use crate::pod::{DeclaredPort, PodSpec, canonical_ip};
+use crate::pod::{DeclaredPort, PodSpec};
 use crate::port::{ContainerPort, HostPort, Protocol};
 
 /// Declared ports that a request is resolved against; many times more than a pod may ask for.
@@ -99,7 +99,7 @@ impl PortRequest {
         let declared: Vec<RequestedPort> = declared_ports(spec).take(MAX_DECLARED).collect();
         let mut marked = Vec::new();
         for port in ports {
-            let host_ip = port.host_ip.map(canonical_ip);
+            let host_ip = port.host_ip.map(|ip| ip.to_canonical());
             let same = declared.iter().enumerate().filter(|(_, it)| {
                 (it.container_port, it.protocol) == (port.container_port, port.protocol)
             });
@@ -287,7 +287,11 @@ fn declared_ports(spec: &PodSpec) -> impl Iterator<Item = RequestedPort> {
     declared.filter_map(|port| {
         let container_port = ContainerPort::try_from(port.container_port).ok()?;
         let protocol = protocol_of(port)?;
-        let host_ip = port.host_ip.parse().ok().map(canonical_ip);
+        let host_ip = port
+            .host_ip
+            .parse()
+            .ok()
+            .map(|ip: IpAddr| ip.to_canonical());
         let explicit = HostPort::try_from(port.host_port).ok();
         Some(RequestedPort {
             container_port,

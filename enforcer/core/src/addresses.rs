@@ -11,7 +11,6 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use portmapping_shared::pod::canonical_ip;
 use portmapping_shared::{LeasedPort, PodUid};
 
 use crate::pods::PodState;
@@ -154,7 +153,7 @@ impl Addresses {
     /// Records a sandbox. Returns the pods whose addresses may have changed.
     pub(crate) fn up(&mut self, mut sandbox: Sandbox, arrival: u64) -> BTreeSet<PodUid> {
         for ip in &mut sandbox.ips {
-            *ip = canonical_ip(*ip);
+            *ip = ip.to_canonical();
         }
         if self
             .sandboxes

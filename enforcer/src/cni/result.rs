@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use portmapping_enforcer_core::{Sandbox, SandboxId};
 use portmapping_shared::PodUid;
-use portmapping_shared::pod::canonical_ip;
 use serde::Deserialize;
 
 /// Largest file that is parsed, bytes; real ones have 1 to 4 KiB.
@@ -118,7 +117,7 @@ fn address(text: &str) -> Option<IpAddr> {
     let ip: IpAddr = ip.parse().ok()?;
     let prefix: u8 = prefix.parse().ok()?;
     let longest = if ip.is_ipv4() { 32 } else { 128 };
-    (prefix <= longest).then(|| canonical_ip(ip))
+    (prefix <= longest).then(|| ip.to_canonical())
 }
 
 /// Returns whether a pod can have this address: unicast, and neither loopback nor link-local.

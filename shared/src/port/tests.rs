@@ -70,15 +70,11 @@ fn numbers_outside_the_port_space_are_refused() {
 
 proptest! {
     #[test]
-    fn a_set_agrees_with_a_plain_one(steps in prop::collection::vec((any::<bool>(), 1u16..200), 0..300)) {
+    fn a_set_agrees_with_a_plain_one(numbers in prop::collection::vec(1u16..200, 0..300)) {
         let mut set = PortSet::default();
         let mut plain = std::collections::BTreeSet::new();
-        for (add, number) in steps {
-            if add {
-                prop_assert_eq!(set.insert(port(number)), plain.insert(number));
-            } else {
-                prop_assert_eq!(set.remove(port(number)), plain.remove(&number));
-            }
+        for number in numbers {
+            prop_assert_eq!(set.insert(port(number)), plain.insert(number));
             prop_assert_eq!(set.len(), plain.len());
         }
         prop_assert!(set.iter().map(HostPort::get).eq(plain.iter().copied()));

@@ -4,7 +4,6 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use portmapping_shared::pod::canonical_ip;
 use portmapping_shared::{HostPort, LeasedPort, PodSpec, PortKey};
 
 /// A host port that a pod's spec claims.
@@ -37,7 +36,11 @@ pub(crate) fn static_ports(spec: &PodSpec) -> BTreeSet<StaticPort> {
             "" => "TCP",
             named => named,
         };
-        let host_ip: Option<IpAddr> = port.host_ip.parse().ok().map(canonical_ip);
+        let host_ip: Option<IpAddr> = port
+            .host_ip
+            .parse()
+            .ok()
+            .map(|ip: IpAddr| ip.to_canonical());
         Some(StaticPort {
             key: (protocol.parse().ok()?, HostPort::try_from(number).ok()?),
             // 0.0.0.0 and :: are every address
