@@ -363,3 +363,33 @@ fn a_controller_that_writes_the_request_back_is_named_and_the_port_stays() -> Re
         })
     })
 }
+
+/// Every field of a pod that the enforcer reads can be what the API server takes from a user.
+#[test]
+fn a_time_of_the_year_9999_in_one_pod_does_not_keep_others_from_their_ports() -> Result<()> {
+    shared(|cluster| {
+        Space::with(cluster, "life-times", |space| {
+            let node = node_addresses(cluster)?.into_keys().next();
+            let node = node.context("no node")?;
+            space.create(&on_node(mapped_pod("odd"), &node))?;
+            space.ready("odd")?;
+            // a label too: the API server keeps the times of a pod that is otherwise the same
+            let late = "9999-12-31T00:00:00Z";
+            let patch = json!([
+                { "op": "add", "path": "/metadata/labels", "value": { "a": "b" } },
+                { "op": "replace", "path": "/metadata/managedFields/0/time", "value": late },
+            ]);
+            let patch = patch.to_string();
+            space.kubectl(&["patch", "pod", "odd", "--type=json", "-p", &patch])?;
+            let odd = space.get(&["pod", "odd", "--show-managed-fields"])?;
+            let mut fields = odd["metadata"]["managedFields"]
+                .as_array()
+                .into_iter()
+                .flatten();
+            ensure!(fields.any(|entry| entry["time"] == late), "not kept: {odd}");
+            space.create(&on_node(mapped_pod("other"), &node))?;
+            let other = space.ready("other")?;
+            space.answers(&other, &entries(&other)?[0], Way::Http)
+        })
+    })
+}
