@@ -45,6 +45,7 @@ fn every_node_that_is_not_clean_is_named_with_the_reason() {
         pod("b", "False", &refused),
         pod("c", "False", &json!({ "running": {} })),
     ];
+    let (pods, nodes) = (pods.map(slim_pod), nodes.map(slim_node));
     let progress = Progress::of(&set(3), &pods, &nodes);
     assert_eq!(progress.clean, 1);
     assert_eq!(progress.pending, ["b: a keeper still answers"]);
