@@ -36,7 +36,7 @@ pub(super) enum Fault {
     },
     #[error(
         "pods of {owner} are not created: {message}. If Pod Security forbids them: kubectl label namespace \
-         {namespace} pod-security.kubernetes.io/enforce=privileged"
+         {namespace} pod-security.kubernetes.io/enforce=privileged --overwrite"
     )]
     FailedCreate {
         owner: String,

@@ -194,7 +194,7 @@ impl Progress {
         if pods.len() < wanted {
             progress.pending.push(format!(
                 "{} pods of the DaemonSet are not created (does the namespace permit host networks? kubectl label \
-                 namespace {} pod-security.kubernetes.io/enforce=privileged)",
+                 namespace {} pod-security.kubernetes.io/enforce=privileged --overwrite)",
                 wanted - pods.len(),
                 set.namespace().unwrap_or_default(),
             ));
