@@ -364,32 +364,47 @@ fn a_controller_that_writes_the_request_back_is_named_and_the_port_stays() -> Re
     })
 }
 
-/// Every field of a pod that the enforcer reads can be what the API server takes from a user.
+/// What the API server takes from a user and passes on: a time that no Rust type has, and a byte that is no
+/// UTF-8.
 #[test]
-fn a_time_of_the_year_9999_in_one_pod_does_not_keep_others_from_their_ports() -> Result<()> {
+fn absurd_managed_fields_of_one_pod_do_not_keep_others_from_their_ports() -> Result<()> {
     shared(|cluster| {
-        Space::with(cluster, "life-times", |space| {
+        Space::with(cluster, "life-fields", |space| {
             let node = node_addresses(cluster)?.into_keys().next();
             let node = node.context("no node")?;
-            space.create(&on_node(mapped_pod("odd"), &node))?;
-            space.ready("odd")?;
-            // a label too: the API server keeps the times of a pod that is otherwise the same
             let late = "9999-12-31T00:00:00Z";
-            let patch = json!([
-                { "op": "add", "path": "/metadata/labels", "value": { "a": "b" } },
-                { "op": "replace", "path": "/metadata/managedFields/0/time", "value": late },
-            ]);
-            let patch = patch.to_string();
-            space.kubectl(&["patch", "pod", "odd", "--type=json", "-p", &patch])?;
-            let odd = space.get(&["pod", "odd", "--show-managed-fields"])?;
-            let mut fields = odd["metadata"]["managedFields"]
-                .as_array()
-                .into_iter()
-                .flatten();
-            ensure!(fields.any(|entry| entry["time"] == late), "not kept: {odd}");
-            space.create(&on_node(mapped_pod("other"), &node))?;
-            let other = space.ready("other")?;
-            space.answers(&other, &entries(&other)?[0], Way::Http)
+            let fields = json!({ "f:metadata": { "f:annotations": { "f:HERE": {} } } });
+            let mut odd = on_node(mapped_pod("odd"), &node);
+            odd["apiVersion"] = json!("v1");
+            odd["kind"] = json!("Pod");
+            odd["metadata"]["managedFields"] = json!([{
+                "manager": "m", "operation": "Update", "apiVersion": "v1", "time": late,
+                "fieldsType": "FieldsV1", "fieldsV1": fields,
+            }]);
+            let text = odd.to_string();
+            let (before, after) = text.split_once("HERE").context("no place")?;
+            let bytes = [before.as_bytes(), b"\xff", after.as_bytes()].concat();
+            let file = std::env::temp_dir().join(format!("{}-odd.json", space.name));
+            std::fs::write(&file, bytes)?;
+            let path = format!("/api/v1/namespaces/{}/pods", space.name);
+            let file_text = file.display().to_string();
+            let created = space.kubectl(&["create", "--raw", &path, "-f", &file_text]);
+            std::fs::remove_file(&file)?;
+            created?;
+            let fields = space.kubectl(&["get", "--raw", &format!("{path}/odd")])?;
+            ensure!(fields.contains(late), "the time is not kept: {fields}");
+            ensure!(
+                fields.contains("f:\u{fffd}"),
+                "the byte is not kept: {fields}"
+            );
+            for name in ["odd", "other"] {
+                if name == "other" {
+                    space.create(&on_node(mapped_pod(name), &node))?;
+                }
+                let pod = space.ready(name)?;
+                space.answers(&pod, &entries(&pod)?[0], Way::Http)?;
+            }
+            Ok(())
         })
     })
 }

@@ -1,12 +1,14 @@
 //! Tells in the API that the pods of a node have no host ports any more.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use kube::Client;
-use kube::api::{Api, ListParams};
+use kube::api::Api;
 use portmapping_enforcer_core::uninstalled;
 use portmapping_runtime::client::{ApiServer, ClientError};
 use portmapping_runtime::deadline::chain;
+use portmapping_runtime::list_watch::{Event, ListWatch};
 use portmapping_runtime::{CallError, within};
 
 use crate::pods::{SlimPod, facts};
@@ -34,7 +36,7 @@ pub(super) enum ReleaseError {
         node: String,
         /// The cause.
         #[source]
-        source: CallError<kube::Error>,
+        source: CallError<Infallible>,
     },
     /// Some pods could not be written.
     #[error("cannot release {count} pods; the first of them")]
@@ -66,17 +68,31 @@ pub(super) async fn release(node: &str) -> Result<(), ReleaseError> {
     outcome
 }
 
+/// Returns the pods of the node, as the enforcer reads them. A failure is logged and tried again.
+async fn list(client: Client, node: &str) -> Result<Vec<SlimPod>, Infallible> {
+    let api = Api::all(client.clone());
+    let bound = format!("spec.nodeName={node}");
+    let mut events = ListWatch::<SlimPod>::new(client, api, &bound, "the node's pods");
+    let mut pods = Vec::new();
+    loop {
+        match events.next().await {
+            Event::ListStarted => pods.clear(),
+            Event::Listed(pod) => pods.push(pod),
+            Event::ListComplete => return Ok(pods),
+            Event::Applied(_) | Event::Deleted(_) => {}
+        }
+    }
+}
+
 async fn release_once(client: Client, node: &str) -> Result<(), ReleaseError> {
-    let api: Api<SlimPod> = Api::all(client.clone());
-    let of_node = ListParams::default().fields(&format!("spec.nodeName={node}"));
-    let pods = within(LIST_LIMIT, "GET pods", api.list(&of_node))
+    let pods = within(LIST_LIMIT, "list pods", list(client.clone(), node))
         .await
         .map_err(|source| ReleaseError::List {
             node: node.to_owned(),
             source,
         })?;
     let publisher = Publisher::new(client, node);
-    let due = pods.items.iter().filter_map(facts);
+    let due = pods.iter().filter_map(facts);
     let mut failures = Vec::new();
     for publication in due.filter_map(|facts| uninstalled(&facts)) {
         match publisher.publish(&publication).await {

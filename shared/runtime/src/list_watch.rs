@@ -14,21 +14,23 @@
 //! continued. A list that is older than what was seen is believed only if it is consistent.
 
 mod backoff;
+mod events;
 mod items;
 
 use std::fmt::Debug;
 use std::pin::Pin;
 use std::time::Duration;
 
-use futures::stream::BoxStream;
-use futures::{AsyncBufRead, StreamExt, TryStreamExt};
+use futures::AsyncBufRead;
 use kube::api::{Api, ListParams, VersionMatch, WatchEvent, WatchParams};
 use kube::core::Request;
+use kube::core::request::Error as RequestError;
 use kube::{Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use self::backoff::WatchBackoff;
+use self::events::Events;
 use self::items::{Items, ItemsError};
 use crate::deadline::chain;
 use crate::{CallError, within};
@@ -73,6 +75,8 @@ enum ListWatchError {
     Items(#[source] CallError<ItemsError>),
     #[error("the watch failed")]
     Watch(#[source] CallError<kube::Error>),
+    #[error("the watch failed")]
+    Events(#[source] CallError<ItemsError>),
     #[error("the API server ended the {0} early")]
     Ended(&'static str),
 }
@@ -100,24 +104,25 @@ pub struct ListWatch<K> {
     /// The newest version that was seen; empty before the first.
     version: String,
     list_due: Instant,
-    state: State<K>,
+    state: State,
     backoff: WatchBackoff,
 }
 
-/// The response to a list, which is still arriving.
+/// A response that is still arriving.
 type Body = Pin<Box<dyn AsyncBufRead + Send>>;
+type Unsent = http::Request<Vec<u8>>;
 
-enum State<K> {
+enum State {
     /// A list is due.
     Outdated,
     Listing(Items<Body>),
     /// The objects are known; a watch continues from `version`.
     Listed,
-    Watching(Watch<K>),
+    Watching(Watch),
 }
 
-struct Watch<K> {
-    events: BoxStream<'static, kube::Result<WatchEvent<K>>>,
+struct Watch {
+    events: Events<Body>,
     /// The list is streamed and not complete.
     listing: bool,
     planned_end: Instant,
@@ -198,7 +203,7 @@ where
         }
     }
 
-    async fn start_list(&mut self) -> Result<State<K>, ListWatchError> {
+    async fn start_list(&mut self) -> Result<State, ListWatchError> {
         let streamed = WatchParams::default().initial_events();
         match self.open(streamed, CONSISTENT).await {
             // 422 while the feature gate WatchList is off, as it may be before Kubernetes 1.34
@@ -223,43 +228,41 @@ where
     }
 
     async fn get(&mut self, params: &ListParams) -> Result<Items<Body>, ListWatchError> {
-        const WHAT: &str = "list";
-        let call = async {
-            let request = Request::new(self.api.resource_url()).list(params);
-            let request = request.map_err(kube::Error::BuildRequest)?;
-            self.client.request_stream(request).await
-        };
-        let body = within(LIST_LIMIT, WHAT, call).await;
-        let body: Body = Box::pin(body.map_err(ListWatchError::List)?);
-        Ok(Items::new(body))
+        let request = Request::new(self.api.resource_url()).list(params);
+        let body = within(LIST_LIMIT, "list", self.request(request)).await;
+        body.map(Items::new).map_err(ListWatchError::List)
     }
 
-    async fn open(&mut self, params: WatchParams, from: &str) -> Result<Watch<K>, ListWatchError> {
+    /// Sends a request, and returns its response as it arrives.
+    async fn request(&mut self, request: Result<Unsent, RequestError>) -> kube::Result<Body> {
+        let request = request.map_err(kube::Error::BuildRequest)?;
+        let response = self.client.request_stream(request).await?;
+        Ok(Box::pin(response))
+    }
+
+    async fn open(&mut self, params: WatchParams, from: &str) -> Result<Watch, ListWatchError> {
         let seconds = rand::random_range(WATCH_SECONDS);
         let params = params.fields(&self.fields).timeout(seconds);
         let planned_end = Instant::now() + Duration::from_secs(seconds.into());
         let listing = params.send_initial_events;
-        let opening = self.api.watch(&params, from);
-        let events = within(LIST_LIMIT, "watch", opening).await;
+        let request = Request::new(self.api.resource_url()).watch(&params, from);
+        let body = within(LIST_LIMIT, "watch", self.request(request)).await;
         Ok(Watch {
-            events: events.map_err(ListWatchError::Watch)?.boxed(),
+            events: Events::new(body.map_err(ListWatchError::Watch)?),
             listing,
             planned_end,
         })
     }
 
-    async fn watch_event(
-        &mut self,
-        mut watch: Watch<K>,
-    ) -> Result<Option<Event<K>>, ListWatchError> {
+    async fn watch_event(&mut self, mut watch: Watch) -> Result<Option<Event<K>>, ListWatchError> {
         const WHAT: &str = "watch";
         let limit = if watch.listing {
             LIST_LIMIT
         } else {
             WATCH_LIMIT
         };
-        let event = within(limit, WHAT, watch.events.try_next()).await;
-        let Some(event) = event.map_err(ListWatchError::Watch)? else {
+        let event = within(limit, WHAT, watch.events.next()).await;
+        let Some(event) = event.map_err(ListWatchError::Events)? else {
             return self.watch_ended(&watch).map(|()| None);
         };
         let event = match event {
@@ -295,7 +298,7 @@ where
         Ok(event)
     }
 
-    fn watch_ended(&mut self, watch: &Watch<K>) -> Result<(), ListWatchError> {
+    fn watch_ended(&mut self, watch: &Watch) -> Result<(), ListWatchError> {
         let now = Instant::now();
         if watch.listing {
             return Err(ListWatchError::Ended("streamed list"));

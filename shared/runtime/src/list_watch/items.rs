@@ -7,19 +7,25 @@ use futures::{AsyncBufRead, AsyncBufReadExt};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-/// Longest item, and longest rest of a list: etcd takes objects of 1.5 MiB, which JSON may write six
+/// Longest item, event, and rest of a list: etcd takes objects of 1.5 MiB, which JSON may write six
 /// times as long.
-const LONGEST: usize = 16 << 20;
+pub(super) const LONGEST: usize = 16 << 20;
 
-/// Why a list cannot be read.
+/// Why a list or a watch cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ItemsError {
     #[error("the response was cut off")]
     Read(#[source] io::Error),
-    #[error("the response is no list of objects")]
+    #[error("the response has no objects that can be read")]
     Json(#[source] serde_json::Error),
-    #[error("an object of the list has more than {LONGEST} bytes")]
+    #[error("an object has more than {LONGEST} bytes")]
     TooLong,
+}
+
+/// Decodes an object. A byte that is no UTF-8 is replaced: a user may write some into managedFields, and the
+/// API server passes them on.
+pub(super) fn decode<T: DeserializeOwned>(json: &[u8]) -> Result<T, ItemsError> {
+    serde_json::from_str(&String::from_utf8_lossy(json)).map_err(ItemsError::Json)
 }
 
 /// The items of a list that arrives.
@@ -46,7 +52,7 @@ impl<R: AsyncBufRead + Unpin> Items<R> {
             let (read, item) = self.splitter.read(bytes)?;
             self.body.consume_unpin(read);
             if let Some(item) = item {
-                return serde_json::from_slice(&item).map_err(ItemsError::Json);
+                return decode(&item).map(Some);
             }
         }
     }
@@ -62,7 +68,7 @@ impl<R: AsyncBufRead + Unpin> Items<R> {
         struct Metadata {
             resource_version: String,
         }
-        let list: List = serde_json::from_slice(&self.splitter.rest).map_err(ItemsError::Json)?;
+        let list: List = decode(&self.splitter.rest)?;
         Ok(list.metadata.resource_version)
     }
 }

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use futures::stream;
+use futures::{StreamExt, stream};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::client::Body;
 use parking_lot::Mutex;
@@ -32,7 +32,8 @@ fn watch(
             tokio::time::sleep(open).await;
             String::new()
         });
-        let text = stream::iter([text]).chain(end).map(Ok::<_, Infallible>);
+        let text = stream::iter([text]).chain(end);
+        let text = text.map(|text| Ok::<_, Infallible>(with_odd_bytes(&text)));
         let reply = http::Response::builder().status(status);
         let reply = reply.body(axum::body::Body::from_stream(text)).unwrap();
         async move { Ok::<_, Infallible>(reply) }
@@ -40,6 +41,14 @@ fn watch(
     let client = Client::new(service, "default");
     let watch = ListWatch::new(client.clone(), Api::all(client), "a=b", "objects");
     (watch, queries)
+}
+
+/// A place where a byte stands that is no UTF-8.
+const ODD: &str = "HERE";
+
+fn with_odd_bytes(text: &str) -> Vec<u8> {
+    let pieces: Vec<&[u8]> = text.split(ODD).map(str::as_bytes).collect();
+    pieces.join(&0xff)
 }
 
 fn bookmark(version: usize, annotations: &serde_json::Value) -> String {
@@ -169,4 +178,23 @@ async fn lists_that_break_in_the_middle_are_made_less_and_less_often() {
         "{:?}",
         start.elapsed()
     );
+}
+
+/// As the API server passes on what a user wrote into the managedFields of an object.
+#[tokio::test(start_paused = true)]
+async fn a_byte_that_is_no_utf8_does_not_break_a_watch_or_a_list() {
+    let odd = |kind: &str| {
+        let object = json!({
+            "kind": "ConfigMap", "apiVersion": "v1", "metadata": { "name": "a" }, "data": { ODD: "" },
+        });
+        json!({ "type": kind, "object": object }).to_string() + "\n"
+    };
+    let end = bookmark(1, &json!({ LIST_END: "true" }));
+    let text = odd("ADDED") + &end + &odd("MODIFIED");
+    let (mut watch, _queries) = watch(move |_index, _query| (200, text.clone(), PERIOD));
+    for _event in 0..2 {
+        watch.next().await;
+    }
+    assert_eq!(watch.next().await, Event::ListComplete);
+    assert!(matches!(watch.next().await, Event::Applied(_)));
 }

@@ -75,3 +75,10 @@ fn an_endless_item_is_refused() {
     let piece = vec![b'x'; LONGEST];
     assert!(matches!(splitter.read(&piece), Err(ItemsError::TooLong)));
 }
+
+#[tokio::test]
+async fn a_byte_that_is_no_utf8_is_replaced() {
+    let text = b"{\"metadata\":{\"resourceVersion\":\"7\"},\"items\":[{\"a\xff\":1}]}";
+    let (read, _version) = read(text).await.unwrap();
+    assert_eq!(read, [json!({ "a\u{fffd}": 1 })]);
+}
