@@ -1,5 +1,7 @@
 //! Decides about a pod. Pure: a pod in, a verdict out.
 
+use std::collections::BTreeMap;
+
 use json_patch::jsonptr::PointerBuf;
 use json_patch::{AddOperation, PatchOperation, RemoveOperation, ReplaceOperation};
 use portmapping_shared::annotation::{self, Value};
@@ -148,22 +150,29 @@ pub fn judge(pod: &Pod, max_ports: usize) -> Verdict {
     }
 }
 
-/// A warning for a request by number whose protocol no container declares for that number.
+/// A warning for a request by number whose protocol no container declares for that number. Reads the declared
+/// ports once: there may be tens of thousands, and hundreds of entries.
 fn other_protocol(asked: &[AskedPort], spec: &PodSpec) -> Option<String> {
-    asked.iter().find_map(|port| {
-        let (PortOrName::Number(number), Some(protocol)) = (&port.container_port, port.protocol)
-        else {
-            return None;
+    let asked = asked.iter().filter_map(|port| match port.container_port {
+        PortOrName::Number(number) => Some((i64::from(number.get()), port.protocol?)),
+        PortOrName::Name(_) => None,
+    });
+    let numbers = asked.clone().map(|(number, _)| (number, Vec::new()));
+    let mut declared: BTreeMap<i64, Vec<Protocol>> = numbers.collect();
+    for port in spec.lasting_containers().flat_map(|it| &it.ports) {
+        let Some(known) = declared.get_mut(&port.container_port) else {
+            continue;
         };
-        let ports = spec.lasting_containers().flat_map(|it| &it.ports);
-        let mut declared = ports
-            .filter(|it| it.container_port == i64::from(number.get()))
-            .filter_map(|it| match it.protocol.as_str() {
-                "" => Some(Protocol::Tcp),
-                text => text.parse().ok(),
-            });
-        let first = declared.next()?;
-        (first != protocol && declared.all(|it| it != protocol)).then(|| {
+        let protocol = match port.protocol.as_str() {
+            "" => Some(Protocol::Tcp),
+            text => text.parse().ok(),
+        };
+        known.extend(protocol.filter(|protocol| !known.contains(protocol)));
+    }
+    asked.into_iter().find_map(|(number, protocol)| {
+        let known = declared.get(&number)?;
+        let first = known.first()?;
+        (!known.contains(&protocol)).then(|| {
             format!(
                 "{ANNOTATION}: a container declares port {number} as {first}, but the value asks \
                  for {protocol}; the host port will be {protocol}"
