@@ -58,8 +58,11 @@ pub(crate) struct Kernel {
     present: MappingTable,
     /// Whether the chains around the rules are complete.
     intact: bool,
-    /// Pods for which desired and present rules differ.
-    unsettled: BTreeSet<PodUid>,
+    /// Pods for which desired and present rules differ, with their turn: whose rules the kernel refuses again
+    /// and again must not come before others.
+    unsettled: BTreeMap<PodUid, u64>,
+    /// The turn of the next one.
+    next_turn: u64,
     /// Ports that the change under way may add rules for; None: no change is under way.
     in_flight: Option<BTreeSet<PortKey>>,
     error: Option<RuleError>,
@@ -86,7 +89,8 @@ impl Kernel {
             desired: MappingTable::default(),
             present: present.into_iter().collect(),
             intact,
-            unsettled: BTreeSet::new(),
+            unsettled: BTreeMap::new(),
+            next_turn: 0,
             in_flight: None,
             error: None,
             retry_at: None,
@@ -198,7 +202,8 @@ impl Kernel {
         if desired == present {
             self.unsettled.remove(pod);
         } else {
-            self.unsettled.insert(pod.clone());
+            self.unsettled.entry(pod.clone()).or_insert(self.next_turn);
+            self.next_turn += 1;
         }
     }
 
@@ -211,7 +216,7 @@ impl Kernel {
             return None;
         }
         let mut plan = Plan::default();
-        for pod in &self.unsettled {
+        for pod in self.unsettled.keys() {
             let (desired, present) = (self.desired.of(pod), self.present.of(pod));
             plan.to_remove.extend(present.difference(desired).cloned());
         }
@@ -239,8 +244,11 @@ impl Kernel {
     /// other pod waits and nothing is to be removed.
     fn choose(&self, now: Duration, removes: bool) -> BTreeSet<PodUid> {
         let waits = |pod: &&PodUid| !self.has_rules(pod) && !self.blocked.contains_key(*pod);
-        let waiting = self.unsettled.iter().filter(waits);
-        let chosen: BTreeSet<PodUid> = waiting.take(self.batch).cloned().collect();
+        let turns = self.unsettled.iter().map(|(pod, turn)| (*turn, pod));
+        let mut waiting: Vec<_> = turns.filter(|(_, pod)| waits(pod)).collect();
+        waiting.sort_unstable();
+        let waiting = waiting.into_iter().take(self.batch);
+        let chosen: BTreeSet<PodUid> = waiting.map(|(_, pod)| pod.clone()).collect();
         if !chosen.is_empty() || removes || self.blocked_until.is_some_and(|at| now < at) {
             return chosen;
         }
@@ -339,7 +347,7 @@ impl Kernel {
         }
         let removes = |pod: &PodUid| !self.present.of(pod).is_subset(self.desired.of(pod));
         let waits = |pod: &PodUid| !self.blocked.contains_key(pod) || removes(pod);
-        if self.retry_at.is_some() && self.unsettled.iter().any(waits) {
+        if self.retry_at.is_some() && self.unsettled.keys().any(waits) {
             return self.retry_at;
         }
         let due = self.blocked.values().map(|blocked| blocked.until).min();
@@ -352,7 +360,7 @@ impl Kernel {
         let pods: BTreeSet<&PodUid> = self.present.owners().chain(self.desired.owners()).collect();
         let differs = |pod: &&PodUid| self.present.of(pod) != self.desired.of(pod);
         let unsettled: BTreeSet<&PodUid> = pods.into_iter().filter(differs).collect();
-        if unsettled == self.unsettled.iter().collect() {
+        if unsettled == self.unsettled.keys().collect() {
             return Ok(());
         }
         Err(format!(

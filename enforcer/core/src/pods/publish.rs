@@ -4,8 +4,9 @@ use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use portmapping_shared::annotation::{self, Value};
 use portmapping_shared::contract::{CONDITION, REASON_MAPPED, REASON_RELEASED};
-use portmapping_shared::{Backoff, InvalidRequest, PortRequest, ResultEntry, annotation};
+use portmapping_shared::{Backoff, InvalidRequest, PortRequest, ResultEntry};
 
 use super::facts::{PodFacts, Want};
 use super::result::describe_port;
@@ -131,7 +132,9 @@ impl PodState {
                 self.contest.publishing(now);
             }
             publish.in_flight = Some(due.clone());
-            if let Some(annotation) = &due.wanted.annotation {
+            if let Some(annotation) = &due.wanted.annotation
+                && annotation::classify(annotation) == Value::Result
+            {
                 self.forgery.record_written(annotation.clone());
             }
         }
@@ -248,8 +251,11 @@ fn released(facts: &PodFacts) -> Record {
     // a gate with a False condition keeps the pod not Ready like one without, but says why
     let gated = facts.finished || facts.spec.has_gate(CONDITION);
     Record {
-        // a result that is not true any more must not stay; "" asks, which a finished pod may
-        annotation: current.annotation.as_ref().map(|_| String::new()),
+        // a result that is not true any more must not stay; a finished pod may ask
+        annotation: current.annotation.clone().map(|text| {
+            let asks = facts.finished && matches!(annotation::classify(&text), Value::Request(_));
+            if asks { text } else { String::new() }
+        }),
         mark: None,
         condition: gated.then(|| condition(false, REASON_RELEASED, message.to_owned())),
     }

@@ -117,6 +117,10 @@ impl PodState {
         if shown.is_some_and(|shown| shown.asks_as(facts)) {
             return Vec::new();
         }
+        if facts.finished {
+            // thousands of pods that have ended may be on the node
+            self.forgery = Forgery::default();
+        }
         let before = std::mem::replace(&mut self.want, facts.want(max_ports));
         let value = |facts: &PodFacts| facts.record.annotation.clone();
         let (old, new) = (shown.and_then(value), value(facts));

@@ -217,3 +217,37 @@ fn a_change_that_failed_once_does_not_wait_for_a_refused_pod() {
     let next = node.state.next_deadline().unwrap();
     assert!(next < node.now + Duration::from_secs(1), "{next:?}");
 }
+
+/// A user may change the annotation of pods whose rules the kernel refuses as often as is tried.
+#[test]
+fn pods_that_are_refused_again_and_again_do_not_come_before_one_that_waits() {
+    let refuse = |plan: &Plan| {
+        let bad = |mapping: &Mapping| mapping.owner.as_str().starts_with("uid-a");
+        if plan.to_create.iter().any(bad) {
+            return Err("no such protocol".to_owned());
+        }
+        Ok(())
+    };
+    let mut node = Node::new("20000-20999");
+    let bad = |n: u8| facts(&format!("a{n}"), Some(&format!("10.244.0.{}", n + 2)));
+    let ask_again = |node: &mut Node| {
+        for n in 0..10 {
+            let mut without = bad(n);
+            without.record.annotation = None;
+            node.applied(without).applied(bad(n));
+        }
+        node.settle_with(|_| Ok(()), refuse);
+    };
+    node.settle();
+    ask_again(&mut node);
+    node.applied(facts("z", Some("10.244.0.99")));
+    node.settle_with(|_| Ok(()), refuse);
+    let mut tries = 0;
+    while node.state.counts().mappings == 0 {
+        tries += 1;
+        assert!(tries < 30, "it never gets its turn");
+        node.now = node.state.next_deadline().unwrap();
+        node.state.tick(node.now);
+        ask_again(&mut node);
+    }
+}
