@@ -251,11 +251,8 @@ fn released(facts: &PodFacts) -> Record {
     // a gate with a False condition keeps the pod not Ready like one without, but says why
     let gated = facts.finished || facts.spec.has_gate(CONDITION);
     Record {
-        // a result that is not true any more must not stay; a finished pod may ask
-        annotation: current.annotation.clone().map(|text| {
-            let asks = facts.finished && matches!(annotation::classify(&text), Value::Request(_));
-            if asks { text } else { String::new() }
-        }),
+        // a result that is not true any more must not stay; "" asks, which a finished pod may
+        annotation: current.annotation.as_ref().map(|_| String::new()),
         mark: None,
         condition: gated.then(|| condition(false, REASON_RELEASED, message.to_owned())),
     }
