@@ -105,8 +105,8 @@ fn helm_and_kustomize_agree_in_another_namespace_and_with_another_registry() -> 
          resources: [MANIFESTS/base]\n\
          transformers: [MANIFESTS/transformers/namespace]\n\
          images:\n\
-         - {name: localhost/portmapping-webhook, newName: mirror.example/team/portmapping-webhook, newTag: \"7\"}\n\
-         - {name: localhost/portmapping-enforcer, newName: mirror.example/team/portmapping-enforcer, newTag: \"7\"}\n";
+         - {name: localhost/portmapping-webhook, newName: mirror.example/team/portmapping-webhook, newTag: v7}\n\
+         - {name: localhost/portmapping-enforcer, newName: mirror.example/team/portmapping-enforcer, newTag: v7}\n";
     // kubectl ignores the namespace that kustomize gives to objects of the cluster
     let cluster_scoped = |object: &mut Value| {
         let kind = object["kind"].as_str().unwrap_or_default();
@@ -118,7 +118,7 @@ fn helm_and_kustomize_agree_in_another_namespace_and_with_another_registry() -> 
     };
     let mut kustomized = overlay("agree-elsewhere", text)?;
     kustomized.iter_mut().for_each(cluster_scoped);
-    let values = "images.registry=mirror.example/team,images.tag=7";
+    let values = "images.registry=mirror.example/team,images.tag=v7";
     agree("elsewhere", kustomized, chart("elsewhere", values)?)
 }
 
