@@ -1,14 +1,12 @@
 //! Tells in the API that the pods of a node have no host ports any more.
 
-use std::convert::Infallible;
 use std::time::Duration;
 
 use kube::Client;
-use kube::api::Api;
 use portmapping_enforcer_core::uninstalled;
 use portmapping_runtime::client::{ApiServer, ClientError};
 use portmapping_runtime::deadline::chain;
-use portmapping_runtime::list_watch::{Event, ListWatch};
+use portmapping_runtime::list_watch::{ListError, list};
 use portmapping_runtime::{CallError, within};
 
 use crate::pods::{SlimPod, facts};
@@ -36,7 +34,7 @@ pub(super) enum ReleaseError {
         node: String,
         /// The cause.
         #[source]
-        source: CallError<Infallible>,
+        source: CallError<ListError>,
     },
     /// Some pods could not be written.
     #[error("cannot release {count} pods; the first of them")]
@@ -68,24 +66,9 @@ pub(super) async fn release(node: &str) -> Result<(), ReleaseError> {
     outcome
 }
 
-/// Returns the pods of the node, as the enforcer reads them. A failure is logged and tried again.
-async fn list(client: Client, node: &str) -> Result<Vec<SlimPod>, Infallible> {
-    let api = Api::all(client.clone());
-    let bound = format!("spec.nodeName={node}");
-    let mut events = ListWatch::<SlimPod>::new(client, api, &bound, "the node's pods");
-    let mut pods = Vec::new();
-    loop {
-        match events.next().await {
-            Event::ListStarted => pods.clear(),
-            Event::Listed(pod) => pods.push(pod),
-            Event::ListComplete => return Ok(pods),
-            Event::Applied(_) | Event::Deleted(_) => {}
-        }
-    }
-}
-
 async fn release_once(client: Client, node: &str) -> Result<(), ReleaseError> {
-    let pods = within(LIST_LIMIT, "list pods", list(client.clone(), node))
+    let of_node = format!("spec.nodeName={node}");
+    let pods = within(LIST_LIMIT, "GET pods", list::<SlimPod>(&client, &of_node))
         .await
         .map_err(|source| ReleaseError::List {
             node: node.to_owned(),

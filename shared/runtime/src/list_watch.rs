@@ -95,6 +95,36 @@ impl ListWatchError {
     }
 }
 
+/// Why a single list failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ListError {
+    /// The API server refused it, or was not reached.
+    #[error("the list is refused")]
+    Request(#[source] kube::Error),
+    /// Its objects.
+    #[error("the list cannot be read")]
+    Items(#[source] ItemsError),
+}
+
+/// Lists the objects that this field selector matches, once and consistently. Reads them as a
+/// [`ListWatch`] does, and needs no right to watch.
+pub async fn list<K>(client: &Client, fields: &str) -> Result<Vec<K>, ListError>
+where
+    K: Resource<DynamicType = ()> + DeserializeOwned,
+{
+    let request = Request::new(K::url_path(&(), None)).list(&ListParams::default().fields(fields));
+    let request = request.map_err(|error| ListError::Request(kube::Error::BuildRequest(error)))?;
+    let body = client.request_stream(request).await;
+    let mut items = Items::new(Box::pin(body.map_err(ListError::Request)?));
+    let mut all = Vec::new();
+    while let Some(item) = items.next().await.map_err(ListError::Items)? {
+        all.push(item);
+    }
+    // none where the response was cut off
+    items.version().map_err(ListError::Items)?;
+    Ok(all)
+}
+
 /// Lists objects and watches them. A failure is logged and tried again with back-off.
 pub struct ListWatch<K> {
     client: Client,

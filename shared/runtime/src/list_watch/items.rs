@@ -13,7 +13,7 @@ pub(super) const LONGEST: usize = 16 << 20;
 
 /// Why a list or a watch cannot be read.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ItemsError {
+pub enum ItemsError {
     #[error("the response was cut off")]
     Read(#[source] io::Error),
     #[error("the response has no objects that can be read")]
