@@ -12,7 +12,9 @@ pub(super) const MASQUERADE: &str = "PORTMAPPING-MASQ";
 /// rules if they are one list, 1.43 times with 142 chains on one level, 1.19 times on two levels; three levels
 /// pass 31 rules where two pass 40.
 pub(super) const PARTS: u32 = 5;
-/// The number of chains for the rules of pods, chosen by the last bits of the pod's address.
+/// The number of chains for the rules of pods, chosen by the last bits of the pod's address. With 500 pods, a new
+/// connection takes 1.16 (iptables-nft) and 1.13 times (legacy) of one without our rules; with one chain for all
+/// pods 1.27 and 1.35 times (medians of three runs in turn).
 pub(super) const BUCKETS: u8 = 16;
 /// The number of chains that lead to those, chosen by the last bits too.
 pub(super) const GROUPS: u8 = 4;
