@@ -20,11 +20,11 @@
 //! active. It then shuts down its receiving side first: a Confirm sent earlier is still read, and a
 //! later one fails at the new keeper, which then drops the sockets it received.
 
-use portmapping_shared::PortKey;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use portmapping_shared::PortKey;
 use serde::{Deserialize, Serialize};
 
 mod channel;

@@ -1,10 +1,10 @@
 //! Holds mapped ports again: a keeper that starts without a predecessor holds none.
 
-use portmapping_shared::PortKey;
 use std::collections::BTreeSet;
 use std::time::Instant;
 
 use portmapping_runtime::deadline::chain;
+use portmapping_shared::PortKey;
 
 use super::KeeperClient;
 use portmapping_keeper::wire::HoldOutcome;

@@ -1,7 +1,8 @@
 //! Which of the pods that wait gets which ports.
 
-use portmapping_shared::PortKey;
 use std::collections::{BTreeMap, BTreeSet};
+
+use portmapping_shared::PortKey;
 
 use super::{Duration, EventKind, NodeState, PodUid, Refusal};
 use crate::ports::{Exhausted, WaitingPod, WantedPort};

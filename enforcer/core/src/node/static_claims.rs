@@ -1,8 +1,9 @@
 //! Static host ports of pods that run: they take their numbers from mapped pods.
 
-use portmapping_shared::PortKey;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+
+use portmapping_shared::PortKey;
 
 use super::{EventKind, NodeState, PodFacts, PodUid};
 use crate::ports::{StaticPort, static_ports};

@@ -1,8 +1,9 @@
 //! What the keeper is asked, and what it answers.
 
-use portmapping_shared::PortKey;
 use std::collections::BTreeSet;
 use std::time::Duration;
+
+use portmapping_shared::PortKey;
 
 use super::Ports;
 use super::ledger::{Hold, KEEPER_RETRY, PortState};

@@ -1,8 +1,9 @@
 //! When something is due: ports whose rest ends, pods to process again.
 
-use portmapping_shared::PortKey;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+
+use portmapping_shared::PortKey;
 
 /// When each port is due.
 pub(crate) type PortTimers = Timers<PortKey>;

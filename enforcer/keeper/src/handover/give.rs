@@ -1,9 +1,10 @@
 //! The old keeper's side of a handover.
 
-use portmapping_shared::PortKey;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
+
+use portmapping_shared::PortKey;
 
 use super::super::bind::HeldPort;
 use super::super::table::{Frozen, NotActive, PortTable};

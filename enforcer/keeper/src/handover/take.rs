@@ -1,11 +1,12 @@
 //! The new keeper's side of a handover.
 
-use portmapping_shared::PortKey;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
+
+use portmapping_shared::PortKey;
 
 use super::super::bind::HeldPort;
 use super::super::run_dir::RunDir;
