@@ -69,7 +69,7 @@ pub(crate) enum ReconcileError {
     )]
     RoleReturned,
     /// The chosen iptables stopped working.
-    #[error("iptables cannot be used any more: restarting, to choose the backend again")]
+    #[error("iptables cannot be used any more: starting over, to choose the backend again")]
     BackendLost(#[source] DataplaneError),
 }
 
@@ -230,6 +230,8 @@ impl Reconciler {
                         "another enforcer has taken this node over; this one writes nothing more and waits to be \
                          terminated"
                     );
+                    // calls under way must not write over what the successor writes
+                    self.tasks.abort_all();
                     return wait_retired(&mut inputs.role, &token).await;
                 }
             }

@@ -28,26 +28,14 @@ static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
 pub(crate) struct RulesLock {
     path: PathBuf,
     name: String,
+    /// How long a change under way is waited for.
+    limit: Duration,
 }
 
-/// Why a change or a read cannot begin.
+/// Another enforcer has taken the right.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum RulesLockError {
-    /// Another enforcer took the right.
-    #[error("another enforcer has taken this node over")]
-    TakenOver,
-    /// An earlier change has not ended.
-    #[error(
-        "an earlier change of the rules has not ended within {} s: find the process that has {} open on the \
-         node",
-        LIMIT.as_secs(),
-        path.display()
-    )]
-    Busy {
-        /// The locked file.
-        path: PathBuf,
-    },
-}
+#[error("another enforcer has taken this node over")]
+pub(crate) struct TakenOver;
 
 /// A change or a read that is under way. The lock ends with it and with the programs that it started.
 #[derive(Debug)]
@@ -57,7 +45,12 @@ impl RulesLock {
     /// Takes the right, after the change under way has ended. Blocks. A change that hangs, or a file that
     /// cannot be used, leaves no node without an enforcer: it goes on without the lock.
     pub(crate) fn take(dir: &Path) -> Self {
+        Self::take_within(dir, LIMIT)
+    }
+
+    fn take_within(dir: &Path, limit: Duration) -> Self {
         let lock = Self {
+            limit,
             path: dir.join("rules.lock"),
             name: format!("{:016x}", rand::random::<u64>()),
         };
@@ -72,29 +65,24 @@ impl RulesLock {
         });
         match taken {
             Ok(false) => {}
-            Ok(true) => tracing::warn!(
-                error = RulesLockError::Busy {
-                    path: lock.path.clone()
-                }
-                .to_string(),
-                "reading the rules now; if that change comes later, the next check finds it"
-            ),
+            Ok(true) => lock.warn_busy(),
             Err(error) => lock.warn(&error),
         }
         lock
     }
 
-    /// Begins a change or a read. Blocks until an earlier one has ended.
-    pub(crate) fn begin(&self) -> Result<UnderWay, RulesLockError> {
+    /// Begins a change or a read. Blocks until an earlier one has ended, or hangs.
+    pub(crate) fn begin(&self) -> Result<UnderWay, TakenOver> {
         let file = match self.open() {
+            Ok(None) if matches!(self.is_named(), Ok(false)) => return Err(TakenOver),
+            // a program that hangs must not leave the node without changes
             Ok(None) => {
-                return Err(RulesLockError::Busy {
-                    path: self.path.clone(),
-                });
+                self.warn_busy();
+                None
             }
             Ok(Some(file)) => match self.is_own(&file) {
                 Ok(true) => Some(file),
-                Ok(false) => return Err(RulesLockError::TakenOver),
+                Ok(false) => return Err(TakenOver),
                 Err(error) => {
                     self.warn(&error);
                     Some(file)
@@ -111,7 +99,15 @@ impl RulesLock {
 
     /// Locks the file. Returns None if another process still has it after the limit.
     fn open(&self) -> io::Result<Option<File>> {
-        lock_file(&self.path, Instant::now() + LIMIT)
+        lock_file(&self.path, Instant::now() + self.limit)
+    }
+
+    /// Whether the file names this enforcer, or none. Needs no lock.
+    fn is_named(&self) -> io::Result<bool> {
+        let mut name = String::new();
+        let file = File::open(&self.path)?;
+        file.take(NAME_BYTES).read_to_string(&mut name)?;
+        Ok(name.is_empty() || name == self.name)
     }
 
     /// Whether the file names this enforcer; and lets programs that are started from now on inherit it.
@@ -133,6 +129,15 @@ impl RulesLock {
         file.rewind()?;
         file.write_all(self.name.as_bytes())?;
         file.set_len(self.name.len() as u64)
+    }
+
+    fn warn_busy(&self) {
+        tracing::warn!(
+            path = %self.path.display(),
+            "an earlier change of the rules has not ended within {} s: find the process that has this file open on \
+             the node. Going on without waiting for it; if that change comes later, the next check finds it",
+            self.limit.as_secs()
+        );
     }
 
     fn warn(&self, error: &io::Error) {

@@ -1,5 +1,7 @@
 //! `enforcer run`: starts every part and connects them.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::Command;
@@ -29,7 +31,7 @@ use crate::reconciler::{Drivers, Inputs, ReconcileError, Reconciler};
 use crate::rules_lock;
 use crate::runtime::runtime;
 use crate::startup::{read_node_facts, recover, rehearse};
-use crate::takeover::{await_turn, first_results, settled_role};
+use crate::takeover::{End, await_turn, first_results, settled_role};
 
 /// Longest silence on a watch before its connection is closed. The API server sends a bookmark every
 /// minute.
@@ -46,12 +48,17 @@ const KEEPER_START: Duration = Duration::from_secs(30);
 /// Limit for calls in progress at the end: less than the pod's termination grace period.
 const EXIT_LIMIT: Duration = Duration::from_secs(5);
 
-/// Runs `enforcer run` until SIGTERM or SIGINT. Starts over in the same process when it is on duty
-/// again: the kubelet would wait before it starts the container.
+/// Runs `enforcer run` until SIGTERM or SIGINT. Starts over in the same process when what it knows is out
+/// of date: the kubelet would wait before it starts the container, and in a rolling update Kubernetes ends a
+/// pod that is not ready before the next one has started.
 pub fn run(args: RunArgs) -> anyhow::Result<()> {
     let config = RunConfig::try_from(args)?;
     let runtime = runtime()?;
+    let end = End::of(&config);
     let outcome = runtime.block_on(serve(config));
+    if outcome.is_ok() {
+        runtime.block_on(end.tell_keeper());
+    }
     // a change in progress may finish; a program that hangs must not keep the enforcer from ending
     runtime.shutdown_timeout(EXIT_LIMIT);
     match outcome {
@@ -68,10 +75,20 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
     }
 }
 
-/// Returns whether the keeper changed its role, so that what this process knows is out of date.
+/// The cluster has a new CA.
+#[derive(Debug, thiserror::Error)]
+#[error("the cluster's CA has changed: starting over, to use the new one")]
+struct NewCa;
+
+/// Returns whether what this process knows is out of date: the keeper's role, the backend that works, or
+/// the cluster's CA.
 fn is_out_of_date(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
-        matches!(cause.downcast_ref(), Some(ReconcileError::RoleReturned))
+        cause.is::<NewCa>()
+            || matches!(
+                cause.downcast_ref(),
+                Some(ReconcileError::RoleReturned | ReconcileError::BackendLost(_))
+            )
             || matches!(
                 cause.downcast_ref(),
                 Some(KeeperClientError::Retired { .. })
@@ -120,15 +137,16 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
     let api = ApiServer::in_cluster()?;
     let client = api.client(CALL_SILENCE)?;
     let watch_client = api.watch_client(WATCH_SILENCE)?;
-    tasks.spawn("cluster CA", api.end_on_new_ca(token.clone()));
-    ask_permission(&mut tasks, own_pod, client.clone());
+    follow_ca(&mut tasks, api);
+    ask_permission(&mut tasks, own_pod.clone(), client.clone());
     let mut pods = watch_pods(&mut tasks, watch_client.clone(), config.node.clone());
     let mut first_pods = Vec::new();
     let start = if let Some(recovered) = recovered {
         recovered
     } else {
         let turn = async {
-            first_pods = await_turn(&mut keeper, &mut role, &mut pods).await;
+            let permission = own_pod.as_ref().map(|(_, ready)| ready);
+            first_pods = await_turn(&mut keeper, &mut role, &mut pods, permission).await;
             recover(&mut config, &mut keeper, started).await
         };
         let Some(recovered) = tasks.during(turn).await? else {
@@ -173,11 +191,12 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
         changes.hint(damage_sender, ending).await;
     });
     if config.host_addresses == AddressSelection::Node {
-        let (node, ending) = (config.node, token.clone());
-        tasks.spawn("node", async move {
-            let watched = node_addresses::watch(watch_client, &node, addresses_sender);
-            ending.run_until_cancelled(watched).await;
-        });
+        watch_node(
+            &mut tasks,
+            watch_client,
+            config.node.clone(),
+            addresses_sender,
+        );
     }
     let reconciler = Reconciler::new(state, drivers, started);
     tasks.try_spawn("reconciler", reconciler.run(inputs, token));
@@ -233,6 +252,19 @@ fn follow_keeper(
     (role, keeper_changes)
 }
 
+/// Ends the program when the cluster's CA has changed.
+fn follow_ca(tasks: &mut Supervisor, api: ApiServer) {
+    let (ending, same_ca) = (tasks.token(), tasks.token().child_token());
+    tasks.try_spawn("cluster CA", async move {
+        api.end_on_new_ca(same_ca).await;
+        if ending.is_cancelled() {
+            Ok(())
+        } else {
+            Err(NewCa)
+        }
+    });
+}
+
 /// Asks whether the enforcer may publish results, on its own pod.
 fn ask_permission(
     tasks: &mut Supervisor,
@@ -244,6 +276,19 @@ fn ask_permission(
     tasks.spawn("permission", async move {
         let permission = wait_for_permission(client, &name, ready);
         ending.run_until_cancelled(permission).await;
+    });
+}
+
+fn watch_node(
+    tasks: &mut Supervisor,
+    client: kube::Client,
+    node: String,
+    addresses: watch::Sender<Option<BTreeSet<IpAddr>>>,
+) {
+    let ending = tasks.token();
+    tasks.spawn("node", async move {
+        let watched = node_addresses::watch(client, &node, addresses);
+        ending.run_until_cancelled(watched).await;
     });
 }
 

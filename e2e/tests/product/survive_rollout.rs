@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::support::outside::{Way, at, is_refused, tcp};
-use crate::support::parts::{ENFORCER, KEEPER, pids, roll, rolled_out};
+use crate::support::parts::{ENFORCER, KEEPER, kill_all, pids, roll, rolled_out};
 use crate::support::pods::{annotated, entries, is_true, mapped_pod, on_node, pod};
 use crate::support::space::Space;
 use crate::support::streams::steal;
@@ -25,6 +25,10 @@ use crate::support::{ANNOTATION, LIMIT, POLL, alone, config, eventually, get, no
 const SYSTEM: &str = install::NAMESPACE;
 /// Mapped pods on each of the two nodes.
 const PODS: usize = 25;
+/// The enforcer's pods.
+const ENFORCERS: &str = "app.kubernetes.io/component=enforcer";
+/// How long the next image is not there.
+const IMAGE_COMES: Duration = Duration::from_secs(9);
 /// Rollouts that are undone.
 const UNDONE: usize = 6;
 
@@ -227,12 +231,74 @@ fn an_upgrade_undone_midway_loses_no_port_and_no_call() -> Result<()> {
     })
 }
 
-/// Begins an upgrade of the enforcer to the image of a later build.
-fn upgrade(cluster: &Cluster) -> Result<()> {
-    let [keeper, enforcer] = ["keeper", "enforcer"].map(|it| format!("{it}={NEXT_ENFORCER}"));
+/// Kubernetes ends the pod of an enforcer that crashes during an upgrade, although the next one has only been
+/// created.
+#[test]
+fn ports_stay_held_while_the_next_enforcer_waits_for_its_image() -> Result<()> {
+    alone(|cluster| {
+        Space::with(cluster, "rollout-image", |space| {
+            roll(cluster)?;
+            let watched = Watched::start(space)?;
+            set_image(cluster, "localhost/portmapping-enforcer:is-not-there")?;
+            let all = || -> Result<Vec<Value>> {
+                let all = get(cluster, &["-n", SYSTEM, "pods", "-l", ENFORCERS])?;
+                Ok(all["items"].as_array().context("no list")?.clone())
+            };
+            let is_next = |pod: &Value| {
+                let image = pod["spec"]["containers"][0]["image"].as_str();
+                image.is_some_and(|image| image.ends_with(":is-not-there"))
+            };
+            let node = eventually("the next enforcer to wait for its image", || {
+                let next = all()?.into_iter().find(is_next).context("no pod")?;
+                let status = &next["status"]["initContainerStatuses"][0]["state"];
+                ensure!(status["waiting"].is_object(), "{status}");
+                let node = next["spec"]["nodeName"].as_str();
+                node.map(str::to_owned).context("not scheduled")
+            })?;
+            kill_all(cluster, &node, ENFORCER)?;
+            eventually("Kubernetes to end the earlier one", || {
+                let here = |pod: &&Value| pod["spec"]["nodeName"] == node.as_str();
+                let all = all()?;
+                let mut earlier = all.iter().filter(here).filter(|pod| !is_next(pod));
+                let ends = |pod: &Value| pod["metadata"]["deletionTimestamp"].is_string();
+                ensure!(earlier.all(ends), "it is not to end");
+                Ok(())
+            })?;
+            // a keeper that gives up does so in this time
+            std::thread::sleep(IMAGE_COMES);
+            cluster.kubectl_run(["-n", SYSTEM, "rollout", "undo", "ds/enforcer"])?;
+            rolled_out(cluster)?;
+            watched.finish()
+        })
+    })
+}
+
+#[test]
+fn an_enforcer_that_is_deleted_by_hand_is_replaced_without_a_wait() -> Result<()> {
+    alone(|cluster| {
+        Space::with(cluster, "rollout-delete", |space| {
+            space.create(&on_node(mapped_pod("web"), "node1"))?;
+            let web = space.ready("web")?;
+            let node = "--field-selector=spec.nodeName=node1";
+            let delete = ["-n", SYSTEM, "delete", "pod", "-l", ENFORCERS, node];
+            // shorter than its keeper waits for another one
+            cluster.kubectl_run(delete.into_iter().chain(["--timeout=15s"]))?;
+            rolled_out(cluster)?;
+            space.answers(&web, &entries(&web)?[0], Way::Http)
+        })
+    })
+}
+
+fn set_image(cluster: &Cluster, image: &str) -> Result<()> {
+    let [keeper, enforcer] = ["keeper", "enforcer"].map(|it| format!("{it}={image}"));
     let set = ["-n", SYSTEM, "set", "image", "ds/enforcer"];
     let set = set.into_iter().chain([keeper.as_str(), &enforcer]);
     cluster.kubectl_run(set).map(drop)
+}
+
+/// Begins an upgrade of the enforcer to the image of a later build.
+fn upgrade(cluster: &Cluster) -> Result<()> {
+    set_image(cluster, NEXT_ENFORCER)
 }
 
 /// EARLIER is a directory with a `kustomization.yaml` that installs an earlier version, and archives of its images, `*.tar`.

@@ -35,6 +35,17 @@ pub enum KeeperError {
         /// Sockets that fit here.
         room: usize,
     },
+    /// The other keepers did not hand over in time, so this one must not become active.
+    #[error(
+        "no other keeper of this node handed its ports over in time: {busy} answered, {silent} did not. A \
+         keeper that does not answer for 10 s is passed over; for one that answers, look at its log"
+    )]
+    NotHandedOver {
+        /// Keepers that answered and did not hand over.
+        busy: usize,
+        /// Keepers that did not answer.
+        silent: usize,
+    },
     /// The soft limit of open files could not be raised.
     #[error("cannot raise the soft limit of open files to the hard limit")]
     RaiseLimit {

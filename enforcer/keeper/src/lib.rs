@@ -54,11 +54,11 @@ pub const DEFAULT_SOCKET: &str = "/run/enforcer/keeper.sock";
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a terminating keeper waits for a running handover to end.
 const HANDOVER_END_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a terminating keeper waits for a successor. Kubernetes ends a pod that was deleted, or
-/// whose enforcer is in back-off, before the next pod has started. This and
-/// [`HANDOVER_END_TIMEOUT`] together stay below the pod's grace period, part of which the
-/// enforcer's own termination takes.
-const SUCCESSOR_TIMEOUT: Duration = Duration::from_secs(6);
+/// How long a terminating keeper waits for a successor, unless the enforcer says that none comes. In a
+/// rolling update Kubernetes deletes a pod that is not ready as soon as the next one exists, and that one
+/// may have to wait for its image. This and [`HANDOVER_END_TIMEOUT`] together stay below the pod's grace
+/// period (30 s), of which the enforcer's own end takes up to 5 s.
+const SUCCESSOR_TIMEOUT: Duration = Duration::from_secs(22);
 /// Pause after a failed `accept`, so that a lasting failure does not become a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Pause between two checks whether other keepers have ended.
@@ -89,7 +89,7 @@ pub struct KeeperArgs {
     pub range: Vec<PortRange>,
 }
 
-/// Holds ports until SIGTERM or SIGINT, waits 6 s at most for a keeper that takes
+/// Holds ports until SIGTERM or SIGINT, waits 22 s at most for a keeper that takes
 /// them over, then removes its socket files and returns.
 ///
 /// Call it from the main thread before any other thread starts: threads inherit the blocked

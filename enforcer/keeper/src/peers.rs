@@ -5,7 +5,8 @@
 //! never start. A retired keeper, whether it has handed over or has just started, becomes active when
 //! - its enforcer asks for it: it is able to act;
 //! - no other keeper is active, or the active one ends;
-//! - the active one has lost its enforcer, and this one has an enforcer.
+//! - the active one has lost its enforcer, and this one has an enforcer;
+//! - one that may be the active one has not answered for 10 s.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -26,6 +27,9 @@ use super::{ACCEPT_PAUSE, KeeperError, LOCK_TIMEOUT, setup, spawn};
 const POLL_PERIOD: Duration = Duration::from_millis(200);
 /// Pause after a failed takeover, and between two tries to take over from a peer that does not answer.
 const RETRY_PERIOD: Duration = Duration::from_secs(1);
+/// How long another keeper may not answer, until this one becomes active without its ports: it may be
+/// frozen for ever, and the node needs an enforcer.
+const SILENCE: Duration = Duration::from_secs(10);
 /// Most connections of other keepers at a time.
 const MAX_CONNECTIONS: usize = 8;
 
@@ -43,6 +47,8 @@ struct Open {
     predecessors: Predecessors,
     /// How many running peers did not hand over in time.
     unfinished: usize,
+    /// Since when a peer has not answered.
+    silent_since: Option<Instant>,
 }
 
 impl Peers {
@@ -62,14 +68,22 @@ impl Peers {
             .lock(Instant::now() + LOCK_TIMEOUT)
             .map_err(|source| setup("the lock of the run directory", source))?;
         // without the lock another keeper may be about to become active
-        if lock.is_some() && handover::survey(&self.run_dir) <= Activity::Ending {
-            self.take()?;
+        let taken = if lock.is_some() && self.survey() <= Activity::Ending {
+            self.take()
         } else {
-            self.table.stand_by();
             tracing::info!(
                 "another keeper of this node holds the ports; this one takes them over when its \
                  enforcer is able to act"
             );
+            self.table.stand_by();
+            Ok(())
+        };
+        match taken {
+            Err(error @ KeeperError::NotHandedOver { .. }) => {
+                tracing::warn!(%error, "trying again");
+                self.table.stand_by();
+            }
+            other => other?,
         }
         self.run_dir
             .publish()
@@ -79,17 +93,19 @@ impl Peers {
     /// Makes this keeper active, as its enforcer asked. Returns the role: retired if another keeper is
     /// just starting or taking over.
     pub(super) fn take_over(&self) -> Result<KeeperRole, KeeperError> {
-        let lock = self.run_dir.lock(Instant::now() + LOCK_TIMEOUT);
-        if let Ok(Some(_lock)) = lock
-            && self.table.role() == KeeperRole::Retired
-        {
+        let lock = self
+            .run_dir
+            .lock(Instant::now() + LOCK_TIMEOUT)
+            .map_err(|source| setup("the lock of the run directory", source))?;
+        if lock.is_some() && self.table.role() == KeeperRole::Retired {
             self.take()?;
         }
         Ok(self.table.role())
     }
 
     /// Takes the ports of every running keeper and becomes active. Needs the lock of the run directory:
-    /// between the two steps no keeper is active.
+    /// between the two steps no keeper is active. Fails while another keeper may be active and does not
+    /// hand over: two active ones would take the node from each other.
     fn take(&self) -> Result<(), KeeperError> {
         let room = self.table.room;
         let taken = handover::take_over(&self.run_dir, room)
@@ -97,14 +113,41 @@ impl Peers {
         let Taken {
             ports,
             predecessors,
+            handed_over,
             unfinished,
+            silent,
         } = taken;
+        let is_passed_over = self.record_silence(silent > 0);
+        if !handed_over && (unfinished > 0 || (silent > 0 && !is_passed_over)) {
+            return Err(KeeperError::NotHandedOver {
+                busy: unfinished,
+                silent,
+            });
+        }
         self.table.adopt(ports);
         self.table.resume();
         let mut open = self.open.lock();
         open.predecessors.extend(predecessors);
-        open.unfinished = unfinished;
+        open.unfinished = unfinished + silent;
         Ok(())
+    }
+
+    /// Returns whether a peer has not answered for so long that it is passed over.
+    fn record_silence(&self, is_silent: bool) -> bool {
+        let since = &mut self.open.lock().silent_since;
+        if is_silent {
+            since.get_or_insert_with(Instant::now).elapsed() >= SILENCE
+        } else {
+            *since = None;
+            false
+        }
+    }
+
+    /// Asks what the others do.
+    fn survey(&self) -> Activity {
+        let activity = handover::survey(&self.run_dir);
+        self.record_silence(activity == Activity::Silent);
+        activity
     }
 
     /// Becomes active when it is this keeper's turn, for as long as the process lives.
@@ -124,15 +167,21 @@ impl Peers {
         if !self.is_next() {
             return;
         }
-        // a keeper that starts or takes over has the lock: asked again in the next round
-        let Ok(Some(lock)) = self.run_dir.lock(Instant::now()) else {
-            return;
+        let lock = match self.run_dir.lock(Instant::now()) {
+            Ok(Some(lock)) => lock,
+            // a keeper that starts or takes over has it: asked again in the next round
+            Ok(None) => return,
+            Err(error) => {
+                tracing::error!(%error, "cannot lock the run directory to take the ports over; trying again");
+                thread::sleep(RETRY_PERIOD);
+                return;
+            }
         };
         if self.table.role() != KeeperRole::Retired || !self.is_next() {
             return;
         }
         tracing::warn!(
-            "the active keeper ended or lost its enforcer; this keeper takes the ports over"
+            "the active keeper ended, lost its enforcer or does not answer; this keeper takes the ports over"
         );
         if let Err(error) = self.take() {
             tracing::error!(%error, "cannot take over; trying again");
@@ -144,9 +193,10 @@ impl Peers {
 
     fn is_next(&self) -> bool {
         !self.table.is_ending()
-            && match handover::survey(&self.run_dir) {
+            && match self.survey() {
                 Activity::Retired | Activity::Ending => true,
                 Activity::Unattended => self.table.is_attended(),
+                Activity::Silent => self.table.is_attended() && self.record_silence(true),
                 Activity::Attended => false,
             }
     }

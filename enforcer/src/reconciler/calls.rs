@@ -13,7 +13,7 @@ use super::{Finished, Reconciler};
 use crate::masquerade;
 use crate::pods::running_at;
 use crate::publish::PublishError;
-use crate::rules_lock::RulesLockError;
+use crate::rules_lock::TakenOver;
 
 /// How late the keeper may say that another enforcer has taken the node over.
 const ROLE_DELAY: Duration = Duration::from_secs(1);
@@ -34,8 +34,7 @@ impl Reconciler {
                     not_permitted: error.is_not_permitted(),
                     message: chain(&error),
                 }),
-                Err(RulesLockError::TakenOver) => return taken_over(),
-                Err(error) => Err(error.to_string().into()),
+                Err(TakenOver) => return taken_over(),
             };
             drop(dataplane);
             let took = begun.elapsed();
@@ -96,14 +95,7 @@ impl Reconciler {
             // a read changes the rules too, for new addresses of the node
             let under_way = match rules.begin() {
                 Ok(under_way) => under_way,
-                Err(RulesLockError::TakenOver) => return taken_over(),
-                Err(error) => {
-                    tracing::error!(%error, "cannot read the rules back; the next check tries again");
-                    return Finished::Observed {
-                        before,
-                        observed: None,
-                    };
-                }
+                Err(TakenOver) => return taken_over(),
             };
             let observed = dataplane.observe();
             drop(under_way);

@@ -46,12 +46,32 @@ fn an_enforcer_changes_no_rules_after_another_has_taken_the_node_over() {
     let earlier = RulesLock::take(dir.path());
     drop(earlier.begin().unwrap());
     let next = RulesLock::take(dir.path());
-    assert!(matches!(earlier.begin(), Err(RulesLockError::TakenOver)));
+    assert!(matches!(earlier.begin(), Err(TakenOver)));
     drop(next.begin().unwrap());
     // the upgrade is undone
     let again = RulesLock::take(dir.path());
-    assert!(matches!(next.begin(), Err(RulesLockError::TakenOver)));
+    assert!(matches!(next.begin(), Err(TakenOver)));
     assert!(again.begin().is_ok());
+}
+
+#[test]
+fn a_program_that_hangs_keeps_no_enforcer_from_the_rules() {
+    let dir = tempfile::tempdir().unwrap();
+    let earlier = RulesLock::take(dir.path());
+    let change = earlier.begin().unwrap();
+    let mut hangs = Command::new("sleep").arg("60").spawn().unwrap();
+    drop((change, earlier));
+    let short = Duration::from_millis(50);
+    let first = RulesLock::take_within(dir.path(), short);
+    drop(first.begin().unwrap());
+    let second = RulesLock::take_within(dir.path(), short);
+    assert!(
+        matches!(first.begin(), Err(TakenOver)),
+        "two change the rules"
+    );
+    drop(second.begin().unwrap());
+    hangs.kill().unwrap();
+    hangs.wait().unwrap();
 }
 
 #[test]

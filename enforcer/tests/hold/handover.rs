@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use portmapping_enforcer::keeper_client::{KeeperClient, KeeperClientError};
-use portmapping_keeper::wire::{Errno, HoldOutcome};
+use portmapping_enforcer::keeper_client::{KeeperClient, KeeperClientError, RoleWatch};
+use portmapping_keeper::wire::{Errno, HoldOutcome, KeeperRole};
 use portmapping_shared::PortKey;
 use portmapping_shared::Protocol::{Sctp, Tcp, Udp};
 
@@ -100,16 +100,39 @@ fn a_keeper_that_is_ended_first_waits_for_its_successor() {
 }
 
 #[test]
-fn a_keeper_without_ports_ends_at_once_and_one_without_successor_in_time() {
+fn a_keeper_ends_at_once_without_ports_or_without_a_successor_and_else_in_time() {
     in_netns(|| {
         let node = Node::new();
         let mut idle = node.keeper("idle");
-        let mut alone = node.spawn("alone", &node.path("elsewhere"), &[]);
-        alone.hold(&ports(Tcp, 20000, 2));
-        for keeper in [&mut idle, &mut alone] {
+        let mut last = node.spawn("last", &node.path("a"), &[]);
+        last.hold(&ports(Tcp, 20000, 2));
+        let mut alone = node.spawn("alone", &node.path("b"), &[]);
+        alone.hold(&ports(Tcp, 21000, 2));
+        block_on(async {
+            for keeper in [&last, &alone] {
+                keeper
+                    .client_in()
+                    .await
+                    .expect_no_successor()
+                    .await
+                    .unwrap();
+            }
+            // this one's enforcer has started again
+            let mut again = RoleWatch::connect(&alone.socket, soon()).await.unwrap();
+            assert_eq!(again.next().await.unwrap(), KeeperRole::Active);
+        });
+        for keeper in [&mut idle, &mut last, &mut alone] {
             keeper.signal(Signal::SIGTERM);
+        }
+        let waits = thread::spawn(move || {
+            thread::sleep(Duration::from_secs(10));
+            alone.child.try_wait().unwrap().is_none().then_some(alone)
+        });
+        for keeper in [&mut idle, &mut last] {
             assert!(keeper.wait().success());
         }
+        let mut alone = waits.join().unwrap().expect("it waits for a successor");
+        assert!(alone.wait().success(), "within the grace period");
         for port in ports(Tcp, 20000, 2) {
             assert!(bind_any(port).is_ok(), "{port:?} is free");
         }
@@ -208,7 +231,32 @@ fn files_of_dead_keepers_and_other_programs_in_the_run_directory_do_no_harm() {
 }
 
 #[test]
-fn hung_peer_delays_the_start_by_seconds_only_and_is_asked_again() {
+fn a_keeper_that_stops_for_a_moment_keeps_the_node() {
+    in_netns(|| {
+        let node = Node::new();
+        let old = node.keeper("old");
+        old.hold(&many());
+        old.signal(Signal::SIGSTOP);
+        let new = node.keeper("new");
+        let mut client = new.client();
+        let refused = block_on(client.take_over());
+        assert!(
+            matches!(&refused, Err(KeeperClientError::Rejected { message, .. }) if message.contains("handed its ports over")),
+            "{refused:?}"
+        );
+        assert_retired(&new);
+        old.signal(Signal::SIGCONT);
+        // it may answer a question of before first
+        let kept = eventually("the old keeper goes on", || old.list());
+        assert_eq!(kept, many());
+        new.take_over();
+        assert_eq!(new.list().unwrap(), many());
+        assert_retired(&old);
+    });
+}
+
+#[test]
+fn a_keeper_that_stays_stopped_is_passed_over_and_asked_again() {
     in_netns(|| {
         let node = Node::new();
         let old = node.keeper("old");
@@ -216,9 +264,15 @@ fn hung_peer_delays_the_start_by_seconds_only_and_is_asked_again() {
         old.signal(Signal::SIGSTOP);
         let prober = Prober::start(bindable());
         let start = Instant::now();
-        let new = node.successor("new");
+        let new = node.keeper("new");
+        block_on(async {
+            let mut enforcer = RoleWatch::connect(&new.socket, soon()).await.unwrap();
+            assert_eq!(enforcer.next().await.unwrap(), KeeperRole::Retired);
+            let active = tokio::time::timeout(soon(), enforcer.next()).await;
+            assert_eq!(active.unwrap().unwrap(), KeeperRole::Active);
+        });
         assert!(
-            start.elapsed() < patience(Duration::from_millis(2500)),
+            start.elapsed() > Duration::from_secs(9),
             "{:?}",
             start.elapsed()
         );

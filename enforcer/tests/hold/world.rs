@@ -213,7 +213,7 @@ impl KeeperProcess {
     pub(crate) fn take_over(&self) {
         let mut client = self.client();
         eventually("the keeper is active", || {
-            (block_on(client.take_over()).unwrap() == KeeperRole::Active).then_some(())
+            matches!(block_on(client.take_over()), Ok(KeeperRole::Active)).then_some(())
         });
     }
 

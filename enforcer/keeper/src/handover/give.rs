@@ -47,8 +47,7 @@ fn hand_over(frozen: Frozen<'_>, peer: &Channel) {
         tracing::warn!(%error, ports = count, "the handover failed; this keeper keeps the ports");
         return;
     }
-    // a failing send means that the successor is already dead
-    if !confirmed(peer, deadline) || peer.send(&Message::Done, &[], deadline).is_err() {
+    if !confirmed(peer, deadline) {
         tracing::warn!(
             ports = count,
             "the handover was not confirmed; this keeper keeps the ports"
@@ -56,6 +55,11 @@ fn hand_over(frozen: Frozen<'_>, peer: &Channel) {
         return;
     }
     frozen.retire();
+    // the confirmation has decided. Where the successor is dead by now, this keeper finds no active one, and
+    // takes the ports back before it has closed its copies
+    if let Err(error) = peer.send(&Message::Done, &[], deadline) {
+        tracing::debug!(%error, "the successor could not be told that this keeper has retired");
+    }
     tracing::info!(
         ports = count,
         "another keeper holds the ports now; this one is retired"

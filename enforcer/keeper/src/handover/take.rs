@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use portmapping_shared::PortKey;
+use rustix::io::Errno;
 
 use super::super::bind::HeldPort;
 use super::super::run_dir::RunDir;
@@ -16,6 +17,8 @@ use super::{Channel, FIRST_ANSWER_TIMEOUT, HANDOVER_TIMEOUT, Message, left, unex
 
 /// Pause before a peer is asked again.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
+/// How often a peer is asked that does not answer: on a busy node one answer may come late.
+const SILENT_TRIES: u32 = 2;
 
 /// Connections to keepers that handed over and do not ask for the status of this one. Such a keeper
 /// waits for the end of its connection, and is then active again.
@@ -28,8 +31,12 @@ pub(crate) struct Taken {
     pub(crate) ports: Vec<(PortKey, HeldPort)>,
     /// Connections to keep open while this keeper is active.
     pub(crate) predecessors: Predecessors,
-    /// How many running peers did not hand over in time.
+    /// Whether the keeper that was active has handed over: only an active one does.
+    pub(crate) handed_over: bool,
+    /// How many peers answer, and did not hand over in time: they may hold the node's ports.
     pub(crate) unfinished: usize,
+    /// How many peers run, and do not answer.
+    pub(crate) silent: usize,
 }
 
 /// A peer holds more sockets than this process may have open files.
@@ -46,7 +53,7 @@ enum Attempt {
     Retired,
     /// Another handover is running, or the connection ended early: try again.
     Busy,
-    Hung,
+    Silent,
     NoRoom(NoRoom),
 }
 
@@ -66,6 +73,7 @@ pub(crate) fn take_over(run_dir: &RunDir, room: usize) -> Result<Taken, NoRoom> 
 
 fn take_from(peer: &Path, room: usize, deadline: Instant, taken: &mut Taken) -> Result<(), NoRoom> {
     let mut partial = Vec::new();
+    let mut silences = 0;
     let start = Instant::now();
     loop {
         match attempt(peer, room.saturating_sub(taken.ports.len()), deadline) {
@@ -74,6 +82,7 @@ fn take_from(peer: &Path, room: usize, deadline: Instant, taken: &mut Taken) -> 
                 tracing::info!(peer = %peer.display(), ports = count, ?took, "took over ports of another keeper");
                 taken.ports.extend(ports);
                 taken.predecessors.extend(channel);
+                taken.handed_over = true;
                 return Ok(());
             }
             Attempt::Dead => {
@@ -92,15 +101,19 @@ fn take_from(peer: &Path, room: usize, deadline: Instant, taken: &mut Taken) -> 
             // kept: if the peer turns out to be dead, no other process holds these ports
             Attempt::Partial(ports) if ports.len() > partial.len() => partial = ports,
             Attempt::Partial(_) | Attempt::Busy => {}
-            Attempt::Hung => break,
+            Attempt::Silent => silences += 1,
+        }
+        if silences == SILENT_TRIES {
+            taken.silent += 1;
+            break;
         }
         if left(deadline).is_zero() {
+            taken.unfinished += 1;
             break;
         }
         thread::sleep(RETRY_PAUSE.min(left(deadline)));
     }
     tracing::warn!(peer = %peer.display(), "another keeper runs but does not hand over its ports; trying again later");
-    taken.unfinished += 1;
     Ok(())
 }
 
@@ -120,7 +133,7 @@ fn attempt(peer: &Path, room: usize, deadline: Instant) -> Attempt {
         Ok(Some((Message::Busy, _)) | None) => Attempt::Busy,
         Ok(Some((message, _))) => {
             tracing::error!(peer = %peer.display(), ?message, "another keeper refused to hand over; trying again later");
-            Attempt::Hung
+            Attempt::Silent
         }
         Err(error) => failed(&error),
     }
@@ -200,11 +213,13 @@ pub(crate) enum Activity {
     Ending,
     /// It holds them, and no enforcer is connected to it.
     Unattended,
+    /// It does not answer, so it may hold them.
+    Silent,
     /// It holds them for its enforcer.
     Attended,
 }
 
-/// Asks every other keeper what it does. One that does not answer counts as one with an enforcer.
+/// Asks every other keeper what it does.
 pub(crate) fn survey(run_dir: &RunDir) -> Activity {
     let deadline = Instant::now() + HANDOVER_TIMEOUT;
     let ask = Message::Status {
@@ -222,7 +237,10 @@ pub(crate) fn survey(run_dir: &RunDir) -> Activity {
             Ok(Some((Message::Retired, _))) => Activity::Retired,
             Ok(Some((Message::Ending, _))) => Activity::Ending,
             Ok(Some((Message::Unattended, _))) => Activity::Unattended,
-            _ => Activity::Attended,
+            Ok(_) => Activity::Attended,
+            // it ended after the connect: the next question is refused
+            Err(error) if is_end(&error) => Activity::Attended,
+            Err(_) => Activity::Silent,
         }
     };
     // an unreadable directory has no peers that could be asked to hand over
@@ -231,7 +249,8 @@ pub(crate) fn survey(run_dir: &RunDir) -> Activity {
     activities.max().unwrap_or(Activity::Retired)
 }
 
-/// Connects and sends the request. Returns None for a dead keeper, and removes its socket file.
+/// Connects and sends the request. Returns None for a dead keeper, whose socket file it removes, and for a
+/// socket that is no keeper's.
 fn open(peer: &Path, ask: &Message, deadline: Instant) -> io::Result<Option<Channel>> {
     match Channel::connect(peer, deadline) {
         Ok(channel) => {
@@ -243,6 +262,7 @@ fn open(peer: &Path, ask: &Message, deadline: Instant) -> io::Result<Option<Chan
             Ok(Some(channel))
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.raw_os_error() == Some(Errno::PROTOTYPE.raw_os_error()) => Ok(None),
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             // a socket file gets its name only once its keeper listens, so this keeper is dead
             socket::remove_if_there(peer)?;
@@ -258,7 +278,7 @@ fn failed(error: &io::Error) -> Attempt {
         return Attempt::Busy;
     }
     tracing::warn!(%error, "another keeper does not answer; trying again later");
-    Attempt::Hung
+    Attempt::Silent
 }
 
 fn is_end(error: &io::Error) -> bool {

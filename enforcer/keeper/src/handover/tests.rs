@@ -217,6 +217,21 @@ fn confirmation_sent_before_a_reset_or_a_deadline_counts() {
 }
 
 #[test]
+fn a_confirmation_counts_even_if_its_sender_hears_no_answer() {
+    let old = Old::new();
+    let (new, thread) = old.answer();
+    take_all(&new);
+    new.stop_receiving().unwrap();
+    send(&new, &Message::Confirm);
+    thread.join().unwrap();
+    assert_eq!(
+        old.table.role(),
+        KeeperRole::Retired,
+        "two keepers are active"
+    );
+}
+
+#[test]
 fn late_confirmation_fails_at_its_sender() {
     let old = Old::new();
     let (new, thread) = old.answer();
@@ -309,7 +324,10 @@ fn new_keeper_keeps_what_came_from_a_peer_that_died() {
     );
     let taken = take_over(&old.run_dir, 1000).unwrap();
     thread.join().unwrap();
-    assert_eq!((taken.ports.len(), taken.unfinished), (10, 0));
+    assert_eq!(
+        (taken.ports.len(), taken.unfinished + taken.silent),
+        (10, 0)
+    );
     assert!(!path.exists(), "its socket is removed");
 }
 
@@ -348,7 +366,7 @@ fn new_keeper_drops_what_came_from_a_peer_that_still_runs() {
     // asks until the fake peer has used up its connections
     let taken = take_over(&old.run_dir, 1000).unwrap();
     assert_eq!(
-        (taken.ports.len(), taken.unfinished),
+        (taken.ports.len(), taken.unfinished + taken.silent),
         (1, 0),
         "the peer died, so its port is kept"
     );

@@ -32,6 +32,17 @@ impl Earlier {
         }
     }
 
+    /// Accepts a connection until then.
+    fn accept_until(&self, deadline: Instant) -> Option<OwnedFd> {
+        let mut waits = [rustix::event::PollFd::new(
+            &self.listener,
+            rustix::event::PollFlags::IN,
+        )];
+        let left = deadline.saturating_duration_since(Instant::now());
+        let ready = rustix::event::poll(&mut waits, Some(&left.try_into().unwrap())).unwrap();
+        (ready > 0).then(|| socket::accept(&self.listener).unwrap())
+    }
+
     /// Answers the next question, if it is one after the status.
     fn answer_status(&self) -> Option<OwnedFd> {
         let peer = socket::accept(&self.listener).unwrap();
@@ -78,6 +89,47 @@ fn receive(peer: &OwnedFd) -> String {
     let flags = rustix::net::RecvFlags::empty();
     let (length, _) = rustix::net::recv(peer, &mut buffer[..], flags).unwrap();
     String::from_utf8(buffer[..length].to_vec()).unwrap()
+}
+
+/// A keeper that is busy must not be taken for one that is gone: two active ones would take the node from
+/// each other for ever.
+#[test]
+fn a_keeper_that_answers_and_does_not_hand_over_stays_the_active_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let earlier = Earlier::start(&dir);
+    let table = PortTable::new(10, |_| unreachable!());
+    table.stand_by();
+    let peers = Arc::new(Peers::new(table, RunDir::open(dir.path()).unwrap()));
+    let refused = thread::scope(|scope| {
+        let asking = scope.spawn(|| peers.take_over());
+        while !asking.is_finished() {
+            let poll = Instant::now() + Duration::from_millis(100);
+            if let Some(peer) = earlier.accept_until(poll) {
+                receive(&peer);
+                send(&peer, br#""busy""#);
+            }
+        }
+        asking.join().unwrap()
+    });
+    let Err(KeeperError::NotHandedOver { busy, silent }) = refused else {
+        panic!("{refused:?}");
+    };
+    assert_eq!((busy, silent), (1, 0));
+    assert_eq!(peers.table.role(), KeeperRole::Retired);
+    // a keeper that is gone is no reason to wait
+    drop(earlier);
+    assert_eq!(peers.take_over().unwrap(), KeeperRole::Active);
+}
+
+#[test]
+fn the_lock_of_the_run_directory_that_cannot_be_taken_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let table = PortTable::new(10, |_| unreachable!());
+    table.stand_by();
+    let peers = Peers::new(table, RunDir::open(dir.path()).unwrap());
+    std::fs::create_dir(dir.path().join("lock")).unwrap();
+    let told = peers.take_over().unwrap_err().to_string();
+    assert!(told.contains("the lock of the run directory"), "{told}");
 }
 
 #[test]
