@@ -96,14 +96,6 @@ impl KeeperClient {
         }
     }
 
-    /// Says that this enforcer ends and that no other one comes: the keeper then waits for none.
-    pub async fn expect_no_successor(&mut self) -> Result<(), KeeperClientError> {
-        match self.ask("no successor", Request::NoSuccessor).await? {
-            Reply::Role(_) => Ok(()),
-            reply => Err(self.unexpected_reply("no successor", &reply)),
-        }
-    }
-
     /// Returns every port that the keeper holds.
     pub async fn list(&mut self) -> Result<BTreeSet<PortKey>, KeeperClientError> {
         let mut all = BTreeSet::new();

@@ -262,7 +262,12 @@ impl Reconciler {
                 Some(finished) = self.tasks.join_next() => {
                     self.finish_call(finished.map_err(ReconcileError::Task)?)?;
                 }
-                Ok(()) = inputs.role.changed() => {}
+                Ok(()) = inputs.role.changed() => {
+                    // also after the keeper has received ports of one that had not answered before
+                    if *inputs.role.borrow() == KeeperRole::Active {
+                        self.list_keeper();
+                    }
+                }
                 Ok(()) = inputs.keeper_changes.changed() => self.list_keeper(),
                 Some(request) = inputs.state_requests.recv() => {
                     // the client may have closed its connection

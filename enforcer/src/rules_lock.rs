@@ -73,6 +73,7 @@ impl RulesLock {
 
     /// Begins a change or a read. Blocks until an earlier one has ended, or hangs.
     pub(crate) fn begin(&self) -> Result<UnderWay, TakenOver> {
+        let mut under_way = UnderWay::new();
         let file = match self.open() {
             Ok(None) if matches!(self.is_named(), Ok(false)) => return Err(TakenOver),
             // a program that hangs must not leave the node without changes
@@ -93,8 +94,8 @@ impl RulesLock {
                 None
             }
         };
-        UNDER_WAY.fetch_add(1, Ordering::SeqCst);
-        Ok(UnderWay(file))
+        under_way.0 = file;
+        Ok(under_way)
     }
 
     /// Locks the file. Returns None if another process still has it after the limit.
@@ -146,6 +147,14 @@ impl RulesLock {
             "cannot lock the rules; after an upgrade a change of the earlier enforcer may come late, and is \
              repaired"
         );
+    }
+}
+
+impl UnderWay {
+    /// Counts from before the lock is taken: it must not survive `exec`.
+    fn new() -> Self {
+        UNDER_WAY.fetch_add(1, Ordering::SeqCst);
+        Self(None)
     }
 }
 

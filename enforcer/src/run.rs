@@ -14,7 +14,7 @@ use portmapping_dataplane::{AddressSelection, Dataplane as _};
 use portmapping_enforcer_core::{NodeState, SandboxUpdate};
 use portmapping_keeper::wire::KeeperRole;
 use portmapping_runtime::client::ApiServer;
-use portmapping_runtime::{Readiness, ReadyHandle, Supervisor, admin};
+use portmapping_runtime::{EndSignals, Readiness, ReadyHandle, Supervisor, admin};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
@@ -31,7 +31,7 @@ use crate::reconciler::{Drivers, Inputs, ReconcileError, Reconciler};
 use crate::rules_lock;
 use crate::runtime::runtime;
 use crate::startup::{read_node_facts, recover, rehearse};
-use crate::takeover::{End, await_turn, first_results, settled_role};
+use crate::takeover::{await_turn, first_results, settled_role};
 
 /// Longest silence on a watch before its connection is closed. The API server sends a bookmark every
 /// minute.
@@ -45,6 +45,8 @@ const STATE_QUEUE: usize = 4;
 /// How long a start waits for the keeper of the same pod.
 const KEEPER_START: Duration = Duration::from_secs(30);
 
+/// Pause between two looks whether a change has ended.
+const CHANGE_POLL: Duration = Duration::from_millis(20);
 /// Limit for calls in progress at the end: less than the pod's termination grace period.
 const EXIT_LIMIT: Duration = Duration::from_secs(5);
 
@@ -54,16 +56,14 @@ const EXIT_LIMIT: Duration = Duration::from_secs(5);
 pub fn run(args: RunArgs) -> anyhow::Result<()> {
     let config = RunConfig::try_from(args)?;
     let runtime = runtime()?;
-    let end = End::of(&config);
+    let mut signals = runtime.block_on(async { EndSignals::install() })?;
     let outcome = runtime.block_on(serve(config));
-    if outcome.is_ok() {
-        runtime.block_on(end.tell_keeper());
-    }
+    let starts_over = outcome.as_ref().is_err_and(is_out_of_date)
+        && runtime.block_on(may_start_over(&mut signals));
     // a change in progress may finish; a program that hangs must not keep the enforcer from ending
     runtime.shutdown_timeout(EXIT_LIMIT);
     match outcome {
-        // with a change that hangs only the end of the container ends its programs
-        Err(error) if is_out_of_date(&error) && !rules_lock::is_under_way() => {
+        Err(error) if starts_over => {
             tracing::warn!("{error:#}");
             let program = std::env::current_exe().context("cannot find the own program")?;
             let failed = Command::new(program)
@@ -72,6 +72,22 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
             Err(failed).context("cannot start over")
         }
         outcome => outcome,
+    }
+}
+
+/// Waits for the end of changes under way, whose locks would survive `exec`. False after a signal to end, and
+/// after [`EXIT_LIMIT`]: with a change that hangs only the end of the container ends its programs.
+async fn may_start_over(signals: &mut EndSignals) -> bool {
+    let changes_end = async {
+        while rules_lock::is_under_way() {
+            tokio::time::sleep(CHANGE_POLL).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        _ = signals.recv() => false,
+        () = changes_end => true,
+        () = tokio::time::sleep(EXIT_LIMIT) => false,
     }
 }
 
@@ -137,7 +153,7 @@ async fn serve(mut config: RunConfig) -> anyhow::Result<()> {
     let api = ApiServer::in_cluster()?;
     let client = api.client(CALL_SILENCE)?;
     let watch_client = api.watch_client(WATCH_SILENCE)?;
-    follow_ca(&mut tasks, api);
+    follow_ca(&mut tasks, api, kernel_ready.clone(), role.clone());
     ask_permission(&mut tasks, own_pod.clone(), client.clone());
     let mut pods = watch_pods(&mut tasks, watch_client.clone(), config.node.clone());
     let mut first_pods = Vec::new();
@@ -252,11 +268,20 @@ fn follow_keeper(
     (role, keeper_changes)
 }
 
-/// Ends the program when the cluster's CA has changed.
-fn follow_ca(tasks: &mut Supervisor, api: ApiServer) {
+/// Starts over when the cluster's CA has changed; but not after a successor has taken over: this enforcer
+/// writes nothing then, and would take the node back.
+fn follow_ca(
+    tasks: &mut Supervisor,
+    api: ApiServer,
+    on_duty: ReadyHandle,
+    role: watch::Receiver<KeeperRole>,
+) {
     let (ending, same_ca) = (tasks.token(), tasks.token().child_token());
     tasks.try_spawn("cluster CA", async move {
         api.end_on_new_ca(same_ca).await;
+        if on_duty.is_ready() && *role.borrow() == KeeperRole::Retired {
+            ending.cancelled().await;
+        }
         if ending.is_cancelled() {
             Ok(())
         } else {

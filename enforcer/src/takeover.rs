@@ -1,33 +1,23 @@
-//! The start of an enforcer next to one that acts: it takes the node over once it is able to act. And its end:
-//! it tells the keeper whether another one comes.
+//! The start of an enforcer next to one that acts: it takes the node over once it is able to act.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context as _;
-use kube::api::{Api, ListParams};
 use portmapping_enforcer_core::{PodFacts, Sandbox, SandboxUpdate};
 use portmapping_keeper::wire::KeeperRole;
 use portmapping_runtime::ReadyHandle;
-use portmapping_runtime::client::ApiServer;
 use portmapping_runtime::deadline::chain;
 use portmapping_shared::PodUid;
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
-use crate::args::RunConfig;
 use crate::keeper_client::KeeperClient;
-use crate::pods::{PodUpdate, SlimPod};
+use crate::pods::PodUpdate;
 
 /// Pause between two requests for the takeover.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// Pause between two looks at the permission.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
-/// How long an ending enforcer may take to tell its keeper whether another one comes.
-const WORD_LIMIT: Duration = Duration::from_secs(2);
-/// The enforcer's pods, in the namespace of this one.
-const ENFORCERS: &str = "app.kubernetes.io/name=portmapping,app.kubernetes.io/component=enforcer";
 /// How long a start waits for the list of the runtime's results. It comes within milliseconds, unless the
 /// directory does not exist.
 const FIRST_RESULTS: Duration = Duration::from_millis(500);
@@ -83,55 +73,6 @@ pub(crate) async fn first_results(sandboxes: &mut mpsc::Receiver<SandboxUpdate>)
         Ok(Some(SandboxUpdate::Listed(all))) => all,
         // the list comes first
         _ => Vec::new(),
-    }
-}
-
-/// What an enforcer needs at its end.
-pub(crate) struct End {
-    node: String,
-    own_pod: Option<String>,
-    keeper_socket: PathBuf,
-}
-
-impl End {
-    pub(crate) fn of(config: &RunConfig) -> Self {
-        Self {
-            node: config.node.clone(),
-            own_pod: config.pod_name.clone(),
-            keeper_socket: config.keeper_socket.clone(),
-        }
-    }
-
-    /// Tells the keeper that no other enforcer comes, if the node has no other enforcer's pod. In a rolling
-    /// update the next pod exists before this one is deleted. After `kubectl delete pod`, and without a surge,
-    /// it is created only once this one is gone, keeper included.
-    pub(crate) async fn tell_keeper(&self) {
-        let Some(own_pod) = &self.own_pod else { return };
-        let told = tokio::time::timeout(WORD_LIMIT, async {
-            if !self.has_next(own_pod).await? {
-                let mut keeper = KeeperClient::connect(&self.keeper_socket, WORD_LIMIT).await?;
-                keeper.expect_no_successor().await?;
-            }
-            anyhow::Ok(())
-        });
-        let told = told.await.context("no answer in time").flatten();
-        if let Err(error) = told {
-            tracing::info!("the keeper waits for a successor, which may not come: {error:#}");
-        }
-    }
-
-    /// Whether the node has another enforcer's pod that is not about to end.
-    async fn has_next(&self, own_pod: &str) -> anyhow::Result<bool> {
-        let pods: Api<SlimPod> =
-            Api::default_namespaced(ApiServer::in_cluster()?.client(WORD_LIMIT)?);
-        let params = ListParams::default()
-            .labels(ENFORCERS)
-            .fields(&format!("spec.nodeName={}", self.node));
-        let pods = pods.list_metadata(&params).await?;
-        Ok(pods.items.iter().any(|pod| {
-            let meta = &pod.metadata;
-            meta.name.as_deref() != Some(own_pod) && meta.deletion_timestamp.is_none()
-        }))
     }
 }
 

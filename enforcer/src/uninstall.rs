@@ -19,7 +19,7 @@ mod release;
 pub use nodes::uninstall_nodes;
 
 /// How long a keeper may take to end: more than the grace period of its pod.
-const KEEPER_END: Duration = Duration::from_secs(40);
+const KEEPER_END: Duration = Duration::from_secs(45);
 
 /// How long the API server may take for all pods together. A job that cleans all nodes waits for 2 minutes.
 const RELEASE_LIMIT: Duration = Duration::from_secs(45);

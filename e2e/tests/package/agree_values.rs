@@ -81,6 +81,7 @@ patches:
             nodeAffinity:
               requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: [{matchExpressions: [{key: pool, operator: Exists}]}]}
           securityContext: {seLinuxOptions: {type: spc_t}}
+          initContainers: [{name: keeper, env: [{name: PORTMAPPING_SUCCESSOR_WAIT, value: '0'}]}]
           containers: [{name: enforcer, resources: {requests: {cpu: 200m}, limits: {memory: 512Mi}}}]
 - patch: |
     apiVersion: apps/v1

@@ -274,17 +274,17 @@ fn ports_stay_held_while_the_next_enforcer_waits_for_its_image() -> Result<()> {
 }
 
 #[test]
-fn an_enforcer_that_is_deleted_by_hand_is_replaced_without_a_wait() -> Result<()> {
+fn an_enforcer_that_is_deleted_by_hand_hands_its_ports_over() -> Result<()> {
     alone(|cluster| {
         Space::with(cluster, "rollout-delete", |space| {
-            space.create(&on_node(mapped_pod("web"), "node1"))?;
-            let web = space.ready("web")?;
-            let node = "--field-selector=spec.nodeName=node1";
-            let delete = ["-n", SYSTEM, "delete", "pod", "-l", ENFORCERS, node];
-            // shorter than its keeper waits for another one
-            cluster.kubectl_run(delete.into_iter().chain(["--timeout=15s"]))?;
-            rolled_out(cluster)?;
-            space.answers(&web, &entries(&web)?[0], Way::Http)
+            roll(cluster)?;
+            let watched = Watched::start(space)?;
+            for node in cluster.nodes()? {
+                let of_node = format!("--field-selector=spec.nodeName={node}");
+                cluster.kubectl_run(["-n", SYSTEM, "delete", "pod", "-l", ENFORCERS, &of_node])?;
+                rolled_out(cluster)?;
+            }
+            watched.finish()
         })
     })
 }

@@ -134,7 +134,6 @@ fn answer(peers: &Peers, request: Request) -> Reply {
             Ok(role) => Reply::Role(role),
             Err(error) => Reply::Error(error.to_string()),
         }),
-        Request::NoSuccessor => Ok(Reply::Role(table.expect_no_successor())),
         Request::Watch => Ok(Reply::Error("watch has no single reply".into())),
     };
     done.unwrap_or(Reply::Retired)

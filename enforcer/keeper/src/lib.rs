@@ -52,13 +52,8 @@ pub const DEFAULT_SOCKET: &str = "/run/enforcer/keeper.sock";
 
 /// How long a starting keeper waits for another keeper that is also starting.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a terminating keeper waits for a running handover to end.
-const HANDOVER_END_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a terminating keeper waits for a successor, unless the enforcer says that none comes. In a
-/// rolling update Kubernetes deletes a pod that is not ready as soon as the next one exists, and that one
-/// may have to wait for its image. This and [`HANDOVER_END_TIMEOUT`] together stay below the pod's grace
-/// period (30 s), of which the enforcer's own end takes up to 5 s.
-const SUCCESSOR_TIMEOUT: Duration = Duration::from_secs(22);
+/// How long a terminating keeper waits for a running handover to end: as long as one may take.
+const HANDOVER_END_TIMEOUT: Duration = Duration::from_secs(2);
 /// Pause after a failed `accept`, so that a lasting failure does not become a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Pause between two checks whether other keepers have ended.
@@ -87,9 +82,22 @@ pub struct KeeperArgs {
         default_value = "20000-29999"
     )]
     pub range: Vec<PortRange>,
+    /// How long a keeper that ends waits for the next one, to hand its ports over; 0 where an update ends a
+    /// pod before it creates the next one (maxSurge: 0)
+    // In a rolling update Kubernetes deletes a pod that is not ready as soon as the next one exists, which may
+    // have to wait for its image. With HANDOVER_END_TIMEOUT it stays below the pod's grace period (40 s), of
+    // which the enforcer's own end takes up to 15 s.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        env = "PORTMAPPING_SUCCESSOR_WAIT",
+        default_value_t = 20,
+        value_parser = clap::value_parser!(u64).range(..=600)
+    )]
+    pub successor_wait: u64,
 }
 
-/// Holds ports until SIGTERM or SIGINT, waits 22 s at most for a keeper that takes
+/// Holds ports until SIGTERM or SIGINT, waits for a keeper that takes
 /// them over, then removes its socket files and returns.
 ///
 /// Call it from the main thread before any other thread starts: threads inherit the blocked
@@ -99,6 +107,7 @@ pub fn run(args: KeeperArgs) -> Result<(), KeeperError> {
         socket,
         run_dir,
         range,
+        successor_wait,
     } = args;
     let room = limit::raise(&range)?;
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
@@ -115,7 +124,9 @@ pub fn run(args: KeeperArgs) -> Result<(), KeeperError> {
         .map_err(|errno| setup("signals", errno.into()))?;
     tracing::info!(%signal, "the keeper ends; waiting for a successor first if ports are held");
     peers.table.end();
-    peers.table.await_successor(SUCCESSOR_TIMEOUT);
+    peers
+        .table
+        .await_successor(Duration::from_secs(successor_wait));
     peers.table.await_handover_end(HANDOVER_END_TIMEOUT);
     Ok(())
 }

@@ -44,8 +44,6 @@ struct TableState {
     /// Since when it is retired; it may have copies of the sockets until they are closed.
     retired_at: Option<Instant>,
     ending: bool,
-    /// No enforcer is about to start on this node, as the last one said at its end.
-    is_last: bool,
     watcher: Option<(u64, UnixStream)>,
     /// When the last watcher's connection ended.
     unwatched_at: Instant,
@@ -61,7 +59,6 @@ impl PortTable {
             role,
             retired_at: None,
             ending: false,
-            is_last: false,
             watcher: None,
             unwatched_at: Instant::now(),
         });
@@ -150,7 +147,6 @@ impl PortTable {
     pub(super) fn watch(&self, id: u64, stream: UnixStream) {
         let mut inner = self.inner.lock();
         inner.watcher = Some((id, stream));
-        inner.is_last = false;
         inner.notify_watcher();
     }
 
@@ -170,13 +166,6 @@ impl PortTable {
     pub(super) fn is_attended(&self) -> bool {
         let inner = self.inner.lock();
         inner.watcher.is_some() || inner.unwatched_at.elapsed() < UNATTENDED
-    }
-
-    /// Records that no successor is to be waited for, and returns the role.
-    pub(super) fn expect_no_successor(&self) -> KeeperRole {
-        let mut inner = self.inner.lock();
-        inner.is_last = true;
-        inner.role
     }
 
     /// Records that this process was asked to end.
@@ -239,13 +228,12 @@ impl PortTable {
         self.role_changed.wait_while(&mut inner, serving);
     }
 
-    /// Waits until another keeper holds the ports; returns at once if none are held, or if no successor is
-    /// to be waited for. False after `within`.
+    /// Waits until another keeper holds the ports; returns at once if none are held. False after
+    /// `within`.
     pub(super) fn await_successor(&self, within: Duration) -> bool {
         let mut inner = self.inner.lock();
-        let alone = |inner: &mut TableState| {
-            inner.role != KeeperRole::Retired && !inner.held.is_empty() && !inner.is_last
-        };
+        let alone =
+            |inner: &mut TableState| inner.role != KeeperRole::Retired && !inner.held.is_empty();
         !self
             .role_changed
             .wait_while_for(&mut inner, alone, within)

@@ -52,9 +52,6 @@ pub enum Request {
     /// Become active, because the enforcer is able to act; the reply is the role. An active keeper stays
     /// as it is.
     TakeOver,
-    /// The enforcer ends, and no other one is about to start on this node: a keeper that is asked to end
-    /// waits for no successor. Counts until the next watcher connects.
-    NoSuccessor,
     /// Send the role now and at every change. A new watcher replaces the previous one.
     Watch,
 }
@@ -81,7 +78,7 @@ pub enum Reply {
         /// Whether there are ports after the last one.
         more: bool,
     },
-    /// The keeper's role, to a watcher, after a takeover, and after word of no successor. Version 1 calls it the duty.
+    /// The keeper's role, to a watcher and after a takeover. Version 1 calls it the duty.
     #[serde(rename = "duty")]
     Role(KeeperRole),
     /// Nothing was done: another keeper holds the ports, or is taking them over.

@@ -100,40 +100,26 @@ fn a_keeper_that_is_ended_first_waits_for_its_successor() {
 }
 
 #[test]
-fn a_keeper_ends_at_once_without_ports_or_without_a_successor_and_else_in_time() {
+fn a_keeper_without_ports_ends_at_once_and_one_without_successor_in_time() {
     in_netns(|| {
         let node = Node::new();
         let mut idle = node.keeper("idle");
-        let mut last = node.spawn("last", &node.path("a"), &[]);
+        let no_wait = ["env", "PORTMAPPING_SUCCESSOR_WAIT=0"];
+        let mut last = node.spawn("last", &node.path("a"), &no_wait);
         last.hold(&ports(Tcp, 20000, 2));
-        let mut alone = node.spawn("alone", &node.path("b"), &[]);
+        let wait = ["env", "PORTMAPPING_SUCCESSOR_WAIT=4"];
+        let mut alone = node.spawn("alone", &node.path("b"), &wait);
         alone.hold(&ports(Tcp, 21000, 2));
-        block_on(async {
-            for keeper in [&last, &alone] {
-                keeper
-                    .client_in()
-                    .await
-                    .expect_no_successor()
-                    .await
-                    .unwrap();
-            }
-            // this one's enforcer has started again
-            let mut again = RoleWatch::connect(&alone.socket, soon()).await.unwrap();
-            assert_eq!(again.next().await.unwrap(), KeeperRole::Active);
-        });
-        for keeper in [&mut idle, &mut last, &mut alone] {
+        for keeper in [&idle, &last, &alone] {
             keeper.signal(Signal::SIGTERM);
         }
-        let waits = thread::spawn(move || {
-            thread::sleep(Duration::from_secs(10));
-            alone.child.try_wait().unwrap().is_none().then_some(alone)
-        });
+        let asked = Instant::now();
         for keeper in [&mut idle, &mut last] {
             assert!(keeper.wait().success());
         }
-        let mut alone = waits.join().unwrap().expect("it waits for a successor");
-        assert!(alone.wait().success(), "within the grace period");
-        for port in ports(Tcp, 20000, 2) {
+        assert!(alone.wait().success());
+        assert!(asked.elapsed() >= Duration::from_secs(4), "it did not wait");
+        for port in [ports(Tcp, 20000, 2), ports(Tcp, 21000, 2)].concat() {
             assert!(bind_any(port).is_ok(), "{port:?} is free");
         }
     });

@@ -30,4 +30,4 @@ pub mod supervisor;
 
 pub use deadline::{CallError, within};
 pub use ready::{Readiness, ReadyHandle};
-pub use supervisor::Supervisor;
+pub use supervisor::{EndSignals, Supervisor};

@@ -34,11 +34,35 @@ pub enum SupervisorError {
     Forced,
 }
 
+/// The signals that ask a program to end. Each value of this type receives all of them.
+#[derive(Debug)]
+pub struct EndSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl EndSignals {
+    /// Takes over SIGTERM and SIGINT: from here on they no longer kill the process. Needs a runtime.
+    pub fn install() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Waits for the next signal, and returns its name. Cancel-safe.
+    pub async fn recv(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
 /// The tasks of a program and the signals that end it.
 #[derive(Debug)]
 pub struct Supervisor {
-    terminate: Signal,
-    interrupt: Signal,
+    signals: EndSignals,
     token: CancellationToken,
     tasks: JoinSet<Result<(), SupervisorError>>,
 }
@@ -47,8 +71,7 @@ impl Supervisor {
     /// Takes over SIGTERM and SIGINT: from here on they no longer kill the process. Needs a runtime.
     pub fn install() -> io::Result<Self> {
         Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
+            signals: EndSignals::install()?,
             token: CancellationToken::new(),
             tasks: JoinSet::new(),
         })
@@ -102,8 +125,7 @@ impl Supervisor {
                 Some(ended) = self.tasks.join_next() => {
                     ended.map_err(SupervisorError::Panicked).flatten()?;
                 }
-                _ = self.terminate.recv() => return Ok(None),
-                _ = self.interrupt.recv() => return Ok(None),
+                _ = self.signals.recv() => return Ok(None),
             }
         }
     }
@@ -121,8 +143,7 @@ impl Supervisor {
                         continue;
                     }
                 },
-                _ = self.terminate.recv() => "SIGTERM",
-                _ = self.interrupt.recv() => "SIGINT",
+                signal = self.signals.recv() => signal,
             };
             if asked_to_end {
                 return Err(SupervisorError::Forced);

@@ -76,9 +76,11 @@ impl Ports {
         self.keeper_retry = Some(now + KEEPER_RETRY);
     }
 
-    /// A new keeper holds exactly these.
+    /// The keeper holds exactly these: it may be new, or have received ports of another one. One that nothing
+    /// needs is closed.
     pub(crate) fn keeper_listed(&mut self, now: Duration, held: &BTreeSet<PortKey>) {
-        let all: Vec<PortKey> = self.ledger.iter().map(|(key, _)| key).collect();
+        let mut all: BTreeSet<PortKey> = self.ledger.iter().map(|(key, _)| key).collect();
+        all.extend(held);
         for key in all {
             self.change(key, |port| port.listed(now, held.contains(&key)));
         }

@@ -78,8 +78,9 @@ impl Hold {
 /// | bind failed for another reason | hold Asked | hold Lost |
 /// | the keeper failed | hold Asked | hold Missing |
 /// | the keeper failed | Releasing | Cooling until now |
-/// | list of a new keeper | Leased | hold Held or Missing |
-/// | list of a new keeper | Releasing | Cooling until now |
+/// | the keeper's list | Leased | hold Held or Missing |
+/// | the keeper's list | Releasing | Cooling until now |
+/// | the keeper's list has it | Free, Quarantined | Cooling until now, early |
 /// | closed | Releasing | Free; if early, Quarantined until now + cool-down |
 ///
 /// Any other event is refused and changes nothing. In the three states in which a port rests,
@@ -244,6 +245,7 @@ impl PortState {
     pub(super) fn listed(self, now: Duration, held: bool) -> Transition {
         match self {
             Self::Releasing { early } => Ok(resting(now, Duration::ZERO, false, early)),
+            other @ (Self::Free | Self::Quarantined { .. }) if held => other.bound(now),
             other => other.with_hold(Hold::listed(held)),
         }
     }

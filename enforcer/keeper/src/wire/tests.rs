@@ -44,7 +44,6 @@ fn requests_keep_the_bytes_of_version_1() {
         ),
         (Request::Watch, r#"{"v":1,"request":"watch"}"#),
         (Request::TakeOver, r#"{"v":1,"request":"take_over"}"#),
-        (Request::NoSuccessor, r#"{"v":1,"request":"no_successor"}"#),
     ] {
         assert_json(
             &Envelope {

@@ -1,5 +1,7 @@
 //! Which pod gets which port.
 
+use portmapping_shared::{HostPort, Protocol};
+
 use super::*;
 
 #[test]
@@ -188,6 +190,29 @@ fn free_ports_go_to_the_oldest_pod_first() {
     );
     node.gone("b").later(30);
     assert_eq!(node.host_ports("c").len(), 2);
+}
+
+#[test]
+fn ports_that_the_keeper_received_from_another_one_and_nothing_needs_are_closed() {
+    let mut node = Node::new("20000-20003");
+    node.applied(facts("a", Some("10.244.0.2"))).settle();
+    let both = |port: u16| {
+        let port = HostPort::new(port).unwrap();
+        [(Protocol::Tcp, port), (Protocol::Udp, port)]
+    };
+    let desired = node.state.desired();
+    let mapped: BTreeSet<_> = desired
+        .iter()
+        .map(|rule| (rule.protocol, rule.host_port))
+        .collect();
+    let held: BTreeSet<_> = (20000..=20003).flat_map(both).collect();
+    node.state.keeper_listed(node.now, &held);
+    let actions = node.state.take_actions();
+    let [Action::Release(released)] = actions.as_slice() else {
+        panic!("{actions:?}")
+    };
+    let released: BTreeSet<_> = released.iter().copied().collect();
+    assert_eq!(released, held.difference(&mapped).copied().collect());
 }
 
 #[test]

@@ -187,6 +187,8 @@ const TABLE: [(&str, &[(&str, &str)]); 23] = [
             ("Lost", "Held"),
             ("Releasing", "Cooling"),
             ("Releasing!", "Cooling!"),
+            ("Free", "Cooling!"),
+            ("Quarantined", "Cooling!"),
         ],
     ),
     (
