@@ -251,8 +251,11 @@ fn released(facts: &PodFacts) -> Record {
     // a gate with a False condition keeps the pod not Ready like one without, but says why
     let gated = facts.finished || facts.spec.has_gate(CONDITION);
     Record {
-        // a result that is not true any more must not stay; "" asks, which a finished pod may
-        annotation: current.annotation.as_ref().map(|_| String::new()),
+        // a result that is not true any more must not stay; any other text is the user's
+        annotation: current.annotation.clone().map(|text| {
+            let result = annotation::classify(&text) == Value::Result;
+            if result { String::new() } else { text }
+        }),
         mark: None,
         condition: gated.then(|| condition(false, REASON_RELEASED, message.to_owned())),
     }

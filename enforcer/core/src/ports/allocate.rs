@@ -78,7 +78,7 @@ impl Ports {
         for chosen in [true, false] {
             for (wanted, choice) in wanted.iter().zip(&choices) {
                 if choice.is_some() == chosen {
-                    self.lease(pod, &wanted.port, *choice, matched, rng);
+                    self.lease(pod, wanted, *choice, matched, rng);
                 }
             }
         }
@@ -88,11 +88,14 @@ impl Ports {
     fn lease(
         &mut self,
         pod: &PodRef,
-        port: &RequestedPort,
+        wanted: &WantedPort,
         choice: Option<PortKey>,
         matched: &BTreeSet<PortKey>,
         rng: &mut impl Rng,
     ) {
+        let port = &wanted.port;
+        // its clients know the port, even if no rule is left that proves it
+        let used = wanted.confirmed && choice.is_some();
         let picked = choice.map(|(_, host_port)| host_port);
         let mut draw = || self.free.pick(port.protocol, matched, rng);
         let Some(host_port) = picked.or_else(&mut draw) else {
@@ -106,7 +109,8 @@ impl Ports {
         };
         self.change((port.protocol, host_port), |state| {
             let allocated = state.allocate(&pod.uid, lease);
-            allocated.or_else(|state| state.reclaim(&pod.uid, lease))
+            let leased = allocated.or_else(|state| state.reclaim(&pod.uid, lease))?;
+            if used { leased.ruled() } else { Ok(leased) }
         });
     }
 

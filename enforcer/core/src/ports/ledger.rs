@@ -63,7 +63,7 @@ impl Hold {
 /// | reclaim: same namespace, name, protocol, container port; or the pod's own result names it | Draining, Cooling, not early | Leased, hold Missing |
 /// | start: a rule names its pod | Free | Leased, hold Held or Missing |
 /// | start: held without a lease | Free | Cooling (Draining where a rule is present) |
-/// | a rule is asked for | Leased | the same, used |
+/// | a rule is asked for, or the pod's confirmed result names the port | Leased | the same, used |
 /// | the lease ends | Leased | Draining where a rule is or may be in the kernel, else Cooling; if it was never used, with a rest of 0 |
 /// | the lease ends for a static claim | Leased | the same, early, with a rest of 0 |
 /// | the last rule is removed | Draining | Cooling until now + rest |
@@ -96,7 +96,7 @@ pub(crate) enum PortState {
         pod: PodUid,
         lease: LeasedPort,
         hold: Hold,
-        /// A rule led to the pod, now or before: clients may know the port.
+        /// A rule led to the pod, now or before a restart: clients may know the port.
         used: bool,
     },
     /// Rests, still held, for `rest` from when the last rule is out of the kernel.
@@ -145,7 +145,7 @@ impl PortState {
         }
     }
 
-    /// A rule for the port is asked for.
+    /// A rule for the port is asked for, or was before a restart.
     pub(super) fn ruled(self) -> Transition {
         match self {
             Self::Leased {

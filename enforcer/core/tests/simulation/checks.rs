@@ -296,7 +296,9 @@ impl World {
             .map(|word| PortRequest::resolve(word, &facts.spec, config().max_ports));
         let counts = match asked {
             None => annotation.is_none(),
-            Some(Err(_)) => facts.finished || annotation == word,
+            // of a pod that has ended only a result is removed
+            Some(_) if facts.finished => annotation == word || annotation.as_deref() == Some(""),
+            Some(Err(_)) => annotation == word,
             Some(Ok(request)) => {
                 let mapped = condition.as_ref().is_some_and(|c| c.status);
                 annotation.is_some() && (!mapped || *mark == Some(request.to_mark()))

@@ -109,7 +109,8 @@ impl World {
         // an older result than the state machine remembers looks forged
         self.forged.extend(self.pods.keys().cloned());
         self.previous.clear();
-        self.old_results = self.pods.values().flat_map(named_ports).collect();
+        let named = self.pods.values().flat_map(named_ports);
+        self.old_results.extend(named);
         let (publications, others) = std::mem::take(&mut self.calls)
             .into_iter()
             .partition(|call| matches!(call, Call::Publish(_)));

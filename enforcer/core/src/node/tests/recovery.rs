@@ -145,6 +145,22 @@ fn after_a_reboot_a_pod_gets_its_old_ports_if_they_are_free() {
 }
 
 #[test]
+fn a_port_that_a_pod_got_again_rests_although_it_has_no_rule_yet() {
+    let mut node = Node::new("20000-20009");
+    node.applied(one_port("a")).settle();
+    let mut seen = echoed(&node, one_port("a"));
+    // its sandbox is gone, too
+    seen.pod_ips.clear();
+    node.state = NodeState::new(config("20000-20009"), 77);
+    node.applied(seen).listed().settle();
+    assert!(node.state.desired().is_empty());
+    node.gone("a");
+    assert_eq!(node.state.counts().cooling, 1, "its clients know the port");
+    node.later(31);
+    assert_eq!(node.state.counts().cooling, 0);
+}
+
+#[test]
 fn a_pod_whose_rules_were_flushed_during_a_restart_gets_its_held_ports() {
     let mut node = Node::new("20000-20009");
     node.applied(facts("a", Some("10.244.0.2"))).settle();
