@@ -6,7 +6,7 @@ use rand::RngExt;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::world::{COOLDOWN, Call, World};
+use crate::world::{Call, World};
 
 impl World {
     /// One random call gets its answer, now and then a failure.
@@ -124,13 +124,12 @@ impl World {
         for mapping in &plan.to_remove {
             if self.kernel.remove(mapping) {
                 let key = (mapping.protocol, mapping.host_port);
-                let name = self.names.get(&mapping.owner).cloned().unwrap_or_default();
-                self.last
-                    .insert(key, (mapping.owner.clone(), name, self.now));
+                self.record_use(key, &mapping.owner);
             }
         }
         for mapping in &plan.to_create {
             self.check_new(mapping);
+            self.record_use((mapping.protocol, mapping.host_port), &mapping.owner);
             self.kernel.insert(mapping.clone());
         }
         self.intact = true;
@@ -139,27 +138,12 @@ impl World {
     /// I1: no other pod before the cool-down is over. I7: no rule without a hold.
     fn check_new(&mut self, mapping: &Mapping) {
         let key = (mapping.protocol, mapping.host_port);
-        let name = self.names.get(&mapping.owner);
-        if let Some((owner, previous, since)) = self.last.get(&key)
-            && *owner != mapping.owner
-            && self.now < *since + COOLDOWN
-            && !self.is_in_old_result(name, key)
-        {
-            if Some(previous) == name {
-                self.seen.inherited += 1;
-            } else {
-                self.broken = Some(format!("I1: {mapping} before its cool-down was over"));
-            }
+        if let Err(broken) = self.is_early(key, &mapping.owner) {
+            self.broken = Some(broken);
         }
         if !self.keeper.contains(&key) && !self.unheld.contains(&key) {
             self.broken = Some(format!("I7: {mapping} without a hold"));
         }
-    }
-
-    /// Whether an old result of a pod of this name has the port: the pod itself, or the next one of its name.
-    fn is_in_old_result(&self, name: Option<&String>, key: PortKey) -> bool {
-        let mut old = self.old_results.iter();
-        old.any(|(uid, of)| *of == key && self.names.get(uid) == name)
     }
 
     fn publish(&mut self, publication: &Publication, fails: bool) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use portmapping_enforcer_core::{PodFacts, PodStatus, Publication, Record};
 use portmapping_shared::{
-    HostPort, LeasedPort, Mapping, Plan, PodUid, PortKey, PortRequest, annotation,
+    LeasedPort, Mapping, Plan, PodUid, PortKey, PortRequest, ResultEntry, annotation,
 };
 
 use crate::cluster::TYPO;
@@ -61,6 +61,9 @@ impl World {
     /// I2: True only when every port that it names is held, with a rule to an address of this pod.
     pub(crate) fn check_publication(&mut self, publication: &Publication) {
         let wanted = &publication.wanted;
+        if let Some(refused) = wanted.condition.as_ref().filter(|c| !c.status) {
+            self.check_refusal(&publication.pod.uid, &publication.version, refused);
+        }
         if self.damaged || wanted.condition.as_ref().is_none_or(|c| !c.status) {
             // rules flushed since they were last read are repaired later
             return;
@@ -80,12 +83,18 @@ impl World {
         if !self.reference.is_mapped(uid, &leases) {
             self.broken = Some(format!("I10: True for {uid}, not mapped: {leases:?}"));
         }
+        if !self.restoring && !self.reference.is_result(uid, &entries) {
+            self.broken = Some(format!("{uid} does not ask for {entries:?}"));
+        }
         // container port 80 is the one with a static hostPort
         for entry in entries.iter().filter(|entry| entry.container_port != 80) {
             let ruled = self.kernel.iter().find(|mapping| {
+                let host_ip = mapping.host_ip.map(|ip| ip.to_string());
                 mapping.owner == *uid
                     && mapping.host_port.get() == entry.host_port
+                    && mapping.container_port.get() == entry.container_port
                     && mapping.protocol == entry.protocol
+                    && host_ip.unwrap_or_default() == entry.host_ip
                     && mapping.pod_ip.to_string() == entry.pod_ip
             });
             let key = ruled.map(|mapping| (mapping.protocol, mapping.host_port));
@@ -130,69 +139,12 @@ impl World {
         Ok(())
     }
 
-    /// The node has started again: each pod whose condition confirms a port is to get that port.
-    pub(crate) fn record_previous(&mut self) {
-        for facts in self.pods.values().filter(|facts| !facts.finished) {
-            let Record {
-                annotation,
-                condition,
-                ..
-            } = &facts.record;
-            let Some(condition) = condition.as_ref().filter(|condition| condition.status) else {
-                continue;
-            };
-            let entries = annotation::decode(annotation.as_deref().unwrap_or_default());
-            for entry in entries.unwrap_or_default() {
-                let (host, container) = (entry.host_port, entry.container_port);
-                let described = format!(":{host} -> {container}/{}", entry.protocol);
-                let usable = (20_000..20_012).contains(&host) && host != 20_003;
-                if container != 80
-                    && usable
-                    && condition.message.contains(&described)
-                    && let Some(host) = HostPort::new(host)
-                {
-                    let key = (entry.protocol, host);
-                    self.previous.insert(key, facts.clone());
-                }
-            }
-        }
-    }
-
-    /// After a reboot no pod gets a port that another one had and still asks for.
-    fn check_previous(&mut self) -> Result<(), String> {
-        let leased: BTreeMap<PortKey, PodUid> = self
-            .state
-            .status()
-            .pods
-            .into_iter()
-            .flat_map(|pod| {
-                let keys = pod.lease.into_iter().map(|l| (l.protocol, l.host_port));
-                keys.map(move |key| (key, pod.uid.clone()))
-            })
-            .collect();
-        let (pods, others, reference) = (&self.pods, &self.other_processes, &self.reference);
-        self.previous.retain(|key, had| {
-            let uid = &had.pod.uid;
-            let now = pods.get(uid).filter(|facts| !facts.finished);
-            let asks = now.is_some_and(|now| now.record.annotation == had.record.annotation);
-            let own = leased.get(key) == Some(uid);
-            self.seen.previous += u64::from(own);
-            asks && !own && !others.contains(key) && !reference.is_static(*key, None)
-        });
-        let stolen = |(key, had): &(&PortKey, &PodFacts)| {
-            let owner = leased.get(*key);
-            owner.is_some_and(|owner| *owner != had.pod.uid)
-        };
-        match self.previous.iter().find(stolen) {
-            Some((key, had)) => Err(format!("{key:?} was a port of {} before", had.pod)),
-            None => Ok(()),
-        }
-    }
-
     /// What must hold after every step.
     pub(crate) fn check(&mut self) -> Result<(), String> {
         self.check_truth()?;
         self.check_previous()?;
+        self.check_uses()?;
+        self.check_stale()?;
         if let Some(broken) = &self.broken {
             return Err(broken.clone());
         }
@@ -215,6 +167,9 @@ impl World {
         }
         for mapping in self.state.desired() {
             self.reference.check_mapping(&mapping)?;
+            if !self.restoring && !self.reference.is_requested(&mapping) {
+                return Err(format!("{mapping}, which its pod does not ask for"));
+            }
         }
         Ok(())
     }
@@ -316,30 +271,36 @@ impl World {
         let rules: Vec<&Mapping> = self.kernel.iter().filter(|m| m.owner == *uid).collect();
         let condition = facts.record.condition.as_ref();
         let shown = condition.map(|c| (c.status, c.reason.as_str()));
-        let lives = |mapping: &&Mapping| facts.pod_ips.contains(&mapping.pod_ip);
         let published = annotation::decode(facts.record.annotation.as_deref().unwrap_or_default());
-        let typo = facts.record.annotation.as_deref() == Some(TYPO) && !rules.is_empty();
-        let true_entries = typo
-            || published.is_some_and(|entries| {
-                let ours = entries.iter().filter(|entry| entry.container_port != 80);
-                let backed = |entry: &&portmapping_shared::ResultEntry| {
-                    let port = |m: &&Mapping| m.host_port.get() == entry.host_port;
-                    rules
-                        .iter()
-                        .any(|m| port(m) && m.pod_ip.to_string() == entry.pod_ip)
-                };
-                let ports: BTreeSet<PortKey> =
-                    rules.iter().map(|m| (m.protocol, m.host_port)).collect();
-                ours.clone().count() == ports.len() && ours.clone().all(|entry| backed(&entry))
-            });
+        let typo = facts.record.annotation.as_deref() == Some(TYPO);
+        let true_entries = published.is_some_and(|entries| {
+            let ours = entries.iter().filter(|entry| entry.container_port != 80);
+            let backed = |entry: &ResultEntry| {
+                rules.iter().any(|rule| {
+                    (rule.host_port.get(), rule.container_port.get())
+                        == (entry.host_port, entry.container_port)
+                        && rule.protocol == entry.protocol
+                        && rule.pod_ip.to_string() == entry.pod_ip
+                })
+            };
+            self.reference.is_result(uid, &entries) && ours.clone().all(backed)
+        });
+        let whole = (typo || true_entries) && self.has_all_rules(facts);
+        let wrong = || {
+            let text = format!("I8: {uid} ended as {shown:?} with {rules:?}: {facts:?}");
+            Err(text)
+        };
         match (asks, shown) {
-            (true, Some((true, _))) if rules.iter().all(lives) && true_entries => Ok(()),
-            (true, Some((false, "NoFreePort" | "InvalidRequest" | "HostIPNotOnNode"))) => Ok(()),
+            (true, Some((true, _))) if whole => Ok(()),
+            (true, Some((false, "InvalidRequest"))) if !rules.is_empty() => wrong(),
+            (true, Some((false, "NoFreePort" | "InvalidRequest" | "HostIPNotOnNode")))
+                if shown.is_some_and(|(_, reason)| self.is_refused_rightly(uid, reason)) =>
+            {
+                Ok(())
+            }
             (true, Some((false, "DataplaneError"))) if self.unsupported.contains(uid) => Ok(()),
             (false, None | Some((false, _))) if rules.is_empty() => Ok(()),
-            _ => Err(format!(
-                "I8: {uid} ended as {shown:?} with {rules:?}: {facts:?}"
-            )),
+            _ => wrong(),
         }
     }
 

@@ -33,6 +33,13 @@ impl Update {
             Self::Gone(_) | Self::Listed(_) => None,
         }
     }
+
+    pub(crate) fn facts(&self) -> Option<&PodFacts> {
+        match self {
+            Self::Applied(facts) => Some(facts),
+            Self::Gone(_) | Self::Listed(_) => None,
+        }
+    }
 }
 
 impl World {
@@ -238,6 +245,7 @@ impl World {
                 self.state.pod_gone(self.now, &uid);
             }
             Some(Update::Listed(living)) => {
+                self.restoring = false;
                 self.reference.relisted(&living);
                 self.state.relisted(self.now, &living);
             }

@@ -121,6 +121,7 @@ impl World {
                 self.state.published(self.now, uid, PublishOutcome::Failed);
             }
         }
+        self.restoring = true;
         self.list();
         self.upgrade.list(&self.watch);
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use portmapping_enforcer_core::{PodFacts, Recovered, Sandbox, SandboxId, SandboxUpdate};
 use portmapping_shared::{HostPort, LeasedPort, Mapping, Plan, PodUid, PortKey, Protocol};
 
+use crate::requests::Requests;
 use crate::world::EPOCH;
 
 /// A read of a pod proves nothing sooner after the removal of its result.
@@ -16,7 +17,8 @@ const CONFIRM: Duration = Duration::from_secs(3);
 #[derive(Default)]
 pub(crate) struct Reference {
     /// Mappings found at the start, which count until the API shows their pod.
-    recovered: BTreeSet<Mapping>,
+    pub(crate) recovered: BTreeSet<Mapping>,
+    pub(crate) requests: Requests,
     shown: BTreeMap<PodUid, PodFacts>,
     /// When the API first named a pod's present addresses.
     learned: BTreeMap<PodUid, u64>,
@@ -64,6 +66,7 @@ impl Reference {
             self.gone(&gone);
         }
         let before = self.shown.insert(uid.clone(), facts.clone());
+        self.requests.shown(facts, before.is_none());
         if before.is_none_or(|before| before.pod_ips != facts.pod_ips) {
             self.learned.insert(uid.clone(), self.count);
             self.reported.insert(uid.clone(), EPOCH + now);
@@ -79,6 +82,7 @@ impl Reference {
     pub(crate) fn gone(&mut self, uid: &PodUid) {
         let runtime = self.runtime_uid(uid).clone();
         self.shown.remove(uid);
+        self.requests.gone(uid);
         self.recovered.retain(|mapping| mapping.owner != *uid);
         self.ended.retain(|(other, _)| *other != runtime);
     }
@@ -169,6 +173,11 @@ impl Reference {
     /// The pod as the API showed it last.
     pub(crate) fn facts(&self, uid: &PodUid) -> Option<&PodFacts> {
         self.shown.get(uid)
+    }
+
+    /// All pods that were shown.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &PodFacts> {
+        self.shown.values()
     }
 
     /// I10: whether each of these ports is held, and has a rule at each address of the pod.

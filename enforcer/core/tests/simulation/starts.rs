@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use portmapping_enforcer_core::{NodeState, Recovered};
+use portmapping_shared::Mapping;
 use rand::RngExt;
 
 use crate::faults::as_read;
@@ -31,8 +32,11 @@ impl World {
     /// A new state machine continues from what the kernel and the keeper have at this moment.
     pub(crate) fn recover(&mut self) {
         // what was cooling and is not held is not known any more
-        let keeper = &self.keeper;
-        self.last.retain(|key, _| keeper.contains(key));
+        let (keeper, kernel) = (&self.keeper, &self.kernel);
+        self.last.retain(|key, _| {
+            let ruled = |rule: &Mapping| (rule.protocol, rule.host_port) == *key;
+            keeper.contains(key) || kernel.iter().any(ruled)
+        });
         let mut found = Recovered {
             mappings: self.kernel.clone(),
             in_other_backends: BTreeSet::new(),
@@ -59,6 +63,7 @@ impl World {
             }
         }
         self.unmapped.clear();
+        self.stale.clear();
         self.previous.clear();
         let seed = self.rng.random();
         let known = found.mappings.iter().chain(&found.in_other_backends);

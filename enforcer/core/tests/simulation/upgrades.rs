@@ -56,6 +56,15 @@ impl Upgrade {
         *self = Self::default();
     }
 
+    /// The pods as the enforcer that waits has seen them, and will see them.
+    pub(crate) fn facts(&self) -> impl Iterator<Item = &PodFacts> {
+        let successor = self.successor.iter();
+        successor.flat_map(|successor| {
+            let coming = successor.watch.iter().filter_map(Update::facts);
+            successor.pods.values().chain(coming)
+        })
+    }
+
     /// The watch of the enforcer that waits shows this, too.
     pub(crate) fn announce(&mut self, update: &Update) {
         if let Some(successor) = &mut self.successor {

@@ -12,6 +12,7 @@ use rand::{RngExt, SeedableRng};
 
 use crate::cluster::Update;
 use crate::faults::Backup;
+use crate::history::LastUse;
 use crate::reference::Reference;
 use crate::seen::Seen;
 use crate::upgrades::Upgrade;
@@ -70,8 +71,12 @@ pub(crate) struct World {
     /// Ports that an ended keeper held, not held again yet.
     pub(crate) unheld: BTreeSet<PortKey>,
     pub(crate) other_processes: BTreeSet<PortKey>,
-    /// The pod that was last mapped at a port (uid and name), and when its rule was removed.
-    pub(crate) last: BTreeMap<PortKey, (PodUid, String, Duration)>,
+    /// The pod that was last mapped at a port, also if its rules were damaged.
+    pub(crate) last: BTreeMap<PortKey, LastUse>,
+    /// Rules that should be gone, and since when, while nothing keeps them in the kernel.
+    pub(crate) stale: BTreeMap<Mapping, Duration>,
+    /// The API server's data is that of a backup, and the watch has not listed it yet.
+    pub(crate) restoring: bool,
     pub(crate) names: BTreeMap<PodUid, String>,
     /// What a user wrote last into the annotation of each pod, if that was no forged result.
     pub(crate) last_word: BTreeMap<PodUid, Option<String>>,
@@ -143,6 +148,8 @@ impl World {
             unheld: BTreeSet::new(),
             other_processes: BTreeSet::new(),
             last: BTreeMap::new(),
+            stale: BTreeMap::new(),
+            restoring: false,
             names: BTreeMap::new(),
             last_word: BTreeMap::new(),
             forged: BTreeSet::new(),
