@@ -9,9 +9,10 @@ use e2e::api::Api;
 use e2e::{Cluster, Config, install};
 use serde_json::json;
 
-use crate::support::outside::{Way, at, tcp};
+use crate::support::outside::{Way, at};
 use crate::support::pods::{annotated, entries, mapped_pod, pod};
 use crate::support::space::Space;
+use crate::support::streams::call;
 use crate::support::{config, eventually};
 
 /// Versions that the backup lacks: more than the restored etcd reaches while pods wait.
@@ -45,19 +46,11 @@ fn restore(cluster: &Cluster, space: &Space<'_>) -> Result<()> {
     // the enforcer sees one of these versions
     space.kubectl(&["label", "pod", "living", "version=newer"])?;
 
-    let (endpoint, stop) = (
-        space.endpoint(&living, &mapped[0])?,
-        Arc::new(AtomicBool::new(false)),
-    );
+    let answering = [(space.endpoint(&living, &mapped[0])?, "living".to_owned())];
+    let stop = Arc::new(AtomicBool::new(false));
     let until = Arc::clone(&stop);
     let caller = at(cluster, "client", move || {
-        let (mut calls, mut failures) = (0_u32, Vec::new());
-        while !until.load(Ordering::Relaxed) {
-            calls += 1;
-            failures.extend(tcp(endpoint).err().map(|error| format!("{error:#}")));
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        (calls, failures)
+        call(&answering, Duration::from_millis(20), &until)
     })?;
     cluster.restore_etcd()?;
     eventually("the API server to show the old state", || {
@@ -79,7 +72,7 @@ fn restore(cluster: &Cluster, space: &Space<'_>) -> Result<()> {
     println!("{calls} calls of the living pod");
     ensure!(
         failures.is_empty() && calls > 10,
-        "{} of {calls} calls failed: {failures:?}",
+        "{} of {calls} calls were not answered by their pod: {failures:?}",
         failures.len()
     );
     ensure!(

@@ -10,11 +10,11 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
-use crate::support::outside::{Way, at, tcp};
+use crate::support::outside::{Way, at};
 use crate::support::parts::{ENFORCER, pids};
 use crate::support::pods::{annotated, condition, entries, is_true, mapped_pod, on_node, pod};
 use crate::support::space::Space;
-use crate::support::streams::{follow, steal};
+use crate::support::streams::{call, follow, steal};
 use crate::support::{ANNOTATION, alone, eventually, node_addresses};
 
 const SYSTEM: &str = install::NAMESPACE;
@@ -33,31 +33,32 @@ fn an_upgrade_loses_no_port_no_byte_and_no_connection() -> Result<()> {
             let streaming = space.ready("streaming")?;
             let mapped = entries(&streaming)?;
             let mut held: Vec<u16> = mapped.iter().map(|entry| entry.host_port).collect();
-            for index in 0..6 {
-                space.create(&on_node(mapped_pod(&format!("other-{index}")), node))?;
-            }
-            for index in 0..6 {
-                let other = entries(&space.ready(&format!("other-{index}"))?)?;
-                held.extend(other.iter().map(|entry| entry.host_port));
-            }
-            let stop = Arc::new(AtomicBool::new(false));
-            let (answering, endpoint) = (
+            let endpoint = space.endpoint(&streaming, &mapped[1])?;
+            let mut answering = vec![(
                 space.endpoint(&streaming, &mapped[0])?,
-                space.endpoint(&streaming, &mapped[1])?,
-            );
+                "streaming".to_owned(),
+            )];
+            let others: Vec<_> = (0..6).map(|index| format!("other-{index}")).collect();
+            for name in &others {
+                let ports = json!([{ "containerPort": 9040 }]);
+                let other = annotated(pod(name, &["--tcp", "9040"], &ports), "");
+                space.create(&on_node(other, node))?;
+            }
+            for name in others {
+                let other = space.ready(&name)?;
+                let entry = entries(&other)?.remove(0);
+                held.push(entry.host_port);
+                answering.push((space.endpoint(&other, &entry)?, name));
+            }
+            let answering_ports = answering.len();
+            let stop = Arc::new(AtomicBool::new(false));
             let until = Arc::clone(&stop);
             let reader = at(cluster, "client", move || follow(endpoint, &until))?;
             let until = Arc::clone(&stop);
             let thief = at(cluster, node, move || steal(&held, &until))?;
             let until = Arc::clone(&stop);
             let caller = at(cluster, "client", move || {
-                let (mut calls, mut failures) = (0_u32, Vec::new());
-                while !until.load(Ordering::Relaxed) {
-                    calls += 1;
-                    failures.extend(tcp(answering).err().map(|error| format!("{error:#}")));
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-                (calls, failures)
+                call(&answering, Duration::from_millis(5), &until)
             })?;
             for _ in 0..ROLLS {
                 cluster.kubectl_run(["-n", SYSTEM, "rollout", "restart", "ds/enforcer"])?;
@@ -77,11 +78,11 @@ fn an_upgrade_loses_no_port_no_byte_and_no_connection() -> Result<()> {
             ensure!(stolen.is_empty(), "held ports were taken: {stolen:?}");
             ensure!(
                 failures.is_empty(),
-                "{} of {calls} calls failed: {failures:?}",
+                "{} of {calls} calls were not answered by their pod: {failures:?}",
                 failures.len()
             );
             ensure!(
-                lines > 100 && tries > 100 && calls > 100,
+                lines > 100 && tries > 100 && calls > 100 * answering_ports,
                 "nothing was proven"
             );
             ensure!(

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use super::outside::read;
+use super::outside::{read, tcp};
 
 /// Reads the numbered lines of a stream until `stop` is set; an error if one is missing.
 pub(crate) fn follow(address: SocketAddr, stop: &AtomicBool) -> Result<u64> {
@@ -87,6 +87,29 @@ fn knock_once(address: SocketAddr) -> std::io::Result<(Duration, String)> {
     let length = read(&mut stream, &mut answer)?;
     let answer = String::from_utf8_lossy(&answer[..length]).into_owned();
     Ok((begun.elapsed(), answer))
+}
+
+/// Calls these host ports in turn until `stop` is set; each must be answered by the pod that is named with it.
+/// Returns how many calls there were, and each that failed or that another pod answered.
+pub(crate) fn call(
+    ports: &[(SocketAddr, String)],
+    pause: Duration,
+    stop: &AtomicBool,
+) -> (usize, Vec<String>) {
+    let (mut calls, mut wrong) = (0, Vec::new());
+    for (address, name) in ports.iter().cycle() {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        calls += 1;
+        match tcp(*address) {
+            Ok(answer) if answer == *name => {}
+            Ok(answer) => wrong.push(format!("{address} of {name} answered {answer:?}")),
+            Err(error) => wrong.push(format!("{address} of {name}: {error:#}")),
+        }
+        std::thread::sleep(pause);
+    }
+    (calls, wrong)
 }
 
 /// Tries to bind each port, again and again; returns the ports that it got, and the number of tries.
