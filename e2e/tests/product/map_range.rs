@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::net::TcpListener;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::support::outside::{Way, at};
+use crate::support::outside::{Way, at, run_at};
 use crate::support::parts::with_flags;
 use crate::support::pods::{condition, entries, is_true, mapped_pod, on_node, pod};
 use crate::support::space::Space;
@@ -109,6 +110,58 @@ fn a_used_up_range_is_reported_once_and_pods_are_mapped_when_ports_come_free() -
                     );
                 }
                 Ok(())
+            })
+        })
+    })
+}
+
+/// Much longer than a pod takes from its creation to its mapping.
+const COOL_DOWN: Duration = Duration::from_secs(20);
+
+#[test]
+fn a_released_port_stays_held_and_no_other_pod_gets_it_before_its_cool_down_ends() -> Result<()> {
+    const ONE: &str = "--range=21000-21000";
+    alone(|cluster| {
+        let cool_down = format!("--cooldown={}s", COOL_DOWN.as_secs());
+        with_flags(cluster, &[ONE], &[ONE, &cool_down], || {
+            Space::with(cluster, "range-cool-down", |space| {
+                space.create(&on_node(mapped_pod("first"), "node1"))?;
+                let first = space.ready("first")?;
+                let released = entries(&first)?.remove(0);
+                space.answers(&first, &released, Way::Http)?;
+                // the port is released later than this
+                let begun = Instant::now();
+                space.kubectl(&["delete", "pod", "first"])?;
+                space.create(&on_node(mapped_pod("second"), "node1"))?;
+                let (mut reads, mut waited) = (0, false);
+                loop {
+                    let port = released.host_port;
+                    let bound = run_at(cluster, "node1", move || {
+                        TcpListener::bind(("0.0.0.0", port)).is_ok()
+                    })?;
+                    let second = space.pod("second")?;
+                    if begun.elapsed() >= COOL_DOWN {
+                        break;
+                    }
+                    let after = begun.elapsed();
+                    ensure!(!bound, "{port} could be bound after {after:?}");
+                    ensure!(
+                        !is_true(&second, ANNOTATION) && entries(&second).is_err(),
+                        "mapped after {after:?}: {second}"
+                    );
+                    let why = condition(&second, ANNOTATION);
+                    waited |= why.is_some_and(|why| why["reason"] == "NoFreePort")
+                        && second["status"]["phase"] == "Running";
+                    reads += 1;
+                }
+                ensure!(
+                    waited && reads > 10,
+                    "nothing was proven: {reads} reads, waited for a port: {waited}"
+                );
+                let second = space.ready("second")?;
+                let again = entries(&second)?.remove(0);
+                ensure!(again.host_port == released.host_port, "{again:?}");
+                space.answers(&second, &again, Way::Http)
             })
         })
     })
