@@ -15,7 +15,7 @@ const NEED_OUR_CLUSTER: &[&str] = &[
     "map_ports::a_mapping_costs_one_write_and_one_event",
     "policy_pods::no_process_has_more_rights_in_the_kernel",
     "survive_faults::a_killed_enforcer_loses_no_port_no_byte_and_no_mapping",
-    "survive_faults::flushed_rules_come_back",
+    "survive_flush::",
     "survive_faults::rules_flushed_while_the_enforcer_is_down_come_back",
     "install_clusters::",
     "install_helm::",

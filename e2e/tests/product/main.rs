@@ -34,6 +34,7 @@ mod refuse_forgery;
 mod support;
 mod survive_etcd;
 mod survive_faults;
+mod survive_flush;
 mod survive_losses;
 mod survive_node;
 mod survive_rollout;

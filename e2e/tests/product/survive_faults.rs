@@ -7,12 +7,9 @@ use anyhow::{Context, Result, ensure};
 use e2e::{Cluster, install};
 use serde_json::{Value, json};
 
-use crate::support::load::Changes;
 use crate::support::outside::{Way, at, is_refused};
 use crate::support::parts::roll;
-use crate::support::pods::{
-    MappedPort, annotated, container, entries, is_true, mapped_pod, on_node, pod,
-};
+use crate::support::pods::{annotated, container, entries, is_true, mapped_pod, on_node, pod};
 use crate::support::space::Space;
 use crate::support::streams::{follow, steal};
 use crate::support::{alone, enforcer, eventually, kubectl_with, node_addresses};
@@ -175,57 +172,6 @@ fn changes_while_the_enforcer_is_down_are_applied_when_it_is_back() -> Result<()
                 ensure!(is_refused(cluster, endpoint)?, "{endpoint} still answers");
                 Ok(())
             })
-        })
-    })
-}
-
-#[test]
-fn flushed_rules_come_back() -> Result<()> {
-    alone(|cluster| {
-        Space::with(cluster, "survive-flush", |space| {
-            let node = first_node(cluster)?;
-            space.create(&on_node(mapped_pod("web"), &node))?;
-            let web = space.ready("web")?;
-            let entry: MappedPort = entries(&web)?.remove(0);
-            let flush = cluster.exec(&node, &["iptables", "-t", "nat", "-F", "PORTMAPPING"])?;
-            ensure!(flush.status.success(), "{flush:?}");
-            eventually("the mapping to be repaired", || {
-                space.answers(&web, &entry, Way::Http)
-            })?;
-            eventually("the event about it", || {
-                let events = space.events("web")?;
-                ensure!(
-                    events.iter().any(|(reason, _)| reason == "MappingRepaired"),
-                    "{events:?}"
-                );
-                Ok(())
-            })
-        })
-    })
-}
-
-/// Each change of the rules makes a read of them that is under way useless.
-#[test]
-fn flushed_rules_come_back_while_a_user_changes_mappings_without_a_pause() -> Result<()> {
-    alone(|cluster| {
-        Space::with(cluster, "survive-changes", |space| {
-            let node = first_node(cluster)?;
-            space.create(&on_node(mapped_pod("web"), &node))?;
-            space.create(&on_node(mapped_pod("busy"), &node))?;
-            let web = space.ready("web")?;
-            space.ready("busy")?;
-            let entry: MappedPort = entries(&web)?.remove(0);
-            let values = [9040, 9041].map(|port| format!(r#"[{{"containerPort":{port}}}]"#));
-            let changes = Changes::start(cluster, &space.name, "busy", values)?;
-            let flush = cluster.exec(&node, &["iptables", "-t", "nat", "-F", "PORTMAPPING"]);
-            let repaired = eventually("the mapping to be repaired", || {
-                space.answers(&web, &entry, Way::Http)
-            });
-            let per_second = changes.end()?;
-            let flush = flush?;
-            ensure!(flush.status.success(), "{flush:?}");
-            ensure!(per_second > 10, "{per_second} changes a second");
-            repaired
         })
     })
 }
