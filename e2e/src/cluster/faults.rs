@@ -69,6 +69,27 @@ impl Cluster {
         self.resume_component(publisher.0, publisher.1)
     }
 
+    /// Gives the API server a certificate of the added authority, the next step of a rotation: who does not have
+    /// the new bundle can no longer talk to it. The cluster's own programs read the bundle when they start.
+    pub fn serve_with_added_authority(&self) -> Result<()> {
+        pki::renew_api_server(self.own_spec("renew a certificate")?)?;
+        let mut programs: Vec<(String, &str)> = [
+            "kube-apiserver",
+            "kube-controller-manager",
+            "kube-scheduler",
+        ]
+        .map(|program| (CONTROL_PLANE.to_owned(), program))
+        .into();
+        for node in self.nodes()? {
+            programs.extend(["kubelet", "kube-proxy"].map(|program| (node.clone(), program)));
+        }
+        for (host, program) in programs {
+            self.stop_component(&host, program)?;
+            self.resume_component(&host, program)?;
+        }
+        Ok(())
+    }
+
     /// Makes a backup of etcd: a copy of its files as they are at one moment.
     pub fn back_up_etcd(&self) -> Result<()> {
         let (data, backup) = self.etcd_folders()?;

@@ -76,12 +76,25 @@ pub(crate) fn create(spec: &Spec, relay_port: u16) -> Result<()> {
     private(Path::new(&spec.pki("tokens.csv")), &tokens)
 }
 
+/// The key of an authority that was added.
+const NEW_AUTHORITY: &str = "new-ca.key";
+
 /// Appends the certificate of a new authority, which has signed nothing yet, to the bundle.
 pub(crate) fn add_authority(spec: &Spec) -> Result<()> {
-    let certificate = authority(spec)?.self_signed(&KeyPair::generate()?)?;
+    let key = KeyPair::generate()?;
+    let certificate = authority(spec)?.self_signed(&key)?;
+    private(Path::new(&spec.pki(NEW_AUTHORITY)), &key.serialize_pem())?;
     let path = spec.pki("ca.crt");
     let bundle = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
     public(&path, &(bundle + &certificate.pem()))
+}
+
+/// Replaces key and certificate of the API server by new ones that the added authority has signed.
+pub(crate) fn renew_api_server(spec: &Spec) -> Result<()> {
+    let path = spec.pki(NEW_AUTHORITY);
+    let key = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    let issuer = Issuer::new(authority(spec)?, KeyPair::from_pem(&key)?);
+    leaf(spec, "apiserver", &api_server()?, &issuer)
 }
 
 fn authority(spec: &Spec) -> Result<CertificateParams> {
@@ -103,18 +116,7 @@ fn certificates(spec: &Spec) -> Result<()> {
     public(&spec.pki("ca.crt"), &authority.pem())?;
     let issuer = Issuer::new(params, authority_key);
 
-    let mut names: Vec<String> = ["", ".default", ".default.svc", ".default.svc.cluster.local"]
-        .map(|suffix| format!("kubernetes{suffix}"))
-        .into();
-    names.extend(network::CONTROL_PLANE.map(String::from));
-    names.extend(network::SERVICE_OF_API_SERVER.map(String::from));
-    names.extend(["127.0.0.1", "localhost"].map(String::from));
-    let mut server = dated(names)?;
-    server
-        .distinguished_name
-        .push(DnType::CommonName, "kube-apiserver");
-    server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    leaf(spec, "apiserver", &server, &issuer)?;
+    leaf(spec, "apiserver", &api_server()?, &issuer)?;
 
     let mut client = dated(Vec::new())?;
     client
@@ -129,6 +131,21 @@ fn certificates(spec: &Spec) -> Result<()> {
     let accounts = KeyPair::generate()?;
     private(Path::new(&spec.pki("sa.key")), &accounts.serialize_pem())?;
     public(&spec.pki("sa.pub"), &accounts.public_key_pem())
+}
+
+fn api_server() -> Result<CertificateParams> {
+    let mut names: Vec<String> = ["", ".default", ".default.svc", ".default.svc.cluster.local"]
+        .map(|suffix| format!("kubernetes{suffix}"))
+        .into();
+    names.extend(network::CONTROL_PLANE.map(String::from));
+    names.extend(network::SERVICE_OF_API_SERVER.map(String::from));
+    names.extend(["127.0.0.1", "localhost"].map(String::from));
+    let mut server = dated(names)?;
+    server
+        .distinguished_name
+        .push(DnType::CommonName, "kube-apiserver");
+    server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    Ok(server)
 }
 
 fn dated(names: Vec<String>) -> Result<CertificateParams> {

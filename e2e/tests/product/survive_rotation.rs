@@ -85,10 +85,14 @@ fn a_new_ca_bundle_is_taken_over_and_no_pod_is_refused() -> Result<()> {
                 entries(&space.ready("web")?)? == mapped,
                 "the mapping changed"
             );
-            // the programs work with the new bundle
-            space.create(&on_node(mapped_pod("after"), "node2"))?;
+            // only with the new bundle can the programs talk to the API server now
+            cluster.serve_with_added_authority()?;
+            eventually("the API server to answer with its new certificate", || {
+                space.create(&on_node(mapped_pod("after"), "node2"))
+            })?;
             let after = space.ready("after")?;
-            space.answers(&after, &entries(&after)?[0], Way::Http)
+            space.answers(&after, &entries(&after)?[0], Way::Http)?;
+            space.ready("web").map(drop)
         })
     })
 }
