@@ -39,6 +39,10 @@ fn uninstalling_leaves_every_node_as_it_was() -> Result<()> {
         for index in 0..4 {
             entries(&space.ready(&format!("pod-{index}"))?)?;
         }
+        ensure!(
+            read_state(&cluster, &nodes)? != before,
+            "the commands do not show the product"
+        );
         Ok(())
     })?;
     cluster.kubectl_run(["delete", "namespace", "mapped", "--ignore-not-found"])?;
@@ -106,6 +110,11 @@ fn read_state(cluster: &Cluster, nodes: &[String]) -> Result<Answers> {
     for node in nodes {
         for question in QUESTIONS {
             let output = cluster.exec(node, question)?;
+            // the answers of a program that cannot answer are all equal
+            ensure!(
+                output.status.success(),
+                "{question:?} on {node}: {output:?}"
+            );
             let text = String::from_utf8_lossy(&output.stdout);
             let mut lines: Vec<String> = text.lines().filter_map(stable).collect();
             if question[0] == "ss" {
