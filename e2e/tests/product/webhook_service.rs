@@ -181,6 +181,9 @@ fn a_lost_or_damaged_secret_is_repaired_without_a_failed_review() -> Result<()> 
     })
 }
 
+/// How long no annotated pod may be refused after a repair.
+const LASTS: Duration = Duration::from_secs(6);
+
 /// The caBundle, in base64.
 fn bundle(cluster: &Cluster) -> Result<String> {
     let hook = get(cluster, &["mutatingwebhookconfiguration", "portmapping"])?;
@@ -218,10 +221,11 @@ fn an_emptied_bundle_is_filled_again() -> Result<()> {
 }
 
 #[test]
-fn a_replaced_registration_refuses_annotated_pods_for_a_second_at_most() -> Result<()> {
+fn a_replaced_registration_is_trusted_again_and_stays_so() -> Result<()> {
     alone(|cluster| {
         Space::with(cluster, "webhook-replaced-whole", |space| {
-            settled(cluster)?;
+            let unchecked = ShortLived::unchecked(cluster)?;
+            let mut others = BTreeSet::new();
             // the manifest as a user has it: without what the webhook and the API server filled in
             let whole = get(cluster, &["mutatingwebhookconfiguration", "portmapping"])?;
             let notes = &whole["metadata"]["annotations"];
@@ -233,20 +237,23 @@ fn a_replaced_registration_refuses_annotated_pods_for_a_second_at_most() -> Resu
                 let replace = ["replace", "--save-config", "-f", "-"];
                 let (fine, reply) = kubectl_with(cluster, &replace, manifest)?;
                 ensure!(fine, "{reply}");
-                let mut refused = Duration::ZERO;
-                // long enough that a repair that does not last is seen
-                while start.elapsed() < Duration::from_secs(6) {
-                    let dry_run = ["--dry-run=server"];
-                    let (fine, reply) = space.try_create(&mapped_pod("probe"), &dry_run)?;
-                    if !fine {
-                        refused = start.elapsed();
-                        ensure!(reply.contains("x509"), "{reply}");
+                // The API server uses the earlier one for a moment. A repair that does not last never passes.
+                eventually("annotated pods to be created without a refusal", || {
+                    let begun = Instant::now();
+                    while begun.elapsed() < LASTS {
+                        let dry_run = ["--dry-run=server"];
+                        let (fine, reply) = space.try_create(&mapped_pod("probe"), &dry_run)?;
+                        if !fine && !reply.contains("x509") {
+                            others.insert(reply.clone());
+                        }
+                        ensure!(fine, "{reply}");
                     }
-                }
-                println!("annotated pods were refused until {refused:?} after the replacement");
-                ensure!(refused <= Duration::from_secs(1), "refused for {refused:?}");
+                    Ok(())
+                })?;
+                ensure!(others.is_empty(), "refused for other reasons: {others:?}");
+                println!("lasting {:?} after the replacement", start.elapsed());
             }
-            Ok(())
+            unchecked.end()
         })
     })
 }

@@ -13,6 +13,8 @@ const SHORT: [&str; 3] = [
 ];
 /// Reads the Secret every second; the usual certificates.
 const QUICK: [&str; 1] = ["PORTMAPPING_CERT_PERIOD=1s"];
+/// Longer than a test: only the watch finds damage.
+const UNCHECKED: [&str; 1] = ["PORTMAPPING_CERT_PERIOD=3600s"];
 /// All of them unset.
 const USUAL: [&str; 3] = [
     "PORTMAPPING_CA_LIFETIME-",
@@ -39,6 +41,11 @@ impl<'a> ShortLived<'a> {
     /// The usual certificates, checked every second.
     pub(crate) fn quick(cluster: &'a Cluster) -> Result<Self> {
         Self::set(cluster, &QUICK)
+    }
+
+    /// The usual certificates; only the watch of the registration finds damage.
+    pub(crate) fn unchecked(cluster: &'a Cluster) -> Result<Self> {
+        Self::set(cluster, &UNCHECKED)
     }
 
     fn set(cluster: &'a Cluster, variables: &[&str]) -> Result<Self> {
