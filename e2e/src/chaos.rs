@@ -9,18 +9,20 @@
 
 mod api;
 mod clock;
+mod crashes;
 mod dice;
 mod faults;
 mod inspect;
 mod prober;
 mod record;
+mod rules;
 mod settle;
+mod tally;
 mod thief;
 mod users;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -35,6 +37,7 @@ use self::dice::Dice;
 use self::prober::Prober;
 use self::record::{Record, counted};
 use self::settle::CONVERGENCE;
+use self::tally::Tally;
 use self::view::{ANNOTATION, View};
 use crate::install::{self, NAMESPACE as SYSTEM};
 use crate::progress::{Step, out};
@@ -74,9 +77,35 @@ pub struct Options {
     /// Only these faults.
     #[arg(long, value_enum, value_delimiter = ',')]
     pub only: Vec<Fault>,
+    /// The backend of the enforcers.
+    #[arg(long, value_enum, default_value_t)]
+    pub backend: Backend,
     /// The `e2e` program that owns the cluster.
     #[arg(skip)]
     pub program: Option<PathBuf>,
+}
+
+/// What the enforcers are told to use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Backend {
+    /// What they choose.
+    #[default]
+    Auto,
+    /// iptables.
+    Iptables,
+    /// nftables.
+    Nftables,
+}
+
+impl Backend {
+    fn flag(self) -> String {
+        use clap::ValueEnum;
+        let value = self.to_possible_value();
+        format!(
+            "--backend={}",
+            value.as_ref().map_or("auto", |value| value.get_name())
+        )
+    }
 }
 
 /// A run.
@@ -85,6 +114,7 @@ struct Chaos {
     admin: Admin,
     view: View,
     record: Arc<Record>,
+    backend: Backend,
     dice: Dice,
     nodes: Vec<String>,
     /// Names of the pods that should be there.
@@ -113,7 +143,7 @@ pub fn run(options: &Options) -> Result<()> {
     config.name = format!("chaos-{}", std::process::id());
     let mut cluster = Cluster::start(&config)?;
     install::install(&mut cluster)?;
-    let mut chaos = Chaos::prepare(cluster, seed)?;
+    let mut chaos = Chaos::prepare(cluster, options.backend, seed)?;
     let outcome = chaos.rounds(options, seed);
     if outcome.is_err() {
         chaos.save_evidence();
@@ -123,10 +153,11 @@ pub fn run(options: &Options) -> Result<()> {
 }
 
 impl Chaos {
-    fn prepare(cluster: Cluster, seed: u64) -> Result<Self> {
+    fn prepare(cluster: Cluster, backend: Backend, seed: u64) -> Result<Self> {
+        let args = enforcer_args(backend);
         let containers = json!({ "spec": { "template": { "spec": {
             "initContainers": [{ "name": "keeper", "args": KEEPER_ARGS }],
-            "containers": [{ "name": "enforcer", "args": ENFORCER_ARGS }],
+            "containers": [{ "name": "enforcer", "args": args }],
         } } } });
         let body = containers.to_string();
         cluster.kubectl_run(["-n", SYSTEM, "patch", "ds", "enforcer", "-p", &body])?;
@@ -139,12 +170,15 @@ impl Chaos {
         }
         let nodes = addresses.keys().cloned().collect();
         let view = View::watch(cluster.kubeconfig(), NAMESPACE, addresses)?;
+        let record = Arc::default();
+        crashes::watch(cluster.kubeconfig(), &record)?;
         let admin = Admin::new(cluster.kubeconfig(), NAMESPACE)?;
         let mut chaos = Self {
             cluster,
             admin,
             view,
-            record: Arc::default(),
+            record,
+            backend,
             dice: Dice::new(seed),
             nodes,
             expected: BTreeSet::new(),
@@ -182,21 +216,15 @@ impl Chaos {
         Ok(count)
     }
 
-    fn throw(&mut self, only: &[Fault]) -> Fault {
-        let allowed = Fault::WEIGHTS
-            .iter()
-            .filter(|(fault, _)| only.is_empty() || only.contains(fault));
-        let allowed: Vec<_> = allowed
-            .flat_map(|(fault, weight)| std::iter::repeat_n(*fault, *weight))
-            .collect();
-        allowed[self.dice.below(allowed.len())]
+    fn enforcer_args(&self) -> Vec<String> {
+        enforcer_args(self.backend)
     }
 
     fn rounds(&mut self, options: &Options, seed: u64) -> Result<()> {
         let rounds = options.rounds;
         out!(
             "chaos: seed {seed}, {rounds} rounds, enforcer {}",
-            ENFORCER_ARGS.join(" ")
+            self.enforcer_args().join(" ")
         );
         let step = Step::start("the pods that stay");
         self.settle()?;
@@ -204,21 +232,19 @@ impl Chaos {
         let before = self.footprints()?;
         let prober = Prober::start(&self.cluster, &self.view, &self.record)?;
         let begun = Instant::now();
-        let (mut slowest, mut by_kind) = (
-            (Duration::ZERO, String::new()),
-            BTreeMap::<Fault, u32>::new(),
-        );
+        let mut slowest = (Duration::ZERO, String::new());
+        let mut tally = Tally::new(&options.only);
         for round in 1..=rounds {
             let mut done = Vec::new();
             self.convergence = CONVERGENCE;
             let count = if self.dice.chance(SECOND) { 2 } else { 1 };
             for _ in 0..count {
-                let fault = self.throw(&options.only);
-                *by_kind.entry(fault).or_default() += 1;
-                done.push(
-                    self.inject(fault)
-                        .with_context(|| format!("seed {seed}, round {round}: {fault}"))?,
-                );
+                let fault = tally.next(&mut self.dice);
+                let injected = self
+                    .inject(fault)
+                    .with_context(|| format!("seed {seed}, round {round}: {fault}"))?;
+                tally.count(injected.kind);
+                done.push(injected.text);
             }
             let text = done.join(", ");
             let took = self
@@ -252,15 +278,10 @@ impl Chaos {
                 self.record.violations().join("\n")
             );
         }
-        let kinds = by_kind
-            .iter()
-            .fold(String::new(), |mut text, (fault, count)| {
-                let _ = write!(text, " {fault} {count}");
-                text
-            });
+        out!("\n{tally}");
         let record = &self.record;
         out!(
-            "\nseed {seed}: {rounds} rounds in {:.0} s, 0 violations\nfaults:{kinds}\n\
+            "\nseed {seed}: {rounds} rounds in {:.0} s, 0 violations\n\
              new connections {}, datagrams {}, messages {} on {} connections ({} ended by a fault that ends them), \
              {} tries to steal a port\nslowest convergence {:.2} s, {}",
             lasted.as_secs_f64(),
@@ -273,8 +294,15 @@ impl Chaos {
             slowest.0.as_secs_f64(),
             slowest.1,
         );
-        Ok(())
+        tally.suffices(rounds)?;
+        record.suffices(tally.has(Fault::Thief))
     }
+}
+
+fn enforcer_args(backend: Backend) -> Vec<String> {
+    let mut args = ENFORCER_ARGS.map(str::to_owned).to_vec();
+    args.push(backend.flag());
+    args
 }
 
 /// A pod that answers with its name and uid.

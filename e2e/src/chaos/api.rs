@@ -102,7 +102,7 @@ impl Admin {
     }
 
     /// Begins a rolling update of the enforcers to these arguments.
-    pub(super) fn set_enforcer_args(&self, args: &[&str]) -> Result<()> {
+    pub(super) fn set_enforcer_args<S: serde::Serialize>(&self, args: &[S]) -> Result<()> {
         let patch = json!({ "spec": { "template": { "spec": {
             "containers": [{ "name": "enforcer", "args": args }],
         } } } });

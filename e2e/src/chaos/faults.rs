@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 
 use super::inspect::{self, ENFORCER, KEEPER, WEBHOOK};
 use super::view::Seen;
-use super::{Chaos, clock};
+use super::{Backend, Chaos, clock, rules};
 use crate::wait::{Probe, until};
 
 /// How much later than its container an enforcer works.
@@ -37,9 +37,10 @@ pub enum Fault {
     DeleteEnforcer,
     /// A rolling update of the `DaemonSet`.
     Roll,
-    /// Our chains are flushed.
+    /// Our chains are flushed, or that of the table of nftables which translates.
     FlushChains,
-    /// The nat table is flushed, and the rules that are not ours are loaded again.
+    /// The nat table is flushed, and the rules that are not ours are loaded again; with nftables our table is
+    /// deleted.
     FlushNat,
     /// `nft flush ruleset`, and the rules that are not ours are loaded again.
     FlushRuleset,
@@ -115,27 +116,40 @@ impl Display for Fault {
     }
 }
 
+/// What was done.
+pub(super) struct Injected {
+    /// None if there was nothing to do it to.
+    pub(super) kind: Option<Fault>,
+    /// For the round's line.
+    pub(super) text: String,
+}
+
+impl Injected {
+    pub(super) fn new(kind: Fault, text: String) -> Self {
+        let kind = Some(kind);
+        Self { kind, text }
+    }
+
+    pub(super) fn nothing(text: String) -> Self {
+        Self { kind: None, text }
+    }
+}
+
 impl Chaos {
-    /// Makes it happen; what was done, for the round's line.
-    pub(super) fn inject(&mut self, fault: Fault) -> Result<String> {
+    /// Makes it happen.
+    pub(super) fn inject(&mut self, fault: Fault) -> Result<Injected> {
         let node = self.nodes[self.dice.below(self.nodes.len())].clone();
+        let mut text = format!("{fault} {node}");
         match fault {
-            Fault::KillEnforcer => self.kill(&node, ENFORCER)?,
+            Fault::KillEnforcer => return self.kill(fault, &node, ENFORCER),
             Fault::KillKeeper => {
                 self.record.unheld(&node);
-                self.kill(&node, KEEPER)?;
+                return self.kill(fault, &node, KEEPER);
             }
-            Fault::DeleteEnforcer => {
-                self.record.unheld(&node);
-                for (at, name) in self.admin.enforcers()? {
-                    if at == node {
-                        self.admin.delete_enforcer(&name)?;
-                    }
-                }
-            }
+            Fault::DeleteEnforcer => return self.delete_enforcers(&node),
             Fault::Roll => {
                 self.roll()?;
-                return Ok("roll".to_owned());
+                "roll".clone_into(&mut text);
             }
             Fault::FlushChains | Fault::FlushNat | Fault::FlushRuleset => {
                 self.flush(fault, &node)?;
@@ -147,41 +161,37 @@ impl Chaos {
                 thread::sleep(OUTAGE);
                 self.cluster
                     .signal_component(api.0, api.1, Signal::SIGCONT)?;
-                return Ok("pause-api 5 s".to_owned());
+                "pause-api 5 s".clone_into(&mut text);
             }
             Fault::RestartApi => {
                 self.restart("control-plane", "kube-apiserver")?;
-                return Ok("restart-api".to_owned());
+                "restart-api".clone_into(&mut text);
             }
             Fault::RestartRuntime => self.restart(&node, "containerd")?,
             Fault::Reboot => self.reboot(&node)?,
-            Fault::Create => {
-                let made = self.create_crowd(12)?;
-                return Ok(format!("create {made} pods"));
-            }
+            Fault::Create => return self.create_some(),
             Fault::Delete | Fault::Evict => return self.remove_crowd(fault),
             Fault::Thief => {
                 let (tries, taken) = self.steal(&node)?;
-                return Ok(format!("thief {node} ({taken} of {tries})"));
+                text = format!("thief {node} ({taken} of {tries})");
             }
             Fault::FlushConntrack => {
                 self.record.disturb(&node);
                 self.record.unreachable(&node);
                 self.run(&node, &["conntrack", "-F"])?;
-                self.record.disturb(&node);
             }
             Fault::KillSandbox => return self.kill_sandbox(),
-            Fault::StepClock => return self.step_clock(&node),
+            Fault::StepClock => text = self.step_clock(&node)?,
             Fault::WipeResults => return self.wipe_results(&node),
             Fault::LocalService => return self.local_service(&node),
-            Fault::BadRollout => return self.bad_rollout(),
+            Fault::BadRollout => text = self.bad_rollout()?,
             Fault::ChurnAnnotation => return self.churn(),
             Fault::LateEnforcer => {
                 self.reboot(&node)?;
                 self.delay_enforcer(&node)?;
             }
         }
-        Ok(format!("{fault} {node}"))
+        Ok(Injected::new(fault, text))
     }
 
     pub(super) fn run(&self, node: &str, command: &[&str]) -> Result<String> {
@@ -194,12 +204,51 @@ impl Chaos {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    fn kill(&self, node: &str, words: [&str; 2]) -> Result<()> {
+    fn kill(&self, fault: Fault, node: &str, words: [&str; 2]) -> Result<Injected> {
+        let found = inspect::pids(&self.cluster, node, &words)?;
         // an earlier fault of this round may have killed it already
-        for pid in inspect::pids(&self.cluster, node, &words)? {
+        if found.is_empty() {
+            return Ok(Injected::nothing(format!("no process to kill on {node}")));
+        }
+        for pid in found {
+            self.record_end(pid);
             sigkill(pid);
         }
-        Ok(())
+        Ok(Injected::new(fault, format!("{fault} {node}")))
+    }
+
+    /// A program that ends from now on was ended by a fault.
+    fn record_end(&self, pid: u32) {
+        if let Some(container) = inspect::container_of(pid) {
+            self.record.kill(container);
+        }
+    }
+
+    fn delete_enforcers(&self, node: &str) -> Result<Injected> {
+        self.record.unheld(node);
+        let mut deleted = 0;
+        for (at, name) in self.admin.enforcers()? {
+            if at == node {
+                self.admin.delete_enforcer(&name)?;
+                deleted += 1;
+            }
+        }
+        Ok(match deleted {
+            0 => Injected::nothing(format!("no enforcer to delete on {node}")),
+            _ => Injected::new(
+                Fault::DeleteEnforcer,
+                format!("{} {node}", Fault::DeleteEnforcer),
+            ),
+        })
+    }
+
+    fn create_some(&mut self) -> Result<Injected> {
+        let made = self.create_crowd(12)?;
+        let text = format!("create {made} pods");
+        Ok(match made {
+            0 => Injected::nothing(text),
+            _ => Injected::new(Fault::Create, text),
+        })
     }
 
     fn roll(&mut self) -> Result<()> {
@@ -211,15 +260,19 @@ impl Chaos {
     /// The rules of others are loaded again at once, as by a firewall that reloads.
     fn flush(&self, fault: Fault, node: &str) -> Result<()> {
         self.record.unreachable(node);
+        let nftables = self.uses_nftables(node)?;
+        // The fault before may have removed the chain or table: it comes back when the enforcer repairs it, or
+        // after a reboot when the enforcer runs.
+        let patiently = |command: &str| {
+            format!("for _ in $(seq 60); do {command} && exit; sleep 0.5; done; exit 1")
+        };
         let script = match fault {
-            // the fault before may have removed the chain: it comes back when the enforcer repairs it, or
-            // after a reboot when the enforcer runs
-            Fault::FlushChains => {
-                "for _ in $(seq 60); do iptables -t nat -F PORTMAPPING && exit; sleep 0.5; done; exit 1"
-            }
+            Fault::FlushChains if nftables => patiently("nft flush chain inet portmapping prerouting"),
+            Fault::FlushNat if nftables => patiently("nft delete table inet portmapping"),
+            Fault::FlushChains => patiently("iptables -t nat -F PORTMAPPING"),
             Fault::FlushNat => {
                 "set -e; saved=$(iptables-save -t nat | grep -v PORTMAPPING || :); iptables -t nat -F
-                 echo \"$saved\" | iptables-restore"
+                 echo \"$saved\" | iptables-restore".to_owned()
             }
             // Where no chain translates, or none asks for connection tracking, the kernel stops translating
             // established connections as well, and the product cannot prevent that. So the same transaction
@@ -235,10 +288,10 @@ impl Chaos {
                  echo 'table inet tracked { chain asks { type filter hook input priority 0; ct state established; }; }'
                  } | nft -f -
                  echo \"$four\" | iptables-restore; echo \"$six\" | ip6tables-restore
-                 nft delete table inet tracked"
+                 nft delete table inet tracked".to_owned()
             }
         };
-        self.run(node, &["sh", "-c", script]).map(drop)
+        self.run(node, &["sh", "-c", &script]).map(drop)
     }
 
     fn restart(&self, host: &str, program: &str) -> Result<()> {
@@ -251,6 +304,12 @@ impl Chaos {
         self.record.disturb(node);
         self.record.unreachable(node);
         self.record.unheld(node);
+        for words in [&ENFORCER[..], &KEEPER, &WEBHOOK] {
+            for pid in inspect::pids(&self.cluster, node, words)? {
+                self.record_end(pid);
+            }
+        }
+        self.record.reboot(node);
         let lost = self.view.all().into_values().filter(|pod| pod.node == node);
         self.renewed
             .extend(lost.map(|pod| (pod.uid, pod.container)));
@@ -259,9 +318,7 @@ impl Chaos {
             .parse()
             .context("a node's number")?;
         self.cluster.kill_node(number)?;
-        self.cluster.add_node(number)?;
-        self.record.disturb(node);
-        Ok(())
+        self.cluster.add_node(number)
     }
 
     fn delay_enforcer(&self, node: &str) -> Result<()> {
@@ -280,6 +337,16 @@ impl Chaos {
         Ok(())
     }
 
+    /// Whether the enforcer of a node uses nftables now.
+    fn uses_nftables(&self, node: &str) -> Result<bool> {
+        if self.backend != Backend::Auto {
+            return Ok(self.backend == Backend::Nftables);
+        }
+        let tables = self.run(node, &["nft", "list", "tables"])?;
+        let ours = rules::TABLE.join(" ");
+        Ok(tables.lines().any(|line| line == ours))
+    }
+
     fn step_clock(&mut self, node: &str) -> Result<String> {
         let ahead = if self.dice.chance(50) {
             -i64::try_from(self.dice.below(BACK))?
@@ -296,14 +363,13 @@ impl Chaos {
         Ok(format!("step-clock {node} {ahead:+} s"))
     }
 
-    fn remove_crowd(&mut self, fault: Fault) -> Result<String> {
+    fn remove_crowd(&mut self, fault: Fault) -> Result<Injected> {
         let crowd = self.view.all().into_values();
         let crowd: Vec<_> = crowd
             .filter(|pod| pod.name.starts_with("crowd") && !pod.deleting)
             .collect();
         if crowd.is_empty() {
-            let made = self.create_crowd(12)?;
-            return Ok(format!("create {made} pods"));
+            return self.create_some();
         }
         let count = 6 + self.dice.below(7);
         let gone = self.dice.some(crowd, count);
@@ -315,13 +381,13 @@ impl Chaos {
                 _ => self.admin.delete(&pod.name)?,
             }
         }
-        Ok(format!("{fault} {} pods", gone.len()))
+        Ok(Injected::new(fault, format!("{fault} {} pods", gone.len())))
     }
 
-    fn kill_sandbox(&mut self) -> Result<String> {
+    fn kill_sandbox(&mut self) -> Result<Injected> {
         let up: Vec<_> = self.view.all().into_values().filter(Seen::is_up).collect();
         let Some(pod) = self.dice.some(up, 1).pop() else {
-            return Ok("no sandbox to kill".to_owned());
+            return Ok(Injected::nothing("no sandbox to kill".to_owned()));
         };
         // every process of a pod is in a cgroup below one named after its uid
         let marker = pod.uid.clone();
@@ -332,13 +398,15 @@ impl Chaos {
             cgroups.contains(&marker)
         });
         let Some(pause) = pause else {
-            return Ok(format!("no sandbox of {} to kill", pod.name));
+            let text = format!("no sandbox of {} to kill", pod.name);
+            return Ok(Injected::nothing(text));
         };
         self.record.disturb(&pod.uid);
         self.record.unreachable(&pod.uid);
         self.renewed.insert(pod.uid.clone(), pod.container);
         sigkill(pause);
-        Ok(format!("kill-sandbox {}", pod.name))
+        let text = format!("kill-sandbox {}", pod.name);
+        Ok(Injected::new(Fault::KillSandbox, text))
     }
 }
 

@@ -1,16 +1,14 @@
-//! What a node has of the product: processes, their state, rules, held ports.
+//! What a node has of the product: processes, their state, held ports.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{TcpListener, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use super::view::Seen;
 use crate::{Cluster, visit};
 
 const LIMIT: Duration = Duration::from_secs(3);
@@ -34,6 +32,21 @@ pub(super) const KEEPER: [&str; 2] = ["/enforcer", "keep"];
 pub(super) const WEBHOOK: [&str; 1] = ["/webhook"];
 pub(super) const ECHO: [&str; 2] = ["/echo", "--talk"];
 
+/// The id of the container in which a process runs: the last part of the name of its cgroup.
+pub(super) fn container_of(pid: u32) -> Option<String> {
+    let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let mut ids = cgroups.lines().filter_map(container_in);
+    ids.next().map(str::to_owned)
+}
+
+fn container_in(cgroup: &str) -> Option<&str> {
+    const HEX_DIGITS: usize = 64;
+    let name = cgroup.rsplit('/').next()?.trim_end_matches(".scope");
+    let id = name.rsplit('-').next()?;
+    let is_id = id.len() == HEX_DIGITS && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+    is_id.then_some(id)
+}
+
 /// The answer of an enforcer to `GET /state`.
 pub(super) fn state(pid: u32) -> Result<Value> {
     let path = format!("/proc/{pid}/root/run/enforcer/admin.sock");
@@ -47,67 +60,6 @@ pub(super) fn state(pid: u32) -> Result<Value> {
         .context("/state gave no HTTP answer")?;
     ensure!(head.contains(" 200 "), "/state answered {head}");
     serde_json::from_str(body).context("/state is no JSON")
-}
-
-/// Our rules in the kernel, a line each: uid, protocol, host port, destination.
-pub(super) fn rules(cluster: &Cluster, node: &str) -> Result<BTreeSet<String>> {
-    let mut rules = BTreeSet::new();
-    for save in ["iptables-save", "ip6tables-save"] {
-        let output = cluster.exec(node, &[save, "-t", "nat"])?;
-        ensure!(output.status.success(), "{save} failed: {output:?}");
-        rules.extend(rules_in(&String::from_utf8_lossy(&output.stdout))?);
-    }
-    Ok(rules)
-}
-
-/// The rules of one family. The comment of each, or of the masquerade rule of the pod's address, names
-/// the pod that owns it.
-fn rules_in(text: &str) -> Result<Vec<String>> {
-    fn value<'a>(line: &'a str, name: &str) -> Option<&'a str> {
-        let mut words = line.split_whitespace().skip_while(|word| *word != name);
-        words.nth(1).map(|word| word.trim_matches('"'))
-    }
-    let owner = |line| value(line, "--comment")?.strip_prefix("portmapping:");
-    let ours = |target: &'static str| {
-        let lines = text.lines();
-        lines.filter(move |line| line.starts_with("-A PORTMAPPING") && line.contains(target))
-    };
-    let pods: BTreeMap<IpAddr, &str> = ours("-j MASQUERADE")
-        .filter_map(|line| {
-            let (ip, _) = value(line, "-s")?.split_once('/')?;
-            Some((ip.parse().ok()?, owner(line)?))
-        })
-        .collect();
-    ours("-j DNAT")
-        .map(|line| {
-            let rule = (|| {
-                let to: SocketAddr = value(line, "--to-destination")?.parse().ok()?;
-                Some(line_of(
-                    owner(line).or_else(|| pods.get(&to.ip()).copied())?,
-                    &value(line, "-p")?.to_uppercase(),
-                    value(line, "--dport")?.parse().ok()?,
-                    &to.to_string(),
-                ))
-            })();
-            rule.with_context(|| format!("a rule of ours that cannot be parsed: {line}"))
-        })
-        .collect()
-}
-
-/// The rules that a pod should have according to its annotation, in the same form.
-pub(super) fn rules_of(pod: &Seen) -> BTreeSet<String> {
-    let mut rules = BTreeSet::new();
-    for entry in &pod.entries {
-        for ip in pod.pod_ips.iter().filter_map(|ip| ip.parse().ok()) {
-            let to = SocketAddr::new(ip, entry.container_port).to_string();
-            rules.insert(line_of(&pod.uid, &entry.protocol, entry.host_port, &to));
-        }
-    }
-    rules
-}
-
-fn line_of(uid: &str, protocol: &str, host_port: u16, to: &str) -> String {
-    format!("{uid} {protocol} {host_port} -> {to}")
 }
 
 /// Which of these ports (by protocol) cannot be bound on a node.
@@ -157,22 +109,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rules_are_read_with_their_owners() {
-        let text = "*nat
-:PORTMAPPING-TCP-20000-20021 - [0:0]
--A PREROUTING -m addrtype --dst-type LOCAL -m comment --comment portmapping -j PORTMAPPING
--A PORTMAPPING-TCP-20000-20021 -p tcp -m tcp --dport 20000 -m comment --comment \"portmapping:a\" -j DNAT --to-destination 10.244.1.7:80
--A PORTMAPPING-TCP-20000-20021 -p tcp -m tcp --dport 20002 -j DNAT --to-destination 10.244.1.8:80
--A PORTMAPPING-MASQ-8 -s 10.244.1.8/32 -d 10.244.1.8/32 -m comment --comment \"portmapping:b\" -j MASQUERADE
--A PORTMAPPING-UDP-20000-20021 -p udp -m udp --dport 20001 -m comment --comment \"portmapping:c\" -j DNAT --to-destination [fd00::7]:80
-COMMIT
-";
-        let expected = [
-            line_of("a", "TCP", 20000, "10.244.1.7:80"),
-            line_of("b", "TCP", 20002, "10.244.1.8:80"),
-            line_of("c", "UDP", 20001, "[fd00::7]:80"),
-        ];
-        assert_eq!(rules_in(text).unwrap(), expected);
-        rules_in(&text.replace("portmapping:c", "c")).unwrap_err();
+    fn the_container_is_the_last_part_of_the_cgroup() {
+        let id = "0123456789abcdef".repeat(4);
+        for line in [
+            format!("4:memory:/h-chaos/node1/kubepods/burstable/pod1-2/{id}"),
+            format!("0::/kubepods.slice/kubepods-pod1_2.slice/cri-containerd-{id}.scope"),
+        ] {
+            assert_eq!(container_in(&line), Some(id.as_str()), "{line}");
+        }
+        assert_eq!(container_in("4:memory:/kubepods/burstable/pod1-2"), None);
     }
 }

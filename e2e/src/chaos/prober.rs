@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 
-use super::record::{Record, count};
+use super::record::{Outlived, Record, count};
 use super::view::{Seen, View};
 use crate::{Cluster, visit};
 
@@ -134,7 +134,8 @@ impl Shared {
 
 /// One connection, for as long as its pod lives.
 fn talk_with(shared: &Shared, seen: &Seen) {
-    let before = shared.record.disturbances(&seen.node, &seen.uid);
+    let disturbances = || shared.record.disturbances(&seen.node, &seen.uid);
+    let mut outlived = Outlived::new(disturbances());
     let Some(endpoint) = shared.view.endpoint(seen, "TCP") else {
         return;
     };
@@ -149,14 +150,16 @@ fn talk_with(shared: &Shared, seen: &Seen) {
     while !shared.is_over() {
         number += 1;
         let text = number.to_string();
+        let sent = disturbances();
         match talk.say(&text) {
             Ok(answer) => {
                 shared.judge(seen, endpoint, &answer);
                 count(&shared.record.messages);
+                outlived.answered(sent);
             }
             Err(error) => {
-                let excused = shared.record.is_doomed(&seen.uid)
-                    || shared.record.disturbances(&seen.node, &seen.uid) != before;
+                let excused =
+                    shared.record.is_doomed(&seen.uid) || outlived.may_end(disturbances());
                 if excused {
                     count(&shared.record.excused_breaks);
                 } else if !shared.is_over() {

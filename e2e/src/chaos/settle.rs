@@ -9,8 +9,8 @@ use anyhow::{Result, bail, ensure};
 use serde_json::Value;
 
 use super::inspect::{self, ECHO, ENFORCER, KEEPER};
-use super::prober;
 use super::{Chaos, RANGE};
+use super::{prober, rules};
 use crate::install;
 use crate::progress::say;
 use crate::wait::{Probe, until};
@@ -119,7 +119,7 @@ impl Chaos {
         }
         for node in &self.nodes {
             let here = pods.iter().filter(|pod| pod.node == *node);
-            let wanted: BTreeSet<_> = here.clone().flat_map(inspect::rules_of).collect();
+            let wanted: BTreeSet<_> = here.clone().flat_map(rules::rules_of).collect();
             let state = inspect::state(inspect::only(&self.cluster, node, &ENFORCER)?)?;
             let phases: BTreeMap<_, _> = list(&state["pods"])
                 .map(|pod| {
@@ -138,7 +138,7 @@ impl Chaos {
                     )));
                 }
             }
-            let rules = inspect::rules(&self.cluster, node)?;
+            let rules = rules::rules(&self.cluster, node)?;
             if rules != wanted {
                 let difference: Vec<_> = rules.symmetric_difference(&wanted).collect();
                 return Ok(Some(format!(
@@ -260,7 +260,7 @@ impl Chaos {
                     return Ok(Probe::Missing("pods are still ending".to_owned()));
                 }
                 for node in &self.nodes {
-                    let rules = inspect::rules(&self.cluster, node)?;
+                    let rules = rules::rules(&self.cluster, node)?;
                     let (leased, held) = match self.held(node) {
                         Ok(counts) => counts,
                         // a new enforcer may still be starting

@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use super::faults::RESULTS;
-use super::inspect::{self, rules_of};
+use super::Chaos;
+use super::faults::{Fault, Injected, RESULTS};
 use super::prober::call;
 use super::record::count;
+use super::rules::{self, rules_of};
 use super::view::Seen;
-use super::{Chaos, ENFORCER_ARGS};
 use crate::visit;
 use crate::wait::{Probe, until};
 
@@ -32,7 +32,7 @@ const LOCAL: Duration = Duration::from_secs(2);
 /// How long one of those calls may fail and be tried again: the machine is shared.
 const GRACE: Duration = Duration::from_secs(3);
 /// Flags with which no enforcer starts.
-const BAD_ARGS: [&str; 2] = ["run", "--check-every=often"];
+pub(super) const BAD_ARGS: [&str; 2] = ["run", "--check-every=often"];
 const SERVICE: &str = "local";
 
 impl Chaos {
@@ -44,7 +44,7 @@ impl Chaos {
     }
 
     /// The runtime's results are removed. The pods are mapped again once they are known to run.
-    pub(super) fn wipe_results(&mut self, node: &str) -> Result<String> {
+    pub(super) fn wipe_results(&mut self, node: &str) -> Result<Injected> {
         // after an earlier wipe only new pods have results
         self.create_crowd(3)?;
         self.settle()?;
@@ -67,22 +67,25 @@ impl Chaos {
         // no result, and keeps the mappings.
         let begun = Instant::now();
         let gone = |pod: &Seen| {
-            let rules = inspect::rules(&self.cluster, node);
+            let rules = rules::rules(&self.cluster, node);
             rules.is_ok_and(|rules| !rules_of(pod).is_subset(&rules))
         };
         while begun.elapsed() < NOTICED && !mapped.iter().any(gone) {
             thread::sleep(POLL);
         }
-        self.record.disturb(node);
-        Ok(format!("wipe-results {node} ({wiped})"))
+        let text = format!("wipe-results {node} ({wiped})");
+        Ok(match wiped {
+            0 => Injected::nothing(text),
+            _ => Injected::new(Fault::WipeResults, text),
+        })
     }
 
     /// A user asks for other ports again and again, and in the end for all again.
-    pub(super) fn churn(&mut self) -> Result<String> {
+    pub(super) fn churn(&mut self) -> Result<Injected> {
         let nodes = self.nodes.clone();
         let up: Vec<_> = nodes.iter().flat_map(|node| self.up_on(node)).collect();
         let Some(pod) = self.dice.some(up, 1).pop() else {
-            return Ok("no pod to annotate".to_owned());
+            return Ok(Injected::nothing("no pod to annotate".to_owned()));
         };
         self.record.disturb(&pod.uid);
         self.record.unreachable(&pod.uid);
@@ -102,7 +105,8 @@ impl Chaos {
         }
         self.admin.annotate(&pod.name, &json!(""))?;
         self.record.disturb(&pod.uid);
-        Ok(format!("churn-annotation {} ({asks} asks)", pod.name))
+        let text = format!("churn-annotation {} ({asks} asks)", pod.name);
+        Ok(Injected::new(Fault::ChurnAnnotation, text))
     }
 
     /// New enforcers cannot start; then the rollout is undone. All the time the earlier ones act, no
@@ -126,19 +130,20 @@ impl Chaos {
         for node in self.nodes.clone() {
             tries += self.steal(&node)?.0;
         }
-        self.admin.set_enforcer_args(&ENFORCER_ARGS)?;
+        self.admin.set_enforcer_args(&self.enforcer_args())?;
         self.await_rollout()?;
         Ok(format!("bad-rollout, {made} pods made, {tries} thefts"))
     }
 
     /// A Service's address is local to a node, as kube-proxy's ipvs mode and load balancers make it,
     /// and its port is the host port of a pod. The Service goes on answering.
-    pub(super) fn local_service(&mut self, node: &str) -> Result<String> {
+    pub(super) fn local_service(&mut self, node: &str) -> Result<Injected> {
         // an earlier fault of the round may keep the Service's pod from answering
         self.settle()?;
         let up = self.up_on(node);
         let &[mapped, backend] = self.dice.some(up.iter().collect(), 2).as_slice() else {
-            return Ok(format!("too few pods on {node} for a Service"));
+            let text = format!("too few pods on {node} for a Service");
+            return Ok(Injected::nothing(text));
         };
         let host = self.view.endpoint(mapped, "TCP");
         let host = host.context("a mapped pod without a TCP port")?;
@@ -198,7 +203,8 @@ impl Chaos {
         )?;
         self.run("client", &["ip", "route", "delete", &ip])?;
         self.admin.delete_service(SERVICE)?;
-        Ok(format!("local-service {node} {service} ({calls} calls)"))
+        let text = format!("local-service {node} {service} ({calls} calls)");
+        Ok(Injected::new(Fault::LocalService, text))
     }
 
     pub(super) fn await_rollout(&self) -> Result<()> {
