@@ -289,6 +289,25 @@ pub(crate) fn patience(limit: Duration) -> Duration {
     limit * slowness.and_then(|text| text.parse().ok()).unwrap_or(1)
 }
 
+/// Ends a test whose feature the kernel lacks. Kernels have the feature since this version; a probe that finds
+/// none in such a kernel is wrong, and the test fails.
+pub(crate) fn skip(why: &str, since: (u32, u32)) {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("osrelease");
+    let release = release.trim();
+    assert!(
+        version(release) < since,
+        "would be skipped on Linux {release}, not older than {since:?}: {why}"
+    );
+    println!("skipped: {why}");
+}
+
+fn version(release: &str) -> (u32, u32) {
+    let mut numbers = release
+        .split(|character: char| !character.is_ascii_digit())
+        .map(|number| number.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
 pub(crate) fn range(text: &str) -> PortRange {
     text.parse().expect("range")
 }
