@@ -14,8 +14,9 @@ use super::users::BAD_ARGS;
 use crate::api::{Api, WatchEvent};
 use crate::install::NAMESPACE as SYSTEM;
 
-/// Exit codes of a program that the kubelet ends: by itself, by SIGTERM, by SIGKILL after the grace period.
-const ENDED: [i64; 3] = [0, 143, 137];
+/// Exit codes of a program that crashes: a panic, SIGILL, SIGABRT, SIGBUS, SIGFPE and SIGSEGV. While its pod is being
+/// deleted, a program may also report another error, such as a call that did not end in time.
+const CRASHED: [i64; 6] = [101, 132, 134, 135, 136, 139];
 /// The kubelet's reason for a container that is not there any more, as after a power cut.
 const LOST: &str = "ContainerStatusUnknown";
 
@@ -131,7 +132,7 @@ fn is_wrong_on_purpose(pod: &Value, container: &str) -> bool {
 fn is_stopped(pod: &Value, end: &Value) -> bool {
     let code = end["exitCode"].as_i64();
     !pod["metadata"]["deletionTimestamp"].is_null()
-        && code.is_some_and(|code| ENDED.contains(&code))
+        && code.is_some_and(|code| !CRASHED.contains(&code))
 }
 
 #[cfg(test)]
@@ -207,7 +208,7 @@ mod tests {
 
     #[test]
     fn a_program_of_a_deleted_pod_may_end_and_not_panic() {
-        for (code, expected) in [(0, 0), (143, 0), (137, 0), (101, 1)] {
+        for (code, expected) in [(0, 0), (1, 0), (137, 0), (101, 1), (134, 1)] {
             let mut crashes = crashes();
             let mut deleted = pod(&restarted(code));
             deleted["metadata"]["deletionTimestamp"] = json!("now");
