@@ -12,6 +12,7 @@ mod clock;
 mod crashes;
 mod dice;
 mod faults;
+mod flush;
 mod inspect;
 mod prober;
 mod record;
