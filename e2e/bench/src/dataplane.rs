@@ -178,9 +178,9 @@ fn prepare(lab: &mut Lab, servers: &Servers, counts: &[u16]) -> Result<(Vec<Node
     let step = Step::start("nodes with rules");
     let ours = Backend::ALL.map(Carrier::Ours);
     let mut wanted = Vec::new();
-    for carrier in [Carrier::Routed, Carrier::RoutedAndTracked] {
-        wanted.push((carrier, 0, Tcp, false));
-    }
+    wanted.push((Carrier::Routed, 0, Tcp, false));
+    // it also shows what a program of a node costs that has no rules of ours
+    wanted.push((Carrier::RoutedAndTracked, 0, Tcp, true));
     for carrier in ours.into_iter().chain(PEERS) {
         let counts = carrier.counts(counts);
         let most = counts.iter().copied().max().unwrap_or_default();

@@ -155,10 +155,15 @@ pub(super) fn mapping(protocol: Protocol, host_port: u16) -> Result<Mapping> {
     })
 }
 
-/// Returns a mapping for each host port; four ports belong to one pod.
+/// Returns the host ports of each pod: four, and fewer of the first. The pod has the address of its last one.
+pub(super) fn by_pod(host_ports: &[u16]) -> impl Iterator<Item = &[u16]> {
+    host_ports.rchunks(PORTS_PER_POD).rev()
+}
+
+/// Returns a mapping for each host port.
 pub(super) fn mappings(protocol: Protocol, host_ports: &[u16]) -> Result<Vec<Mapping>> {
     let mut mappings = Vec::with_capacity(host_ports.len());
-    for ports in host_ports.rchunks(PORTS_PER_POD) {
+    for ports in by_pod(host_ports) {
         let Some(last) = ports.last() else { continue };
         let of_pod = mapping(protocol, *last)?;
         for port in ports {

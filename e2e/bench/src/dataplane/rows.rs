@@ -103,7 +103,7 @@ fn rows(backend: Backend, tables: &mut Tables<'_>) {
     tables.compare(
         unmapped_title.clone(),
         unmapped,
-        limit(Tcp),
+        case(Carrier::RoutedAndTracked, 0, Tcp, true),
         Bar::AtMostRatio(1.10),
         p50,
     );

@@ -13,7 +13,7 @@ use serde_json::json;
 use sha2::{Digest, Sha512};
 
 use super::{Iptables, Rules};
-use crate::lab::{CONTAINER_PORT, pod, ports};
+use crate::lab::{CONTAINER_PORT, by_pod, pod, ports};
 use crate::netns::Netns;
 use e2e::artifacts::go;
 use e2e::{Containerd, process};
@@ -121,7 +121,7 @@ impl Plugins {
     }
 
     /// Returns the plugin's command and its standard input: one pod with all these host ports, at
-    /// the address for the first of them.
+    /// the address for the last of them.
     pub(crate) fn command(
         &self,
         kind: Kind,
@@ -129,7 +129,7 @@ impl Plugins {
         pods: &Netns,
         pod_ports: &[u16],
     ) -> Result<(Command, Vec<u8>)> {
-        let first = *pod_ports.first().context("a pod without host ports")?;
+        let last = *pod_ports.last().context("a pod without host ports")?;
         let (program, version, backend) = match kind {
             Kind::Debian(_) => (&self.debian, "0.4.0", None),
             Kind::NewestIptables => (&self.newest, "1.0.0", Some("iptables")),
@@ -144,11 +144,11 @@ impl Plugins {
         command
             .env("PATH", path)
             .env("CNI_COMMAND", operation)
-            .env("CNI_CONTAINERID", container(first))
+            .env("CNI_CONTAINERID", container(last))
             .env("CNI_NETNS", &netns)
             .env("CNI_IFNAME", "eth0")
             .env("CNI_PATH", "/usr/lib/cni");
-        let mut address = json!({"address": format!("{}/24", pod(first)), "interface": 0});
+        let mut address = json!({"address": format!("{}/24", pod(last)), "interface": 0});
         if version == "0.4.0" {
             address["version"] = json!("4");
         }
@@ -184,15 +184,16 @@ fn find(program: &str) -> Result<PathBuf> {
 
 /// Fails unless the plugin makes exactly the rules that are loaded in bulk.
 pub(crate) fn verify(plugins: &Plugins) -> Result<()> {
-    let three = ports(3);
+    // two pods
+    let six = ports(6);
     for kind in Kind::ALL {
         let (real, bulk, pods) = (Netns::new()?, Netns::new()?, Netns::new()?);
-        for port in &three {
-            plugins.run(kind, "ADD", &real, &pods, &[*port])?;
+        for of_pod in by_pod(&six) {
+            plugins.run(kind, "ADD", &real, &pods, of_pod)?;
         }
-        kind.rules("tcp", &three).load(&bulk)?;
+        kind.rules("tcp", &six).load(&bulk)?;
         let (real, bulk) = (kind.dump(&real)?, kind.dump(&bulk)?);
-        if real != bulk || !real.contains(&pod(three[0]).to_string()) {
+        if real != bulk || !real.contains(&pod(six[1]).to_string()) {
             bail!(
                 "{} makes other rules than this benchmark loads for it. The plugin:\n{real}\nThe benchmark:\n{bulk}",
                 kind.name()
@@ -221,21 +222,26 @@ fn iptables(protocol: &str, host_ports: &[u16]) -> String {
     let mut chains = String::new();
     let mut entries = String::new();
     let mut rules = String::new();
-    for port in host_ports {
-        let (chain, ip, id) = (chain(*port), pod(*port), container(*port));
+    for ports in by_pod(host_ports) {
+        let Some(last) = ports.last() else { continue };
+        let (chain, ip, id) = (chain(*last), pod(*last), container(*last));
         let [a, b, c, _] = ip.octets();
-        let of_port = format!("-p {protocol} -m {protocol} --dport {port}");
         let _ = writeln!(chains, ":{chain} - [0:0]");
+        let all: Vec<_> = ports.iter().map(ToString::to_string).collect();
+        let all = all.join(",");
         let _ = writeln!(
             entries,
-            "-A CNI-HOSTPORT-DNAT -p {protocol} -m comment --comment \"dnat name: \\\"{NETWORK}\\\" id: \\\"{id}\\\"\" -m multiport --dports {port} -j {chain}"
+            "-A CNI-HOSTPORT-DNAT -p {protocol} -m comment --comment \"dnat name: \\\"{NETWORK}\\\" id: \\\"{id}\\\"\" -m multiport --dports {all} -j {chain}"
         );
-        let _ = writeln!(
-            rules,
-            "-A {chain} -s {a}.{b}.{c}.0/24 {of_port} -j CNI-HOSTPORT-SETMARK\n\
-             -A {chain} -s 127.0.0.1/32 {of_port} -j CNI-HOSTPORT-SETMARK\n\
-             -A {chain} {of_port} -j DNAT --to-destination {ip}:{CONTAINER_PORT}"
-        );
+        for port in ports {
+            let of_port = format!("-p {protocol} -m {protocol} --dport {port}");
+            let _ = writeln!(
+                rules,
+                "-A {chain} -s {a}.{b}.{c}.0/24 {of_port} -j CNI-HOSTPORT-SETMARK\n\
+                 -A {chain} -s 127.0.0.1/32 {of_port} -j CNI-HOSTPORT-SETMARK\n\
+                 -A {chain} {of_port} -j DNAT --to-destination {ip}:{CONTAINER_PORT}"
+            );
+        }
     }
     format!(
         "*nat\n\
@@ -255,12 +261,15 @@ fn iptables(protocol: &str, host_ports: &[u16]) -> String {
 fn nftables(protocol: &str, host_ports: &[u16]) -> String {
     let mut translating = String::new();
     let mut masquerading = String::new();
-    for port in host_ports {
-        let (ip, id) = (pod(*port), container(*port));
-        let _ = writeln!(
-            translating,
-            "{protocol} dport {port} dnat to {ip}:{CONTAINER_PORT} comment \"{id}\""
-        );
+    for ports in by_pod(host_ports) {
+        let Some(last) = ports.last() else { continue };
+        let (ip, id) = (pod(*last), container(*last));
+        for port in ports {
+            let _ = writeln!(
+                translating,
+                "{protocol} dport {port} dnat to {ip}:{CONTAINER_PORT} comment \"{id}\""
+            );
+        }
         let _ = writeln!(
             masquerading,
             "ip saddr {ip} ip daddr {ip} masquerade comment \"{id}\"\n\
