@@ -240,7 +240,11 @@ impl Reconciler {
             tokio::select! {
                 () = token.cancelled() => return Ok(()),
                 update = inputs.pods.recv() => {
-                    self.apply_pod_update(update.ok_or(ReconcileError::NoPods)?, &mut on_listed);
+                    let Some(update) = update else {
+                        // at the end of the program the watch may end first
+                        return if token.is_cancelled() { Ok(()) } else { Err(ReconcileError::NoPods) };
+                    };
+                    self.apply_pod_update(update, &mut on_listed);
                     for _ in 1..BATCH {
                         let Ok(update) = inputs.pods.try_recv() else { break };
                         self.apply_pod_update(update, &mut on_listed);
