@@ -218,9 +218,14 @@ impl Reconciler {
             self.apply_pod_update(update, &mut on_listed);
         }
         loop {
+            let is_told = inputs.role.has_changed().unwrap_or(false);
             let role = *inputs.role.borrow_and_update();
             match role {
                 KeeperRole::Active => {
+                    // it may have received ports of a keeper that had not answered before
+                    if is_told {
+                        self.list_keeper();
+                    }
                     self.carry_out();
                     self.read_again_if_asked();
                 }
@@ -266,12 +271,8 @@ impl Reconciler {
                 Some(finished) = self.tasks.join_next() => {
                     self.finish_call(finished.map_err(ReconcileError::Task)?)?;
                 }
-                Ok(()) = inputs.role.changed() => {
-                    // also after the keeper has received ports of one that had not answered before
-                    if *inputs.role.borrow() == KeeperRole::Active {
-                        self.list_keeper();
-                    }
-                }
+                // the next turn reads it
+                Ok(()) = wait_for_word(&mut inputs.role) => {}
                 Ok(()) = inputs.keeper_changes.changed() => self.list_keeper(),
                 Some(request) = inputs.state_requests.recv() => {
                     // the client may have closed its connection
@@ -379,6 +380,15 @@ impl Reconciler {
             .metrics
             .update(&counts, self.started.elapsed().as_secs_f64());
     }
+}
+
+/// Waits for the next word on the role, and leaves it unread. Cancel-safe.
+async fn wait_for_word(
+    role: &mut watch::Receiver<KeeperRole>,
+) -> Result<(), watch::error::RecvError> {
+    role.changed().await?;
+    role.mark_changed();
+    Ok(())
 }
 
 /// Waits for the token. Fails if the keeper becomes active again, because the successor ended: what

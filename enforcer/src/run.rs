@@ -45,8 +45,8 @@ const STATE_QUEUE: usize = 4;
 /// How long a start waits for the keeper of the same pod.
 const KEEPER_START: Duration = Duration::from_secs(30);
 
-/// Pause between two looks whether a change has ended.
-const CHANGE_POLL: Duration = Duration::from_millis(20);
+/// How long a signal may take to be seen.
+const SIGNAL_DELAY: Duration = Duration::from_millis(20);
 /// Limit for calls in progress at the end: less than the pod's termination grace period.
 const EXIT_LIMIT: Duration = Duration::from_secs(5);
 
@@ -55,15 +55,19 @@ const EXIT_LIMIT: Duration = Duration::from_secs(5);
 /// pod that is not ready before the next one has started.
 pub fn run(args: RunArgs) -> anyhow::Result<()> {
     let config = RunConfig::try_from(args)?;
-    let runtime = runtime()?;
-    let mut signals = runtime.block_on(async { EndSignals::install() })?;
-    let outcome = runtime.block_on(serve(config));
-    let starts_over = outcome.as_ref().is_err_and(is_out_of_date)
-        && runtime.block_on(may_start_over(&mut signals));
+    let served_in = runtime()?;
+    let mut signals = served_in.block_on(async { EndSignals::install() })?;
+    let outcome = served_in.block_on(serve(config));
     // a change in progress may finish; a program that hangs must not keep the enforcer from ending
-    runtime.shutdown_timeout(EXIT_LIMIT);
-    match outcome {
-        Err(error) if starts_over => {
+    served_in.shutdown_timeout(EXIT_LIMIT);
+    let Err(error) = outcome else { return Ok(()) };
+    if !is_out_of_date(&error) {
+        return Err(error);
+    }
+    match runtime()?.block_on(next_step(&mut signals)) {
+        Next::End => Ok(()),
+        Next::Fail => Err(error),
+        Next::StartOver => {
             tracing::warn!("{error:#}");
             let program = std::env::current_exe().context("cannot find the own program")?;
             let failed = Command::new(program)
@@ -71,23 +75,29 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
                 .exec();
             Err(failed).context("cannot start over")
         }
-        outcome => outcome,
     }
 }
 
-/// Waits for the end of changes under way, whose locks would survive `exec`. False after a signal to end, and
-/// after [`EXIT_LIMIT`]: with a change that hangs only the end of the container ends its programs.
-async fn may_start_over(signals: &mut EndSignals) -> bool {
-    let changes_end = async {
-        while rules_lock::is_under_way() {
-            tokio::time::sleep(CHANGE_POLL).await;
-        }
-    };
+/// What follows when this process knows what is out of date.
+enum Next {
+    /// It starts over.
+    StartOver,
+    /// It was asked to end.
+    End,
+    /// It ends, and its container with it.
+    Fail,
+}
+
+/// A change under way has a lock that would survive `exec`: with one that hangs only the end of the container
+/// ends its programs.
+async fn next_step(signals: &mut EndSignals) -> Next {
     tokio::select! {
         biased;
-        _ = signals.recv() => false,
-        () = changes_end => true,
-        () = tokio::time::sleep(EXIT_LIMIT) => false,
+        _ = signals.recv() => Next::End,
+        // a moment, so that a signal that has come is seen
+        () = tokio::time::sleep(SIGNAL_DELAY) => {
+            if rules_lock::is_under_way() { Next::Fail } else { Next::StartOver }
+        }
     }
 }
 
@@ -274,12 +284,13 @@ fn follow_ca(
     tasks: &mut Supervisor,
     api: ApiServer,
     on_duty: ReadyHandle,
-    role: watch::Receiver<KeeperRole>,
+    mut role: watch::Receiver<KeeperRole>,
 ) {
     let (ending, same_ca) = (tasks.token(), tasks.token().child_token());
     tasks.try_spawn("cluster CA", async move {
         api.end_on_new_ca(same_ca).await;
-        if on_duty.is_ready() && *role.borrow() == KeeperRole::Retired {
+        let settled = ending.run_until_cancelled(settled_role(&mut role)).await;
+        if on_duty.is_ready() && settled == Some(KeeperRole::Retired) {
             ending.cancelled().await;
         }
         if ending.is_cancelled() {
@@ -330,3 +341,6 @@ fn watch_pods(
     });
     pods
 }
+
+#[cfg(test)]
+mod tests;

@@ -234,7 +234,8 @@ impl NodeState {
         self.converge(now);
     }
 
-    /// The complete list of a new keeper: it is asked for every leased port that is missing.
+    /// The complete list of the keeper, which may be new: it is asked for every leased port that is missing, and to
+    /// close what nothing needs.
     pub fn keeper_listed(&mut self, now: Duration, held: &BTreeSet<PortKey>) {
         self.ports.keeper_listed(now, held);
         self.converge(now);

@@ -83,7 +83,8 @@ pub struct KeeperArgs {
     )]
     pub range: Vec<PortRange>,
     /// How long a keeper that ends waits for the next one, to hand its ports over; 0 where an update ends a
-    /// pod before it creates the next one (maxSurge: 0)
+    /// pod before it creates the next one (maxSurge: 0). For more than 20, the pod needs more than 40 s of
+    /// terminationGracePeriodSeconds
     // In a rolling update Kubernetes deletes a pod that is not ready as soon as the next one exists, which may
     // have to wait for its image. With HANDOVER_END_TIMEOUT it stays below the pod's grace period (40 s), of
     // which the enforcer's own end takes up to 15 s.

@@ -124,8 +124,11 @@ impl Peers {
                 silent,
             });
         }
-        self.table.adopt(ports);
-        self.table.resume();
+        let has_more = self.table.adopt(ports);
+        // an active one says it again only where its enforcer has to learn of ports
+        if has_more || self.table.role() != KeeperRole::Active {
+            self.table.resume();
+        }
         let mut open = self.open.lock();
         open.predecessors.extend(predecessors);
         open.unfinished = unfinished + silent;

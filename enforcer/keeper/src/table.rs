@@ -127,15 +127,18 @@ impl PortTable {
         Ok((page, rest.next().is_some()))
     }
 
-    /// Adds ports that came from another keeper. A port that is already held stays as it is.
-    pub(super) fn adopt(&self, ports: impl IntoIterator<Item = (PortKey, HeldPort)>) {
+    /// Adds ports that came from another keeper, and returns whether there were any. A port that is already held
+    /// stays as it is.
+    pub(super) fn adopt(&self, ports: impl IntoIterator<Item = (PortKey, HeldPort)>) -> bool {
         let mut inner = self.inner.lock();
+        let before = inner.held.len();
         for (port, held) in ports {
             if let Entry::Vacant(entry) = inner.held.entry(port) {
                 let socket = entry.insert(held).socket().is_some();
                 inner.sockets += usize::from(socket);
             }
         }
+        inner.held.len() > before
     }
 
     /// Returns the current role.

@@ -56,7 +56,7 @@ impl Reconciler {
         });
     }
 
-    /// Asks the keeper what it holds, after its connection was lost.
+    /// Asks the keeper what it holds: it may be new, or have received ports of another one.
     pub(super) fn list_keeper(&mut self) {
         let keeper = Arc::clone(&self.drivers.keeper);
         self.tasks.spawn(async move {

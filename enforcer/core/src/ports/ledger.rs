@@ -43,18 +43,18 @@ impl Hold {
 ///   |    |                  |  +----- lease ends, no rule ---------> | Cooling |
 ///   |    |                  v                                        +---------+
 ///   |    |  over     +-------------+                       rest over |     ^ keeper failed,
-///   |    +---------- | Quarantined |                                 v     | new keeper
+///   |    +---------- | Quarantined |                                 v     | list comes
 ///   |                +-------------+ <----- closed, early ----- +-----------+
 ///   +------------------------------------- closed ------------- | Releasing |
 ///                                                               +-----------+
-///  A late "bound" turns Free and Quarantined into Cooling, early.
+///  A late "bound", and the keeper's list, turn Free and Quarantined into Cooling, early.
 ///
 ///  The hold of a leased port:
 ///    Missing --asked--> Asked --bound--> Held
 ///    Asked --keeper failed--> Missing
 ///    Asked, Held --bind refused, mapped--> Lost --asked--> Asked
 ///    Asked --bind failed--> Lost
-///    any --list of a new keeper--> Held, Missing
+///    any --the keeper's list--> Held, Missing
 /// ```
 ///
 /// | event | from | to |
