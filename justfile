@@ -8,7 +8,7 @@ default: fmt
 fmt:
     cargo fmt --all
 
-# everything that needs no cluster and no root
+# checks and the unit tests of the libraries: no cluster, no root
 lint:
     .ci/run check
 
