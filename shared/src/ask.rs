@@ -25,7 +25,7 @@ pub enum Ask {
 }
 
 /// One entry of a user's request.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AskedPort {
     /// A number, or the name of a declared port.
@@ -39,7 +39,7 @@ pub struct AskedPort {
 }
 
 /// A container port by number or by name.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PortOrName {
     /// Need not be declared.
     Number(ContainerPort),

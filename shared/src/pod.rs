@@ -1,6 +1,7 @@
 //! The identity of a pod, and the part of its spec that this project reads.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
@@ -167,8 +168,9 @@ pub struct DeclaredPort {
     /// Static host port; 0 if there is none.
     #[serde(deserialize_with = "null_as_default")]
     pub host_port: i64,
-    /// Node address of the static host port; empty for all.
-    #[serde(rename = "hostIP", deserialize_with = "null_as_default")]
+    /// Node address of the static host port; empty for all, and for a text that is no address. The API server does
+    /// not limit that text.
+    #[serde(rename = "hostIP", deserialize_with = "address")]
     pub host_ip: String,
     /// TCP, UDP, SCTP, or empty for TCP.
     #[serde(deserialize_with = "null_as_default")]
@@ -218,6 +220,13 @@ where
     T: Default + Deserialize<'de>,
 {
     Option::<T>::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
+/// Keeps no text that is no address: 4,096 long ones of each pod would take much memory.
+fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let text: String = null_as_default(deserializer)?;
+    let is_address = text.parse::<IpAddr>().is_ok();
+    Ok(if is_address { text } else { String::new() })
 }
 
 fn containers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Container>, D::Error> {

@@ -1,7 +1,7 @@
 //! The ports that a pod asks for: what the user wrote, resolved against the pod's spec.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -48,14 +48,15 @@ impl PortRequest {
             Value::Result => Ok(Ask::All),
             Value::Invalid(why) => Err(why),
         };
-        ask.and_then(|ask| Self::from_ask(&ask, spec, max))
-            .map_err(|why| InvalidRequest::new(value, why, Self::what_works(spec, max)))
+        let declared = DeclaredPorts::of(spec);
+        ask.and_then(|ask| Self::from_ask(&ask, &declared, max))
+            .map_err(|why| InvalidRequest::new(value, why, Self::what_works(&declared, max)))
     }
 
     /// Values that this pod can have, for a user whose value it cannot have.
-    fn what_works(spec: &PodSpec, max: usize) -> String {
+    fn what_works(declared: &DeclaredPorts<'_>, max: usize) -> String {
         let works = |ask: &Ask| {
-            Self::from_ask(ask, spec, max).is_ok_and(|request| !request.ports.is_empty())
+            Self::from_ask(ask, declared, max).is_ok_and(|request| !request.ports.is_empty())
         };
         let one = |port, protocol| {
             Ask::These(vec![AskedPort {
@@ -64,11 +65,12 @@ impl PortRequest {
                 host_ip: None,
             }])
         };
-        let declared = declared_ports(spec).map(|it| (it.container_port, it.protocol));
+        let ports = declared.ports.iter();
+        let ports = ports.map(|it| (it.container_port, it.protocol));
         let example =
             (9_040..=9_049).filter_map(|it| Some((ContainerPort::new(it)?, Protocol::Tcp)));
         // a port declared for two addresses cannot be asked for by number
-        let mut tried = declared.take(MAX_TRIED).chain(example);
+        let mut tried = ports.take(MAX_TRIED).chain(example);
         let found = tried.find(|(port, protocol)| works(&one(*port, *protocol)));
         let (port, protocol) = found.map_or((9_040, Protocol::Tcp), |(port, it)| (port.get(), it));
         let entry = format!(r#"[{{"containerPort":{port},"protocol":"{protocol}"}}]"#);
@@ -82,27 +84,29 @@ impl PortRequest {
     /// Reads the request mark. Where no policy is installed, a user may have written it: so it has the
     /// limits of a user's annotation, and only port numbers, protocols and host IPs count.
     pub fn from_mark(mark: &str, spec: &PodSpec, max: usize) -> Result<Self, InvalidRequest> {
+        let declared = DeclaredPorts::of(spec);
         let read = || {
             if mark.len() > crate::contract::MAX_REQUEST_BYTES {
                 return Err(RequestError::TooLong(mark.len()));
             }
             let ports: Vec<MarkedPort> = serde_json::from_str(mark)
                 .map_err(|error| RequestError::Syntax(error.to_string()))?;
-            Self::from_marked(&ports, spec, max)
+            Self::from_marked(&ports, &declared, max)
         };
-        read().map_err(|why| InvalidRequest::new(mark, why, Self::what_works(spec, max)))
+        read().map_err(|why| InvalidRequest::new(mark, why, Self::what_works(&declared, max)))
     }
 
     /// Resolves a mark, whose every entry means one declared port. An ask by number may mean several,
     /// where two containers declare the same port for different addresses.
-    fn from_marked(ports: &[MarkedPort], spec: &PodSpec, max: usize) -> Result<Self, RequestError> {
-        let declared: Vec<RequestedPort> = declared_ports(spec).take(MAX_DECLARED).collect();
+    fn from_marked(
+        ports: &[MarkedPort],
+        declared: &DeclaredPorts<'_>,
+        max: usize,
+    ) -> Result<Self, RequestError> {
         let mut marked = Vec::new();
         for port in ports {
             let host_ip = port.host_ip.map(|ip| ip.to_canonical());
-            let same = declared.iter().enumerate().filter(|(_, it)| {
-                (it.container_port, it.protocol) == (port.container_port, port.protocol)
-            });
+            let same = declared.of_number(port.container_port, Some(port.protocol));
             let (place, mut found) = same
                 .min_by_key(|(_, it)| {
                     let name = it.name.as_deref().unwrap_or_default();
@@ -111,13 +115,13 @@ impl PortRequest {
                 .map_or_else(
                     || {
                         (
-                            declared.len(),
-                            undeclared(port.container_port, port.protocol, spec),
+                            declared.ports.len(),
+                            undeclared(port.container_port, port.protocol, declared.spec),
                         )
                     },
                     |(index, it)| (index, it.clone()),
                 );
-            if found.static_host_port.is_none() || place == declared.len() {
+            if found.static_host_port.is_none() || place == declared.ports.len() {
                 found.host_ip = host_ip.or(found.host_ip);
             }
             marked.push((place, found));
@@ -157,24 +161,24 @@ impl PortRequest {
         serde_json::to_string(&marked.collect::<Vec<_>>()).unwrap_or_default()
     }
 
-    fn from_ask(ask: &Ask, spec: &PodSpec, max: usize) -> Result<Self, RequestError> {
-        let declared: Vec<RequestedPort> = declared_ports(spec).take(MAX_DECLARED).collect();
+    fn from_ask(ask: &Ask, declared: &DeclaredPorts<'_>, max: usize) -> Result<Self, RequestError> {
         let mut ports = DistinctPorts::default();
         match ask {
             Ask::All => {
-                for port in declared {
-                    ports.add(port)?;
+                for port in &declared.ports {
+                    ports.add(port.clone())?;
                 }
             }
             Ask::These(asked) => {
                 let mut others = Vec::new();
-                let mut wanted = vec![None; declared.len()];
-                for (index, port) in asked.iter().enumerate() {
+                let mut wanted = BTreeMap::new();
+                let mut seen = BTreeSet::new();
+                for port in asked {
                     // a repeated entry changes nothing
-                    if asked[..index].contains(port) {
+                    if !seen.insert(port) {
                         continue;
                     }
-                    let found = match_declared(port, &declared);
+                    let found = declared.matching(port);
                     match (&port.container_port, found.is_empty()) {
                         (PortOrName::Name(name), true) => {
                             return Err(RequestError::UnknownName {
@@ -186,23 +190,79 @@ impl PortRequest {
                             let protocol = port.protocol.unwrap_or(Protocol::Tcp);
                             others.push(RequestedPort {
                                 host_ip: port.host_ip,
-                                ..undeclared(*number, protocol, spec)
+                                ..undeclared(*number, protocol, declared.spec)
                             });
                         }
                         (_, false) => {
-                            for index in found {
-                                select(&mut wanted[index], &declared[index], port.host_ip)?;
+                            for (index, found) in found {
+                                select(wanted.entry(index), found, port.host_ip)?;
                             }
                         }
                     }
                 }
                 // in the order of the spec, not of the ask
-                for port in wanted.into_iter().flatten().chain(others) {
+                for port in wanted.into_values().chain(others) {
                     ports.add(port)?;
                 }
             }
         }
         ports.at_most(max)
+    }
+}
+
+/// The declared ports of a pod, in the order of its spec, found by number and by name: both what is declared and what
+/// is asked for may be thousands.
+struct DeclaredPorts<'a> {
+    spec: &'a PodSpec,
+    ports: Vec<RequestedPort>,
+    by_number: BTreeMap<(ContainerPort, Protocol), Vec<usize>>,
+    by_name: BTreeMap<String, Vec<usize>>,
+}
+
+impl<'a> DeclaredPorts<'a> {
+    fn of(spec: &'a PodSpec) -> Self {
+        let ports: Vec<RequestedPort> = declared_ports(spec).take(MAX_DECLARED).collect();
+        let mut by_number = BTreeMap::<_, Vec<usize>>::new();
+        let mut by_name = BTreeMap::<String, Vec<usize>>::new();
+        for (index, port) in ports.iter().enumerate() {
+            let number = (port.container_port, port.protocol);
+            by_number.entry(number).or_default().push(index);
+            if let Some(name) = &port.name {
+                by_name.entry(name.clone()).or_default().push(index);
+            }
+        }
+        Self {
+            spec,
+            ports,
+            by_number,
+            by_name,
+        }
+    }
+
+    /// Returns the ports of a number; without a protocol, those of all.
+    fn of_number(
+        &self,
+        port: ContainerPort,
+        protocol: Option<Protocol>,
+    ) -> impl Iterator<Item = (usize, &RequestedPort)> {
+        let protocols = Protocol::ALL.into_iter();
+        let wanted = protocols.filter(move |it| protocol.is_none_or(|wanted| wanted == *it));
+        let found = wanted.filter_map(move |it| self.by_number.get(&(port, it)));
+        found.flatten().map(|index| (*index, &self.ports[*index]))
+    }
+
+    /// Returns the ports that an entry means; without a protocol, all of that number. A name that two
+    /// containers use means the first, as in a Service's targetPort.
+    fn matching(&self, asked: &AskedPort) -> Vec<(usize, &RequestedPort)> {
+        match &asked.container_port {
+            PortOrName::Number(number) => self.of_number(*number, asked.protocol).collect(),
+            PortOrName::Name(name) => {
+                let named = self.by_name.get(name).into_iter().flatten();
+                let mut named = named.map(|index| (*index, &self.ports[*index]));
+                let first = named.find(|(_, it)| asked.protocol.is_none_or(|p| p == it.protocol));
+                first.into_iter().collect()
+            }
+        }
     }
 }
 
@@ -241,40 +301,25 @@ impl DistinctPorts {
 
 /// Selects a declared port; an error if it was selected before with another address.
 fn select(
-    slot: &mut Option<RequestedPort>,
+    slot: Entry<'_, usize, RequestedPort>,
     declared: &RequestedPort,
     host_ip: Option<IpAddr>,
 ) -> Result<(), RequestError> {
-    let mut port = declared.clone();
-    if port.static_host_port.is_none() {
-        port.host_ip = host_ip.or(port.host_ip);
-    }
+    let asked = host_ip.filter(|_| declared.static_host_port.is_none());
+    let host_ip = asked.or(declared.host_ip);
     match slot {
-        Some(earlier) if earlier.host_ip != port.host_ip => {
-            Err(RequestError::TwoHostIps(port.container_port, port.protocol))
+        Entry::Occupied(earlier) if earlier.get().host_ip != host_ip => {
+            let (port, protocol) = (declared.container_port, declared.protocol);
+            Err(RequestError::TwoHostIps(port, protocol))
         }
-        _ => {
-            *slot = Some(port);
+        Entry::Occupied(_) => Ok(()),
+        Entry::Vacant(slot) => {
+            slot.insert(RequestedPort {
+                host_ip,
+                ..declared.clone()
+            });
             Ok(())
         }
-    }
-}
-
-/// Returns the indices of the declared ports that an entry means; without a protocol, all of that
-/// number. A name that two containers use means the first, as in a Service's targetPort.
-fn match_declared(asked: &AskedPort, declared: &[RequestedPort]) -> Vec<usize> {
-    let fits = |port: &RequestedPort| asked.protocol.is_none_or(|p| p == port.protocol);
-    let indices = declared.iter().enumerate();
-    match &asked.container_port {
-        PortOrName::Number(number) => indices
-            .filter(|(_, port)| port.container_port == *number && fits(port))
-            .map(|(index, _)| index)
-            .collect(),
-        PortOrName::Name(name) => indices
-            .filter(|(_, port)| port.name.as_deref() == Some(name) && fits(port))
-            .map(|(index, _)| index)
-            .take(1)
-            .collect(),
     }
 }
 

@@ -106,3 +106,18 @@ fn depth_is_bounded() {
     let error = serde_json::from_str::<serde_json::Value>(&deep(128)).unwrap_err();
     assert!(error.to_string().contains("recursion limit"), "{error}");
 }
+
+#[test]
+fn a_host_ip_that_is_no_address_takes_no_memory() {
+    let long = "x".repeat(365);
+    for (text, kept) in [
+        ("10.0.0.1", "10.0.0.1"),
+        ("::1", "::1"),
+        (&long, ""),
+        ("", ""),
+    ] {
+        let port = serde_json::json!({ "containerPort": 1, "hostIP": text });
+        let port: DeclaredPort = serde_json::from_value(port).unwrap();
+        assert_eq!(port.host_ip, kept);
+    }
+}
