@@ -40,6 +40,10 @@ pub use replies::Unanswered;
 /// If more ports than this change, one read of all entries of the protocol replaces the reads per
 /// port. A filtered read costs the kernel a ninth of a full one.
 const MAX_READINGS: usize = 8;
+/// Most entries that are kept and deleted at once, 3 MiB of them.
+const AT_ONCE: usize = 8_192;
+/// Most times that stale entries of one port are listed and deleted, so that other ports get their turn.
+const ROUNDS: usize = 16;
 /// How often clearing the entries of a change is tried, because an answer of the kernel can be
 /// lost.
 const TRIES: usize = 2;
@@ -192,35 +196,58 @@ impl Left {
         } else {
             ports.iter().copied().map(Some).collect()
         };
-        let mut found = Vec::new();
-        for port in readings {
-            let (header, body) = entry::list(family, protocol, port);
-            let listed = socket.dump(header, body, |message| {
-                let entry = Entry::read(message, protocol);
-                found.extend(entry.filter(|entry| ports.contains(&entry.port)));
-            });
-            match listed {
-                // an interrupted dump is complete enough: a flow that begins now follows the new
-                // rules
-                Ok(()) | Err(NetlinkError::Interrupted) => {}
-                Err(error) => return Err(error),
-            }
-        }
         let (current, ever) = (&self.host_addresses, &self.ever_host_addresses);
-        for entry in found {
-            if !change.contradicts(&entry, current, ever) {
-                continue;
-            }
-            let (header, body) = entry.delete(family);
-            match socket.request(header, body, |_| {}) {
-                Ok(()) => {}
-                // the entry has timed out already
-                Err(error) if error.is_refusal(Errno::NOENT) => {}
-                Err(error) => return Err(error),
+        let is_stale =
+            |entry: &Entry| ports.contains(&entry.port) && change.contradicts(entry, current, ever);
+        for port in readings {
+            for _ in 0..ROUNDS {
+                let is_all = clear_some(socket, family, protocol, port, is_stale)?;
+                if is_all {
+                    break;
+                }
             }
         }
         Ok(())
     }
+}
+
+/// Deletes stale entries, at most [`AT_ONCE`]; returns whether these were all. Any pod of the node can make
+/// entries of other flows to the same port number, as many as the kernel has room for: they are not kept.
+fn clear_some(
+    socket: &mut Socket,
+    family: Family,
+    protocol: Protocol,
+    port: Option<u16>,
+    is_stale: impl Fn(&Entry) -> bool,
+) -> Result<bool, NetlinkError> {
+    let mut found = Vec::new();
+    let mut is_all = true;
+    let (header, body) = entry::list(family, protocol, port);
+    let listed = socket.dump(header, body, |message| {
+        let Some(entry) = Entry::read(message, protocol).filter(|entry| is_stale(entry)) else {
+            return;
+        };
+        if found.len() < AT_ONCE {
+            found.push(entry);
+        } else {
+            is_all = false;
+        }
+    });
+    match listed {
+        // an interrupted dump is complete enough: a flow that begins now follows the new rules
+        Ok(()) | Err(NetlinkError::Interrupted) => {}
+        Err(error) => return Err(error),
+    }
+    for entry in found {
+        let (header, body) = entry.delete(family);
+        match socket.request(header, body, |_| {}) {
+            Ok(()) => {}
+            // the entry has timed out already
+            Err(error) if error.is_refusal(Errno::NOENT) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(is_all)
 }
 
 /// The mappings of one protocol and family that a transaction changed, by host port.

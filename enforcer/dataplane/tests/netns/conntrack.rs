@@ -13,6 +13,7 @@ crate::for_each_backend!(
     client_of_a_moved_port_reaches_the_new_pod,
     client_that_sent_too_early_gets_through,
     flow_of_a_removed_mapping_ends,
+    more_flows_of_a_removed_mapping_than_are_deleted_at_once_end,
     flows_of_others_stay,
     forwarded_flows_of_others_stay_where_any_address_can_be_bound,
     client_in_a_handshake_does_not_reach_the_next_pod_at_the_address,
@@ -62,6 +63,26 @@ fn flow_of_a_removed_mapping_ends(backend: Backend) {
     client.hears("pod1");
     driver.remove(&[mapping]);
     assert!(client.ask(Duration::from_secs(1)).is_err());
+}
+
+fn more_flows_of_a_removed_mapping_than_are_deleted_at_once_end(backend: Backend) {
+    const FLOWS: u16 = 10_000;
+    let lab = Lab::new();
+    let _pod1 = serve(&lab.pod1, "pod1", 9040);
+    let mut driver = lab.driver(backend);
+    let mapping = map(Udp, 20000, POD1, 9040);
+    driver.reconcile(std::slice::from_ref(&mapping));
+    lab.client.run(|| {
+        for port in 30_000..30_000 + FLOWS {
+            let socket = std::net::UdpSocket::bind(("0.0.0.0", port)).unwrap();
+            socket.send_to(b"name", at(NODE, 20000)).unwrap();
+        }
+    });
+    let filter = "-p udp --orig-port-dst 20000";
+    let before = entries(&lab, filter).lines().count();
+    assert!(before > 9_000, "{before} flows: nothing is proven");
+    driver.remove(&[mapping]);
+    assert_eq!(entries(&lab, filter), "");
 }
 
 fn flows_of_others_stay(backend: Backend) {
