@@ -47,14 +47,23 @@ pub(crate) async fn watch(
             () = addresses.closed() => return,
         };
         if let Event::Listed(node) | Event::Applied(node) = event {
-            let named = Some(named(&node.status.unwrap_or_default()));
-            addresses.send_if_modified(|known| {
-                let changed = *known != named;
-                *known = named;
-                changed
-            });
+            note(&addresses, named(&node.status.unwrap_or_default()));
         }
     }
+}
+
+/// Sends what has changed. A Node without addresses says nothing about the node's interfaces: a kubelet that
+/// registers again leaves them to the cloud's controller, and until that one answers, mapped ports must stay.
+fn note(addresses: &watch::Sender<Option<BTreeSet<IpAddr>>>, named: BTreeSet<IpAddr>) {
+    if named.is_empty() {
+        tracing::warn!("the Node object names no address; going on with those that are known");
+        return;
+    }
+    addresses.send_if_modified(|known| {
+        let changed = known.as_ref() != Some(&named);
+        *known = Some(named);
+        changed
+    });
 }
 
 /// Returns the node's own addresses; a hostname is none.
@@ -91,5 +100,19 @@ mod tests {
         let expected = expected.map(|ip| ip.parse().unwrap()).into();
         assert_eq!(named(&node.status.unwrap()), expected);
         assert_eq!(named(&Status::default()), BTreeSet::new());
+    }
+
+    #[test]
+    fn a_node_that_registers_without_addresses_keeps_those_that_are_known() {
+        let (sender, addresses) = watch::channel(None);
+        note(&sender, BTreeSet::new());
+        assert_eq!(*addresses.borrow(), None, "what the start knows counts");
+        let one = BTreeSet::from(["10.0.0.11".parse().unwrap()]);
+        note(&sender, one.clone());
+        note(&sender, BTreeSet::new());
+        assert_eq!(*addresses.borrow(), Some(one));
+        let other = BTreeSet::from(["10.0.0.12".parse().unwrap()]);
+        note(&sender, other.clone());
+        assert_eq!(*addresses.borrow(), Some(other));
     }
 }

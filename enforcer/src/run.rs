@@ -35,7 +35,7 @@ use crate::takeover::{await_turn, first_results, settled_role};
 
 /// Longest silence on a watch before its connection is closed. The API server sends a bookmark every
 /// minute.
-const WATCH_SILENCE: Duration = Duration::from_secs(295);
+const WATCH_SILENCE: Duration = Duration::from_secs(155);
 /// Longest silence on the connection of a call: longer than the limit of every call.
 const CALL_SILENCE: Duration = Duration::from_secs(15);
 /// Requests for `/state` that may wait. When the queue is full, the next one waits for its own time

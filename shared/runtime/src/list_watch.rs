@@ -40,8 +40,9 @@ const LIST_LIMIT: Duration = Duration::from_secs(30);
 /// A watch is planned to last this long, in seconds. Drawn at random: watches that began together after
 /// an outage do not end together.
 const WATCH_SECONDS: std::ops::RangeInclusive<u32> = 240..=290;
-/// A watch ends on its own before that.
-const WATCH_LIMIT: Duration = Duration::from_mins(5);
+/// Longest silence of a watch. The API server sends a bookmark about every minute. One that is alive only for TCP (a
+/// frozen process, a proxy before a dead server) is noticed by nothing else.
+const WATCH_LIMIT: Duration = Duration::from_secs(150);
 /// A list is due this long after the last one, for faults that no watch reports.
 const PERIOD: Duration = Duration::from_mins(15);
 /// The period is up to this share longer or shorter.
@@ -183,8 +184,8 @@ where
         loop {
             match self.step().await {
                 Ok(Some(event)) => {
-                    // a list that breaks again and again is no success
-                    if !matches!(event, Event::ListStarted | Event::Listed(_)) {
+                    // a list that breaks again and again is no success, nor one whose watch is then refused
+                    if matches!(event, Event::Applied(_) | Event::Deleted(_)) {
                         self.backoff.reset();
                     }
                     return event;

@@ -11,8 +11,12 @@ use serde_json::json;
 
 use super::*;
 
-/// A response: its status, its text, and how long it stays open after that.
+/// A response: its status, its text, and how long it stays open after that. What follows [`MINUTELY`] in the text is
+/// sent every minute until then.
 type Reply = (u16, String, Duration);
+
+const MINUTELY: &str = "MINUTELY";
+const MINUTE: Duration = Duration::from_mins(1);
 
 /// What was asked, by query.
 type Queries = Arc<Mutex<Vec<String>>>;
@@ -28,11 +32,16 @@ fn watch(
         let mut asked = asked.lock();
         let (status, text, open) = reply(asked.len(), &query);
         asked.push(query);
-        let end = stream::once(async move {
-            tokio::time::sleep(open).await;
-            String::new()
+        let (text, beat) = text
+            .split_once(MINUTELY)
+            .map_or((text.clone(), ""), |(text, beat)| (text.to_owned(), beat));
+        let (beat, open_until) = (beat.to_owned(), Instant::now() + open);
+        let rest = stream::unfold(beat, move |beat| async move {
+            let next = Instant::now() + MINUTE;
+            tokio::time::sleep_until(next.min(open_until)).await;
+            (next < open_until).then(|| (beat.clone(), beat))
         });
-        let text = stream::iter([text]).chain(end);
+        let text = stream::iter([text]).chain(rest);
         let text = text.map(|text| Ok::<_, Infallible>(with_odd_bytes(&text)));
         let reply = http::Response::builder().status(status);
         let reply = reply.body(axum::body::Body::from_stream(text)).unwrap();
@@ -110,11 +119,13 @@ async fn a_watch_that_ended_early_is_followed_by_a_consistent_list() {
 async fn a_watch_that_ended_as_planned_is_continued_until_a_list_is_due() {
     let planned = Duration::from_secs((*WATCH_SECONDS.end()).into());
     let (mut watch, queries) = watch(move |index, query| {
-        if is_streamed_list(query) {
-            streamed(index, planned)
+        let beat = bookmark(index, &json!({}));
+        let begin = if is_streamed_list(query) {
+            bookmark(index, &json!({ LIST_END: "true" }))
         } else {
-            (200, bookmark(index, &json!({})), planned)
-        }
+            beat.clone()
+        };
+        (200, begin + MINUTELY + &beat, planned)
     });
     let start = Instant::now();
     lists(&mut watch, 2).await;
@@ -197,4 +208,36 @@ async fn a_byte_that_is_no_utf8_does_not_break_a_watch_or_a_list() {
     }
     assert_eq!(watch.next().await, Event::ListComplete);
     assert!(matches!(watch.next().await, Event::Applied(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn lists_whose_watch_ends_at_once_are_made_less_and_less_often() {
+    let end = bookmark(1, &json!({ LIST_END: "true" }));
+    let (mut watch, _queries) = watch(move |_index, _query| (200, end.clone(), Duration::ZERO));
+    let start = Instant::now();
+    for _ in 0..10 {
+        assert_eq!(watch.next().await, Event::ListStarted);
+        assert_eq!(watch.next().await, Event::ListComplete);
+    }
+    assert!(
+        start.elapsed() > Duration::from_secs(10),
+        "{:?}",
+        start.elapsed()
+    );
+}
+
+/// A proxy acknowledges what a dead API server does not read.
+#[tokio::test(start_paused = true)]
+async fn a_watch_without_a_bookmark_is_given_up_after_some_minutes_at_most() {
+    let end = bookmark(1, &json!({ LIST_END: "true" }));
+    let (mut watch, _queries) = watch(move |_index, _query| (200, end.clone(), PERIOD));
+    assert_eq!(watch.next().await, Event::ListStarted);
+    assert_eq!(watch.next().await, Event::ListComplete);
+    let start = Instant::now();
+    assert_eq!(watch.next().await, Event::ListStarted);
+    assert!(
+        start.elapsed() < Duration::from_mins(3),
+        "{:?}",
+        start.elapsed()
+    );
 }
