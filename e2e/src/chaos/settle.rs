@@ -212,18 +212,31 @@ impl Chaos {
 
     /// Held ports are those leased or cooling; memory and descriptors have not grown.
     pub(super) fn compare(&self, before: &Footprints) -> Result<()> {
-        // a new enforcer may still be starting
-        let after = until(
-            "an enforcer and a keeper on each node",
-            Duration::from_mins(1),
+        // a new enforcer may still be starting, and unused connections to the API server are closed after 90 s
+        let mut last = Footprints::new();
+        let settled = until(
+            "an enforcer and a keeper on each node, without unused connections",
+            Duration::from_mins(2),
             POLL * 10,
             || {
-                Ok(match self.footprints() {
-                    Ok(after) => Probe::Done(after),
-                    Err(error) => Probe::Missing(format!("{error:#}")),
+                last = match self.footprints() {
+                    Ok(after) => after,
+                    Err(error) => return Ok(Probe::Missing(format!("{error:#}"))),
+                };
+                let mut both = last
+                    .iter()
+                    .filter_map(|(who, (_, open))| Some((who, *open, before.get(who)?.1)));
+                let more = both.find(|(_, open, before)| *open > before + SLACK_DESCRIPTORS);
+                Ok(match more {
+                    None => Probe::Done(()),
+                    Some((who, open, _)) => Probe::Missing(format!("{who:?}: {open} descriptors")),
                 })
             },
-        )?;
+        );
+        if last.is_empty() {
+            settled?;
+        }
+        let after = last;
         for (who, (memory, open)) in after {
             let Some((memory_before, open_before)) = before.get(&who) else {
                 continue;
