@@ -161,10 +161,11 @@ impl Reconciler {
             let outcome = match publisher.publish(&publication).await {
                 Ok(version) => {
                     metrics.record_call("publish", true);
+                    // the text can have 16 KiB, and a user can have it written again and again
+                    tracing::debug!(pod = %publication.pod, result = publication.wanted.annotation);
                     tracing::info!(
                         pod = %publication.pod,
                         uid = %publication.pod.uid,
-                        result = publication.wanted.annotation,
                         mapped = publication.wanted.condition.as_ref().is_some_and(|c| c.status),
                         "published"
                     );
