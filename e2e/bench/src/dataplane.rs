@@ -262,6 +262,6 @@ mod tests {
             let times = client.turn(&lab.client, from, *to, case.protocol);
             assert!(!times.expect("turn").is_empty(), "{case:?}");
         }
-        assert_eq!(all.len(), 4 + 3 * (Backend::ALL.len() + 3) + 2 * 2);
+        assert_eq!(all.len(), 5 + 3 * (Backend::ALL.len() + 3) + 2 * 2);
     }
 }
