@@ -20,8 +20,8 @@ fn rounds(rounds: u32, backend: Backend) -> Result<()> {
 }
 
 #[test]
-fn sixty_rounds_of_faults_break_nothing() -> Result<()> {
-    rounds(60, Backend::Auto)
+fn forty_rounds_of_faults_break_nothing() -> Result<()> {
+    rounds(40, Backend::Auto)
 }
 
 /// Enough rounds for each kind of fault.
