@@ -5,6 +5,7 @@ mod calls;
 mod keeper;
 mod replies;
 mod report;
+mod role;
 
 pub(crate) use report::closed;
 
@@ -237,7 +238,7 @@ impl Reconciler {
                     );
                     // calls under way must not write over what the successor writes
                     self.tasks.abort_all();
-                    return wait_retired(&mut inputs.role, &token).await;
+                    return role::wait_retired(&mut inputs.role, &token).await;
                 }
             }
             let deadline = self.state.next_deadline();
@@ -272,7 +273,7 @@ impl Reconciler {
                     self.finish_call(finished.map_err(ReconcileError::Task)?)?;
                 }
                 // the next turn reads it
-                Ok(()) = wait_for_word(&mut inputs.role) => {}
+                Ok(()) = role::wait_for_word(&mut inputs.role) => {}
                 Ok(()) = inputs.keeper_changes.changed() => self.list_keeper(),
                 Some(request) = inputs.state_requests.recv() => {
                     // the client may have closed its connection
@@ -379,31 +380,6 @@ impl Reconciler {
         self.drivers
             .metrics
             .update(&counts, self.started.elapsed().as_secs_f64());
-    }
-}
-
-/// Waits for the next word on the role, and leaves it unread. Cancel-safe.
-async fn wait_for_word(
-    role: &mut watch::Receiver<KeeperRole>,
-) -> Result<(), watch::error::RecvError> {
-    role.changed().await?;
-    role.mark_changed();
-    Ok(())
-}
-
-/// Waits for the token. Fails if the keeper becomes active again, because the successor ended: what
-/// this process knows of the kernel is out of date by then, so it must start over.
-async fn wait_retired(
-    role: &mut watch::Receiver<KeeperRole>,
-    token: &CancellationToken,
-) -> Result<(), ReconcileError> {
-    tokio::select! {
-        () = token.cancelled() => Ok(()),
-        active = role.wait_for(|role| *role == KeeperRole::Active) => match active {
-            Ok(_) => Err(ReconcileError::RoleReturned),
-            // the task that follows the keeper's role ended: the program is terminating
-            Err(_) => Ok(()),
-        },
     }
 }
 

@@ -105,16 +105,13 @@ impl RulesLock {
 
     /// Whether the file names this enforcer, or none. Needs no lock.
     fn is_named(&self) -> io::Result<bool> {
-        let mut name = String::new();
-        let file = File::open(&self.path)?;
-        file.take(NAME_BYTES).read_to_string(&mut name)?;
+        let name = read_name(&File::open(&self.path)?)?;
         Ok(name.is_empty() || name == self.name)
     }
 
     /// Whether the file names this enforcer; and lets programs that are started from now on inherit it.
     fn is_own(&self, file: &File) -> io::Result<bool> {
-        let mut name = String::new();
-        file.take(NAME_BYTES).read_to_string(&mut name)?;
+        let name = read_name(file)?;
         if name.is_empty() {
             // the file was removed
             self.write_name(file)?;
@@ -148,6 +145,12 @@ impl RulesLock {
              repaired"
         );
     }
+}
+
+fn read_name(file: &File) -> io::Result<String> {
+    let mut name = String::new();
+    file.take(NAME_BYTES).read_to_string(&mut name)?;
+    Ok(name)
 }
 
 impl UnderWay {

@@ -78,6 +78,14 @@ pub(crate) fn eventually<T>(what: &str, mut probe: impl FnMut() -> Result<T>) ->
     })
 }
 
+/// A node with pods.
+pub(crate) fn first_node(cluster: &Cluster) -> Result<String> {
+    node_addresses(cluster)?
+        .into_keys()
+        .next()
+        .context("no node")
+}
+
 /// The node's name to its first address.
 pub(crate) fn node_addresses(cluster: &Cluster) -> Result<BTreeMap<String, String>> {
     let nodes = get(cluster, &["nodes"])?;

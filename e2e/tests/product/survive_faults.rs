@@ -12,7 +12,7 @@ use crate::support::parts::roll;
 use crate::support::pods::{annotated, container, entries, is_true, mapped_pod, on_node, pod};
 use crate::support::space::Space;
 use crate::support::streams::{follow, steal};
-use crate::support::{alone, enforcer, eventually, kubectl_with, node_addresses};
+use crate::support::{alone, enforcer, eventually, first_node, kubectl_with};
 
 const SYSTEM: &str = install::NAMESPACE;
 
@@ -31,13 +31,6 @@ fn signal(cluster: &Cluster, node: &str, signal: &str) -> Result<()> {
         "no enforcer to signal on {node}: {output:?}"
     );
     Ok(())
-}
-
-fn first_node(cluster: &Cluster) -> Result<String> {
-    node_addresses(cluster)?
-        .into_keys()
-        .next()
-        .context("no node")
 }
 
 #[test]

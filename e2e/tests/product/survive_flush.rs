@@ -1,6 +1,6 @@
 //! Do rules that another program flushes come back?
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use e2e::Cluster;
 
 use crate::reach::backends;
@@ -9,14 +9,7 @@ use crate::support::outside::Way;
 use crate::support::parts::with_flags;
 use crate::support::pods::{MappedPort, entries, mapped_pod, on_node};
 use crate::support::space::Space;
-use crate::support::{alone, eventually, node_addresses};
-
-fn first_node(cluster: &Cluster) -> Result<String> {
-    node_addresses(cluster)?
-        .into_keys()
-        .next()
-        .context("no node")
-}
+use crate::support::{alone, eventually, first_node};
 
 #[test]
 fn flushed_rules_come_back() -> Result<()> {

@@ -6,7 +6,7 @@
 //! - its enforcer asks for it: it is able to act;
 //! - no other keeper is active, or the active one ends;
 //! - the active one has lost its enforcer, and this one has an enforcer;
-//! - one that may be the active one has not answered for 10 s.
+//! - one that may be the active one has not answered for 10 s, and this one has an enforcer.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -117,8 +117,8 @@ impl Peers {
             unfinished,
             silent,
         } = taken;
-        let is_passed_over = self.record_silence(silent > 0);
-        if !handed_over && (unfinished > 0 || (silent > 0 && !is_passed_over)) {
+        self.record_silence(silent > 0);
+        if !handed_over && (unfinished > 0 || (silent > 0 && !self.is_passed_over())) {
             return Err(KeeperError::NotHandedOver {
                 busy: unfinished,
                 silent,
@@ -135,15 +135,16 @@ impl Peers {
         Ok(())
     }
 
-    /// Returns whether a peer has not answered for so long that it is passed over.
-    fn record_silence(&self, is_silent: bool) -> bool {
+    /// Records whether a peer does not answer now.
+    fn record_silence(&self, is_silent: bool) {
         let since = &mut self.open.lock().silent_since;
-        if is_silent {
-            since.get_or_insert_with(Instant::now).elapsed() >= SILENCE
-        } else {
-            *since = None;
-            false
-        }
+        *since = is_silent.then(|| since.unwrap_or_else(Instant::now));
+    }
+
+    /// Returns whether a peer has not answered for so long that it is passed over.
+    fn is_passed_over(&self) -> bool {
+        let since = self.open.lock().silent_since;
+        since.is_some_and(|since| since.elapsed() >= SILENCE)
     }
 
     /// Asks what the others do.
@@ -199,7 +200,7 @@ impl Peers {
             && match self.survey() {
                 Activity::Retired | Activity::Ending => true,
                 Activity::Unattended => self.table.is_attended(),
-                Activity::Silent => self.table.is_attended() && self.record_silence(true),
+                Activity::Silent => self.table.is_attended() && self.is_passed_over(),
                 Activity::Attended => false,
             }
     }

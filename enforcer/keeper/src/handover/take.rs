@@ -53,6 +53,8 @@ enum Attempt {
     Retired,
     /// Another handover is running, or the connection ended early: try again.
     Busy,
+    /// It answers, and will not hand over.
+    Refused,
     Silent,
     NoRoom(NoRoom),
 }
@@ -101,6 +103,10 @@ fn take_from(peer: &Path, room: usize, deadline: Instant, taken: &mut Taken) -> 
             // kept: if the peer turns out to be dead, no other process holds these ports
             Attempt::Partial(ports) if ports.len() > partial.len() => partial = ports,
             Attempt::Partial(_) | Attempt::Busy => {}
+            Attempt::Refused => {
+                taken.unfinished += 1;
+                break;
+            }
             Attempt::Silent => silences += 1,
         }
         if silences == SILENT_TRIES {
@@ -133,7 +139,7 @@ fn attempt(peer: &Path, room: usize, deadline: Instant) -> Attempt {
         Ok(Some((Message::Busy, _)) | None) => Attempt::Busy,
         Ok(Some((message, _))) => {
             tracing::error!(peer = %peer.display(), ?message, "another keeper refused to hand over; trying again later");
-            Attempt::Silent
+            Attempt::Refused
         }
         Err(error) => failed(&error),
     }

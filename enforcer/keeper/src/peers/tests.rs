@@ -95,6 +95,11 @@ fn receive(peer: &OwnedFd) -> String {
 /// each other for ever.
 #[test]
 fn a_keeper_that_answers_and_does_not_hand_over_stays_the_active_one() {
+    stays_active(br#""busy""#);
+    stays_active(br#"{"error":"another version"}"#);
+}
+
+fn stays_active(answer: &[u8]) {
     let dir = tempfile::tempdir().unwrap();
     let earlier = Earlier::start(&dir);
     let table = PortTable::new(10, |_| unreachable!());
@@ -106,7 +111,7 @@ fn a_keeper_that_answers_and_does_not_hand_over_stays_the_active_one() {
             let poll = Instant::now() + Duration::from_millis(100);
             if let Some(peer) = earlier.accept_until(poll) {
                 receive(&peer);
-                send(&peer, br#""busy""#);
+                send(&peer, answer);
             }
         }
         asking.join().unwrap()

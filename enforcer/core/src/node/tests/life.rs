@@ -107,22 +107,6 @@ fn a_finished_pod_is_unmapped_and_its_result_removed() {
 }
 
 #[test]
-fn a_text_that_a_user_wrote_stays_when_the_pod_ends() {
-    for text in [r#"[{"containerPort":9040}]"#, "nonsense"] {
-        let mut node = Node::new("20000-20009");
-        node.applied(facts("a", Some("10.244.0.2"))).settle();
-        let mut finished = echoed(&node, facts("a", Some("10.244.0.2")));
-        finished.finished = true;
-        finished.record.annotation = Some(text.into());
-        node.applied(finished).settle();
-        let record = node.last();
-        let condition = record.condition.as_ref().unwrap();
-        assert_eq!(condition.reason, "Released");
-        assert_eq!(record.annotation.as_deref(), Some(text));
-    }
-}
-
-#[test]
 fn removing_the_annotation_removes_all_that_was_written() {
     let mut node = Node::new("20000-20009");
     node.applied(facts("a", Some("10.244.0.2"))).settle();

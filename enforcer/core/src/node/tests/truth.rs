@@ -374,3 +374,19 @@ fn a_pod_of_a_backup_is_not_mapped_at_the_address_of_a_sandbox_that_ended_during
     node.applied(late).settle();
     assert_eq!(node.leads_to("a"), BTreeSet::new());
 }
+
+#[test]
+fn a_text_that_a_user_wrote_stays_when_the_pod_ends() {
+    for text in [r#"[{"containerPort":9040}]"#, "nonsense"] {
+        let mut node = Node::new("20000-20009");
+        node.applied(facts("a", Some("10.244.0.2"))).settle();
+        let mut finished = echoed(&node, facts("a", Some("10.244.0.2")));
+        finished.finished = true;
+        finished.record.annotation = Some(text.into());
+        node.applied(finished).settle();
+        let record = node.last();
+        let condition = record.condition.as_ref().unwrap();
+        assert_eq!(condition.reason, "Released");
+        assert_eq!(record.annotation.as_deref(), Some(text));
+    }
+}
