@@ -67,7 +67,9 @@ impl NodeState {
         let reachable = leases.is_empty() || owned && !self.kernel.desired(uid).is_empty();
         let reachable = reachable && self.closed(uid).is_none();
         let own = self.facts(uid).map(|facts| facts.host_ips.as_slice());
-        let (node_ip, host_ip) = self.hosts.of_pod(own.unwrap_or_default());
+        let own = own.unwrap_or_default();
+        let pod_ips = self.pods.get(uid).map(|pod| pod.ips.as_slice());
+        let (node_ip, host_ip) = self.hosts.of_pod(own, pod_ips.unwrap_or_default());
         Progress {
             leases,
             held: complete && self.ports.all_held(uid),
@@ -83,7 +85,7 @@ impl NodeState {
         let Some(pod) = self.pods.get(uid) else {
             return BTreeSet::new();
         };
-        let owns = |ip: IpAddr| (self.config.ipv6 || ip.is_ipv4()) && self.owns(uid, ip);
+        let owns = |ip: IpAddr| self.filters_family(ip) && self.owns(uid, ip);
         let mut desired = pod.desired(uid, &self.progress(uid), owns, self.kernel.present(uid));
         desired.retain(|mapping| mapping.host_ip.is_none_or(|ip| self.hosts.answer_at(ip)));
         desired
@@ -91,7 +93,12 @@ impl NodeState {
 
     /// Whether node and packet filter have the address's family.
     fn serves_family(&self, ip: IpAddr) -> bool {
-        (self.config.ipv6 || ip.is_ipv4()) && self.hosts.have_family_of(ip)
+        self.filters_family(ip) && self.hosts.have_family_of(ip)
+    }
+
+    /// Whether the packet filter has the address's family.
+    fn filters_family(&self, ip: IpAddr) -> bool {
+        self.config.ipv6 || ip.is_ipv4()
     }
 
     /// Why forwarded packets do not reach the pod, if that is known.
@@ -132,6 +139,9 @@ impl NodeState {
         let (leases, held) = (self.ports.leases(uid), self.ports.all_held(uid));
         let closed = self.closed(uid).map(str::to_owned);
         let host_ip_missing = self.hosts.lacking_for(leases);
+        let unservable = self.pods.get(uid);
+        let unservable =
+            unservable.and_then(|pod| pod.unservable(leases, |ip| self.serves_family(ip)));
         let Some(pod) = self.pods.get_mut(uid) else {
             return;
         };
@@ -163,14 +173,14 @@ impl NodeState {
         if let Some(message) = host_ip_missing {
             return pod.refusal = refusal(EventKind::HostIpNotOnNode, message);
         }
-        let unservable = pod.unservable(leases, self.config.ipv6);
+        let unservable = unservable.as_ref();
         let mut kind = EventKind::DataplaneError;
         let message = match (unservable, self.kernel.refusal(uid)) {
             (Some(lease), _) => {
                 let at = lease.host_ip.map(|ip| format!(" on hostIP {ip}"));
                 format!(
                     "container port {}/{}{} cannot be mapped: the pod has no address of a family \
-                     that both the host IP and this node's packet filter serve",
+                     that the host addresses and the packet filter of this node serve, too",
                     lease.container_port,
                     lease.protocol,
                     at.unwrap_or_default(),

@@ -49,19 +49,26 @@ impl HostAddresses {
         known.is_none_or(|addresses| addresses.contains(&ip))
     }
 
-    /// The first address that the API names for the node of a pod, and the first at which the pod's
-    /// mappings answer. `own`: what the pod names; right after its start that is none, but the other
-    /// pods name them.
-    pub(super) fn of_pod(&self, own: &[IpAddr]) -> (Option<IpAddr>, Option<IpAddr>) {
+    /// The first address that the API names for the node of a pod, and the first at which the mappings of
+    /// the pod's addresses answer. `own`: what the pod names; right after its start that is none, but the
+    /// other pods name them.
+    pub(super) fn of_pod(
+        &self,
+        own: &[IpAddr],
+        pod_ips: &[IpAddr],
+    ) -> (Option<IpAddr>, Option<IpAddr>) {
+        let same = |ip: &&IpAddr| pod_ips.iter().any(|pod_ip| same_family(**ip, *pod_ip));
+        let is_served = |ip: &&IpAddr| pod_ips.is_empty() || same(ip);
         let named = own.iter().chain(&self.named);
-        let answering = named.clone().find(|ip| self.answer_at(**ip));
-        let answering = answering.or(self.answering.iter().flatten().next());
+        let mut answering = named.clone().filter(|ip| self.answer_at(**ip));
+        let mut others = self.answering.iter().flatten();
+        let answering = answering.find(is_served).or(others.find(is_served));
         (named.clone().next().copied(), answering.copied())
     }
 
     /// Whether the node has an address of this one's family. Before one is known, it has each.
     pub(super) fn have_family_of(&self, ip: IpAddr) -> bool {
-        let same = |host: &IpAddr| host.is_ipv4() == ip.is_ipv4();
+        let same = |host: &IpAddr| same_family(*host, ip);
         match &self.answering {
             Some(known) => known.iter().any(same),
             None => self.named.is_empty() || self.named.iter().any(same),
@@ -90,4 +97,8 @@ impl HostAddresses {
             ),
         })
     }
+}
+
+fn same_family(ip: IpAddr, other: IpAddr) -> bool {
+    ip.is_ipv4() == other.is_ipv4()
 }

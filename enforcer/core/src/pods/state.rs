@@ -251,15 +251,15 @@ impl PodState {
         wanted.collect()
     }
 
-    /// A lease that no address of the pod can serve: the pod, the hostIP or the packet filter lacks
-    /// the other's address family.
+    /// A lease that no address of the pod can serve: the pod, the hostIP or the node lacks the other's
+    /// address family.
     pub(crate) fn unservable(
         &self,
         leases: &BTreeSet<LeasedPort>,
-        ipv6: bool,
+        has_family: impl Fn(IpAddr) -> bool,
     ) -> Option<LeasedPort> {
         let served = |lease: &LeasedPort| {
-            let mut usable = self.ips.iter().filter(|ip| ipv6 || ip.is_ipv4());
+            let mut usable = self.ips.iter().filter(|ip| has_family(**ip));
             usable.any(|ip| same_family(lease, *ip))
         };
         let known = !self.ips.is_empty();

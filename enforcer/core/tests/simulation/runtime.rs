@@ -29,9 +29,12 @@ impl World {
             self.seen.sandboxes_moved += 1;
         }
         self.stop_sandbox_of(uid);
-        let taken = |ip: IpAddr| self.living.values().any(|other| other.ips.contains(&ip));
-        let free = (0..ADDRESSES).map(|n| IpAddr::V4(Ipv4Addr::new(10, 244, 0, n)));
-        let free: Vec<IpAddr> = free.filter(|ip| !taken(*ip)).collect();
+        let has = |ips: &[IpAddr], v4: Ipv4Addr| {
+            ips.contains(&v4.into()) || ips.contains(&v4.to_ipv6_compatible().into())
+        };
+        let taken = |ip: Ipv4Addr| self.living.values().any(|other| has(&other.ips, ip));
+        let free = (0..ADDRESSES).map(|n| Ipv4Addr::new(10, 244, 0, n));
+        let free: Vec<Ipv4Addr> = free.filter(|ip| !taken(*ip)).collect();
         if free.is_empty() {
             return;
         }
@@ -81,16 +84,18 @@ impl World {
         }
     }
 
-    fn addresses(&mut self, ip: IpAddr) -> Vec<IpAddr> {
-        let IpAddr::V4(v4) = ip else { return vec![ip] };
+    fn addresses(&mut self, v4: Ipv4Addr) -> Vec<IpAddr> {
         let mut ips = vec![v4];
         if self.two_addresses {
             self.seen.two_addresses += 1;
             ips.push(Ipv4Addr::from_bits(v4.to_bits() + 256));
         }
+        let [has_v4, has_v6] = self.families;
+        self.seen.ipv6_alone += u64::from(!has_v4);
         let v6 = ips.iter().map(|ip| IpAddr::V6(ip.to_ipv6_compatible()));
-        let v6: Vec<IpAddr> = v6.filter(|_| self.dual_stack).collect();
-        ips.into_iter().map(IpAddr::V4).chain(v6).collect()
+        let v6: Vec<IpAddr> = v6.filter(|_| has_v6).collect();
+        let v4 = ips.into_iter().map(IpAddr::V4).filter(|_| has_v4);
+        v4.chain(v6).collect()
     }
 
     /// Each result is later than the one before, whatever the clock does.
@@ -117,7 +122,7 @@ impl World {
         let sandbox = Sandbox {
             uid: format!("{kind}-{}", self.next).parse().expect("a uid"),
             id: format!("u{}", self.next).parse().expect("an id"),
-            ips: self.addresses(IpAddr::V4(ip)),
+            ips: self.addresses(ip),
             written: if leftover { written } else { self.write_time() },
         };
         self.seen.leftovers += u64::from(leftover);

@@ -37,12 +37,14 @@ pub(crate) struct Seen {
     pub(crate) undone: u64,
     pub(crate) late: u64,
     pub(crate) closed: u64,
+    /// Addresses of IPv6 alone.
+    pub(crate) ipv6_alone: u64,
     /// Reads that a change made useless.
     pub(crate) read_again: u64,
 }
 
 impl Seen {
-    fn all(&mut self) -> [&mut u64; 33] {
+    fn all(&mut self) -> [&mut u64; 34] {
         [
             &mut self.mapped,
             &mut self.restarts,
@@ -76,6 +78,7 @@ impl Seen {
             &mut self.undone,
             &mut self.late,
             &mut self.closed,
+            &mut self.ipv6_alone,
             &mut self.read_again,
         ]
     }

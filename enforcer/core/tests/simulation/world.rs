@@ -49,8 +49,8 @@ pub(crate) struct World {
     pub(crate) updates: Vec<SandboxUpdate>,
     /// Whether this runtime writes results.
     pub(crate) writes_results: bool,
-    /// Whether pods have an address of both families.
-    pub(crate) dual_stack: bool,
+    /// Whether pods have IPv4 and IPv6 addresses.
+    pub(crate) families: [bool; 2],
     /// Whether pods have two addresses of each family.
     pub(crate) two_addresses: bool,
     /// A backup of the API server's data.
@@ -118,7 +118,11 @@ impl World {
     pub(crate) fn new(seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let writes_results = rng.random_range(0..4) > 0;
-        let dual_stack = rng.random_range(0..3) == 0;
+        let families = match rng.random_range(0..6) {
+            0 => [false, true],
+            1 | 2 => [true, true],
+            _ => [true, false],
+        };
         let two_addresses = rng.random_range(0..4) == 0;
         let mut state = NodeState::new(config(), seed);
         state.relisted(Duration::ZERO, &BTreeSet::new());
@@ -134,7 +138,7 @@ impl World {
             files: BTreeMap::new(),
             updates: Vec::new(),
             writes_results,
-            dual_stack,
+            families,
             two_addresses,
             backup: Backup::default(),
             upgrade: Upgrade::default(),

@@ -196,6 +196,26 @@ fn a_family_that_the_node_does_not_have_needs_no_rule() {
 }
 
 #[test]
+fn a_pod_of_a_family_that_the_node_does_not_have_is_not_mapped() {
+    let mut node = Node::new("20000-29999");
+    node.applied(facts("a", Some("fd00:244::2"))).settle();
+    let at = ["192.0.2.11".parse().unwrap()];
+    node.state.host_addresses_read(node.now, at.into());
+    node.settle();
+    assert!(!node.is_true("a"), "True at {}", node.message("a"));
+    assert!(node.message("a").contains("family"), "{}", node.message("a"));
+    let both = ["192.0.2.11", "2001:db8::11"].map(|ip| ip.parse().unwrap());
+    node.state.host_addresses_read(node.now, both.into());
+    node.settle();
+    assert!(node.is_true("a"), "{}", node.message("a"));
+    assert!(
+        node.message("a").contains("[2001:db8::11]"),
+        "{}",
+        node.message("a")
+    );
+}
+
+#[test]
 fn damage_makes_the_condition_false_only_if_it_lasts() {
     let mut node = Node::new("20000-29999");
     node.applied(facts("a", Some("10.244.0.2"))).settle();
