@@ -65,6 +65,8 @@ pub(crate) async fn recover(
         intact = observed.intact,
         "read the rules and held ports of an earlier enforcer; continuing from them"
     );
+    // an enforcer that ended right after a change has left connections to the pods before it
+    dataplane.stale_flows().found(&observed.mappings);
     let in_other_backends = dataplane.in_other_backends().clone();
     let found = Recovered {
         mappings: observed.mappings,

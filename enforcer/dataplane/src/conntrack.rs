@@ -44,9 +44,11 @@ const MAX_READINGS: usize = 8;
 const AT_ONCE: usize = 8_192;
 /// Most times that stale entries of one port are listed and deleted, so that other ports get their turn.
 const ROUNDS: usize = 16;
-/// How often clearing the entries of a change is tried, because an answer of the kernel can be
+/// How often clearing the entries of a change is tried at once, because an answer of the kernel can be
 /// lost.
 const TRIES: usize = 2;
+/// Most mappings that wait for another try.
+const MOST_WAITING: usize = 16_384;
 
 /// The conntrack entries that changed mappings have left behind. Clones share them.
 #[derive(Clone, Debug, Default)]
@@ -70,6 +72,8 @@ struct Left {
     host_addresses: BTreeSet<IpAddr>,
     /// All host addresses since the start: flows through an earlier one may still exist.
     ever_host_addresses: BTreeSet<IpAddr>,
+    /// An earlier try failed, and was told.
+    is_retry: bool,
 }
 
 impl StaleFlows {
@@ -95,8 +99,19 @@ impl StaleFlows {
         self.0.left.lock().add(removed, created);
     }
 
+    /// Records mappings that another program made: it may have ended before it cleared.
+    pub fn found<'a>(&self, mappings: impl IntoIterator<Item = &'a Mapping>) {
+        self.record([], mappings);
+    }
+
+    /// Whether a change, or a try that failed, has left something to clear.
+    #[must_use]
+    pub fn is_left(&self) -> bool {
+        !self.0.left.lock().is_empty()
+    }
+
     /// Deletes the entries that contradict the rules. Returns how often that failed. Failures are
-    /// logged; the rules stay, and stale entries time out.
+    /// logged; the rules stay, and the next call tries again.
     ///
     /// Blocks for some milliseconds, and the next change of rules need not wait for it. If another thread
     /// clears already, that thread clears everything, and this call returns at once.
@@ -105,13 +120,18 @@ impl StaleFlows {
         let mut failures = 0;
         // checked after the lock is free again: what another thread recorded while this one had it is
         // cleared by this one
-        while !self.0.left.lock().is_empty() {
+        while failures == 0 && self.is_left() {
             let Some(mut socket) = self.0.socket.try_lock() else {
                 break;
             };
             let left = self.0.left.lock().take();
+            let mut failed = Left::default();
             for family in Family::ALL {
-                failures += left.clear(&mut socket, family);
+                failures += left.clear(&mut socket, family, &mut failed);
+            }
+            if failures > 0 {
+                *socket = None;
+                self.0.left.lock().put_back(failed);
             }
         }
         failures
@@ -141,13 +161,30 @@ impl Left {
 
     fn take(&mut self) -> Self {
         let taken = self.clone();
-        self.removed.clear();
-        self.created.clear();
+        self.forget();
         taken
     }
 
-    /// Deletes the entries of a family; returns how many protocols failed.
-    fn clear(&self, socket: &mut Option<Socket>, family: Family) -> u64 {
+    fn forget(&mut self) {
+        self.removed.clear();
+        self.created.clear();
+        self.is_retry = false;
+    }
+
+    /// What failed is tried again, unless a later change says otherwise. A kernel that fails for good costs
+    /// no more than [`MOST_WAITING`].
+    fn put_back(&mut self, failed: Self) {
+        let later = self.take();
+        (self.removed, self.created) = (failed.removed, failed.created);
+        self.add(&later.removed, &later.created);
+        if self.removed.len() + self.created.len() > MOST_WAITING {
+            self.forget();
+        }
+        self.is_retry = true;
+    }
+
+    /// Deletes the entries of a family; returns how many protocols failed, and adds their mappings to `failed`.
+    fn clear(&self, socket: &mut Option<Socket>, family: Family, failed: &mut Self) -> u64 {
         let of_family = |mapping: &&Mapping| Family::of(mapping.pod_ip) == family;
         let removed: Vec<&Mapping> = self.removed.iter().filter(of_family).collect();
         let created: Vec<&Mapping> = self.created.iter().filter(of_family).collect();
@@ -163,13 +200,23 @@ impl Left {
             }
             if let Err(error) = outcome {
                 failures += 1;
+                let of_protocol = |mapping: &&&Mapping| mapping.protocol == protocol;
+                let (removed, created) = (removed.iter(), created.iter());
+                failed.add(
+                    removed.filter(of_protocol).copied(),
+                    created.filter(of_protocol).copied(),
+                );
                 let error: &dyn std::error::Error = &error;
+                if self.is_retry {
+                    tracing::debug!(error, %family, %protocol, "stale conntrack entries remain");
+                    continue;
+                }
                 tracing::warn!(
                     error,
                     %family,
                     %protocol,
                     "stale conntrack entries could not be deleted; clients may reach the previous \
-                     destination until their flows time out"
+                     destination until the enforcer succeeds, or until their flows time out"
                 );
             }
         }

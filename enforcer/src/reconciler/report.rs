@@ -13,6 +13,9 @@ impl Reconciler {
     /// used.
     pub(super) fn end_read(&mut self, now: Duration, before: u64, observed: Option<Observed>) {
         self.observing = false;
+        if self.drivers.stale_flows.is_left() {
+            self.clear_stale_flows();
+        }
         match observed {
             Some(observed) if before == self.changes => {
                 self.report(&observed);

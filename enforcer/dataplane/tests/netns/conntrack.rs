@@ -4,6 +4,7 @@ use std::io::ErrorKind;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use portmapping_shared::Plan;
 use portmapping_shared::Protocol::{Tcp, Udp};
 
 use crate::lab::{Backend, Lab, NODE, NODE_V6, POD1, POD1_V6, POD2, POD2_V6, at, map, patience};
@@ -12,7 +13,9 @@ use crate::serve::{Conversation, UdpClient, ask_tcp, serve};
 crate::for_each_backend!(
     client_of_a_moved_port_reaches_the_new_pod,
     client_that_sent_too_early_gets_through,
+    client_of_a_moved_port_reaches_the_new_pod_after_a_crash,
     flow_of_a_removed_mapping_ends,
+    flow_ends_at_the_next_try_where_the_kernel_refused,
     more_flows_of_a_removed_mapping_than_are_deleted_at_once_end,
     flows_of_others_stay,
     forwarded_flows_of_others_stay_where_any_address_can_be_bound,
@@ -32,6 +35,48 @@ fn client_of_a_moved_port_reaches_the_new_pod(backend: Backend) {
     driver.reconcile(&[map(Udp, 20000, POD2, 9040), map(Udp, 20000, POD2_V6, 9040)]);
     v4.hears("pod2");
     v6.hears("pod2");
+}
+
+fn client_of_a_moved_port_reaches_the_new_pod_after_a_crash(backend: Backend) {
+    let lab = Lab::new();
+    let _pod1 = serve(&lab.pod1, "pod1", 9040);
+    let _pod2 = serve(&lab.pod2, "pod2", 9040);
+    let before = [map(Udp, 20000, POD1, 9040), map(Udp, 20000, POD1_V6, 9040)];
+    let after = [map(Udp, 20000, POD2, 9040), map(Udp, 20000, POD2_V6, 9040)];
+    let mut driver = lab.driver(backend);
+    driver.reconcile(&before);
+    let v4 = UdpClient::new(&lab.client, at(NODE, 20000));
+    let v6 = UdpClient::new(&lab.client, at(NODE_V6, 20000));
+    v4.hears("pod1");
+    v6.hears("pod1");
+    // it ends right after the change
+    let change = Plan::new(&after.into(), &before.into());
+    driver.apply_only(&change).unwrap();
+    v4.hears("pod1");
+    let mut next = lab.driver(backend);
+    next.find_flows();
+    assert_eq!(next.clear_flows(), 0);
+    v4.hears("pod2");
+    v6.hears("pod2");
+}
+
+fn flow_ends_at_the_next_try_where_the_kernel_refused(backend: Backend) {
+    let lab = Lab::new();
+    let _pod1 = serve(&lab.pod1, "pod1", 9040);
+    let mut driver = lab.driver(backend);
+    let mapping = map(Udp, 20000, POD1, 9040);
+    driver.reconcile(std::slice::from_ref(&mapping));
+    let client = UdpClient::new(&lab.client, at(NODE, 20000));
+    client.hears("pod1");
+    let removal = Plan {
+        to_remove: vec![mapping],
+        ..Plan::default()
+    };
+    driver.apply_only(&removal).unwrap();
+    assert_ne!(driver.clear_flows_without_right(), 0);
+    client.hears("pod1");
+    assert_eq!(driver.clear_flows(), 0);
+    assert!(client.ask(Duration::from_secs(1)).is_err());
 }
 
 fn client_that_sent_too_early_gets_through(backend: Backend) {

@@ -14,6 +14,7 @@ use portmapping_dataplane::{
     AddressSelection, Dataplane, DataplaneError, Observed, Tools, Unanswered,
 };
 use portmapping_shared::{ContainerPort, HostPort, Mapping, Plan, PortRange, Protocol};
+use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 
 use crate::netns::Netns;
 
@@ -167,11 +168,40 @@ impl<'a> Driver<'a> {
     }
 
     pub(crate) fn try_apply(&mut self, plan: &Plan) -> Result<(), DataplaneError> {
+        let applied = self.apply_only(plan);
+        let _ = self.clear_flows();
+        applied
+    }
+
+    /// Changes the rules and leaves the flows.
+    pub(crate) fn apply_only(&mut self, plan: &Plan) -> Result<(), DataplaneError> {
+        self.node.run(|| self.driver.apply(plan))
+    }
+
+    /// Returns how often that failed.
+    pub(crate) fn clear_flows(&self) -> u64 {
+        let flows = self.driver.stale_flows();
+        self.node.run(|| flows.clear())
+    }
+
+    /// The same without the right to read flows.
+    pub(crate) fn clear_flows_without_right(&self) -> u64 {
+        let flows = self.driver.stale_flows();
         self.node.run(|| {
-            let applied = self.driver.apply(plan);
-            let _ = self.driver.stale_flows().clear();
-            applied
+            let none = CapabilitySets {
+                effective: CapabilitySet::empty(),
+                permitted: CapabilitySet::empty(),
+                inheritable: CapabilitySet::empty(),
+            };
+            set_capabilities(None, none).expect("drop the capabilities of this thread");
+            flows.clear()
         })
+    }
+
+    /// What a start does with the mappings that it reads.
+    pub(crate) fn find_flows(&mut self) {
+        let found = self.observe().mappings;
+        self.driver.stale_flows().found(&found);
     }
 
     pub(crate) fn observe(&mut self) -> Observed {
