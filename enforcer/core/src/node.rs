@@ -279,7 +279,7 @@ impl NodeState {
         if counts {
             // a pod may have lost its last rule, or a rule of a pod long gone may be back
             self.agenda.extend(before);
-            self.mark_all();
+            self.mark_asking();
             let draining = self.ports.draining();
             self.begin_rests(now, draining);
         }
@@ -303,13 +303,6 @@ impl NodeState {
         }
         self.agenda.mark(uid.clone());
         self.converge(now);
-    }
-
-    /// Marks all pods, so that whatever was missed is found: after a list of pods, a reading of the
-    /// kernel, new addresses of the node.
-    fn mark_all(&mut self) {
-        self.agenda.extend(self.pods.keys().cloned());
-        self.agenda.extend(self.kernel.owners().cloned());
     }
 
     fn facts(&self, uid: &PodUid) -> Option<&PodFacts> {

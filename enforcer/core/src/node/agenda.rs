@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use portmapping_shared::PodUid;
 
+use super::{NodeState, PodState, Want};
 use crate::ports::Timers;
 
 /// The pods to process now, and those to process later.
@@ -59,5 +60,22 @@ impl Agenda {
 impl Extend<PodUid> for Agenda {
     fn extend<I: IntoIterator<Item = PodUid>>(&mut self, uids: I) {
         self.now.extend(uids);
+    }
+}
+
+impl NodeState {
+    /// Marks all pods, so that whatever was missed is found: after a list of pods, or new addresses of
+    /// the node.
+    pub(super) fn mark_all(&mut self) {
+        self.agenda.extend(self.pods.keys().cloned());
+        self.agenda.extend(self.kernel.owners().cloned());
+    }
+
+    /// Marks the pods that rules can concern. Pods that have ended stay in the API, as many as a user likes.
+    pub(super) fn mark_asking(&mut self) {
+        let asks = |(_, pod): &(&PodUid, &PodState)| pod.want != Want::Nothing;
+        let asking = self.pods.iter().filter(asks);
+        self.agenda.extend(asking.map(|(uid, _)| uid.clone()));
+        self.agenda.extend(self.kernel.owners().cloned());
     }
 }

@@ -43,3 +43,25 @@ fn an_event_processes_only_its_own_pod() {
     assert!(processed < 60, "{processed} pods were processed");
     assert_eq!(node.state.audit(), Ok(()));
 }
+
+#[test]
+fn a_read_of_the_rules_processes_no_pod_that_has_ended() {
+    let mut node = Node::new("20000-29999");
+    for n in 0..500 {
+        let ended = PodFacts {
+            finished: true,
+            ..facts(&format!("p{n}"), Some(&address(n)))
+        };
+        node.applied(ended);
+    }
+    node.applied(facts("lives", Some("10.1.1.1"))).settle();
+    let before = node.state.agenda.processed;
+    let rules = node.state.desired();
+    assert!(node.state.observed(node.now, rules, true));
+    node.settle();
+    let processed = node.state.agenda.processed - before;
+    assert!(
+        (1..5).contains(&processed),
+        "{processed} pods were processed"
+    );
+}

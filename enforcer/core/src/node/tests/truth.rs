@@ -203,7 +203,11 @@ fn a_pod_of_a_family_that_the_node_does_not_have_is_not_mapped() {
     node.state.host_addresses_read(node.now, at.into());
     node.settle();
     assert!(!node.is_true("a"), "True at {}", node.message("a"));
-    assert!(node.message("a").contains("family"), "{}", node.message("a"));
+    assert!(
+        node.message("a").contains("family"),
+        "{}",
+        node.message("a")
+    );
     let both = ["192.0.2.11", "2001:db8::11"].map(|ip| ip.parse().unwrap());
     node.state.host_addresses_read(node.now, both.into());
     node.settle();
