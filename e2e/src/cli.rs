@@ -46,7 +46,7 @@ enum Command {
         /// Only the small suite, on a cluster with this CNI.
         #[arg(long, value_enum, conflicts_with = "kubeconfig")]
         cni: Option<Cni>,
-        /// Only the small suite, on a cluster of this minor version, 1.33 to 1.36.
+        /// Only the small suite, on a cluster of this minor version, 1.30 to 1.36.
         #[arg(long, conflicts_with = "kubeconfig")]
         kubernetes: Option<Minor>,
         /// Only the small suite, with this container runtime.
@@ -117,7 +117,7 @@ struct Options {
     /// How many nodes, without the control plane.
     #[arg(long, default_value_t = 2)]
     nodes: u8,
-    /// Minor version: 1.33 to 1.36.
+    /// Minor version: 1.30 to 1.36.
     #[arg(long, default_value_t)]
     kubernetes: Minor,
     /// kube-proxy's mode.

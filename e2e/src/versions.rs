@@ -14,7 +14,13 @@ use crate::paths;
 /// A minor version of Kubernetes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Minor {
-    /// The oldest supported here.
+    /// The oldest that has what is installed.
+    V1_30,
+    /// In between.
+    V1_31,
+    /// In between.
+    V1_32,
+    /// In between.
     V1_33,
     /// In between.
     V1_34,
@@ -27,7 +33,15 @@ pub enum Minor {
 
 impl Minor {
     /// All of them, oldest first.
-    pub const ALL: [Self; 4] = [Self::V1_33, Self::V1_34, Self::V1_35, Self::V1_36];
+    pub const ALL: [Self; 7] = [
+        Self::V1_30,
+        Self::V1_31,
+        Self::V1_32,
+        Self::V1_33,
+        Self::V1_34,
+        Self::V1_35,
+        Self::V1_36,
+    ];
 
     /// The full version, of every component.
     pub fn version(self) -> Result<String> {
@@ -48,6 +62,9 @@ impl Minor {
 impl Display for Minor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::V1_30 => "1.30",
+            Self::V1_31 => "1.31",
+            Self::V1_32 => "1.32",
             Self::V1_33 => "1.33",
             Self::V1_34 => "1.34",
             Self::V1_35 => "1.35",

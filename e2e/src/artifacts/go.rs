@@ -32,7 +32,7 @@ pub fn kubernetes(minor: Minor) -> Result<PathBuf> {
     let module = paths::sources().join("kubernetes");
     let [mod_file, sum_file] = minor.module_files();
     let tags = match minor {
-        Minor::V1_33 => "k8s1.33",
+        Minor::V1_30 | Minor::V1_31 | Minor::V1_32 | Minor::V1_33 => "k8s1.33",
         _ => "",
     };
     let version = minor.version()?;
