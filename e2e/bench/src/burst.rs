@@ -1,6 +1,6 @@
-//! `e2e-bench burst`: starts 250 pods with two host ports each at once, on a node with 5,000
+//! `e2e-bench burst`: starts 125 pods with four host ports each at once, on a node with 5,000
 //! mappings, and waits until an external client reaches every port. The plugin has no daemon, so a
-//! container runtime starts 250 plugin processes.
+//! container runtime starts 125 plugin processes.
 
 use std::io::Write as _;
 use std::net::SocketAddrV4;
@@ -22,8 +22,8 @@ use super::{Options, folder};
 use e2e::progress::say;
 
 const ROUNDS: u16 = 3;
-const PODS: u16 = 250;
-const PORTS_PER_POD: u16 = 2;
+const PODS: u16 = 125;
+const PORTS_PER_POD: u16 = 4;
 const PRESENT: u16 = 5_000;
 /// The mappings that are present with iptables, which is measured with 2,000 mappings in total.
 const IPTABLES_PRESENT: u16 = 1_500;
@@ -183,7 +183,7 @@ mod tests {
             .expect("a round")
             .to_string();
         assert!(
-            report.contains("nftables: 3 pods x 2 ports live, 20 present"),
+            report.contains("nftables: 3 pods x 4 ports live, 20 present"),
             "{report}"
         );
     }

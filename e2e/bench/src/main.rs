@@ -90,7 +90,7 @@ enum What {
     Dataplane,
     /// The cost of a change with 20,000 mappings present, with iptables 2,000.
     Control,
-    /// 250 pods at once, until all are reachable.
+    /// 125 pods at once, until all are reachable.
     Burst,
     /// Holding as many ports as the limit of open files allows: time and memory.
     Hold,
