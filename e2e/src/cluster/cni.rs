@@ -110,6 +110,9 @@ pub(crate) fn start_agent(spec: &Spec, index: u8) -> Result<()> {
                 "--enable-cni=false".to_owned(),
                 "--enable-overlay=false".to_owned(),
                 "--enable-ipv6=true".to_owned(),
+                // its IPv6 policies name sets that do not exist yet, and a failure leaves IPv4's undone,
+                // for 5 minutes by default
+                "--iptables-sync-period=5s".to_owned(),
                 format!(
                     "--service-cluster-ip-range={}",
                     network::SERVICE_RANGES.join(",")
