@@ -67,9 +67,13 @@ impl NodeState {
         let reachable = leases.is_empty() || owned && !self.kernel.desired(uid).is_empty();
         let reachable = reachable && self.closed(uid).is_none();
         let own = self.facts(uid).map(|facts| facts.host_ips.as_slice());
-        let own = own.unwrap_or_default();
         let pod_ips = self.pods.get(uid).map(|pod| pod.ips.as_slice());
-        let (node_ip, host_ip) = self.hosts.of_pod(own, pod_ips.unwrap_or_default());
+        let pod_ips = pod_ips.unwrap_or_default();
+        let serves = |host: IpAddr| {
+            let same = |ip: &IpAddr| ip.is_ipv4() == host.is_ipv4();
+            self.filters_family(host) && (pod_ips.is_empty() || pod_ips.iter().any(same))
+        };
+        let (node_ip, host_ip) = self.hosts.of_pod(own.unwrap_or_default(), serves);
         Progress {
             leases,
             held: complete && self.ports.all_held(uid),

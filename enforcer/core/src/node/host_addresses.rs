@@ -18,13 +18,15 @@ pub(super) struct HostAddresses {
 }
 
 impl NodeState {
-    /// Mappings answer at these addresses of the node.
-    pub fn host_addresses_read(&mut self, now: Duration, addresses: BTreeSet<IpAddr>) {
-        if self.hosts.answering.as_ref() != Some(&addresses) {
+    /// Mappings answer at these addresses of the node. Returns whether they are others than before.
+    pub fn host_addresses_read(&mut self, now: Duration, addresses: BTreeSet<IpAddr>) -> bool {
+        let is_new = self.hosts.answering.as_ref() != Some(&addresses);
+        if is_new {
             self.hosts.answering = Some(addresses);
             self.mark_all();
             self.converge(now);
         }
+        is_new
     }
 }
 
@@ -49,16 +51,15 @@ impl HostAddresses {
         known.is_none_or(|addresses| addresses.contains(&ip))
     }
 
-    /// The first address that the API names for the node of a pod, and the first at which the mappings of
-    /// the pod's addresses answer. `own`: what the pod names; right after its start that is none, but the
-    /// other pods name them.
+    /// The first address that the API names for the node of a pod, and the first of a served family at
+    /// which mappings answer. `own`: what the pod names; right after its start that is none, but the other
+    /// pods name them.
     pub(super) fn of_pod(
         &self,
         own: &[IpAddr],
-        pod_ips: &[IpAddr],
+        serves: impl Fn(IpAddr) -> bool,
     ) -> (Option<IpAddr>, Option<IpAddr>) {
-        let same = |ip: &&IpAddr| pod_ips.iter().any(|pod_ip| same_family(**ip, *pod_ip));
-        let is_served = |ip: &&IpAddr| pod_ips.is_empty() || same(ip);
+        let is_served = |ip: &&IpAddr| serves(**ip);
         let named = own.iter().chain(&self.named);
         let mut answering = named.clone().filter(|ip| self.answer_at(**ip));
         let mut others = self.answering.iter().flatten();
@@ -68,7 +69,7 @@ impl HostAddresses {
 
     /// Whether the node has an address of this one's family. Before one is known, it has each.
     pub(super) fn have_family_of(&self, ip: IpAddr) -> bool {
-        let same = |host: &IpAddr| same_family(*host, ip);
+        let same = |host: &IpAddr| host.is_ipv4() == ip.is_ipv4();
         match &self.answering {
             Some(known) => known.iter().any(same),
             None => self.named.is_empty() || self.named.iter().any(same),
@@ -97,8 +98,4 @@ impl HostAddresses {
             ),
         })
     }
-}
-
-fn same_family(ip: IpAddr, other: IpAddr) -> bool {
-    ip.is_ipv4() == other.is_ipv4()
 }
