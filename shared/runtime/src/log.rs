@@ -3,11 +3,13 @@
 //! In a container, standard error is a pipe that the container runtime reads. While the runtime stands
 //! still, as in its restart, the pipe fills up. The program must go on then: lines that find no room are lost.
 
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::AsFd;
+use std::sync::Mutex;
 
 use clap::{Args, ValueEnum};
-use rustix::fs::{FileType, OFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::pipe::PIPE_BUF;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -38,14 +40,10 @@ pub struct LogArgs {
     pub format: LogFormat,
 }
 
-/// Room for some thousands of lines: the most that the kernel allows without a privilege.
-const PIPE_SIZE: usize = 1 << 20;
-
 /// Starts the log. Later calls in the same process (tests) have no effect.
 pub fn init(args: &LogArgs) {
-    // an error leaves a log that may wait for its reader
-    let _ = never_wait(io::stderr());
-    let lines = fmt::layer().with_writer(io::stderr).with_target(false);
+    let lines = fmt::layer().with_target(false);
+    let lines = lines.with_writer(Mutex::new(Impatient::new(io::stderr())));
     let lines = match args.format {
         LogFormat::Json => lines
             .json()
@@ -59,40 +57,95 @@ pub fn init(args: &LogArgs) {
     let _ = registry().with(args.filter.clone()).with(lines).try_init();
 }
 
-/// Makes writes to a pipe fail where they would wait. Other files stay as they are: a terminal is shared
-/// with other programs, and waits for none of them.
-fn never_wait(file: impl AsFd) -> rustix::io::Result<()> {
-    let mode = rustix::fs::fstat(&file)?.st_mode;
-    if FileType::from_raw_mode(mode) != FileType::Fifo {
-        return Ok(());
+/// How long a line waits for a reader. While the reader stands still, only the first one does.
+const PATIENCE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 50_000_000,
+};
+const NO_PATIENCE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 0,
+};
+
+/// Writes lines to a file as long as it has room, and drops them while it has none. The file stays as it is:
+/// other processes may write to it, too.
+struct Impatient<W> {
+    file: W,
+    /// It had no room last time.
+    is_full: bool,
+    /// The last line is not complete.
+    is_cut: bool,
+}
+
+impl<W: Write + AsFd> Impatient<W> {
+    fn new(file: W) -> Self {
+        Self {
+            file,
+            is_full: false,
+            is_cut: false,
+        }
     }
-    let flags = rustix::fs::fcntl_getfl(&file)?;
-    rustix::fs::fcntl_setfl(&file, flags | OFlags::NONBLOCK)?;
-    rustix::pipe::fcntl_setpipe_size(&file, PIPE_SIZE).map(drop)
+
+    /// Whether the file takes [`PIPE_BUF`] bytes at once.
+    fn has_room(&mut self) -> bool {
+        let patience = if self.is_full { NO_PATIENCE } else { PATIENCE };
+        let mut fds = [PollFd::new(&self.file, PollFlags::OUT)];
+        let ready = rustix::event::poll(&mut fds, Some(&patience));
+        self.is_full = !ready.is_ok_and(|ready| ready > 0);
+        !self.is_full
+    }
+}
+
+impl<W: Write + AsFd> Write for Impatient<W> {
+    /// Takes one line, all of it.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let end: &[u8] = if self.is_cut { b"\n" } else { b"" };
+        for chunk in end.chunks(1).chain(line.chunks(PIPE_BUF)) {
+            if !self.has_room() {
+                break;
+            }
+            self.file.write_all(chunk)?;
+            self.is_cut = !chunk.ends_with(b"\n");
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::{ErrorKind, Read, Write};
+    use std::io::Read;
+    use std::time::{Duration, Instant};
 
     use super::*;
 
     #[test]
-    fn a_pipe_that_nobody_reads_takes_many_lines_and_then_refuses_more() {
-        let (mut reader, mut writer) = io::pipe().unwrap();
-        never_wait(&writer).unwrap();
-        let line = [b'x'; 256];
-        let mut lines = 0;
-        let error = loop {
-            match writer.write_all(&line) {
-                Ok(()) => lines += 1,
-                Err(error) => break error,
-            }
-        };
-        assert_eq!(error.kind(), ErrorKind::WouldBlock);
-        assert_eq!(lines, PIPE_SIZE / line.len());
-        // it goes on when the reader does
-        reader.read_exact(&mut [0; 8192]).unwrap();
-        writer.write_all(&line).unwrap();
+    fn a_log_that_nobody_reads_loses_lines_and_does_not_stop_the_program() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let mut log = Impatient::new(writer);
+        let begun = Instant::now();
+        let filler = "x".repeat(2 * PIPE_BUF);
+        for n in 0..1_000 {
+            writeln_at_once(&mut log, &format!("{n} {filler}"));
+        }
+        assert!(begun.elapsed() < Duration::from_secs(30), "it waits");
+        let mut text = vec![0; 1 << 20];
+        let length = reader.read(&mut text).unwrap();
+        let before = String::from_utf8(text[..length].to_vec()).unwrap();
+        assert!(before.starts_with("0 xxx"), "{before:.20}");
+        assert!(!before.ends_with('\n'), "no line was cut");
+        // the reader goes on: so does the log, at the start of a line
+        writeln_at_once(&mut log, "after");
+        drop(log);
+        let mut after = String::new();
+        reader.read_to_string(&mut after).unwrap();
+        assert!(after.ends_with("\nafter\n"), "{after:.20}");
+    }
+
+    fn writeln_at_once(log: &mut Impatient<io::PipeWriter>, line: &str) {
+        log.write_all(format!("{line}\n").as_bytes()).unwrap();
     }
 }
