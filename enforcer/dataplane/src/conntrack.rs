@@ -27,6 +27,7 @@ mod replies;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use portmapping_shared::{Mapping, Protocol};
@@ -49,6 +50,11 @@ const ROUNDS: usize = 16;
 const TRIES: usize = 2;
 /// Most mappings that wait for another try.
 const MOST_WAITING: usize = 16_384;
+/// The shortest pause before another try.
+const RETRY: Duration = Duration::from_secs(5);
+/// The pause lasts this many times as long as the try took: kernels before 5.8 list all connections of the
+/// node, and that may take 1 % of a CPU.
+const REST: u32 = 99;
 
 /// The conntrack entries that changed mappings have left behind. Clones share them.
 #[derive(Clone, Debug, Default)]
@@ -72,8 +78,10 @@ struct Left {
     host_addresses: BTreeSet<IpAddr>,
     /// All host addresses since the start: flows through an earlier one may still exist.
     ever_host_addresses: BTreeSet<IpAddr>,
-    /// An earlier try failed, and was told.
-    is_retry: bool,
+    /// Where the last try failed, which was told.
+    failing: BTreeSet<(Family, Protocol)>,
+    /// Earliest time of the next try, unless a change comes before.
+    retry_at: Option<Instant>,
 }
 
 impl StaleFlows {
@@ -104,10 +112,11 @@ impl StaleFlows {
         self.record([], mappings);
     }
 
-    /// Whether a change, or a try that failed, has left something to clear.
+    /// Whether there is something to clear now.
     #[must_use]
-    pub fn is_left(&self) -> bool {
-        !self.0.left.lock().is_empty()
+    pub fn is_due(&self) -> bool {
+        let left = self.0.left.lock();
+        !left.is_empty() && left.retry_at.is_none_or(|at| at <= Instant::now())
     }
 
     /// Deletes the entries that contradict the rules. Returns how often that failed. Failures are
@@ -120,10 +129,11 @@ impl StaleFlows {
         let mut failures = 0;
         // checked after the lock is free again: what another thread recorded while this one had it is
         // cleared by this one
-        while failures == 0 && self.is_left() {
+        while failures == 0 && !self.0.left.lock().is_empty() {
             let Some(mut socket) = self.0.socket.try_lock() else {
                 break;
             };
+            let begun = Instant::now();
             let left = self.0.left.lock().take();
             let mut failed = Left::default();
             for family in Family::ALL {
@@ -131,7 +141,8 @@ impl StaleFlows {
             }
             if failures > 0 {
                 *socket = None;
-                self.0.left.lock().put_back(failed);
+                let pause = RETRY.max(begun.elapsed() * REST);
+                self.0.left.lock().put_back(failed, begun + pause);
             }
         }
         failures
@@ -168,19 +179,23 @@ impl Left {
     fn forget(&mut self) {
         self.removed.clear();
         self.created.clear();
-        self.is_retry = false;
+        self.failing.clear();
+        self.retry_at = None;
     }
 
     /// What failed is tried again, unless a later change says otherwise. A kernel that fails for good costs
-    /// no more than [`MOST_WAITING`].
-    fn put_back(&mut self, failed: Self) {
+    /// no more than [`MOST_WAITING`]; removed mappings, whose addresses other pods may get, come first.
+    fn put_back(&mut self, failed: Self, at: Instant) {
         let later = self.take();
         (self.removed, self.created) = (failed.removed, failed.created);
         self.add(&later.removed, &later.created);
         if self.removed.len() + self.created.len() > MOST_WAITING {
-            self.forget();
+            self.created.clear();
         }
-        self.is_retry = true;
+        if self.removed.len() > MOST_WAITING {
+            self.removed.clear();
+        }
+        (self.failing, self.retry_at) = (failed.failing, Some(at));
     }
 
     /// Deletes the entries of a family; returns how many protocols failed, and adds their mappings to `failed`.
@@ -206,8 +221,9 @@ impl Left {
                     removed.filter(of_protocol).copied(),
                     created.filter(of_protocol).copied(),
                 );
+                failed.failing.insert((family, protocol));
                 let error: &dyn std::error::Error = &error;
-                if self.is_retry {
+                if self.failing.contains(&(family, protocol)) {
                     tracing::debug!(error, %family, %protocol, "stale conntrack entries remain");
                     continue;
                 }
@@ -260,6 +276,7 @@ impl Left {
 
 /// Deletes stale entries, at most [`AT_ONCE`]; returns whether these were all. Any pod of the node can make
 /// entries of other flows to the same port number, as many as the kernel has room for: they are not kept.
+/// One that cannot be deleted, such as a flow that a network card forwards, keeps no other.
 fn clear_some(
     socket: &mut Socket,
     family: Family,
@@ -285,16 +302,18 @@ fn clear_some(
         Ok(()) | Err(NetlinkError::Interrupted) => {}
         Err(error) => return Err(error),
     }
+    let mut failed = None;
     for entry in found {
         let (header, body) = entry.delete(family);
         match socket.request(header, body, |_| {}) {
             Ok(()) => {}
             // the entry has timed out already
             Err(error) if error.is_refusal(Errno::NOENT) => {}
+            Err(error @ NetlinkError::Refused(_)) => failed = Some(error),
             Err(error) => return Err(error),
         }
     }
-    Ok(is_all)
+    failed.map_or(Ok(is_all), Err)
 }
 
 /// The mappings of one protocol and family that a transaction changed, by host port.

@@ -101,3 +101,36 @@ fn mapping_that_comes_back_before_the_clearing_keeps_its_flows() {
     assert_eq!(left.take().created.len(), 2);
     assert!(left.is_empty());
 }
+
+#[test]
+fn what_failed_is_tried_again_unless_a_later_change_undoes_it() {
+    let [a, b, c] = [20000, 20001, 20002].map(|port| mapping(port, "10.88.0.11"));
+    let flows = StaleFlows::default();
+    flows.record([&a, &b], []);
+    let failed = flows.0.left.lock().take();
+    // b comes back while the clearing fails
+    flows.record([&c], [&b]);
+    let at = Instant::now() + Duration::from_mins(1);
+    flows.0.left.lock().put_back(failed, at);
+    assert!(!flows.is_due(), "tried again at once");
+    let mut left = flows.0.left.lock();
+    assert_eq!(left.removed, [a, c].into());
+    assert_eq!(left.created, [b].into());
+    left.retry_at = Some(Instant::now());
+    drop(left);
+    assert!(flows.is_due());
+}
+
+#[test]
+fn a_kernel_that_refuses_for_good_does_not_fill_the_memory() {
+    let flows = StaleFlows::default();
+    let all: Vec<Mapping> = (0..2 * MOST_WAITING)
+        .filter_map(|n| u16::try_from(n + 1).ok())
+        .map(|port| mapping(port, "10.88.0.11"))
+        .collect();
+    flows.record(all.iter().take(5), all.iter().skip(5));
+    let failed = flows.0.left.lock().take();
+    flows.0.left.lock().put_back(failed, Instant::now());
+    let left = flows.0.left.lock();
+    assert_eq!((left.removed.len(), left.created.len()), (5, 0));
+}
