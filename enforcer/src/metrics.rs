@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicU64;
 
-use portmapping_dataplane::Backend;
+use portmapping_dataplane::detect::Chosen;
 use portmapping_enforcer_core::Counts;
 use portmapping_runtime::metrics::{Labels, add};
 use prometheus_client::metrics::counter::Counter;
@@ -18,8 +18,8 @@ pub struct Metrics {
     /// `outcome` (`ok`, `error` or, for `publish`, `conflict`).
     calls: Family<Labels<2>, Counter>,
     apply_seconds: Histogram,
-    /// By `backend`: `iptables-nft`, `iptables-legacy` or `nftables`.
-    backend: Family<Labels<1>, Gauge>,
+    /// By `backend`: `iptables-nft`, `iptables-legacy` or `nftables`, and `reason`.
+    backend: Family<Labels<2>, Gauge>,
     /// By `family`: `ipv4` or `ipv6`.
     mappings: Family<Labels<1>, Gauge>,
     pods: Gauge,
@@ -152,9 +152,12 @@ impl Metrics {
     }
 
     /// Sets the packet filter in use.
-    pub fn set_backend(&self, backend: Backend) {
-        let backend = backend.as_str();
-        self.backend.get_or_create(&[("backend", backend)]).set(1);
+    pub fn set_backend(&self, chosen: &Chosen) {
+        let labels = [
+            ("backend", chosen.backend.as_str()),
+            ("reason", chosen.cause),
+        ];
+        self.backend.get_or_create(&labels).set(1);
     }
 
     /// Sets whether CNI results are followed.

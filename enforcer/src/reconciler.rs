@@ -34,7 +34,7 @@ use crate::pods::PodUpdate;
 use crate::publish::Publisher;
 use crate::rules_lock::RulesLock;
 use portmapping_dataplane::detect::Chosen;
-use portmapping_dataplane::{Dataplane, DataplaneError, Observed, Obstacle, StaleFlows};
+use portmapping_dataplane::{Dataplane, Observed, Obstacle, StaleFlows};
 use portmapping_keeper::wire::KeeperRole;
 
 /// Patches of pods in flight at once. More wait; none is lost.
@@ -70,8 +70,8 @@ pub(crate) enum ReconcileError {
     )]
     RoleReturned,
     /// The chosen iptables stopped working.
-    #[error("iptables cannot be used any more: starting over, to choose the backend again")]
-    BackendLost(#[source] DataplaneError),
+    #[error("iptables cannot be used any more: starting over, to choose the backend again ({0})")]
+    BackendLost(String),
 }
 
 /// What the loop calls.
@@ -130,7 +130,7 @@ enum Finished {
         /// None if it failed; the next check tries again.
         observed: Option<Observed>,
     },
-    BackendLost(DataplaneError),
+    BackendLost(String),
     TakenOver,
     Published(PodUid, PublishOutcome),
     /// The addresses at which the pod runs, and when the read was asked for.
@@ -178,7 +178,7 @@ impl Reconciler {
     /// Returns a loop that continues from `state`. Times in the state count from `started`.
     #[must_use]
     pub(crate) fn new(state: NodeState, drivers: Drivers, started: Instant) -> Self {
-        drivers.metrics.set_backend(drivers.backend.backend);
+        drivers.metrics.set_backend(&drivers.backend);
         Self {
             state,
             drivers,

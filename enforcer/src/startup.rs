@@ -175,11 +175,13 @@ fn choose_backend(
         (BackendChoice::Nftables, _) => Chosen {
             backend: Backend::Nftables,
             reason: "--backend=nftables".to_owned(),
+            cause: "flag",
             automatic: false,
         },
         (BackendChoice::Iptables, Some(flavour)) => Chosen {
             backend: flavour.into(),
             reason: "--backend=iptables and --iptables".to_owned(),
+            cause: "flag",
             automatic: false,
         },
         (BackendChoice::Iptables, None) => {
@@ -187,6 +189,7 @@ fn choose_backend(
             Chosen {
                 backend: detected.flavour.into(),
                 reason: format!("--backend=iptables; {}", detected.reason),
+                cause: "flag",
                 automatic: false,
             }
         }

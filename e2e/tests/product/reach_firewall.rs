@@ -48,37 +48,42 @@ fn a_pod_says_false_while_a_firewall_drops_all_that_is_forwarded_to_it() -> Resu
 #[test]
 fn a_node_whose_iptables_rules_cannot_be_read_any_more_goes_on_with_nftables() -> Result<()> {
     alone(|cluster| {
-        Space::with(cluster, "reach-backend", |space| {
-            let (web, entry) = mapped(space)?;
-            ensure!(backends(cluster)? == (true, false), "not iptables");
-            let (before, reason) = backend(cluster)?;
-            ensure!(before == "iptables-nft" && !reason.is_empty(), "{before}");
-            // iptables prints no table with such a rule
-            sh(
-                cluster,
-                "nft add rule ip nat POSTROUTING ct status expected return",
-            )?;
-            let moved = eventually("the node to have nftables rules alone", || {
-                ensure!(backends(cluster)? == (false, true), "not yet");
-                let (now, reason) = backend(cluster)?;
-                ensure!(now == "nftables", "{now}: {reason}");
-                space.answers(&web, &entry, Way::Tcp)?;
-                Ok(reason)
-            });
-            let handle =
-                "nft -a list chain ip nat POSTROUTING | sed -n 's/.*ct status.*# handle //p'";
-            sh(
-                cluster,
-                &format!("nft delete rule ip nat POSTROUTING handle $({handle})"),
-            )?;
-            // the backend that works stays, so later tests would find nftables
-            with_flags(cluster, &[], &["--backend=iptables"], || Ok(()))?;
-            let reason = moved?;
-            ensure!(reason.contains("nat"), "{reason}");
-            let same = entries(&space.ready("web")?)? == [entry];
-            ensure!(same, "the mapping changed");
-            Ok(())
-        })
+        goes_on_with_nftables(cluster, "nat", "POSTROUTING")?;
+        goes_on_with_nftables(cluster, "filter", "FORWARD")
+    })
+}
+
+fn goes_on_with_nftables(cluster: &Cluster, table: &str, chain: &str) -> Result<()> {
+    Space::with(cluster, &format!("reach-{table}"), |space| {
+        let (web, entry) = mapped(space)?;
+        ensure!(backends(cluster)? == (true, false), "not iptables");
+        let (before, reason) = backend(cluster)?;
+        ensure!(before == "iptables-nft" && !reason.is_empty(), "{before}");
+        // iptables prints no table with such a rule
+        let chain = format!("ip {table} {chain}");
+        sh(
+            cluster,
+            &format!("nft add rule {chain} ct status expected return"),
+        )?;
+        let moved = eventually("the node to have nftables rules alone", || {
+            ensure!(backends(cluster)? == (false, true), "not yet");
+            let (now, reason) = backend(cluster)?;
+            ensure!(now == "nftables", "{now}: {reason}");
+            space.answers(&web, &entry, Way::Tcp)?;
+            Ok(reason)
+        });
+        let handle = format!("nft -a list chain {chain} | sed -n 's/.*ct status.*# handle //p'");
+        sh(
+            cluster,
+            &format!("nft delete rule {chain} handle $({handle})"),
+        )?;
+        // the backend that works stays, so later tests would find nftables
+        with_flags(cluster, &[], &["--backend=iptables"], || Ok(()))?;
+        let reason = moved?;
+        ensure!(reason.contains(table), "{reason}");
+        let same = entries(&space.ready("web")?)? == [entry];
+        ensure!(same, "the mapping changed");
+        Ok(())
     })
 }
 

@@ -13,6 +13,7 @@ use super::exec::Tools;
 use super::family::Family;
 use super::flavour::Flavour;
 use super::forward;
+use super::iptables::commands::is_incompatible;
 use super::iptables::{self, SavedTables};
 use super::settings::Settings;
 use super::snapshot::Snapshot;
@@ -20,6 +21,7 @@ use super::{DataplaneError, Observed};
 
 /// Prefix of chains that only the programs of Kubernetes make.
 const KUBE_PREFIX: &str = "KUBE-";
+const FILTER: &str = "filter";
 
 /// A backend, and the reason for log and state.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +30,8 @@ pub struct Chosen {
     pub backend: Backend,
     /// Why it is used.
     pub reason: String,
+    /// The same in one word or two, for metrics.
+    pub cause: &'static str,
     /// Whether another one may be chosen when it stops working.
     pub automatic: bool,
 }
@@ -61,6 +65,7 @@ pub fn choose(
         return Chosen {
             backend: *backend,
             reason: "it has the rules of an earlier start".to_owned(),
+            cause: "earlier rules",
             automatic: true,
         };
     }
@@ -84,11 +89,13 @@ pub fn choose(
         Ok(Detected { flavour, reason }) => Chosen {
             backend: flavour.into(),
             reason,
+            cause: "iptables works",
             automatic: true,
         },
         Err(error) => Chosen {
             backend: Backend::Nftables,
             reason: format!("iptables cannot be used: {error}"),
+            cause: "iptables unusable",
             automatic: true,
         },
     }
@@ -101,8 +108,7 @@ fn is_readable(backend: Backend, snapshot: &Snapshot) -> bool {
         Backend::Iptables(Flavour::Legacy) => &snapshot.legacy,
         Backend::Nftables => return true,
     };
-    let ipv6 = saved.ipv6.as_ref().err();
-    saved.ipv4.is_ok() && !ipv6.is_some_and(DataplaneError::is_unprintable)
+    matches!(state(saved), State::Readable(_))
 }
 
 /// The detected iptables, and the reason for the log.
@@ -178,6 +184,13 @@ impl fmt::Display for Contents {
 
 fn state(saved: &SavedTables) -> State {
     let mut contents = Contents::default();
+    if [&saved.ipv4, &saved.ipv6]
+        .into_iter()
+        .flatten()
+        .any(|text| is_incompatible(text, FILTER))
+    {
+        return State::Unreadable(format!("table {FILTER} has rules that nft made"));
+    }
     match &saved.ipv4 {
         Ok(text) => contents.add(text),
         Err(error) if error.is_missing_iptables() => return State::Missing(error.to_string()),

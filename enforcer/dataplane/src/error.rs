@@ -90,9 +90,7 @@ pub enum DataplaneError {
         legacy: String,
     },
     /// The kernel has no nftables, or none that can translate addresses.
-    #[error(
-        "nftables cannot be used on this node: it needs nf_tables with nat for family inet (Linux 5.2 or later) and the capability NET_ADMIN; use --backend=iptables instead"
-    )]
+    #[error("nftables cannot be used on this node: {}", no_nftables(source))]
     NoNftables {
         /// The error of the kernel.
         source: NetlinkError,
@@ -121,6 +119,18 @@ pub enum DataplaneError {
     Several(Vec<DataplaneError>),
 }
 
+fn no_nftables(source: &NetlinkError) -> &'static str {
+    if denied(source) {
+        "the node denies it (NotPermitted): the container lacks the capability NET_ADMIN, or a security module of the node, as managed nodes have, forbids the call; ask who runs the nodes"
+    } else {
+        "it needs nf_tables with nat for family inet (Linux 5.2 or later) and the capability NET_ADMIN; use --backend=iptables instead"
+    }
+}
+
+fn denied(source: &NetlinkError) -> bool {
+    source.is_refusal(Errno::PERM) || source.is_refusal(Errno::ACCESS)
+}
+
 impl DataplaneError {
     /// Returns whether iptables cannot print a rule of another program. This stays so until the rule
     /// is gone.
@@ -137,17 +147,15 @@ impl DataplaneError {
     /// capabilities.
     #[must_use]
     pub fn is_not_permitted(&self) -> bool {
-        let denied = |text: &str| {
+        let says_denied = |text: &str| {
             text.contains("Operation not permitted") || text.contains("Permission denied")
         };
         match self {
-            Self::Refused { stderr, .. } => denied(stderr),
-            Self::Jump { message, .. } => denied(message),
+            Self::Refused { stderr, .. } => says_denied(stderr),
+            Self::Jump { message, .. } => says_denied(message),
             Self::Netlink(source)
             | Self::ElementRefused { source, .. }
-            | Self::NoNftables { source } => {
-                source.is_refusal(Errno::PERM) || source.is_refusal(Errno::ACCESS)
-            }
+            | Self::NoNftables { source } => denied(source),
             Self::Several(errors) => errors.iter().any(Self::is_not_permitted),
             _ => false,
         }
@@ -218,5 +226,30 @@ impl fmt::Display for Joined<'_> {
             write!(f, "{separator}{error}")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::Refusal;
+
+    #[test]
+    fn a_node_that_denies_nftables_is_not_advised_to_use_iptables() {
+        let refusal = |errno| {
+            NetlinkError::Refused(vec![Refusal {
+                message: 0,
+                errno,
+                offset: None,
+                text: None,
+            }])
+        };
+        let text = |errno| {
+            let source = refusal(errno);
+            DataplaneError::NoNftables { source }.to_string()
+        };
+        assert!(text(Errno::PERM).contains("NotPermitted"));
+        assert!(!text(Errno::PERM).contains("--backend=iptables"));
+        assert!(text(Errno::OPNOTSUPP).contains("--backend=iptables"));
     }
 }

@@ -169,6 +169,20 @@ impl Forward {
         tables.chain(others).collect()
     }
 
+    /// Returns why this kind of iptables cannot print FORWARD, if one family's has a rule of another program
+    /// that it cannot print.
+    pub(super) fn unprintable(&self, flavour: Flavour) -> Option<String> {
+        let mut tables = self.tables.iter();
+        let table =
+            tables.find(|table| table.commands.flavour == flavour && table.unreadable.is_some())?;
+        let reason = table.unreadable.as_ref().map(|found| found.reason.as_str());
+        Some(format!(
+            "FORWARD of {flavour} ({}) cannot be read: {}",
+            table.commands.family,
+            reason.unwrap_or_default()
+        ))
+    }
+
     /// Adds the rules where the last read found them missing. A failure is an obstacle, and does not make
     /// the change of the mappings fail.
     pub(super) fn apply(&mut self, wanted: bool) {
@@ -285,7 +299,7 @@ impl Table {
     fn obstacle(&self) -> Option<Obstacle> {
         let family = self.commands.family;
         let chain = format!("FORWARD of {} ({family})", self.commands.flavour);
-        let closed = self.found.closed && self.unreadable.is_none();
+        let mut closed = self.found.closed && self.unreadable.is_none();
         let text = if let Some(Unreadable { reason, drops }) = &self.unreadable {
             let policy = match drops {
                 Some(false) => return None,
@@ -307,6 +321,7 @@ impl Table {
             )
         } else {
             let refused = self.refused.as_ref().filter(|_| self.found.drops)?;
+            closed = self.found.accepts_at.is_none();
             format!(
                 "{chain} drops by default, and no rule of ours can accept mapped ports: {refused}"
             )

@@ -76,6 +76,8 @@ pub struct Observed {
     pub contested: bool,
     /// Chains that drop forwarded packets, and that no rule of ours can open.
     pub obstacles: Vec<Obstacle>,
+    /// Why this kind of iptables cannot print FORWARD any more; None where it can, and with nftables.
+    pub unprintable: Option<String>,
 }
 
 /// What keeps clients from mapped pods, or may do so.

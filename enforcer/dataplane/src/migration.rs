@@ -58,6 +58,7 @@ impl Backend {
 
 /// A backend that takes over the mappings of the others.
 pub struct BackendMigration {
+    backend: Backend,
     to: Box<dyn Dataplane>,
     tools: Tools,
     opened: Instant,
@@ -127,6 +128,7 @@ impl BackendMigration {
             in_other_backends.extend(found.mappings);
         }
         let mut migration = Self {
+            backend,
             to,
             tools,
             opened: Instant::now(),
@@ -208,6 +210,9 @@ impl BackendMigration {
         self.use_of(&observed);
         observed.intact &= self.forward.is_open(self.in_use);
         observed.obstacles = self.forward.obstacles();
+        if let Backend::Iptables(flavour) = self.backend {
+            observed.unprintable = self.forward.unprintable(flavour);
+        }
         // makes the reconciler act even if no pod needs a mapping
         observed.intact &= self.begun || self.from.is_empty();
         observed

@@ -54,6 +54,7 @@ async fn state_is_served_on_the_unix_socket_only() {
             let backend = Chosen {
                 backend: Backend::Nftables,
                 reason: "a test".to_owned(),
+                cause: "iptables works",
                 automatic: true,
             };
             let masquerade = Some(Decision {

@@ -104,9 +104,12 @@ impl Reconciler {
             tracing::debug!(us, "rules read back");
             metrics.record_call("observe", observed.is_ok());
             let observed = match observed {
+                Ok(observed) if automatic && observed.unprintable.is_some() => {
+                    return Finished::BackendLost(observed.unprintable.unwrap_or_default());
+                }
                 Ok(observed) => Some(observed),
                 Err(error) if automatic && error.is_unprintable() => {
-                    return Finished::BackendLost(error);
+                    return Finished::BackendLost(error.to_string());
                 }
                 Err(error) => {
                     tracing::error!(

@@ -15,9 +15,11 @@ pub(super) struct Finding {
     /// Whether a rule that drops every packet comes first. A rule of ours after it has no effect, and we
     /// insert none before it.
     pub(super) sealed: bool,
-    /// Whether the first rule of FORWARD drops every packet, so that none reaches a pod. What comes before a
-    /// later one may accept some: conditions are not looked at.
+    /// Whether a rule of FORWARD drops every packet, and none before it can accept one: none reaches a pod.
+    /// Conditions are not looked at.
     pub(super) closed: bool,
+    /// The place of the first rule of FORWARD that can accept a packet.
+    pub(super) accepts_at: Option<usize>,
     /// Rules of ours, in order.
     pub(super) ours: Vec<String>,
 }
@@ -66,10 +68,22 @@ impl Finding {
             let mut words = rule.split(' ');
             words.next() == Some("-j") && matches!(words.next(), Some("DROP" | "REJECT"))
         };
-        found.closed = rules.first().is_some_and(drops);
+        found.accepts_at = rules.iter().position(may_accept);
+        let end = rules.iter().position(drops);
+        found.closed = end.is_some_and(|end| found.accepts_at.is_none_or(|open| end < open));
         found.drops &= !found.sealed;
         found
     }
+}
+
+/// Whether a packet that matches the rule may be accepted by it, or by the chain that it jumps to.
+fn may_accept(rule: &&str) -> bool {
+    const NEVER: [&str; 4] = ["DROP", "REJECT", "LOG", "NFLOG"];
+    let words: Vec<&str> = rule.split(' ').collect();
+    let mut targets = words
+        .windows(2)
+        .filter(|pair| ["-j", "-g"].contains(&pair[0]));
+    targets.any(|pair| !NEVER.contains(&pair[1]))
 }
 
 /// Follows the rules without a condition. Where one with a condition leaves a chain that was jumped to, some

@@ -53,7 +53,7 @@ fn chains_that_drop_everything_are_followed() {
 }
 
 #[test]
-fn only_a_first_rule_that_drops_everything_closes_forward() {
+fn a_rule_that_drops_everything_closes_forward_where_none_before_it_can_accept() {
     let closed = |rules: &str| {
         let text = format!("*filter\n:FORWARD ACCEPT [0:0]\n:users - [0:0]\n{rules}COMMIT\n");
         Finding::read(&text).closed
@@ -61,6 +61,9 @@ fn only_a_first_rule_that_drops_everything_closes_forward() {
     assert!(closed("-A FORWARD -j DROP\n-A FORWARD -i eth0 -j ACCEPT\n"));
     assert!(closed(
         "-A FORWARD -j REJECT --reject-with icmp-port-unreachable\n"
+    ));
+    assert!(closed(
+        "-A FORWARD -j LOG --log-prefix x\n-A FORWARD -i eth0 -j DROP\n-A FORWARD -j DROP\n"
     ));
     for open in [
         "",
@@ -74,6 +77,22 @@ fn only_a_first_rule_that_drops_everything_closes_forward() {
     }
     let ours = format!("-A FORWARD {COMMENT}-j ACCEPT\n-A FORWARD -j DROP\n");
     assert!(!closed(&ours), "ours comes first");
+}
+
+#[test]
+fn a_chain_accepts_nothing_without_a_rule_that_can_accept() {
+    let accepts_nothing = |rules: &str| {
+        Finding::read(&format!("*filter\n:FORWARD DROP [0:0]\n{rules}COMMIT\n"))
+            .accepts_at
+            .is_none()
+    };
+    assert!(accepts_nothing(""));
+    assert!(accepts_nothing(
+        "-A FORWARD -i eth0 -j DROP\n-A FORWARD -j LOG\n"
+    ));
+    for rule in ["-i eth0 -j ACCEPT", "-j users", "-g users", "-j RETURN"] {
+        assert!(!accepts_nothing(&format!("-A FORWARD {rule}\n")), "{rule}");
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use portmapping_shared::{ContainerPort, Mapping, Protocol};
+use portmapping_shared::{ContainerPort, HostPort, Mapping, Protocol};
 
 use super::commands::Commands;
 use super::layout::{JUMPS, Layout, NAT, Pod};
@@ -84,9 +84,17 @@ fn rules(family: Family, settings: &Settings) -> Vec<String> {
     let chains = layout.chains(&protocols, &leaves, &pod.collect());
     let jumps = JUMPS.map(|jump| jump.rule.to_owned());
     let all = chains.into_values().flatten().chain(jumps);
-    let all = all.map(|rule| without_jump(&rule));
+    let all = all.map(|rule| without_jump(&rule)).chain(others(port));
     let by_options: BTreeMap<String, String> = all.map(|rule| (options(&rule), rule)).collect();
     by_options.into_values().collect()
+}
+
+/// Returns rules with the matches that we use in other tables.
+fn others(port: HostPort) -> [String; 2] {
+    [
+        format!("-m conntrack --ctstate DNAT --ctorigdstport {port}:{port} -j RETURN"),
+        "-m conntrack --ctstate INVALID -j RETURN".to_owned(),
+    ]
 }
 
 /// Returns the rule with a verdict instead of a jump to a chain of ours, which is not there.
