@@ -1,13 +1,18 @@
 //! Do rules that another program flushes come back?
 
-use anyhow::{Result, ensure};
+use std::net::{SocketAddr, UdpSocket};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
 use e2e::Cluster;
+use serde_json::json;
 
 use crate::reach::backends;
 use crate::support::load::Changes;
-use crate::support::outside::Way;
+use crate::support::outside::{Way, at};
 use crate::support::parts::with_flags;
-use crate::support::pods::{MappedPort, entries, mapped_pod, on_node};
+use crate::support::pods::{MappedPort, annotated, entries, mapped_pod, on_node, pod};
 use crate::support::space::Space;
 use crate::support::{alone, eventually, first_node};
 
@@ -61,6 +66,60 @@ fn flushed_rules_come_back_while_a_user_changes_mappings_without_a_pause() -> Re
             repaired
         })
     })
+}
+
+/// Removes the jump to our rules, and nothing of others.
+const CUT: &str = "iptables -t nat -L PREROUTING -n --line-numbers | \
+                   awk '/PORTMAPPING/ { print $1 }' | xargs iptables -t nat -D PREROUTING";
+/// More clients than begin to send before and after the damage is there.
+const CLIENTS: u64 = 400;
+const APART: Duration = Duration::from_micros(1500);
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The kernel keeps the way of a client's first datagram as long as it goes on sending.
+#[test]
+fn clients_that_begin_while_rules_are_damaged_are_answered() -> Result<()> {
+    alone(|cluster| {
+        Space::with(cluster, "survive-early", |space| {
+            let node = first_node(cluster)?;
+            let ports = json!([{ "containerPort": 9041, "protocol": "UDP" }]);
+            let server = pod("web", &["--udp", "9041"], &ports);
+            space.create(&on_node(annotated(server, ""), &node))?;
+            let web = space.ready("web")?;
+            let entry: MappedPort = entries(&web)?.remove(0);
+            space.answers(&web, &entry, Way::Udp)?;
+            let to = space.endpoint(&web, &entry)?;
+            let clients = at(cluster, "client", move || unanswered(to))?;
+            thread::sleep(APART * 100);
+            let cut = cluster.exec(&node, &["sh", "-ec", CUT])?;
+            ensure!(cut.status.success(), "{cut:?}");
+            let unanswered = clients.join().ok().context("the clients panicked")???;
+            ensure!(unanswered == 0, "{unanswered} of {CLIENTS} clients");
+            Ok(())
+        })
+    })
+}
+
+/// Clients begin to send one after the other, and go on until they have an answer; how many get none.
+fn unanswered(to: SocketAddr) -> Result<usize> {
+    let mut waiting = Vec::new();
+    for _ in 0..CLIENTS {
+        let client = UdpSocket::bind("0.0.0.0:0")?;
+        client.connect(to)?;
+        client.set_nonblocking(true)?;
+        client.send(b"who are you?\n")?;
+        waiting.push(client);
+        thread::sleep(APART);
+    }
+    let begun = Instant::now();
+    while !waiting.is_empty() && begun.elapsed() < PATIENCE {
+        waiting.retain(|client| client.recv(&mut [0; 64]).is_err());
+        for client in &waiting {
+            client.send(b"who are you?\n")?;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    Ok(waiting.len())
 }
 
 /// More than a test may take: only what the kernel announces can tell the enforcer of damage.

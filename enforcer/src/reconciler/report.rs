@@ -13,20 +13,28 @@ impl Reconciler {
     /// used.
     pub(super) fn end_read(&mut self, now: Duration, before: u64, observed: Option<Observed>) {
         self.observing = false;
-        if self.drivers.stale_flows.is_left() {
-            self.clear_stale_flows();
-        }
+        let flows = self.drivers.stale_flows.clone();
+        let mut repairs = false;
         match observed {
             Some(observed) if before == self.changes => {
                 self.report(&observed);
                 // known before what was read maps a pod
                 self.state.forward_read(now, closed(&observed.obstacles));
+                let moved = self.state.host_addresses_read(now, observed.host_addresses);
+                // a connection may have begun while its rule was not there, or did not match
+                repairs = !observed.intact;
+                if moved || repairs || self.expected_mappings.is_none() {
+                    flows.found(&observed.mappings);
+                }
                 let (mappings, intact) = (observed.mappings, observed.intact);
                 self.read_again |= !self.state.observed(now, mappings, intact);
-                self.state.host_addresses_read(now, observed.host_addresses);
             }
             Some(_) => self.read_again = true,
             None => self.state.read_failed(now),
+        }
+        // a repair is followed by a clearing
+        if !repairs && flows.is_due() {
+            self.clear_stale_flows();
         }
         self.update_metrics();
     }
