@@ -18,10 +18,7 @@ const OVERLAYS: [(&str, &str); 4] = [
 ];
 const COMPONENTS: [(&str, &str); 5] = [
     ("critical-quota", "resourceQuota=true"),
-    (
-        "no-preemption",
-        "enforcer.priorityClassName=portmapping-enforcer",
-    ),
+    ("critical", CRITICAL),
     ("network-policy", "networkPolicy=true"),
     (
         "host-network",
@@ -29,6 +26,9 @@ const COMPONENTS: [(&str, &str); 5] = [
     ),
     ("openshift", "openshift=true"),
 ];
+
+/// The priority classes with which enforcer and webhook win against pods of users.
+pub(crate) const CRITICAL: &str = "enforcer.priorityClassName=system-node-critical,webhook.priorityClassName=system-cluster-critical";
 
 /// By kind and name; without the Namespace, which Helm does not render, without Helm's hooks, and with variables in one order.
 fn comparable(objects: Vec<Value>) -> BTreeMap<(String, String), Value> {

@@ -65,6 +65,11 @@ const PLACES: &str = "
 replicas: [{name: webhook, count: 3}]
 patches:
 - patch: |
+    apiVersion: scheduling.k8s.io/v1
+    kind: PriorityClass
+    metadata: {name: portmapping-enforcer}
+    $patch: delete
+- patch: |
     apiVersion: apps/v1
     kind: DaemonSet
     metadata: {name: enforcer, namespace: portmapping-system}
@@ -108,6 +113,20 @@ patches:
             - {name: health, containerPort: 8082}
 ";
 
+const NO_CLASS: &str = "
+patches:
+- patch: |
+    apiVersion: scheduling.k8s.io/v1
+    kind: PriorityClass
+    metadata: {name: portmapping-enforcer}
+    $patch: delete
+- patch: |
+    apiVersion: apps/v1
+    kind: DaemonSet
+    metadata: {name: enforcer, namespace: portmapping-system}
+    spec: {template: {spec: {priorityClassName: null}}}
+";
+
 /// The terms of a node affinity, as `--set` takes them.
 fn affinity(of: &str) -> String {
     let terms = "nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms";
@@ -136,6 +155,7 @@ fn each_value_does_what_a_patch_of_the_base_does() -> Result<()> {
         ("images", IMAGES, images),
         ("settings", SETTINGS, set),
         ("places", PLACES, placed.as_str()),
+        ("no class", NO_CLASS, "enforcer.priorityClassName="),
     ] {
         let patched = overlay(what, &format!("resources: [MANIFESTS/base]\n{text}"))?;
         agree(what, patched, chart(NAMESPACE, values)?)?;

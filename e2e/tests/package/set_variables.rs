@@ -3,6 +3,7 @@
 use anyhow::{Result, bail, ensure};
 use serde_json::{Value, json};
 
+use crate::agree::CRITICAL;
 use crate::render::{chart, find, kustomize, overlay};
 
 /// Every container of the two workloads.
@@ -108,6 +109,47 @@ fn the_chart_refuses_a_range_or_an_address_that_the_programs_would_refuse() -> R
         ("hostAddresses", r"10.0.0.0/24\, fd00::/64\,fd00::1"),
     ] {
         render(value, text)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn only_the_classes_that_an_operator_chooses_evict_pods() -> Result<()> {
+    let critical = "resources: [MANIFESTS/base]\ncomponents: [MANIFESTS/components/critical]\n";
+    let (enforcer, webhook) = (
+        json!("system-node-critical"),
+        json!("system-cluster-critical"),
+    );
+    let ours = json!("portmapping-enforcer");
+    for (what, objects, classes) in [
+        ("base", kustomize("base")?, [&ours, &Value::Null]),
+        ("chart", chart("any", "")?, [&ours, &Value::Null]),
+        (
+            "critical",
+            overlay("classes", critical)?,
+            [&enforcer, &webhook],
+        ),
+        ("the values", chart("any", CRITICAL)?, [&enforcer, &webhook]),
+        (
+            "no class",
+            chart("any", "enforcer.priorityClassName=")?,
+            [&Value::Null; 2],
+        ),
+    ] {
+        let workloads = [("DaemonSet", "enforcer"), ("Deployment", "webhook")];
+        for ((kind, name), class) in workloads.into_iter().zip(classes) {
+            let pod = &find(&objects, kind, name)?["spec"]["template"]["spec"];
+            let found = &pod["priorityClassName"];
+            ensure!(found == class, "{what}: {name} has the class {found}");
+        }
+        // a class that nothing uses would only be in the way
+        let own = find(&objects, "PriorityClass", "portmapping-enforcer");
+        ensure!(own.is_ok() == (classes[0] == &ours), "{what}: {own:?}");
+        if let Ok(own) = own {
+            ensure!(own["preemptionPolicy"] == "Never", "{what}: {own}");
+            // above it the API server takes system-* only
+            ensure!(own["value"] == 1_000_000_000, "{what}: {own}");
+        }
     }
     Ok(())
 }

@@ -19,8 +19,8 @@ use crate::support::space::Space;
 use crate::support::{POLL, config, enforcer, eventually, get};
 
 const SYSTEM: &str = install::NAMESPACE;
-/// A class that waits for room; the default one evicts a pod.
-const CLASS: &str = "enforcer.priorityClassName=portmapping-enforcer";
+/// A class that evicts a pod where it finds no room; the default one waits.
+const CLASS: &str = "enforcer.priorityClassName=system-node-critical";
 /// How long a node may take to start all pods that it can have.
 const FULL: Duration = Duration::from_mins(10);
 
@@ -73,15 +73,13 @@ fn one_stuck_node_does_not_stop_the_update_of_the_others() -> Result<()> {
 
 #[test]
 #[ignore = "fills a node with all pods that it can have; by command"]
-fn the_update_of_a_full_node_evicts_no_pod_where_its_class_never_preempts() -> Result<()> {
+fn the_update_of_a_full_node_evicts_no_pod_unless_its_class_preempts() -> Result<()> {
     let mut cluster = Cluster::start(&Config {
         nodes: 1,
         ..config("full")
     })?;
     e2e::artifacts::go::release_tools()?;
     install::install(&mut cluster)?;
-    chart(&cluster, &["install", "--take-ownership"], CLASS)?;
-    rolled_out(&cluster)?;
     let node = cluster.nodes()?.remove(0);
     Space::with(&cluster, "full", |space| {
         let room = room(&cluster, &node)?;
@@ -101,30 +99,23 @@ fn the_update_of_a_full_node_evicts_no_pod_where_its_class_never_preempts() -> R
             })
         })?;
         println!("{room} pods of a user fill the node");
+        let before = uid(&enforcer(&cluster, &node)?)?;
         restart(&cluster)?;
         eventually("the scheduler to find no room", || {
-            let which = [
-                "-n",
-                SYSTEM,
-                "pods",
-                "-l",
-                "app.kubernetes.io/component=enforcer",
-            ];
-            let text = get(&cluster, &which)?.to_string();
+            let text = json!(enforcers(&cluster)?).to_string();
             ensure!(text.contains("Too many pods"), "{text}");
             Ok(())
         })?;
         ensure!(living(space)?.len() == room, "a pod was evicted");
+        let old = enforcers(&cluster)?;
+        let goes_on = |pod: &Value| uid(pod).is_ok_and(|it| it == before) && is_true(pod, "Ready");
+        ensure!(old.iter().any(goes_on), "the old one ended: {old:?}");
         space.kubectl(&["delete", "pod", &names[0]])?;
         rolled_out(&cluster)?;
         ensure!(living(space)?.len() == room - 1, "a pod was evicted");
 
-        // the class that the installation has by default
-        chart(
-            &cluster,
-            &["upgrade"],
-            "enforcer.priorityClassName=system-node-critical",
-        )?;
+        // one place is free, so this update of the class itself evicts none
+        chart(&cluster, &["install", "--take-ownership"], CLASS)?;
         rolled_out(&cluster)?;
         space.create(&user(&names[0]))?;
         eventually("the node to be full again", || {
@@ -135,9 +126,23 @@ fn the_update_of_a_full_node_evicts_no_pod_where_its_class_never_preempts() -> R
         rolled_out(&cluster)?;
         let left = living(space)?.len();
         ensure!(left == room - 1, "{left} pods of {room} are left");
+        println!("{CLASS} evicts one of them");
         Ok(())
     })?;
     cluster.stop()
+}
+
+/// The enforcers, also those that have no node yet.
+fn enforcers(cluster: &Cluster) -> Result<Vec<Value>> {
+    let which = [
+        "-n",
+        SYSTEM,
+        "pods",
+        "-l",
+        "app.kubernetes.io/component=enforcer",
+    ];
+    let pods = get(cluster, &which)?;
+    Ok(pods["items"].as_array().context("no list")?.clone())
 }
 
 /// How many pods a node can still have.
