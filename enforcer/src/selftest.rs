@@ -40,11 +40,12 @@ mod reach;
 
 pub use reach::{answer, reach};
 
-/// The policies that name the enforcers' account.
-const POLICIES: [&str; 3] = [
-    "portmapping-users",
-    "portmapping-namespaces",
-    "portmapping-enforcer",
+/// The policies, and the account that each must name.
+const POLICIES: [(&str, &str); 4] = [
+    ("portmapping-users", "enforcer"),
+    ("portmapping-namespaces", "enforcer"),
+    ("portmapping-enforcer", "enforcer"),
+    ("portmapping-webhook", "webhook"),
 ];
 /// Longest wait for one call.
 const CALL_LIMIT: Duration = Duration::from_secs(15);
@@ -137,10 +138,11 @@ impl Test {
         ));
         let policies: Api<ValidatingAdmissionPolicy> = Api::all(client());
         let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(client());
-        for name in POLICIES {
+        for (name, account) in POLICIES {
             let policy = call("GET an admission policy", policies.get_opt(name)).await?;
             let binding = call("GET a policy's binding", bindings.get_opt(name)).await?;
-            let found = fault::of_policy(name, policy.as_ref(), binding.is_some(), namespace);
+            let account = fault::account(namespace, account);
+            let found = fault::of_policy(name, policy.as_ref(), binding.is_some(), account);
             faults.extend(found);
         }
         let sets: Api<DaemonSet> = Api::default_namespaced(client());

@@ -11,3 +11,4 @@ mod agree;
 mod agree_values;
 mod name_namespaces;
 mod set_variables;
+mod test_job;

@@ -191,19 +191,22 @@ fn control_plane(cluster: &Cluster) -> Result<()> {
         "validatingadmissionpolicybinding",
         "portmapping-users",
     ])?;
-    let path = "/spec/matchConditions/0/expression";
-    let other = "request.userInfo.username == 'system:serviceaccount:portmapping-system:enforcer'";
-    let other = json!([{ "op": "replace", "path": path, "value": other }]);
-    json_patch(
-        &["validatingadmissionpolicy", "portmapping-enforcer"],
-        other,
-    )?;
+    for account in ["enforcer", "webhook"] {
+        let path = "/spec/matchConditions/0/expression";
+        let other = format!(
+            "request.userInfo.username == 'system:serviceaccount:portmapping-system:{account}'"
+        );
+        let other = json!([{ "op": "replace", "path": path, "value": other }]);
+        let policy = format!("portmapping-{account}");
+        json_patch(&["validatingadmissionpolicy", &policy], other)?;
+    }
     names(
         cluster,
         &[
             "the caBundle of the registration portmapping is empty",
             "the admission policy portmapping-users or its binding does not exist",
             "the admission policy portmapping-enforcer does not name the account system:serviceaccount:elsewhere:enforcer",
+            "the admission policy portmapping-webhook does not name the account system:serviceaccount:elsewhere:webhook",
         ],
     )?;
     let chart = e2e::paths::manifests().join("chart");

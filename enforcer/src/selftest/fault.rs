@@ -22,13 +22,13 @@ pub(super) enum Fault {
     )]
     NoCaBundle(&'static str),
     #[error(
-        "the admission policy {0} or its binding does not exist: anyone who may write pods could write a result. \
+        "the admission policy {0} or its binding does not exist: what it forbids is possible. \
          Install portmapping again"
     )]
     NoPolicy(&'static str),
     #[error(
-        "the admission policy {policy} does not name the account {account}, so the API server refuses what the \
-         enforcers write. For another namespace use manifests/transformers/namespace, or the chart"
+        "the admission policy {policy} does not name the account {account}: it refuses what this account must write, \
+         or allows it everything. For another namespace use manifests/transformers/namespace, or the chart"
     )]
     OtherAccount {
         policy: &'static str,
@@ -68,8 +68,10 @@ pub(super) enum Fault {
     },
 }
 
-/// The part of a name of an account before the namespace.
-const ACCOUNT: &str = "system:serviceaccount";
+/// Returns the name of a service account as the API server sees it.
+pub(super) fn account(namespace: &str, name: &str) -> String {
+    format!("system:serviceaccount:{namespace}:{name}")
+}
 
 pub(super) fn of_registration(
     name: &'static str,
@@ -90,12 +92,11 @@ pub(super) fn of_policy(
     name: &'static str,
     found: Option<&ValidatingAdmissionPolicy>,
     bound: bool,
-    namespace: &str,
+    account: String,
 ) -> Option<Fault> {
     let Some(found) = found.filter(|_| bound) else {
         return Some(Fault::NoPolicy(name));
     };
-    let account = format!("{ACCOUNT}:{namespace}:enforcer");
     let spec = found.spec.as_ref();
     let conditions = spec.and_then(|spec| spec.match_conditions.as_ref());
     let quoted = format!("'{account}'");

@@ -41,7 +41,7 @@ impl Template {
         let name = format!("portmapping-test-{index}");
         let args = json!(["test-answer", "--name", name, "--port", PORT.to_string()]);
         let mut pod = self.pod(&name, node, MAPPED, &args);
-        pod["metadata"]["annotations"] = json!({ ANNOTATION: "" });
+        pod["metadata"]["annotations"][ANNOTATION] = json!("");
         pod["spec"]["containers"][0]["ports"] = json!([{ "containerPort": PORT }]);
         pod
     }
@@ -67,6 +67,7 @@ impl Template {
                     "sidecar.istio.io/inject": "false",
                     "istio.io/dataplane-mode": "none",
                 },
+                "annotations": { "linkerd.io/inject": "disabled" },
             },
             "spec": {
                 "nodeName": node, // also on nodes that the scheduler would not choose
@@ -102,3 +103,6 @@ impl Template {
 pub(super) fn client_name(index: usize) -> String {
     format!("portmapping-test-client-{index}")
 }
+
+#[cfg(test)]
+mod tests;

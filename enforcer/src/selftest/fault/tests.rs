@@ -15,25 +15,24 @@ fn policy(account: &str) -> ValidatingAdmissionPolicy {
 
 #[test]
 fn a_policy_must_name_the_account_of_its_own_namespace() {
-    let ours = policy("system:serviceaccount:there:enforcer");
-    assert_eq!(of_policy("p", Some(&ours), true, "there"), None);
-    // a longer name with the same end or beginning is another account
-    for other in ["elsewhere", "ther", "there2"] {
-        let text = of_policy("p", Some(&ours), true, other)
-            .unwrap()
-            .to_string();
-        assert!(
-            text.contains(&format!("system:serviceaccount:{other}:enforcer")),
-            "{text}"
-        );
+    for name in ["enforcer", "webhook"] {
+        let ours = policy(&format!("system:serviceaccount:there:{name}"));
+        let found =
+            |policy, bound, namespace| of_policy("p", policy, bound, account(namespace, name));
+        assert_eq!(found(Some(&ours), true, "there"), None);
+        // a longer name with the same end or beginning is another account
+        for other in ["elsewhere", "ther", "there2"] {
+            let text = found(Some(&ours), true, other).unwrap().to_string();
+            let missing = format!("system:serviceaccount:{other}:{name}");
+            assert!(text.contains(&missing), "{text}");
+        }
+        let absent = Some(Fault::NoPolicy("p"));
+        assert_eq!(found(Some(&ours), false, "there"), absent, "no binding");
+        assert_eq!(found(None, true, "there"), absent);
     }
-    let absent = Some(Fault::NoPolicy("p"));
-    assert_eq!(
-        of_policy("p", Some(&ours), false, "there"),
-        absent,
-        "no binding"
-    );
-    assert_eq!(of_policy("p", None, true, "there"), absent);
+    let enforcers = policy("system:serviceaccount:there:enforcer");
+    let found = of_policy("p", Some(&enforcers), true, account("there", "webhook"));
+    assert!(found.is_some(), "the other account");
 }
 
 #[test]
