@@ -1,6 +1,7 @@
 //! The directories in which a container runtime may write CNI results, and which of them is in use.
 
 use std::fmt::{self, Display};
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,6 +33,14 @@ impl Directories {
         // of equals `max_by_key` returns the last
         let found = self.0.iter().rev().filter_map(changed);
         found.max_by_key(|(order, _)| *order).map(|(_, dir)| dir)
+    }
+
+    /// Returns the first directory that this process may not look at. It may exist, and be in use.
+    pub(super) fn denied(&self) -> Option<(PathBuf, std::io::Error)> {
+        self.0.iter().find_map(|dir| {
+            let error = std::fs::metadata(dir).err()?;
+            (error.kind() == ErrorKind::PermissionDenied).then(|| (dir.to_path_buf(), error))
+        })
     }
 
     /// Waits until one may have been created, at most for `limit`.

@@ -117,7 +117,7 @@ impl Watcher {
                     self.dir = dir;
                     self.follow().await
                 }
-                None => Err(WatchError::NoneExists(self.dirs.to_string())),
+                None => Err(none_in_use(&self.dirs)),
             };
             self.metrics.set_cni_watched(false);
             if matches!(error, WatchError::Closed) {
@@ -328,6 +328,15 @@ impl Watcher {
     }
 }
 
+/// Returns why none of the directories is followed. Under SELinux a denied one looks like a missing one
+/// to a program that ignores the error.
+fn none_in_use(dirs: &Directories) -> WatchError {
+    match dirs.denied() {
+        Some((path, source)) => WatchError::Unwatchable { path, source },
+        None => WatchError::NoneExists(dirs.to_string()),
+    }
+}
+
 /// Reads and parses files; blocks.
 fn read_files(dir: &Path, own: &OwnAddresses, names: Vec<OsString>) -> Vec<(OsString, Reading)> {
     let read = |name: OsString| {
@@ -357,3 +366,6 @@ fn age(written: Duration) -> u64 {
     let age = now.unwrap_or_default().saturating_sub(written);
     u64::try_from(age.as_micros()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests;
