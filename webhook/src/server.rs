@@ -311,7 +311,7 @@ impl Http {
             let timeouts = self.limits.timeouts;
             let deadline = || timeouts.deadline(slot.activity());
             // the activity may change at any time, and nothing tells this loop
-            let look_again = Instant::now() + timeouts.busy;
+            let next_check = Instant::now() + timeouts.busy;
             tokio::select! {
                 // an error here has its cause in the client: it disconnected or broke the protocol
                 _ended = connection.as_mut() => return,
@@ -320,7 +320,7 @@ impl Http {
                     connection.as_mut().graceful_shutdown();
                 }
                 () = slot.evicted.cancelled() => return,
-                () = sleep_until(deadline().min(look_again)) => {
+                () = sleep_until(deadline().min(next_check)) => {
                     if deadline() <= Instant::now() {
                         return self.metrics.record_closed("silent");
                     }

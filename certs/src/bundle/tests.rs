@@ -103,7 +103,7 @@ fn without_a_webhook_of_ours_no_bundle_is_in_place() {
 }
 
 #[tokio::test]
-async fn watches_its_own_registration_from_the_last_version_that_it_was_told() {
+async fn watches_its_own_registration_from_the_last_version_that_it_received() {
     let event = |kind: &str, object: Value| (200, json!({ "type": kind, "object": object }));
     let (_code, gone) = Script::status(410);
     let script = Script::new([

@@ -21,7 +21,7 @@ use super::stats::{median, ratio};
 use super::{Options, folder};
 use e2e::artifacts::{go, rust};
 
-mod again;
+mod reacquire;
 
 const FIRST: u16 = 20_000;
 /// As many as fit into a limit of 20,000 open files, together with the other files of the process.
@@ -80,7 +80,7 @@ pub(super) fn run(options: &Options) -> Result<Report> {
             .against(PEER, median(&theirs), ratio(&ours, &theirs)),
         );
     }
-    again::run(options, &keeper, &mut report)?;
+    reacquire::run(options, &keeper, &mut report)?;
     Ok(report)
 }
 

@@ -157,7 +157,7 @@ fn silent_misses() -> Vec<Row> {
 }
 
 #[test]
-fn a_typo_in_the_key_or_the_annotation_outside_the_template_is_told() -> Result<()> {
+fn a_typo_in_the_key_or_the_annotation_outside_the_template_gives_a_warning() -> Result<()> {
     on_both(|session| {
         session.check(&silent_misses())?;
         // of a pod with many annotations only the number is compared before they are read

@@ -293,7 +293,7 @@ fn a_sidecar_is_reached_while_it_drains_after_the_main_container_ended() -> Resu
 }
 
 #[test]
-fn a_typo_in_a_later_request_keeps_the_mapping_and_is_told() -> Result<()> {
+fn a_typo_in_a_later_request_keeps_the_mapping_and_emits_an_event() -> Result<()> {
     shared(|cluster| {
         Space::with(cluster, "life-typo", |space| {
             space.create(&mapped_pod("web"))?;
@@ -312,10 +312,10 @@ fn a_typo_in_a_later_request_keeps_the_mapping_and_is_told() -> Result<()> {
                     "{condition}"
                 );
                 let events = space.events("web")?;
-                let told = |(reason, note): &(String, String)| {
+                let named = |(reason, note): &(String, String)| {
                     reason == "InvalidRequest" && note.contains("htpp")
                 };
-                ensure!(events.iter().any(told), "{events:?}");
+                ensure!(events.iter().any(named), "{events:?}");
                 Ok(())
             })?;
             space.answers(&before, &entry, Way::Http)

@@ -31,7 +31,7 @@ fn restore(cluster: &Cluster) -> Result<()> {
 }
 
 /// A new enforcer is not Ready, and its log has one line that names the policy and the account.
-fn refusal_is_told(cluster: &Cluster) -> Result<()> {
+fn refusal_is_logged(cluster: &Cluster) -> Result<()> {
     let label = "app.kubernetes.io/component=enforcer";
     let pods = get(cluster, &["-n", install::NAMESPACE, "pods", "-l", label])?;
     let pods = pods["items"].as_array().context("no list of pods")?;
@@ -41,33 +41,33 @@ fn refusal_is_told(cluster: &Cluster) -> Result<()> {
         let name = pod["metadata"]["name"].as_str().context("no name")?;
         let logs = ["-n", install::NAMESPACE, "logs", name, "-c", "enforcer"];
         let log = cluster.kubectl_run(logs)?;
-        let told: Vec<_> = log
+        let lines: Vec<_> = log
             .lines()
             .filter(|line| line.contains("may not publish results"))
             .collect();
-        ensure!(told.len() == 1, "{} lines: {log}", told.len());
+        ensure!(lines.len() == 1, "{} lines: {log}", lines.len());
         for part in [
             "system:serviceaccount:portmapping-system:enforcer",
             "portmapping-enforcer",
         ] {
-            ensure!(told[0].contains(part), "{part} is missing: {}", told[0]);
+            ensure!(lines[0].contains(part), "{part} is missing: {}", lines[0]);
         }
-        ensure!(told[0].len() < 1_500, "a long line: {}", told[0]);
+        ensure!(lines[0].len() < 1_500, "a long line: {}", lines[0]);
     }
     Ok(())
 }
 
 #[test]
-fn an_account_that_the_policies_do_not_name_is_told_and_the_enforcer_is_not_ready() -> Result<()> {
+fn an_account_that_no_policy_names_is_logged_and_the_enforcer_is_not_ready() -> Result<()> {
     alone(|cluster| {
         name_another_account(cluster)?;
         let restart = ["rollout", "restart", "daemonset/enforcer"];
         cluster.kubectl_run([&["-n", install::NAMESPACE], &restart[..]].concat())?;
-        let told = eventually("a new enforcer to say that it is refused", || {
-            refusal_is_told(cluster)
+        let logged = eventually("a new enforcer to say that it is refused", || {
+            refusal_is_logged(cluster)
         });
         restore(cluster)?;
-        told?;
+        logged?;
         // it asks again, and is Ready without a restart
         install::rolled_out(cluster, install::NAMESPACE, "daemonset/enforcer")?;
         roll(cluster)

@@ -9,7 +9,7 @@ mod socket;
 mod wire;
 
 pub use batch::Batch;
-pub use error::{NetlinkError, Refusal};
+pub use error::{NetlinkError, RefusedMessage};
 pub use socket::{Options, Socket};
 pub use wire::{
     Attribute, Attributes, Encoder, HEADER_BYTES, Header, MAX_ATTRIBUTE, Message, Messages, Nest,

@@ -33,7 +33,7 @@ mod take;
 
 pub(super) use channel::Channel;
 pub(super) use give::answer;
-pub(super) use take::{Activity, NoRoom, Predecessors, Taken, survey, take_over};
+pub(super) use take::{NoRoom, PeerState, Predecessors, Taken, survey, take_over};
 
 /// How long a handover may take, on either side: 20,000 sockets take about 50 ms.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -82,6 +82,7 @@ enum Message {
     /// Ports with a descriptor each, and ports held without.
     Batch {
         held: Vec<PortKey>,
+        // the name on the wire is kept, so that keepers of earlier versions read it
         #[serde(rename = "noted")]
         without_socket: Vec<PortKey>,
     },

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::handover::{self, Activity, Channel, NoRoom, Predecessors, RETAIN, Taken};
+use super::handover::{self, Channel, NoRoom, PeerState, Predecessors, RETAIN, Taken};
 use super::run_dir::RunDir;
 use super::socket::Published;
 use super::table::PortTable;
@@ -68,7 +68,7 @@ impl Peers {
             .lock(Instant::now() + LOCK_TIMEOUT)
             .map_err(|source| setup("the lock of the run directory", source))?;
         // without the lock another keeper may be about to become active
-        let taken = if lock.is_some() && self.survey() <= Activity::Ending {
+        let taken = if lock.is_some() && self.survey() <= PeerState::Ending {
             self.take()
         } else {
             tracing::info!(
@@ -148,10 +148,10 @@ impl Peers {
     }
 
     /// Asks what the others do.
-    fn survey(&self) -> Activity {
-        let activity = handover::survey(&self.run_dir);
-        self.record_silence(activity == Activity::Silent);
-        activity
+    fn survey(&self) -> PeerState {
+        let state = handover::survey(&self.run_dir);
+        self.record_silence(state == PeerState::Silent);
+        state
     }
 
     /// Becomes active when it is this keeper's turn, for as long as the process lives.
@@ -198,10 +198,10 @@ impl Peers {
     fn is_next(&self) -> bool {
         !self.table.is_ending()
             && match self.survey() {
-                Activity::Retired | Activity::Ending => true,
-                Activity::Unattended => self.table.is_attended(),
-                Activity::Silent => self.table.is_attended() && self.is_passed_over(),
-                Activity::Attended => false,
+                PeerState::Retired | PeerState::Ending => true,
+                PeerState::Unattended => self.table.is_attended(),
+                PeerState::Silent => self.table.is_attended() && self.is_passed_over(),
+                PeerState::Attended => false,
             }
     }
 

@@ -24,7 +24,7 @@ use std::time::Duration;
 use futures::AsyncBufRead;
 use kube::api::{Api, ListParams, VersionMatch, WatchEvent, WatchParams};
 use kube::core::Request;
-use kube::core::request::Error as RequestError;
+use kube::core::request::Error as BuildError;
 use kube::{Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
@@ -265,7 +265,7 @@ where
     }
 
     /// Sends a request, and returns its response as it arrives.
-    async fn request(&mut self, request: Result<Unsent, RequestError>) -> kube::Result<Body> {
+    async fn request(&mut self, request: Result<Unsent, BuildError>) -> kube::Result<Body> {
         let request = request.map_err(kube::Error::BuildRequest)?;
         let response = self.client.request_stream(request).await?;
         Ok(Box::pin(response))

@@ -33,7 +33,7 @@ impl FineTimes {
         let thread = thread::spawn(move || {
             priority::favour_this_thread()?;
             while !until.load(Ordering::Relaxed) {
-                look_and_change(&file).context("change a file in memory")?;
+                read_and_change(&file).context("change a file in memory")?;
                 thread::sleep(EVERY);
             }
             Ok(())
@@ -60,7 +60,7 @@ impl Drop for FineTimes {
     }
 }
 
-fn look_and_change(file: &OwnedFd) -> io::Result<()> {
+fn read_and_change(file: &OwnedFd) -> io::Result<()> {
     fstat(file)?;
     let now = Timespec {
         tv_sec: 0,

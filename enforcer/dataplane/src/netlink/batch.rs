@@ -1,6 +1,6 @@
 //! Many changes as one transaction of `nf_tables`: the kernel makes all of them or none.
 
-use super::error::Refusal;
+use super::error::RefusedMessage;
 use super::wire::{Attribute, Attributes, Encoder, Header, flags, u32_at};
 
 /// `NFNL_MSG_BATCH_BEGIN`.
@@ -118,7 +118,7 @@ impl Batch {
 
     /// Returns the attribute that a refusal is about.
     #[must_use]
-    pub fn attribute(&self, refusal: &Refusal) -> Option<Attribute<'_>> {
+    pub fn attribute(&self, refusal: &RefusedMessage) -> Option<Attribute<'_>> {
         let start = *self.starts.get(refusal.message)?;
         let bytes = self.encoder.as_bytes();
         let length = u32_at(bytes, start)? as usize;

@@ -61,13 +61,13 @@ pub enum NetlinkError {
     StaleGeneration,
     /// The kernel refused the request. If it was a batch, nothing was changed.
     #[error("the kernel refused: {}", Joined(.0))]
-    Refused(Vec<Refusal>),
+    Refused(Vec<RefusedMessage>),
 }
 
 impl NetlinkError {
     /// Returns the refusals; none if the error is another one.
     #[must_use]
-    pub fn refusals(&self) -> &[Refusal] {
+    pub fn refusals(&self) -> &[RefusedMessage] {
         match self {
             Self::Refused(refusals) => refusals,
             _ => &[],
@@ -93,7 +93,7 @@ impl NetlinkError {
 
 /// One message that the kernel refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub struct RefusedMessage {
     /// Which of the messages sent, counted from 0 (in a batch, 0 is the message that begins it).
     pub message: usize,
     /// The error number.
@@ -104,7 +104,7 @@ pub struct Refusal {
     pub text: Option<String>,
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for RefusedMessage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             message,
@@ -129,7 +129,7 @@ impl fmt::Display for Refusal {
 }
 
 /// Reads a message of kind `NLMSG_ERROR`; None for an acknowledgement.
-pub(super) fn refusal(message: &Message<'_>, first: u32) -> Option<Refusal> {
+pub(super) fn refusal(message: &Message<'_>, first: u32) -> Option<RefusedMessage> {
     let code = u32_at(message.payload, 0)?.cast_signed();
     if code == 0 {
         return None;
@@ -138,7 +138,7 @@ pub(super) fn refusal(message: &Message<'_>, first: u32) -> Option<Refusal> {
         Some(errno @ 1..=MAX_ERRNO) => Errno::from_raw_os_error(errno),
         _ => Errno::PROTO,
     };
-    let mut refusal = Refusal {
+    let mut refusal = RefusedMessage {
         message: message.sequence.wrapping_sub(first) as usize,
         errno,
         offset: None,
@@ -164,7 +164,7 @@ pub(super) fn refusal(message: &Message<'_>, first: u32) -> Option<Refusal> {
     Some(refusal)
 }
 
-struct Joined<'a>(&'a [Refusal]);
+struct Joined<'a>(&'a [RefusedMessage]);
 
 /// How many refusals an error text names; a batch has one for each message that is refused.
 const NAMED: usize = 3;

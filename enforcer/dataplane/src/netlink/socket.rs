@@ -19,7 +19,7 @@ use rustix::net::{
 };
 
 use super::batch::Batch;
-use super::error::{NetlinkError, Refusal, refusal};
+use super::error::{NetlinkError, RefusedMessage, refusal};
 use super::wire::{Encoder, Header, Message, Messages, flags};
 
 sockopt_impl!(
@@ -198,7 +198,7 @@ impl Socket {
         let first = self.send(encoder)?;
         let last = batch.messages() - if end { 2 } else { 1 };
         let mut acknowledged = false;
-        let mut refusals: Vec<Refusal> = Vec::new();
+        let mut refusals: Vec<RefusedMessage> = Vec::new();
         let begun = Instant::now();
         loop {
             // all answers are queued when the send returns, so only the first needs a wait
@@ -221,7 +221,7 @@ impl Socket {
                 }
             }
         }
-        let stale = |refusal: &Refusal| refusal.message == 0 && refusal.errno == RESTART;
+        let stale = |refusal: &RefusedMessage| refusal.message == 0 && refusal.errno == RESTART;
         if refusals.iter().any(stale) {
             Err(NetlinkError::StaleGeneration)
         } else if refusals.is_empty() {

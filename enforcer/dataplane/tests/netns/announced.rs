@@ -25,8 +25,8 @@ struct Hints {
 }
 
 impl Hints {
-    fn of(lab: &Lab, drift: ChangeMonitor) -> Self {
-        lab.node.run(|| drift.listen()).expect("listen");
+    fn of(lab: &Lab, change_monitor: ChangeMonitor) -> Self {
+        lab.node.run(|| change_monitor.listen()).expect("listen");
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_time()
@@ -35,7 +35,7 @@ impl Hints {
         let (sender, changed) = watch::channel(0);
         let token = CancellationToken::new();
         let ending = token.clone();
-        runtime.spawn(async move { drift.hint(sender, ending).await });
+        runtime.spawn(async move { change_monitor.hint(sender, ending).await });
         Self {
             runtime,
             changed,

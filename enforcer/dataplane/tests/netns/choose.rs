@@ -243,7 +243,7 @@ fn kernel_that_refuses_our_rules_moves_the_node_to_nftables() {
 }
 
 #[test]
-fn program_that_is_killed_is_told_from_one_that_fails() {
+fn program_that_is_killed_is_distinguished_from_one_that_fails() {
     let lab = Lab::new();
     let interrupted = |programs: &Unprivileged| {
         let tools = programs.tools();

@@ -70,7 +70,7 @@ fn error_output_is_reported(flavour: Flavour) {
 
 /// iptables-legacy does not say what it lacks.
 #[test]
-fn missing_right_is_told_from_other_errors() {
+fn missing_right_is_distinguished_from_other_errors() {
     let flavour = Flavour::Nft;
     let lab = lab(flavour);
     let programs = Programs::new(flavour);

@@ -212,7 +212,7 @@ fn adopt(port: PortKey, fd: OwnedFd) -> Option<(PortKey, HeldPort)> {
 
 /// What the most active one of the other keepers does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Activity {
+pub(crate) enum PeerState {
     /// No other keeper holds the node's ports.
     Retired,
     /// It holds them and ends.
@@ -226,33 +226,33 @@ pub(crate) enum Activity {
 }
 
 /// Asks every other keeper what it does.
-pub(crate) fn survey(run_dir: &RunDir) -> Activity {
+pub(crate) fn survey(run_dir: &RunDir) -> PeerState {
     let deadline = Instant::now() + HANDOVER_TIMEOUT;
     let ask = Message::Status {
         v: VERSION,
         details: true,
     };
-    let activity = |peer: &Path| {
+    let state = |peer: &Path| {
         let first = deadline.min(Instant::now() + FIRST_ANSWER_TIMEOUT);
         let answer = match open(peer, &ask, first) {
-            Ok(None) => return Activity::Retired,
+            Ok(None) => return PeerState::Retired,
             Ok(Some(channel)) => channel.recv(Some(first)),
             Err(error) => Err(error),
         };
         match answer {
-            Ok(Some((Message::Retired, _))) => Activity::Retired,
-            Ok(Some((Message::Ending, _))) => Activity::Ending,
-            Ok(Some((Message::Unattended, _))) => Activity::Unattended,
-            Ok(_) => Activity::Attended,
+            Ok(Some((Message::Retired, _))) => PeerState::Retired,
+            Ok(Some((Message::Ending, _))) => PeerState::Ending,
+            Ok(Some((Message::Unattended, _))) => PeerState::Unattended,
+            Ok(_) => PeerState::Attended,
             // it ended after the connect: the next question is refused
-            Err(error) if is_end(&error) => Activity::Attended,
-            Err(_) => Activity::Silent,
+            Err(error) if is_end(&error) => PeerState::Attended,
+            Err(_) => PeerState::Silent,
         }
     };
     // an unreadable directory has no peers that could be asked to hand over
     let peers = run_dir.peers().unwrap_or_default();
-    let activities = peers.iter().map(|peer| activity(peer));
-    activities.max().unwrap_or(Activity::Retired)
+    let states = peers.iter().map(|peer| state(peer));
+    states.max().unwrap_or(PeerState::Retired)
 }
 
 /// Connects and sends the request. Returns None for a dead keeper, whose socket file it removes, and for a

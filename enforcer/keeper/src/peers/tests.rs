@@ -127,14 +127,14 @@ fn stays_active(answer: &[u8]) {
 }
 
 #[test]
-fn the_lock_of_the_run_directory_that_cannot_be_taken_is_told() {
+fn the_lock_of_the_run_directory_that_cannot_be_taken_is_named_in_the_error() {
     let dir = tempfile::tempdir().unwrap();
     let table = PortTable::new(10, |_| unreachable!());
     table.stand_by();
     let peers = Peers::new(table, RunDir::open(dir.path()).unwrap());
     std::fs::create_dir(dir.path().join("lock")).unwrap();
-    let told = peers.take_over().unwrap_err().to_string();
-    assert!(told.contains("the lock of the run directory"), "{told}");
+    let error = peers.take_over().unwrap_err().to_string();
+    assert!(error.contains("the lock of the run directory"), "{error}");
 }
 
 #[test]

@@ -114,8 +114,8 @@ fn written_at(id: &str, second: u64) -> Reading {
     })
 }
 
-fn times(news: &SandboxUpdate) -> Vec<(String, Duration)> {
-    let all = match news {
+fn times(update: &SandboxUpdate) -> Vec<(String, Duration)> {
+    let all = match update {
         SandboxUpdate::Up(sandbox) => std::slice::from_ref(sandbox),
         SandboxUpdate::Listed(all) => all,
         SandboxUpdate::Down(_) => &[],
@@ -167,8 +167,8 @@ fn new_files_of_a_list_are_later_than_known_ones_and_ordered_by_time() {
         (file("2").to_owned(), written_at("b", 30)),
         (file("1").to_owned(), written_at("a", 1000)),
     ]);
-    let seconds = |news| {
-        let times = times(news).into_iter();
+    let seconds = |update| {
+        let times = times(update).into_iter();
         times
             .map(|(_, written)| written.as_secs())
             .collect::<Vec<_>>()

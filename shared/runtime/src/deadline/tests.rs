@@ -25,7 +25,7 @@ async fn an_error_response_is_the_cause() {
 }
 
 #[tokio::test]
-async fn a_refusal_of_the_api_server_is_told_in_its_own_words() {
+async fn a_refusal_of_the_api_server_is_reported_in_its_own_words() {
     let status = kube::core::Status::failure("pods \"web\" is forbidden: no", "Forbidden");
     let call = async { Err::<(), _>(kube::Error::Api(Box::new(status))) };
     let error = within(Duration::from_secs(9), "PATCH pods/status", call)

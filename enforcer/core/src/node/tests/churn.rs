@@ -68,7 +68,7 @@ fn a_port_that_never_had_a_rule_is_free_at_once() {
 }
 
 #[test]
-fn a_pod_with_too_many_ports_at_rest_gets_no_new_one_and_is_told_until_when() {
+fn a_pod_with_too_many_ports_at_rest_gets_no_new_one_and_its_condition_says_until_when() {
     let mut node = node("20000-20999");
     let last = [(1, "TCP"), (2, "TCP"), (3, "TCP"), (4, "UDP"), (5, "SCTP")];
     for (port, protocol) in last {

@@ -27,7 +27,7 @@ fn mapped(range: &str, request: &str) -> Node {
 const ONE: &str = r#"[{"containerPort":9040}]"#;
 
 #[test]
-fn a_mapped_pod_gives_its_port_to_a_static_host_port_and_both_are_told() {
+fn a_mapped_pod_gives_its_port_to_a_static_host_port_and_both_get_an_event() {
     let mut node = mapped("20000-20000", ONE);
     assert_eq!(node.host_ports("a"), [20_000]);
     node.state.pod_gone(node.now, &"uid-none".parse().unwrap());

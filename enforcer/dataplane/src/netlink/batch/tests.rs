@@ -59,7 +59,7 @@ fn refused_item_is_found() {
     let mut batch = long_list(2000);
     batch.seal(true);
     // in the second message of the list, after header, table, list and two items of 116 bytes
-    let refusal = Refusal {
+    let refusal = RefusedMessage {
         message: 2,
         errno: Errno::EXIST,
         offset: Some(20 + 12 + 4 + 2 * 116),
@@ -73,7 +73,7 @@ fn refused_item_is_found() {
         Some(first_of_second + 2)
     );
     for (message, offset) in [(2, usize::MAX), (2, 1 << 20), (9, 0)] {
-        let nowhere = Refusal {
+        let nowhere = RefusedMessage {
             message,
             offset: Some(offset),
             ..refusal.clone()

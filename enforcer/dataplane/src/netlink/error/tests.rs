@@ -14,7 +14,7 @@ fn answer(code: i32, flags: u16, after: &[u8]) -> Vec<u8> {
     payload
 }
 
-fn read(payload: &[u8], flags: u16) -> Option<Refusal> {
+fn read(payload: &[u8], flags: u16) -> Option<RefusedMessage> {
     let message = Message {
         kind: 2,
         flags,
@@ -37,7 +37,7 @@ fn offset_and_text_are_read_behind_a_whole_or_capped_request() {
     attributes.bytes(OFFSET, &36_u32.to_ne_bytes());
     for flags in [flags::ACK_TLVS, flags::ACK_TLVS | flags::CAPPED] {
         let refusal = read(&answer(-2, flags, attributes.as_bytes()), flags).unwrap();
-        let expected = Refusal {
+        let expected = RefusedMessage {
             message: 2,
             errno: Errno::NOENT,
             offset: Some(36),

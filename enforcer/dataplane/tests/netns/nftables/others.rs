@@ -90,7 +90,7 @@ fn services_of_others_in_the_range_answer() {
     let _pod1 = serve(&lab.pod1, "pod1", 9040);
     let mut driver = lab.driver(Backend::Nftables);
     driver.reconcile(&[map(Udp, 20001, POD1, 9040)]);
-    let _stranger = serve(&lab.node, "node", 20000);
+    let _other_service = serve(&lab.node, "node", 20000);
     for from in [&lab.client, &lab.node] {
         assert!(ask_udp(from, at(NODE, 20000)).unwrap().starts_with("node"));
         assert!(
