@@ -21,6 +21,7 @@ mod ports;
 mod recovery;
 mod replies;
 mod scale;
+mod static_pods;
 mod static_ports;
 mod truth;
 mod uninstalled;

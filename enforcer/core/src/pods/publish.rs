@@ -1,6 +1,5 @@
 //! What the API must say about a pod, and the one write that makes it say so.
 
-use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -10,8 +9,8 @@ use portmapping_shared::{Backoff, InvalidRequest, PortRequest, ResultEntry};
 
 use super::facts::{PodFacts, Want};
 use super::result::describe_port;
-use super::state::{PodState, Progress, Refusal};
-use super::unmapped::DELETION;
+use super::state::{PodState, Progress};
+use super::unmapped::Refusal;
 use crate::action::{Condition, EventKind, Publication, PublishOutcome, Record};
 
 /// Waits between attempts to write one pod.
@@ -25,63 +24,6 @@ const MAX_OUTDATED: usize = 8;
 const MESSAGE_BYTES: usize = 1000;
 /// Added for a pod that was annotated while it ran, or created while the webhook was not there.
 const UNGATED: &str = " (no readiness gate: Ready did not wait for this)";
-
-/// What was written for a pod, and what was said about it in events.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Publish {
-    in_flight: Option<Publication>,
-    /// Versions of the pod that our writes have replaced and the watch may still show. They would
-    /// make us write again.
-    outdated: VecDeque<String>,
-    retry_at: Option<Duration>,
-    /// The pod has ended and is being deleted: a write before would have no reader.
-    quiet_until: Option<Duration>,
-    /// The last write was based on a version that is not the newest.
-    conflicted: bool,
-    failures: u32,
-    /// The last refusal that an event reported.
-    last_event: Option<Refusal>,
-    /// The last result that an event reported, or that the API showed first.
-    announced: Option<String>,
-}
-
-impl Publish {
-    /// Whether one of our writes has replaced this version of the pod. A watch shows versions in
-    /// order, so the first that is not outdated ends the wait for older ones.
-    pub(crate) fn is_outdated(&mut self, version: &String) -> bool {
-        let outdated = self.outdated.contains(version);
-        if !outdated {
-            self.forget_outdated();
-        }
-        outdated
-    }
-
-    /// No version that is still to come is outdated.
-    pub(crate) fn forget_outdated(&mut self) {
-        self.outdated.clear();
-    }
-
-    /// The API shows this record. `first`: for the first time, and the writer of a result in it
-    /// has announced that. `newer`: in another version than before.
-    pub(crate) fn seen(&mut self, record: &Record, first: bool, newer: bool) {
-        if first {
-            self.announced.clone_from(&record.annotation);
-        }
-        if newer && self.conflicted {
-            self.conflicted = false;
-            self.retry_at = None;
-        }
-    }
-
-    /// The pod has ended and is being deleted. A finalizer may keep it.
-    pub(crate) fn wait_for_deletion(&mut self, now: Duration) {
-        self.quiet_until = Some(now + DELETION);
-    }
-
-    pub(super) fn next_deadline(&self) -> Option<Duration> {
-        self.retry_at.into_iter().chain(self.quiet_until).min()
-    }
-}
 
 impl PodState {
     /// The API server answered a publication. Returns the event to emit.

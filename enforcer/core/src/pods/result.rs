@@ -1,10 +1,14 @@
-//! A pod's result: the ports it has, and those that an earlier result names.
+//! A pod's result: the ports it has, those that an earlier result names, and those that a forged one names.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::time::Duration;
 
-use portmapping_shared::{HostPort, LeasedPort, RequestedPort, ResultEntry, annotation};
+use portmapping_shared::annotation::{self, Value};
+use portmapping_shared::{HostPort, LeasedPort, RequestedPort, ResultEntry};
 
+use super::facts::Want;
+use super::forgery::forged;
 use super::state::{PodState, Progress, serves};
 use crate::ports::WantedPort;
 
@@ -64,6 +68,43 @@ impl PodState {
             }
         };
         self.unleased(leases).map(wanted).collect()
+    }
+
+    /// Checks the result in the API. Returns the note of the event to emit. `first`: the API shows
+    /// the pod for the first time.
+    ///
+    /// A result that we wrote is not forged, however old it is. The same is true for a result of an
+    /// earlier enforcer.
+    pub(crate) fn check_result(
+        &mut self,
+        now: Duration,
+        leases: &BTreeSet<LeasedPort>,
+        first: bool,
+    ) -> Option<String> {
+        let record = &self.facts.as_ref()?.record;
+        let value = record.annotation.clone().unwrap_or_default();
+        let ours = self.forgery.written.contains(&value);
+        let result = annotation::classify(&value) == Value::Result;
+        if ours || !result || !matches!(self.want, Want::Ports(_)) {
+            self.forgery.found = None;
+            return None;
+        }
+        if first && self.is_earlier_result(&value, leases) {
+            self.forgery.record_written(value);
+            return None;
+        }
+        let Some(foreign) = self.foreign_port(&value, leases) else {
+            self.forgery.found = None;
+            return None;
+        };
+        if self.forgery.found.as_ref() == Some(&value) {
+            return None;
+        }
+        self.forgery.found = Some(value);
+        self.forgery
+            .events
+            .record(now)
+            .then(|| forged(&foreign, ""))
     }
 
     /// The first port that a result names and the pod does not have, in words; None where the pod

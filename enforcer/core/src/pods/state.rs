@@ -10,19 +10,12 @@ use portmapping_shared::{InvalidRequest, LeasedPort, Mapping, PodUid, PortKey, R
 use super::contest::{Contest, contested};
 use super::facts::{PodFacts, Want};
 use super::forgery::Forgery;
-use super::publish::Publish;
-use super::unmapped::{Confirmation, Unmapped};
+use super::unmapped::{Confirmation, Refusal, Unmapped};
+use super::writes::Publish;
 use crate::action::{Condition, EventKind};
 use crate::limiter::{Allowance, Limiter};
 use crate::ports::{StaticPort, key_of};
 use crate::sandbox::AddressSource;
-
-/// Why a pod is not mapped.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Refusal {
-    pub(crate) kind: EventKind,
-    pub(crate) message: String,
-}
 
 /// How far ports and kernel are with a pod.
 pub(crate) struct Progress<'a> {
