@@ -2,11 +2,13 @@
 //! fetched from outside the cluster.
 
 use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use crate::artifacts::image::ECHO;
 use crate::cluster::Cluster;
 use crate::install::{self, picture, rolled_out};
 use crate::progress::{Step, out};
@@ -26,8 +28,8 @@ struct Answer {
 
 /// Shows the product at work in a cluster that is up and has it installed.
 pub(crate) fn run(cluster: &Cluster) -> Result<()> {
-    let example = paths::manifests().join("examples/deployment.yaml");
     let step = Step::start("kubectl apply -f manifests/examples/deployment.yaml");
+    let example = with_own_image(cluster)?;
     process::run(
         cluster.kubectl().args(["apply", "-f"]).arg(&example),
         Duration::from_mins(1),
@@ -60,6 +62,27 @@ pub(crate) fn run(cluster: &Cluster) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Writes the example with an image that the cluster has: it cannot pull the public one.
+fn with_own_image(cluster: &Cluster) -> Result<PathBuf> {
+    let container = |field: &str| format!("/spec/template/spec/containers/0/{field}");
+    let patch = json!([
+        { "op": "replace", "path": container("image"), "value": ECHO },
+        { "op": "remove", "path": container("command") },
+        { "op": "add", "path": container("args"), "value": ["--http", "9040"] },
+    ]);
+    let mut kubectl = cluster.kubectl();
+    kubectl.args(["patch", "--local", "--type=json", "--output=json"]);
+    kubectl.arg(format!("--patch={patch}"));
+    let example = paths::manifests().join("examples/deployment.yaml");
+    kubectl.arg("--filename").arg(example);
+    let patched = process::run(&mut kubectl, Duration::from_mins(1))?;
+    let file = cluster
+        .note("hello.json")
+        .context("the demo runs on a cluster of this harness only")?;
+    fs::write(&file, patched).with_context(|| format!("write {}", file.display()))?;
+    Ok(file)
 }
 
 fn ask_all(cluster: &Cluster) -> Result<Vec<Answer>> {

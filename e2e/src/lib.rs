@@ -2,6 +2,9 @@
 //! kubelet, containerd and kube-proxy, a control plane, and a client outside the cluster, all on one
 //! dual-stack fabric.
 //!
+//! It owns the programs and images that the cluster is built from, the clusters and their folders under
+//! `target/e2e`, the demo, chaos, and the tables of what was tried.
+//!
 //! ```text
 //! owner          root namespaces; everything ends when it ends
 //! └ init         pid 1 of the cluster, only reaps
@@ -12,8 +15,8 @@
 //!     └ client   a machine that is not part of the cluster
 //! ```
 //!
-//! Tests use [`Cluster`]; people use the `e2e` program, which is the same code. This crate knows
-//! nothing of the product's types: it sees the product as its users do.
+//! Tests use [`Cluster`]; people use the `e2e` program, which is the same code. It must not know the
+//! product's types: it sees the product as its users do.
 
 pub mod api;
 pub mod artifacts;

@@ -219,7 +219,7 @@ impl Endpoints {
     }
 }
 
-/// One try: a lost packet is a failure, and so is a late rule.
+/// One try: a lost packet and a late rule are failures.
 fn call(endpoint: SocketAddr) -> std::io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&endpoint, CALL)?;
     stream.set_read_timeout(Some(CALL))?;

@@ -1,4 +1,6 @@
-//! The admission webhook: decides about pods that ask for host ports.
+//! The admission webhook: decides about pods that ask for host ports. It owns the answer to a review
+//! (what is admitted, changed and refused), and the HTTPS server with its limits on connections, bytes
+//! and time.
 //!
 //! ```text
 //! TCP --> server (TLS, limits, drain) --> routes (body, deadline) --> review --> mutate
@@ -6,9 +8,9 @@
 //!         response <-- review (AdmissionReview) <-------- Verdict <----------------+
 //! ```
 //!
-//! A response depends on the request alone: this crate reads nothing from the cluster and keeps no
-//! state between requests. It knows nothing of nodes, host port numbers or the enforcer. All that it
-//! writes to the cluster is its own certificate and caBundle, through `portmapping-certs`.
+//! A response depends on the request alone: this crate must not read anything from the cluster for it,
+//! or keep state between requests. It must not know nodes, host port numbers or the enforcer. All that
+//! it writes to the cluster is its own certificate and caBundle, through `portmapping-certs`.
 
 pub mod app;
 pub mod args;
