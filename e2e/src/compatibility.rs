@@ -70,7 +70,10 @@ pub struct Conformance {
     pub passed: usize,
     /// Tests that failed.
     pub failed: Vec<String>,
-    /// Reason -> how many tests were not run.
+    /// What the product refuses -> how many tests do that, and were not run.
+    #[serde(default)]
+    pub refused: BTreeMap<String, usize>,
+    /// Reason -> how many tests were not run for another one.
     pub skipped: BTreeMap<String, usize>,
     /// How many pods of the tests were mapped.
     pub mapped: usize,
@@ -126,7 +129,31 @@ fn print(runs: &[Run]) -> String {
          |---|---|---|---|---|---|---|---|\n"
         .to_owned();
     for run in runs {
-        let Run::Small(Small {
+        if let Run::Small(small) = run {
+            let _ = writeln!(text, "{}", small.row());
+        }
+    }
+    text += "\n| kernel | suite | tests | passed | skipped | failed |\n|---|---|---|---|---|---|\n";
+    for run in runs {
+        if let Run::Kernel(kernel) = run {
+            let _ = writeln!(text, "{}", kernel.row());
+        }
+    }
+    text += "\n| Kubernetes' own tests | passed | failed | refused by portmapping | skipped | mapped pods |\n\
+         |---|---|---|---|---|---|\n";
+    for run in runs {
+        if let Run::Conformance(conformance) = run {
+            let _ = writeln!(text, "{}", conformance.row());
+        }
+    }
+    text
+}
+
+impl Small {
+    /// Returns the row of the table.
+    #[must_use]
+    pub fn row(&self) -> String {
+        let Self {
             cni,
             kubernetes,
             containerd,
@@ -136,77 +163,59 @@ fn print(runs: &[Run]) -> String {
             forced,
             other_address,
             policy,
-        }) = run
-        else {
-            continue;
-        };
+        } = self;
         let forced = forced
             .iter()
             .fold(String::new(), |_, name| format!(", {name} forced"));
         let other = other_address.join(", ");
-        let _ = writeln!(
-            text,
+        format!(
             "| {cni} | {kubernetes} | {containerd} | {proxy_mode} | {kernel} | {auto} by itself{forced} | {other} | {policy} |"
-        );
+        )
     }
-    text += "\n| kernel | suite | tests | passed | skipped | failed |\n|---|---|---|---|---|---|\n";
-    let kernels = || {
-        runs.iter().filter_map(|run| match run {
-            Run::Kernel(kernel) => Some(kernel),
-            Run::Small(_) | Run::Conformance(_) => None,
-        })
-    };
-    for Kernel {
-        kernel,
-        suite,
-        passed,
-        skipped,
-        failed,
-    } in kernels()
-    {
-        let (skipped, failed) = (skipped.len(), failed.len());
-        let all = passed + skipped + failed;
-        let _ = writeln!(
-            text,
-            "| {kernel} | {suite} | {all} | {passed} | {skipped} | {failed} |"
-        );
-    }
-    // one line per reason: a test per backend has the same
-    let mut reasons: BTreeMap<(&str, &str), usize> = BTreeMap::new();
-    for Kernel {
-        kernel, skipped, ..
-    } in kernels()
-    {
+}
+
+impl Kernel {
+    fn row(&self) -> String {
+        let Self {
+            kernel,
+            suite,
+            passed,
+            skipped,
+            failed,
+        } = self;
+        // a test per backend has the same reason
+        let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
         for why in skipped.values() {
-            *reasons.entry((kernel, why)).or_default() += 1;
+            *reasons.entry(why.clone()).or_default() += 1;
         }
+        let (why, failed) = (counted(&reasons), failed.len());
+        let all = passed + skipped.len() + failed;
+        format!("| {kernel} | {suite} | {all} | {passed} | {why} | {failed} |")
     }
-    for ((kernel, why), count) in reasons {
-        let _ = write!(text, "\n{kernel}, {count} skipped: {why}.");
-    }
-    text += "\n\n| Kubernetes' own tests | passed | failed | skipped | mapped pods |\n|---|---|---|---|---|\n";
-    for run in runs {
-        let Run::Conformance(Conformance {
+}
+
+impl Conformance {
+    fn row(&self) -> String {
+        let Self {
             kubernetes,
             passed,
             failed,
+            refused,
             skipped,
             mapped,
-        }) = run
-        else {
-            continue;
-        };
-        let why: Vec<_> = skipped
-            .iter()
-            .map(|(why, count)| format!("{count}: {why}"))
-            .collect();
-        let (failed, why) = (failed.len(), why.join("; "));
-        let _ = writeln!(
-            text,
-            "| {kubernetes} | {passed} | {failed} | {why} | {mapped} |"
-        );
+        } = self;
+        let (failed, refused, skipped) = (failed.len(), counted(refused), counted(skipped));
+        format!("| {kubernetes} | {passed} | {failed} | {refused} | {skipped} | {mapped} |")
     }
-    text
+}
+
+/// How many tests each reason has, for a cell of a table.
+fn counted(reasons: &BTreeMap<String, usize>) -> String {
+    if reasons.is_empty() {
+        return "0".to_owned();
+    }
+    let counted = reasons.iter().map(|(why, count)| format!("{count}: {why}"));
+    counted.collect::<Vec<_>>().join("; ")
 }
 
 #[cfg(test)]
@@ -214,7 +223,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_run_has_a_row_and_each_reason_a_line() {
+    fn each_run_has_a_row_with_the_reasons_of_what_it_left_out() {
         let kernel = Kernel {
             kernel: "5.10.0".to_owned(),
             suite: "netns".to_owned(),
@@ -239,20 +248,26 @@ mod tests {
             kubernetes: "v1.36.3".to_owned(),
             passed: 7,
             failed: Vec::new(),
-            skipped: [("no DNS".to_owned(), 2)].into(),
+            refused: [("takes all annotations".to_owned(), 1)].into(),
+            skipped: [("no DNS".to_owned(), 2), ("no image".to_owned(), 4)].into(),
             mapped: 9,
         };
         let runs = [
             Run::Small(small),
+            Run::Kernel(Kernel {
+                kernel: "6.1.0".to_owned(),
+                skipped: BTreeMap::new(),
+                ..kernel.clone()
+            }),
             Run::Kernel(kernel),
             Run::Conformance(conformance),
         ];
         let text = print(&runs);
         for row in [
-            "| v1.36.3 | 7 | 0 | 2: no DNS | 9 |",
+            "| v1.36.3 | 7 | 0 | 1: takes all annotations | 2: no DNS; 4: no image | 9 |",
             "| flannel | v1.36.3 | 1.7.35 | iptables | 6.18 | iptables by itself, nftables forced | the pod itself | not enforced |",
-            "| 5.10.0 | netns | 5 | 3 | 2 | 0 |",
-            "5.10.0, 2 skipped: no x.",
+            "| 5.10.0 | netns | 5 | 3 | 2: no x | 0 |",
+            "| 6.1.0 | netns | 3 | 3 | 0 | 0 |",
         ] {
             assert!(text.contains(row), "no {row} in:\n{text}");
         }

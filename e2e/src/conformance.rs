@@ -2,7 +2,7 @@
 //! every test namespace asks for a mapping.
 //!
 //! ```text
-//! list      tests.txt --> what runs, what is skipped and why
+//! list      tests.txt --> what runs, what does not and why
 //! report    what ginkgo writes --> the table
 //! ```
 
@@ -76,6 +76,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         kubernetes: KUBERNETES.version()?,
         passed: report.passed(),
         failed: report.failed().map(|one| one.name.clone()).collect(),
+        refused: list.refused(),
         skipped: list.skipped(),
         mapped: mapped_pods(&cluster.audit_log()?)?,
     };

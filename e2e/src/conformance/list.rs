@@ -1,4 +1,4 @@
-//! The list of Kubernetes' own tests that run, and of those that are skipped, with the reason.
+//! The list of Kubernetes' own tests that run, and of those that do not, with the reason.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,6 +13,8 @@ const SUITE: &str = "Kubernetes e2e suite";
 #[derive(Debug, Default)]
 pub(super) struct List {
     run: Vec<String>,
+    /// What the product refuses -> how many.
+    refused: BTreeMap<String, usize>,
     /// Reason -> how many.
     skipped: BTreeMap<String, usize>,
 }
@@ -24,18 +26,25 @@ impl List {
     }
 
     /// Parses a file with a name per line. `[skipped: REASON]` begins the names that do not run.
+    /// `[refused: WHAT]` begins those that would fail, because they do what the product refuses.
     fn parse(text: &str) -> Self {
         let mut list = Self::default();
-        let mut reason = None;
+        let mut left_out = None;
         for line in text.lines() {
-            let skips = line.strip_prefix("[skipped: ");
-            if let Some(text) = skips.and_then(|text| text.strip_suffix(']')) {
-                reason = Some(text);
+            if let Some(what) = heading(line, "refused") {
+                left_out = Some((what, true));
+            } else if let Some(why) = heading(line, "skipped") {
+                left_out = Some((why, false));
             } else if line.starts_with('[') {
-                match reason {
-                    None => list.run.push(line.to_owned()),
-                    Some(reason) => *list.skipped.entry(reason.to_owned()).or_default() += 1,
-                }
+                let (why, tests) = match left_out {
+                    None => {
+                        list.run.push(line.to_owned());
+                        continue;
+                    }
+                    Some((what, true)) => (what, &mut list.refused),
+                    Some((why, false)) => (why, &mut list.skipped),
+                };
+                *tests.entry(why.to_owned()).or_default() += 1;
             }
         }
         list
@@ -48,10 +57,21 @@ impl List {
             .filter(move |name| focus.is_empty() || focus.iter().any(|text| name.contains(&**text)))
     }
 
+    /// What the product refuses -> how many tests do that.
+    pub(super) fn refused(&self) -> BTreeMap<String, usize> {
+        self.refused.clone()
+    }
+
     /// Reason -> how many tests are skipped for it.
     pub(super) fn skipped(&self) -> BTreeMap<String, usize> {
         self.skipped.clone()
     }
+}
+
+/// What stands in `[KIND: ...]`.
+fn heading<'a>(line: &'a str, kind: &str) -> Option<&'a str> {
+    let text = line.strip_prefix('[')?.strip_suffix(']')?;
+    text.strip_prefix(kind)?.strip_prefix(": ")
 }
 
 /// A regular expression of Go (RE2) that matches exactly these tests.
@@ -78,12 +98,15 @@ mod tests {
 
     #[test]
     fn names_after_a_reason_do_not_run() {
-        let list = List::parse("# why\n\n[sig-a] one\n[sig-b] two\n\n[skipped: no x]\n[sig-a] c\n");
+        let list = List::parse(
+            "# why\n\n[sig-a] one\n[sig-b] two\n\n[skipped: no x]\n[sig-a] c\n\n[refused: y: z]\n[sig-a] d: e [F]\n",
+        );
         let all: Vec<_> = list.chosen(&[]).collect();
         assert_eq!(all, ["[sig-a] one", "[sig-b] two"]);
         let some: Vec<_> = list.chosen(&["two".to_owned()]).collect();
         assert_eq!(some, ["[sig-b] two"]);
         assert_eq!(list.skipped(), BTreeMap::from([("no x".to_owned(), 1)]));
+        assert_eq!(list.refused(), BTreeMap::from([("y: z".to_owned(), 1)]));
     }
 
     #[test]

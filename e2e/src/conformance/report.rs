@@ -109,7 +109,7 @@ impl Report {
             .filter(move |name| !ran.contains(*name))
     }
 
-    /// A row per group of tests, then what failed, what was skipped, and how many pods were mapped.
+    /// A row per group of tests, then what was refused, skipped and failed, and how many pods were mapped.
     pub(super) fn table(&self, row: &Conformance) -> String {
         let mut groups: BTreeMap<&str, (usize, usize, Duration)> = BTreeMap::new();
         for ran in &self.0 {
@@ -128,8 +128,14 @@ impl Report {
             );
         }
         let Conformance {
-            skipped, mapped, ..
+            refused,
+            skipped,
+            mapped,
+            ..
         } = row;
+        for (what, count) in refused {
+            let _ = writeln!(text, "{count} refused by portmapping: {what}");
+        }
         for (reason, count) in skipped {
             let _ = writeln!(text, "{count} skipped: {reason}");
         }

@@ -1,6 +1,6 @@
 //! What works with a CNI and a minor version of Kubernetes: the small suite, run by `e2e test --cni X` or
-//! `e2e test --kubernetes X` on a cluster of its own. It prints which address the pod sees, and leaves a row
-//! for `e2e compatibility`.
+//! `e2e test --kubernetes X` on a cluster of its own. It prints which address the pod sees, and at its end
+//! the row that it leaves for `e2e compatibility`.
 
 use std::env;
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -101,7 +101,7 @@ fn small_suite() -> Result<()> {
         };
         deletion(space, &target)?;
         let release = uname()?.release().to_string_lossy().into_owned();
-        compatibility::record(&Run::Small(Small {
+        let row = Small {
             cni: cni.to_string(),
             kubernetes: kubernetes.version()?,
             containerd: version.to_owned(),
@@ -116,7 +116,9 @@ fn small_suite() -> Result<()> {
             forced: Some(forced.to_owned()),
             other_address,
             policy,
-        }))
+        };
+        println!("its row of docs/compatibility.md:\n{}", row.row());
+        compatibility::record(&Run::Small(row))
     })?;
     cluster.stop()
 }
