@@ -232,12 +232,12 @@ impl fmt::Display for Joined<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netlink::Refusal;
+    use crate::netlink::RefusedMessage;
 
     #[test]
     fn a_node_that_denies_nftables_is_not_advised_to_use_iptables() {
         let refusal = |errno| {
-            NetlinkError::Refused(vec![Refusal {
+            NetlinkError::Refused(vec![RefusedMessage {
                 message: 0,
                 errno,
                 offset: None,
