@@ -79,14 +79,14 @@ fn the_test_may_read_every_policy_that_names_an_account() -> Result<()> {
         }
     }
     let base = kustomize("base")?;
-    let named = base.iter().filter(|object| {
+    let ours = base.iter().filter(|object| {
         let account = format!("system:serviceaccount:{NAMESPACE}:");
         object["kind"] == "ValidatingAdmissionPolicy"
             && object["spec"]["matchConditions"]
                 .to_string()
                 .contains(&account)
     });
-    let names: Vec<_> = named.map(|policy| &policy["metadata"]["name"]).collect();
+    let names: Vec<_> = ours.map(|policy| &policy["metadata"]["name"]).collect();
     ensure!(names.len() > 2, "found only {names:?}");
     for name in names {
         ensure!(readable.contains(name), "{name} is not in {readable:?}");

@@ -328,7 +328,7 @@ impl Watcher {
     }
 }
 
-/// Returns why none of the directories is followed. Under SELinux a denied one looks like a missing one
+/// Returns why none of the directories is followed. Under `SELinux` a denied one looks like a missing one
 /// to a program that ignores the error.
 fn none_in_use(dirs: &Directories) -> WatchError {
     match dirs.denied() {
