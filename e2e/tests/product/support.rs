@@ -1,5 +1,6 @@
 //! The cluster under test, and what every test does with it.
 
+pub(crate) mod audit;
 pub(crate) mod caller;
 pub(crate) mod load;
 pub(crate) mod outside;
