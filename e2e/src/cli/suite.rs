@@ -33,6 +33,7 @@ const NEED_OUR_CLUSTER: &[&str] = &[
     "survive_losses::",
     "survive_node::",
     "survive_rollout::an_upgrade_undone_midway_loses_no_port_and_no_call",
+    "survive_rollout::successor_ends::",
     "survive_rotation::",
     "uninstall::",
     "webhook_service::no_creation_fails_while_replicas_are_replaced_and_ended",

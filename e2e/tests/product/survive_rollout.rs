@@ -1,5 +1,8 @@
 //! What do users notice of a rollout that fails, or that is undone midway?
 
+mod ready_nodes;
+mod successor_ends;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,6 +18,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
+use self::ready_nodes::ReadyNodes;
 use crate::support::outside::{Way, at, is_refused, tcp};
 use crate::support::parts::{ENFORCER, KEEPER, kill_all, pids, roll, rolled_out};
 use crate::support::pods::{annotated, entries, is_true, mapped_pod, on_node, pod};
@@ -206,6 +210,7 @@ fn an_upgrade_undone_midway_loses_no_port_and_no_call() -> Result<()> {
         Space::with(cluster, "rollout-undone", |space| {
             roll(cluster)?;
             let watched = Watched::start(space)?;
+            let ready = ReadyNodes::watch(cluster)?;
             for round in 0..UNDONE {
                 upgrade(cluster)?;
                 // before its enforcer runs, when it runs, and when it has been killed while it runs
@@ -226,6 +231,7 @@ fn an_upgrade_undone_midway_loses_no_port_and_no_call() -> Result<()> {
             rolled_out(cluster)?;
             cluster.kubectl_run(["-n", SYSTEM, "rollout", "undo", "ds/enforcer"])?;
             rolled_out(cluster)?;
+            ready.finish()?;
             watched.finish()
         })
     })
