@@ -111,6 +111,30 @@ fn a_copied_result_counts_as_empty_and_warns() -> Result<()> {
 }
 
 #[test]
+fn a_protocol_that_the_container_does_not_declare_is_warned_of() -> Result<()> {
+    shared(|cluster| {
+        Space::with(cluster, "admit-protocol", |space| {
+            let ports = json!([{ "containerPort": 9040 }]);
+            let asking = |value: &str| -> Result<String> {
+                let asking = annotated(pod("other", &["--http", "9040"], &ports), value);
+                let (fine, reply) = space.try_create(&asking, &["--dry-run=server"])?;
+                ensure!(fine, "{reply}");
+                Ok(reply)
+            };
+            let reply = asking(r#"[{"containerPort":9040,"protocol":"UDP"}]"#)?;
+            let warning = "declares port 9040 as TCP, but the value asks for UDP";
+            ensure!(
+                reply.contains("Warning:") && reply.contains(warning),
+                "no warning: {reply}"
+            );
+            let reply = asking(r#"[{"containerPort":9040,"protocol":"TCP"}]"#)?;
+            ensure!(!reply.contains("Warning:"), "{reply}");
+            Ok(())
+        })
+    })
+}
+
+#[test]
 fn a_request_mark_of_a_user_is_overwritten() -> Result<()> {
     shared(|cluster| {
         Space::with(cluster, "admit-mark", |space| {

@@ -7,11 +7,9 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::support::outside::{Way, ask};
-use crate::support::pods::{
-    annotated, annotation, container, entries, is_true, mapped_pod, on_node, pod,
-};
+use crate::support::pods::{annotated, annotation, container, entries, mapped_pod, on_node, pod};
 use crate::support::space::Space;
-use crate::support::{ANNOTATION, MARK, eventually, node_addresses, shared};
+use crate::support::{ANNOTATION, audit, eventually, node_addresses, shared};
 
 #[test]
 fn every_replica_of_a_deployment_answers_at_its_own_port() -> Result<()> {
@@ -251,73 +249,6 @@ fn a_static_host_port_is_listed_and_left_to_the_cni() -> Result<()> {
 }
 
 #[test]
-fn a_pod_without_ports_stays_as_it_is() -> Result<()> {
-    shared(|cluster| {
-        Space::with(cluster, "map-no-ports", |space| {
-            let none = annotated(pod("none", &["--pause"], &json!([])), "");
-            let reply = space.create(&none)?;
-            ensure!(
-                reply.contains("Warning:") && reply.contains("declares no container port"),
-                "no warning: {reply}"
-            );
-            let none = eventually("the pod to be Ready", || {
-                let none = space.pod("none")?;
-                ensure!(is_true(&none, "Ready"), "not Ready");
-                Ok(none)
-            })?;
-            ensure!(annotation(&none) == Some(""), "{:?}", annotation(&none));
-            ensure!(
-                none["metadata"]["annotations"][MARK].is_null(),
-                "it has a request mark"
-            );
-            ensure!(
-                none["spec"]["readinessGates"].is_null(),
-                "it has a readiness gate"
-            );
-            Ok(())
-        })
-    })
-}
-
-#[test]
-fn a_pod_that_does_not_ask_is_not_touched() -> Result<()> {
-    shared(|cluster| {
-        Space::with(cluster, "map-not-asked", |space| {
-            let plain = pod(
-                "plain",
-                &["--http", "9040"],
-                &json!([{ "containerPort": 9040 }]),
-            );
-            space.create(&plain)?;
-            let seen = eventually("the pod to be Ready", || {
-                let seen = space.get(&["pod", "plain", "--show-managed-fields"])?;
-                ensure!(is_true(&seen, "Ready"), "not Ready");
-                Ok(seen)
-            })?;
-            ensure!(
-                seen["metadata"]["annotations"].is_null(),
-                "{}",
-                seen["metadata"]["annotations"]
-            );
-            ensure!(
-                seen["spec"]["readinessGates"].is_null(),
-                "it has a readiness gate"
-            );
-            let text = seen.to_string();
-            ensure!(
-                !text.contains("portmapping-enforcer") && !text.contains("tkestack"),
-                "{text}"
-            );
-            ensure!(
-                seen["spec"]["containers"][0]["ports"]
-                    == json!([{ "containerPort": 9040, "protocol": "TCP" }])
-            );
-            Ok(())
-        })
-    })
-}
-
-#[test]
 fn a_mapping_costs_one_write_and_one_event() -> Result<()> {
     shared(|cluster| {
         Space::with(cluster, "map-cost", |space| {
@@ -338,11 +269,8 @@ fn a_mapping_costs_one_write_and_one_event() -> Result<()> {
                 ensure!(mapped == PODS, "{mapped} events");
                 Ok(())
             })?;
-            let audit = std::fs::read_to_string(cluster.audit_log()?)?;
-            let calls = audit
-                .lines()
-                .filter_map(|line| serde_json::from_str::<Value>(line).ok());
-            let ours = calls.filter(|call| {
+            let calls = audit::calls(cluster)?;
+            let ours = calls.iter().filter(|call| {
                 call["user"]["username"] == "system:serviceaccount:portmapping-system:enforcer"
                     && call["objectRef"]["namespace"] == "map-cost"
             });
