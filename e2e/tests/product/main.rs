@@ -11,6 +11,7 @@ mod install_helm;
 mod install_release;
 mod install_rollout;
 mod install_test;
+mod map_events;
 mod map_families;
 mod map_life;
 mod map_nothing;

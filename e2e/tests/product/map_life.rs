@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::support::caller::patch_in_turn;
 use crate::support::outside::{Way, is_refused};
 use crate::support::pods::{
-    annotated, annotation, condition, container, entries, is_true, mapped_pod, on_node, pod,
+    annotated, annotation, condition, container, entries, mapped_pod, on_node, pod,
 };
 use crate::support::space::Space;
 use crate::support::{ANNOTATION, MARK, eventually, node_addresses, shared};
@@ -288,78 +288,6 @@ fn a_sidecar_is_reached_while_it_drains_after_the_main_container_ended() -> Resu
             // the port is free for other tests now, and not when the time is over
             space.kubectl(&["delete", "pod", "drains", "--force"])?;
             outcome
-        })
-    })
-}
-
-#[test]
-fn a_typo_in_a_later_request_keeps_the_mapping_and_emits_an_event() -> Result<()> {
-    shared(|cluster| {
-        Space::with(cluster, "life-typo", |space| {
-            space.create(&mapped_pod("web"))?;
-            let before = space.ready("web")?;
-            let entry = entries(&before)?.remove(0);
-            let typo = r#"[{"containerPort":"htpp"}]"#;
-            let request = format!("{ANNOTATION}={typo}");
-            space.kubectl(&["annotate", "--overwrite", "pod", "web", &request])?;
-            eventually("the typo to be named", || {
-                let web = space.pod("web")?;
-                ensure!(annotation(&web) == Some(typo), "{:?}", annotation(&web));
-                let condition = condition(&web, ANNOTATION).context("no condition")?;
-                let message = condition["message"].as_str().unwrap_or_default();
-                ensure!(
-                    condition["status"] == "True" && message.contains("htpp"),
-                    "{condition}"
-                );
-                let events = space.events("web")?;
-                let named = |(reason, note): &(String, String)| {
-                    reason == "InvalidRequest" && note.contains("htpp")
-                };
-                ensure!(events.iter().any(named), "{events:?}");
-                Ok(())
-            })?;
-            space.answers(&before, &entry, Way::Http)
-        })
-    })
-}
-
-#[test]
-fn a_controller_that_writes_the_request_back_is_named_and_the_port_stays() -> Result<()> {
-    shared(|cluster| {
-        Space::with(cluster, "life-contest", |space| {
-            space.create(&mapped_pod("web"))?;
-            let before = space.ready("web")?;
-            let entry = entries(&before)?.remove(0);
-            let request = format!("{ANNOTATION}=");
-            let back = [
-                "annotate",
-                "--overwrite",
-                "--field-manager=operator",
-                "pod",
-                "web",
-                &request,
-            ];
-            let mut results = 0;
-            eventually("the controller to be named", || {
-                let web = space.pod("web")?;
-                if entries(&web).is_ok() {
-                    results += 1;
-                    space.kubectl(&back)?;
-                }
-                let events = space.events("web")?;
-                let named = |(reason, note): &(String, String)| {
-                    reason == "AnnotationContested" && note.contains("operator")
-                };
-                ensure!(
-                    events.iter().any(named),
-                    "after {results} results: {events:?}"
-                );
-                Ok(())
-            })?;
-            ensure!(results < 10, "{results} results were published");
-            let web = space.pod("web")?;
-            ensure!(is_true(&web, ANNOTATION), "{}", web["status"]["conditions"]);
-            space.answers(&before, &entry, Way::Http)
         })
     })
 }
