@@ -13,6 +13,7 @@ mod install_rollout;
 mod install_test;
 mod map_events;
 mod map_families;
+mod map_flows;
 mod map_life;
 mod map_nothing;
 mod map_ports;
