@@ -1,6 +1,6 @@
 //! A range of three ports: all are used, another process has one, a static host port is one of them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
@@ -16,9 +16,10 @@ use crate::support::{ANNOTATION, alone, eventually, node_addresses};
 const RANGE: &str = "--range=21000-21002";
 const PORTS: [u16; 3] = [21000, 21001, 21002];
 
+const SHORT: [&str; 2] = ["--cooldown=2s", "--quarantine=2s"];
+
 fn with_three_ports<T>(cluster: &e2e::Cluster, act: impl FnOnce() -> Result<T>) -> Result<T> {
-    let enforcer = [RANGE, "--cooldown=2s", "--quarantine=2s"];
-    with_flags(cluster, &[RANGE], &enforcer, act)
+    with_flags(cluster, &[RANGE], &[&[RANGE], &SHORT[..]].concat(), act)
 }
 
 fn port(pod: &Value) -> Result<u16> {
@@ -114,6 +115,9 @@ fn a_used_up_range_is_reported_once_and_pods_are_mapped_when_ports_come_free() -
         })
     })
 }
+
+/// Longer than the enforcer takes to read the rules again.
+const STAY: Duration = Duration::from_secs(7);
 
 /// Much longer than a pod takes from its creation to its mapping.
 const COOL_DOWN: Duration = Duration::from_secs(20);
@@ -216,6 +220,73 @@ fn a_static_host_port_in_the_range_is_never_allocated() -> Result<()> {
                 let freed = space.ready(last)?;
                 ensure!(port(&freed)? == PORTS[1], "not the port that came free");
                 space.answers(&freed, &entries(&freed)?[0], Way::Http)
+            })
+        })
+    })
+}
+
+/// A user without any right on other pods could otherwise unmap them all.
+#[test]
+fn static_host_ports_of_a_pod_that_never_runs_take_no_more_than_max_ports() -> Result<()> {
+    alone(|cluster| {
+        // the bound of the namespace is not the one that holds
+        let flags = [
+            &[RANGE, "--max-ports=1", "--namespace-share=100"],
+            &SHORT[..],
+        ]
+        .concat();
+        with_flags(cluster, &[RANGE], &flags, || {
+            Space::with(cluster, "range-never-runs", |space| {
+                let mut owners = BTreeMap::new();
+                for name in ["first", "second", "third"] {
+                    space.create(&on_node(mapped_pod(name), "node1"))?;
+                    let pod = space.ready(name)?;
+                    owners.insert(port(&pod)?, (name, pod));
+                }
+                ensure!(owners.keys().eq(&PORTS), "{:?}", owners.keys());
+                let ports: Vec<_> = PORTS
+                    .iter()
+                    .map(|port| json!({ "containerPort": port, "hostPort": port }))
+                    .collect();
+                let mut claimant = pod("claimant", &["--pause"], &json!(ports));
+                claimant["spec"]["containers"][0]["image"] = json!("localhost/is-not-there:1");
+                claimant["spec"]["containers"][0]["imagePullPolicy"] = json!("Never");
+                space.create(&on_node(claimant, "node1"))?;
+                eventually(
+                    "the claimant to learn that most of its ports stay mapped",
+                    || {
+                        let events = space.events("claimant")?;
+                        let said = |(reason, note): &(String, String)| {
+                            reason == "PortConflict" && note.contains("(--max-ports)")
+                        };
+                        ensure!(events.iter().any(said), "{events:?}");
+                        Ok(())
+                    },
+                )?;
+                let claimant = space.pod("claimant")?;
+                ensure!(!is_true(&claimant, "Ready"), "it runs: {claimant}");
+                let (unmapped, _) = owners.remove(&PORTS[0]).context("no first port")?;
+                refused(space, unmapped)?;
+                let stay = || -> Result<()> {
+                    for (number, (name, before)) in &owners {
+                        let now = space.pod(name)?;
+                        ensure!(port(&now)? == *number, "{name} moved: {now}");
+                        ensure!(is_true(&now, ANNOTATION), "{name} is not mapped: {now}");
+                        space.answers(before, &entries(before)?[0], Way::Http)?;
+                    }
+                    Ok(())
+                };
+                // the CNI puts its jump before ours when a node gets its first static host port
+                eventually("the other pods to answer", stay)?;
+                // as long as the claimant is there
+                let begun = Instant::now();
+                while begun.elapsed() < STAY {
+                    stay()?;
+                }
+                space.kubectl(&["delete", "pod", "claimant"])?;
+                let again = space.ready(unmapped)?;
+                ensure!(port(&again)? == PORTS[0], "not the port that came free");
+                space.answers(&again, &entries(&again)?[0], Way::Http)
             })
         })
     })
