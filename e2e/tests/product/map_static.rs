@@ -1,7 +1,7 @@
 //! Static pods of a node, and what static host ports do to the mappings of other pods.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use e2e::cluster::{Cluster, STATIC_PODS};
@@ -19,6 +19,9 @@ use crate::support::{alone, enforcer, eventually, shared};
 const NODE: &str = "node1";
 /// The rules are read every five seconds.
 const MOVED_WITHIN: Duration = Duration::from_secs(40);
+const CHECKED_WITHIN: Duration = Duration::from_secs(6);
+/// In PREROUTING and OUTPUT of both families. The CNI puts one after the other, so each can be moved by itself.
+const JUMPS: usize = 4;
 const POLL: Duration = Duration::from_millis(200);
 
 #[test]
@@ -80,12 +83,15 @@ fn the_first_static_host_port_of_a_node_is_no_damage_to_other_pods() -> Result<(
             let reordered = || -> Result<usize> {
                 let lines = log(cluster, &enforcer(cluster, NODE)?, "enforcer")?;
                 let text = "another program put rules before our jumps";
-                let said = |line: &serde_json::Value| {
+                let said = |line: &&serde_json::Value| {
                     line["message"]
                         .as_str()
                         .is_some_and(|it| it.starts_with(text))
                 };
-                Ok(lines.iter().filter(|line| said(line)).count())
+                let lines: Vec<_> = lines.iter().filter(said).collect();
+                let loud = lines.iter().find(|line| line["level"] != "INFO");
+                ensure!(loud.is_none(), "a move that is no note: {loud:?}");
+                Ok(lines.len())
             };
             let before = reordered()?;
             let moved = (18043..=18045).any(|port| {
@@ -122,6 +128,14 @@ fn the_first_static_host_port_of_a_node_is_no_damage_to_other_pods() -> Result<(
                 !events.iter().any(|(reason, _)| reason == "MappingRepaired"),
                 "{events:?}"
             );
+            let lines = reordered()?;
+            println!("{} lines about it", lines - before);
+            ensure!(lines - before <= JUMPS, "{} lines", lines - before);
+            let begun = Instant::now();
+            while begun.elapsed() < CHECKED_WITHIN {
+                let more = reordered()? - lines;
+                ensure!(more == 0, "{more} lines more, although nothing was moved");
+            }
             space.answers(&web, entries(&web)?.first().context("no entry")?, Way::Http)
         })
     })
