@@ -33,15 +33,20 @@ const STARTS: usize = 5;
 /// Where the API server calls the webhook.
 const WEBHOOK_PORT: u16 = 10250;
 
+/// The version of Kubernetes that the environment names, or the newest.
+pub(crate) fn kubernetes() -> Result<Minor> {
+    match env::var(KUBERNETES) {
+        Ok(minor) => minor.parse(),
+        Err(_) => Ok(Minor::default()),
+    }
+}
+
 #[test]
 #[ignore = "a cluster per CNI: e2e test --cni X"]
 fn small_suite() -> Result<()> {
     let cni = env::var(CNI).unwrap_or_else(|_| Cni::default().to_string());
     let cni = Cni::from_str(&cni, false).map_err(anyhow::Error::msg)?;
-    let kubernetes: Minor = match env::var(KUBERNETES) {
-        Ok(minor) => minor.parse()?,
-        Err(_) => Minor::default(),
-    };
+    let kubernetes = kubernetes()?;
     let containerd = env::var(CONTAINERD).unwrap_or_else(|_| Containerd::default().to_string());
     let containerd = Containerd::from_str(&containerd, false).map_err(anyhow::Error::msg)?;
     let proxy_mode = env::var(PROXY_MODE).unwrap_or_else(|_| ProxyMode::default().to_string());
