@@ -113,6 +113,27 @@ fn the_chart_refuses_a_range_or_an_address_that_the_programs_would_refuse() -> R
     Ok(())
 }
 
+/// The enforcer knows the node's addresses before it has read the Node object.
+#[test]
+fn the_enforcer_gets_the_host_addresses_of_its_pod() -> Result<()> {
+    let wanted = json!({
+        "name": "HOST_IPS",
+        "valueFrom": { "fieldRef": { "fieldPath": "status.hostIPs" } },
+    });
+    for (what, objects) in [("base", kustomize("base")?), ("chart", chart("any", "")?)] {
+        let set = find(&objects, "DaemonSet", "enforcer")?;
+        let container = &set["spec"]["template"]["spec"]["containers"][0];
+        ensure!(container["name"] == "enforcer", "{what}: {container}");
+        let variables = container["env"].as_array();
+        ensure!(
+            variables.is_some_and(|variables| variables.contains(&wanted)),
+            "{what}: {}",
+            container["env"]
+        );
+    }
+    Ok(())
+}
+
 #[test]
 fn only_the_classes_that_an_operator_chooses_evict_pods() -> Result<()> {
     let critical = "resources: [MANIFESTS/base]\ncomponents: [MANIFESTS/components/critical]\n";
