@@ -295,4 +295,4 @@ async fn greet(path: &Path) -> io::Result<(Stream, Reply)> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -108,3 +108,6 @@ impl SeenPods {
         updates
     }
 }
+
+#[cfg(test)]
+mod tests;

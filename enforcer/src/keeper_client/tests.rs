@@ -34,7 +34,7 @@ async fn request(stream: &mut UnixStream) -> Option<Request> {
 
 /// Greets each connection with the next instance number, then answers with `play`; None closes the
 /// connection.
-fn keeper(
+pub(crate) fn keeper(
     instances: &[u64],
     mut play: impl FnMut(Request) -> Option<Reply> + Send + 'static,
 ) -> (TempDir, PathBuf, JoinHandle<()>) {
