@@ -163,3 +163,6 @@ async fn after_failure(
     }
     answers
 }
+
+#[cfg(test)]
+mod tests;
