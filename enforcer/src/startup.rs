@@ -224,3 +224,6 @@ fn open_dataplane(
     }
     Ok((driver, observed))
 }
+
+#[cfg(test)]
+mod tests;
