@@ -98,7 +98,8 @@ fn the_earlier_one_acts(space: &Space<'_>, node: &str) -> Result<()> {
 }
 
 #[test]
-fn an_account_that_the_policies_do_not_name_is_logged_and_the_earlier_enforcer_acts() -> Result<()> {
+fn an_account_that_the_policies_do_not_name_is_logged_and_the_earlier_enforcer_acts() -> Result<()>
+{
     alone(|cluster| {
         Space::with(cluster, "policy-account", |space| {
             let nodes: Vec<_> = node_addresses(cluster)?.into_keys().collect();
@@ -132,7 +133,10 @@ fn refused(space: &Space<'_>) -> Result<()> {
     })?;
     the_earlier_one_acts(space, &node)?;
     eventually("the new enforcer to wait as before", || {
-        ensure!(refusal_is_logged(cluster)? == node, "not on {node} any more");
+        ensure!(
+            refusal_is_logged(cluster)? == node,
+            "not on {node} any more"
+        );
         Ok(())
     })
 }

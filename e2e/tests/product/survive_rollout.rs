@@ -33,6 +33,8 @@ const PODS: usize = 25;
 const ENFORCERS: &str = "app.kubernetes.io/component=enforcer";
 /// How long the next image is not there.
 const IMAGE_COMES: Duration = Duration::from_secs(9);
+/// What an upgrade rolls out.
+const WORKLOADS: [&str; 2] = ["deployment/webhook", "daemonset/enforcer"];
 /// Rollouts that are undone.
 const UNDONE: usize = 6;
 
@@ -226,11 +228,17 @@ fn an_upgrade_undone_midway_loses_no_port_and_no_call() -> Result<()> {
                 let pod = space.ready(&name)?;
                 space.answers(&pod, &entries(&pod)?[0], Way::Http)?;
             }
-            // to the end, and back
-            upgrade(cluster)?;
-            rolled_out(cluster)?;
-            cluster.kubectl_run(["-n", SYSTEM, "rollout", "undo", "ds/enforcer"])?;
-            rolled_out(cluster)?;
+            // to the end, and back, with the webhook; users create pods meanwhile
+            for (round, back) in [false, true].into_iter().enumerate() {
+                if back {
+                    cluster.kubectl_run(["-n", SYSTEM, "rollout", "undo", "ds/enforcer"])?;
+                } else {
+                    upgrade(cluster)?;
+                }
+                cluster.kubectl_run(["-n", SYSTEM, "rollout", "restart", "deploy/webhook"])?;
+                pods_are_created_meanwhile(space, &format!("during-{round}"))?;
+                rolled_out(cluster)?;
+            }
             ready.finish()?;
             watched.finish()
         })
@@ -307,6 +315,31 @@ fn upgrade(cluster: &Cluster) -> Result<()> {
     set_image(cluster, NEXT_ENFORCER)
 }
 
+/// Creates pods until the rollouts are at their end. None is refused, and each is mapped.
+fn pods_are_created_meanwhile(space: &Space<'_>, prefix: &str) -> Result<()> {
+    let (mut names, mut refused) = (Vec::new(), Vec::new());
+    until("the end of the upgrade", LIMIT, POLL, || {
+        let name = format!("{prefix}-{}", names.len());
+        refused.extend(space.create(&mapped_pod(&name)).err());
+        names.push(name);
+        for workload in WORKLOADS {
+            let status = ["-n", SYSTEM, "rollout", "status", workload, "--watch=false"];
+            let status = space.cluster.kubectl_run(status)?;
+            if !status.contains("successfully rolled out") {
+                return Ok(Probe::Missing(status));
+            }
+        }
+        Ok(Probe::Done(()))
+    })?;
+    println!("{} pods were created during the upgrade", names.len());
+    ensure!(refused.is_empty(), "refused pods: {refused:?}");
+    for name in names {
+        let pod = space.ready(&name)?;
+        space.answers(&pod, &entries(&pod)?[0], Way::Http)?;
+    }
+    Ok(())
+}
+
 /// EARLIER is a directory with a `kustomization.yaml` that installs an earlier version, and archives of its images, `*.tar`.
 #[test]
 #[ignore = "needs an earlier version; by command"]
@@ -321,34 +354,14 @@ fn an_upgrade_from_an_earlier_version_loses_no_port_no_call_and_no_pod() -> Resu
     cluster.load_images(&archives)?;
     let cluster = cluster;
     cluster.kubectl_run(["apply", "-k", &earlier.to_string_lossy()])?;
-    let workloads = ["deployment/webhook", "daemonset/enforcer"];
-    for workload in workloads {
+    for workload in WORKLOADS {
         install::rolled_out(&cluster, SYSTEM, workload)?;
     }
     Space::with(&cluster, "upgrade", |space| {
         let watched = Watched::start(space)?;
-        let (mut names, mut refused) = (Vec::new(), Vec::new());
         let base = paths::manifests().join("base");
         cluster.kubectl_run(["apply", "-k", &base.to_string_lossy()])?;
-        until("the end of the upgrade", LIMIT, POLL, || {
-            let name = format!("during-{}", names.len());
-            refused.extend(space.create(&mapped_pod(&name)).err());
-            names.push(name);
-            for workload in workloads {
-                let status = ["rollout", "status", workload, "--watch=false"];
-                let status = cluster.kubectl_run([&["-n", SYSTEM][..], &status].concat())?;
-                if !status.contains("successfully rolled out") {
-                    return Ok(Probe::Missing(status));
-                }
-            }
-            Ok(Probe::Done(()))
-        })?;
-        println!("{} pods were created during the upgrade", names.len());
-        ensure!(refused.is_empty(), "refused pods: {refused:?}");
-        for name in names {
-            let pod = space.ready(&name)?;
-            space.answers(&pod, &entries(&pod)?[0], Way::Http)?;
-        }
+        pods_are_created_meanwhile(space, "during")?;
         rolled_out(&cluster)?;
         watched.finish()
     })?;
