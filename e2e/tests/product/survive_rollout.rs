@@ -228,7 +228,7 @@ fn an_upgrade_undone_midway_loses_no_port_and_no_call() -> Result<()> {
                 let pod = space.ready(&name)?;
                 space.answers(&pod, &entries(&pod)?[0], Way::Http)?;
             }
-            // to the end, and back, with the webhook; users create pods meanwhile
+            // to the end, and back, with the webhook; users create pods during that time
             for (round, back) in [false, true].into_iter().enumerate() {
                 if back {
                     cluster.kubectl_run(["-n", SYSTEM, "rollout", "undo", "ds/enforcer"])?;
@@ -236,7 +236,7 @@ fn an_upgrade_undone_midway_loses_no_port_and_no_call() -> Result<()> {
                     upgrade(cluster)?;
                 }
                 cluster.kubectl_run(["-n", SYSTEM, "rollout", "restart", "deploy/webhook"])?;
-                pods_are_created_meanwhile(space, &format!("during-{round}"))?;
+                create_pods_during_rollouts(space, &format!("during-{round}"))?;
                 rolled_out(cluster)?;
             }
             ready.finish()?;
@@ -316,7 +316,7 @@ fn upgrade(cluster: &Cluster) -> Result<()> {
 }
 
 /// Creates pods until the rollouts are at their end. None is refused, and each is mapped.
-fn pods_are_created_meanwhile(space: &Space<'_>, prefix: &str) -> Result<()> {
+fn create_pods_during_rollouts(space: &Space<'_>, prefix: &str) -> Result<()> {
     let (mut names, mut refused) = (Vec::new(), Vec::new());
     until("the end of the upgrade", LIMIT, POLL, || {
         let name = format!("{prefix}-{}", names.len());
@@ -361,7 +361,7 @@ fn an_upgrade_from_an_earlier_version_loses_no_port_no_call_and_no_pod() -> Resu
         let watched = Watched::start(space)?;
         let base = paths::manifests().join("base");
         cluster.kubectl_run(["apply", "-k", &base.to_string_lossy()])?;
-        pods_are_created_meanwhile(space, "during")?;
+        create_pods_during_rollouts(space, "during")?;
         rolled_out(&cluster)?;
         watched.finish()
     })?;
