@@ -2,6 +2,7 @@
 
 pub(crate) mod audit;
 pub(crate) mod caller;
+pub(crate) mod emulated;
 pub(crate) mod load;
 pub(crate) mod outside;
 pub(crate) mod parts;
