@@ -159,6 +159,11 @@ impl Ports {
         let ports = wanted.iter().zip(choices);
         let drawn = ports.filter(|(_, choice)| choice.is_none());
         let drawn: BTreeSet<Protocol> = drawn.map(|(wanted, _)| wanted.port.protocol).collect();
+        // a namespace may have thousands at rest: they are looked at one by one only for a refusal
+        let count = |own: &BTreeSet<PortKey>| {
+            let again = choices.iter().flatten().filter(|key| own.contains(key));
+            own.len() - again.collect::<BTreeSet<_>>().len()
+        };
         let rests = |own: &BTreeSet<PortKey>| {
             let keys = own.iter().filter(|key| !choices.contains(&Some(**key)));
             let left = keys.map(|key| self.ledger.state(*key).rest_left(now));
@@ -170,8 +175,9 @@ impl Ports {
             let over = left.get(left.len().saturating_sub(limit));
             over.copied().unwrap_or_default().as_secs() + 1
         };
-        let (own, limit) = (rests(self.resting.of_pod(pod)), self.limits.pod * requested);
-        if !drawn.is_empty() && own.len() >= limit {
+        let (own, limit) = (self.resting.of_pod(pod), self.limits.pod * requested);
+        if !drawn.is_empty() && count(own) >= limit {
+            let own = rests(own);
             return Err(Exhausted(format!(
                 "{} ports that this pod had are cooling down, and the limit for {requested} requested \
                  ports is {limit} (--max-cooling): the pod is mapped when fewer are cooling down, in \
@@ -182,8 +188,9 @@ impl Ports {
         }
         let limit = self.limits.namespace;
         for protocol in drawn {
-            let own = rests(self.resting.of_namespace(&pod.namespace, protocol));
-            if own.len() >= limit {
+            let own = self.resting.of_namespace(&pod.namespace, protocol);
+            if count(own) >= limit {
+                let own = rests(own);
                 return Err(Exhausted(format!(
                     "{} {protocol} ports that pods of namespace {} had are cooling down, and the \
                      limit for one namespace is {limit} (--namespace-share): the pod is mapped when \
