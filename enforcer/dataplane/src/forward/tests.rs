@@ -20,7 +20,8 @@ fn policy_and_last_rule_decide() {
     let docker = Finding::read(DOCKER);
     assert!(docker.drops && !docker.sealed && docker.ours.is_empty());
     let open = DOCKER.replace("DROP [12", "ACCEPT [12");
-    assert_eq!(Finding::read(&open), Finding::default());
+    let accepting = Finding::read(&open);
+    assert!(!accepting.drops && !accepting.sealed && !accepting.closed);
     for seal in ["-j DROP", "-j REJECT --reject-with icmp-port-unreachable"] {
         let rule = format!("-A FORWARD {seal}\n-A DOCKER-USER");
         let sealed = Finding::read(&open.replace("-A DOCKER-USER", &rule));
