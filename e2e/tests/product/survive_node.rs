@@ -19,7 +19,7 @@ use crate::support::{ANNOTATION, alone, eventually, node_addresses};
 
 const SYSTEM: &str = install::NAMESPACE;
 /// Rolling updates in a row.
-const ROLLS: usize = 20;
+const ROLLS: usize = 6;
 
 #[test]
 fn an_upgrade_loses_no_port_no_byte_and_no_connection() -> Result<()> {

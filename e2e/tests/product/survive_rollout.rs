@@ -35,8 +35,8 @@ const ENFORCERS: &str = "app.kubernetes.io/component=enforcer";
 const IMAGE_COMES: Duration = Duration::from_secs(9);
 /// What an upgrade rolls out.
 const WORKLOADS: [&str; 2] = ["deployment/webhook", "daemonset/enforcer"];
-/// Rollouts that are undone.
-const UNDONE: usize = 6;
+/// Rollouts that are undone, one at each moment.
+const UNDONE: usize = 3;
 
 /// The ports that a process could bind, and its tries.
 type Stolen = (BTreeSet<u16>, u64);

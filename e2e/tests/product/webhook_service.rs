@@ -102,21 +102,21 @@ fn no_creation_fails_while_replicas_are_replaced_and_ended() -> Result<()> {
 }
 
 #[test]
-fn ten_rotations_of_certificate_and_authority_fail_no_review() -> Result<()> {
+fn five_rotations_of_certificate_and_authority_fail_no_review() -> Result<()> {
     alone(|cluster| {
         Space::with(cluster, "webhook-rotates", |space| {
             let short = ShortLived::start(cluster)?;
             let load = Load::start(cluster, &space.name)?;
             let (mut leaves, mut authorities) = (BTreeSet::new(), BTreeSet::new());
             let start = Instant::now();
-            eventually("ten rotations of certificate and authority", || {
+            eventually("five rotations of certificate and authority", || {
                 let secret = get(cluster, &["-n", SYSTEM, "secret", SECRET])?;
                 leaves.insert(secret["data"]["tls.crt"].to_string());
                 authorities.insert(secret["data"]["ca.crt"].to_string());
                 // the first of each was there before
                 let (leaves, authorities) = (leaves.len() - 1, authorities.len() - 1);
                 ensure!(
-                    leaves.min(authorities) >= 10,
+                    leaves.min(authorities) >= 5,
                     "{leaves} and {authorities} so far"
                 );
                 Ok(())
