@@ -143,9 +143,9 @@ impl NodeState {
         let (leases, held) = (self.ports.leases(uid), self.ports.all_held(uid));
         let closed = self.closed(uid).map(str::to_owned);
         let host_ip_missing = self.hosts.lacking_for(leases);
-        let unservable = self.pods.get(uid);
-        let unservable =
-            unservable.and_then(|pod| pod.unservable(leases, |ip| self.serves_family(ip)));
+        let serves = |ip: IpAddr| self.serves_family(ip);
+        let pod = self.pods.get(uid);
+        let unservable = pod.and_then(|pod| pod.unservable(leases, serves));
         let Some(pod) = self.pods.get_mut(uid) else {
             return;
         };
@@ -177,7 +177,6 @@ impl NodeState {
         if let Some(message) = host_ip_missing {
             return pod.refusal = refusal(EventKind::HostIpNotOnNode, message);
         }
-        let unservable = unservable.as_ref();
         let mut kind = EventKind::DataplaneError;
         let message = match (unservable, self.kernel.refusal(uid)) {
             (Some(lease), _) => {
