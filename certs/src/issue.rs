@@ -109,10 +109,10 @@ fn issue_leaf(
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     params.use_authority_key_identifier_extension = true;
+    // no longer than the CA, and backdated by a share of that: an old one at once would be renewed for ever
+    let left = end_of_authority(ca_bundle).and_then(|end| Duration::try_from(end - now).ok());
+    let lifetime = left.unwrap_or_default().min(lifetime);
     (params.not_before, params.not_after) = validity(lifetime, now)?;
-    if let Some(end) = end_of_authority(ca_bundle) {
-        params.not_after = params.not_after.min(end);
-    }
     let cert = params.signed_by(&key, &issuer).map_err(failed)?;
     Ok((cert.pem(), key.serialize_pem()))
 }

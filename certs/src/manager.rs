@@ -195,7 +195,7 @@ impl<S: Store, R: Registration + Clone> CertManager<S, R> {
                         BundleState::Unregistered => UNREGISTERED_WAIT.min(period),
                         _ => period,
                     };
-                    wait.mul_f64(1.0 + jitter)
+                    wait.min(self.before_the_end()).mul_f64(1.0 + jitter)
                 }
             };
             let waiting = async {
@@ -204,11 +204,17 @@ impl<S: Store, R: Registration + Clone> CertManager<S, R> {
                 let _either =
                     tokio::time::timeout(wait.saturating_sub(PASS_GAP), changed.notified()).await;
             };
-            let waited = token.run_until_cancelled(waiting);
-            if waited.await.is_none() {
+            if token.run_until_cancelled(waiting).await.is_none() {
                 return;
             }
         }
+    }
+
+    /// A share of what is left of the served certificate: a replica with other flags may have issued it.
+    fn before_the_end(&self) -> Duration {
+        let ends = self.served.as_ref().map(|it| it.ends - (self.clock)());
+        let left = ends.and_then(|left| Duration::try_from(left).ok());
+        PASS_GAP.max(left.unwrap_or_default() / PASSES_PER_LIFE)
     }
 
     /// Reads everything once and repairs what differs.

@@ -1,13 +1,17 @@
 //! New authorities and leaves: when they are served, and what a clock does to them.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
 use time::OffsetDateTime;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::cluster::Cluster;
 use super::{LIFETIMES, Replica, replica};
 use crate::manager::{BundleState, SETTLE};
-use crate::material::{Material, Names, living_authorities, signing_authority};
+use crate::material::{Lifetimes, Material, Names, living_authorities, signing_authority};
 use crate::metrics::{CA, LEAF};
 use crate::rotation::{Decision, decide};
 
@@ -211,4 +215,37 @@ async fn a_clock_that_is_set_back_and_forth_leads_to_valid_certificates() {
         assert_eq!(cluster.bundle(), material.ca_bundle);
         assert!(readiness.pending().is_empty());
     }
+}
+
+/// As after flags for short-lived certificates were taken back.
+#[tokio::test(start_paused = true)]
+async fn a_leaf_that_another_replica_issued_for_seconds_is_renewed_before_it_ends() {
+    static START: OnceLock<(Instant, OffsetDateTime)> = OnceLock::new();
+    let clock = || {
+        let (start, time) = START.get_or_init(|| (Instant::now(), OffsetDateTime::now_utc()));
+        *time + start.elapsed()
+    };
+    let cluster = Cluster::registered();
+    let (mut short, mut usual) = (replica(&cluster), replica(&cluster));
+    short.manager.clock = clock;
+    short.manager.config.lifetimes = Lifetimes {
+        ca: Duration::from_secs(9),
+        leaf: Duration::from_secs(6),
+    };
+    short.manager.pass().await.unwrap();
+    usual.manager.clock = clock;
+    usual.manager.config.period = Duration::from_secs(15);
+    let token = CancellationToken::new();
+    let running = tokio::spawn(usual.manager.run(token.clone()));
+    let ends = || usual.metrics.expiry.get_or_create(&LEAF).get();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let first = ends();
+    for _tenth in 0..100 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let now = clock().unix_timestamp();
+        assert!(ends() > now, "it serves an expired one");
+    }
+    assert!(ends() > first + 3600, "the leaf has the usual lifetime");
+    token.cancel();
+    running.await.unwrap();
 }
