@@ -149,7 +149,8 @@ impl NodeState {
         let Some(pod) = self.pods.get_mut(uid) else {
             return;
         };
-        pod.update_unmapped(now, complete && ruled);
+        let possible = host_ip_missing.is_none() && unservable.is_none();
+        pod.update_unmapped(now, complete && ruled && possible);
         let is_ours = |key| leases.iter().any(|lease| key_of(lease) == key);
         let is_over = |key| !is_ours(key) || self.ports.is_held(key);
         pod.hold_failure.take_if(|(key, _)| is_over(*key));
