@@ -357,7 +357,9 @@ impl NodeState {
         let Some(uid) = self.ports.owner(key).map(|(uid, _)| uid.clone()) else {
             return;
         };
-        let (ruled, quarantine) = (self.kernel.is_ruled(key), self.config.quarantine);
+        let ruled = self.kernel.is_ruled(key);
+        // its last pod's clients may still send to it
+        let quarantine = self.config.quarantine.max(self.config.cooldown);
         if self.ports.bind_refused(now, key, ruled, quarantine)
             && let Some(pod) = self.pods.get_mut(&uid)
         {

@@ -288,3 +288,23 @@ fn a_port_that_the_kernel_cannot_bind_is_named_and_delays_no_other_pod() {
     assert_eq!(node.host_ports("a"), ports);
     assert!(node.last().condition.as_ref().unwrap().status);
 }
+
+#[test]
+fn a_port_that_a_process_took_from_its_cool_down_is_not_free_before_the_cool_down_is_over() {
+    let mut node = Node::new("20000-20000");
+    node.state.config.cooldown = Duration::from_mins(3);
+    node.applied(facts("a", Some("10.244.0.2"))).settle();
+    node.gone("a");
+    // the same pod again: its ports are reclaimed, but another process has bound them
+    let mut again = facts("a", Some("10.244.0.3"));
+    again.pod.uid = "uid-again".parse().unwrap();
+    node.applied(again);
+    node.settle_with(|_| Err("in use".to_owned()), |_| Ok(()));
+    assert_eq!(node.state.counts().quarantined, 2);
+    node.gone("again");
+    node.applied(facts("b", Some("10.244.0.4"))).settle();
+    node.later(120);
+    assert!(!node.is_true("b"), "{}", node.message("b"));
+    node.later(60);
+    assert_eq!(node.state.counts().quarantined, 0);
+}
