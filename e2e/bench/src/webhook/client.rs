@@ -21,6 +21,9 @@ use tokio_rustls::TlsConnector;
 
 /// Longest wait for one answer; a server that needs longer has failed.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Reviews under way at once: an API server has at most 200 writes by default, and portmapping refuses more
+/// than 256 of one client.
+const MOST_AT_ONCE: usize = 200;
 
 /// The HTTP version of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -244,9 +247,10 @@ impl Target {
                     idle.extend(sender);
                 }
             }
-            let Some(sender) = idle.pop_front() else {
-                // all HTTP/1.1 connections are busy: the review waits, and the wait is part of its
-                // time
+            let free = tasks.len() < MOST_AT_ONCE;
+            let Some(sender) = free.then(|| idle.pop_front()).flatten() else {
+                // all HTTP/1.1 connections are busy, or the server has enough: the review waits, and the
+                // wait is part of its time
                 yield_now().await;
                 if let Some(ended) = tasks.try_join_next() {
                     let (latency, sender) = ended??;
