@@ -273,11 +273,12 @@ impl World {
             });
             let whole = |mapping: &Mapping| {
                 let port = i64::from(mapping.host_port.get());
-                let mut declared = self.pods.values().flat_map(|other| {
+                let all = self.pods.values().chain(pods.values());
+                let mut declared = all.flat_map(|other| {
                     let containers = other.spec.lasting_containers();
                     containers.flat_map(|container| &container.ports)
                 });
-                // a static one may count only for the next enforcer
+                // a static one may count only for the next enforcer, also one of a pod that has just ended
                 let claimed = declared.any(|declared| declared.host_port == port);
                 let held = self.keeper.contains(&(mapping.protocol, mapping.host_port));
                 held && !claimed && self.kernel.contains(mapping) && there(&mapping.pod_ip)
