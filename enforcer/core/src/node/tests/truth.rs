@@ -250,7 +250,7 @@ fn a_pod_that_two_losses_in_turn_leave_unmapped_is_not_true_from_the_first_on() 
         }
         node.now += lasts / 20;
         node.down("s-a");
-        node.now += lasts - lasts / 20;
+        node.now += lasts / 20 * 19;
         node.state.tick(node.now);
         node.settle();
         assert!(!node.is_true("a"), "{}", node.message("a"));
