@@ -116,6 +116,7 @@ impl PodState {
         if let Some(refusal) = &self.refusal {
             let condition = condition(false, refusal.kind.reason(), cut(&refusal.message));
             return Some(Record {
+                annotation: self.without_lost_ports(facts, refusal.kind),
                 condition: Some(condition),
                 ..current.clone()
             });
@@ -140,6 +141,18 @@ impl PodState {
             mark: Some(request.to_mark()),
             condition: Some(condition(true, REASON_MAPPED, message)),
         })
+    }
+
+    /// The annotation of a pod that is refused. A result names a port that may be another pod's by now, if
+    /// the pod lost it and gets no other one: the request takes its place.
+    fn without_lost_ports(&self, facts: &PodFacts, refused: EventKind) -> Option<String> {
+        let text = facts.record.annotation.as_deref()?;
+        let is_lost =
+            refused == EventKind::NoFreePort && annotation::classify(text) == Value::Result;
+        match &self.want {
+            Want::Ports(request) if is_lost => Some(request.to_annotation(&facts.spec)),
+            _ => Some(text.to_owned()),
+        }
     }
 
     /// The event for what a write has just made true.

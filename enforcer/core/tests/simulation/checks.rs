@@ -273,6 +273,7 @@ impl World {
         let shown = condition.map(|c| (c.status, c.reason.as_str()));
         let published = annotation::decode(facts.record.annotation.as_deref().unwrap_or_default());
         let typo = facts.record.annotation.as_deref() == Some(TYPO);
+        let names_ports = published.is_some();
         let true_entries = published.is_some_and(|entries| {
             let ours = entries.iter().filter(|entry| entry.container_port != 80);
             let backed = |entry: &ResultEntry| {
@@ -293,6 +294,7 @@ impl World {
         match (asks, shown) {
             (true, Some((true, _))) if whole => Ok(()),
             (true, Some((false, "InvalidRequest"))) if !rules.is_empty() => wrong(),
+            (true, Some((false, "NoFreePort"))) if names_ports => wrong(),
             (true, Some((false, "NoFreePort" | "InvalidRequest" | "HostIPNotOnNode")))
                 if shown.is_some_and(|(_, reason)| self.is_refused_rightly(uid, reason)) =>
             {

@@ -46,6 +46,9 @@ fn a_mapped_pod_gives_its_port_to_a_static_host_port_and_both_get_an_event() {
         notes[1]
     );
     assert_eq!(node.last().condition.as_ref().unwrap().reason, "NoFreePort");
+    // the number belongs to the other pod by now
+    let asked = r#"[{"containerPort":9040,"protocol":"TCP"}]"#;
+    assert_eq!(node.last().annotation.as_deref(), Some(asked));
     // the same pod is shown again: no new event
     node.applied(fixed("web", 20_000, "")).settle();
     assert_eq!(node.notes(EventKind::PortConflict).len(), 2);
