@@ -23,9 +23,6 @@ pub fn programs(cni: Cni) -> Result<Option<PathBuf>> {
         Cni::KubeRouter => &["kube-router"],
         Cni::Cilium(_) => &["cilium"],
     };
-    if cni != Cni::Flannel {
-        packages::ensure_file("/usr/sbin/ipset", "ipset")?;
-    }
     // one build for all modes
     let (name, time) = match cni {
         Cni::Cilium(_) => ("cilium".to_owned(), "7 to 25"),

@@ -11,11 +11,12 @@ use crate::process;
 use crate::progress::Step;
 
 /// A program that must be on the PATH, and the Debian package that has it.
-const PROGRAMS: [(&str, &str); 12] = [
+const PROGRAMS: [(&str, &str); 13] = [
     ("ip", "iproute2"),
     ("iptables", "iptables"),
     ("nft", "nftables"),
     ("conntrack", "conntrack"),
+    ("ipset", "ipset"),
     ("modprobe", "kmod"),
     ("nsenter", "util-linux"),
     ("runc", "runc"),
