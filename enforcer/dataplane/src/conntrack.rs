@@ -21,10 +21,11 @@
 //! port number is not ours. So the kernel lists the entries of each changed port, and those that
 //! contradict the rules are deleted one by one.
 
+mod changed;
 mod entry;
 mod replies;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -35,6 +36,7 @@ use rustix::io::Errno;
 
 use super::family::Family;
 use super::netlink::{NetlinkError, Options, Socket};
+use changed::ChangedMappings;
 use entry::Entry;
 pub use replies::Unanswered;
 
@@ -314,72 +316,6 @@ fn clear_some(
         }
     }
     failed.map_or(Ok(is_all), Err)
-}
-
-/// The mappings of one protocol and family that a transaction changed, by host port.
-struct ChangedMappings<'a> {
-    removed: ByPort<'a>,
-    created: ByPort<'a>,
-}
-
-type ByPort<'a> = BTreeMap<u16, Vec<&'a Mapping>>;
-
-impl<'a> ChangedMappings<'a> {
-    fn new(protocol: Protocol, removed: &[&'a Mapping], created: &[&'a Mapping]) -> Self {
-        let by_port = |mappings: &[&'a Mapping]| {
-            let mut by_port = ByPort::new();
-            for mapping in mappings.iter().filter(|m| m.protocol == protocol) {
-                by_port
-                    .entry(mapping.host_port.get())
-                    .or_default()
-                    .push(*mapping);
-            }
-            by_port
-        };
-        Self {
-            removed: by_port(removed),
-            created: by_port(created),
-        }
-    }
-
-    /// Returns the ports whose entries may be stale. A new mapping leaves TCP entries alone.
-    fn ports(&self, protocol: Protocol) -> BTreeSet<u16> {
-        let created = self.created.keys().filter(|_| protocol != Protocol::Tcp);
-        self.removed.keys().chain(created).copied().collect()
-    }
-
-    /// Returns whether an entry contradicts the rules. Flows to other addresses than host addresses,
-    /// such as those of a Service, are not ours.
-    fn contradicts(
-        &self,
-        entry: &Entry,
-        current: &BTreeSet<IpAddr>,
-        ever: &BTreeSet<IpAddr>,
-    ) -> bool {
-        ever.contains(&entry.dst) && self.outlived_by(entry)
-            || current.contains(&entry.dst) && self.bypassed_by(entry)
-    }
-
-    /// Returns whether an entry sends packets to a pod that lost the port and did not get it again.
-    fn outlived_by(&self, entry: &Entry) -> bool {
-        at(&self.removed, entry).any(|mapping| entry.leads_to(mapping))
-            && !at(&self.created, entry).any(|mapping| entry.leads_to(mapping))
-            && !(entry.protocol == Protocol::Tcp && entry.is_established)
-    }
-
-    /// Returns whether an entry sends packets to another endpoint than the pod that has the port
-    /// now. Flows that the node forwards to the same port of another host look the same.
-    fn bypassed_by(&self, entry: &Entry) -> bool {
-        let concerns = |mapping: &Mapping| mapping.host_ip.is_none_or(|ip| ip == entry.dst);
-        entry.protocol != Protocol::Tcp
-            && at(&self.created, entry).any(concerns)
-            && !at(&self.created, entry).any(|mapping| entry.leads_to(mapping))
-    }
-}
-
-/// Returns the mappings of the port that an entry was sent to.
-fn at<'a>(mappings: &ByPort<'a>, entry: &Entry) -> impl Iterator<Item = &'a Mapping> {
-    mappings.get(&entry.port).into_iter().flatten().copied()
 }
 
 #[cfg(test)]
