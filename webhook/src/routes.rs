@@ -77,8 +77,9 @@ fn refused(outcome: &'static str, status: StatusCode, text: &str) -> (&'static s
 impl Service {
     async fn review(&self, request: Request) -> (&'static str, Response) {
         let peer = request.extensions().get().copied().unwrap_or_default();
-        let (parts, body) = request.into_parts();
-        let unread = parts.extensions.get().cloned().unwrap_or_default();
+        let (mut parts, body) = request.into_parts();
+        // its body is open until it was read
+        let unread = parts.extensions.remove().unwrap_or_default();
         let (bytes, claim) = match self.bodies.read(peer, unread, body).await {
             Ok(received) => received,
             Err(error) => {

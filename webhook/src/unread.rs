@@ -9,8 +9,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-/// Bytes that may arrive for each body that waits in addition to its window: headers and small frames of other
-/// requests.
+/// Bytes that may arrive for each open body in addition to its window: headers and small frames.
 const OTHERS: u64 = 32 * 1024;
 
 /// The count of one connection; cheap to clone.
@@ -31,13 +30,16 @@ struct Count {
     bytes: u64,
     /// Of these, what was there when the first of the bodies that wait began.
     before: u64,
-    /// Bodies that wait.
+    /// Bodies of which not all was taken. One that is being read may have a window that was not taken yet, so
+    /// it counts as much as one that waits.
+    open: u64,
+    /// Of these, those that wait.
     waiting: u64,
 }
 
 impl Shared {
     fn is_too_much(&self, count: &Count) -> bool {
-        count.bytes.saturating_sub(count.before) > count.waiting * (self.window + OTHERS)
+        count.bytes.saturating_sub(count.before) > count.open * (self.window + OTHERS)
     }
 }
 
@@ -61,35 +63,53 @@ impl Unread {
 
     /// A request begins: its body may arrive before it waits.
     pub(crate) fn begin(&self) -> UnreadSince {
-        let at = self.0.count.lock().bytes;
-        UnreadSince {
+        let mut count = self.0.count.lock();
+        count.open += 1;
+        UnreadSince(Arc::new(Open {
             unread: self.clone(),
-            at,
-        }
+            at: count.bytes,
+        }))
     }
 }
 
-/// The count of a connection, and what it was when a request began.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct UnreadSince {
+/// The count of a connection, and what it was when a request began. Clones share it: the body is open until
+/// the last of them is dropped.
+#[derive(Clone, Debug)]
+pub(crate) struct UnreadSince(Arc<Open>);
+
+#[derive(Debug)]
+struct Open {
     unread: Unread,
     at: u64,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.unread.0.count.lock().open -= 1;
+    }
+}
+
+impl Default for UnreadSince {
+    fn default() -> Self {
+        Unread::default().begin()
+    }
 }
 
 impl UnreadSince {
     /// A body took bytes.
     pub(crate) fn taken(&self, bytes: usize) {
-        let mut count = self.unread.0.count.lock();
+        let mut count = self.0.unread.0.count.lock();
         count.bytes = count.bytes.saturating_sub(bytes as u64);
     }
 
     /// Waits for memory for the body; None if too much arrives in the meantime.
     pub(crate) async fn wait<T>(&self, memory: impl Future<Output = T>) -> Option<T> {
-        let _waiting = Waiting::enter(self);
+        let _waiting = Waiting::enter(&self.0);
+        let shared = &self.0.unread.0;
         let too_much = async {
             loop {
-                let next = self.unread.0.too_much.notified();
-                if self.unread.0.is_too_much(&self.unread.0.count.lock()) {
+                let next = shared.too_much.notified();
+                if shared.is_too_much(&shared.count.lock()) {
                     return;
                 }
                 next.await;
@@ -107,14 +127,14 @@ impl UnreadSince {
 struct Waiting<'a>(&'a Mutex<Count>);
 
 impl<'a> Waiting<'a> {
-    fn enter(since: &'a UnreadSince) -> Self {
-        let mut count = since.unread.0.count.lock();
+    fn enter(body: &'a Open) -> Self {
+        let mut count = body.unread.0.count.lock();
         if count.waiting == 0 {
-            count.before = since.at;
+            count.before = body.at;
         }
         count.waiting += 1;
         drop(count);
-        Self(&since.unread.0.count)
+        Self(&body.unread.0.count)
     }
 }
 
@@ -123,3 +143,6 @@ impl Drop for Waiting<'_> {
         self.0.lock().waiting -= 1;
     }
 }
+
+#[cfg(test)]
+mod tests;
