@@ -1,6 +1,7 @@
 //! Start-up: reads the rules in the kernel and the ports that the keeper holds, and holds every
 //! mapped port again.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ use portmapping_dataplane::{Backend, Dataplane as _, Observed, Settings, Tools};
 use portmapping_enforcer_core::Recovered;
 use portmapping_keeper::RUN_DIR;
 use portmapping_runtime::deadline::chain;
+use portmapping_shared::PortKey;
 
 use crate::args::{BackendChoice, IptablesChoice, RunConfig};
 use crate::keeper_client::{KeeperClient, KeeperClientError};
@@ -52,10 +54,11 @@ pub(crate) async fn recover(
     };
     let snapshot = reading.await?;
     // before anything that can fail: until then another process can bind a port that no keeper holds
-    let mapped = snapshot
-        .mappings()
-        .map(|mapping| (mapping.protocol, mapping.host_port));
-    let held = keeper.reacquire(mapped.collect(), held, started).await;
+    let mapped = snapshot.mappings();
+    let mapped: BTreeSet<PortKey> = mapped
+        .map(|mapping| (mapping.protocol, mapping.host_port))
+        .collect();
+    let held = keeper.reacquire(&mapped, held, started).await;
     let backend = choose_backend(config, &settings, &snapshot, &tools)?;
     let (dataplane, observed) = open_dataplane(config, &settings, snapshot, tools, &backend)?;
     let (mappings, ports) = (observed.mappings.len(), held.len());
@@ -66,7 +69,9 @@ pub(crate) async fn recover(
         "read the rules and held ports of an earlier enforcer; continuing from them"
     );
     // an enforcer that ended right after a change has left connections to the pods before it
-    dataplane.stale_flows().found(&observed.mappings);
+    let flows = dataplane.stale_flows();
+    flows.found(&observed.mappings);
+    flows.found_unmapped(held.difference(&mapped).copied());
     let in_other_backends = dataplane.in_other_backends().clone();
     let found = Recovered {
         mappings: observed.mappings,

@@ -31,7 +31,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use portmapping_shared::{Mapping, Protocol};
+use portmapping_shared::{Mapping, PortKey, Protocol};
 use rustix::io::Errno;
 
 use super::family::Family;
@@ -76,6 +76,8 @@ struct Shared {
 struct Left {
     removed: BTreeSet<Mapping>,
     created: BTreeSet<Mapping>,
+    /// Ports without a mapping that may have had one before the start.
+    unmapped: BTreeSet<PortKey>,
     /// The current host addresses.
     host_addresses: BTreeSet<IpAddr>,
     /// All host addresses since the start: flows through an earlier one may still exist.
@@ -112,6 +114,12 @@ impl StaleFlows {
     /// Records mappings that another program made: it may have ended before it cleared.
     pub fn found<'a>(&self, mappings: impl IntoIterator<Item = &'a Mapping>) {
         self.record([], mappings);
+    }
+
+    /// Records ports that the keeper holds and that have no mapping. The enforcer that removed it may have
+    /// ended before it cleared.
+    pub fn found_unmapped(&self, ports: impl IntoIterator<Item = PortKey>) {
+        self.0.left.lock().unmapped.extend(ports);
     }
 
     /// Whether there is something to clear now.
@@ -163,13 +171,14 @@ impl Left {
             self.removed.insert(mapping.clone());
         }
         for mapping in created {
+            self.unmapped.remove(&(mapping.protocol, mapping.host_port));
             self.removed.remove(mapping);
             self.created.insert(mapping.clone());
         }
     }
 
     fn is_empty(&self) -> bool {
-        self.removed.is_empty() && self.created.is_empty()
+        self.removed.is_empty() && self.created.is_empty() && self.unmapped.is_empty()
     }
 
     fn take(&mut self) -> Self {
@@ -181,6 +190,7 @@ impl Left {
     fn forget(&mut self) {
         self.removed.clear();
         self.created.clear();
+        self.unmapped.clear();
         self.failing.clear();
         self.retry_at = None;
     }
@@ -190,6 +200,7 @@ impl Left {
     fn put_back(&mut self, failed: Self, at: Instant) {
         let later = self.take();
         (self.removed, self.created) = (failed.removed, failed.created);
+        self.unmapped = failed.unmapped;
         self.add(&later.removed, &later.created);
         if self.removed.len() + self.created.len() > MOST_WAITING {
             self.created.clear();
@@ -207,7 +218,8 @@ impl Left {
         let created: Vec<&Mapping> = self.created.iter().filter(of_family).collect();
         let mut failures = 0;
         for protocol in Protocol::ALL {
-            let change = ChangedMappings::new(protocol, &removed, &created);
+            let unmapped = self.unmapped.iter().filter(|(of, _)| *of == protocol);
+            let change = ChangedMappings::new(protocol, &removed, &created, unmapped.clone());
             let mut outcome = Ok(());
             for _ in 0..TRIES {
                 outcome = self.clear_protocol(socket, family, protocol, &change);
@@ -223,6 +235,7 @@ impl Left {
                     removed.filter(of_protocol).copied(),
                     created.filter(of_protocol).copied(),
                 );
+                failed.unmapped.extend(unmapped);
                 failed.failing.insert((family, protocol));
                 let error: &dyn std::error::Error = &error;
                 if self.failing.contains(&(family, protocol)) {

@@ -15,7 +15,7 @@ impl KeeperClient {
     /// reports it on the pod.
     pub async fn reacquire(
         &mut self,
-        mapped: BTreeSet<PortKey>,
+        mapped: &BTreeSet<PortKey>,
         mut held: BTreeSet<PortKey>,
         started: Instant,
     ) -> BTreeSet<PortKey> {

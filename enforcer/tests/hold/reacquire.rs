@@ -20,7 +20,7 @@ fn mapped_ports_are_held_again_except_those_another_process_bound() {
             let mapped = mapped.iter().copied().collect();
             client
                 .reacquire(
-                    mapped,
+                    &mapped,
                     ports(Tcp, 20009, 1).into_iter().collect(),
                     Instant::now(),
                 )

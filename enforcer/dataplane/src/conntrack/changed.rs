@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use portmapping_shared::{Mapping, Protocol};
+use portmapping_shared::{Mapping, PortKey, Protocol};
 
 use super::entry::Entry;
 
@@ -11,6 +11,8 @@ use super::entry::Entry;
 pub(super) struct ChangedMappings<'a> {
     removed: ByPort<'a>,
     created: ByPort<'a>,
+    /// Ports that have no mapping.
+    unmapped: BTreeSet<u16>,
 }
 
 type ByPort<'a> = BTreeMap<u16, Vec<&'a Mapping>>;
@@ -20,6 +22,7 @@ impl<'a> ChangedMappings<'a> {
         protocol: Protocol,
         removed: &[&'a Mapping],
         created: &[&'a Mapping],
+        unmapped: impl Iterator<Item = &'a PortKey>,
     ) -> Self {
         let by_port = |mappings: &[&'a Mapping]| {
             let mut by_port = ByPort::new();
@@ -34,13 +37,15 @@ impl<'a> ChangedMappings<'a> {
         Self {
             removed: by_port(removed),
             created: by_port(created),
+            unmapped: unmapped.map(|(_, port)| port.get()).collect(),
         }
     }
 
     /// Returns the ports whose entries may be stale. A new mapping leaves TCP entries alone.
     pub(super) fn ports(&self, protocol: Protocol) -> BTreeSet<u16> {
         let created = self.created.keys().filter(|_| protocol != Protocol::Tcp);
-        self.removed.keys().chain(created).copied().collect()
+        let ports = self.removed.keys().chain(created).chain(&self.unmapped);
+        ports.copied().collect()
     }
 
     /// Returns whether an entry contradicts the rules. Flows to other addresses than host addresses,
@@ -57,7 +62,9 @@ impl<'a> ChangedMappings<'a> {
 
     /// Returns whether an entry sends packets to a pod that lost the port and did not get it again.
     fn outlived_by(&self, entry: &Entry) -> bool {
-        at(&self.removed, entry).any(|mapping| entry.leads_to(mapping))
+        let is_lost = at(&self.removed, entry).any(|mapping| entry.leads_to(mapping))
+            || self.unmapped.contains(&entry.port) && entry.is_translated();
+        is_lost
             && !at(&self.created, entry).any(|mapping| entry.leads_to(mapping))
             && !(entry.protocol == Protocol::Tcp && entry.is_established)
     }

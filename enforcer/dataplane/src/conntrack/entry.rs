@@ -145,6 +145,11 @@ impl Entry {
         self.answered_by == mapping.pod_ip && self.answering_port == mapping.container_port.get()
     }
 
+    /// Returns whether another endpoint answers than the one that it was sent to.
+    pub(super) fn is_translated(&self) -> bool {
+        (self.answered_by, self.answering_port) != (self.dst, self.port)
+    }
+
     /// Builds the request that deletes this entry and no other.
     pub(super) fn delete(&self, family: Family) -> (Header, impl FnOnce(&mut Encoder)) {
         let body = |encoder: &mut Encoder| {

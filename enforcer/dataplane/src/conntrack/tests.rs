@@ -21,7 +21,8 @@ fn flow() -> Entry {
 fn contradicts(entry: &Entry, removed: &[&Mapping], created: &[&Mapping], local: bool) -> bool {
     let ever = BTreeSet::from([NODE.parse().unwrap()]);
     let current = if local { ever.clone() } else { BTreeSet::new() };
-    ChangedMappings::new(entry.protocol, removed, created).contradicts(entry, &current, &ever)
+    let change = ChangedMappings::new(entry.protocol, removed, created, [].iter());
+    change.contradicts(entry, &current, &ever)
 }
 
 #[test]
@@ -58,6 +59,30 @@ fn flow_that_bypasses_a_new_mapping_is_stale_if_the_node_is_its_destination() {
         &[&host_ip("172.30.0.3")],
         true
     ));
+}
+
+#[test]
+fn translated_flow_to_a_port_without_mapping_is_stale() {
+    let pod2 = mapping(20000, "10.88.0.12");
+    let unmapped = BTreeSet::from([(pod2.protocol, pod2.host_port)]);
+    let contradicts = |entry: &Entry, created: &[&Mapping], to: &str| {
+        let ever = BTreeSet::from([to.parse().unwrap()]);
+        let change = ChangedMappings::new(Protocol::Udp, &[], created, unmapped.iter());
+        change.contradicts(entry, &BTreeSet::new(), &ever)
+    };
+    assert!(contradicts(&flow(), &[], NODE));
+    assert!(!contradicts(&flow(), &[], "172.30.0.2"));
+    let direct = Entry::example("172.30.0.1", 20000, "172.30.0.1", 20000);
+    assert!(!contradicts(&direct, &[], NODE));
+    let again = Entry::example("172.30.0.1", 20000, "10.88.0.12", 9053);
+    assert!(!contradicts(&again, &[&pod2], NODE));
+    // a mapping that is made later replaces it
+    let mut left = Left {
+        unmapped,
+        ..Left::default()
+    };
+    left.add([], [&pod2]);
+    assert!(left.unmapped.is_empty());
 }
 
 #[test]

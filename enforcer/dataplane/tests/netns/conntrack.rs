@@ -15,6 +15,7 @@ crate::for_each_backend!(
     client_that_sent_too_early_gets_through,
     client_of_a_moved_port_reaches_the_new_pod_after_a_crash,
     flow_of_a_removed_mapping_ends,
+    flow_of_a_mapping_that_was_removed_before_a_crash_ends,
     flow_ends_at_the_next_try_where_the_kernel_refused,
     more_flows_of_a_removed_mapping_than_are_deleted_at_once_end,
     flows_of_others_stay,
@@ -108,6 +109,32 @@ fn flow_of_a_removed_mapping_ends(backend: Backend) {
     client.hears("pod1");
     driver.remove(&[mapping]);
     assert!(client.ask(Duration::from_secs(1)).is_err());
+}
+
+fn flow_of_a_mapping_that_was_removed_before_a_crash_ends(backend: Backend) {
+    let lab = Lab::new();
+    let _pod1 = serve(&lab.pod1, "pod1", 9040);
+    let mut driver = lab.driver(backend);
+    let [removed, stays] = [20000, 20001].map(|port| map(Udp, port, POD1, 9040));
+    driver.reconcile(&[removed.clone(), stays]);
+    let client = UdpClient::new(&lab.client, at(NODE, 20000));
+    let other = UdpClient::new(&lab.client, at(NODE, 20001));
+    client.hears("pod1");
+    other.hears("pod1");
+    let removal = Plan {
+        to_remove: vec![removed],
+        ..Plan::default()
+    };
+    // it ends right after the change
+    driver.apply_only(&removal).unwrap();
+    let mut next = lab.driver(backend);
+    next.find_flows();
+    assert_eq!(next.clear_flows(), 0);
+    client.hears("pod1");
+    next.find_unmapped(Udp, 20000);
+    assert_eq!(next.clear_flows(), 0);
+    assert!(client.ask(Duration::from_secs(1)).is_err());
+    other.hears("pod1");
 }
 
 fn more_flows_of_a_removed_mapping_than_are_deleted_at_once_end(backend: Backend) {

@@ -204,6 +204,13 @@ impl<'a> Driver<'a> {
         self.driver.stale_flows().found(&found);
     }
 
+    /// Records a port that has no mapping, as a start does that finds it held.
+    pub(crate) fn find_unmapped(&self, protocol: Protocol, port: u16) {
+        let port = HostPort::new(port).expect("a port");
+        let flows = self.driver.stale_flows();
+        flows.found_unmapped([(protocol, port)]);
+    }
+
     pub(crate) fn observe(&mut self) -> Observed {
         self.node.run(|| self.driver.observe()).expect("observe")
     }
