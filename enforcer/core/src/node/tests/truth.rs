@@ -196,68 +196,6 @@ fn a_family_that_the_node_does_not_have_needs_no_rule() {
 }
 
 #[test]
-fn a_pod_of_a_family_that_the_node_does_not_have_is_not_mapped() {
-    let mut node = Node::new("20000-29999");
-    node.applied(facts("a", Some("fd00:244::2"))).settle();
-    let at = ["192.0.2.11".parse().unwrap()];
-    node.state.host_addresses_read(node.now, at.into());
-    node.settle();
-    assert!(!node.is_true("a"), "True at {}", node.message("a"));
-    assert!(
-        node.message("a").contains("family"),
-        "{}",
-        node.message("a")
-    );
-    let both = ["192.0.2.11", "2001:db8::11"].map(|ip| ip.parse().unwrap());
-    node.state.host_addresses_read(node.now, both.into());
-    node.settle();
-    assert!(node.is_true("a"), "{}", node.message("a"));
-    assert!(
-        node.message("a").contains("[2001:db8::11]"),
-        "{}",
-        node.message("a")
-    );
-}
-
-#[test]
-fn a_pod_that_two_losses_in_turn_leave_unmapped_is_not_true_from_the_first_on() {
-    let lasts = Duration::from_secs(2);
-    let host: IpAddr = "192.0.2.11".parse().unwrap();
-    let other: IpAddr = "2001:db8::11".parse().unwrap();
-    for host_ip in [None, Some(other)] {
-        let mut node = Node::new("20000-29999");
-        node.state
-            .host_addresses_read(node.now, [host, other].into());
-        mapped(&mut node, "a", "fd00:244::2");
-        if let Some(host_ip) = host_ip {
-            let mut shown = node.shown("a");
-            let request = format!(r#"[{{"containerPort":9040,"hostIP":"{host_ip}"}}]"#);
-            shown.record.annotation = Some(request);
-            node.applied(shown).settle();
-            assert!(node.is_true("a"), "{}", node.message("a"));
-        }
-        node.state.host_addresses_read(node.now, [host].into());
-        // the write that tells so fails, and is over before it is tried again
-        for action in node.state.take_actions() {
-            match action {
-                Action::Publish(publication) => {
-                    let uid = &publication.pod.uid;
-                    node.state.published(node.now, uid, PublishOutcome::Failed);
-                }
-                Action::Program(plan) => node.state.programmed(node.now, &plan, Ok(())),
-                _ => {}
-            }
-        }
-        node.now += lasts / 20;
-        node.down("s-a");
-        node.now += lasts / 20 * 19;
-        node.state.tick(node.now);
-        node.settle();
-        assert!(!node.is_true("a"), "{}", node.message("a"));
-    }
-}
-
-#[test]
 fn damage_makes_the_condition_false_only_if_it_lasts() {
     let mut node = Node::new("20000-29999");
     node.applied(facts("a", Some("10.244.0.2"))).settle();
