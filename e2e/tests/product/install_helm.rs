@@ -127,8 +127,27 @@ fn wait_for_job(cluster: &Cluster, job: &str) -> Result<()> {
     Ok(())
 }
 
+/// Makes what a `helm uninstall` that was interrupted leaves: its DaemonSet, whose pods are Ready.
+fn interrupted_uninstall(cluster: &Cluster) -> Result<()> {
+    let labels = json!({ "app.kubernetes.io/name": "portmapping", "app.kubernetes.io/component": "uninstall" });
+    let container =
+        json!({ "name": "enforcer", "image": "localhost/pause:1", "imagePullPolicy": "Never" });
+    let set = json!({
+        "apiVersion": "apps/v1", "kind": "DaemonSet",
+        "metadata": { "name": JOB, "namespace": NAMESPACE },
+        "spec": {
+            "selector": { "matchLabels": labels },
+            "template": { "metadata": { "labels": labels }, "spec": { "containers": [container] } },
+        },
+    });
+    let (made, reply) = kubectl_with(cluster, &["create", "-f", "-"], &set.to_string())?;
+    ensure!(made, "{reply}");
+    install::rolled_out(cluster, NAMESPACE, &format!("daemonset/{JOB}"))
+}
+
 /// `helm uninstall` while pods are mapped: no rule stays, and no pod claims a port.
 fn helm_uninstall(cluster: &Cluster, space: &Space<'_>) -> Result<()> {
+    interrupted_uninstall(cluster)?;
     helm(
         cluster,
         &["uninstall", "any-name", "--namespace", NAMESPACE],

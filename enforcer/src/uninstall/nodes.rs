@@ -31,8 +31,11 @@ const CALL_LIMIT: Duration = Duration::from_secs(10);
 const CALL_SILENCE: Duration = Duration::from_secs(15);
 /// Objects in one answer of the API server. A Node object has 20 KiB and more.
 const PAGE: u32 = 500;
-/// HTTP status of an object that exists already.
+/// HTTP status of an object that exists already, and of one that does not exist.
 const CONFLICT: u16 = 409;
+const NOT_FOUND: u16 = 404;
+/// How long an earlier run's object may take to go away.
+const REPLACE_LIMIT: Duration = Duration::from_secs(30);
 
 /// Runs `enforcer uninstall-nodes`.
 pub fn uninstall_nodes(args: &UninstallNodesArgs) -> anyhow::Result<()> {
@@ -54,12 +57,7 @@ async fn clean(client: Client, set: &DaemonSet) -> anyhow::Result<()> {
         );
         return Ok(());
     }
-    let params = PostParams::default();
-    match within(CALL_LIMIT, "POST daemonset", sets.create(&params, set)).await {
-        // an earlier run was interrupted
-        Err(error) if is_conflict(&error) => {}
-        created => drop(created?),
-    }
+    create(&sets, set).await?;
     let cleaned = wait(client, &sets, set).await;
     let (name, params) = (set.name_any(), DeleteParams::default());
     if let Err(error) = within(CALL_LIMIT, "DELETE daemonset", sets.delete(&name, &params)).await {
@@ -72,9 +70,41 @@ async fn clean(client: Client, set: &DaemonSet) -> anyhow::Result<()> {
     cleaned
 }
 
-fn is_conflict(error: &portmapping_runtime::CallError<kube::Error>) -> bool {
+/// Creates the `DaemonSet`. One that is there was left by a run that was interrupted, maybe of an earlier
+/// installation: its pods say nothing of the rules that are on the nodes now, so it is replaced.
+async fn create(sets: &Api<DaemonSet>, set: &DaemonSet) -> anyhow::Result<()> {
+    let name = set.name_any();
+    let (post, background) = (PostParams::default(), DeleteParams::background());
+    let deadline = Instant::now() + REPLACE_LIMIT;
+    loop {
+        match within(CALL_LIMIT, "POST daemonset", sets.create(&post, set)).await {
+            Err(error) if has_status(&error, CONFLICT) && Instant::now() < deadline => {}
+            created => {
+                created?;
+                return Ok(());
+            }
+        }
+        tracing::info!(
+            name,
+            "replacing the DaemonSet of a run that was interrupted"
+        );
+        match within(
+            CALL_LIMIT,
+            "DELETE daemonset",
+            sets.delete(&name, &background),
+        )
+        .await
+        {
+            Err(error) if has_status(&error, NOT_FOUND) => {}
+            deleted => drop(deleted?),
+        }
+        sleep(POLL).await;
+    }
+}
+
+fn has_status(error: &portmapping_runtime::CallError<kube::Error>, code: u16) -> bool {
     use portmapping_runtime::CallError::Failed;
-    matches!(error, Failed { source: kube::Error::Api(status), .. } if status.code == CONFLICT)
+    matches!(error, Failed { source: kube::Error::Api(status), .. } if status.code == code)
 }
 
 /// Waits until every Ready node is clean; names those that are not.
@@ -137,8 +167,12 @@ fn slim_node(node: Node) -> Node {
 
 fn slim_pod(pod: Pod) -> Pod {
     let node_name = pod.spec.and_then(|spec| spec.node_name);
+    let owner_references = pod.metadata.owner_references.clone();
     Pod {
-        metadata: name_of(pod.metadata),
+        metadata: ObjectMeta {
+            owner_references,
+            ..name_of(pod.metadata)
+        },
         spec: Some(PodSpec {
             node_name,
             ..PodSpec::default()
@@ -191,6 +225,12 @@ impl Progress {
             return progress;
         }
         let wanted = usize::try_from(status.desired_number_scheduled).unwrap_or_default();
+        // those of an interrupted run may still be there
+        let is_own = |pod: &&Pod| {
+            let mut owners = pod.owner_references().iter();
+            owners.any(|owner| Some(&owner.uid) == set.metadata.uid.as_ref())
+        };
+        let pods: Vec<&Pod> = pods.iter().filter(is_own).collect();
         if pods.len() < wanted {
             progress.pending.push(format!(
                 "{} pods of the DaemonSet are not created (does the namespace permit host networks? kubectl label \

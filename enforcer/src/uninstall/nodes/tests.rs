@@ -4,7 +4,7 @@ use super::*;
 
 fn set(wanted: i32) -> DaemonSet {
     serde_json::from_value(json!({
-        "metadata": { "name": "uninstall", "namespace": "there", "generation": 2 },
+        "metadata": { "name": "uninstall", "namespace": "there", "generation": 2, "uid": "now" },
         "spec": { "selector": { "matchLabels": { "a": "b", "c": "d" } }, "template": {} },
         "status": {
             "observedGeneration": 2, "desiredNumberScheduled": wanted,
@@ -24,7 +24,10 @@ fn node(name: &str, ready: &str) -> Node {
 
 fn pod(node: &str, ready: &str, state: &Value) -> Pod {
     serde_json::from_value(json!({
-        "metadata": { "name": format!("pod-of-{node}") },
+        "metadata": {
+            "name": format!("pod-of-{node}"),
+            "ownerReferences": [{ "apiVersion": "apps/v1", "kind": "DaemonSet", "name": "uninstall", "uid": "now" }],
+        },
         "spec": { "nodeName": node, "containers": [] },
         "status": {
             "conditions": [{ "type": "Ready", "status": ready }],
@@ -72,6 +75,15 @@ fn nodes_whose_pods_do_not_exist_yet_are_not_clean() {
         !unseen.pending.is_empty(),
         "its status is older than its spec"
     );
+}
+
+#[test]
+fn pods_of_an_interrupted_run_say_nothing_of_a_node() {
+    let mut earlier = pod("a", "True", &json!({ "running": {} }));
+    earlier.metadata.owner_references.as_mut().unwrap()[0].uid = "before".to_owned();
+    let progress = Progress::of(&set(1), &[slim_pod(earlier)], &[node("a", "True")]);
+    assert_eq!(progress.clean, 0);
+    assert!(progress.pending[0].contains("1 pods"), "{progress:?}");
 }
 
 #[test]
