@@ -252,7 +252,14 @@ impl World {
         let counts = match asked {
             None => annotation.is_none(),
             // of a pod that has ended only a result is removed
-            Some(_) if facts.finished => annotation == word || annotation.as_deref() == Some(""),
+            Some(asked) if facts.finished => {
+                let same = |text: &String| {
+                    let found = PortRequest::resolve(text, &facts.spec, config().max_ports);
+                    found.is_ok_and(|found| asked.is_ok_and(|asked| found == asked))
+                };
+                let is_request = annotation.as_ref().is_some_and(same);
+                annotation == word || annotation.as_deref() == Some("") || is_request
+            }
             Some(Err(_)) => annotation == word,
             Some(Ok(request)) => {
                 let mapped = condition.as_ref().is_some_and(|c| c.status);
