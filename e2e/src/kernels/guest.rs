@@ -75,6 +75,8 @@ ip link set lo up
 ulimit -n 1048576
 # what a node's CNI loads; everything else is loaded on first use
 modprobe -a veth bridge br_netfilter
+# with the kernel's own SCTP the tests make associations, and not single packets
+modprobe sctp && export PORTMAPPING_TEST_SCTP=1
 echo "guest: Linux $(uname -r)"
 "#
     );

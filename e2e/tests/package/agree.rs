@@ -135,6 +135,11 @@ fn the_chart_never_renders_what_others_write() -> Result<()> {
         );
         ensure!(webhook.get("namespaceSelector").is_none(), "{webhook}");
         ensure!(objects == chart(NAMESPACE, values)?, "not deterministic");
+        // nothing but the uninstallation removes rules
+        let text = serde_json::to_string(&objects)?;
+        for word in ["preStop", "finalizers"] {
+            ensure!(!text.contains(word), "{word} in the chart");
+        }
     }
     Ok(())
 }

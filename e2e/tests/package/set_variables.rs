@@ -200,11 +200,16 @@ fn drains_virtual_nodes_and_meshes_do_not_block_the_workloads() -> Result<()> {
         "{terms}"
     );
     let term = &terms[0]["matchExpressions"];
-    for (key, value) in [
-        ("type", "virtual-kubelet"),
-        ("eks.amazonaws.com/compute-type", "fargate"),
+    for (key, operator, values) in [
+        ("kubernetes.io/arch", "In", json!(["amd64", "arm64"])),
+        ("type", "NotIn", json!(["virtual-kubelet"])),
+        (
+            "eks.amazonaws.com/compute-type",
+            "NotIn",
+            json!(["fargate"]),
+        ),
     ] {
-        let wanted = json!({ "key": key, "operator": "NotIn", "values": [value] });
+        let wanted = json!({ "key": key, "operator": operator, "values": values });
         ensure!(
             term.as_array().is_some_and(|terms| terms.contains(&wanted)),
             "{key}: {term}"

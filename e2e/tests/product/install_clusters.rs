@@ -35,16 +35,26 @@ fn specs(cluster: &Cluster) -> Result<Vec<Value>> {
     WORKLOADS.iter().map(spec).collect()
 }
 
-/// Fargate runs no DaemonSet: a pod that is bound to such a node never starts.
-fn add_fargate_node(cluster: &Cluster) -> Result<()> {
-    let node = json!({
-        "apiVersion": "v1", "kind": "Node",
-        "metadata": { "name": "fargate-1", "labels": {
-            "kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64", "eks.amazonaws.com/compute-type": "fargate",
-        } },
-    });
-    let (made, reply) = kubectl_with(cluster, &["create", "-f", "-"], &node.to_string())?;
-    ensure!(made, "{reply}");
+/// No pod of ours starts there: virtual nodes run no DaemonSet, and there is no image for other processors.
+fn add_nodes_without_the_enforcer(cluster: &Cluster) -> Result<()> {
+    for (name, arch, (label, value)) in [
+        (
+            "fargate-1",
+            "amd64",
+            ("eks.amazonaws.com/compute-type", "fargate"),
+        ),
+        ("virtual-1", "amd64", ("type", "virtual-kubelet")),
+        ("mainframe-1", "s390x", ("type", "machine")),
+    ] {
+        let node = json!({
+            "apiVersion": "v1", "kind": "Node",
+            "metadata": { "name": name, "labels": {
+                "kubernetes.io/os": "linux", "kubernetes.io/arch": arch, label: value,
+            } },
+        });
+        let (made, reply) = kubectl_with(cluster, &["create", "-f", "-"], &node.to_string())?;
+        ensure!(made, "{reply}");
+    }
     Ok(())
 }
 
@@ -52,7 +62,7 @@ fn add_fargate_node(cluster: &Cluster) -> Result<()> {
 fn helm_takes_over_from_kustomize_and_moves_the_webhook_to_the_nodes_network() -> Result<()> {
     let mut cluster = Cluster::start(&config("clusters"))?;
     go::release_tools()?;
-    add_fargate_node(&cluster)?;
+    add_nodes_without_the_enforcer(&cluster)?;
     install::install(&mut cluster)?;
     let cluster = cluster;
     Space::with(&cluster, "owned", |space| {

@@ -28,12 +28,7 @@ fn a_pod_says_false_while_a_firewall_drops_all_that_is_forwarded_to_it() -> Resu
                 let is_told =
                     condition["reason"] == "DataplaneError" && message.contains("FORWARD");
                 ensure!(condition["status"] == "False" && is_told, "{condition}");
-                let events = get(cluster, &["-n", "default", "events"])?;
-                let mut events = events["items"].as_array().context("no list")?.iter();
-                let named = |event: &Value| {
-                    event["reason"] == "ForwardDrops" && event["involvedObject"]["name"] == NODE
-                };
-                ensure!(events.any(named), "no event on the Node");
+                event_on_node(cluster, "ForwardDrops")?;
                 ensure!(space.answers(&pod, &entry, Way::Tcp).is_err(), "it answers");
                 Ok(())
             });
@@ -43,6 +38,36 @@ fn a_pod_says_false_while_a_firewall_drops_all_that_is_forwarded_to_it() -> Resu
             space.answers(&web, &entry, Way::Tcp)
         })
     })
+}
+
+#[test]
+fn a_node_with_cilium_whose_routing_cannot_be_read_names_the_overlay() -> Result<()> {
+    alone(|cluster| {
+        // Cilium's link; this installation does not mount its state
+        sh(
+            cluster,
+            "ip link add cilium_host type veth peer name cilium_net",
+        )?;
+        let told = eventually("an event that names the overlay", || {
+            let note = event_on_node(cluster, "RoutingUnknown")?;
+            ensure!(note.contains("overlays/cilium"), "{note}");
+            Ok(())
+        });
+        sh(cluster, "ip link delete cilium_host")?;
+        told
+    })
+}
+
+/// The note of the latest event of this kind on the Node.
+fn event_on_node(cluster: &Cluster, reason: &str) -> Result<String> {
+    let events = get(cluster, &["-n", "default", "events"])?;
+    let events = events["items"].as_array().context("no list")?;
+    let mut named = events
+        .iter()
+        .rev()
+        .filter(|event| event["reason"] == reason && event["involvedObject"]["name"] == NODE);
+    let event = named.next().context("no such event on the Node")?;
+    Ok(event["message"].as_str().unwrap_or_default().to_owned())
 }
 
 #[test]
