@@ -71,7 +71,10 @@ pub(crate) async fn recover(
     // an enforcer that ended right after a change has left connections to the pods before it
     let flows = dataplane.stale_flows();
     flows.found(&observed.mappings);
-    flows.found_unmapped(held.difference(&mapped).copied());
+    // where another program flushed the rules, the connections of living pods go on until the rules are back
+    if observed.intact && !observed.mappings.is_empty() {
+        flows.found_unmapped(held.difference(&mapped).copied());
+    }
     let in_other_backends = dataplane.in_other_backends().clone();
     let found = Recovered {
         mappings: observed.mappings,
