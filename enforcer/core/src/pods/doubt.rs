@@ -12,7 +12,8 @@ use super::state::{PodState, same_family};
 use super::unmapped::{Confirmation, DELETION};
 use crate::sandbox::AddressSource;
 
-/// Damage that is repaired within this time is an event and no write.
+/// Damage that is repaired within this time is an event and no write. A lost sandbox result is not:
+/// the pod is mapped again after [`CONFIRM`] at the earliest.
 const GRACE: Duration = Duration::from_secs(2);
 /// From the removal of a sandbox's result to the read that may map the pod again. By then the
 /// kubelet has reported a sandbox that has really ended.
@@ -45,10 +46,11 @@ impl PodState {
     /// When the condition of a pod that is not mapped becomes False.
     pub(super) fn unmapped_until(&self) -> Option<Duration> {
         let deleting = self.facts.as_ref().is_some_and(|facts| facts.deleting);
-        let grace = match self.unmapped.vouched {
+        let lost = !self.unmapped.vouched || self.source == AddressSource::Nowhere;
+        let grace = match lost {
             _ if deleting => DELETION,
-            true => GRACE,
-            false => Duration::ZERO,
+            true => Duration::ZERO,
+            false => GRACE,
         };
         self.unmapped.since.map(|since| since + grace)
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use portmapping_enforcer_core::{PodFacts, PodStatus, Publication, Record};
+use portmapping_enforcer_core::{AddressSource, PodFacts, PodStatus, Publication, Record};
 use portmapping_shared::{
     LeasedPort, Mapping, Plan, PodUid, PortKey, PortRequest, ResultEntry, annotation,
 };
@@ -13,7 +13,8 @@ use crate::cluster::TYPO;
 use crate::runtime::LEFTOVER;
 use crate::world::{EPOCH, World, config};
 
-/// Damage that is repaired within this time is no write; longer for a pod that is being deleted.
+/// Damage that is repaired within this time is no write; longer for a pod that is being deleted. A lost result is
+/// no damage of that kind.
 const GRACE: Duration = Duration::from_secs(2);
 const DELETION: Duration = Duration::from_secs(5);
 
@@ -131,7 +132,11 @@ impl World {
                 continue;
             }
             let since = *self.unmapped.entry(pod.uid.clone()).or_insert(self.now);
-            let grace = if facts.deleting { DELETION } else { GRACE };
+            let grace = match pod.source {
+                _ if facts.deleting => DELETION,
+                AddressSource::Nowhere => Duration::ZERO,
+                AddressSource::Status | AddressSource::Sandbox(_) => GRACE,
+            };
             if pod.refusal.is_none() && self.now >= since + grace {
                 return Err(format!("I10: True since {since:?} and not mapped: {pod:?}"));
             }
