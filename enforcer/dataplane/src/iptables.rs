@@ -12,7 +12,7 @@ use std::panic::resume_unwind;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use portmapping_shared::{Mapping, Plan};
+use portmapping_shared::{Mapping, Plan, PortKey};
 
 use super::change_monitor::{ChangeMonitor, GenerationSocket};
 use super::conntrack::StaleFlows;
@@ -303,6 +303,10 @@ impl Dataplane for Iptables {
     fn set_host_addresses(&mut self, addresses: &BTreeSet<IpAddr>) {
         self.change_settings(|settings| settings.host_addresses.clone_from(addresses));
         self.stale_flows.set_host_addresses(addresses);
+    }
+
+    fn set_static_ports(&mut self, ports: &BTreeSet<PortKey>) {
+        self.change_settings(|settings| settings.static_ports = Some(ports.clone()));
     }
 
     fn has_ipv6(&self) -> bool {

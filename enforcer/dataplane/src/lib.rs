@@ -26,7 +26,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use portmapping_shared::{Mapping, Plan};
+use portmapping_shared::{Mapping, Plan, PortKey};
 
 mod backend;
 mod bridges;
@@ -123,6 +123,10 @@ pub trait Dataplane: Send {
 
     /// Sets the addresses at which mappings answer, from the next change on.
     fn set_host_addresses(&mut self, addresses: &BTreeSet<IpAddr>);
+
+    /// Sets the static host ports of the node's pods, from the next change on. A driver whose rules name
+    /// mapped ports only does not need them.
+    fn set_static_ports(&mut self, _ports: &BTreeSet<PortKey>) {}
 
     /// Returns whether IPv6 mappings can be made.
     fn has_ipv6(&self) -> bool;

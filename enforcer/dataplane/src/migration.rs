@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use portmapping_shared::{Mapping, Plan};
+use portmapping_shared::{Mapping, Plan, PortKey};
 
 use super::backend::Backend;
 use super::bridges::Bridges;
@@ -75,6 +75,9 @@ pub struct BackendMigration {
     masquerade: bool,
     /// What `masquerade` becomes with the next observation.
     next_masquerade: Option<bool>,
+    static_ports: Option<BTreeSet<PortKey>>,
+    /// What `static_ports` becomes with the next observation.
+    next_static_ports: Option<BTreeSet<PortKey>>,
     host_addresses: HostAddresses,
     /// Whether there are mappings, or are to be.
     in_use: bool,
@@ -140,6 +143,8 @@ impl BackendMigration {
             bridges: settings.neighbours.is_empty().then(Bridges::default),
             masquerade: settings.masquerade,
             next_masquerade: None,
+            static_ports: None,
+            next_static_ports: None,
             host_addresses,
             in_use: false,
         };
@@ -188,10 +193,24 @@ impl BackendMigration {
         true
     }
 
-    /// Changes the rules if the node's bridges or addresses, or what is masqueraded, have changed. The
-    /// rules were correct before, so this is not reported as damage.
+    /// Returns whether the static host ports have changed.
+    fn change_static_ports(&mut self) -> bool {
+        let next = self.next_static_ports.take();
+        if next.is_none() || next == self.static_ports {
+            return false;
+        }
+        self.static_ports = next;
+        self.static_ports
+            .iter()
+            .for_each(|ports| self.to.set_static_ports(ports));
+        true
+    }
+
+    /// Changes the rules if something of the node, or what is masqueraded, has changed. The rules were
+    /// correct before, so this is not reported as damage.
     fn with_node(&mut self, observed: Observed) -> Result<Observed, DataplaneError> {
-        if !(self.find_neighbours() | self.find_host_addresses() | self.change_masquerade()) {
+        let changed = self.find_neighbours() | self.find_host_addresses();
+        if !(changed | self.change_masquerade() | self.change_static_ports()) {
             return Ok(observed);
         }
         self.to.apply(&Plan::default())?;
@@ -307,6 +326,11 @@ impl Dataplane for BackendMigration {
     /// local, if `--host-addresses` is `node`.
     fn set_host_addresses(&mut self, addresses: &BTreeSet<IpAddr>) {
         self.host_addresses.set_named(addresses.clone());
+    }
+
+    /// The next observation changes the rules.
+    fn set_static_ports(&mut self, ports: &BTreeSet<PortKey>) {
+        self.next_static_ports = Some(ports.clone());
     }
 
     fn has_ipv6(&self) -> bool {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
-use portmapping_shared::{HostPort, PortRange, PortSet};
+use portmapping_shared::{HostPort, PortKey, PortRange, PortSet};
 
 use crate::host_addresses::AddressSelection;
 use crate::subnet::Subnet;
@@ -26,10 +26,13 @@ pub struct Settings {
     pub selection: AddressSelection,
     /// The addresses at which mappings answer. Packets to all other addresses are not ours.
     pub host_addresses: BTreeSet<IpAddr>,
+    /// Static host ports of pods, which are never mapped either; None while the pods are not known.
+    pub static_ports: Option<BTreeSet<PortKey>>,
 }
 
 impl Settings {
-    /// Returns settings with every port of the range, no neighbours and no host addresses.
+    /// Returns settings with every port of the range, no neighbours, and no host addresses or
+    /// static host ports that are known.
     #[must_use]
     pub fn new(range: PortRange) -> Self {
         Self {
@@ -39,6 +42,7 @@ impl Settings {
             masquerade: false,
             selection: AddressSelection::default(),
             host_addresses: BTreeSet::new(),
+            static_ports: None,
         }
     }
 }

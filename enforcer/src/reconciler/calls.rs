@@ -85,6 +85,7 @@ impl Reconciler {
         let node_addresses = self.node_addresses.take();
         let automatic = self.drivers.backend.automatic;
         let masquerade = self.decide_masquerade();
+        let static_ports = self.state.static_ports();
         self.tasks.spawn_blocking(move || {
             let begun = Instant::now();
             let mut dataplane = dataplane.lock();
@@ -92,6 +93,9 @@ impl Reconciler {
                 dataplane.set_host_addresses(&addresses);
             }
             dataplane.set_masquerade(masquerade);
+            if let Some(ports) = static_ports {
+                dataplane.set_static_ports(&ports);
+            }
             // a read changes the rules too, for new addresses of the node
             let under_way = match rules.begin() {
                 Ok(under_way) => under_way,

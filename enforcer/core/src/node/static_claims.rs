@@ -48,6 +48,17 @@ impl NodeState {
         others.map(|(_, pod)| pod.static_ports.len()).sum()
     }
 
+    /// The static host ports of the range that no pod has at another address; None before all pods have been
+    /// shown.
+    #[must_use]
+    pub fn static_ports(&self) -> Option<BTreeSet<PortKey>> {
+        let ports = self.pods.values().flat_map(|pod| &pod.static_ports);
+        let in_range = ports.filter(|port| self.config.range.contains(port.key.1));
+        let keys = in_range.map(|port| port.key);
+        let never_mapped = keys.filter(|key| self.ports.owner(*key).is_none());
+        self.listed.then(|| never_mapped.collect())
+    }
+
     /// Updates which host ports the pod has statically.
     pub(super) fn update_static_ports(&mut self, now: Duration, uid: &PodUid) {
         let released = self.update_claims(now, uid);

@@ -8,8 +8,9 @@
 //!
 //! A segment outside of the TCP window is not translated. The node has no connection for it and would
 //! reset that of the client. The rules do not name the mapped ports: a rule for each would make every
-//! change twice as large. So they also drop invalid packets for other programs that use a port of the
-//! range.
+//! change twice as large. They name the range without the ports that are never mapped: those excluded,
+//! and static host ports of pods. So they also drop invalid packets for other programs that use a port
+//! of the range.
 
 use std::time::{Duration, Instant};
 
@@ -36,6 +37,8 @@ pub(super) struct InvalidRules {
     commands: Commands,
     /// The chains as they should be.
     chains: Chains,
+    /// Whether the static host ports are known. Before, ports that an earlier run left out stay so.
+    known: bool,
     /// What the table lacks, as of the last read; None until the next read.
     repair: Option<Transaction>,
     /// When they failed last; it was logged then. Mappings work without them.
@@ -48,6 +51,7 @@ impl InvalidRules {
     pub(super) fn new(commands: Commands, settings: &Settings) -> Self {
         Self {
             chains: chains(commands.family, settings),
+            known: settings.static_ports.is_some(),
             commands,
             repair: None,
             failed: None,
@@ -55,9 +59,10 @@ impl InvalidRules {
         }
     }
 
-    /// Replaces the host addresses; the next change or read compares the table with them.
+    /// Replaces host addresses and static host ports; the next change or read compares the table with them.
     pub(super) fn set(&mut self, settings: &Settings) {
         self.chains = chains(self.commands.family, settings);
+        self.known = settings.static_ports.is_some();
         if !self.sctp {
             remove_sctp(&mut self.chains);
         }
@@ -66,7 +71,7 @@ impl InvalidRules {
 
     /// Records the table as iptables-save printed it.
     pub(super) fn take(&mut self, text: &str) {
-        self.repair = Some(repair(&self.chains, text));
+        self.repair = Some(repair(&self.chains, self.known, text));
     }
 
     /// Returns whether the rules were as they should be at the last read, or cannot be made on this
@@ -134,10 +139,15 @@ fn chains(family: Family, settings: &Settings) -> Chains {
     let addresses = addresses.filter(|ip| Family::of(**ip) == family);
     let length = family.host_length();
     let entry = addresses.map(|ip| format!("-d {ip}/{length} -g {DROP}"));
-    let spans = spans(settings.range, &settings.excluded);
     let rules = Protocol::ALL.into_iter().flat_map(|protocol| {
+        let mut never = settings.excluded.clone();
+        let claimed = settings.static_ports.iter().flatten();
+        for (_, port) in claimed.filter(|(of, _)| *of == protocol) {
+            never.insert(*port);
+        }
         let protocol = protocol.as_kernel_str();
-        spans.iter().map(move |(first, last)| {
+        let spans = spans(settings.range, &never).into_iter();
+        spans.map(move |(first, last)| {
             let ports = span_text(first, last);
             format!("-p {protocol} -m {protocol} --dport {ports} -j DROP")
         })
@@ -148,12 +158,14 @@ fn chains(family: Family, settings: &Settings) -> Chains {
     ])
 }
 
-/// Returns the transaction that makes the table as it should be.
-fn repair(expected: &Chains, text: &str) -> Transaction {
+/// Returns the transaction that makes the table as it should be. `known`: whether the static host ports
+/// are known.
+fn repair(expected: &Chains, known: bool, text: &str) -> Transaction {
     let saved = Saved::parse_table(text, MANGLE);
     let same = |chain: &String, rules: &Vec<String>| {
         let found = saved.chains.get(chain.as_str());
-        found.is_some_and(|found| same_rules(rules, found))
+        let may_stay = |found: &[&str]| !known && chain == DROP && !found.is_empty();
+        found.is_some_and(|found| same_rules(rules, found) || may_stay(found))
     };
     let mut chains = expected.clone();
     chains.retain(|chain, rules| !same(chain, rules));

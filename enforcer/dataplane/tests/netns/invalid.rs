@@ -150,6 +150,33 @@ fn segment_outside_the_window_does_not_reset_the_connection(backend: Backend) {
 }
 
 #[test]
+fn invalid_packets_to_static_host_ports_of_pods_are_left_to_their_programs() {
+    for flavour in Flavour::ALL {
+        let lab = Lab::new();
+        let mappings = [map(Tcp, 20000, POD1, 9040)];
+        let mut driver = lab.driver(flavour);
+        driver.reconcile(&mappings);
+        driver.set_static_ports(Tcp, &[20007]);
+        let left_out = || {
+            let rules = lab.rules(flavour);
+            let drops = |ports: &str| rules.contains(&format!("--dport {ports} -j DROP"));
+            drops("20000:20006") && drops("20008:29999")
+        };
+        driver.reconcile(&mappings);
+        assert!(left_out(), "{}", lab.rules(flavour));
+        // a restarted enforcer does not know them before it has read all pods
+        drop(driver);
+        let mut driver = lab.driver(flavour);
+        assert!(driver.observe().intact);
+        driver.reconcile(&mappings);
+        assert!(left_out(), "{}", lab.rules(flavour));
+        driver.set_static_ports(Tcp, &[]);
+        driver.reconcile(&mappings);
+        assert!(!left_out(), "{}", lab.rules(flavour));
+    }
+}
+
+#[test]
 fn invalid_packets_are_dropped_where_the_kernel_has_no_match_for_sctp() {
     for flavour in Flavour::ALL {
         invalid_packets_are_dropped_without_sctp(flavour);

@@ -238,6 +238,13 @@ impl<'a> Driver<'a> {
         self.observe()
     }
 
+    /// Pods have these static host ports; the next observation uses them.
+    pub(crate) fn set_static_ports(&mut self, protocol: Protocol, ports: &[u16]) {
+        let port = |number: &u16| (protocol, HostPort::new(*number).expect("a port"));
+        let ports = ports.iter().map(port).collect();
+        self.driver.set_static_ports(&ports);
+    }
+
     pub(crate) fn unanswered(&self, mappings: &[Mapping]) -> Unanswered {
         let flows = self.driver.stale_flows();
         let mappings = mappings.iter().cloned().collect();

@@ -1,5 +1,7 @@
 //! Static hostPorts of other pods.
 
+use portmapping_shared::{HostPort, Protocol};
+
 use super::*;
 
 /// A pod that claims this host port, on this node address.
@@ -25,6 +27,21 @@ fn mapped(range: &str, request: &str) -> Node {
 }
 
 const ONE: &str = r#"[{"containerPort":9040}]"#;
+
+#[test]
+fn the_rules_are_told_the_static_ports_of_the_range_that_no_pod_has_at_another_address() {
+    let mut node = Node::new("20000-20002");
+    for port in [20_001, 20_002, 30_000] {
+        node.applied(fixed(&format!("web-{port}"), port, "")).settle();
+    }
+    let tcp = |number| (Protocol::Tcp, HostPort::new(number).unwrap());
+    let unlisted = NodeState::new(config("20000-20002"), 1);
+    assert_eq!(unlisted.static_ports(), None);
+    let both = BTreeSet::from([tcp(20_001), tcp(20_002)]);
+    assert_eq!(node.state.static_ports(), Some(both));
+    node.gone("web-20002");
+    assert_eq!(node.state.static_ports(), Some([tcp(20_001)].into()));
+}
 
 #[test]
 fn a_mapped_pod_gives_its_port_to_a_static_host_port_and_both_get_an_event() {

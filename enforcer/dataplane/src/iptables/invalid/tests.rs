@@ -1,14 +1,17 @@
+use std::collections::BTreeSet;
+
 use super::super::testing::range;
 use super::*;
 use crate::exec::Tools;
 use crate::flavour::Flavour;
-use portmapping_shared::PortSet;
+use portmapping_shared::{HostPort, PortSet};
 
 fn settings(addresses: &[&str]) -> Settings {
     let mut excluded = PortSet::default();
     excluded.insert_range(range("20010-20019"));
     Settings {
         excluded,
+        static_ports: Some(BTreeSet::new()),
         host_addresses: addresses.iter().map(|ip| ip.parse().unwrap()).collect(),
         ..Settings::new(range("20000-20020"))
     }
@@ -40,6 +43,32 @@ fn excluded_ports_and_addresses_of_others_are_left_alone() {
     let mut rules = rules(&["172.30.0.1", "fd30::1"]);
     rules.take(WHOLE);
     assert!(rules.is_intact(), "{:?}", rules.repair);
+}
+
+#[test]
+fn static_host_ports_are_left_alone_and_stay_so_until_they_are_known() {
+    let port = |number| (Protocol::Tcp, HostPort::new(number).unwrap());
+    let with = |ports: &[u16]| Settings {
+        static_ports: Some(ports.iter().copied().map(port).collect()),
+        ..settings(&["172.30.0.1"])
+    };
+    let whole = "-p tcp -m tcp --dport 20000:20009";
+    let earlier = WHOLE.replace(whole, "-p tcp -m tcp --dport 20001:20009");
+    let mut rules = rules(&["172.30.0.1"]);
+    rules.set(&Settings {
+        static_ports: None,
+        ..settings(&["172.30.0.1"])
+    });
+    rules.take(&earlier);
+    assert!(rules.is_intact(), "what an earlier run left out");
+    rules.set(&with(&[20_000]));
+    rules.take(&earlier);
+    assert!(rules.is_intact(), "{:?}", rules.repair);
+    rules.take(WHOLE);
+    assert!(!rules.is_intact(), "20000/TCP is a pod's own");
+    rules.set(&with(&[]));
+    rules.take(&earlier);
+    assert!(!rules.is_intact(), "no pod has it any more");
 }
 
 #[test]
