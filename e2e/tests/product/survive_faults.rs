@@ -1,7 +1,9 @@
 //! What do users notice when a part of the product ends?
 
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use e2e::{Cluster, install};
@@ -176,16 +178,43 @@ const FLUSH: &str = "for i in iptables ip6tables; do
     done
 done";
 
+/// More than the kernel and a busy machine need for one datagram there and back.
+const DATAGRAM_LIMIT: Duration = Duration::from_secs(2);
+
+/// Asks from one socket without a pause; how many datagrams were answered, and how many were not.
+fn ask(to: SocketAddr, stop: &AtomicBool) -> Result<(usize, usize)> {
+    let client = UdpSocket::bind("0.0.0.0:0")?;
+    client.connect(to)?;
+    client.set_read_timeout(Some(DATAGRAM_LIMIT))?;
+    let (mut answered, mut lost) = (0, 0);
+    while !stop.load(Ordering::Relaxed) {
+        let answer = client.send(b"who are you?\n");
+        match answer.and_then(|_| client.recv(&mut [0; 256])) {
+            Ok(_) => answered += 1,
+            Err(_) => lost += 1,
+        }
+    }
+    Ok((answered, lost))
+}
+
 #[test]
 fn rules_flushed_while_the_enforcer_is_down_come_back_with_the_same_ports() -> Result<()> {
     alone(|cluster| {
         Space::with(cluster, "survive-both", |space| {
             let node = first_node(cluster)?;
-            space.create(&on_node(mapped_pod("web"), &node))?;
+            let ports = json!([{ "containerPort": 9040 },
+                               { "containerPort": 9041, "protocol": "UDP" }]);
+            let web = pod("web", &["--http", "9040", "--udp", "9041"], &ports);
+            space.create(&on_node(annotated(web, ""), &node))?;
             let web = space.ready("web")?;
             let before = entries(&web)?;
             // after the first end of a container the kubelet restarts it at once
             roll(cluster)?;
+            // the kernel keeps the way of a client that goes on sending
+            let to = space.endpoint(&web, &before[1])?;
+            let stop = Arc::new(AtomicBool::new(false));
+            let stopped = Arc::clone(&stop);
+            let client = at(cluster, "client", move || ask(to, &stopped))?;
             let restarts_before = restarts(&enforcer(cluster, &node)?);
             signal(cluster, &node, "-KILL")?;
             let flush = cluster.exec(&node, &["sh", "-c", FLUSH])?;
@@ -199,6 +228,12 @@ fn rules_flushed_while_the_enforcer_is_down_come_back_with_the_same_ports() -> R
             eventually("the mapping to be back", || {
                 space.answers(&web, &before[0], Way::Http)
             })?;
+            stop.store(true, Ordering::Relaxed);
+            let (answered, lost) = client.join().ok().context("the client panicked")???;
+            ensure!(
+                answered > 100 && lost == 0,
+                "{lost} datagrams of {answered} got no answer"
+            );
             let after = entries(&space.pod("web")?)?;
             ensure!(after == before, "{after:?} after {before:?}");
             Ok(())
