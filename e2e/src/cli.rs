@@ -320,9 +320,9 @@ fn usage(cluster: &Cluster) {
         "\nThe cluster stays up. To use it:\n\n    \
          {export}\n    \
          kubectl get pods -o wide\n    \
-         cargo run --release -p e2e -- exec{name} client -- curl -s http://NODE-IP:HOST-PORT/\n\n\
+         cargo run -p e2e -- exec{name} client -- curl -s http://NODE-IP:HOST-PORT/\n\n\
          To take it down, leaving nothing:\n\n    \
-         cargo run --release -p e2e -- down{name}"
+         cargo run -p e2e -- down{name}"
     );
 }
 
