@@ -335,4 +335,15 @@ mod tests {
     fn arguments_are_consistent() {
         Cli::command().debug_assert();
     }
+
+    #[test]
+    fn a_focus_that_is_no_regular_expression_is_refused_with_the_reason() {
+        let parsed = |focus| Cli::try_parse_from(["e2e", "conformance", "--focus", focus]);
+        assert!(parsed(r"\[sig-(network|node)\].*Services").is_ok());
+        let error = parsed("[sig-network").expect_err("a refusal").to_string();
+        assert!(
+            error.contains("--focus") && error.contains("unclosed character class"),
+            "{error}"
+        );
+    }
 }

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
+use regex::Regex;
 use serde_json::Value;
 
 use self::list::List;
@@ -37,9 +38,9 @@ const ENFORCER: &str = "system:serviceaccount:portmapping-system:enforcer";
 /// Arguments of `e2e conformance`.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// Only tests whose name contains this text. Can be repeated.
-    #[arg(long, value_name = "TEXT")]
-    focus: Vec<String>,
+    /// Only tests whose name matches this regular expression. Can be repeated.
+    #[arg(long, value_name = "REGEX")]
+    focus: Vec<Regex>,
     /// How many tests run at the same time.
     #[arg(long, default_value_t = 4)]
     processes: u8,
@@ -50,7 +51,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let Options { focus, processes } = options;
     let list = List::read(&suite::sources().join("tests.txt"))?;
     let chosen: Vec<&str> = list.chosen(focus).collect();
-    ensure!(!chosen.is_empty(), "no test's name contains {focus:?}");
+    ensure!(!chosen.is_empty(), "no test's name matches {focus:?}");
     let programs = suite::programs()?;
     let images = suite::images(&programs)?;
     let mut cluster = Cluster::start(&Config {

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use regex::Regex;
 
 /// The name that Kubernetes' suite puts before the name of each test.
 const SUITE: &str = "Kubernetes e2e suite";
@@ -50,11 +51,10 @@ impl List {
         list
     }
 
-    /// The tests that run and whose name contains one of these texts; all of them without a text.
-    pub(super) fn chosen(&self, focus: &[String]) -> impl Iterator<Item = &str> {
+    /// The tests that run and whose name matches one of these expressions; all of them without one.
+    pub(super) fn chosen(&self, focus: &[Regex]) -> impl Iterator<Item = &str> {
         let names = self.run.iter().map(String::as_str);
-        names
-            .filter(move |name| focus.is_empty() || focus.iter().any(|text| name.contains(&**text)))
+        names.filter(move |name| focus.is_empty() || focus.iter().any(|one| one.is_match(name)))
     }
 
     /// What the product refuses -> how many tests do that.
@@ -103,8 +103,13 @@ mod tests {
         );
         let all: Vec<_> = list.chosen(&[]).collect();
         assert_eq!(all, ["[sig-a] one", "[sig-b] two"]);
-        let some: Vec<_> = list.chosen(&["two".to_owned()]).collect();
-        assert_eq!(some, ["[sig-b] two"]);
+        let chosen = |focus: &[&str]| -> Vec<&str> {
+            let focus = focus.iter().map(|one| Regex::new(one).expect("a focus"));
+            list.chosen(&focus.collect::<Vec<_>>()).collect()
+        };
+        assert_eq!(chosen(&["two"]), ["[sig-b] two"]);
+        assert_eq!(chosen(&[r"\[sig-(b|c)\].*o$"]), ["[sig-b] two"]);
+        assert_eq!(chosen(&["(?i)ONE", "^none"]), ["[sig-a] one"]);
         assert_eq!(list.skipped(), BTreeMap::from([("no x".to_owned(), 1)]));
         assert_eq!(list.refused(), BTreeMap::from([("y: z".to_owned(), 1)]));
     }
