@@ -1,6 +1,7 @@
 //! What works with a CNI and a minor version of Kubernetes: the small suite, run by `e2e test --cni X` or
-//! `e2e test --kubernetes X` on a cluster of its own. It prints which address the pod sees, and at its end
-//! the row that it leaves for `e2e compatibility`.
+//! `e2e test --kubernetes X` on a cluster of its own, with the backend that the enforcer chooses and then with
+//! the other one. It prints which address the pod sees, and at its end the row that it leaves for
+//! `e2e compatibility`.
 
 use std::env;
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -16,10 +17,10 @@ use nix::sys::utsname::uname;
 use serde_json::json;
 
 use crate::map_start::{announcing, judge};
-use crate::reach::{Target, backends, vantages};
-use crate::support::outside::{is_refused, run_at, tcp};
+use crate::reach::{Target, Vantage, backends, vantages};
+use crate::support::outside::{Way, is_refused, run_at, tcp};
 use crate::support::parts::{add_capabilities, roll, with_flags};
-use crate::support::pods::mapped_pod;
+use crate::support::pods::{entries, mapped_pod};
 use crate::support::space::Space;
 use crate::support::{LIMIT, config, eventually, get, kubectl_with};
 
@@ -74,37 +75,22 @@ fn small_suite() -> Result<()> {
     Space::with(&cluster, "networks", |space| {
         let target = Target::create(space)?;
         let from = vantages(space, &target)?;
-        let reach = |backend: &str| {
-            let what = format!("{cni}, {backend}: every client to reach the pod");
-            let (seen, other_address) = eventually(&what, || target.reached(&cluster, &from))?;
-            println!("{cni}, {backend}: who reaches the pod, and which address it sees:\n{seen}");
-            Ok::<_, anyhow::Error>(other_address)
-        };
-        let other_address = reach("default backend")?;
-        let auto = match backends(&cluster)? {
-            (true, false) => "iptables",
-            (false, true) => "nftables",
-            other => bail!("rules for iptables, for nftables: {other:?}"),
-        };
-        first_instruction(space)?;
-        let policy = policies(space, cni, &target)?;
-        let watch = target.watch(&cluster)?;
-        let rolled = roll(&cluster);
-        let seen = watch.end();
-        rolled?;
-        seen?;
-        println!("{cni}: an upgrade under traffic broke no connection");
+        let auto = carrying(&cluster)?;
+        let suite = |backend| with_backend(space, cni, backend, &target, &from);
+        let (other_address, policy) = suite(auto)?;
         let forced = if auto == "iptables" {
-            with_flags(&cluster, &[], &["--backend=nftables"], || reach("nftables"))?;
+            with_flags(&cluster, &[], &["--backend=nftables"], || suite("nftables"))?;
             "nftables"
         } else {
             // its programs print what other programs' rules name only with NET_RAW
             add_capabilities(&cluster, &["NET_ADMIN", "NET_RAW"])?;
-            with_flags(&cluster, &[], &["--backend=iptables"], || reach("iptables"))?;
+            with_flags(&cluster, &[], &["--backend=iptables"], || suite("iptables"))?;
             add_capabilities(&cluster, &["NET_ADMIN"])?;
             "iptables with NET_RAW"
         };
-        deletion(space, &target)?;
+        if policy != NOT_ENFORCED {
+            own_policy(space)?;
+        }
         let release = uname()?.release().to_string_lossy().into_owned();
         let row = Small {
             cni: cni.to_string(),
@@ -128,11 +114,53 @@ fn small_suite() -> Result<()> {
     cluster.stop()
 }
 
+/// All of the suite that depends on the backend. Returns the clients whose own address the pod does not see, and
+/// what a policy that names a client did to it.
+fn with_backend(
+    space: &Space<'_>,
+    cni: Cni,
+    backend: &str,
+    target: &Target,
+    from: &[Vantage],
+) -> Result<(Vec<String>, String)> {
+    let cluster = space.cluster;
+    println!("{cni}, {backend}:");
+    eventually(&format!("{backend} to carry the mappings"), || {
+        let found = carrying(cluster)?;
+        ensure!(found == backend, "{found} carries them");
+        Ok(())
+    })?;
+    let (seen, other_address) = eventually("every client to reach the pod", || {
+        target.reached(cluster, from)
+    })?;
+    println!("who reaches the pod, and which address it sees:\n{seen}");
+    first_instruction(space, backend)?;
+    let policy = policies(space, cni, target)?;
+    println!("a NetworkPolicy that names the client: {policy}");
+    let watch = target.watch(cluster)?;
+    let rolled = roll(cluster);
+    let seen = watch.end();
+    rolled?;
+    seen?;
+    println!("an upgrade under traffic broke no connection");
+    deletion(space, backend)?;
+    Ok((other_address, policy))
+}
+
+/// The backend that alone has rules of ours.
+fn carrying(cluster: &Cluster) -> Result<&'static str> {
+    match backends(cluster)? {
+        (true, false) => Ok("iptables"),
+        (false, true) => Ok("nftables"),
+        other => bail!("rules for iptables, for nftables: {other:?}"),
+    }
+}
+
 /// Pods are called back when they announce their start.
-fn first_instruction(space: &Space<'_>) -> Result<()> {
+fn first_instruction(space: &Space<'_>, backend: &str) -> Result<()> {
     let collector = Collector::start(space.cluster, &space.name)?;
     for n in 0..STARTS {
-        space.create(&announcing(&format!("start-{n}"), &collector))?;
+        space.create(&announcing(&format!("start-{backend}-{n}"), &collector))?;
         judge(&collector.take(1, LIMIT)?)?;
     }
     println!("{STARTS} of {STARTS} pods were reached when their programs started");
@@ -142,13 +170,14 @@ fn first_instruction(space: &Space<'_>) -> Result<()> {
 /// What a policy that names a client did to it, and what a policy that names another client.
 const NAMED: &str = "passes the client it names, denies another";
 const DENIED: &str = "denies the client it names";
+const NOT_ENFORCED: &str = "not enforced by the CNI";
 
 /// A `NetworkPolicy` that names the client holds at the mapped port, where the CNI enforces policies; returns
 /// what it did.
 fn policies(space: &Space<'_>, cni: Cni, target: &Target) -> Result<String> {
     // kube-router's policies for IPv6 do not hold, with and without us
     let (families, other, passes): (&[usize], _, _) = match cni {
-        Cni::Bridge | Cni::Flannel => return Ok("not enforced by the CNI".to_owned()),
+        Cni::Bridge | Cni::Flannel => return Ok(NOT_ENFORCED.to_owned()),
         Cni::KubeRouter => (&[0], "node2", true),
         // masqueraded
         Cni::Cilium(CiliumMode::B | CiliumMode::D) => (&[0, 1], "client", false),
@@ -201,7 +230,6 @@ fn policies(space: &Space<'_>, cni: Cni, target: &Target) -> Result<String> {
             reaches("node2", &[0, 1], true)
         })?;
     }
-    own_policy(space)?;
     let which = if families.len() == 2 { "" } else { "IPv4: " };
     Ok(format!("{which}{}", if passes { NAMED } else { DENIED }))
 }
@@ -247,9 +275,14 @@ fn own_policy(space: &Space<'_>) -> Result<()> {
 }
 
 /// The port of a deleted pod refuses.
-fn deletion(space: &Space<'_>, target: &Target) -> Result<()> {
-    let port = target.endpoint(0, 0);
-    space.kubectl(&["delete", "pod", "target"])?;
+fn deletion(space: &Space<'_>, backend: &str) -> Result<()> {
+    let name = format!("deleted-{backend}");
+    space.create(&mapped_pod(&name))?;
+    let pod = space.ready(&name)?;
+    let entry = entries(&pod)?.remove(0);
+    space.answers(&pod, &entry, Way::Http)?;
+    let port = space.endpoint(&pod, &entry)?;
+    space.kubectl(&["delete", "pod", &name])?;
     eventually("the deleted pod's port to refuse", || {
         let refused = is_refused(space.cluster, port)?;
         ensure!(refused, "{port} still answers");
