@@ -14,7 +14,7 @@ use portmapping_shared::Plan;
 use portmapping_shared::Protocol::{Tcp, Udp};
 use tempfile::TempDir;
 
-use crate::lab::{self, Lab, NODE, POD1, POD1_V6, POD2, at, map, range, settings_for};
+use crate::lab::{self, Driver, Lab, NODE, POD1, POD1_V6, POD2, at, map, range, settings_for};
 use crate::serve::{ask_tcp, serve};
 
 /// The programs of both kinds, with the capabilities of the enforcer: `NET_ADMIN` alone.
@@ -205,6 +205,66 @@ fn forward_of_a_kind_that_cannot_be_read_is_named_only_where_it_may_drop() {
         !found.iter().any(|it| it.text.contains("(IPv6)")),
         "{found:?}"
     );
+}
+
+#[test]
+fn forward_that_cannot_be_printed_is_named_where_its_policy_drops_and_counts_as_open() {
+    let lab = Lab::new();
+    let programs = Unprivileged::new();
+    let settings = settings_for(range("20000-29999"));
+    let both = |args: &str| {
+        for (program, set) in [("iptables-nft", "pods4"), ("ip6tables-nft", "pods6")] {
+            let args = args.replace("SET", set);
+            lab.node.sh(&format!("{program} -w 30 {args}"));
+        }
+    };
+    lab.node
+        .sh("ipset create pods4 hash:net; ipset create pods6 hash:net family inet6");
+    let unprintable = "-A FORWARD -m set --match-set SET src -j ACCEPT";
+    both(unprintable);
+    both("-P FORWARD DROP");
+    let opened = lab
+        .node
+        .run(|| lab::open(Backend::Nftables, &settings, &programs.tools()));
+    let mut driver = Driver::new(&lab.node, Box::new(opened.unwrap()));
+    let [v4, v6] = &driver.observe().obstacles[..] else {
+        panic!("one obstacle per family is to be named")
+    };
+    for (obstacle, family) in [(v4, "IPv4"), (v6, "IPv6")] {
+        let text = &obstacle.text;
+        let policy = format!("FORWARD of iptables-nft ({family}) drops by default");
+        assert!(text.starts_with(&policy), "{text}");
+        assert!(text.contains("cannot be read"), "{text}");
+        assert!(text.contains("-A FORWARD -m set"), "{text}");
+        assert!(
+            text.contains("accept translated connections (ctstate DNAT)"),
+            "{text}"
+        );
+        // its rules may accept mapped pods
+        assert_eq!(obstacle.closes, None, "{text}");
+    }
+    // a rule of ours could not be found again there
+    driver.reconcile(&[map(Tcp, 20000, POD1, 9040), map(Tcp, 20000, POD1_V6, 9040)]);
+    let rules = lab.rules(Flavour::Nft);
+    assert!(!rules.contains("-A FORWARD -m conntrack"), "{rules}");
+    for (program, named) in [("ip6tables-nft", 1), ("iptables-nft", 0)] {
+        lab.node.sh(&format!("{program} -w 30 -P FORWARD ACCEPT"));
+        assert_eq!(driver.observe().obstacles.len(), named, "{program}");
+    }
+    // as soon as it can be printed, it gets our rule
+    both("-P FORWARD DROP");
+    both("-F FORWARD");
+    let observed = driver.observe();
+    assert_eq!(observed.obstacles, []);
+    assert!(!observed.intact, "a closed FORWARD was not seen");
+    // what was read before says nothing once it cannot be printed again
+    both("-A FORWARD -j DROP");
+    let closed = driver.observe().obstacles;
+    assert!(closed.iter().all(|it| it.closes.is_some()), "{closed:?}");
+    both(unprintable);
+    let unknown = driver.observe().obstacles;
+    assert_eq!((closed.len(), unknown.len()), (2, 2), "{unknown:?}");
+    assert!(unknown.iter().all(|it| it.closes.is_none()), "{unknown:?}");
 }
 
 #[test]
