@@ -187,9 +187,30 @@ impl Metrics {
 
 #[cfg(test)]
 mod tests {
+    use portmapping_dataplane::Backend;
     use portmapping_runtime::metrics::{encode, registry};
 
     use super::*;
+
+    #[test]
+    fn one_series_names_the_backend_and_why_it_is_used() {
+        let mut registry = registry();
+        Metrics::register(&mut registry).set_backend(&Chosen {
+            backend: Backend::Nftables,
+            reason: "iptables cannot be used: it is not installed".to_owned(),
+            cause: "iptables unusable",
+            automatic: true,
+        });
+        let text = encode(&registry).unwrap();
+        let series: Vec<&str> = text
+            .lines()
+            .filter(|line| line.starts_with("portmapping_backend"))
+            .collect();
+        assert_eq!(
+            series,
+            [r#"portmapping_backend{backend="nftables",reason="iptables unusable"} 1"#]
+        );
+    }
 
     #[test]
     fn mappings_of_both_families_are_counted_apart() {

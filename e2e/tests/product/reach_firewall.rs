@@ -1,7 +1,7 @@
 //! What does a user see where another program of the node drops connections to pods, or has rules that the
 //! enforcer cannot read?
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use e2e::Cluster;
 use e2e::install::NAMESPACE as SYSTEM;
 use serde_json::{Value, json};
@@ -82,7 +82,7 @@ fn goes_on_with_nftables(cluster: &Cluster, table: &str, chain: &str) -> Result<
     Space::with(cluster, &format!("reach-{table}"), |space| {
         let (web, entry) = mapped(space)?;
         ensure!(backends(cluster)? == (true, false), "not iptables");
-        let (before, reason) = backend(cluster)?;
+        let (before, reason, _) = backend(cluster)?;
         ensure!(before == "iptables-nft" && !reason.is_empty(), "{before}");
         // iptables prints no table with such a rule
         let chain = format!("ip {table} {chain}");
@@ -92,8 +92,9 @@ fn goes_on_with_nftables(cluster: &Cluster, table: &str, chain: &str) -> Result<
         )?;
         let moved = eventually("the node to have nftables rules alone", || {
             ensure!(backends(cluster)? == (false, true), "not yet");
-            let (now, reason) = backend(cluster)?;
+            let (now, reason, series) = backend(cluster)?;
             ensure!(now == "nftables", "{now}: {reason}");
+            ensure!(series.contains("reason=\"iptables unusable\""), "{series}");
             space.answers(&web, &entry, Way::Tcp)?;
             Ok(reason)
         });
@@ -123,8 +124,8 @@ fn mapped(space: &Space<'_>) -> Result<(Value, MappedPort)> {
     Ok((web, entry))
 }
 
-/// The backend of the node, and why it was chosen, as an operator asks for it.
-fn backend(cluster: &Cluster) -> Result<(String, String)> {
+/// The backend of the node, and why it was chosen, as an operator asks for it, and its series of the metrics.
+fn backend(cluster: &Cluster) -> Result<(String, String, String)> {
     let pod = enforcer(cluster, NODE)?;
     let name = pod["metadata"]["name"].as_str().context("no name")?;
     let call = ["-n", SYSTEM, "exec", name, "-c", "enforcer", "--"];
@@ -136,12 +137,33 @@ fn backend(cluster: &Cluster) -> Result<(String, String)> {
             .map(str::to_owned)
             .context(text.clone())
     };
-    Ok((field("backend")?, field("backendReason")?))
+    let backend = field("backend")?;
+    let series = backend_in_use(cluster, &pod)?;
+    let named = series.contains(&format!("backend=\"{backend}\""));
+    ensure!(named, "{series} does not name {backend}");
+    Ok((backend, field("backendReason")?, series))
 }
 
-fn sh(cluster: &Cluster, script: &str) -> Result<()> {
+/// The only series of the metric that is 1, read as docs/operate.md says it.
+fn backend_in_use(cluster: &Cluster, enforcer: &Value) -> Result<String> {
+    let uid = enforcer["metadata"]["uid"].as_str().context("no uid")?;
+    let script = format!(
+        "curl -fsS --max-time 5 http://localhost/metrics \
+         --unix-socket /var/lib/kubelet/pods/{uid}/volumes/kubernetes.io~empty-dir/run/admin.sock"
+    );
+    let metrics = sh(cluster, &script)?;
+    let mut in_use = metrics
+        .lines()
+        .filter(|line| line.starts_with("portmapping_backend{") && line.ends_with(" 1"));
+    let (Some(series), None) = (in_use.next(), in_use.next()) else {
+        bail!("not one backend is in use: {metrics}");
+    };
+    Ok(series.to_owned())
+}
+
+fn sh(cluster: &Cluster, script: &str) -> Result<String> {
     let output = cluster.exec(NODE, &["sh", "-c", script])?;
     let errors = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{script}: {errors}");
-    Ok(())
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
