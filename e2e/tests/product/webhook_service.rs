@@ -273,7 +273,9 @@ fn a_replaced_registration_is_trusted_again_and_stays_so() -> Result<()> {
                 refused.push(last);
             }
             let repairs: Vec<_> = logged_repairs(cluster)?.into_iter().skip(before).collect();
-            println!("the caBundle was back after {repairs:?}, the last pod was refused after {refused:?}");
+            println!(
+                "the caBundle was back after {repairs:?}, the last pod was refused after {refused:?}"
+            );
             if cluster.is_ours() {
                 let best = repairs.iter().min().context("the log has no repair")?;
                 ensure!(*best <= TRUSTED_WITHIN, "{repairs:?}");

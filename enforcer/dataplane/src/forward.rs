@@ -135,9 +135,7 @@ impl Forward {
     /// Returns whether mapped pods can be reached, as of the last read; `wanted` says whether there
     /// are any.
     pub(super) fn is_open(&self, wanted: bool) -> bool {
-        let lacks = |table: &Table| {
-            wanted && table.found.drops && table.found.ours != self.rules && table.refused.is_none()
-        };
+        let lacks = |table: &Table| wanted && table.lacks(&self.rules) && table.refused.is_none();
         !self.tables.iter().any(lacks)
     }
 
@@ -187,7 +185,7 @@ impl Forward {
     /// the change of the mappings fail.
     pub(super) fn apply(&mut self, wanted: bool) {
         for table in self.tables.iter_mut().filter(|_| wanted) {
-            if table.found.drops && table.found.ours != self.rules {
+            if table.lacks(&self.rules) {
                 table.put(&self.rules);
             }
         }
@@ -276,8 +274,13 @@ impl Table {
         }
     }
 
-    /// Records what is known of a chain that cannot be read, and what is not. A rule of ours cannot be found
-    /// there again, so none is made.
+    /// Whether the chain drops and has not these rules of ours. Where it cannot be read, they would not be found
+    /// again, so none are made; those that are there stay.
+    fn lacks(&self, rules: &[String]) -> bool {
+        self.found.drops && self.unreadable.is_none() && self.found.ours != rules
+    }
+
+    /// Records what is known of a chain that cannot be read, and what is not.
     fn is_unreadable(&mut self, reason: &str) {
         self.outdated = true;
         let (program, family) = (self.commands.flavour, self.commands.family);

@@ -265,6 +265,13 @@ fn forward_that_cannot_be_printed_is_named_where_its_policy_drops_and_counts_as_
     let unknown = driver.observe().obstacles;
     assert_eq!((closed.len(), unknown.len()), (2, 2), "{unknown:?}");
     assert!(unknown.iter().all(|it| it.closes.is_none()), "{unknown:?}");
+    // nor does it get our rule then
+    both("-F FORWARD");
+    assert!(!driver.observe().intact);
+    both(unprintable);
+    driver.reconcile(&[map(Tcp, 20001, POD1, 9040), map(Tcp, 20001, POD1_V6, 9040)]);
+    let rules = lab.rules(Flavour::Nft);
+    assert!(!rules.contains("-A FORWARD -m conntrack"), "{rules}");
 }
 
 #[test]

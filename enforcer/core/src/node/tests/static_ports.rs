@@ -32,7 +32,8 @@ const ONE: &str = r#"[{"containerPort":9040}]"#;
 fn the_rules_are_told_the_static_ports_of_the_range_that_no_pod_has_at_another_address() {
     let mut node = Node::new("20000-20002");
     for port in [20_001, 20_002, 30_000] {
-        node.applied(fixed(&format!("web-{port}"), port, "")).settle();
+        node.applied(fixed(&format!("web-{port}"), port, ""))
+            .settle();
     }
     let tcp = |number| (Protocol::Tcp, HostPort::new(number).unwrap());
     let unlisted = NodeState::new(config("20000-20002"), 1);
