@@ -77,7 +77,7 @@ ulimit -n 1048576
 modprobe -a veth bridge br_netfilter
 # with the kernel's own SCTP the tests make associations, and not single packets
 modprobe sctp && export PORTMAPPING_TEST_SCTP=1
-echo "guest: Linux $(uname -r)"
+echo "guest: Linux $(uname -r), SCTP of its own: ${{PORTMAPPING_TEST_SCTP:-none}}"
 "#
     );
     for suite in suites {
