@@ -184,7 +184,13 @@ fn uninstall_set(objects: &[Value]) -> Result<Value> {
 fn helm_uninstall_runs_on_the_nodes_what_the_overlay_runs() -> Result<()> {
     let overlay = kustomize("overlays/uninstall")?;
     let overlay = find(&overlay, "DaemonSet", "enforcer")?["spec"]["template"]["spec"].clone();
-    let values = "enforcer.nodeSelector.pool=edge,images.pullSecrets={a}";
+    ensure!(
+        overlay["affinity"].is_object(),
+        "the overlay has no affinity"
+    );
+    let values = "enforcer.nodeSelector.pool=edge,enforcer.tolerations=null,\
+         enforcer.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms[0].matchFields[0].key=a,\
+         images.pullSecrets={a}";
     for (namespace, values) in [(NAMESPACE, ""), ("elsewhere", values)] {
         let objects = chart(namespace, values)?;
         let set = uninstall_set(&objects)?;
@@ -194,16 +200,16 @@ fn helm_uninstall_runs_on_the_nodes_what_the_overlay_runs() -> Result<()> {
         for field in ["args", "securityContext"] {
             ensure!(ours[field] == theirs[field], "{field}: {ours} and {theirs}");
         }
-        // the same nodes as the enforcer
         let enforcer = find(&objects, "DaemonSet", "enforcer")?;
-        for field in [
-            "nodeSelector",
-            "tolerations",
-            "affinity",
-            "imagePullSecrets",
-        ] {
-            let wanted = &enforcer["spec"]["template"]["spec"][field];
-            ensure!(&pod[field] == wanted, "{field}: {pod} and {wanted}");
+        let job = find(&objects, "Job", "portmapping-uninstall")?;
+        for pod in [pod, &job["spec"]["template"]["spec"]] {
+            let wanted = &enforcer["spec"]["template"]["spec"]["imagePullSecrets"];
+            ensure!(&pod["imagePullSecrets"] == wanted, "{pod} and {wanted}");
+            // also where the enforcer ran only earlier
+            for field in ["nodeSelector", "tolerations", "affinity"] {
+                let wanted = &overlay[field];
+                ensure!(&pod[field] == wanted, "{field}: {pod} and {wanted}");
+            }
         }
         for volume in pod["volumes"].as_array().context("no volumes")? {
             let known = overlay["volumes"].as_array();

@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep};
 
 use crate::args::UninstallNodesArgs;
-use crate::conditions::{is_true, is_up};
+use crate::conditions::{is_true, is_up, message};
 use crate::runtime::runtime;
 
 /// The `DaemonSet` of a living installation.
@@ -166,7 +166,7 @@ fn slim_node(node: Node) -> Node {
 }
 
 fn slim_pod(pod: Pod) -> Pod {
-    let node_name = pod.spec.and_then(|spec| spec.node_name);
+    let node_name = pod.spec.and_then(node_of);
     let owner_references = pod.metadata.owner_references.clone();
     Pod {
         metadata: ObjectMeta {
@@ -179,6 +179,21 @@ fn slim_pod(pod: Pod) -> Pod {
         }),
         status: pod.status,
     }
+}
+
+/// The node of a `DaemonSet`'s pod, also before the pod is scheduled.
+fn node_of(spec: PodSpec) -> Option<String> {
+    let wanted = || {
+        let nodes = spec.affinity?.node_affinity?;
+        let nodes = nodes.required_during_scheduling_ignored_during_execution?;
+        let mut fields = nodes.node_selector_terms.into_iter();
+        let mut fields = fields.find_map(|term| term.match_fields)?.into_iter();
+        fields
+            .find(|field| field.key == "metadata.name")?
+            .values?
+            .pop()
+    };
+    spec.node_name.or_else(wanted)
 }
 
 fn name_of(metadata: ObjectMeta) -> ObjectMeta {
@@ -288,7 +303,7 @@ fn state(pod: &Pod) -> String {
     let status = pod.status.as_ref();
     let containers = status.and_then(|status| status.container_statuses.as_ref());
     let Some(container) = containers.into_iter().flatten().next() else {
-        return "its pod has not started".to_owned();
+        return format!("its pod has not started: {}", message(pod));
     };
     let ended = |state: &Option<ContainerState>| {
         let terminated = state.as_ref()?.terminated.as_ref()?;

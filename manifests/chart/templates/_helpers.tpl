@@ -56,12 +56,24 @@ affinity:
   {{- with .Values.enforcer.affinity }}
   {{- toYaml . | nindent 2 }}
   {{- else }}
-  nodeAffinity:
-    requiredDuringSchedulingIgnoredDuringExecution:
-      nodeSelectorTerms:
-      - matchExpressions:
-        - {key: kubernetes.io/arch, operator: In, values: [amd64, arm64]} # the images exist for these
-        - {key: type, operator: NotIn, values: [virtual-kubelet]}
-        - {key: eks.amazonaws.com/compute-type, operator: NotIn, values: [fargate]}
+  {{- include "portmapping.imageNodes" . | nindent 2 }}
   {{- end }}
+{{- end }}
+
+{{/* The nodes that can have rules. Not the enforcer's of now: an earlier nodeSelector may have permitted more, and a taint may be new. */}}
+{{- define "portmapping.anyNode" -}}
+nodeSelector: {kubernetes.io/os: linux}
+tolerations: [{operator: Exists}]
+affinity:
+  {{- include "portmapping.imageNodes" . | nindent 2 }}
+{{- end }}
+
+{{- define "portmapping.imageNodes" -}}
+nodeAffinity:
+  requiredDuringSchedulingIgnoredDuringExecution:
+    nodeSelectorTerms:
+    - matchExpressions:
+      - {key: kubernetes.io/arch, operator: In, values: [amd64, arm64]} # the images exist for these
+      - {key: type, operator: NotIn, values: [virtual-kubelet]}
+      - {key: eks.amazonaws.com/compute-type, operator: NotIn, values: [fargate]}
 {{- end }}

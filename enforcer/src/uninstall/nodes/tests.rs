@@ -78,6 +78,30 @@ fn nodes_whose_pods_do_not_exist_yet_are_not_clean() {
 }
 
 #[test]
+fn a_node_without_room_is_named_and_one_that_is_down_is_not_awaited() {
+    let nodes = [node("a", "True"), node("b", "Unknown")];
+    let pods = nodes.clone().map(|node| {
+        let mut pod = pod("", "False", &json!({}));
+        let name =
+            json!([{ "key": "metadata.name", "operator": "In", "values": [node.name_any()] }]);
+        let terms = json!({ "nodeSelectorTerms": [{ "matchFields": name }] });
+        let required = json!({ "requiredDuringSchedulingIgnoredDuringExecution": terms });
+        let affinity = json!({ "nodeAffinity": required });
+        pod.spec =
+            serde_json::from_value(json!({ "containers": [], "affinity": affinity })).unwrap();
+        let full = json!({ "type": "PodScheduled", "status": "False", "message": "Too many pods" });
+        pod.status = serde_json::from_value(json!({ "conditions": [full] })).unwrap();
+        slim_pod(pod)
+    });
+    let progress = Progress::of(&set(2), &pods, &nodes);
+    assert_eq!(
+        progress.pending,
+        ["a: its pod has not started: Too many pods"]
+    );
+    assert_eq!(progress.unreachable, ["b"]);
+}
+
+#[test]
 fn pods_of_an_interrupted_run_say_nothing_of_a_node() {
     let mut earlier = pod("a", "True", &json!({ "running": {} }));
     earlier.metadata.owner_references.as_mut().unwrap()[0].uid = "before".to_owned();
