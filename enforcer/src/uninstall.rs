@@ -1,13 +1,14 @@
 //! `enforcer uninstall`: removes everything of ours from the node.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use portmapping_dataplane::Tools;
+use portmapping_keeper::wait_for_end;
 use portmapping_runtime::deadline::chain;
 use portmapping_runtime::{Readiness, ReadyHandle, Supervisor, admin, within};
+use tokio::task::spawn_blocking;
 
 use crate::args::UninstallArgs;
 use crate::health::admin_listener;
@@ -26,18 +27,35 @@ const RELEASE_LIMIT: Duration = Duration::from_secs(45);
 
 /// Runs `enforcer uninstall`.
 ///
-/// An enforcer that runs would write everything again, so this waits for its end first. Then it
-/// releases the pods in the API, before it removes the rules: no pod claims a port that leads nowhere.
+/// An enforcer that runs would write everything again, so this waits for its end first, and no keeper becomes
+/// active before everything is removed. Then it releases the pods in the API, before it removes the rules: no
+/// pod claims a port that leads nowhere.
 pub fn uninstall(args: &UninstallArgs) -> anyhow::Result<()> {
-    let answering = portmapping_keeper::wait_for_end(&args.run_dir, KEEPER_END)
-        .context("cannot find out whether a keeper runs on this node")?;
-    if let Some(keeper) = answering {
-        bail!(
-            "portmapping runs on this node: a keeper still answers at {}. Nothing was removed; delete the \
-             DaemonSet enforcer first",
-            keeper.display()
-        );
+    let runtime = runtime()?;
+    let outcome = runtime.block_on(remove_and_stay(args));
+    // what waits for keepers cannot be cancelled, and the pod has few seconds to end
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn remove_and_stay(args: &UninstallArgs) -> anyhow::Result<()> {
+    // first: without a handler process 1 of a container ignores the signals
+    let mut tasks = Supervisor::install().context("cannot take over signals")?;
+    let Some(removed) = tasks.during(Box::pin(remove(args))).await? else {
+        bail!("asked to end before everything was removed; run it again");
+    };
+    removed?;
+    if args.stay {
+        stay(tasks, args).await
+    } else {
+        Ok(())
     }
+}
+
+async fn remove(args: &UninstallArgs) -> anyhow::Result<()> {
+    let run_dir = args.run_dir.clone();
+    let waiting = spawn_blocking(move || wait_for_end(&run_dir, KEEPER_END));
+    let ended = waiting.await.context("wait for the end of keepers")??;
     match &args.node_name {
         None => tracing::info!("no --node-name: the conditions of the pods stay"),
         Some(node) => {
@@ -47,7 +65,7 @@ pub fn uninstall(args: &UninstallArgs) -> anyhow::Result<()> {
                 "release the node's pods",
                 release::release(node),
             );
-            if let Err(error) = runtime()?.block_on(released) {
+            if let Err(error) = released.await {
                 tracing::warn!(
                     error = chain(&error),
                     "some pods still claim host ports in their condition; removing the rules anyway"
@@ -55,33 +73,19 @@ pub fn uninstall(args: &UninstallArgs) -> anyhow::Result<()> {
             }
         }
     }
-    let removed = portmapping_dataplane::uninstall(&Tools::default());
-    clear_run_dir(&args.run_dir);
+    let removing = spawn_blocking(move || {
+        let removed = portmapping_dataplane::uninstall(&Tools::default());
+        (removed, ended.clear())
+    });
+    let (removed, cleared) = removing.await.context("remove the rules")?;
     removed.context("some rules could not be removed; run it again")?;
+    cleared?;
     tracing::info!("removed every rule, chain and table of portmapping from this node");
-    if args.stay {
-        runtime()?.block_on(stay(&args.admin_socket))
-    } else {
-        Ok(())
-    }
-}
-
-/// Removes the files in the run directory, then the directory. The directory stays if it is a mount
-/// point of this pod.
-fn clear_run_dir(run_dir: &Path) {
-    for entry in std::fs::read_dir(run_dir).into_iter().flatten().flatten() {
-        if let Err(error) = std::fs::remove_file(entry.path()) {
-            tracing::warn!(%error, path = %entry.path().display(), "cannot remove a file of the run directory; it stays");
-        }
-    }
-    if let Err(error) = std::fs::remove_dir(run_dir) {
-        tracing::debug!(%error, path = %run_dir.display(), "cannot remove the run directory; it stays");
-    }
+    Ok(())
 }
 
 /// Answers the readiness probe until SIGTERM or SIGINT.
-async fn stay(socket: &Path) -> anyhow::Result<()> {
-    let mut tasks = Supervisor::install().context("cannot take over signals")?;
+async fn stay(mut tasks: Supervisor, args: &UninstallArgs) -> anyhow::Result<()> {
     let token = tasks.token();
     let readiness = Readiness::default();
     let uninstalled: ReadyHandle = readiness.handle("uninstall");
@@ -90,7 +94,7 @@ async fn stay(socket: &Path) -> anyhow::Result<()> {
     let router = admin::router(readiness, registry);
     tasks.spawn(
         "admin socket",
-        admin::serve(admin_listener(socket)?, router, token),
+        admin::serve(admin_listener(&args.admin_socket)?, router, token),
     );
     Ok(tasks.run().await?)
 }

@@ -21,7 +21,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
 use portmapping_shared::PortRange;
@@ -29,6 +29,7 @@ use rustix::net::SocketType;
 
 mod bind;
 mod control;
+mod ended;
 mod error;
 mod handover;
 mod limit;
@@ -38,6 +39,7 @@ mod socket;
 mod table;
 pub mod wire;
 
+pub use ended::{EndError, Ended, wait_for_end};
 pub use error::KeeperError;
 
 use bind::HeldPort;
@@ -56,8 +58,6 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 const HANDOVER_END_TIMEOUT: Duration = Duration::from_secs(2);
 /// Pause after a failed `accept`, so that a lasting failure does not become a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Pause between two checks whether other keepers have ended.
-const END_PAUSE: Duration = Duration::from_millis(200);
 /// Stack size of a thread, bytes; no thread has deep calls.
 const STACK: usize = 256 * 1024;
 
@@ -158,34 +158,6 @@ fn start(control: &Path, peers: &Arc<Peers>) -> Result<[Published; 2], KeeperErr
     })?;
     tracing::info!(socket = %control.display(), "the keeper accepts requests");
     Ok([as_peer, as_keeper])
-}
-
-/// Waits until no keeper of the node answers in the run directory, at most for `within`. Returns the
-/// socket of one that still answers then.
-pub fn wait_for_end(run_dir: &Path, within: Duration) -> Result<Option<PathBuf>, KeeperError> {
-    let run_dir = RunDir::open(run_dir)?;
-    let deadline = Instant::now() + within;
-    loop {
-        let peers = run_dir
-            .peers()
-            .map_err(|source| setup("the list of other keepers", source))?;
-        // a socket file that a dead keeper left refuses the connection; one that hangs does not
-        let answering = peers.into_iter().find(|peer| {
-            let tried = socket::connect(peer, SocketType::SEQPACKET, END_PAUSE);
-            !matches!(tried, Err(error) if is_gone(&error))
-        });
-        if answering.is_none() || Instant::now() >= deadline {
-            return Ok(answering);
-        }
-        thread::sleep(END_PAUSE);
-    }
-}
-
-fn is_gone(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound
-    )
 }
 
 /// Fails if a keeper already listens at `path`. A socket file that a dead keeper left is replaced

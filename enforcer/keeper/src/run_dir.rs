@@ -1,7 +1,8 @@
 //! The directory in which the keepers of a node find each other.
 //!
 //! ```text
-//! /run/portmapping/lock                       locked while a keeper takes over and until it listens
+//! /run/portmapping/lock                       locked while a keeper takes over and until it listens, and by an
+//!                                             uninstallation
 //! /run/portmapping/keeper-<start>-<pid>.sock  one per keeper, listening
 //! /run/portmapping/rules.lock                 the enforcers': names the one that may change the rules
 //! ```
@@ -66,6 +67,10 @@ impl RunDir {
         })
     }
 
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Locks the directory: no other keeper starts or becomes active again until the file is
     /// dropped. Returns None if another keeper still has the lock at the deadline.
     pub(super) fn lock(&self, deadline: Instant) -> io::Result<Option<File>> {
@@ -77,8 +82,15 @@ impl RunDir {
         socket::listen(&self.path.join(&self.own), SocketType::SEQPACKET)
     }
 
-    /// Returns the socket files of other keepers, youngest first. Some keepers may be dead.
+    /// Returns the socket files of the other keepers that are asked, youngest first. Some keepers may be dead.
     pub(super) fn peers(&self) -> io::Result<Vec<PathBuf>> {
+        let mut peers = self.sockets()?;
+        peers.truncate(MAX_PEERS);
+        Ok(peers)
+    }
+
+    /// Returns the socket files of all other keepers, youngest first.
+    pub(super) fn sockets(&self) -> io::Result<Vec<PathBuf>> {
         let mut names = Vec::new();
         for entry in fs::read_dir(&self.path)? {
             let entry = entry?;
@@ -101,7 +113,6 @@ impl RunDir {
             }
         }
         names.sort_unstable_by(|a, b| b.cmp(a));
-        names.truncate(MAX_PEERS);
         Ok(names.into_iter().map(|name| self.path.join(name)).collect())
     }
 }
@@ -109,6 +120,22 @@ impl RunDir {
 /// Locks a file, which is created if it is missing. The lock ends when the file is dropped here and in
 /// every program that inherited it. Returns None if another process still has the lock at the deadline.
 pub fn lock_file(path: &Path, deadline: Instant) -> io::Result<Option<File>> {
+    let mut file = open_lock(path)?;
+    loop {
+        match file.try_lock() {
+            Ok(()) if is_at(path, &file) => return Ok(Some(file)),
+            // an uninstallation has removed it, and the next process locks another one
+            Ok(()) => file = open_lock(path)?,
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                thread::sleep(LOCK_PAUSE);
+            }
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+    }
+}
+
+fn open_lock(path: &Path) -> io::Result<File> {
     let file = File::options()
         .read(true)
         .write(true)
@@ -118,16 +145,13 @@ pub fn lock_file(path: &Path, deadline: Instant) -> io::Result<Option<File>> {
         .open(path)?;
     // flock(2) needs no write permission: a file that others can read is one that they can lock
     file.set_permissions(Permissions::from_mode(0o600))?;
-    loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(Some(file)),
-            Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
-                thread::sleep(LOCK_PAUSE);
-            }
-            Err(TryLockError::WouldBlock) => return Ok(None),
-            Err(TryLockError::Error(error)) => return Err(error),
-        }
-    }
+    Ok(file)
+}
+
+fn is_at(path: &Path, file: &File) -> bool {
+    let [found, opened] = [fs::metadata(path), file.metadata()]
+        .map(|found| found.map(|found| (found.dev(), found.ino())).ok());
+    found.is_some() && found == opened
 }
 
 fn is_temporary(name: &str) -> bool {

@@ -349,25 +349,3 @@ fn keepers_in_separate_pid_namespaces_hand_over_and_end_on_sigterm() {
         assert_eq!(node.peer_sockets().len(), 1);
     });
 }
-
-#[test]
-fn uninstalling_waits_for_the_end_of_every_keeper_and_names_one_that_answers() {
-    let node = Node::new();
-    let wait = |within| portmapping_keeper::wait_for_end(&node.run_dir(), within).unwrap();
-    assert_eq!(wait(soon()), None, "no keeper has ever run here");
-    let first = node.keeper("first");
-    let second = node.keeper("second");
-    let hung = wait(Duration::ZERO).expect("two keepers run");
-    assert!(node.peer_sockets().contains(&hung), "{hung:?}");
-    first.kill();
-    // a stopped process accepts no connection, and yet it holds its ports
-    second.signal(Signal::SIGSTOP);
-    let left = wait(Duration::ZERO).expect("one keeper runs");
-    assert!(node.peer_sockets().contains(&left), "{left:?}");
-    second.kill();
-    assert_eq!(
-        wait(soon()),
-        None,
-        "socket files of dead keepers do not count"
-    );
-}

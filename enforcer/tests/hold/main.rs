@@ -13,4 +13,5 @@ mod old_kernel;
 mod reacquire;
 mod takeover;
 mod two_addresses;
+mod uninstall;
 mod world;

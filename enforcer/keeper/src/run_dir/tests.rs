@@ -113,6 +113,30 @@ fn only_one_keeper_has_the_lock() {
 }
 
 #[test]
+fn a_lock_whose_file_was_removed_while_a_keeper_waited_counts_for_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let run_dir = RunDir::open(dir.path()).unwrap();
+    let path = dir.path().join("lock");
+    let removed = run_dir.lock(Instant::now()).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(1);
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| run_dir.lock(deadline).unwrap());
+        let opened = || {
+            let files = fs::read_dir("/proc/self/fd").unwrap().flatten();
+            let files = files.filter_map(|file| fs::read_link(file.path()).ok());
+            files.filter(|file| *file == path).count()
+        };
+        while opened() < 2 {
+            thread::yield_now();
+        }
+        fs::remove_file(&path).unwrap();
+        let held = run_dir.lock(Instant::now()).unwrap();
+        drop(removed);
+        assert!(held.is_some() && waiting.join().unwrap().is_none());
+    });
+}
+
+#[test]
 fn other_users_cannot_open_the_lock() {
     let dir = tempfile::tempdir().unwrap();
     let run_dir = RunDir::open(dir.path()).unwrap();
