@@ -19,6 +19,7 @@ pub mod cni;
 mod conditions;
 pub mod health;
 pub mod keeper_client;
+mod listing;
 pub mod masquerade;
 pub mod metrics;
 mod node_addresses;

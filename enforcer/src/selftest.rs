@@ -32,6 +32,7 @@ use self::fault::Fault;
 use self::objects::{CLIENT, MAPPED, ROLE, TEST_PODS, Template};
 use crate::args::TestArgs;
 use crate::conditions::{is_true, is_up, message};
+use crate::listing::{list, slim_node, slim_pod};
 use crate::runtime::runtime;
 
 mod fault;
@@ -110,7 +111,7 @@ impl Test {
     async fn nodes(&self, selector: &str) -> anyhow::Result<Vec<Node>> {
         let all: Api<Node> = Api::all(self.client.clone());
         let which = ListParams::default().labels(selector);
-        let nodes = call("GET nodes", all.list(&which)).await?.items;
+        let nodes = call("GET nodes", list(&all, which, slim_node)).await?;
         let (up, down): (Vec<_>, Vec<_>) = nodes.into_iter().partition(is_up);
         for node in down {
             say(&format!(
@@ -150,13 +151,14 @@ impl Test {
         let deployments: Api<Deployment> = Api::default_namespaced(client());
         let webhook = call("GET deployment webhook", deployments.get_opt("webhook")).await?;
         let events: Api<Event> = Api::default_namespaced(client());
-        let events = call("GET events", events.list(&ListParams::default())).await?;
-        let missing = fault::of_missing_pods(set.as_ref(), webhook.as_ref(), &events.items);
+        let failed = ListParams::default().fields("reason=FailedCreate");
+        let events = call("GET events", list(&events, failed, |event| event)).await?;
+        let missing = fault::of_missing_pods(set.as_ref(), webhook.as_ref(), &events);
         if missing.is_empty() {
             let pods: Api<Pod> = Api::default_namespaced(client());
             let enforcers = ListParams::default().labels("app.kubernetes.io/component=enforcer");
-            let enforcers = call("GET pods", pods.list(&enforcers)).await?;
-            faults.extend(fault::of_nodes(nodes, &enforcers.items));
+            let enforcers = call("GET pods", list(&pods, enforcers, slim_pod)).await?;
+            faults.extend(fault::of_nodes(nodes, &enforcers));
         }
         faults.extend(missing);
         Ok(faults)
@@ -246,10 +248,10 @@ impl Test {
         let ours = ListParams::default().labels(&format!("{TEST_PODS},{ROLE}={role}"));
         let deadline = Instant::now() + PODS_LIMIT;
         loop {
-            let list = call("GET pods", pods.list(&ours)).await?.items;
-            let finished = list.iter().filter(|pod| done(pod)).count();
+            let found = call("GET pods", list(pods, ours.clone(), slim_pod)).await?;
+            let finished = found.iter().filter(|pod| done(pod)).count();
             if finished >= count || Instant::now() >= deadline {
-                return Ok(list);
+                return Ok(found);
             }
             sleep(POLL).await;
         }
@@ -261,7 +263,8 @@ impl Test {
         let now = DeleteParams::default().grace_period(0);
         call("DELETE pods", pods.delete_collection(&now, &ours)).await?;
         let deadline = Instant::now() + PODS_LIMIT;
-        while !call("GET pods", pods.list(&ours)).await?.items.is_empty() {
+        let one = ours.limit(1);
+        while !call("GET pods", pods.list(&one)).await?.items.is_empty() {
             if Instant::now() >= deadline {
                 bail!(
                     "the pods of an earlier test ({TEST_PODS}) are not deleted within {PODS_LIMIT:?}"

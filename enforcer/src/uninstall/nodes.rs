@@ -1,22 +1,21 @@
 //! `enforcer uninstall-nodes`: runs `enforcer uninstall` on every node, after the chart was deleted.
 
-use std::fmt::{Debug, Write as _};
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::{ContainerState, Node, NodeStatus, Pod, PodSpec};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::api::core::v1::{ContainerState, Node, Pod};
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
 use kube::{Client, ResourceExt};
 use portmapping_runtime::client::ApiServer;
 use portmapping_runtime::deadline::chain;
 use portmapping_runtime::within;
-use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep};
 
 use crate::args::UninstallNodesArgs;
 use crate::conditions::{is_true, is_up, message};
+use crate::listing::{list, slim_node, slim_pod};
 use crate::runtime::runtime;
 
 /// The `DaemonSet` of a living installation.
@@ -29,8 +28,6 @@ const POLL: Duration = Duration::from_secs(1);
 const CALL_LIMIT: Duration = Duration::from_secs(10);
 /// Longest silence within a call.
 const CALL_SILENCE: Duration = Duration::from_secs(15);
-/// Objects in one answer of the API server. A Node object has 20 KiB and more.
-const PAGE: u32 = 500;
 /// HTTP status of an object that exists already, and of one that does not exist.
 const CONFLICT: u16 = 409;
 const NOT_FOUND: u16 = 404;
@@ -132,74 +129,6 @@ async fn wait(client: Client, sets: &Api<DaemonSet>, set: &DaemonSet) -> anyhow:
             return progress.outcome();
         }
         sleep(POLL).await;
-    }
-}
-
-/// Lists objects page by page, and keeps of each what `slim` leaves: those of thousands of nodes are more
-/// than this job has memory for.
-async fn list<K>(api: &Api<K>, params: ListParams, slim: fn(K) -> K) -> kube::Result<Vec<K>>
-where
-    K: Clone + Debug + DeserializeOwned,
-{
-    let mut params = params.limit(PAGE);
-    let mut all = Vec::new();
-    loop {
-        let page = api.list(&params).await?;
-        all.extend(page.items.into_iter().map(slim));
-        match page.metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(token) => params = params.continue_token(&token),
-            None => return Ok(all),
-        }
-    }
-}
-
-fn slim_node(node: Node) -> Node {
-    let conditions = node.status.and_then(|status| status.conditions);
-    Node {
-        metadata: name_of(node.metadata),
-        status: Some(NodeStatus {
-            conditions,
-            ..NodeStatus::default()
-        }),
-        ..Node::default()
-    }
-}
-
-fn slim_pod(pod: Pod) -> Pod {
-    let node_name = pod.spec.and_then(node_of);
-    let owner_references = pod.metadata.owner_references.clone();
-    Pod {
-        metadata: ObjectMeta {
-            owner_references,
-            ..name_of(pod.metadata)
-        },
-        spec: Some(PodSpec {
-            node_name,
-            ..PodSpec::default()
-        }),
-        status: pod.status,
-    }
-}
-
-/// The node of a `DaemonSet`'s pod, also before the pod is scheduled.
-fn node_of(spec: PodSpec) -> Option<String> {
-    let wanted = || {
-        let nodes = spec.affinity?.node_affinity?;
-        let nodes = nodes.required_during_scheduling_ignored_during_execution?;
-        let mut fields = nodes.node_selector_terms.into_iter();
-        let mut fields = fields.find_map(|term| term.match_fields)?.into_iter();
-        fields
-            .find(|field| field.key == "metadata.name")?
-            .values?
-            .pop()
-    };
-    spec.node_name.or_else(wanted)
-}
-
-fn name_of(metadata: ObjectMeta) -> ObjectMeta {
-    ObjectMeta {
-        name: metadata.name,
-        ..ObjectMeta::default()
     }
 }
 
