@@ -9,11 +9,11 @@ use serde_json::{Value, json};
 
 use crate::install_test::names_every_fault;
 use crate::support::outside::Way;
-use crate::support::pods::{annotated, annotation, condition, entries, mapped_pod, on_node};
+use crate::support::pods::{condition, entries, mapped_pod, on_node};
 use crate::support::registry::Registry;
 use crate::support::space::Space;
 use crate::support::{ANNOTATION, config, eventually, get, kubectl_with};
-use crate::uninstall::{as_before, settled};
+use crate::uninstall::{ONE_PORT, as_before, released, settled, with_one_port};
 
 pub(crate) const NAMESPACE: &str = "elsewhere";
 const JOB: &str = "portmapping-uninstall";
@@ -155,19 +155,8 @@ fn helm_uninstall(cluster: &Cluster, space: &Space<'_>) -> Result<()> {
     for node in cluster.nodes()? {
         ensure!(rules(cluster, &node)?.is_empty(), "rules stay on {node}");
     }
-    for (pod, asked) in [("first", ""), ("second", SECOND)] {
-        let pod = space.pod(pod)?;
-        let now = condition(&pod, ANNOTATION).context("no condition")?;
-        ensure!(
-            now["status"] == "False" && now["reason"] == "Released",
-            "{now}"
-        );
-        ensure!(
-            annotation(&pod) == Some(asked),
-            "{}",
-            pod["metadata"]["annotations"]
-        );
-    }
+    released(space, "first", "")?;
+    released(space, "second", ONE_PORT)?;
     for kind in ["job", "daemonset", "serviceaccount", "role"] {
         let objects = get(cluster, &["-n", NAMESPACE, kind])?;
         let names = objects["items"].to_string();
@@ -175,9 +164,6 @@ fn helm_uninstall(cluster: &Cluster, space: &Space<'_>) -> Result<()> {
     }
     Ok(())
 }
-
-/// What the second pod asks for.
-const SECOND: &str = r#"[{"containerPort":9040,"protocol":"TCP"}]"#;
 
 #[test]
 fn helm_installs_once_anywhere_and_uninstalls_without_a_trace() -> Result<()> {
@@ -205,10 +191,7 @@ fn helm_installs_once_anywhere_and_uninstalls_without_a_trace() -> Result<()> {
             "helm install to the first mapped pod that answers: {:.1} s",
             start.elapsed().as_secs_f64()
         );
-        let mut second = annotated(mapped_pod("second"), SECOND);
-        second["spec"]["containers"][0]["ports"] =
-            json!([{ "containerPort": 9040 }, { "containerPort": 9041 }]);
-        space.create(&second)?;
+        space.create(&with_one_port("second"))?;
         space.ready("second")?;
 
         let Err(other) = helm_install(&cluster, &registry, "second", "another") else {

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
 use e2e::{Cluster, install, paths};
+use serde_json::{Value, json};
 
-use crate::support::pods::{entries, mapped_pod};
+use crate::support::pods::{annotated, annotation, condition, entries, mapped_pod};
 use crate::support::space::Space;
-use crate::support::{config, eventually};
+use crate::support::{ANNOTATION, config, eventually};
 
 /// Commands whose output the product could change.
 const QUESTIONS: [&[&str]; 8] = [
@@ -33,9 +34,10 @@ fn uninstalling_leaves_every_node_as_it_was() -> Result<()> {
     let before = eventually("the node's rules to settle", || settled(&cluster, &nodes))?;
     install::install(&mut cluster)?;
     Space::with(&cluster, "mapped", |space| {
-        for index in 0..4 {
+        for index in 0..3 {
             space.create(&mapped_pod(&format!("pod-{index}")))?;
         }
+        space.create(&with_one_port("pod-3"))?;
         for index in 0..4 {
             entries(&space.ready(&format!("pod-{index}"))?)?;
         }
@@ -43,9 +45,19 @@ fn uninstalling_leaves_every_node_as_it_was() -> Result<()> {
             read_state(&cluster, &nodes)? != before,
             "the commands do not show the product"
         );
-        Ok(())
+        uninstall(&cluster)?;
+        for index in 0..3 {
+            released(space, &format!("pod-{index}"), "")?;
+        }
+        released(space, "pod-3", ONE_PORT)
     })?;
     cluster.kubectl_run(["delete", "namespace", "mapped", "--ignore-not-found"])?;
+    as_before(&cluster, &nodes, &before)?;
+    cluster.stop()
+}
+
+/// What a user of kustomize does.
+fn uninstall(cluster: &Cluster) -> Result<()> {
     let manifests = paths::manifests();
     let overlay = manifests.join("overlays/uninstall");
     cluster.kubectl_run(["delete", "mutatingwebhookconfiguration", "portmapping"])?;
@@ -66,8 +78,31 @@ fn uninstalling_leaves_every_node_as_it_was() -> Result<()> {
         "-k".as_ref(),
         base.as_os_str(),
     ])?;
-    as_before(&cluster, &nodes, &before)?;
-    cluster.stop()
+    Ok(())
+}
+
+/// What a pod of [`with_one_port`] asks for.
+pub(crate) const ONE_PORT: &str = r#"[{"containerPort":9040,"protocol":"TCP"}]"#;
+
+/// A pod that asks for one of its two ports.
+pub(crate) fn with_one_port(name: &str) -> Value {
+    let mut pod = annotated(mapped_pod(name), ONE_PORT);
+    pod["spec"]["containers"][0]["ports"] =
+        json!([{ "containerPort": 9040 }, { "containerPort": 9041 }]);
+    pod
+}
+
+/// Fails unless the pod knows that its ports are gone, and asks again for what it asked for.
+pub(crate) fn released(space: &Space<'_>, pod: &str, asked: &str) -> Result<()> {
+    let pod = space.pod(pod)?;
+    let now = condition(&pod, ANNOTATION).context("no condition")?;
+    ensure!(
+        now["status"] == "False" && now["reason"] == "Released",
+        "{now}"
+    );
+    let annotations = &pod["metadata"]["annotations"];
+    ensure!(annotation(&pod) == Some(asked), "{annotations}");
+    Ok(())
 }
 
 /// What the commands print, by node and command.
