@@ -105,8 +105,15 @@ impl BackendMigration {
         );
         host_addresses.refresh();
         log_addresses(host_addresses.current());
+        // known before the rules are compared: those for neighbours must not look like damage
+        let mut bridges = settings.neighbours.is_empty().then(Bridges::default);
+        let found = bridges.as_mut().and_then(Bridges::refresh);
+        if let Some(found) = found {
+            log_neighbours(found);
+        }
         let settings = Settings {
             host_addresses: host_addresses.current().clone(),
+            neighbours: found.unwrap_or(&settings.neighbours).to_vec(),
             ..settings.clone()
         };
         let saved = match backend {
@@ -140,7 +147,7 @@ impl BackendMigration {
             refused: BTreeSet::new(),
             begun: false,
             forward,
-            bridges: settings.neighbours.is_empty().then(Bridges::default),
+            bridges,
             masquerade: settings.masquerade,
             next_masquerade: None,
             static_ports: None,
@@ -163,11 +170,7 @@ impl BackendMigration {
         let Some(found) = self.bridges.as_mut().and_then(Bridges::refresh) else {
             return false;
         };
-        let subnets: Vec<String> = found.iter().map(ToString::to_string).collect();
-        tracing::info!(
-            subnets = subnets.join(","),
-            "connections between pods of these subnets are masqueraded"
-        );
+        log_neighbours(found);
         self.to.set_neighbours(found);
         true
     }
@@ -261,6 +264,14 @@ impl BackendMigration {
             }
         });
     }
+}
+
+fn log_neighbours(subnets: &[Subnet]) {
+    let subnets: Vec<String> = subnets.iter().map(ToString::to_string).collect();
+    tracing::info!(
+        subnets = subnets.join(","),
+        "connections between pods of these subnets are masqueraded"
+    );
 }
 
 fn log_addresses(host_addresses: &BTreeSet<IpAddr>) {

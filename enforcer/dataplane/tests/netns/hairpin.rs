@@ -2,6 +2,7 @@
 //! packets.
 
 use portmapping_dataplane::Settings;
+use portmapping_dataplane::migration::BackendMigration;
 use portmapping_shared::Protocol::{Tcp, Udp};
 
 use crate::lab::{
@@ -141,6 +142,10 @@ fn bridges_are_found(backend: Backend) {
     asks("10.88.0.1", "fd88::1");
     // a restart finds no damage
     let rules = lab.rules(backend);
+    let (settings, tools) = (lab::settings_for(range("20000-29999")), lab::tools());
+    let open = || BackendMigration::open(backend, &settings, tools.clone(), lab::snapshot(&tools));
+    let (_, found) = lab.node.run(open).unwrap();
+    assert!(found.intact, "the first read of a start");
     let mut driver = lab.driver(backend);
     assert!(driver.observe().intact);
     assert_eq!(lab.rules(backend), rules);
