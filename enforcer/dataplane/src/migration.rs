@@ -199,13 +199,11 @@ impl BackendMigration {
     /// Returns whether the static host ports have changed.
     fn change_static_ports(&mut self) -> bool {
         let next = self.next_static_ports.take();
-        if next.is_none() || next == self.static_ports {
+        let Some(ports) = next.filter(|ports| self.static_ports.as_ref() != Some(ports)) else {
             return false;
-        }
-        self.static_ports = next;
-        self.static_ports
-            .iter()
-            .for_each(|ports| self.to.set_static_ports(ports));
+        };
+        self.to.set_static_ports(&ports);
+        self.static_ports = Some(ports);
         true
     }
 

@@ -46,11 +46,11 @@ impl PodState {
     /// When the condition of a pod that is not mapped becomes False.
     pub(super) fn unmapped_until(&self) -> Option<Duration> {
         let deleting = self.facts.as_ref().is_some_and(|facts| facts.deleting);
-        let lost = !self.unmapped.vouched || self.source == AddressSource::Nowhere;
-        let grace = match lost {
+        let repair_is_near = self.unmapped.vouched && self.source != AddressSource::Nowhere;
+        let grace = match repair_is_near {
             _ if deleting => DELETION,
-            true => Duration::ZERO,
-            false => GRACE,
+            true => GRACE,
+            false => Duration::ZERO,
         };
         self.unmapped.since.map(|since| since + grace)
     }
